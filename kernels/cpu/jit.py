@@ -1,0 +1,61 @@
+"""How CPU kernels are compiled: one decorator, one cache on disk, one pool of threads.
+
+Numba's cache notices a change in the file of a kernel but not in the helpers it inlines from other files. So the cache lies in a
+folder named by a hash of all kernel sources, and helpers can be shared freely.
+"""
+import hashlib
+import sys
+from pathlib import Path
+
+import numba
+from llvmlite import binding
+from numba import types
+from numba.extending import intrinsic, overload
+
+from slm_np.paths import cache_dir
+
+# Sums may be reordered and multiplications fused, so that loops vectorise; NaN and infinity keep their meaning.
+FAST = {"reassoc", "nsz", "arcp", "contract"}
+
+
+def kernel_cache():
+    """The cache's folder: it depends on every kernel source, on Numba and on the processor."""
+    digest = hashlib.sha256(f"{numba.__version__} {binding.get_host_cpu_name()}".encode())
+    for source in sorted(Path(__file__).resolve().parent.glob("*.py")):
+        digest.update(source.name.encode() + source.read_bytes())
+    return cache_dir() / "kernels" / digest.hexdigest()[:16]
+
+
+CACHE = kernel_cache()
+
+
+def _compiled(function, **options):
+    previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE)
+    try:
+        return numba.njit(function, cache=True, error_model="numpy", nogil=True, **options)
+    finally:
+        numba.config.CACHE_DIR = previous
+
+
+def kernel(function):
+    """Compile a kernel whose outer loop is a `prange`."""
+    return _compiled(function, parallel=True, fastmath=FAST)
+
+
+def row(function):
+    """Compile a serial function that kernels call for one row or one block."""
+    return _compiled(function, fastmath=FAST)
+
+
+def announce_compilation():
+    """Say once, on stderr, that kernels are about to be compiled, if the cache of this version is empty."""
+    if not CACHE.is_dir() or not any(CACHE.rglob("*.nbi")):
+        print("compiling kernels for this processor, once (about 20 s) ...", file=sys.stderr, flush=True)
+
+
+@intrinsic
+def float_of_bits(typingctx, bits):
+    """The float32 whose bits are those of an int32."""
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(types.float32))
+    return types.float32(types.int32), codegen

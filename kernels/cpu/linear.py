@@ -1,0 +1,87 @@
+"""Matrix products over the pool of threads, with bias and residual laid under the product instead of added after it."""
+import numba
+import numpy as np
+from numba import prange
+
+from .gemm import gemm
+from .jit import kernel, row
+
+# A split falls on a multiple of ALIGN and leaves each part at least PART multiply-adds: then BLAS computes every element by the
+# same sequence of operations however many parts there are, and results do not depend on the number of threads (a test holds it).
+ALIGN, PART = 64, 1 << 22
+NOTHING, ADD, BIAS, RESIDUAL, BIAS_AND_RESIDUAL = range(5)
+
+
+@row
+def lay(out, under, bias, residual, r0, r1, c0, c1):
+    """Fill a block of `out` with what the product is added to."""
+    for r in range(r0, r1):
+        if under == BIAS:
+            for c in range(c0, c1):
+                out[r, c] = bias[c]
+        elif under == RESIDUAL:
+            for c in range(c0, c1):
+                out[r, c] = residual[r, c]
+        else:
+            for c in range(c0, c1):
+                out[r, c] = residual[r, c] + bias[c]
+
+
+@kernel
+def split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, threads):
+    """out = op(a) op(b) + what `under` names. The larger side of `out` is split, so that the smaller operand is packed more than once."""
+    m, n = out.shape
+    k = a.shape[0] if transpose_a else a.shape[1]
+    side = max(m, n)
+    parts = max(1, min(threads, m * n * k // PART, side // ALIGN))
+    step = (side + parts * ALIGN - 1) // (parts * ALIGN) * ALIGN
+    zero, one = out.dtype.type(0), out.dtype.type(1)
+    for part in prange(parts):
+        low, high = min(side, part * step), min(side, part * step + step)
+        if low < high:
+            r0, r1, c0, c1 = (low, high, 0, n) if m >= n else (0, m, low, high)
+            if under > ADD:
+                lay(out, under, bias, residual, r0, r1, c0, c1)
+            gemm(transpose_a, transpose_b, r1 - r0, c1 - c0, k, one,
+                 a, r0 if transpose_a else r0 * k, a.shape[1], b, c0 * k if transpose_b else c0, b.shape[1],
+                 zero if under == NOTHING else one, out, r0 * n + c0, n)
+
+
+def product(out, a, b, transpose_a, transpose_b, under, bias, residual):
+    split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, numba.get_num_threads())
+
+
+@kernel
+def add_rows(dbias, dout):
+    """dbias += sum of the rows of dout, in blocks of columns."""
+    rows, columns = dout.shape
+    for block in prange((columns + 127) // 128):
+        low, high = block * 128, min(columns, block * 128 + 128)
+        for r in range(rows):
+            for c in range(low, high):
+                dbias[c] += dout[r, c]
+
+
+def linear_forward(out, x, weight, bias, residual):
+    if bias is None:
+        under = NOTHING if residual is None else RESIDUAL
+    else:
+        under = BIAS if residual is None else BIAS_AND_RESIDUAL
+    product(out, x, weight, 0, 0, under, weight[0] if bias is None else bias, out if residual is None else residual)
+
+
+def linear_backward(dx, dweight, dbias, dout, x, weight):
+    product(dweight, x, dout, 1, 0, ADD, dweight[0], dweight)
+    if dbias is not None:
+        add_rows(dbias, dout)
+    if dx is not None:
+        product(dx, dout, weight, 0, 1, NOTHING, weight[0], dx)
+
+
+def linear_transposed_forward(out, x, weight):
+    product(out, x, weight, 0, 1, NOTHING, weight[0], out)
+
+
+def linear_transposed_backward(dx, dweight, dout, x, weight):
+    product(dweight, dout, x, 1, 0, ADD, dweight[0], dweight)
+    product(dx, dout, weight, 0, 0, NOTHING, weight[0], dx)
