@@ -70,12 +70,14 @@ def linear_forward(out, x, weight, bias, residual):
     product(out, x, weight, 0, 0, under, weight[0] if bias is None else bias, out if residual is None else residual)
 
 
-def linear_backward(dx, dweight, dbias, dout, x, weight):
+def linear_backward_input(dx, dout, weight):
+    product(dx, dout, weight, 0, 1, NOTHING, weight[0], dx)
+
+
+def linear_backward_weight(dweight, dbias, dout, x):
     product(dweight, x, dout, 1, 0, ADD, dweight[0], dweight)
     if dbias is not None:
         add_rows(dbias, dout)
-    if dx is not None:
-        product(dx, dout, weight, 0, 1, NOTHING, weight[0], dx)
 
 
 def linear_transposed_forward(out, x, weight):

@@ -1,0 +1,41 @@
+"""Rows of a table, picked forward and summed backward; blocks of columns keep the sum in order, so its bits never vary."""
+from numba import prange
+
+from .jit import kernel
+
+COLUMNS = 32
+
+
+@kernel
+def _embedding_forward(out, tokens, weight, positions, has_positions):
+    rows, width = out.shape
+    for r in prange(rows):
+        token, place = tokens[r], r % positions.shape[0]
+        if has_positions:
+            for c in range(width):
+                out[r, c] = weight[token, c] + positions[place, c]
+        else:
+            for c in range(width):
+                out[r, c] = weight[token, c]
+
+
+@kernel
+def _embedding_backward(dweight, dpositions, has_positions, dout, tokens):
+    rows, width = dout.shape
+    for block in prange((width + COLUMNS - 1) // COLUMNS):
+        low, high = block * COLUMNS, min(width, block * COLUMNS + COLUMNS)
+        for r in range(rows):
+            token, place = tokens[r], r % dpositions.shape[0]
+            for c in range(low, high):
+                dweight[token, c] += dout[r, c]
+            if has_positions:
+                for c in range(low, high):
+                    dpositions[place, c] += dout[r, c]
+
+
+def embedding_forward(out, tokens, weight, positions):
+    _embedding_forward(out, tokens.reshape(-1), weight, weight if positions is None else positions, positions is not None)
+
+
+def embedding_backward(dweight, dpositions, dout, tokens):
+    _embedding_backward(dweight, dweight if dpositions is None else dpositions, dpositions is not None, dout, tokens.reshape(-1))

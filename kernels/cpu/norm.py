@@ -1,0 +1,91 @@
+"""RMSNorm and LayerNorm: rows in parallel; the weight's gradient in blocks of columns, so that no two threads add to one place."""
+import numpy as np
+from numba import prange
+
+from .jit import kernel
+
+COLUMNS = 64
+
+
+@kernel
+def rmsnorm_forward(out, rstd, x, weight, eps):
+    rows, width = x.shape
+    for r in prange(rows):
+        total = x.dtype.type(0)
+        for c in range(width):
+            total += x[r, c] * x[r, c]
+        scale = x.dtype.type(1 / np.sqrt(total / width + eps))
+        rstd[r] = scale
+        for c in range(width):
+            out[r, c] = x[r, c] * scale * weight[c]
+
+
+@kernel
+def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
+    rows, width = x.shape
+    for r in prange(rows):
+        scale, total = rstd[r], x.dtype.type(0)
+        for c in range(width):
+            total += dout[r, c] * weight[c] * x[r, c]
+        mean = total * scale * scale / x.dtype.type(width)
+        for c in range(width):
+            dx[r, c] += scale * (dout[r, c] * weight[c] - x[r, c] * mean)
+    for block in prange((width + COLUMNS - 1) // COLUMNS):
+        low, high = block * COLUMNS, min(width, block * COLUMNS + COLUMNS)
+        for r in range(rows):
+            for c in range(low, high):
+                dweight[c] += dout[r, c] * x[r, c] * rstd[r]
+
+
+@kernel
+def _layernorm_forward(out, mean, rstd, x, weight, bias, has_bias, eps):
+    rows, width = x.shape
+    for r in prange(rows):
+        total = x.dtype.type(0)
+        for c in range(width):
+            total += x[r, c]
+        centre = total / x.dtype.type(width)
+        square = x.dtype.type(0)
+        for c in range(width):
+            square += (x[r, c] - centre) * (x[r, c] - centre)
+        scale = x.dtype.type(1 / np.sqrt(square / width + eps))
+        mean[r], rstd[r] = centre, scale
+        if has_bias:
+            for c in range(width):
+                out[r, c] = (x[r, c] - centre) * scale * weight[c] + bias[c]
+        else:
+            for c in range(width):
+                out[r, c] = (x[r, c] - centre) * scale * weight[c]
+
+
+@kernel
+def _layernorm_backward(dx, dweight, dbias, has_bias, dout, x, weight, mean, rstd):
+    rows, width = x.shape
+    for r in prange(rows):
+        centre, scale = mean[r], rstd[r]
+        plain, slanted = x.dtype.type(0), x.dtype.type(0)
+        for c in range(width):
+            g = dout[r, c] * weight[c]
+            plain += g
+            slanted += g * (x[r, c] - centre)
+        plain /= x.dtype.type(width)
+        slanted *= scale * scale / x.dtype.type(width)
+        for c in range(width):
+            dx[r, c] += scale * (dout[r, c] * weight[c] - plain - (x[r, c] - centre) * slanted)
+    for block in prange((width + COLUMNS - 1) // COLUMNS):
+        low, high = block * COLUMNS, min(width, block * COLUMNS + COLUMNS)
+        for r in range(rows):
+            centre, scale = mean[r], rstd[r]
+            for c in range(low, high):
+                dweight[c] += dout[r, c] * (x[r, c] - centre) * scale
+            if has_bias:
+                for c in range(low, high):
+                    dbias[c] += dout[r, c]
+
+
+def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
+    _layernorm_forward(out, mean, rstd, x, weight, weight if bias is None else bias, bias is not None, eps)
+
+
+def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
+    _layernorm_backward(dx, dweight, dweight if dbias is None else dbias, dbias is not None, dout, x, weight, mean, rstd)

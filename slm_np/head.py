@@ -1,0 +1,67 @@
+"""From the normed stream to the loss: the embedding again, a matrix, or a hidden layer with a swish and then a matrix.
+
+All three end in the logits x W^T with W (V, width), fused with softmax cross-entropy.
+"""
+from slm_np import ops
+from slm_np.params import Tensor, weight
+from slm_np.workspace import Request
+
+# Logits of one chunk of rows: large enough that packing W for the product is cheap beside it, small enough to leave memory alone.
+CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 512
+
+
+def width(config):
+    """Columns that enter the last product."""
+    return config.head_hidden if config.head == "mlp" else config.n_embd
+
+
+def parameters(config):
+    if config.head == "mlp":
+        yield weight(config, "head.input.weight", (config.n_embd, config.head_hidden), config.n_embd)
+        if config.bias:
+            yield Tensor("head.input.bias", (config.head_hidden,), "zeros")
+    if config.head != "tied":
+        yield weight(config, "head.weight", (config.vocab_size, width(config)), width(config))
+
+
+def plan(config, tokens):
+    rows = min(tokens, max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size)))
+    yield Request("head.logits", (rows, config.vocab_size), "scratch")
+    yield Request("head.losses", (tokens,), "scratch")
+    if config.head == "mlp":
+        for name in ("hidden", "active", "dhidden", "dactive"):
+            yield Request(f"head.{name}", (tokens, config.head_hidden), "scratch")
+
+
+def table(config, views):
+    """The last product's W, or its gradient."""
+    return views["embedding.weight"] if config.head == "tied" else views["head.weight"]
+
+
+def last(config, w, a, x):
+    """What enters the last product."""
+    if config.head != "mlp":
+        return x
+    ops.linear_forward(a["head.hidden"], x, w["head.input.weight"], w.get("head.input.bias"), None)
+    ops.swish_forward(a["head.active"], a["head.hidden"])
+    return a["head.active"]
+
+
+def logits_forward(config, w, a, out, x):
+    """out = the logits of x        out (N, V)"""
+    ops.linear_transposed_forward(out, last(config, w, a, x), table(config, w))
+
+
+def forward(config, w, a, x, targets):
+    """a["head.losses"] = cross-entropy of every token, in nats."""
+    ops.head_cross_entropy_forward(a["head.losses"], a["head.logits"], last(config, w, a, x), table(config, w), targets)
+
+
+def backward(config, w, g, a, dx, x, targets, scale):
+    """a["head.losses"] as in forward, and dx = the gradient of scale * sum of losses."""
+    mlp = config.head == "mlp"
+    ops.head_cross_entropy_backward(a["head.dactive"] if mlp else dx, table(config, g), a["head.losses"], a["head.logits"],
+                                    last(config, w, a, x), table(config, w), targets, scale)
+    if mlp:
+        ops.swish_backward(a["head.dhidden"], a["head.active"], a["head.dactive"], a["head.hidden"])
+        ops.linear_backward(dx, g["head.input.weight"], g.get("head.input.bias"), a["head.dhidden"], x, w["head.input.weight"])

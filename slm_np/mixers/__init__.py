@@ -1,0 +1,12 @@
+"""What fills a block's mixing slot, by its letter in the pattern. Each mixer is a module of the same functions:
+
+parameters(config)  plan(config, B, T)  tables(config, T, dtype)  forward(...)  backward(...)  state(config, B, T, dtype)
+"""
+from slm_np.mixers import attention
+
+MIXERS = {"A": attention}
+
+
+def mixer_of(config, layer):
+    """The mixer of layer `layer`: the pattern repeats over the layers."""
+    return MIXERS[config.pattern[layer % len(config.pattern)]]

@@ -1,0 +1,200 @@
+"""The trunk: embedding, blocks of norm -> mixer -> residual -> norm -> feed-forward -> residual, norm, head; forward and backward mirrored.
+
+Sizes: B batch, T steps, N = B T tokens, V vocabulary, D width, L layers.
+"""
+import numpy as np
+
+from slm_np import feed_forward, head, norm, ops
+from slm_np.errors import UserError
+from slm_np.mixers import mixer_of
+from slm_np.params import Parameters, Tensor, count, weight, within
+from slm_np.workspace import Request, Workspace
+
+
+def block_parameters(config, layer):
+    yield from norm.parameters(config, "mixer_norm")
+    yield from mixer_of(config, layer).parameters(config)
+    if config.feed_forward != "none":
+        yield from norm.parameters(config, "feed_forward_norm")
+        yield from feed_forward.parameters(config)
+
+
+def parameters(config):
+    """All tensors of a model, in the order data meets them."""
+    if config.init == "uniform":
+        yield Tensor("embedding.weight", (config.vocab_size, config.n_embd), "uniform", config.n_embd ** -0.5)
+    else:
+        yield Tensor("embedding.weight", (config.vocab_size, config.n_embd))
+    if config.positions == "learned":
+        yield weight(config, "positions.weight", (config.block_size, config.n_embd), config.n_embd)
+    for layer in range(config.n_layer):
+        for tensor in block_parameters(config, layer):
+            yield tensor._replace(name=f"layers.{layer}.{tensor.name}")
+    yield from norm.parameters(config, "norm")
+    yield from head.parameters(config)
+
+
+def parameter_count(config):
+    """Number of parameters of a configuration; a tied head counts once."""
+    return count(parameters(config))
+
+
+def block_plan(config, layer, batch, steps):
+    n = batch * steps
+    yield Request("x", (n, config.n_embd), "saved")
+    yield from norm.plan(config, "mixer_norm", n)
+    yield from mixer_of(config, layer).plan(config, batch, steps)
+    if config.feed_forward != "none":
+        yield Request("middle", (n, config.n_embd), "saved")
+        yield from norm.plan(config, "feed_forward_norm", n)
+        yield from feed_forward.plan(config, n)
+
+
+def plan(config, batch, steps):
+    """All activations of a model for a batch of (B, T) tokens. The arrays a layer saves carry its number, the others are shared."""
+    n = batch * steps
+    for layer in range(config.n_layer):
+        for request in block_plan(config, layer, batch, steps):
+            yield request._replace(name=f"layers.{layer}.{request.name}") if request.lifetime == "saved" else request
+    yield Request("x", (n, config.n_embd), "saved")
+    yield from norm.plan(config, "norm", n)
+    yield from head.plan(config, n)
+    yield Request("dx", (n, config.n_embd), "stream")
+    yield Request("dnormed", (n, config.n_embd), "scratch")
+    if config.dropout:
+        yield Request("branch", (n, config.n_embd), "scratch")
+    if config.positions == "sinusoidal":
+        yield Request("positions", (steps, config.n_embd), "saved")
+    if config.positions == "rotary":
+        yield Request("rotary.cos", (steps, config.head_dim // 2), "saved")
+        yield Request("rotary.sin", (steps, config.head_dim // 2), "saved")
+
+
+def block_forward(config, mixer, w, a, out, keys, state=None, place=0):
+    """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))"""
+    x, middle = a["x"], a["middle"] if config.feed_forward != "none" else out
+    mixer.forward(config, w, a, middle, norm.forward(config, w, a, "mixer_norm", x), x, keys[0], keys[1], state, place)
+    if config.feed_forward != "none":
+        feed_forward.forward(config, w, a, out, norm.forward(config, w, a, "feed_forward_norm", middle), middle, keys[2])
+
+
+def block_backward(config, mixer, w, g, a, dx, keys):
+    """dx, the gradient of out, becomes the gradient of x: each branch adds to it through its norm."""
+    dnormed = a["dnormed"]
+    if config.feed_forward != "none":
+        feed_forward.backward(config, w, g, a, dnormed, dx, norm.forward(config, w, a, "feed_forward_norm", a["middle"]), keys[2])
+        norm.backward(config, w, g, a, "feed_forward_norm", dx, dnormed, a["middle"])
+    mixer.backward(config, w, g, a, dnormed, dx, norm.forward(config, w, a, "mixer_norm", a["x"]), keys[0], keys[1])
+    norm.backward(config, w, g, a, "mixer_norm", dx, dnormed, a["x"])
+
+
+class Activations:
+    """The arena of one (B, T), with the arrays of each layer by their short names."""
+
+    def __init__(self, config, batch, steps, dtype):
+        self.batch, self.steps = batch, steps
+        self.workspace = Workspace(plan(config, batch, steps), dtype)
+        self.shared = {name: array for name, array in self.workspace.arrays.items() if not name.startswith("layers.")}
+        self.layers = [{**self.shared, **within(self.workspace.arrays, f"layers.{layer}")} for layer in range(config.n_layer)]
+        self.set_place(config, 0)
+
+    def set_place(self, config, first):
+        """Fill the tables of positions for tokens at first, first + 1, ..."""
+        a = self.shared
+        if config.positions == "sinusoidal":
+            ops.sinusoidal_table(a["positions"], first)
+        elif config.positions == "rotary":
+            ops.rotary_table(a["rotary.cos"], a["rotary.sin"], config.rope_theta, first)
+
+
+class Model:
+    """A model: its configuration, its parameters and, once planned, its activations.
+
+    config: ModelConfig.   decay: which tensors weight decay applies to.   dtype: float32, or float64 for the gradient check.
+    """
+
+    def __init__(self, config, seed=0, decay="matrices", dtype=np.float32):
+        self.config, self.dtype = config, np.dtype(dtype)
+        self.parameters = Parameters(parameters(config), decay, dtype)
+        self.parameters.initialise(seed)
+        self.mixers = [mixer_of(config, layer) for layer in range(config.n_layer)]
+        w, g = self.parameters.weight, self.parameters.gradient
+        self.layer_weights = [within(w, f"layers.{layer}") for layer in range(config.n_layer)]
+        self.layer_gradients = [within(g, f"layers.{layer}") for layer in range(config.n_layer)]
+        self.activations = None
+
+    def plan(self, batch, steps):
+        """Lay out the arena for (B, T) tokens, once; later calls of the same size keep it. Returns it."""
+        if steps > self.config.block_size:
+            raise UserError(f"{steps} tokens are longer than the model's context of {self.config.block_size}; shorten the window")
+        if self.activations is None or (self.activations.batch, self.activations.steps) != (batch, steps):
+            self.activations = None  # let go of the old arena before the new one is laid out
+            self.activations = Activations(self.config, batch, steps, self.dtype)
+        return self.activations
+
+    def keys(self, key):
+        """Dropout keys: [embedding, layer 0, layer 1, ...], a layer's being (attention, after the mixer, after the feed-forward)."""
+        if key is None or not self.config.dropout:
+            return [None] + [(None, None, None)] * self.config.n_layer
+        return [ops.dropout_key(*key, 0)] + [tuple(ops.dropout_key(*key, 1 + layer, place) for place in range(3)) for layer in range(self.config.n_layer)]
+
+    def forward(self, activations, tokens, keys, states=None, place=0):
+        """The stream after the last block, normed, (N, D)."""
+        config, w, a = self.config, self.parameters.weight, activations.shared
+        layers = activations.layers
+        positions = w.get("positions.weight") if config.positions == "learned" else a.get("positions")
+        if config.positions == "learned":
+            positions = positions[place:place + activations.steps]
+        if keys[0] is None:
+            ops.embedding_forward(layers[0]["x"], tokens, w["embedding.weight"], positions)
+        else:
+            ops.embedding_forward(a["branch"], tokens, w["embedding.weight"], positions)
+            ops.dropout_forward(layers[0]["x"], a["branch"], None, config.dropout, keys[0])
+        for i, mixer in enumerate(self.mixers):
+            out = layers[i + 1]["x"] if i + 1 < len(layers) else a["x"]
+            block_forward(config, mixer, self.layer_weights[i], layers[i], out, keys[1 + i], states[i] if states else None, place)
+        return norm.forward(config, w, a, "norm", a["x"])
+
+    def backward(self, activations, tokens, targets, normed, scale, keys):
+        """Losses and, added to the gradients, the derivative of scale * sum of losses. Mirrors `forward`."""
+        config, w, g, a = self.config, self.parameters.weight, self.parameters.gradient, activations.shared
+        dx = a["dx"]
+        head.backward(config, w, g, a, a["dnormed"], normed, targets, scale)
+        dx.fill(0)
+        norm.backward(config, w, g, a, "norm", dx, a["dnormed"], a["x"])
+        for i in reversed(range(config.n_layer)):
+            block_backward(config, self.mixers[i], self.layer_weights[i], self.layer_gradients[i], activations.layers[i], dx, keys[1 + i])
+        if keys[0] is not None:
+            ops.dropout_backward(a["branch"], dx, config.dropout, keys[0])
+            dx = a["branch"]
+        ops.embedding_backward(g["embedding.weight"], g.get("positions.weight"), dx, tokens)
+
+    def losses(self, tokens, targets):
+        """Cross-entropy of every token in nats, (B, T), dropout off. tokens, targets: (B, T) integers below V. A view that the next call overwrites."""
+        activations = self.plan(*tokens.shape)
+        normed = self.forward(activations, tokens, self.keys(None))
+        head.forward(self.config, self.parameters.weight, activations.shared, normed, targets.reshape(-1))
+        return activations.shared["head.losses"].reshape(tokens.shape)
+
+    def loss(self, tokens, targets):
+        """Mean cross-entropy in nats, dropout off."""
+        return float(self.losses(tokens, targets).mean(dtype=np.float64))
+
+    def loss_and_gradient(self, tokens, targets, scale=1.0, key=None):
+        """Mean cross-entropy in nats; scale times its gradient is added to `parameters.gradients`.
+
+        key: integers (seed, step, micro-batch) from which dropout's masks are drawn; None leaves dropout off.
+        """
+        activations = self.plan(*tokens.shape)
+        keys = self.keys(key)
+        normed = self.forward(activations, tokens, keys)
+        self.backward(activations, tokens, targets.reshape(-1), normed, scale / tokens.size, keys)
+        return float(activations.shared["head.losses"].mean(dtype=np.float64))
+
+    def logits(self, tokens):
+        """Logits of every token, (B, T, V), dropout off. tokens: (B, T) integers below V."""
+        activations = self.plan(*tokens.shape)
+        normed = self.forward(activations, tokens, self.keys(None))
+        out = np.empty((tokens.size, self.config.vocab_size), self.dtype)
+        head.logits_forward(self.config, self.parameters.weight, activations.shared, out, normed)
+        return out.reshape(*tokens.shape, -1)

@@ -1,0 +1,46 @@
+"""Activations of the feed-forward. Sizes: N tokens, F hidden width.
+
+Every backward gives the activation again as `out`: it is made from the same exponential as its derivative, and the gradient of
+the weight after it needs it, so forward need not keep it.
+"""
+from slm_np.ops.device import kernels_of
+
+
+def swish_forward(out, x):
+    """out = x s,   s = 1 / (1 + e^-x)        out, x (N, F)   (Ramachandran et al. 2017; also SiLU)"""
+    kernels_of(out).swish_forward(out, x)
+
+
+def swish_backward(dx, out, dout, x):
+    """dx = dout * s (1 + x (1 - s)),   out = x s"""
+    kernels_of(dx).swish_backward(dx, out, dout, x)
+
+
+def gelu_forward(out, x):
+    """out = x P(x),   P the normal distribution function, (1 + erf(x / sqrt 2)) / 2        (Hendrycks and Gimpel 2016)"""
+    kernels_of(out).gelu_forward(out, x)
+
+
+def gelu_backward(dx, out, dout, x):
+    """dx = dout * (P(x) + x p(x)),   p(x) = e^(-x^2/2) / sqrt(2 pi),   out = x P(x)"""
+    kernels_of(dx).gelu_backward(dx, out, dout, x)
+
+
+def gelu_tanh_forward(out, x):
+    """out = x (1 + tanh u) / 2 = x s(2u),   u = sqrt(2/pi) (x + 0.044715 x^3),   s the logistic function: GPT-2's form"""
+    kernels_of(out).gelu_tanh_forward(out, x)
+
+
+def gelu_tanh_backward(dx, out, dout, x):
+    """dx = dout * s (1 + x (1 - s) 2u'),   u' = sqrt(2/pi) (1 + 3 * 0.044715 x^2),   out = x s"""
+    kernels_of(dx).gelu_tanh_backward(dx, out, dout, x)
+
+
+def swiglu_forward(out, x):
+    """out = swish(gate) * up        out (N, F)   x (N, 2F) = gate | up   (Shazeer 2020)"""
+    kernels_of(out).swiglu_forward(out, x)
+
+
+def swiglu_backward(dx, out, dout, x):
+    """dgate = dout * up * swish'(gate),   dup = dout * swish(gate),   out = swish(gate) * up        dx (N, 2F) = dgate | dup"""
+    kernels_of(dx).swiglu_backward(dx, out, dout, x)

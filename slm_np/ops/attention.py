@@ -1,0 +1,33 @@
+"""Causal multi-head attention with grouped queries. Sizes: B batch, T steps, N = B T, H query heads, K key-value heads, w head width."""
+from slm_np.ops.device import kernels_of
+
+
+def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key):
+    """For each head:  S = q k^T / sqrt(w),   P = softmax(S) over keys no later than the query,   out = dropout(P) v,   lse = log sum exp S
+
+    out (N, H w)   lse (B H, T)   qkv (N, (H + 2 K) w): queries, then keys, then values; key head h serves queries h H/K ... (h+1) H/K - 1.
+    scratch: what `attention_scratch` says. A block of queries at a time (Dao et al. 2022): no (T, T) matrix exists.
+    """
+    kernels_of(out).attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key)
+
+
+def attention_backward(dqkv, scratch, dout, qkv, lse, heads, kv_heads, steps, dropout, key):
+    """P = exp(S - lse) again,   dP = dropout(dout v^T),   dS = P * (dP - sum_j P dP) / sqrt(w):
+
+    dq = dS k,   dk = dS^T q,   dv = dropout(P)^T dout, the last two summed over the query heads of a group.   dqkv (N, (H + 2 K) w)
+    The softmax's derivative is P * (dP - <P, dP>) because its outputs sum to one.
+    """
+    kernels_of(dqkv).attention_backward(dqkv, scratch, dout, qkv, lse, heads, kv_heads, steps, dropout, key)
+
+
+def attention_step(out, scratch, keys, values, qkv, heads, slot, length):
+    """One new token per sequence: its key and value enter the cache at `slot`, its query attends to the first `length` slots.
+
+    out (B, H w)   qkv (B, (H + 2 K) w)   keys, values (B, K, T, w). Equal to the last row of `attention_forward` over the same tokens.
+    """
+    kernels_of(out).attention_step(out, scratch, keys, values, qkv, heads, slot, length)
+
+
+def attention_scratch(block_size, array):
+    """Shape of the scratch that attention wants on the device of `array`."""
+    return kernels_of(array).attention_scratch(block_size)

@@ -1,0 +1,75 @@
+"""The parameters: one list of tensors, one flat buffer, named views into it.
+
+The tensors that decay come first, so that the optimiser, the gradient's norm, clipping and counting need no loop over names.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Tensor(NamedTuple):
+    """What is known of a tensor before it exists. `spread`: N(0, spread^2) or U(-spread, spread) by `law`; "ones", "zeros"."""
+    name: str
+    shape: tuple
+    law: str = "normal"
+    spread: float = 0.02
+
+
+def weight(config, name, shape, fan_in, residual=False):
+    """A matrix under the configuration's initialisation. Projections that write to the stream start smaller, by 1 / sqrt(2 L)."""
+    if config.init == "uniform":
+        return Tensor(name, shape, "uniform", fan_in ** -0.5)
+    return Tensor(name, shape, "normal", 0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02)
+
+
+def decays(tensor, rule):
+    """Whether weight decay applies: under rule "matrices" to tensors with two axes or more, under "all" to every one."""
+    return rule == "all" or len(tensor.shape) > 1
+
+
+def count(tensors):
+    """Number of parameters."""
+    return sum(int(np.prod(t.shape)) for t in tensors)
+
+
+class Parameters:
+    """Flat `weights` and `gradients` of one layout, with views `weight[name]` and `gradient[name]`; `n_decayed` come first."""
+
+    def __init__(self, tensors, decay="matrices", dtype=np.float32):
+        self.tensors = list(tensors)
+        ordered = sorted(self.tensors, key=lambda t: not decays(t, decay))
+        self.n_decayed = count(t for t in ordered if decays(t, decay))
+        self.weights = np.zeros(count(ordered), dtype)
+        self.gradients = np.zeros_like(self.weights)
+        self.weight, self.gradient = self.views(self.weights, ordered), self.views(self.gradients, ordered)
+
+    @staticmethod
+    def views(flat, tensors):
+        """Named views into a flat buffer of this layout."""
+        views, start = {}, 0
+        for t in tensors:
+            size = int(np.prod(t.shape))
+            views[t.name] = flat[start:start + size].reshape(t.shape)
+            start += size
+        return views
+
+    def like(self, flat):
+        """Named views into another flat buffer of the same layout, such as a moment."""
+        return self.views(flat, [Tensor(name, view.shape) for name, view in self.weight.items()])
+
+    def initialise(self, seed):
+        """Fill the weights. Every tensor has a counter of its own, so its numbers depend on the seed and its place only."""
+        for place, t in enumerate(self.tensors):
+            view = self.weight[t.name]
+            draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, place, 0]))
+            if t.law == "normal":
+                view[...] = draw.normal(0.0, t.spread, t.shape)
+            elif t.law == "uniform":
+                view[...] = draw.uniform(-t.spread, t.spread, t.shape)
+            else:
+                view[...] = 1 if t.law == "ones" else 0
+
+
+def within(views, prefix):
+    """The views whose name starts with `prefix.`, under the rest of their name."""
+    return {name[len(prefix) + 1:]: view for name, view in views.items() if name.startswith(prefix + ".")}
