@@ -244,13 +244,13 @@ def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, keep
 
     state  anything JSON can hold that resuming needs: counters, random state, data cursor
     Later checkpoints go as well: whoever saves `step` resumed before them, because they were damaged. At no moment would a kill leave the
-    run without a loadable checkpoint, if it had one. Raises UserError if the disk refuses; the earlier checkpoints are then as before.
+    run without a loadable checkpoint, if it had one. Raises UserError if the disk refuses; the earlier checkpoints still load then.
     """
     run = Path(run_dir)
     final = run / f"checkpoint-{step}"
     temporary, aside = (run / f"{final.name}.{kind}-{os.getpid()}" for kind in ("tmp", "old"))
     with _saving(final):
-        shutil.rmtree(temporary, ignore_errors=True)
+        _sweep(run, "tmp")  # first, as what a kill has left may be the room that is needed
         try:
             _write_tensors(temporary / "model.safetensors", model_tensors, {"step": step})
             _write_tensors(temporary / "optimizer.safetensors", optimizer_tensors, {"step": step})
@@ -261,13 +261,15 @@ def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, keep
                 os.rename(final, aside)
             os.rename(temporary, final)
         except BaseException:
-            with contextlib.suppress(OSError):
-                if aside.exists() and not final.exists():
-                    os.rename(aside, final)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _sync_folder(run)
-    _prune(run, step, keep)
+    # What cannot be removed now costs only room, and the next save tries again.
+    places = [path for _, in_place, path in _checkpoints(run) if in_place]
+    latest = places.index(final)
+    for path in places[:latest] + places[latest + keep:]:
+        shutil.rmtree(path, ignore_errors=True)
+    _sweep(run, "old")
 
 
 def _checkpoints(run):
@@ -276,15 +278,10 @@ def _checkpoints(run):
     return sorted(((int(match[1]), match[2] is None, path) for match, path in found if match), reverse=True)
 
 
-def _prune(run, step, keep):
-    # What cannot be removed now costs only room, and the next save tries again.
+def _sweep(run, kind):
     with contextlib.suppress(OSError):
-        names = [path for _, in_place, path in _checkpoints(run) if in_place]
-        latest = names.index(run / f"checkpoint-{step}")
-        for path in names[:latest] + names[latest + keep:]:
-            shutil.rmtree(path, ignore_errors=True)
         for path in run.iterdir():
-            if re.fullmatch(r".+\.(tmp|old)-\d+", path.name):
+            if re.fullmatch(rf".+\.{kind}-\d+", path.name):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:

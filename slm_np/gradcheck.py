@@ -1,0 +1,273 @@
+"""Check every derivative against finite differences, in float64: `python -m slm_np.gradcheck [--preset P]`.
+
+For an input x, a random unit direction d and a scalar function f, the gradient g is right if <g, d> = (f(x + e d) - f(x - e d)) / 2e.
+Outputs that overwrite are prefilled with NaN and those that accumulate with ones, so that the check covers both promises.
+"""
+import argparse
+import dataclasses
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+from slm_np import ops
+from slm_np.config import ModelConfig
+from slm_np.errors import exit_with_sentence
+from slm_np.model import Model
+from slm_np.presets import PRESETS, preset
+
+EPS, TOLERANCE = 1e-5, 1e-7
+
+
+def directional_error(function, inputs, gradients, rng):
+    """Largest |analytic - numeric| / max(1, |analytic|) over a unit direction in each input and one in all together.
+
+    function() -> float reads the arrays `inputs` (changed and restored here); gradients: arrays of the same shapes.
+    """
+    worst = 0.0
+    for moved in [[i] for i in range(len(inputs))] + ([range(len(inputs))] if len(inputs) > 1 else []):
+        directions = [rng.standard_normal(inputs[i].shape) for i in moved]
+        length = np.sqrt(sum((d * d).sum() for d in directions))
+        kept, values = [inputs[i].copy() for i in moved], []
+        for sign in (1, -1):
+            for i, x, d in zip(moved, kept, directions):
+                inputs[i][...] = x + sign * EPS / length * d
+            values.append(function())
+        for i, x in zip(moved, kept):
+            inputs[i][...] = x
+        numeric = (values[0] - values[1]) / (2 * EPS)
+        analytic = sum(float((gradients[i] * d).sum()) for i, d in zip(moved, directions)) / length
+        error = abs(analytic - numeric) / max(1.0, abs(analytic))
+        worst = max(worst, error if error == error else np.inf)
+    return worst
+
+
+class Case(NamedTuple):
+    """An op on given inputs: forward(*inputs) -> out, backward(dout, *inputs) -> gradients in the inputs' order."""
+    name: str
+    inputs: list
+    forward: Callable
+    backward: Callable
+    even: bool = False  # the op takes one scale for all outputs instead of a dout
+
+    def error(self, seed=0):
+        """`directional_error` of the scalar <dout, out> for a random dout."""
+        rng = np.random.default_rng(seed)
+        out = self.forward(*self.inputs)
+        dout = np.full(out.shape, 0.7) if self.even else rng.standard_normal(out.shape)
+        gradients = self.backward(dout.copy(), *self.inputs)
+        return directional_error(lambda: float((self.forward(*self.inputs) * dout).sum()), self.inputs, gradients, rng)
+
+
+def overwritten(shape):
+    return np.full(shape, np.nan)
+
+
+def accumulated(function, *shapes):
+    """Gradients of an op that adds to its outputs: they start as ones, which are taken off again."""
+    arrays = [np.ones(shape) for shape in shapes]
+    function(*arrays)
+    return [array - 1 for array in arrays]
+
+
+def op_cases(seed=0):
+    """A case for every op, at odd sizes."""
+    rng = np.random.default_rng(seed)
+    normal = rng.standard_normal
+
+    def simple(name, forward, backward, *inputs, columns=None):
+        """An op of one input and one output."""
+        def run(*xs):
+            out = overwritten(xs[0].shape if columns is None else (len(xs[0]), columns))
+            forward(out, *xs)
+            return out
+
+        def back(dout, *xs):
+            dx = overwritten(xs[0].shape)
+            backward(dx, dout, *xs)
+            return [dx]
+        return Case(name, list(inputs), run, back)
+
+    def again(backward):
+        """An activation's backward, which must also give the activation again."""
+        def run(dx, dout, x):
+            out = overwritten(dout.shape)
+            backward(dx, out, dout, x)
+            assert np.isfinite(out).all()
+        return run
+
+    for name, columns in (("swish", 14), ("gelu", 14), ("gelu_tanh", 14), ("swiglu", 7)):
+        yield simple(name, getattr(ops, f"{name}_forward"), again(getattr(ops, f"{name}_backward")), 2 * normal((5, 14)), columns=columns)
+    yield simple("dropout", lambda out, x: ops.dropout_forward(out, x, None, 0.3, 99), lambda dx, dout, x: ops.dropout_backward(dx, dout, 0.3, 99), normal((5, 7)))
+
+    for n, d, e, bias, residual in ((5, 7, 11, True, True), (1, 1, 1, True, False), (9, 3, 4, False, True), (70, 65, 33, False, False)):
+        def linear(x, weight, *more, e=e, bias=bias, residual=residual):
+            out = overwritten((len(x), e))
+            ops.linear_forward(out, x, weight, more[0] if bias else None, more[-1] if residual else None)
+            return out
+
+        def linear_back(dout, x, weight, *more, bias=bias, residual=residual):
+            dx = overwritten(x.shape)
+            if bias:
+                dweight, dbias = accumulated(lambda dw, db: ops.linear_backward(dx, dw, db, dout, x, weight), weight.shape, more[0].shape)
+            else:
+                (dweight,) = accumulated(lambda dw: ops.linear_backward(dx, dw, None, dout, x, weight), weight.shape)
+            return [dx, dweight] + ([dbias] if bias else []) + ([dout] if residual else [])
+        yield Case(f"linear {n} x {d} x {e}{' bias' * bias}{' residual' * residual}",
+                   [normal((n, d)), normal((d, e))] + [normal(e)] * bias + [normal((n, e))] * residual, linear, linear_back)
+
+    def transposed(x, weight):
+        out = overwritten((len(x), len(weight)))
+        ops.linear_transposed_forward(out, x, weight)
+        return out
+
+    def transposed_back(dout, x, weight):
+        dx = overwritten(x.shape)
+        return [dx] + accumulated(lambda dw: ops.linear_transposed_backward(dx, dw, dout, x, weight), weight.shape)
+    yield Case("linear_transposed", [normal((5, 7)), normal((11, 7))], transposed, transposed_back)
+
+    for label, tokens in (("", rng.integers(0, 11, (2, 5))), (" one token", np.full((2, 5), 3))):
+        def embed(weight, positions, tokens=tokens):
+            out = overwritten((tokens.size, weight.shape[1]))
+            ops.embedding_forward(out, tokens, weight, positions)
+            return out
+
+        def embed_back(dout, weight, positions, tokens=tokens):
+            return accumulated(lambda dw, dp: ops.embedding_backward(dw, dp, dout, tokens), weight.shape, positions.shape)
+        yield Case(f"embedding{label}", [normal((11, 7)), normal((5, 7))], embed, embed_back)
+
+    for width in (7, 1, 64):
+        def rms(x, weight):
+            out = overwritten(x.shape)
+            ops.rmsnorm_forward(out, overwritten(len(x)), x, weight, 1e-5)
+            return out
+
+        def rms_back(dout, x, weight):
+            rstd = overwritten(len(x))
+            ops.rmsnorm_forward(overwritten(x.shape), rstd, x, weight, 1e-5)
+            return accumulated(lambda dx, dw: ops.rmsnorm_backward(dx, dw, dout, x, weight, rstd), x.shape, weight.shape)
+        yield Case(f"rmsnorm {width} wide", [1 + normal((5, width)), normal(width)], rms, rms_back)
+
+        for bias in (True, False):
+            def layer(x, weight, *b):
+                out = overwritten(x.shape)
+                ops.layernorm_forward(out, overwritten(len(x)), overwritten(len(x)), x, weight, b[0] if b else None, 1e-5)
+                return out
+
+            def layer_back(dout, x, weight, *b):
+                mean, rstd = overwritten(len(x)), overwritten(len(x))
+                ops.layernorm_forward(overwritten(x.shape), mean, rstd, x, weight, None, 1e-5)
+                if b:
+                    return accumulated(lambda dx, dw, db: ops.layernorm_backward(dx, dw, db, dout, x, weight, mean, rstd), x.shape, weight.shape, weight.shape)
+                return accumulated(lambda dx, dw: ops.layernorm_backward(dx, dw, None, dout, x, weight, mean, rstd), x.shape, weight.shape)
+            if width > 1:  # one number less its own mean is zero, whatever the number
+                yield Case(f"layernorm {width} wide{' bias' * bias}", [normal((5, width)), normal(width)] + [normal(width)] * bias, layer, layer_back)
+
+    cos, sin = np.empty((5, 3)), np.empty((5, 3))
+    ops.rotary_table(cos, sin, 100.0, first=2)
+
+    def turn(x):
+        out = x.copy()
+        ops.rotary_forward(out, cos, sin, 2)
+        return out
+
+    def turn_back(dout, x):
+        ops.rotary_backward(dout, cos, sin, 2)
+        return [dout]
+    yield Case("rotary", [normal((10, 19))], turn, turn_back)
+
+    for batch, steps, heads, kv_heads, width, dropout in ((2, 7, 4, 2, 3, 0.0), (1, 1, 1, 1, 5, 0.0), (2, 70, 2, 1, 4, 0.0), (1, 130, 1, 1, 8, 0.0), (2, 9, 2, 2, 3, 0.3)):
+        def attend(qkv, batch=batch, steps=steps, heads=heads, kv_heads=kv_heads, width=width, dropout=dropout, keep=None):
+            out, lse = overwritten((batch * steps, heads * width)), overwritten((batch * heads, steps))
+            ops.attention_forward(out, lse, overwritten(ops.attention_scratch(steps, qkv)), qkv, heads, kv_heads, steps, dropout, 5)
+            if keep is not None:
+                keep.append(lse)
+            return out
+
+        def attend_back(dout, qkv, attend=attend, steps=steps, heads=heads, kv_heads=kv_heads, dropout=dropout):
+            keep, dqkv = [], overwritten(qkv.shape)
+            attend(qkv, keep=keep)
+            ops.attention_backward(dqkv, overwritten(ops.attention_scratch(steps, qkv)), dout, qkv, keep[0], heads, kv_heads, steps, dropout, 5)
+            return [dqkv]
+        yield Case(f"attention T {steps} heads {heads}/{kv_heads}{' dropout' if dropout else ''}", [normal((batch * steps, (heads + 2 * kv_heads) * width))], attend, attend_back)
+
+    targets = rng.integers(0, 11, 7)
+
+    def entropy(logits):
+        losses = overwritten(len(logits))
+        ops.softmax_cross_entropy_forward(losses, logits.copy(), targets)
+        return losses
+
+    def entropy_back(dout, logits):
+        dlogits = logits.copy()
+        ops.softmax_cross_entropy_backward(overwritten(len(logits)), dlogits, targets, dout[0])
+        return [dlogits]
+    yield Case("softmax_cross_entropy", [3 * normal((7, 11))], entropy, entropy_back, even=True)
+
+    def head(x, weight):
+        losses = overwritten(len(x))
+        ops.head_cross_entropy_forward(losses, overwritten((3, len(weight))), x, weight, targets)
+        return losses
+
+    def head_back(dout, x, weight):
+        dx = overwritten(x.shape)
+        return [dx] + accumulated(lambda dw: ops.head_cross_entropy_backward(dx, dw, overwritten(len(x)), overwritten((3, len(weight))), x, weight, targets, dout[0]), weight.shape)
+    yield Case("head_cross_entropy", [normal((7, 5)), normal((11, 5))], head, head_back, even=True)
+
+
+def shrunk(config, **changes):
+    """The same architecture at a size that finite differences can afford."""
+    width = 8 if config.n_head == 1 else 12
+    heads = min(config.n_head, 2)
+    return dataclasses.replace(config, **{**dict(vocab_size=11, block_size=9, n_layer=2, n_embd=width, n_hidden=10, n_head=heads, head_dim=width // heads,
+                                                 n_kv_head=heads, head_hidden=7), **changes})
+
+
+def model_error(config, batch=2, seed=0):
+    """{tensor name: directional error} of the whole model's loss, dropout replayed, and of all tensors together under ""."""
+    rng = np.random.default_rng(seed)
+    model = Model(config, seed=seed, dtype=np.float64)
+    p = model.parameters
+    p.weights += 0.3 * rng.standard_normal(p.weights.size)  # away from zero biases and equal norms
+    tokens, targets = (rng.integers(0, config.vocab_size, (batch, config.block_size)) for _ in range(2))
+    model.plan(batch, config.block_size).workspace.fill(np.nan)
+    model.activations.set_place(config, 0)
+    key = (seed, 1, 0) if config.dropout else None
+    p.gradients.fill(1)
+    model.loss_and_gradient(tokens, targets, key=key)
+    p.gradients -= 1
+    gradients = p.gradients.copy()
+
+    def function():
+        loss = model.loss_and_gradient(tokens, targets, key=key)
+        return loss
+    errors = {name: directional_error(function, [view], [p.like(gradients)[name]], rng) for name, view in p.weight.items()}
+    errors[""] = directional_error(function, [p.weights], [gradients], rng)
+    return errors
+
+
+@exit_with_sentence
+def main(argv=None):
+    """The command: a line per op, or per tensor of one preset's shrunk model; exit status 1 if an error exceeds the tolerance."""
+    parser = argparse.ArgumentParser(prog="slm-np gradcheck", description="Check every hand-written derivative against finite differences in float64.")
+    parser.add_argument("--preset", help="check the whole model of this preset, shrunk, tensor by tensor; without it: every op and every preset")
+    args = parser.parse_args(argv)
+    worst = 0.0
+
+    def report(name, error):
+        nonlocal worst
+        worst = max(worst, error)
+        print(f"{name:<44} {error:9.1e} {'ok' if error <= TOLERANCE else 'WRONG'}", flush=True)
+    print(f"{'':<44} error     (tolerance {TOLERANCE:.0e})")
+    if args.preset:
+        for name, error in model_error(shrunk(preset(args.preset)[0])).items():
+            report(name or "all tensors", error)
+    else:
+        for case in op_cases():
+            report(case.name, case.error())
+        for name in PRESETS:
+            report(f"model of {name}", max(model_error(shrunk(preset(name)[0])).values()))
+    raise SystemExit(0 if worst <= TOLERANCE else 1)
+
+
+if __name__ == "__main__":
+    main()
