@@ -13,7 +13,7 @@ class AdamW:
 
     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2,   after update t:
     w -= rate * (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + decay * w), the last term for the tensors that decay.
-    g is the gradient, scaled down to norm `grad_clip` if it is longer (0: never); the sweep leaves the gradients zero.
+    g is the gradient times min(1, grad_clip / (norm + 1e-6)), or as it is if `grad_clip` is 0; the sweep leaves the gradients zero.
     """
 
     def __init__(self, parameters, learning_rate=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8, grad_clip=1.0):
@@ -35,7 +35,7 @@ class AdamW:
             self.parameters.gradients.fill(0)
             return norm
         self.updates += 1
-        scale = self.grad_clip / norm if 0 < self.grad_clip < norm else 1.0
+        scale = min(1.0, self.grad_clip / (norm + 1e-6)) if self.grad_clip else 1.0
         rate = self.learning_rate if learning_rate is None else learning_rate
         self.kernels.adamw(self.parameters.weights, self.parameters.gradients, self.mean, self.square, self.parameters.n_decayed, scale, float(rate),
                            float(self.weight_decay), self.beta1, self.beta2, 1 - self.beta1 ** self.updates, 1 - self.beta2 ** self.updates, self.eps)

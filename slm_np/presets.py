@@ -42,8 +42,8 @@ PRESETS = {
 }
 
 
-def preset(name):
-    """(ModelConfig, TrainConfig) of the preset `name`. UserError names the near ones if it is unknown."""
+def preset(name, model=None, train=None):
+    """(ModelConfig, TrainConfig) of the preset `name`, with {field: value} changes to either. UserError names the near ones if it is unknown."""
     if name not in PRESETS:
         raise UserError(f"--preset {name!r} is unknown; {near(name, list(PRESETS))}")
-    return ModelConfig(**PRESETS[name]["model"]), TrainConfig(**PRESETS[name]["train"])
+    return ModelConfig(**{**PRESETS[name]["model"], **(model or {})}), TrainConfig(**{**PRESETS[name]["train"], **(train or {})})

@@ -18,6 +18,12 @@ class Request(NamedTuple):
     lifetime: str
 
 
+def planned_bytes(requests, itemsize):
+    """Bytes of an arena for these requests, each array rounded up to whole cache lines; nothing is allocated."""
+    sizes = {r.name: int(np.prod(r.shape)) * itemsize for r in requests}
+    return sum((size + ALIGN - 1) // ALIGN * ALIGN for size in sizes.values())
+
+
 class Workspace:
     """Arrays by name in one block. Requests of the same name share memory and must agree in shape."""
 
@@ -28,19 +34,14 @@ class Workspace:
             if known != request:
                 raise ValueError(f"{request.name} is planned as {known.shape} {known.lifetime} and as {request.shape} {request.lifetime}")
         self.dtype = np.dtype(dtype)
-        sizes = [self.bytes_of(r) for r in self.plan.values()]
-        self.n_bytes = sum(sizes)
+        self.n_bytes = planned_bytes(self.plan.values(), self.dtype.itemsize)
         block = np.empty(self.n_bytes + ALIGN, np.uint8)
         start = -block.ctypes.data % ALIGN
         self.arrays = {}
-        for request, size in zip(self.plan.values(), sizes):
+        for request in self.plan.values():
             n = int(np.prod(request.shape))
             self.arrays[request.name] = block[start:start + n * self.dtype.itemsize].view(self.dtype).reshape(request.shape)
-            start += size
-
-    def bytes_of(self, request):
-        """Bytes of one array, rounded up to whole cache lines."""
-        return (int(np.prod(request.shape)) * self.dtype.itemsize + ALIGN - 1) // ALIGN * ALIGN
+            start += planned_bytes([request], self.dtype.itemsize)
 
     def __getitem__(self, name):
         return self.arrays[name]
@@ -61,6 +62,6 @@ class Workspace:
         for lifetime in LIFETIMES:
             for (name, shape, life), n in groups.items():
                 if life == lifetime:
-                    size = n * self.bytes_of(Request(name, shape, life)) / 2**20
+                    size = n * planned_bytes([Request(name, shape, life)], self.dtype.itemsize) / 2**20
                     lines.append(f"{name:<28} {f'{n} x ' if n > 1 else ''}{' x '.join(map(str, shape)):<22} {life:<8} {size:9.2f} MiB")
         return "\n".join(lines + [f"{'activations':<60} {self.n_bytes / 2**20:9.2f} MiB"])

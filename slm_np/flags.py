@@ -1,0 +1,93 @@
+"""Command-line flags and `--config` files made from the settings' dataclasses. Imports no numerics: `--help` must be quick."""
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from slm_np.errors import UserError, near
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse in the house's manner: one sentence and exit status 2, near names for an unknown flag, no abbreviations."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120), **options)
+
+    def error(self, message):
+        raise UserError(message + f"; see {self.prog} --help")
+
+    def parse(self, argv=None):
+        """Parsed flags; UserError names the flags nearest to an unknown one."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            word = unknown[0].split("=")[0]
+            hint = near(word, flags) if word.startswith("-") else "values follow a flag"
+            raise UserError(f"unknown argument {unknown[0]}; {hint if hint.startswith(('did', 'values')) else f'see {self.prog} --help'}")
+        return args
+
+
+def add_settings(parser, kind, title, aliases=None, defaults=None):
+    """A group of flags for the fields of the dataclass `kind`; those not given are absent from the result. `defaults` are shown in the help."""
+    group = parser.add_argument_group(title)
+    for field in dataclasses.fields(kind):
+        flag, shown = "--" + field.name.replace("_", "-"), (defaults or {}).get(field.name, field.default)
+        text = field.metadata["help"].replace("%", "%%")
+        if isinstance(field.default, bool):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=f"{text} (default: {'on' if shown else 'off'})")
+            continue
+        default = f" (default: {shown})" if shown != "" else ""
+        if field.metadata["choices"]:
+            text += f": {', '.join(field.metadata['choices'])}"
+        also = [aliases[field.name]] if aliases and field.name in aliases else []
+        group.add_argument(flag, *also, dest=field.name, default=argparse.SUPPRESS, metavar=type(field.default).__name__.upper().replace("STR", "TEXT"), help=text + default)
+
+
+def given(args, kind):
+    """{field: value} of the flags that were given for the dataclass `kind`, as the field's type. UserError for a malformed number."""
+    values = {}
+    for field in dataclasses.fields(kind):
+        if hasattr(args, field.name):
+            values[field.name] = converted(field, getattr(args, field.name))
+    return values
+
+
+def converted(field, value):
+    """A flag's text as the type of its field."""
+    wanted = type(field.default)
+    if isinstance(value, wanted):
+        return value
+    try:
+        return wanted(value)
+    except ValueError:
+        flag = "--" + field.name.replace("_", "-")
+        raise UserError(f"{flag} {value!r} is not {'a whole number' if wanted is int else 'a number'}; give one such as {field.default}") from None
+
+
+def read_toml(path, kinds, extra=()):
+    """{field: value} of a TOML file whose keys are flags' names, with - or _. UserError for what is no field of the dataclasses `kinds` or of `extra`."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        with open(Path(path), "rb") as file:
+            fields = tomllib.load(file)
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror}); name a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not TOML ({error}); write lines such as max-iters = 1000") from None
+    known = [field.name for kind in kinds for field in dataclasses.fields(kind)] + list(extra)
+    values = {}
+    for key, value in fields.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise UserError(f"--config {path} has the unknown setting {key!r}; {near(name, known)}")
+        values[name] = value
+    return values
+
+
+def split(values, kind):
+    """The part of {field: value} that belongs to the dataclass `kind`."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
