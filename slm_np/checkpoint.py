@@ -14,7 +14,6 @@ Failures to write are a `UserError` that names the path and the cause.
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import re
 import shutil
@@ -24,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, near
 
 FORMAT = 1
-DTYPES = {name: np.dtype(code) for name, code in dict(
-    F64="<f8", F32="<f4", F16="<f2", I64="<i8", I32="<i4", I16="<i2", I8="i1", U64="<u8", U32="<u4", U16="<u2", U8="u1", BOOL="?").items()}
 MEND = "restore it from a copy or use an older checkpoint"
 
 
@@ -56,7 +55,7 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def _write(path, chunks):
+def _write(path, *chunks):
     """Replace the file `path` by the concatenated byte `chunks`, or raise OSError and leave it as it was."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
@@ -76,7 +75,7 @@ def _write(path, chunks):
 
 def _read(path):
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {MEND}") from None
     except OSError as error:
@@ -102,13 +101,13 @@ def _stamped(document, inside):
 def write_json(path, fields):
     """Write the dict `fields` as readable JSON, atomically. UserError if the disk refuses."""
     with _saving(path):
-        _write(Path(path), [_json(fields, indent=2), b"\n"])
+        _write(Path(path), _json(fields, indent=2), b"\n")
 
 
 def read_json(path):
     """The dict in the JSON file `path`. UserError if it is missing, unreadable, broken or not an object."""
     try:
-        fields = json.loads(_read(Path(path)))
+        fields = json.loads(_read(path))
         if not isinstance(fields, dict):
             raise ValueError("it is no object in braces")
         return fields
@@ -118,113 +117,91 @@ def read_json(path):
 
 # Tensors
 
-def _bytes(array):
-    return array.reshape(-1).view(np.uint8)
-
-
-def _header(tensors, metadata):
-    """Length (8 bytes, little-endian), then JSON padded with spaces to a multiple of 8, so that the data after it are aligned."""
-    text = _stamped({"__metadata__": metadata, **tensors}, metadata)
+def _header(entries, metadata):
+    """A safetensors file up to its data: length (8 bytes, little-endian), then stamped JSON, padded so that the data are aligned."""
+    text = _stamped({"__metadata__": metadata, **entries}, metadata)
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_tensors(path, tensors, metadata):
-    # np.asarray, as np.ascontiguousarray would turn shape () into (1,). The widest types come first: each tensor stays aligned.
-    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    arrays = {name: array.astype(array.dtype.newbyteorder("<"), copy=False) for name, array in arrays.items()}
-    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
-    codes, entries, begin = {dtype: code for code, dtype in DTYPES.items()}, {}, 0
+def _split(raw):
+    """(entries, metadata, length of the header) of the safetensors file `raw`."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    entries = json.loads(raw[8:end])
+    return entries, entries.pop("__metadata__", None) or {}, end
+
+
+def _encode(tensors, metadata):
+    """(header, data) of a safetensors file: the one writer of such files."""
+    arrays = {name: np.asarray(tensor, tensor.dtype.newbyteorder("="), order="C") for name, tensor in tensors.items()}
     for name, array in arrays.items():
-        assert array.flags.c_contiguous, name
-        if array.dtype not in codes:
-            raise TypeError(f"tensor {name!r} of type {array.dtype} cannot be stored")
-        entries[name] = {"dtype": codes[array.dtype], "shape": list(array.shape), "data_offsets": [begin, begin + array.nbytes]}
-        begin += array.nbytes
-    sums = {f"crc32 {name}": f"{zlib.crc32(_bytes(array)):08x}" for name, array in arrays.items()}
-    metadata = {"format": "pt"} | {key: str(value) for key, value in metadata.items()} | sums
-    _write(path, [_header(entries, metadata), *map(_bytes, arrays.values())])
+        assert array.flags.c_contiguous, name  # the library takes the memory of a strided array as it lies
+    raw = safetensors.numpy.save(arrays)
+    sums = {f"crc32 {name}": f"{zlib.crc32(array):08x}" for name, array in arrays.items()}
+    # The metadata are added here, as the library shuffles them: the same tensors are to give the same bytes.
+    entries, _, end = _split(raw)
+    return _header(entries, {"format": "pt"} | {key: str(value) for key, value in metadata.items()} | sums), memoryview(raw)[end:]
+
+
+def _decode(path):
+    """(tensors, metadata) of a file of `_encode`, every byte verified."""
+    raw = _read(path)
+    try:
+        tensors = safetensors.numpy.load(raw)
+    except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy lacks
+        raise UserError(f"{path} is cut short, damaged or no safetensors file that this version can read ({error}); {MEND}") from None
+    entries, metadata, end = _split(raw)
+    if "crc32" not in metadata:
+        raise UserError(f"{path} was not written by slm_np, it carries no checksums; name a file of one of its runs")
+    if _header(entries, metadata) != raw[:end]:
+        raise UserError(f"{path} has a damaged header, its checksum differs; {MEND}")
+    tensors = {name: tensors[name] for name in entries}  # the library's order is random
+    for name, tensor in tensors.items():
+        if f"{zlib.crc32(tensor):08x}" != metadata.get(f"crc32 {name}"):
+            raise UserError(f"{path} is damaged in tensor {name!r}, its checksum differs; {MEND}")
+    return tensors, {key: value for key, value in metadata.items() if key != "format" and not key.startswith("crc32")}
 
 
 def save_tensors(path, tensors, metadata):
-    """Write {name: array} as a safetensors file with checksums, atomically: the one writer of such files.
+    """Write {name: array} as a safetensors file with checksums, atomically.
 
     path      replaced only by a whole new file
     tensors   arrays of any shape, stride and byte order; stored C-contiguous and little-endian
     metadata  {key: value}; values are stored as strings
-    Format: https://github.com/huggingface/safetensors, with the CRC-32 of each tensor and of the header among the metadata. The file is
-    written here and not by that library because its numpy writer takes strided arrays for contiguous ones, says nothing of disk errors
-    that Python could act on, and cannot flush.
-    Raises UserError if the disk refuses (the old file stays), TypeError for types without a code in `DTYPES`.
+    Format: https://github.com/huggingface/safetensors, with the CRC-32 of each tensor and of the header among the metadata.
+    Raises UserError if the disk refuses (the old file stays), SafetensorError for types that the format lacks.
     """
     with _saving(path):
-        _write_tensors(Path(path), tensors, metadata)
+        _write(Path(path), *_encode(tensors, metadata))
 
 
 def load_tensors(path, expected=None, into=None, dtype="float32"):
     """Read a file of `save_tensors` and verify every byte of it. Returns ({name: array}, metadata as strings).
 
     expected  {name: shape} that the file must hold, no more and no less, all of type `dtype`
-    into      {name: C-contiguous array} to fill instead of new ones (views of a flat buffer, say); names, shapes and types must agree.
-              On an error they may be partly filled.
+    into      {name: array} to fill instead of new ones (views of a flat buffer, say); names, shapes and types must agree
     Raises UserError, naming the file and the tensor, if it is missing, cut short, changed in any byte, written by another program or
-    does not hold what is expected.
+    does not hold what is expected; `into` is then as it was.
     """
-    try:
-        with open(path, "rb") as file:
-            return _load_tensors(path, file, os.fstat(file.fileno()).st_size, expected, into, np.dtype(dtype))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {MEND}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error}); make it readable or {MEND}") from error
-
-
-def _load_tensors(path, file, size, expected, into, dtype):
-    length = int.from_bytes(start := file.read(8), "little")
-    if size < 8 or length > size - 8:
-        raise UserError(f"{path} is cut short or no safetensors file ({size} bytes); {MEND}")
-    start += file.read(length)
-    try:
-        header = json.loads(start[8:].decode("utf-8"))
-        metadata = header.pop("__metadata__", {})
-        ours = "crc32" in metadata
-        intact = ours and _header(header, metadata) == start
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path} has a damaged header or is no safetensors file; {MEND}") from None
-    if not ours:
-        raise UserError(f"{path} was not written by slm_np, it carries no checksums; name a file of one of its runs")
-    if not intact:
-        raise UserError(f"{path} has a damaged header, its checksum differs; {MEND}")
-
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise UserError(f"{path} holds tensor {name!r} of type {entry['dtype']}, which this version cannot read; upgrade slm_np")
-    if (whole := len(start) + sum(math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize for entry in header.values())) != size:
-        raise UserError(f"{path} has {size} bytes where its header promises {whole}; {MEND}")
+    tensors, metadata = _decode(path)
+    found = wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if into is not None:
         wanted = {name: (array.shape, array.dtype) for name, array in into.items()}
     elif expected is not None:
-        wanted = {name: (tuple(shape), dtype) for name, shape in expected.items()}
-    else:
-        wanted = {name: (tuple(entry["shape"]), DTYPES[entry["dtype"]]) for name, entry in header.items()}
-    for name in [*wanted, *header]:
-        if name not in header or name not in wanted:
+        wanted = {name: (tuple(shape), np.dtype(dtype)) for name, shape in expected.items()}
+    for name in wanted | found:
+        if name not in found or name not in wanted:
             raise UserError(f"{path} {'lacks' if name in wanted else 'holds the unexpected'} tensor {name!r}; "
                             "use the config.json that it was saved with")
-        shape, kind = tuple(header[name]["shape"]), DTYPES[header[name]["dtype"]]
-        if (shape, kind) != wanted[name]:
-            raise UserError(f"{path} holds tensor {name!r} with shape {shape} of {kind.name}, not {wanted[name][0]} of {wanted[name][1].name}; "
+        if found[name] != wanted[name]:
+            (shape, kind), (other_shape, other_kind) = found[name], wanted[name]
+            raise UserError(f"{path} holds tensor {name!r} with shape {shape} of {kind}, not {other_shape} of {other_kind}; "
                             "use the config.json that it was saved with")
-
-    tensors = {}
-    for name, entry in header.items():
-        array = np.empty(entry["shape"], DTYPES[entry["dtype"]]) if into is None else into[name]
-        if not array.flags.c_contiguous:
-            raise ValueError(f"the array to fill with tensor {name!r} is not C-contiguous")
-        if file.readinto(_bytes(array)) != array.nbytes or f"{zlib.crc32(_bytes(array)):08x}" != metadata[f"crc32 {name}"]:
-            raise UserError(f"{path} is damaged in tensor {name!r}, its checksum differs; {MEND}")
-        tensors[name] = array
-    return tensors, {key: value for key, value in metadata.items() if key != "format" and not key.startswith("crc32")}
+    if into is None:
+        return tensors, metadata
+    for name, array in into.items():
+        array[...] = tensors[name]
+    return into, metadata
 
 
 # Checkpoints to resume from
@@ -252,10 +229,10 @@ def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, keep
     with _saving(final):
         _sweep(run, "tmp")  # first, as what a kill has left may be the room that is needed
         try:
-            _write_tensors(temporary / "model.safetensors", model_tensors, {"step": step})
-            _write_tensors(temporary / "optimizer.safetensors", optimizer_tensors, {"step": step})
+            _write(temporary / "model.safetensors", *_encode(model_tensors, {"step": step}))
+            _write(temporary / "optimizer.safetensors", *_encode(optimizer_tensors, {"step": step}))
             state = {**state, "step": step}
-            _write(temporary / "trainer_state.json", [_stamped(state, state)])
+            _write(temporary / "trainer_state.json", _stamped(state, state))
             if final.exists():  # a folder cannot replace another in one call; until the second rename, `newest_checkpoint` finds it aside
                 shutil.rmtree(aside, ignore_errors=True)
                 os.rename(final, aside)
@@ -391,11 +368,16 @@ def read_config(run_dir):
 
 # Metrics
 
+def _line(row):
+    """`row` as a line of strict JSON, which has no NaN and no infinity: they become null."""
+    return _json(json.loads(_json(row), parse_constant=lambda constant: None)) + b"\n"
+
+
 def append_metrics(run_dir, row):
-    """Add the dict `row` as a line to metrics.jsonl, flushed to the OS. UserError if the disk refuses."""
+    """Add the dict `row` as a line to metrics.jsonl, flushed to the OS; NaN and infinity become null. UserError if the disk refuses."""
     path = Path(run_dir) / "metrics.jsonl"
     with _saving(path), open(path, "ab") as file:
-        file.write(_json(row) + b"\n")
+        file.write(_line(row))
 
 
 def read_metrics(run_dir):
@@ -414,4 +396,4 @@ def trim_metrics(run_dir, step):
     path = Path(run_dir) / "metrics.jsonl"
     if os.path.exists(path):
         with _saving(path):
-            _write(path, [b"".join(_json(row) + b"\n" for row in read_metrics(run_dir) if row.get("step", 0) <= step)])
+            _write(path, b"".join(_line(row) for row in read_metrics(run_dir) if row.get("step", 0) <= step))

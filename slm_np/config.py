@@ -17,6 +17,8 @@ def check(settings):
         value, rule = getattr(settings, field.name), field.metadata
         flag = "--" + field.name.replace("_", "-")
         kind = type(field.default)
+        if type(value) is int and value.bit_length() > 1000:  # more than float() can take and str() may print
+            raise UserError(f"{flag} is an integer of {value.bit_length()} bits; it must be below 1e300 in size")
         if kind is float and type(value) is int:
             object.__setattr__(settings, field.name, value := float(value))
         if type(value) is not kind:

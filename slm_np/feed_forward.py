@@ -4,17 +4,14 @@ from slm_np.branch import join_backward, join_forward
 from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
 
-ACTIVATIONS = {
-    "swish": (ops.swish_forward, ops.swish_backward),
-    "gelu": (ops.gelu_forward, ops.gelu_backward),
-    "gelu-tanh": (ops.gelu_tanh_forward, ops.gelu_tanh_backward),
-    "swiglu": (ops.swiglu_forward, ops.swiglu_backward),
-}
-
-
 def hidden_columns(config):
     """Columns before the activation: SwiGLU has a gate beside every value."""
     return config.n_hidden * (2 if config.feed_forward == "swiglu" else 1)
+
+
+def activation(config, direction):
+    """The op of the configured activation: swish, gelu, gelu_tanh or swiglu, forward or backward."""
+    return getattr(ops, f"{config.feed_forward.replace('-', '_')}_{direction}")
 
 
 def parameters(config):
@@ -34,9 +31,8 @@ def plan(config, tokens):
 
 def forward(config, w, a, out, x, residual, join_key):
     """out = residual + activation(x W1 + b1) W2 + b2"""
-    activation, _ = ACTIVATIONS[config.feed_forward]
     ops.linear_forward(a["feed_forward.hidden"], x, w["feed_forward.input.weight"], w.get("feed_forward.input.bias"), None)
-    activation(a["feed_forward.active"], a["feed_forward.hidden"])
+    activation(config, "forward")(a["feed_forward.active"], a["feed_forward.hidden"])
     join_forward(config, w, a, "feed_forward.output", out, a["feed_forward.active"], residual, join_key)
 
 
@@ -45,10 +41,9 @@ def backward(config, w, g, a, dx, dout, x, join_key):
 
     The activation was not kept: its derivative's kernel makes it again. So the output's dx comes first and its dweight last.
     """
-    _, activation_backward = ACTIVATIONS[config.feed_forward]
     hidden, dhidden, active, dactive = (a[f"feed_forward.{name}"] for name in ("hidden", "dhidden", "active", "dactive"))
     dbranch = join_backward(config, a, dout, join_key)
     ops.linear_backward_input(dactive, dbranch, w["feed_forward.output.weight"])
-    activation_backward(dhidden, active, dactive, hidden)
+    activation(config, "backward")(dhidden, active, dactive, hidden)
     ops.linear_backward_weight(g["feed_forward.output.weight"], g.get("feed_forward.output.bias"), dbranch, active)
     ops.linear_backward(dx, g["feed_forward.input.weight"], g.get("feed_forward.input.bias"), dhidden, x, w["feed_forward.input.weight"])

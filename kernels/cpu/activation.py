@@ -2,86 +2,130 @@
 from numba import prange
 
 from .elementary import normal, sigmoid
-from .jit import kernel
+from .jit import BLOCK, kernel, row
 
-BLOCK = 8192
 # tanh(u) = 2 sigmoid(2 u) - 1 turns GELU's tanh form into x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3).
 SLOPE, CUBIC = 1.5957691216057308, 0.044715
+
+
+@row
+def swish_block(out, x):
+    for i in range(x.size):
+        out[i] = x[i] * sigmoid(x[i])
+
+
+@row
+def swish_backward_block(dx, out, dout, x):
+    one = x.dtype.type(1)
+    for i in range(x.size):
+        s = sigmoid(x[i])
+        dx[i] = dout[i] * s * (one + x[i] * (one - s))
+        out[i] = x[i] * s
+
+
+@row
+def gelu_block(out, x):
+    for i in range(x.size):
+        below, density = normal(x[i])
+        out[i] = x[i] * below
+
+
+@row
+def gelu_backward_block(dx, out, dout, x):
+    for i in range(x.size):
+        below, density = normal(x[i])
+        dx[i] = dout[i] * (below + x[i] * density)
+        out[i] = x[i] * below
+
+
+@row
+def gelu_tanh_block(out, x):
+    slope, cubic = x.dtype.type(SLOPE), x.dtype.type(CUBIC * SLOPE)
+    for i in range(x.size):
+        out[i] = x[i] * sigmoid(x[i] * (slope + cubic * x[i] * x[i]))
+
+
+@row
+def gelu_tanh_backward_block(dx, out, dout, x):
+    one, slope, cubic, cubic3 = x.dtype.type(1), x.dtype.type(SLOPE), x.dtype.type(CUBIC * SLOPE), x.dtype.type(3 * CUBIC * SLOPE)
+    for i in range(x.size):
+        square = x[i] * x[i]
+        s = sigmoid(x[i] * (slope + cubic * square))
+        dx[i] = dout[i] * s * (one + x[i] * (one - s) * (slope + cubic3 * square))
+        out[i] = x[i] * s
+
+
+@row
+def swiglu_row(out, gate, up):
+    for i in range(out.size):
+        out[i] = gate[i] * sigmoid(gate[i]) * up[i]
+
+
+@row
+def swiglu_backward_row(dgate, dup, out, dout, gate, up):
+    one = out.dtype.type(1)
+    for i in range(out.size):
+        s = sigmoid(gate[i])
+        swish = gate[i] * s
+        dgate[i] = dout[i] * up[i] * s * (one + gate[i] * (one - s))
+        dup[i] = dout[i] * swish
+        out[i] = swish * up[i]
 
 
 @kernel
 def _swish_forward(out, x):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min(x.size, block * BLOCK + BLOCK)):
-            out[i] = x[i] * sigmoid(x[i])
+        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+        swish_block(out[part], x[part])
 
 
 @kernel
 def _swish_backward(dx, out, dout, x):
-    one = x.dtype.type(1)
     for block in prange((x.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min(x.size, block * BLOCK + BLOCK)):
-            s = sigmoid(x[i])
-            dx[i] = dout[i] * s * (one + x[i] * (one - s))
-            out[i] = x[i] * s
+        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+        swish_backward_block(dx[part], out[part], dout[part], x[part])
 
 
 @kernel
 def _gelu_forward(out, x):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min(x.size, block * BLOCK + BLOCK)):
-            below, density = normal(x[i])
-            out[i] = x[i] * below
+        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+        gelu_block(out[part], x[part])
 
 
 @kernel
 def _gelu_backward(dx, out, dout, x):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min(x.size, block * BLOCK + BLOCK)):
-            below, density = normal(x[i])
-            dx[i] = dout[i] * (below + x[i] * density)
-            out[i] = x[i] * below
+        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+        gelu_backward_block(dx[part], out[part], dout[part], x[part])
 
 
 @kernel
 def _gelu_tanh_forward(out, x):
-    slope, cubic = x.dtype.type(SLOPE), x.dtype.type(CUBIC * SLOPE)
     for block in prange((x.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min(x.size, block * BLOCK + BLOCK)):
-            out[i] = x[i] * sigmoid(x[i] * (slope + cubic * x[i] * x[i]))
+        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+        gelu_tanh_block(out[part], x[part])
 
 
 @kernel
 def _gelu_tanh_backward(dx, out, dout, x):
-    one, slope, cubic, cubic3 = x.dtype.type(1), x.dtype.type(SLOPE), x.dtype.type(CUBIC * SLOPE), x.dtype.type(3 * CUBIC * SLOPE)
     for block in prange((x.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min(x.size, block * BLOCK + BLOCK)):
-            square = x[i] * x[i]
-            s = sigmoid(x[i] * (slope + cubic * square))
-            dx[i] = dout[i] * s * (one + x[i] * (one - s) * (slope + cubic3 * square))
-            out[i] = x[i] * s
+        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+        gelu_tanh_backward_block(dx[part], out[part], dout[part], x[part])
 
 
 @kernel
 def swiglu_forward(out, x):
-    rows, width = out.shape
-    for r in prange(rows):
-        for c in range(width):
-            out[r, c] = x[r, c] * sigmoid(x[r, c]) * x[r, width + c]
+    width = out.shape[1]
+    for r in prange(out.shape[0]):
+        swiglu_row(out[r], x[r, :width], x[r, width:])
 
 
 @kernel
 def swiglu_backward(dx, out, dout, x):
-    rows, width = out.shape
-    one = x.dtype.type(1)
-    for r in prange(rows):
-        for c in range(width):
-            gate, up, d = x[r, c], x[r, width + c], dout[r, c]
-            s = sigmoid(gate)
-            swish = gate * s
-            dx[r, c] = d * up * s * (one + gate * (one - s))
-            dx[r, width + c] = d * swish
-            out[r, c] = swish * up
+    width = out.shape[1]
+    for r in prange(out.shape[0]):
+        swiglu_backward_row(dx[r, :width], dx[r, width:], out[r], dout[r], x[r, :width], x[r, width:])
 
 
 def swish_forward(out, x):

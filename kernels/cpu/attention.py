@@ -22,28 +22,45 @@ def attention_scratch(block_size):
 
 
 @row
-def softmax_row(scores, start, length, end):
-    """scores[start : start + length] become probabilities, the rest of the panel's row zero; returns log sum exp."""
-    largest = scores[start]
-    for j in range(start, start + length):
+def softmax_row(scores, length):
+    """scores[:length] become probabilities, the rest zero; returns log sum exp."""
+    largest, total = scores[0], scores.dtype.type(0)
+    for j in range(length):
         largest = max(largest, scores[j])
-    total = scores.dtype.type(0)
-    for j in range(start, start + length):
+    for j in range(length):
         e = exp(scores[j] - largest)
         scores[j] = e
         total += e
     inverse = scores.dtype.type(1) / total
-    for j in range(start, start + length):
+    for j in range(length):
         scores[j] *= inverse
-    for j in range(start + length, start + end):
-        scores[j] = scores.dtype.type(0)
+    scores[length:] = 0
     return np.log(total) + largest
 
 
 @row
-def drop_row(values, start, length, index, key, threshold, keep_scale):
+def probability_row(p, length, log_sum):
+    """Scores p[:length] become the probabilities they were in forward."""
     for j in range(length):
-        values[start + j] = values[start + j] * keep_scale if kept(index + j, key, threshold) else values.dtype.type(0)
+        p[j] = exp(p[j] - log_sum)
+    p[length:] = 0
+
+
+@row
+def softmax_backward_row(dp, p, length, scale):
+    """dp[:length] becomes p * (dp - sum p dp) * scale, the rest zero."""
+    mean = p.dtype.type(0)
+    for j in range(length):
+        mean += p[j] * dp[j]
+    for j in range(length):
+        dp[j] = p[j] * (dp[j] - mean) * scale
+    dp[length:] = 0
+
+
+@row
+def drop_row(values, length, index, key, threshold, keep_scale):
+    for j in range(length):
+        values[j] = values[j] * keep_scale if kept(index + j, key, threshold) else values.dtype.type(0)
 
 
 @kernel
@@ -61,9 +78,10 @@ def _attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, key, thre
             end = q + rows
             gemm(0, 1, rows, end, width, scale, qkv, base + q * columns + h * width, columns, qkv, k0, columns, zero, scores, 0, end)
             for i in range(rows):
-                lse[task, q + i] = softmax_row(scores, i * end, q + i + 1, end)
+                line = scores[i * end:i * end + end]
+                lse[task, q + i] = softmax_row(line, q + i + 1)
                 if threshold > 0:
-                    drop_row(scores, i * end, q + i + 1, (task * steps + q + i) * steps, key, threshold, keep_scale)
+                    drop_row(line, q + i + 1, (task * steps + q + i) * steps, key, threshold, keep_scale)
             gemm(0, 0, rows, width, end, one, scores, 0, end, qkv, v0, columns, zero, out, (b * steps + q) * heads * width + h * width, heads * width)
 
 
@@ -78,10 +96,9 @@ def _attention_backward(dqkv, scratch, dout, qkv, lse, heads, kv_heads, steps, k
         base, out_columns = b * steps * columns, heads * width
         k0 = base + (heads + kv) * width
         v0 = k0 + kv_heads * width
-        for t in range(steps):
-            for c in range((heads + kv) * width, (heads + kv + 1) * width):
-                dqkv[b * steps + t, c] = zero
-                dqkv[b * steps + t, c + kv_heads * width] = zero
+        for t in range(b * steps, b * steps + steps):
+            dqkv[t, (heads + kv) * width:(heads + kv + 1) * width] = 0
+            dqkv[t, (heads + kv_heads + kv) * width:(heads + kv_heads + kv + 1) * width] = 0
         for h in range(kv * group, kv * group + group):
             for q in range(0, steps, QUERIES):
                 rows = min(QUERIES, steps - q)
@@ -90,24 +107,31 @@ def _attention_backward(dqkv, scratch, dout, qkv, lse, heads, kv_heads, steps, k
                 gemm(0, 1, rows, end, width, scale, qkv, q0, columns, qkv, k0, columns, zero, p, 0, end)
                 gemm(0, 1, rows, end, width, one, dout, o0, out_columns, qkv, v0, columns, zero, dp, 0, end)
                 for i in range(rows):
-                    start, length, log_sum = i * end, q + i + 1, lse[b * heads + h, q + i]
-                    for j in range(start, start + length):
-                        p[j] = exp(p[j] - log_sum)
+                    p_line, dp_line, length = p[i * end:i * end + end], dp[i * end:i * end + end], q + i + 1
+                    index = ((b * heads + h) * steps + q + i) * steps
+                    probability_row(p_line, length, lse[b * heads + h, q + i])
                     if threshold > 0:
-                        drop_row(dp, start, length, ((b * heads + h) * steps + q + i) * steps, key, threshold, keep_scale)
-                    mean = zero
-                    for j in range(start, start + length):
-                        mean += p[j] * dp[j]
-                    for j in range(start, start + length):
-                        dp[j] = p[j] * (dp[j] - mean) * scale
-                    for j in range(start + length, start + end):
-                        p[j] = zero
-                        dp[j] = zero
+                        drop_row(dp_line, length, index, key, threshold, keep_scale)
+                    softmax_backward_row(dp_line, p_line, length, scale)
                     if threshold > 0:
-                        drop_row(p, start, length, ((b * heads + h) * steps + q + i) * steps, key, threshold, keep_scale)
+                        drop_row(p_line, length, index, key, threshold, keep_scale)
                 gemm(1, 0, end, width, rows, one, p, 0, end, dout, o0, out_columns, one, dqkv, v0, columns)
                 gemm(1, 0, end, width, rows, one, dp, 0, end, qkv, q0, columns, one, dqkv, k0, columns)
                 gemm(0, 0, rows, width, end, one, dp, 0, end, qkv, k0, columns, zero, dqkv, q0, columns)
+
+
+@row
+def dot(a, b):
+    total = a.dtype.type(0)
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return total
+
+
+@row
+def add_times(total, x, factor):
+    for i in range(total.size):
+        total[i] += x[i] * factor
 
 
 @kernel
@@ -116,22 +140,17 @@ def _attention_step(out, scratch, keys, values, qkv, heads, slot, length):
     group, scale = heads // kv_heads, out.dtype.type(1 / np.sqrt(width))
     for task in prange(qkv.shape[0] * kv_heads):
         b, kv = task // kv_heads, task % kv_heads
-        scores = scratch[get_thread_id(), 0]
-        for c in range(width):
-            keys[b, kv, slot, c] = qkv[b, (heads + kv) * width + c]
-            values[b, kv, slot, c] = qkv[b, (heads + kv_heads + kv) * width + c]
+        scores = scratch[get_thread_id(), 0, :length]
+        keys[b, kv, slot] = qkv[b, (heads + kv) * width:(heads + kv + 1) * width]
+        values[b, kv, slot] = qkv[b, (heads + kv_heads + kv) * width:(heads + kv_heads + kv + 1) * width]
         for h in range(kv * group, kv * group + group):
+            query, heading = qkv[b, h * width:h * width + width], out[b, h * width:h * width + width]
             for t in range(length):
-                dot = out.dtype.type(0)
-                for c in range(width):
-                    dot += qkv[b, h * width + c] * keys[b, kv, t, c]
-                scores[t] = dot * scale
-            softmax_row(scores, 0, length, length)
-            for c in range(width):
-                out[b, h * width + c] = out.dtype.type(0)
+                scores[t] = dot(query, keys[b, kv, t]) * scale
+            softmax_row(scores, length)
+            heading[:] = 0
             for t in range(length):
-                for c in range(width):
-                    out[b, h * width + c] += scores[t] * values[b, kv, t, c]
+                add_times(heading, values[b, kv, t], scores[t])
 
 
 def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key):

@@ -2,9 +2,7 @@
 import numpy as np
 from numba import prange
 
-from .jit import kernel, row
-
-BLOCK = 8192
+from .jit import BLOCK, kernel, row
 
 
 @row
@@ -28,12 +26,13 @@ def _dropout(out, x, residual, has_residual, key, threshold, scale):
     zero = x.dtype.type(0)
     for block in prange((x.size + BLOCK - 1) // BLOCK):
         low, high = block * BLOCK, min(x.size, block * BLOCK + BLOCK)
+        out_part, x_part, residual_part = out[low:high], x[low:high], residual[low:high]
         if has_residual:
-            for i in range(low, high):
-                out[i] = residual[i] + (x[i] * scale if kept(i, key, threshold) else zero)
+            for i in range(high - low):
+                out_part[i] = residual_part[i] + (x_part[i] * scale if kept(low + i, key, threshold) else zero)
         else:
-            for i in range(low, high):
-                out[i] = x[i] * scale if kept(i, key, threshold) else zero
+            for i in range(high - low):
+                out_part[i] = x_part[i] * scale if kept(low + i, key, threshold) else zero
 
 
 def dropout_forward(out, x, residual, share, key):

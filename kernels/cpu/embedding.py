@@ -2,6 +2,7 @@
 from numba import prange
 
 from .jit import kernel
+from .norm import add_to
 
 COLUMNS = 32
 
@@ -23,14 +24,11 @@ def _embedding_forward(out, tokens, weight, positions, has_positions):
 def _embedding_backward(dweight, dpositions, has_positions, dout, tokens):
     rows, width = dout.shape
     for block in prange((width + COLUMNS - 1) // COLUMNS):
-        low, high = block * COLUMNS, min(width, block * COLUMNS + COLUMNS)
+        part = slice(block * COLUMNS, min(width, block * COLUMNS + COLUMNS))
         for r in range(rows):
-            token, place = tokens[r], r % dpositions.shape[0]
-            for c in range(low, high):
-                dweight[token, c] += dout[r, c]
+            add_to(dweight[tokens[r], part], dout[r, part])
             if has_positions:
-                for c in range(low, high):
-                    dpositions[place, c] += dout[r, c]
+                add_to(dpositions[r % dpositions.shape[0], part], dout[r, part])
 
 
 def embedding_forward(out, tokens, weight, positions):

@@ -16,6 +16,10 @@ from slm_np.paths import cache_dir
 
 # Sums may be reordered and multiplications fused, so that loops vectorise; NaN and infinity keep their meaning.
 FAST = {"reassoc", "nsz", "arcp", "contract"}
+BLOCK = 8192  # numbers in a block of an elementwise kernel: four arrays of them fit the second-level cache
+
+# How loops are written here: an inner loop counts from zero over a slice, `for i in range(part.size)`. An index that starts
+# elsewhere could be negative for all the compiler knows; it would then test for Python's wrap-around and gather instead of load.
 
 
 def kernel_cache():

@@ -5,6 +5,7 @@ from numba import prange
 
 from .gemm import gemm
 from .jit import kernel, row
+from .norm import add_to
 
 # A split falls on a multiple of ALIGN and leaves each part at least PART multiply-adds: then BLAS computes every element by the
 # same sequence of operations however many parts there are, and results do not depend on the number of threads (a test holds it).
@@ -16,15 +17,16 @@ NOTHING, ADD, BIAS, RESIDUAL, BIAS_AND_RESIDUAL = range(5)
 def lay(out, under, bias, residual, r0, r1, c0, c1):
     """Fill a block of `out` with what the product is added to."""
     for r in range(r0, r1):
+        row, under_bias, under_residual = out[r, c0:c1], bias[c0:c1], residual[r, c0:c1]
         if under == BIAS:
-            for c in range(c0, c1):
-                out[r, c] = bias[c]
+            for c in range(row.size):
+                row[c] = under_bias[c]
         elif under == RESIDUAL:
-            for c in range(c0, c1):
-                out[r, c] = residual[r, c]
+            for c in range(row.size):
+                row[c] = under_residual[c]
         else:
-            for c in range(c0, c1):
-                out[r, c] = residual[r, c] + bias[c]
+            for c in range(row.size):
+                row[c] = under_residual[c] + under_bias[c]
 
 
 @kernel
@@ -56,10 +58,9 @@ def add_rows(dbias, dout):
     """dbias += sum of the rows of dout, in blocks of columns."""
     rows, columns = dout.shape
     for block in prange((columns + 127) // 128):
-        low, high = block * 128, min(columns, block * 128 + 128)
+        part = slice(block * 128, min(columns, block * 128 + 128))
         for r in range(rows):
-            for c in range(low, high):
-                dbias[c] += dout[r, c]
+            add_to(dbias[part], dout[r, part])
 
 
 def linear_forward(out, x, weight, bias, residual):

@@ -2,9 +2,22 @@
 import numpy as np
 from numba import prange
 
-from .jit import kernel
+from .jit import kernel, row
 
 COLUMNS = 64
+
+
+@row
+def add_scaled(total, dout, x, centre, scale):
+    """total += dout * (x - centre) * scale"""
+    for c in range(total.size):
+        total[c] += dout[c] * (x[c] - centre) * scale
+
+
+@row
+def add_to(total, dout):
+    for c in range(total.size):
+        total[c] += dout[c]
 
 
 @kernel
@@ -31,10 +44,9 @@ def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
         for c in range(width):
             dx[r, c] += scale * (dout[r, c] * weight[c] - x[r, c] * mean)
     for block in prange((width + COLUMNS - 1) // COLUMNS):
-        low, high = block * COLUMNS, min(width, block * COLUMNS + COLUMNS)
+        part = slice(block * COLUMNS, min(width, block * COLUMNS + COLUMNS))
         for r in range(rows):
-            for c in range(low, high):
-                dweight[c] += dout[r, c] * x[r, c] * rstd[r]
+            add_scaled(dweight[part], dout[r, part], x[r, part], x.dtype.type(0), rstd[r])
 
 
 @kernel
@@ -73,14 +85,11 @@ def _layernorm_backward(dx, dweight, dbias, has_bias, dout, x, weight, mean, rst
         for c in range(width):
             dx[r, c] += scale * (dout[r, c] * weight[c] - plain - (x[r, c] - centre) * slanted)
     for block in prange((width + COLUMNS - 1) // COLUMNS):
-        low, high = block * COLUMNS, min(width, block * COLUMNS + COLUMNS)
+        part = slice(block * COLUMNS, min(width, block * COLUMNS + COLUMNS))
         for r in range(rows):
-            centre, scale = mean[r], rstd[r]
-            for c in range(low, high):
-                dweight[c] += dout[r, c] * (x[r, c] - centre) * scale
+            add_scaled(dweight[part], dout[r, part], x[r, part], mean[r], rstd[r])
             if has_bias:
-                for c in range(low, high):
-                    dbias[c] += dout[r, c]
+                add_to(dbias[part], dout[r, part])
 
 
 def layernorm_forward(out, mean, rstd, x, weight, bias, eps):

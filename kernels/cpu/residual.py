@@ -1,16 +1,15 @@
 """The residual stream's gradient where nothing normalises: a sum in place."""
 from numba import prange
 
-from .jit import kernel
-
-BLOCK = 8192
+from .jit import BLOCK, kernel
+from .norm import add_to
 
 
 @kernel
 def _add(total, x):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min(x.size, block * BLOCK + BLOCK)):
-            total[i] += x[i]
+        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+        add_to(total[part], x[part])
 
 
 def accumulate(total, x):
