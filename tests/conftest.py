@@ -1,0 +1,29 @@
+"""What several test files share: where things lie, test data of other programs, the number of threads."""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # for the PyTorch twin
+sys.path.append(str(ROOT))  # last: an installed slm_np goes before the checkout
+
+
+@pytest.fixture(scope="session")
+def test_data():
+    """The folder of files made by other programs (checkpoints, vocabularies), too large or too foreign for this repository."""
+    if not os.environ.get("SLM_NP_TEST_DATA"):
+        pytest.skip("SLM_NP_TEST_DATA does not name the folder of test data")
+    return Path(os.environ["SLM_NP_TEST_DATA"])
+
+
+@pytest.fixture
+def threads():
+    """threads(n) sets the number of threads of all kernels; the number before is restored. Skips where this process has one core only."""
+    import numba
+    if numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("this process may use one core only")
+    before = numba.get_num_threads()
+    yield numba.set_num_threads
+    numba.set_num_threads(before)
