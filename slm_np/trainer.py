@@ -143,8 +143,8 @@ class Trainer:
         self.optimizer.updates, self.bad_steps, self.elapsed = (found.state[k] for k in ("optimizer_updates", "bad_steps", "elapsed"))
         checkpoint.trim_metrics(self.out_dir, self.updates)
         for row in checkpoint.read_metrics(self.out_dir):
-            if "val_loss" in row:
-                self.evaluated, self.best = row["step"], min(self.best, row["val_loss"])
+            if "val_loss" in row:  # null where an evaluation diverged
+                self.evaluated, self.best = row["step"], min(self.best, row["val_loss"] or math.inf)
         checkpoint.write_config(self.out_dir, self.run)
 
     def log(self, row):

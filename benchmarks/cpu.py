@@ -1,0 +1,258 @@
+"""The CPU benchmark: training speed of the shapes, ours against PyTorch.
+
+    python benchmarks/cpu.py [--shapes char,char10m,slim,smallm,byte-transformer] [--against torch] [--json FILE] [--profile]
+
+It times the trainer's own step (batch, forward, backward, clip, AdamW). Each engine runs in a process of its own; blocks of steps
+alternate between them, so that a drift of the machine meets them all, and the median of all steps counts. Quote the ratios: absolute
+figures hold for one machine at one time.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from shapes import SHAPES, operations, products, shape  # noqa: E402
+
+ENGINES = {"slm_np": "ours", "eager": "PyTorch", "compiled": "PyTorch compiled"}
+
+
+class Engine:
+    """A training step in a process of its own: `block(n)` returns the seconds of each of n steps."""
+
+    def __init__(self, name, shape_name, dtype, threads):
+        self.process = subprocess.Popen([sys.executable, str(HERE / "cpu.py"), "--engine", name, "--shapes", shape_name, "--dtype", dtype, "--threads", str(threads)],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        self.ready = self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"an engine stopped with exit status {self.process.wait()}")
+        return json.loads(line)
+
+    def ask(self, *request):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def block(self, n):
+        return self.ask("block", n)
+
+    def close(self):
+        """Peak memory in MB; the process ends."""
+        peak = self.ask("end")
+        self.process.wait()
+        return peak
+
+
+def serve(name, shape_name, dtype, threads):
+    """Inside an engine's process: build, warm up, then answer requests."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    step = ours(shape_name, dtype, threads) if name == "slm_np" else torch_step(shape_name, dtype, threads, name == "compiled")
+    for _ in range(3):
+        step()
+    print(json.dumps("ready"), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request[0] == "end":
+            from measure import peak_rss_mb
+            print(json.dumps(peak_rss_mb()), file=answers, flush=True)
+            return
+        times = []
+        for _ in range(request[1]):
+            begun = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - begun)
+        print(json.dumps(times), file=answers, flush=True)
+
+
+def corpus_of(config):
+    """A corpus of random tokens."""
+    import numpy as np
+    from slm_np.data.tokens import Corpus, Tokens
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, 1 << 20).astype(np.uint16)
+    return Corpus(Tokens("train", ids), Tokens("validation", ids), None, config.vocab_size, "", "random")
+
+
+def trainer_of(shape_name, threads):
+    """The trainer whose step is timed."""
+    from slm_np.checkpoint import RunConfig
+    from slm_np.config import TrainConfig
+    from slm_np.machine import use_threads
+    from slm_np.trainer import Trainer
+    config, batch = shape(shape_name)
+    use_threads(threads)
+    train = TrainConfig(batch_size=batch, max_iters=10 ** 6, learning_rate=1e-4, min_lr=1e-5)
+    return Trainer(RunConfig(config, train), corpus_of(config), quiet=True)
+
+
+def ours(shape_name, dtype, threads):
+    return trainer_of(shape_name, threads).step
+
+
+def torch_step(shape_name, dtype, threads, compiled):
+    import numpy as np
+    import torch
+    from torch_twin import Trainer, Twin
+    from slm_np.data.tokens import random_batch
+    config, batch = shape(shape_name)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    torch.manual_seed(0)
+    trainer, corpus = Trainer(Twin(config), learning_rate=1e-4, compiled=compiled, bfloat16=dtype == "bf16"), corpus_of(config)
+    x, y = (np.zeros((batch, config.block_size), np.int32) for _ in range(2))
+    state = [0]
+
+    def step():
+        random_batch(x, y, corpus.train, 0, 0, state[0])
+        state[0] += 1
+        return trainer.train_step(x.astype(np.int64), y.astype(np.int64))
+    return step
+
+
+def numpy_product_rate(shape_name):
+    """Operations per second that NumPy's products reach on the step's own shapes, in a process where BLAS has its own threads."""
+    code = f"""
+import sys; sys.path[:0] = {[str(HERE), str(HERE.parent)]!r}
+import numpy as np
+from measure import median_seconds
+from shapes import products, shape
+seconds = operations = 0
+for m, k, n, count in products(*shape({shape_name!r})):
+    rows = min(m, max(512, (64 << 20) // (4 * n)))  # as many rows of a large product as are computed at once
+    x, w, y = np.ones((rows, k), 'f'), np.ones((k, n), 'f'), np.ones((rows, n), 'f')
+    dx, dw = np.empty_like(x), np.empty_like(w)
+    for f in (lambda: np.matmul(x, w, out=y), lambda: np.matmul(y, w.T, out=dx), lambda: np.matmul(x.T, y, out=dw)):
+        seconds += count * m / rows * median_seconds(f, 0.3)
+        operations += 2 * m * k * n * count
+print(operations / seconds)
+"""
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True).stdout)
+
+
+def compare(shape_name, dtype, against, threads, rounds, seconds):
+    """One shape: engines side by side. Returns the row for the table and the JSON file."""
+    config, batch = shape(shape_name)
+    tokens = batch * config.block_size
+    names = ["slm_np"] + (["eager", "compiled"] if against == "torch" else [])
+    engines = {name: Engine(name, shape_name, dtype, threads) for name in names}
+    times = {name: [] for name in names}
+    sizes = {name: max(1, round(seconds / min(engine.block(2)))) for name, engine in engines.items()}
+    for _ in range(rounds):
+        for name, engine in engines.items():
+            times[name] += engine.block(sizes[name])
+    peaks = {name: engine.close() for name, engine in engines.items()}
+    step = {name: statistics.median(values) for name, values in times.items()}
+    row = dict(shape=shape_name, dtype=dtype, tokens_per_s=tokens / step["slm_np"], step_ms=1e3 * step["slm_np"], gflops=1e-9 * operations(config, batch) / step["slm_np"],
+               gemm_gflops=1e-9 * numpy_product_rate(shape_name), peak_rss_mb=peaks["slm_np"], torch_variant=None, torch_tokens_per_s=None, torch_peak_rss_mb=None, ratio=None)
+    if against == "torch":
+        best = min(("eager", "compiled"), key=step.get)
+        row.update(torch_variant=best, torch_tokens_per_s=tokens / step[best], torch_peak_rss_mb=peaks[best], ratio=step[best] / step["slm_np"])
+    return row
+
+
+def profile(shape_name, threads, seconds):
+    """Where the step's time goes, by op, beside each op's floor: the larger of operations / product rate and bytes / bandwidth."""
+    import numpy as np
+    from measure import bandwidth, product_rate
+    from slm_np import ops
+    from slm_np.ops import linear, loss
+    trainer = trainer_of(shape_name, threads)
+    rate, memory = product_rate(), bandwidth()
+    spent, floor, calls = {}, {}, {}
+
+    def timed(name, function, operations):
+        def run(*args):
+            arrays = [a for a in args if isinstance(a, np.ndarray)]
+            flops, label = operations(args)
+            begun = time.perf_counter()
+            function(*args)
+            label = f"{name} {label}"
+            spent[label] = spent.get(label, 0.0) + time.perf_counter() - begun
+            moved = sum(a.nbytes for a in arrays if a.ndim != 3 or "attention" not in name)  # attention's scratch stays in the cache
+            floor[label] = floor.get(label, 0.0) + max(flops / rate, moved / memory)
+            calls[label] = calls.get(label, 0) + 1
+        return run
+
+    def none(args):
+        return 0, ""
+
+    def product(x, w):
+        return lambda args: (2 * args[x].shape[0] * args[w].size, f"{args[x].shape[0]} x {' x '.join(map(str, args[w].shape))}")
+
+    def attention(n_products):
+        def count(args):
+            lse, qkv, heads, kv_heads = (args[1], args[3], args[4], args[5]) if n_products == 2 else (args[4], args[3], args[5], args[6])
+            width, (rows, steps) = qkv.shape[1] // (heads + 2 * kv_heads), lse.shape
+            return n_products * 2 * rows * steps * (steps + 1) // 2 * width, ""
+        return count
+
+    counts = {"linear_forward": product(1, 2), "linear_backward_input": product(1, 2), "linear_backward_weight": product(2, 0),
+              "linear_transposed_forward": product(1, 2), "attention_forward": attention(2), "attention_backward": attention(5),
+              "linear_transposed_backward": lambda args: (4 * args[2].shape[0] * args[4].size, f"{args[2].shape[0]} x {args[4].shape[0]} x {args[4].shape[1]}")}
+    for module, names in ((linear, ("linear_backward_input", "linear_backward_weight")),
+                          (loss, ("linear_transposed_forward", "linear_transposed_backward", "softmax_cross_entropy_backward")),
+                          (ops, [n for n in vars(ops) if n.endswith(("_forward", "_backward", "accumulate")) and n != "linear_backward" and not n.startswith("head")]),
+                          (ops, ("linear_backward_input", "linear_backward_weight"))):
+        for name in names:
+            setattr(module, name, timed(name, getattr(module, name), counts.get(name, none)))
+    update = trainer.optimizer.step
+    weights = trainer.model.parameters.weights
+    adamw = timed("adamw", lambda *args: update(args[-1]), none)
+    trainer.optimizer.step = lambda rate: adamw(*[weights] * 9, rate) or 1.0  # the norm reads once; AdamW reads four buffers and writes four
+    for _ in range(3):
+        trainer.step()
+    spent.clear(), floor.clear(), calls.clear()
+    steps, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds or steps < 3:
+        trainer.step()
+        steps += 1
+    total = (time.perf_counter() - begun) / steps
+    print(f"\n{shape_name}: {1e3 * total:.1f} ms a step; products {rate / 1e9:.0f} GFLOP/s, copy {memory / 1e9:.1f} GB/s")
+    print(f"{'op':<52}{'calls':>6}{'ms':>10}{'floor ms':>10}{'gap ms':>9}")
+    for label in sorted(spent, key=lambda k: spent[k] - floor[k], reverse=True):
+        print(f"{label:<52}{calls[label] // steps:>6}{1e3 * spent[label] / steps:>10.2f}{1e3 * floor[label] / steps:>10.2f}{1e3 * (spent[label] - floor[label]) / steps:>9.2f}")
+    rest = total - sum(spent.values()) / steps
+    print(f"{'the rest: batches, Python':<52}{'':>6}{1e3 * rest:>10.2f}\n{'sum':<52}{'':>6}{1e3 * total:>10.2f}{1e3 * sum(floor.values()) / steps:>10.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Training speed on this CPU.")
+    parser.add_argument("--shapes", default=",".join(SHAPES), help=f"which of {', '.join(SHAPES)} (default: all)")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32",))
+    parser.add_argument("--against", choices=("torch",), help="run PyTorch's twin beside it, eager and compiled")
+    parser.add_argument("--threads", type=int, default=0, help="0 means one per core")
+    parser.add_argument("--rounds", type=int, default=6, help="blocks of steps per engine")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a block")
+    parser.add_argument("--json", metavar="FILE", help="write the rows there")
+    parser.add_argument("--profile", action="store_true", help="say where the step's time goes instead")
+    parser.add_argument("--engine", choices=tuple(ENGINES), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    names = args.shapes.split(",")
+    for name in names:
+        if name not in SHAPES:
+            parser.error(f"the shape {name!r} is unknown; known are {', '.join(SHAPES)}")
+    if args.engine:
+        return serve(args.engine, names[0], args.dtype, args.threads)
+    rows = []
+    for name in names:
+        if args.profile:
+            profile(name, args.threads, args.seconds)
+            continue
+        row = compare(name, args.dtype, args.against, args.threads, args.rounds, args.seconds)
+        rows.append(row)
+        line = f"{name:<18}{row['tokens_per_s']:>9,.0f} tokens/s {row['step_ms']:>8.1f} ms  {row['gflops']:>5.0f} GFLOP/s, {100 * row['gflops'] / row['gemm_gflops']:.0f} % of NumPy's {row['gemm_gflops']:.0f}  {row['peak_rss_mb']:>6.0f} MB"
+        if row["ratio"]:
+            line += f"   PyTorch {row['torch_variant']} {row['torch_tokens_per_s']:,.0f} tokens/s {row['torch_peak_rss_mb']:.0f} MB   ratio {row['ratio']:.2f}, memory {row['peak_rss_mb'] / row['torch_peak_rss_mb']:.2f}"
+        print(line, flush=True)
+        if args.json:
+            Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

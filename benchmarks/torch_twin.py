@@ -1,0 +1,194 @@
+"""The trunk again in plain PyTorch: the benchmarks' opponent and the tests' witness. Same weights, same loss, gradients and updates.
+
+A fair opponent: PyTorch's fused attention, norms, activations, loss and AdamW, its own (out, in) storage of linear weights, and
+`torch.compile` and bfloat16 autocast on request. Only `load`, `weights` and `gradients` speak slm_np's names and (in, out) shapes.
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ACTIVATIONS = {"swish": F.silu, "gelu": F.gelu, "gelu-tanh": lambda x: F.gelu(x, approximate="tanh")}
+
+
+class Norm(nn.Module):
+    """Layer norm (its bias only if `config.bias`), RMS norm, or nothing at all."""
+    def __init__(self, config):
+        super().__init__()
+        self.kind, self.eps, self.shape = config.norm, config.norm_eps, (config.n_embd,)
+        self.weight = nn.Parameter(torch.ones(self.shape)) if config.norm != "none" else None
+        self.bias = nn.Parameter(torch.zeros(self.shape)) if config.norm == "layernorm" and config.bias else None
+
+    def forward(self, x):
+        if self.kind == "layernorm":
+            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        return F.rms_norm(x, self.shape, self.weight, self.eps) if self.kind == "rmsnorm" else x
+
+
+class Attention(nn.Module):
+    """Causal attention of H query heads over Hkv key-value heads; `qkv` holds the queries' columns first, then keys', then values'."""
+    def __init__(self, config):
+        super().__init__()
+        self.heads, self.kv_heads, self.width, self.dropout = config.n_head, config.n_kv_head, config.head_dim, config.dropout
+        self.qkv = nn.Linear(config.n_embd, (self.heads + 2 * self.kv_heads) * self.width, bias=config.bias)
+        self.output = nn.Linear(self.heads * self.width, config.n_embd, bias=config.bias)
+
+    def forward(self, x, rotation):
+        B, T, _ = x.shape
+        qkv = self.qkv(x).view(B, T, -1, self.width).transpose(1, 2)
+        if rotation is None:
+            q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
+        else:  # queries and keys turn together: half as many small operations
+            qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 1)
+            cos, sin = rotation
+            a, b = qk.chunk(2, -1)
+            q, k = torch.cat((a * cos - b * sin, b * cos + a * sin), -1).split((self.heads, self.kv_heads), 1)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True,
+                                             enable_gqa=self.heads != self.kv_heads)
+        return self.output(out.transpose(1, 2).reshape(B, T, -1))
+
+
+class FeedForward(nn.Module):
+    """Two matrices with an activation between; for swiglu the first half of the inner columns gates the second."""
+    def __init__(self, config):
+        super().__init__()
+        self.activation = config.feed_forward
+        self.input = nn.Linear(config.n_embd, config.n_hidden * (2 if self.activation == "swiglu" else 1), bias=config.bias)
+        self.output = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
+
+    def forward(self, x):
+        x = self.input(x)
+        if self.activation == "swiglu":
+            gate, up = x.chunk(2, -1)
+            return self.output(F.silu(gate) * up)
+        return self.output(ACTIVATIONS[self.activation](x))
+
+
+class Head(nn.Linear):
+    """x W^T, W (V, columns), never with a bias; the mlp head has a matrix and a swish before it."""
+    def __init__(self, config):
+        mlp = config.head == "mlp"
+        super().__init__(config.head_hidden if mlp else config.n_embd, config.vocab_size, bias=False)
+        self.input = nn.Linear(config.n_embd, config.head_hidden, bias=config.bias) if mlp else None
+
+    def forward(self, x):
+        return super().forward(x if self.input is None else F.silu(self.input(x)))
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)) where there is a feed-forward."""
+    def __init__(self, config):
+        super().__init__()
+        self.dropout = config.dropout
+        self.mixer_norm, self.attention = Norm(config), Attention(config)
+        self.feed_forward = None
+        if config.feed_forward != "none":
+            self.feed_forward_norm = Norm(config)
+            self.feed_forward = FeedForward(config)
+
+    def forward(self, x, rotation):
+        x = x + F.dropout(self.attention(self.mixer_norm(x), rotation), self.dropout, self.training)
+        if self.feed_forward is not None:
+            x = x + F.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
+        return x
+
+
+class Twin(nn.Module):
+    """The model of a `slm_np.config.ModelConfig` in PyTorch. Its parameters carry slm_np's names; fresh weights are N(0, 0.02)."""
+    def __init__(self, config, dtype=torch.float32):
+        super().__init__()
+        V, T, D = config.vocab_size, config.block_size, config.n_embd
+        self.config = config
+        self.embedding = nn.Embedding(V, D)
+        self.positions = nn.Embedding(T, D) if config.positions == "learned" else None
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
+        self.norm = Norm(config)
+        self.head = None if config.head == "tied" else Head(config)
+        self.transposed = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Linear)} - {"head.weight"}
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                nn.init.normal_(weight, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
+        time = torch.arange(T, dtype=torch.float64)[:, None]
+        if config.positions == "rotary":
+            angle = time * config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+            table = torch.stack((angle.cos(), angle.sin()))
+        elif config.positions == "sinusoidal":
+            angle = time / 10000.0 ** (torch.arange(0, D, 2, dtype=torch.float64) / D)
+            table = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :D]
+        else:
+            table = None
+        self.register_buffer("table", table, persistent=False)
+        self.to(dtype)
+
+    def forward(self, tokens):
+        """Logits (B, T, V) of int64 `tokens` (B, T)."""
+        T = tokens.shape[1]
+        x, rotation = self.embedding(tokens), None
+        if self.config.positions == "learned":
+            x = x + self.positions.weight[:T]
+        elif self.config.positions == "sinusoidal":
+            x = x + self.table[:T]
+        elif self.config.positions == "rotary":
+            rotation = self.table[:, :T]
+        x = F.dropout(x, self.config.dropout, self.training)
+        for layer in self.layers:
+            x = layer(x, rotation)
+        x = self.norm(x)
+        return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+
+    def loss(self, tokens, targets):
+        """Mean cross-entropy in nats over all B T `targets`."""
+        return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
+
+    def _turned(self, name, tensor):
+        """`tensor` from PyTorch's shape to slm_np's or back: an nn.Linear's weight is transposed, save the head's last, (V, columns) in both."""
+        return tensor.T if name in self.transposed else tensor
+
+    def weights(self):
+        """{name: array}: copies of the weights in slm_np's names and shapes."""
+        return {name: np.array(self._turned(name, weight.detach()).numpy(), order="C") for name, weight in self.named_parameters()}
+
+    def gradients(self):
+        """{name: array}: copies of the gradients that `loss(...).backward()` left, in slm_np's names and shapes."""
+        return {name: np.array(self._turned(name, weight.grad).numpy(), order="C") for name, weight in self.named_parameters()}
+
+    def load(self, arrays):
+        """Take weights in slm_np's names and shapes; returns self. ValueError unless names and shapes are exactly this model's."""
+        shapes = {name: tuple(self._turned(name, weight).shape) for name, weight in self.named_parameters()}
+        if wrong := shapes.items() ^ {name: np.shape(array) for name, array in arrays.items()}.items():
+            raise ValueError(f"these weights are on one side only, the twin's or the given: {sorted(wrong)}")
+        with torch.no_grad():
+            for name, weight in self.named_parameters():
+                weight.copy_(self._turned(name, torch.tensor(np.asarray(arrays[name]))))
+        return self
+
+
+class Trainer:
+    """One optimisation step at a time: fused AdamW on `twin` after clipping the norm of the whole gradient to `grad_clip` (0 is off).
+
+    `decay` "matrices" decays tensors with two axes, "all" every tensor. `compiled` sends the loss through `torch.compile` (needs a C++
+    compiler), `bfloat16` computes it under autocast; weights and moments keep the twin's type.
+    """
+    def __init__(self, twin, learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, decay="matrices", grad_clip=1.0,
+                 compiled=False, bfloat16=False):
+        self.twin, self.grad_clip, self.bfloat16 = twin, grad_clip, bfloat16
+        self.loss = torch.compile(twin.loss, dynamic=False) if compiled else twin.loss
+        groups = {True: [], False: []}
+        for parameter in twin.parameters():
+            groups[parameter.ndim >= 2 or decay == "all"].append(parameter)
+        self.optimizer = torch.optim.AdamW([dict(params=groups[True], weight_decay=weight_decay), dict(params=groups[False], weight_decay=0.0)],
+                                           lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
+
+    def train_step(self, tokens, targets):
+        """Loss (float, nats) of integer arrays or tensors `tokens`, `targets` (B, T) before the update that this makes."""
+        tokens, targets = torch.as_tensor(tokens).long(), torch.as_tensor(targets).long()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            loss = self.loss(tokens, targets)
+        loss.backward()
+        if self.grad_clip:
+            nn.utils.clip_grad_norm_(self.twin.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
