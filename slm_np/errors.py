@@ -9,24 +9,40 @@ class UserError(Exception):
 
 
 def exit_with_sentence(main):
-    """Make `main(argv)` a command: a `UserError` is its sentence on stderr and exit status 2; Ctrl-C and a closed pipe end it quietly."""
+    """Make `main(argv)` a command: what goes wrong outside of the program is one sentence on stderr, not a traceback.
+
+    Exit status: 2 for bad input (`UserError`), too little memory and what the system refuses; 130 after Ctrl-C; 141, quietly, where
+    whoever read the output has closed it.
+    """
     @functools.wraps(main)
     def run(argv=None):
         try:
-            return main(argv)
+            main(argv)
+            sys.stdout.flush()  # here, where a closed pipe or a full disk can still be told
+            return
         except UserError as error:
-            print(f"slm_np: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            sentence, status = str(error), 2
         except MemoryError as error:
-            print(f"slm_np: out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd", file=sys.stderr)
-            raise SystemExit(2) from None
+            sentence, status = f"out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd", 2
         except KeyboardInterrupt:
-            print("slm_np: interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
+            sentence, status = "interrupted", 130
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush has somewhere to go
-            raise SystemExit(141) from None
+            sentence, status = "", 141
+        except OSError as error:
+            sentence, status = f"the system refuses: {error}; mend that and start again", 2
+        if sentence:
+            print(f"slm_np: {sentence}", file=sys.stderr)
+        drop_output()
+        raise SystemExit(status)
     return run
+
+
+def drop_output():
+    """Where stdout cannot take what is left for it, give the interpreter's last flush another place."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def near(word, known):

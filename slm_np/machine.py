@@ -41,6 +41,8 @@ def check_memory(needed, what):
 def use_threads(threads):
     """Set the number of threads of all kernels, 0 for one per core; returns it. UserError if there are not so many cores."""
     import numba
+    from slm_np.ops.device import cpu_kernels
+    cpu_kernels()  # it says how waiting threads wait, before Numba starts them
     cores = numba.config.NUMBA_NUM_THREADS
     if threads > cores:
         raise UserError(f"--threads {threads} is more than the {cores} cores this process may use; give at most {cores}, or set NUMBA_NUM_THREADS")

@@ -5,13 +5,11 @@ from slm_np import checkpoint
 
 
 def loss_curve(directory, floor=None):
-    """Write loss.png into the run: training loss, evaluations of both splits. Returns '; loss.png' or, without matplotlib, what to install."""
-    try:
-        import matplotlib
-    except ImportError:
-        return '; for a picture of the loss: pip install "slm_np[plot]"'
-    matplotlib.use("Agg", force=False)
-    from matplotlib.figure import Figure
+    """Write loss.png into the run: training loss, evaluations of both splits. floor: bits per byte no model can beat, or None.
+
+    Returns its path. ImportError without matplotlib, OSError if the disk refuses.
+    """
+    from matplotlib.figure import Figure  # not pyplot, which would choose a backend for the caller's notebook too
     rows = checkpoint.read_metrics(directory)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -25,5 +23,6 @@ def loss_curve(directory, floor=None):
     axes.set(xlabel="step", ylabel="loss, nats per token", title=Path(directory).name)
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(Path(directory) / "loss.png", dpi=120)
-    return f"; loss curve: {Path(directory) / 'loss.png'}"
+    path = Path(directory) / "loss.png"
+    figure.savefig(path, dpi=120)
+    return path

@@ -16,37 +16,40 @@ def interactive():
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-class Progress:
-    """Training's display: `update` draws the bar or, at log steps, prints a line; `say` prints a line above the bar."""
+def bar(**options):
+    """tqdm's bar, which draws nothing where no bar can be drawn."""
+    from tqdm.auto import tqdm
+    return tqdm(dynamic_ncols=True, disable=not interactive(), **options)
 
-    def __init__(self, total, start, quiet=False):
-        self.total, self.quiet, self.bar = total, quiet, None
-        self.begun, self.fraction_begun = time.perf_counter(), None
+
+class Progress:
+    """Training's display: `update` moves the bar or, at log steps, prints a line; `say` prints a line above the bar.
+
+    The bar measures the share of the run that is over, so that a limit in updates and one in time look alike.
+    """
+
+    def __init__(self, fraction, quiet=False):
+        self.quiet, self.fraction, self.begun = quiet, fraction, time.perf_counter()
+        self.bar = None
         if not quiet and interactive():
-            from tqdm.auto import tqdm
-            self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
+            self.bar = bar(total=1.0, initial=fraction, smoothing=0.05, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
 
     def update(self, step, fraction, text, log):
-        """step: updates done.   fraction: share of the run that is over.   text: what to show.   log: whether this is a log step."""
-        if self.quiet:
-            return
-        if self.fraction_begun is None:
-            self.fraction_begun = fraction
+        """step: what to call it, such as "step 3/100".   fraction: share of the run that is over.   text: what else to show.   log: whether to."""
         if self.bar is not None:
-            self.bar.update(step - self.bar.n)
+            self.bar.set_description_str(step, refresh=False)
             if log:
                 self.bar.set_postfix_str(text, refresh=False)
-        elif log:
-            done = fraction - self.fraction_begun
+            self.bar.update(fraction - self.bar.n)
+        elif log and not self.quiet:
+            done = fraction - self.fraction
             eta = duration((time.perf_counter() - self.begun) * (1 - fraction) / done) if done > 0 else "?"
-            print(f"step {step}/{self.total or '?'}  {text}  ETA {eta}", file=sys.stderr, flush=True)
+            print(f"{step}  {text}  ETA {eta}", file=sys.stderr, flush=True)
 
     def say(self, text):
-        if self.quiet:
-            return
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
-        else:
+        elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     def close(self):

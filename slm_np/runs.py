@@ -1,23 +1,75 @@
-"""A run on disk as a model in memory, with its tokenizer and its defaults for sampling."""
+"""Runs on disk: the directory of a new one, the newest, and a run as a model in memory with its tokenizer and its defaults for sampling."""
+import contextlib
+import itertools
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np import checkpoint
 from slm_np.errors import UserError
-from slm_np.model import Model, parameter_count
-from slm_np.machine import check_memory
-from slm_np.sampling import SamplingConfig, from_generation_config
+
+RUNS = Path("runs")
+
+
+def check_free(out_dir):
+    """UserError if `out_dir` is a file or holds a run."""
+    if os.path.lexists(out_dir) and not os.path.isdir(out_dir):
+        raise UserError(f"--out-dir {out_dir} is a file; name a directory")
+    if any(os.path.lexists(Path(out_dir) / name) for name in ("config.json", "model.safetensors", "metrics.jsonl")):
+        raise UserError(f"{out_dir} already holds a run; go on with it by --resume {out_dir}, or choose another --out-dir")
+
+
+@contextlib.contextmanager
+def new_directory(out_dir, name):
+    """Make the directory of a new run: `out_dir`, or without one the first of runs/NAME, runs/NAME-2, ... that is not there yet.
+
+    If what fills it raises, all that came into it goes again. UserError if it cannot be made or already holds a run.
+    """
+    names = [Path(out_dir)] if out_dir else (RUNS / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
+    # The name is taken by making it, so that two programs that start at once do not share a directory.
+    directory = next(path for path in names if _made(path) or out_dir)
+    check_free(directory)
+    before = set(os.listdir(directory))
+    try:
+        yield directory
+    except BaseException:
+        for entry in set(os.listdir(directory)) - before:
+            path = directory / entry
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        if not before:
+            directory.rmdir()
+        raise
+
+
+def _made(directory):
+    """Whether the directory was made, and not there before."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir()
+        return True
+    except FileExistsError:
+        return False
+    except (OSError, ValueError) as error:  # ValueError: a character that no path may have
+        raise UserError(f"the run's directory {str(directory)!r} cannot be made ({getattr(error, 'strerror', error)}); choose another --out-dir") from None
+
+
+def newest_run():
+    """The run under runs/ that was written to last. UserError if there is none."""
+    found = [path.parent for path in RUNS.glob("*/config.json")] if RUNS.is_dir() else []
+    if not found:
+        raise UserError("there is no run in runs/ yet; train one by python -m slm_np.train, or name its directory")
+    return max(found, key=lambda path: max(p.stat().st_mtime for p in path.iterdir()))
 
 
 @dataclass
 class Run:
     """A loaded run: `model`, `tokenizer` (None for bare token files), `config` (RunConfig), `step` its weights are of, `sampling` its defaults."""
     path: Path
-    model: Model
+    model: object
     tokenizer: object
-    config: checkpoint.RunConfig
+    config: object
     step: int
-    sampling: SamplingConfig
+    sampling: object
 
 
 def load(path):
@@ -25,7 +77,11 @@ def load(path):
 
     UserError if the folder is no run, or anything in it is damaged.
     """
+    from slm_np import checkpoint
     from slm_np.data.tokenizer import load_tokenizer
+    from slm_np.machine import check_memory
+    from slm_np.model import Model, parameter_count
+    from slm_np.sampling import SamplingConfig, from_generation_config
     path = Path(path)
     config = checkpoint.read_config(path)
     check_memory(8 * parameter_count(config.model), f"the model in {path}")
@@ -34,12 +90,7 @@ def load(path):
         _, metadata = checkpoint.load_best(path, into=model.parameters.weight)
         step = int(metadata["step"])
     else:
-        found = checkpoint.newest_checkpoint(path)
-        for name, view in model.parameters.weight.items():
-            if name not in found.model or found.model[name].shape != view.shape:
-                raise UserError(f"{found.path} does not hold the tensor {name} of shape {view.shape}; restore it from a copy")
-            view[...] = found.model[name]
-        step = found.step
+        step = checkpoint.newest_checkpoint(path, model.parameters.weight).step
     tokenizer = load_tokenizer(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None
     if tokenizer is not None and tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(f"{path / 'tokenizer.json'} has {tokenizer.vocab_size} pieces, the model {config.model.vocab_size}; restore the tokenizer the run was trained with")

@@ -1,7 +1,10 @@
 """The training loop: batches in, updates, evaluations, checkpoints; it can stop and go on at any update with the same bits."""
+import contextlib
 import math
+import os
 import signal
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from slm_np import checkpoint
 from slm_np.errors import UserError
 from slm_np.model import Model
 from slm_np.optim import AdamW, learning_rate
-from slm_np.progress import Progress
+from slm_np.progress import Progress, bar
 
 TRAIN, EVALUATE_TRAIN, EVALUATE_VALIDATION = range(3)  # purposes of random batches
 BAD_STEPS = 5
@@ -51,9 +54,10 @@ class Trainer:
             self.max_iters = math.ceil(train.epochs * self.order.n_windows / (train.batch_size * train.grad_accumulation_steps))
         self.updates = 0          # updates tried, those skipped for a bad gradient included: the step of every schedule and batch
         self.bad_steps = 0        # skipped in a row
-        self.elapsed = 0.0        # seconds of training, over all sessions
+        self.elapsed = 0.0        # seconds of training, evaluations and saving included, over all sessions
         self.best = math.inf      # lowest validation loss so far, nats per token
         self.evaluated = self.saved = -1  # the step of the last evaluation and of the last checkpoint
+        self.timed_steps, self.timed_seconds = 0, 0.0  # since the last line of the log
         self.stop_signal = None
 
     @property
@@ -104,6 +108,7 @@ class Trainer:
         for tokens, purpose in ((self.corpus.train, EVALUATE_TRAIN), (self.corpus.validation, EVALUATE_VALIDATION)):
             total = 0.0
             for i in range(self.config.eval_iters):
+                self.check_stop()
                 random_batch(self.tokens, self.targets, tokens, self.config.seed, purpose, i)
                 total += self.model.loss(self.tokens, self.targets)
             means.append(total / self.config.eval_iters)
@@ -111,22 +116,27 @@ class Trainer:
 
     def whole_loss(self, tokens):
         """Mean loss over all targets of a split, in windows one after another, in nats per token."""
-        return whole_loss(self.model, tokens, self.tokens, self.targets)
+        from slm_np.data.tokens import gather, sequential_windows
+        batch, steps = self.tokens.shape
+        windows, total = sequential_windows(tokens, steps), 0.0
+        with bar(total=len(tokens) - 1, desc=f"evaluating {tokens.split}", unit="token", unit_scale=True, delay=1, leave=False) as shown:
+            while rows := list(islice(windows, batch)):
+                starts, new = zip(*rows)
+                gather(self.tokens, self.targets, tokens, starts + starts[:1] * (batch - len(rows)))
+                losses = self.model.losses(self.tokens, self.targets)
+                total += sum(float(losses[row, steps - n:].sum(dtype=np.float64)) for row, n in enumerate(new))
+                shown.update(sum(new))
+        return total / (len(tokens) - 1)
 
     # What a run leaves on disk
 
     def start(self):
-        """Make the run's directory with its settings and tokenizer."""
-        if self.out_dir is None:
-            return
+        """Fill the run's new directory: tokenizer, the checkpoint of step 0 and, last, the settings, which make it a run."""
         from slm_np.sampling import SamplingConfig, to_generation_config
-        try:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"the run's directory {self.out_dir} cannot be made ({error.strerror}); choose another --out-dir") from None
         if self.corpus.tokenizer is not None:
             self.corpus.tokenizer.save(self.out_dir / "tokenizer.json")
         checkpoint.write_json(self.out_dir / "generation_config.json", to_generation_config(SamplingConfig()))
+        self.save()
         checkpoint.write_config(self.out_dir, self.run)
 
     def save(self):
@@ -156,6 +166,29 @@ class Trainer:
     def finished(self):
         return self.elapsed >= self.config.max_seconds if self.config.max_seconds else self.updates >= self.max_iters
 
+    def train(self):
+        """Run to the end. Interrupted after SIGINT or SIGTERM, UserError after five bad steps; both leave a checkpoint to resume from."""
+        config = self.config
+        progress = Progress(self.progress, self.quiet)
+        clock = time.perf_counter()
+        try:
+            with self.signals():
+                while True:
+                    self.elapsed, clock = self.elapsed + time.perf_counter() - clock, time.perf_counter()
+                    if self.updates % config.save_interval == 0 or self.finished():
+                        self.save()
+                    if self.evaluated != self.updates and (self.updates and self.updates % config.eval_interval == 0 or self.finished()):
+                        self.evaluate(progress)
+                    if self.finished():
+                        break
+                    self.advance(progress)
+                    self.check_stop()
+        except Interrupted:
+            self.save()
+            raise
+        finally:
+            progress.close()
+
     def evaluate(self, progress):
         """Losses of both splits, a row of metrics, a few words; the best model is kept."""
         train_loss, val_loss = self.estimate_loss()
@@ -164,95 +197,56 @@ class Trainer:
             self.best = val_loss
             if self.out_dir is not None:
                 checkpoint.save_best(self.out_dir, self.model.parameters.weight, dict(step=self.updates, val_loss=val_loss))
-        self.log(dict(step=self.updates, train_loss=train_loss, val_loss=val_loss, val_bpb=bits if math.isfinite(bits) else None, time_s=round(self.elapsed, 3)))
+        self.log(dict(step=self.updates, train_loss=train_loss, val_loss=val_loss, val_bpb=bits, time_s=round(self.elapsed, 3)))
         self.evaluated = self.updates
         shown = f"{bits:.3f} bits/byte" if math.isfinite(bits) else f"{val_loss:.3f} nats/token"
-        words = self.sampler(self.model) if self.sampler else ""
+        words = self.sampler(self.model) if self.sampler and math.isfinite(val_loss) else ""
         progress.say(f"step {self.updates}: train loss {train_loss:.4f}, validation loss {val_loss:.4f}, {shown}" + (f"  | {words}" if words else ""))
-        self.model.plan(*self.tokens.shape)
 
-    def train(self):
-        """Run to the end. Interrupted after SIGINT or SIGTERM, UserError after five bad steps; both leave a checkpoint to resume from."""
-        config, per_step = self.config, self.tokens.size * self.config.grad_accumulation_steps
-        progress = Progress(None if config.max_seconds else self.max_iters, self.updates, self.quiet)
-        previous = self.catch_signals()
-        since_log = tokens_since = 0.0
-        try:
-            while True:
-                done = self.finished() or self.stop_signal is not None
-                if self.updates and (self.updates % config.save_interval == 0 or done):
-                    self.save()
-                if self.evaluated != self.updates and (self.updates and self.updates % config.eval_interval == 0 or self.finished()) and self.stop_signal is None:
-                    begun = time.perf_counter()
-                    self.evaluate(progress)
-                    if config.max_seconds:
-                        self.elapsed += time.perf_counter() - begun
-                if done:
-                    break
-                begun = time.perf_counter()
-                loss, norm, rate = self.step()
-                seconds = time.perf_counter() - begun
-                self.elapsed += seconds
-                since_log, tokens_since = since_log + seconds, tokens_since + per_step
-                if not math.isfinite(norm):
-                    progress.say(f"step {self.updates}: the loss is {loss} and the gradient's norm {norm}: update skipped")
-                    self.log(dict(step=self.updates, skipped=True, loss=None, lr=rate, grad_norm=None))
-                    if self.bad_steps == BAD_STEPS:
-                        self.save()
-                        raise UserError(f"{BAD_STEPS} updates in a row had a loss or gradient that is not finite; the last good weights are saved, "
-                                        "resume with a lower --learning-rate or --grad-clip")
-                log = self.updates % config.log_interval == 0
-                rate_tokens = tokens_since / since_log
-                if log and math.isfinite(norm):
-                    self.log(dict(step=self.updates, loss=loss, lr=rate, grad_norm=norm, step_ms=round(1e3 * since_log * per_step / tokens_since, 3),
-                                  tokens_per_s=round(rate_tokens, 1)))
-                bits = bits_per_byte(loss, self.corpus.train)
-                text = f"loss {loss:.3f}" + (f"  {bits:.2f} bits/byte" if math.isfinite(bits) else "") + f"  {rate_tokens:,.0f} tokens/s"
-                progress.update(self.updates, self.progress, text, log)
-                if log:
-                    since_log = tokens_since = 0.0
-        finally:
-            progress.close()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def advance(self, progress):
+        """A step, shown and logged. UserError after five in a row without an update; the last good weights are saved before."""
+        begun = time.perf_counter()
+        loss, norm, rate = self.step()
+        self.timed_steps, self.timed_seconds = self.timed_steps + 1, self.timed_seconds + time.perf_counter() - begun
+        per_step = self.timed_seconds / self.timed_steps
+        per_second = self.tokens.size * self.config.grad_accumulation_steps / per_step
+        due = self.updates % self.config.log_interval == 0
+        if self.bad_steps:
+            progress.say(f"step {self.updates}: the loss is {loss} and the gradient's norm {norm}: update skipped")
+        if due or self.bad_steps:
+            self.log(dict(step=self.updates, loss=loss, lr=rate, grad_norm=norm, step_ms=round(1e3 * per_step, 3), tokens_per_s=round(per_second, 1)))
+        bits = bits_per_byte(loss, self.corpus.train)
+        text = f"loss {loss:.3f}" + (f"  {bits:.2f} bits/byte" if math.isfinite(bits) else "") + f"  {per_second:,.0f} tokens/s"
+        progress.update(f"step {self.updates}" + ("" if self.config.max_seconds else f"/{self.max_iters}"), self.progress, text, due)
+        if due:
+            self.timed_steps, self.timed_seconds = 0, 0.0
+        if self.bad_steps == BAD_STEPS:
+            self.bad_steps = 0  # who resumes has five again
+            self.save()
+            raise UserError(f"{BAD_STEPS} updates in a row had a loss or gradient that is not finite; the last good weights are saved, "
+                            "resume with a lower --learning-rate or --grad-clip")
+
+    def check_stop(self):
+        """Interrupted, if a signal has asked for it."""
         if self.stop_signal is not None:
             raise Interrupted(128 + self.stop_signal)
 
-    def catch_signals(self):
-        """The first SIGINT or SIGTERM asks the loop to stop after this step, the second leaves at once. Only a main thread can catch them."""
+    @contextlib.contextmanager
+    def signals(self):
+        """Within, the first SIGINT or SIGTERM asks the loop to stop after this step, the second leaves at once. Only a main thread can catch them."""
         def ask(number, frame):
             if self.stop_signal is not None:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
             self.stop_signal = number
+            if not self.quiet:  # not by print, which the signal may have come in the middle of
+                os.write(2, b"\nstopping after this step; once more leaves at once\n")
         previous = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                previous[number] = signal.signal(number, ask)
-            except ValueError:
-                break
-        return previous
-
-
-def whole_loss(model, tokens, x, y):
-    """Mean cross-entropy over all targets of `tokens`, in windows one after another, in nats. x, y: (B, T) int32 room for a batch."""
-    from slm_np.data.tokens import gather, sequential_windows
-    batch, steps = x.shape
-    total, count, rows = 0.0, 0, []
-
-    def flush():
-        nonlocal total, count
-        starts = [start for start, _ in rows] + [rows[0][0]] * (batch - len(rows))
-        gather(x, y, tokens, starts)
-        losses = model.losses(x, y)
-        for row, (_, new) in enumerate(rows):
-            total += float(losses[row, steps - new:].sum(dtype=np.float64))
-            count += new
-        rows.clear()
-    for window in sequential_windows(tokens, steps):
-        rows.append(window)
-        if len(rows) == batch:
-            flush()
-    if rows:
-        flush()
-    return total / count
+        try:
+            with contextlib.suppress(ValueError):
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    previous[number] = signal.signal(number, ask)
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)

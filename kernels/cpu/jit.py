@@ -4,15 +4,20 @@ Numba's cache notices a change in the file of a kernel but not in the helpers it
 folder named by a hash of all kernel sources, and helpers can be shared freely.
 """
 import hashlib
+import os
 import sys
 from pathlib import Path
 
-import numba
-from llvmlite import binding
-from numba import types
-from numba.extending import intrinsic, overload
+# Threads that wait must sleep, not spin: with anything else running on the machine, a spinning thread keeps the core from the one
+# it waits for, and a loop of 10 microseconds takes 8 milliseconds. OpenMP reads this when Numba loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from slm_np.paths import cache_dir
+import numba  # noqa: E402
+from llvmlite import binding  # noqa: E402
+from numba import types  # noqa: E402
+from numba.extending import intrinsic  # noqa: E402
+
+from slm_np.paths import cache_dir  # noqa: E402
 
 # Sums may be reordered and multiplications fused, so that loops vectorise; NaN and infinity keep their meaning.
 FAST = {"reassoc", "nsz", "arcp", "contract"}
