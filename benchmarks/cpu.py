@@ -17,7 +17,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from shapes import SHAPES, operations, products, shape  # noqa: E402
+from measure import write_json  # noqa: E402
+from shapes import SHAPES, names_of, operations, shape  # noqa: E402
+
+from slm_np.errors import exit_with_sentence  # noqa: E402
 
 ENGINES = {"slm_np": "ours", "eager": "PyTorch", "compiled": "PyTorch compiled"}
 
@@ -115,13 +118,15 @@ def torch_step(shape_name, dtype, threads, compiled):
     return step
 
 
-def numpy_product_rate(shape_name):
-    """Operations per second that NumPy's products reach on the step's own shapes, in a process where BLAS has its own threads."""
+def numpy_product_rate(shape_name, threads):
+    """Operations per second that NumPy's products reach on the step's own shapes, in a process where BLAS has threads of its own."""
     code = f"""
 import sys; sys.path[:0] = {[str(HERE), str(HERE.parent)]!r}
 import numpy as np
+from threadpoolctl import threadpool_limits
 from measure import median_seconds
 from shapes import products, shape
+threadpool_limits({threads or None})
 seconds = operations = 0
 for m, k, n, count in products(*shape({shape_name!r})):
     rows = min(m, max(512, (64 << 20) // (4 * n)))  # as many rows of a large product as are computed at once
@@ -149,7 +154,7 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
     peaks = {name: engine.close() for name, engine in engines.items()}
     step = {name: statistics.median(values) for name, values in times.items()}
     row = dict(shape=shape_name, dtype=dtype, tokens_per_s=tokens / step["slm_np"], step_ms=1e3 * step["slm_np"], gflops=1e-9 * operations(config, batch) / step["slm_np"],
-               gemm_gflops=1e-9 * numpy_product_rate(shape_name), peak_rss_mb=peaks["slm_np"], torch_variant=None, torch_tokens_per_s=None, torch_peak_rss_mb=None, ratio=None)
+               gemm_gflops=1e-9 * numpy_product_rate(shape_name, threads), peak_rss_mb=peaks["slm_np"], torch_variant=None, torch_tokens_per_s=None, torch_peak_rss_mb=None, ratio=None)
     if against == "torch":
         best = min(("eager", "compiled"), key=step.get)
         row.update(torch_variant=best, torch_tokens_per_s=tokens / step[best], torch_peak_rss_mb=peaks[best], ratio=step[best] / step["slm_np"])
@@ -164,18 +169,19 @@ def profile(shape_name, threads, seconds):
     from slm_np.ops import linear, loss
     trainer = trainer_of(shape_name, threads)
     rate, memory = product_rate(), bandwidth()
-    spent, floor, calls = {}, {}, {}
+    spent, floor, calls, untimed = {}, {}, {}, []
 
     def timed(name, function, operations):
         def run(*args):
-            arrays = [a for a in args if isinstance(a, np.ndarray)]
+            sizes = [a.nbytes for a in args if isinstance(a, np.ndarray) and (a.ndim != 3 or "attention" not in name)]  # attention's scratch stays in the cache
+            if name.startswith("embedding"):  # of the table only the rows that stand in the text
+                sizes = [min(size, args[2 if "backward" in name else 0].nbytes) for size in sizes]
             flops, label = operations(args)
             begun = time.perf_counter()
             function(*args)
             label = f"{name} {label}"
             spent[label] = spent.get(label, 0.0) + time.perf_counter() - begun
-            moved = sum(a.nbytes for a in arrays if a.ndim != 3 or "attention" not in name)  # attention's scratch stays in the cache
-            floor[label] = floor.get(label, 0.0) + max(flops / rate, moved / memory)
+            floor[label] = floor.get(label, 0.0) + max(flops / rate, sum(sizes) / memory)
             calls[label] = calls.get(label, 0) + 1
         return run
 
@@ -200,6 +206,7 @@ def profile(shape_name, threads, seconds):
                           (ops, [n for n in vars(ops) if n.endswith(("_forward", "_backward", "accumulate")) and n != "linear_backward" and not n.startswith("head")]),
                           (ops, ("linear_backward_input", "linear_backward_weight"))):
         for name in names:
+            untimed.append((module, name, getattr(module, name)))
             setattr(module, name, timed(name, getattr(module, name), counts.get(name, none)))
     update = trainer.optimizer.step
     weights = trainer.model.parameters.weights
@@ -213,6 +220,8 @@ def profile(shape_name, threads, seconds):
         trainer.step()
         steps += 1
     total = (time.perf_counter() - begun) / steps
+    for module, name, function in untimed:
+        setattr(module, name, function)
     print(f"\n{shape_name}: {1e3 * total:.1f} ms a step; products {rate / 1e9:.0f} GFLOP/s, copy {memory / 1e9:.1f} GB/s")
     print(f"{'op':<52}{'calls':>6}{'ms':>10}{'floor ms':>10}{'gap ms':>9}")
     for label in sorted(spent, key=lambda k: spent[k] - floor[k], reverse=True):
@@ -221,9 +230,10 @@ def profile(shape_name, threads, seconds):
     print(f"{'the rest: batches, Python':<52}{'':>6}{1e3 * rest:>10.2f}\n{'sum':<52}{'':>6}{1e3 * total:>10.2f}{1e3 * sum(floor.values()) / steps:>10.2f}")
 
 
-def main():
+@exit_with_sentence
+def main(argv=None):
     parser = argparse.ArgumentParser(description="Training speed on this CPU.")
-    parser.add_argument("--shapes", default=",".join(SHAPES), help=f"which of {', '.join(SHAPES)} (default: all)")
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="which, separated by commas (default: %(default)s)")
     parser.add_argument("--dtype", default="fp32", choices=("fp32",))
     parser.add_argument("--against", choices=("torch",), help="run PyTorch's twin beside it, eager and compiled")
     parser.add_argument("--threads", type=int, default=0, help="0 means one per core")
@@ -232,11 +242,8 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--profile", action="store_true", help="say where the step's time goes instead")
     parser.add_argument("--engine", choices=tuple(ENGINES), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    names = args.shapes.split(",")
-    for name in names:
-        if name not in SHAPES:
-            parser.error(f"the shape {name!r} is unknown; known are {', '.join(SHAPES)}")
+    args = parser.parse_args(argv)
+    names = names_of(args.shapes)
     if args.engine:
         return serve(args.engine, names[0], args.dtype, args.threads)
     rows = []
@@ -251,7 +258,7 @@ def main():
             line += f"   PyTorch {row['torch_variant']} {row['torch_tokens_per_s']:,.0f} tokens/s {row['torch_peak_rss_mb']:.0f} MB   ratio {row['ratio']:.2f}, memory {row['peak_rss_mb'] / row['torch_peak_rss_mb']:.2f}"
         print(line, flush=True)
         if args.json:
-            Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            write_json(args.json, rows)
 
 
 if __name__ == "__main__":

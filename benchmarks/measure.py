@@ -1,7 +1,18 @@
 """Timing side by side, and the machine's ceilings that results are held against."""
+import contextlib
+import json
 import statistics
 import sys
 import time
+from pathlib import Path
+
+
+def clock(function, count=1):
+    """Seconds per call, the mean of `count` calls."""
+    begun = time.perf_counter()
+    for _ in range(count):
+        function()
+    return (time.perf_counter() - begun) / count
 
 
 def median_seconds(function, seconds=0.5, least=5):
@@ -9,31 +20,29 @@ def median_seconds(function, seconds=0.5, least=5):
     function()
     times = []
     while len(times) < least or (sum(times) < seconds and len(times) < 1000):
-        begun = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - begun)
+        times.append(clock(function))
     return statistics.median(times)
 
 
-def alternate(functions, rounds=7, seconds=0.15):
-    """{name: median seconds} of several functions, run in turns so that a drift of the machine meets them all."""
+def alternate(functions, rounds=7, seconds=0.15, settings={}):
+    """{name: median seconds} of several functions, run in turns so that a drift of the machine meets them all.
+
+    settings: {name: function () -> context manager} in which that function's turns run; entering it is not timed.
+    """
     counts, times = {}, {name: [] for name in functions}
-    for name, function in functions.items():
-        function()
-        begun = time.perf_counter()
-        function()
-        counts[name] = max(1, int(seconds / max(1e-9, time.perf_counter() - begun)))
-    for _ in range(rounds):
+    for turn in range(rounds + 1):
         for name, function in functions.items():
-            begun = time.perf_counter()
-            for _ in range(counts[name]):
-                function()
-            times[name].append((time.perf_counter() - begun) / counts[name])
+            with settings.get(name, contextlib.nullcontext)():
+                function()  # untimed: it wakes this function's threads and fills the caches while those of the one before go to sleep
+                if turn == 0:
+                    counts[name] = max(1, int(seconds / max(1e-9, clock(function))))
+                else:
+                    times[name].append(clock(function, counts[name]))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def bandwidth():
-    """Bytes per second that a copy of 256 MiB by all threads moves, read and written bytes counted."""
+    """Bytes per second that a copy of 128 MiB by all threads moves, those read and those written counted."""
     import numpy as np
     from slm_np.kernels.cpu.jit import kernel
     from numba import prange
@@ -55,7 +64,33 @@ def product_rate(size=2048):
 
 
 def peak_rss_mb():
-    """Largest resident memory of this process so far, in MB."""
+    """Largest resident memory of this process so far, in MB (10^6 bytes)."""
+    if sys.platform == "win32":
+        return _windows_peak() / 1e6
     import resource
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _windows_peak():
+    """Largest working set of this process in bytes: Windows has no `resource` module."""
+    import ctypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ulong), ("page_faults", ctypes.c_ulong)] + [(name, ctypes.c_size_t) for name in (
+            "peak_working_set", "working_set", "peak_paged", "paged", "peak_nonpaged", "nonpaged", "pagefile", "peak_pagefile")]
+    system, counters = ctypes.WinDLL("kernel32", use_last_error=True), Counters(length=ctypes.sizeof(Counters))
+    system.GetCurrentProcess.restype = ctypes.c_void_p
+    system.K32GetProcessMemoryInfo.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong
+    if not system.K32GetProcessMemoryInfo(system.GetCurrentProcess(), ctypes.byref(counters), counters.length):
+        raise ctypes.WinError(ctypes.get_last_error())
+    return counters.peak_working_set
+
+
+def write_json(path, rows):
+    """Write the rows to a file. UserError if it cannot be written."""
+    from slm_np.errors import UserError
+    try:
+        Path(path).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written ({error.strerror}); choose another file") from None

@@ -1,5 +1,6 @@
 """The shapes that the benchmarks run, and the products of one training step. Sizes: V vocabulary, L layers, H heads, D width, F hidden, T steps, B batch."""
 from slm_np.config import ModelConfig
+from slm_np.errors import UserError, near
 from slm_np.presets import GPT2, LLAMA, PRESETS
 
 SHAPES = {  # name: (settings of the model, B)
@@ -15,6 +16,15 @@ def shape(name):
     """(ModelConfig, B) of a shape."""
     settings, batch = SHAPES[name]
     return ModelConfig(**settings), batch
+
+
+def names_of(text):
+    """The shapes named in `text`, separated by commas. UserError if one is unknown."""
+    names = text.split(",")
+    for name in names:
+        if name not in SHAPES:
+            raise UserError(f"--shapes {name!r} is unknown; {near(name, SHAPES)}")
+    return names
 
 
 def products(config, batch):

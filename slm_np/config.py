@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from slm_np.errors import UserError, near
 
 
-def setting(default, help, *, low=None, high=None, choices=None, above=None):
-    """A field with its one-line description and the values it may take: `low <= value <= high`, `value > above`, or `choices`."""
-    return dataclasses.field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, above=above))
+def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False):
+    """A field with its one-line description and the values it may take: `low <= value <= high`, `value > above`, or `choices`.
+
+    many: flags and files may give several, which are joined by commas.
+    """
+    return dataclasses.field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices, above=above, many=many))
 
 
 def check(settings):
@@ -60,10 +63,10 @@ class ModelConfig:
     init: str = setting("normal", "initial weights: N(0, 0.02) with residual projections over sqrt(2 L), or uniform within 1/sqrt(fan in)", choices=("normal", "uniform"))
 
     def __post_init__(self):
+        check(self)
         for name, default in (("n_kv_head", self.n_head), ("n_hidden", 4 * self.n_embd), ("head_hidden", 2 * self.n_embd)):
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, default)
-        check(self)
         if set(self.pattern) - set("A") or not self.pattern:
             raise UserError(f"--pattern {self.pattern!r} is unknown; it is made of the letter A (attention)")
         if self.head_dim == 0:
@@ -79,8 +82,8 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained, and on what."""
-    data: str = setting("stories", "what to train on: `stories` (the embedded corpus), or files, folders and globs separated by commas")
-    val_data: str = setting("", "what to validate on; without it the last tenth of the data")
+    data: str = setting("stories", "what to train on: `stories` (the embedded corpus), or files, folders and globs", many=True)
+    val_data: str = setting("", "what to validate on; without it the last tenth of the data", many=True)
     tokenizer: str = setting("byte", "byte, or char (the characters of the corpus); a .bin token file needs none")
     out_dir: str = setting("", "the run's directory; without it runs/PRESET, or the next free name of that kind")
     max_iters: int = setting(1000, "optimiser updates", low=0, high=10 ** 9)

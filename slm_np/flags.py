@@ -11,7 +11,7 @@ class Parser(argparse.ArgumentParser):
     """argparse in the house's manner: one sentence and exit status 2, near names for an unknown flag, no abbreviations."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120), **options)
+        super().__init__(allow_abbrev=False, formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120), **options)
 
     def error(self, message):
         raise UserError(message + f"; see {self.prog} --help")
@@ -27,20 +27,24 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
+def flag(name):
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
 def add_settings(parser, kind, title, aliases=None, defaults=None):
     """A group of flags for the fields of the dataclass `kind`; those not given are absent from the result. `defaults` are shown in the help."""
     group = parser.add_argument_group(title)
     for field in dataclasses.fields(kind):
-        flag, shown = "--" + field.name.replace("_", "-"), (defaults or {}).get(field.name, field.default)
-        text = field.metadata["help"].replace("%", "%%")
+        shown, text = (defaults or {}).get(field.name, field.default), field.metadata["help"].replace("%", "%%")
         if isinstance(field.default, bool):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=f"{text} (default: {'on' if shown else 'off'})")
+            group.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=f"{text} (default: {'on' if shown else 'off'})")
             continue
-        default = f" (default: {shown})" if shown != "" else ""
         if field.metadata["choices"]:
             text += f": {', '.join(field.metadata['choices'])}"
         also = [aliases[field.name]] if aliases and field.name in aliases else []
-        group.add_argument(flag, *also, dest=field.name, default=argparse.SUPPRESS, metavar=type(field.default).__name__.upper().replace("STR", "TEXT"), help=text + default)
+        group.add_argument(flag(field.name), *also, dest=field.name, default=argparse.SUPPRESS, nargs="+" if field.metadata["many"] else None,
+                           metavar={int: "INT", float: "FLOAT", str: "TEXT"}[type(field.default)], help=text + (f" (default: {shown})" if shown != "" else ""))
 
 
 def given(args, kind):
@@ -54,18 +58,22 @@ def given(args, kind):
 
 def converted(field, value):
     """A flag's text as the type of its field."""
-    wanted = type(field.default)
+    wanted, value = type(field.default), joined(field, value)
     if isinstance(value, wanted):
         return value
     try:
         return wanted(value)
     except ValueError:
-        flag = "--" + field.name.replace("_", "-")
-        raise UserError(f"{flag} {value!r} is not {'a whole number' if wanted is int else 'a number'}; give one such as {field.default}") from None
+        raise UserError(f"{flag(field.name)} {value!r} is not {'a whole number' if wanted is int else 'a number'}; give one such as {field.default}") from None
 
 
-def read_toml(path, kinds, extra=()):
-    """{field: value} of a TOML file whose keys are flags' names, with - or _. UserError for what is no field of the dataclasses `kinds` or of `extra`."""
+def joined(field, value):
+    """Several values of a field that takes many as one text; anything else as it is."""
+    return ",".join(value) if field.metadata["many"] and isinstance(value, list) and all(isinstance(one, str) for one in value) else value
+
+
+def read_toml(path, kinds):
+    """{field: value} of a TOML file whose keys are flags' names, with - or _: fields of the dataclasses `kinds`, and `preset`. UserError for others."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -75,15 +83,17 @@ def read_toml(path, kinds, extra=()):
             fields = tomllib.load(file)
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}); name a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # besides what TOML does not allow: bytes that are not UTF-8, endless digits, deep nesting
         raise UserError(f"--config {path} is not TOML ({error}); write lines such as max-iters = 1000") from None
-    known = [field.name for kind in kinds for field in dataclasses.fields(kind)] + list(extra)
+    known = {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
     values = {}
     for key, value in fields.items():
         name = key.replace("-", "_")
-        if name not in known:
-            raise UserError(f"--config {path} has the unknown setting {key!r}; {near(name, known)}")
-        values[name] = value
+        if name == "preset" and not isinstance(value, str):
+            raise UserError(f"--config {path} has preset = {value!r}; it must be the name of a preset in quotes")
+        if name != "preset" and name not in known:
+            raise UserError(f"--config {path} has the unknown setting {key!r}; {near(name, ['preset', *known])}")
+        values[name] = value if name == "preset" else joined(known[name], value)
     return values
 
 

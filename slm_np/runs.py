@@ -26,30 +26,31 @@ def new_directory(out_dir, name):
     If what fills it raises, all that came into it goes again. UserError if it cannot be made or already holds a run.
     """
     names = [Path(out_dir)] if out_dir else (RUNS / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
-    # The name is taken by making it, so that two programs that start at once do not share a directory.
-    directory = next(path for path in names if _made(path) or out_dir)
+    for directory in names:
+        made = _made(directory)  # the name is taken by making it, so that two programs that start at once do not share it
+        if made or out_dir:
+            break
     check_free(directory)
     before = set(os.listdir(directory))
     try:
         yield directory
     except BaseException:
-        for entry in set(os.listdir(directory)) - before:
-            path = directory / entry
+        for path in (directory / entry for entry in set(os.listdir(directory)) - before):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-        if not before:
+        if made:
             directory.rmdir()
         raise
 
 
 def _made(directory):
-    """Whether the directory was made, and not there before."""
+    """Make the directory: True, or False if it was there before. UserError if it cannot be."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         directory.mkdir()
         return True
-    except FileExistsError:
-        return False
     except (OSError, ValueError) as error:  # ValueError: a character that no path may have
+        if isinstance(error, FileExistsError) and os.path.lexists(directory):
+            return False
         raise UserError(f"the run's directory {str(directory)!r} cannot be made ({getattr(error, 'strerror', error)}); choose another --out-dir") from None
 
 

@@ -9,18 +9,18 @@ from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, exit_with_sentence
 from slm_np.presets import PRESETS, preset
 
-# Settings a resumed run may change: how long it runs, how it reports and what it uses of the machine.
-FREE = {"max_iters", "epochs", "max_time", "eval_interval", "eval_iters", "log_interval", "save_interval", "threads", "out_dir", "lr_decay_iters",
-        "learning_rate", "min_lr", "warmup_iters", "lr_schedule", "weight_decay", "beta1", "beta2", "grad_clip"}
-RUNS = Path("runs")
+LENGTHS = ("max_iters", "epochs", "max_time")  # three ways to say how long to train, of which a run has one
+# Settings a resumed run may change: how long it runs, the course of its rate, how it reports, and what it uses of the machine. Its data
+# may have moved: they are known by their content.
+FREE = {*LENGTHS, "lr_decay_iters", "learning_rate", "min_lr", "warmup_iters", "lr_schedule", "weight_decay", "beta1", "beta2", "grad_clip",
+        "eval_interval", "eval_iters", "log_interval", "save_interval", "threads", "out_dir", "data", "val_data"}
 
 
 def parser(prog="slm-np train"):
     presets = "\n".join(f"  {name:<24}{about['about']}" for name, about in PRESETS.items())
     p = flags.Parser(prog=prog, description=f"Train a small language model from scratch. Without arguments: the preset stories.\n\npresets:\n{presets}")
-    p.formatter_class = lambda prog: flags.argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120)
     group = p.add_argument_group("run")
-    group.add_argument("--preset", default=None, metavar="NAME", help="model, recipe and corpus to start from (default: stories)")
+    group.add_argument("--preset", metavar="NAME", help="model, recipe and corpus to start from (default: stories)")
     group.add_argument("-c", "--config", metavar="FILE.toml", help="settings from a file, by the names of the flags; flags win")
     group.add_argument("--resume", nargs="?", const="", metavar="DIR", help="go on with the run in DIR (default: --out-dir, else the newest in runs/)")
     flags.add_settings(p, TrainConfig, "training", defaults=PRESETS["stories"]["train"])
@@ -29,48 +29,45 @@ def parser(prog="slm-np train"):
 
 
 def settings(args):
-    """(preset's name, {field: value} given for the model, and for training) from flags over a --config file."""
-    values = flags.read_toml(args.config, (ModelConfig, TrainConfig), ["preset"]) if args.config else {}
-    name = args.preset or values.pop("preset", None) or "stories"
-    values.pop("preset", None)
-    return name, {**flags.split(values, ModelConfig), **flags.given(args, ModelConfig)}, {**flags.split(values, TrainConfig), **flags.given(args, TrainConfig)}
+    """(preset's name or None, {field: value} for the model, and for training) as given by flags, which win, and a --config file."""
+    values = flags.read_toml(args.config, (ModelConfig, TrainConfig)) if args.config else {}
+    model, train = flags.given(args, ModelConfig), flags.given(args, TrainConfig)
+    if any(train.get(name) for name in LENGTHS):
+        values = {name: value for name, value in values.items() if name not in LENGTHS}
+    model, train = flags.split(values, ModelConfig) | model, flags.split(values, TrainConfig) | train
+    lengths = [f"--{name.replace('_', '-')} {train[name]}" for name in LENGTHS if train.get(name)]
+    if len(lengths) > 1:
+        raise UserError(f"{' and '.join(lengths)} both say how long to train; give one")
+    return args.preset or values.get("preset"), model, train
 
 
-def free_directory(name):
-    """runs/NAME, or the next of runs/NAME-2, runs/NAME-3 ... that does not exist."""
-    candidates = [RUNS / name] + [RUNS / f"{name}-{i}" for i in range(2, 10000)]
-    return next(path for path in candidates if not path.exists())
-
-
-def newest_run():
-    """The run under runs/ that was written to last. UserError if there is none."""
-    found = [path.parent for path in RUNS.glob("*/config.json")] if RUNS.is_dir() else []
-    if not found:
-        raise UserError("there is no run in runs/ to resume; name its directory: --resume DIR")
-    return max(found, key=lambda path: max(p.stat().st_mtime for p in path.iterdir()))
-
-
-def resumed(args, model, train):
-    """(RunConfig, directory) of a run to go on with, its settings changed by what was given. UserError if what was given changes model or data."""
+def resumed(directory, name, model, train):
+    """The RunConfig of a run to go on with, its free settings changed as given. UserError if what was given would make it another run."""
     from slm_np import checkpoint
-    directory = Path(args.resume or train.get("out_dir") or newest_run())
     run = checkpoint.read_config(directory)
-    if args.preset and args.preset != run.preset:
-        raise UserError(f"{directory} was trained with --preset {run.preset}, not {args.preset}; resume it without --preset, or start a new run")
-    for kind, values in (("model", model), ("training", train)):
-        stored = run.model if kind == "model" else run.train
-        for name, value in values.items():
-            if name not in FREE and value != getattr(stored, name):
-                raise UserError(f"{directory} was trained with --{name.replace('_', '-')} {getattr(stored, name)}, not {value}; "
-                                "resume it without this flag, or start a new run")
-    kept = {name: value for name, value in train.items() if name in FREE}
-    return dataclasses.replace(run, train=dataclasses.replace(run.train, **kept)), directory
+    mend = "resume it without that, or start a new run"
+    if name and name != run.preset:
+        raise UserError(f"{directory} was trained with --preset {run.preset}, not {name}; {mend}")
+    length = next((field for field in ("max_time", "epochs") if getattr(run.train, field)), "max_iters")
+    other = next((field for field in LENGTHS if train.get(field) and field != length), None)
+    if other:
+        raise UserError(f"{directory} is trained for {flags.flag(length)} {getattr(run.train, length)}, not for {flags.flag(other)}; {mend}")
+    changed = dataclasses.replace(run, model=dataclasses.replace(run.model, **model), train=dataclasses.replace(run.train, **train))
+    for field in [*model, *train]:
+        was, now = (getattr(config.model if field in model else config.train, field) for config in (run, changed))
+        if field not in FREE and now != was:
+            raise UserError(f"{directory} was trained with {flags.flag(field)} {was}, not {now}; {mend}")
+    return changed
 
 
 def prepared(run):
-    """(corpus, run with the corpus' vocabulary), checked: long enough for a window, ids inside the vocabulary."""
+    """(corpus, run with the corpus' vocabulary), checked: the data of a resumed run, long enough for a window, ids inside the vocabulary."""
     from slm_np.data.tokens import check_ids, check_length, prepare
     corpus = prepare(run.train.data, run.train.val_data, run.train.tokenizer)
+    data = dict(fingerprint=corpus.fingerprint, source=corpus.source, tokens=[len(corpus.train), len(corpus.validation)])
+    if run.data and run.data.get("fingerprint") != corpus.fingerprint:
+        raise UserError(f"the data have changed since the run began: {corpus.source} has {data['tokens']} tokens to train on and to validate with, "
+                        f"{run.data.get('source')} had {run.data.get('tokens')}, and other contents; restore them, or start a new run")
     model = run.model
     if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size:
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
@@ -78,28 +75,33 @@ def prepared(run):
         check_length(tokens, model.block_size)
         if corpus.tokenizer is None:
             check_ids(tokens, model.vocab_size)
-    data = dict(fingerprint=corpus.fingerprint, source=corpus.source)
-    if run.data and run.data.get("fingerprint") != corpus.fingerprint:
-        raise UserError(f"the data {corpus.source!r} is not what the run was trained on (its content or tokenizer changed); restore it, or start a new run")
     return corpus, dataclasses.replace(run, model=model, data=data)
 
 
-def describe(run, corpus, threads):
-    """The lines before training: machine, corpus, model, memory plan. UserError if the model does not fit into memory."""
-    from slm_np.machine import blas_name, check_memory
+def memory_plan(run):
+    """{part: bytes} that training takes. UserError if that is more than the machine has left."""
+    from slm_np.machine import check_memory
     from slm_np.model import parameter_count, plan
     from slm_np.workspace import planned_bytes
-    model, train = run.model, run.train
-    n = parameter_count(model)
-    requests = list(plan(model, train.batch_size, model.block_size))
-    needed = 16 * n + planned_bytes(requests, 4)
-    print(f"slm_np: float32 on the CPU, {threads} thread{'s' * (threads > 1)}, {blas_name()}", file=sys.stderr)
-    length = f"{corpus.train.n_bytes:,} bytes, " if corpus.train.n_bytes else ""
-    print(f"corpus {corpus.source}: {length}{len(corpus.train):,} training and {len(corpus.validation):,} validation tokens, vocabulary {model.vocab_size:,}", file=sys.stderr)
-    check_memory(needed, f"a model of {n:,} parameters with batches of {train.batch_size} x {model.block_size} tokens")
-    print(f"model {run.preset}: {n:,} parameters, {16 * n / 2**20:,.1f} MiB with gradients and moments; activations {planned_bytes(requests, 4) / 2**20:,.1f} MiB", file=sys.stderr)
+    model, batch = run.model, run.train.batch_size
+    n, requests = parameter_count(model), list(plan(model, batch, model.block_size))
+    kept, shared = (planned_bytes([r for r in requests if (r.lifetime == "saved") == saved], 4) for saved in (True, False))
+    parts = {"weights": 4 * n, "gradients": 4 * n, "moments": 8 * n, "activations kept for backward": kept, "shared by all layers": shared, "while saving": 16 * n}
+    check_memory(sum(parts.values()), f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens")
+    return parts
+
+
+def describe(run, corpus, memory, threads):
+    """The lines before training: machine, corpus, model, memory plan."""
+    from slm_np.machine import blas_name
+    n, length = memory["weights"] // 4, f"{corpus.train.n_bytes:,} bytes, " if corpus.train.n_bytes else ""
+    lines = [f"slm_np: float32 on the CPU, {threads} thread{'s' * (threads > 1)}, {blas_name()}",
+             f"corpus {corpus.source}: {length}{len(corpus.train):,} training and {len(corpus.validation):,} validation tokens, vocabulary {run.model.vocab_size:,}",
+             f"model {run.preset}: {n:,} parameters",
+             f"memory: {', '.join(f'{name} {size / 2**20:,.1f}' for name, size in memory.items())}, together {sum(memory.values()) / 2**20:,.1f} MiB"]
     if 5 * len(corpus.train) < n:
-        print(f"the corpus has {len(corpus.train):,} tokens for {n:,} parameters: expect gibberish; more text or a smaller model would help", file=sys.stderr)
+        lines.append(f"the corpus has {len(corpus.train):,} tokens for {n:,} parameters: expect gibberish; more text or a smaller model would help")
+    print("\n".join(lines), file=sys.stderr)
 
 
 def words(tokenizer):
@@ -116,63 +118,80 @@ def main(argv=None):
     """The command. Exit status: 0 done, 2 bad input, 130 or 143 stopped by Ctrl-C or SIGTERM with the run saved."""
     args = parser().parse(argv)
     name, model, train = settings(args)
+    from slm_np.runs import check_free, newest_run
+    out_dir = train.get("out_dir")
     if args.resume is None:
         from slm_np.checkpoint import RunConfig
-        run = RunConfig(*preset(name, model, train), preset=name)
-        directory = Path(run.train.out_dir) if run.train.out_dir else free_directory(name)
-        if (directory / "config.json").exists():
-            raise UserError(f"{directory} already holds a run; go on with it by --resume {directory}, or choose another --out-dir")
-        if directory.exists() and not directory.is_dir():
-            raise UserError(f"--out-dir {directory} is a file; name a directory")
+        name = name or "stories"
+        run, directory = RunConfig(*preset(name, model, train), preset=name), None
+        if out_dir:
+            check_free(out_dir)
     else:
-        run, directory = resumed(args, model, train)
-    train_run(run, directory, resume=args.resume is not None)
+        directory = Path(args.resume or out_dir or newest_run())
+        if out_dir and Path(out_dir) != directory:
+            raise UserError(f"--resume {directory} goes on in that directory, not in --out-dir {out_dir}; leave one of them out")
+        run = resumed(directory, name, model, train)
+    train_run(run, directory)
 
 
-def train_run(run, directory, resume=False):
-    """Train `run` in `directory` from its start, or from its newest checkpoint, and say how it went."""
-    from slm_np.machine import use_threads
-    from slm_np.ops.device import cpu_kernels
+def train_run(run, directory=None):
+    """Train `run` from its start in a new directory, or from the newest checkpoint in `directory`, and say how it went."""
+    from slm_np.machine import announce_compilation, use_threads
+    from slm_np.runs import new_directory
     from slm_np.trainer import Interrupted, Trainer
-    corpus, run = prepared(run)
-    cpu_kernels()
     threads = use_threads(run.train.threads)
-    describe(run, corpus, threads)
-    from slm_np.kernels.cpu.jit import announce_compilation
-    announce_compilation()
-    trainer = Trainer(run, corpus, directory, words(corpus.tokenizer))
-    if resume:
-        trainer.resume()
-        print(f"resuming {directory} at step {trainer.updates}", file=sys.stderr)
+    corpus, run = prepared(run)
+    memory = memory_plan(run)
+    trainer = Trainer(run, corpus, words(corpus.tokenizer))
+    if directory is None:
+        with new_directory(run.train.out_dir, run.preset) as directory:
+            trainer.start(directory)
     else:
-        trainer.start()
+        trainer.resume(directory)
+    describe(run, corpus, memory, threads)
+    print(f"{'going on' if trainer.updates else 'run'} in {directory}" + f" from step {trainer.updates}" * (trainer.updates > 0), file=sys.stderr)
+    announce_compilation()
     try:
         trainer.train()
     except Interrupted as stopped:
-        print(f"stopped at step {trainer.updates}; go on with: python -m slm_np.train --resume {directory}", file=sys.stderr)
+        print(f"stopped at step {trainer.updates}; go on with: python -m slm_np.train --resume {quoted(directory)}", file=sys.stderr)
         raise SystemExit(stopped.status) from None
-    finish(trainer, directory)
+    finish(trainer)
 
 
-def finish(trainer, directory):
+def finish(trainer):
     """After the last update: the best model over the whole validation split, a text it wrote, where it lies."""
     from slm_np import checkpoint
     from slm_np.generation import text_of
-    from slm_np.plot import loss_curve
     from slm_np.sampling import SamplingConfig
     from slm_np.trainer import bits_per_byte
-    corpus, model = trainer.corpus, trainer.model
+    corpus, model, directory = trainer.corpus, trainer.model, trainer.out_dir
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
-    loss = trainer.whole_loss(corpus.validation)
+    loss, stories = trainer.whole_loss(corpus.validation), corpus.source == "stories"
     if corpus.tokenizer is not None:
-        stops = ["\n\n"] if corpus.source == "stories" else []
-        print(f"\n{text_of(model, corpus.tokenizer, '', 800 if stops else 300, SamplingConfig(seed=trainer.config.seed), stops).strip()}\n")
+        text = text_of(model, corpus.tokenizer, "", 800 if stories else 300, SamplingConfig(seed=trainer.config.seed), ["\n\n"] if stories else [])
+        print(f"\n{text.strip()}\n")
     bits, floor = bits_per_byte(loss, corpus.validation), corpus.validation.bits_per_byte_floor
     shown = f"{bits:.4f} bits/byte" if math.isfinite(bits) else f"{loss:.4f} nats/token"
     print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor else ""))
-    message = loss_curve(directory, floor)
-    print(f"run: {directory} (best model of step {metadata['step']}{message})")
-    print(f'more: python -m slm_np.generate --model {directory} --prompt "Once upon a time"')
+    print(f"run: {directory}, best model of step {metadata['step']}; {curve(directory, floor)}")
+    print(f"more: python -m slm_np.generate --model {quoted(directory)}" + ' --prompt "Once upon a time"' * stories)
+
+
+def curve(directory, floor):
+    """What to say of the loss curve, which is drawn where that is possible: a run is no worse for want of a picture."""
+    from slm_np.plot import loss_curve
+    try:
+        return f"loss curve: {loss_curve(directory, floor)}"
+    except ImportError:
+        return 'no loss curve, as matplotlib is missing: pip install "slm_np[plot]"'
+    except OSError as error:
+        return f"no loss curve ({error.strerror})"
+
+
+def quoted(path):
+    """A path as a word of a command line."""
+    return f'"{path}"' if " " in str(path) else str(path)
 
 
 if __name__ == "__main__":

@@ -34,14 +34,14 @@ class Interrupted(Exception):
 class Trainer:
     """A model, its optimiser and its data. `step()` is one optimiser update; `train()` is the whole run.
 
-    run: RunConfig.   corpus: the Corpus of data/tokens.   out_dir: the run's directory, or None to save nothing.
-    sampler: function (model) -> text, called at evaluations for a few words.
+    run: RunConfig.   corpus: the Corpus of data/tokens.   sampler: function (model) -> text, called at evaluations for a few words.
+    Nothing is written to disk before `start(directory)` or `resume(directory)`.
     """
 
-    def __init__(self, run, corpus, out_dir=None, sampler=None, quiet=False):
+    def __init__(self, run, corpus, sampler=None, quiet=False):
         from slm_np.data.tokens import EpochOrder
         self.run, self.config, self.corpus, self.sampler, self.quiet = run, run.train, corpus, sampler, quiet
-        self.out_dir = Path(out_dir) if out_dir else None
+        self.out_dir = None
         train = self.config
         self.model = Model(run.model, train.seed, train.decay)
         self.optimizer = AdamW(self.model.parameters, train.learning_rate, train.weight_decay, train.beta1, train.beta2, grad_clip=train.grad_clip)
@@ -130,9 +130,10 @@ class Trainer:
 
     # What a run leaves on disk
 
-    def start(self):
-        """Fill the run's new directory: tokenizer, the checkpoint of step 0 and, last, the settings, which make it a run."""
+    def start(self, directory):
+        """Keep the run in a new directory: tokenizer, the checkpoint of step 0 and, last, the settings, which make it a run."""
         from slm_np.sampling import SamplingConfig, to_generation_config
+        self.out_dir = Path(directory)
         if self.corpus.tokenizer is not None:
             self.corpus.tokenizer.save(self.out_dir / "tokenizer.json")
         checkpoint.write_json(self.out_dir / "generation_config.json", to_generation_config(SamplingConfig()))
@@ -146,8 +147,9 @@ class Trainer:
             checkpoint.save_checkpoint(self.out_dir, self.updates, self.model.parameters.weight, self.optimizer.state(), state)
         self.saved = self.updates
 
-    def resume(self):
-        """Go back to the newest checkpoint of the run."""
+    def resume(self, directory):
+        """Go on with the run in a directory, from its newest checkpoint."""
+        self.out_dir = Path(directory)
         found = checkpoint.newest_checkpoint(self.out_dir, self.model.parameters.weight, self.optimizer.state())
         self.updates = self.saved = found.step
         self.optimizer.updates, self.bad_steps, self.elapsed = (found.state[k] for k in ("optimizer_updates", "bad_steps", "elapsed"))
@@ -170,11 +172,11 @@ class Trainer:
         """Run to the end. Interrupted after SIGINT or SIGTERM, UserError after five bad steps; both leave a checkpoint to resume from."""
         config = self.config
         progress = Progress(self.progress, self.quiet)
-        clock = time.perf_counter()
+        begun = time.perf_counter() - self.elapsed
         try:
             with self.signals():
                 while True:
-                    self.elapsed, clock = self.elapsed + time.perf_counter() - clock, time.perf_counter()
+                    self.elapsed = time.perf_counter() - begun
                     if self.updates % config.save_interval == 0 or self.finished():
                         self.save()
                     if self.evaluated != self.updates and (self.updates and self.updates % config.eval_interval == 0 or self.finished()):

@@ -12,7 +12,7 @@ sys.path.append(str(ROOT))  # last: an installed slm_np goes before the checkout
 
 @pytest.fixture(scope="session")
 def test_data():
-    """The folder of files made by other programs (checkpoints, vocabularies), too large or too foreign for this repository."""
+    """The folder of files made by other programs (checkpoints, vocabularies), which stay outside this repository."""
     if not os.environ.get("SLM_NP_TEST_DATA"):
         pytest.skip("SLM_NP_TEST_DATA does not name the folder of test data")
     return Path(os.environ["SLM_NP_TEST_DATA"])
@@ -20,10 +20,14 @@ def test_data():
 
 @pytest.fixture
 def threads():
-    """threads(n) sets the number of threads of all kernels; the number before is restored. Skips where this process has one core only."""
+    """threads(n) sets the number of threads of all kernels until the test ends."""
     import numba
-    if numba.config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("this process may use one core only")
     before = numba.get_num_threads()
     yield numba.set_num_threads
     numba.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    """One thread: at the sizes of tests a second one gains nothing, and on a busy machine every loop would wait for it."""
+    threads(1)

@@ -232,9 +232,8 @@ def swiglu_backward(dout, x):
 def cross_entropy(logits, targets):
     """Mean of -log softmax(logits)[target], in nats."""
     rows = logits.reshape(-1, logits.shape[-1])
-    top = rows.max(-1)
-    log_sum = top + np.log(np.exp(rows - top[:, None]).sum(-1))
-    return float(np.mean(log_sum - rows[np.arange(len(rows)), targets.reshape(-1)]))
+    rows = rows - rows.max(-1, keepdims=True)
+    return float(np.mean(np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(rows)), targets.reshape(-1)]))
 
 
 @exact

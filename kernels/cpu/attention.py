@@ -9,7 +9,7 @@ from numba import prange
 from numba.np.ufunc.parallel import get_thread_id
 
 from .dropout import kept, threshold_of
-from .elementary import exp
+from .elementary import exp, maximum
 from .gemm import gemm
 from .jit import kernel, row
 
@@ -26,7 +26,7 @@ def softmax_row(scores, length):
     """scores[:length] become probabilities, the rest zero; returns log sum exp."""
     largest, total = scores[0], scores.dtype.type(0)
     for j in range(length):
-        largest = max(largest, scores[j])
+        largest = maximum(largest, scores[j])
     for j in range(length):
         e = exp(scores[j] - largest)
         scores[j] = e

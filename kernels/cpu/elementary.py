@@ -6,8 +6,10 @@ types differ, so that the gradient check in float64 runs the kernels that ship.
 import math
 
 import numpy as np
+from llvmlite import ir
 from numba import types
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
 from .jit import float_of_bits
 
@@ -44,6 +46,20 @@ def _exp(x):
         power = P0 + rest * (P1 + rest * (P2 + rest * (P3 + rest * (P4 + rest * (P5 + rest * P6)))))
         return power * float_of_bits(np.int32(np.int32(whole) + np.int32(127)) << np.int32(23))
     return exp32
+
+
+@intrinsic
+def maximum(typingctx, a, b):
+    """The larger of two floats, NaN if one is. Python's max keeps or loses a NaN by its place, so a loop over it cannot vectorise."""
+    if a != b or a not in (types.float32, types.float64):
+        return None
+
+    def codegen(context, builder, signature, args):
+        kind = args[0].type
+        name = f"llvm.maximum.{'f32' if a == types.float32 else 'f64'}"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind, kind]), name)
+        return builder.call(function, args, fastmath=("nsz",))
+    return a(a, b), codegen
 
 
 def sigmoid(x):

@@ -2,7 +2,7 @@
 import numpy as np
 from numba import prange
 
-from .elementary import exp
+from .elementary import exp, maximum
 from .jit import kernel
 
 
@@ -13,7 +13,7 @@ def _softmax_cross_entropy(losses, logits, targets, scale, with_gradient):
         target = targets[r]
         largest = logits[r, 0]
         for v in range(pieces):
-            largest = max(largest, logits[r, v])
+            largest = maximum(largest, logits[r, v])
         at_target = logits[r, target]
         total = logits.dtype.type(0)
         if with_gradient:

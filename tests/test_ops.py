@@ -1,0 +1,416 @@
+"""Every op against the float64 oracle: in float32 no worse than its formula in plain NumPy, in float64 exact, and writing as it promises.
+
+A case runs an op and its derivative three ways: by the engine, by the same formula in NumPy in the inputs' own type, and by the oracle.
+"""
+import math
+from typing import Callable, NamedTuple
+
+import numpy as np
+import pytest
+import reference as ref
+from scipy.special import erfc
+
+from slm_np import ops
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ULP = np.finfo(np.float32).eps
+EPS = 1e-5  # of the norms
+ONE_WIDE = EPS ** -0.5  # one number less its mean, or over its size, hardly changes with it: a gradient times 1/sqrt(eps) cancels
+
+
+class Case(NamedTuple):
+    id: str
+    inputs: list       # float32 arrays
+    engine: Callable   # (start, *inputs) -> outputs; those that accumulate begin as `start`, the others as NaN
+    plain: Callable    # (*inputs) -> the same by NumPy, in the type of the inputs
+    exact: Callable    # (*inputs) -> the same by the oracle
+    sums: int = 0      # how many outputs, the last ones, accumulate
+    terms: float = 0   # size of what cancels inside an output, where nearly all of it does
+
+
+def normal(*shape, scale=1.0, seed=0):
+    return (scale * np.random.default_rng([seed, *shape]).standard_normal(shape)).astype(np.float32)
+
+
+def empty(shape, like):
+    return np.full(shape, np.nan, like.dtype)
+
+
+def begun(start, like):
+    return np.full(like.shape, start, like.dtype)
+
+
+# Activations
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def distribution(x):
+    return erfc(-x * math.sqrt(0.5)) / 2
+
+
+def cubic(x):
+    return math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x)
+
+
+def halves(x):
+    return x[:, :x.shape[1] // 2], x[:, x.shape[1] // 2:]
+
+
+def swish_slope(x):
+    s = sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def gelu_tanh_slope(x):
+    s = sigmoid(cubic(x))
+    return s * (1 + x * (1 - s) * math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x * x))
+
+
+PLAIN = {
+    "swish": (lambda x: x * sigmoid(x), lambda dout, x: dout * swish_slope(x)),
+    "gelu": (lambda x: x * distribution(x), lambda dout, x: dout * (distribution(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi))),
+    "gelu_tanh": (lambda x: x * sigmoid(cubic(x)), lambda dout, x: dout * gelu_tanh_slope(x)),
+    "swiglu": (lambda x: halves(x)[0] * sigmoid(halves(x)[0]) * halves(x)[1],
+               lambda dout, x: np.hstack((dout * halves(x)[1] * swish_slope(halves(x)[0]), dout * halves(x)[0] * sigmoid(halves(x)[0])))),
+}
+
+
+def activation(name, label, x):
+    dout = normal(len(x), x.shape[1] // (2 if name == "swiglu" else 1))
+    forward, backward = PLAIN[name]
+
+    def engine(start, x, dout):
+        out, dx, again = empty(dout.shape, x), empty(x.shape, x), empty(dout.shape, x)
+        getattr(ops, f"{name}_forward")(out, x)
+        getattr(ops, f"{name}_backward")(dx, again, dout, x)
+        return out, dx, again
+
+    def exact(x, dout):
+        out = getattr(ref, name)(x)
+        return out, getattr(ref, f"{name}_backward")(dout, x), out
+    return Case(f"{name} {label}", [x, dout], engine, lambda x, dout: (forward(x), backward(dout, x), forward(x)), exact)
+
+
+# Linear
+
+def linear(n, d, e, bias=False, residual=False, scale=1.0):
+    inputs = [normal(n, d, scale=scale), normal(d, e), normal(n, e, seed=1)] + [normal(e)] * bias + [normal(n, e, seed=2)] * residual
+
+    def parts(more):
+        return more[0] if bias else None, more[-1] if residual else None
+
+    def engine(start, x, weight, dout, *more):
+        b, r = parts(more)
+        out, dx, dweight = empty(dout.shape, x), empty(x.shape, x), begun(start, weight)
+        dbias = begun(start, b) if bias else None
+        ops.linear_forward(out, x, weight, b, r)
+        ops.linear_backward(dx, dweight, dbias, dout, x, weight)
+        return (out, dx, dweight) + ((dbias,) if bias else ())
+
+    def plain(x, weight, dout, *more):
+        b, r = parts(more)
+        out = x @ weight + (b if bias else 0) + (r if residual else 0)
+        return (out, dout @ weight.T, x.T @ dout) + ((dout.sum(0),) if bias else ())
+
+    def exact(x, weight, dout, *more):
+        b, r = parts(more)
+        out, (dx, dweight, dbias) = ref.linear(x, weight, b), ref.linear_backward(dout, x, weight, b)
+        return (out + r.astype(float) if residual else out, dx, dweight) + ((dbias,) if bias else ())
+    return Case(f"linear {n}x{d}x{e}{' bias' * bias}{' residual' * residual}{f' scale {scale}' if scale != 1 else ''}", inputs, engine, plain, exact, 1 + bias)
+
+
+def linear_transposed(n, d, v):
+    def engine(start, x, weight, dout):
+        out, dx, dweight = empty(dout.shape, x), empty(x.shape, x), begun(start, weight)
+        ops.linear_transposed_forward(out, x, weight)
+        ops.linear_transposed_backward(dx, dweight, dout, x, weight)
+        return out, dx, dweight
+
+    def exact(x, weight, dout):
+        dx, dweight, _ = ref.linear_backward(dout, x, weight.T)
+        return ref.linear(x, weight.T), dx, dweight.T
+    return Case(f"linear_transposed {n}x{d}x{v}", [normal(n, d), normal(v, d), normal(n, v)], engine,
+                lambda x, weight, dout: (x @ weight.T, dout @ weight, dout.T @ x), exact, 1)
+
+
+# Norms; dx accumulates as well
+
+def rmsnorm(n, d, scale=1.0):
+    def engine(start, x, weight, dout):
+        out, rstd, dx, dweight = empty(x.shape, x), empty(n, x), begun(start, x), begun(start, weight)
+        ops.rmsnorm_forward(out, rstd, x, weight, EPS)
+        ops.rmsnorm_backward(dx, dweight, dout, x, weight, rstd)
+        return out, dx, dweight
+
+    def plain(x, weight, dout):
+        r = 1 / np.sqrt((x * x).mean(1, keepdims=True) + EPS)
+        g, unit = dout * weight, x * r
+        return x * r * weight, r * (g - unit * (g * unit).mean(1, keepdims=True)), (dout * unit).sum(0)
+    return Case(f"rmsnorm {n}x{d}{f' scale {scale}' if scale != 1 else ''}", [normal(n, d, scale=scale), normal(d), normal(n, d, seed=1)], engine, plain,
+                lambda x, weight, dout: (ref.rmsnorm(x, weight, EPS), *ref.rmsnorm_backward(dout, x, weight, EPS)), 2, terms=ONE_WIDE * (d == 1))
+
+
+def layernorm(n, d, bias=True, offset=0.0):
+    def engine(start, x, weight, dout, b=None):
+        out, mean, rstd = empty(x.shape, x), empty(n, x), empty(n, x)
+        grads = begun(start, x), begun(start, weight), begun(start, weight) if bias else None
+        ops.layernorm_forward(out, mean, rstd, x, weight, b, EPS)
+        ops.layernorm_backward(*grads, dout, x, weight, mean, rstd)
+        return (out, *grads[:2 + bias])
+
+    def plain(x, weight, dout, b=None):
+        centred = x - x.mean(1, keepdims=True)
+        r = 1 / np.sqrt((centred * centred).mean(1, keepdims=True) + EPS)
+        g, unit = dout * weight, centred * r
+        dx = r * (g - g.mean(1, keepdims=True) - unit * (g * unit).mean(1, keepdims=True))
+        return (unit * weight + (b if bias else 0), dx, (dout * unit).sum(0), dout.sum(0))[:3 + bias]
+
+    def exact(x, weight, dout, b=None):
+        return (ref.layernorm(x, weight, b, EPS), *ref.layernorm_backward(dout, x, weight, b, EPS))[:3 + bias]
+    return Case(f"layernorm {n}x{d}{' bias' * bias}{f' offset {offset}' if offset else ''}",
+                [normal(n, d) + np.float32(offset), normal(d), normal(n, d, seed=1)] + [normal(d)] * bias, engine, plain, exact, 2 + bias, terms=ONE_WIDE * (d == 1))
+
+
+# Embedding, rotary positions, the residual's gradient
+
+def embedding(batch, steps, pieces, d, positions=True, one=None):
+    tokens = np.random.default_rng(3).integers(0, pieces, (batch, steps)) if one is None else np.full((batch, steps), one)
+
+    def engine(start, weight, dout, places=None):
+        out, dweight, dplaces = empty((batch * steps, d), weight), begun(start, weight), begun(start, places) if positions else None
+        ops.embedding_forward(out, tokens.astype(np.int32), weight, places)
+        ops.embedding_backward(dweight, dplaces, dout, tokens.astype(np.int32))
+        return (out, dweight, dplaces)[:2 + positions]
+
+    def plain(weight, dout, places=None):
+        dweight = np.zeros_like(weight)
+        np.add.at(dweight, tokens.reshape(-1), dout)
+        out = weight[tokens] + (places if positions else 0)
+        return (out.reshape(-1, d), dweight, dout.reshape(batch, steps, d).sum(0))[:2 + positions]
+
+    def exact(weight, dout, places=None):
+        return (ref.embedding(tokens, weight, places).reshape(-1, d), *ref.embedding_backward(dout.reshape(batch, steps, d), tokens, weight, places))[:2 + positions]
+    return Case(f"embedding {batch}x{steps} of {pieces}x{d}{' positions' * positions}{'' if one is None else ' one token'}",
+                [normal(pieces, d), normal(batch * steps, d)] + [normal(steps, d)] * positions, engine, plain, exact, 1 + positions)
+
+
+def rotary(batch, steps, heads, width, first=0, more=0):
+    """The last `more` columns of a row are no turning heads."""
+    columns = heads * width + more
+
+    def engine(start, x, dout):
+        out, dx = x.copy(), dout.copy()
+        cos, sin = empty((steps, width // 2), x), empty((steps, width // 2), x)
+        ops.rotary_table(cos, sin, 100.0, first)
+        ops.rotary_forward(out, cos, sin, heads)
+        ops.rotary_backward(dx, cos, sin, heads)
+        return out, dx
+
+    def turned(x, sign):
+        angle = (np.arange(first, first + steps)[:, None] * 100.0 ** (-np.arange(width // 2) * 2 / width))[None, :, None]
+        cos, sin = np.cos(angle).astype(x.dtype), sign * np.sin(angle).astype(x.dtype)
+        a, b = np.split(x[:, :heads * width].reshape(batch, steps, heads, width), 2, axis=3)
+        return np.hstack((np.concatenate((a * cos - b * sin, b * cos + a * sin), 3).reshape(len(x), -1), x[:, heads * width:]))
+
+    def exactly(function, x):
+        return np.hstack((function(x[:, :heads * width].reshape(batch, steps, heads, width)).reshape(len(x), -1), x[:, heads * width:]))
+
+    def exact(x, dout):
+        return exactly(lambda x: ref.rotary(x, 100.0, first), x), exactly(lambda d: ref.rotary_backward(d, d, 100.0, first), dout)
+    return Case(f"rotary {batch}x{steps} heads {heads}x{width} from {first}", [normal(batch * steps, columns), normal(batch * steps, columns, seed=1)], engine,
+                lambda x, dout: (turned(x, 1), turned(dout, -1)), exact)
+
+
+def accumulate(n, d):
+    def engine(start, x):
+        total = begun(start, x)
+        ops.accumulate(total, x)
+        return (total,)
+    return Case(f"accumulate {n}x{d}", [normal(n, d)], engine, lambda x: (x,), lambda x: (x.astype(float),), 1)
+
+
+# Attention
+
+def split(qkv, batch, heads, kv_heads):
+    return ref.split_heads(qkv.reshape(batch, len(qkv) // batch, -1), heads, kv_heads)
+
+
+def attention(batch, steps, heads, kv_heads, width, scale=1.0):
+    def engine(start, qkv, dout):
+        out, lse, scratch, dqkv = empty(dout.shape, qkv), empty((batch * heads, steps), qkv), empty(ops.attention_scratch(steps, qkv), qkv), empty(qkv.shape, qkv)
+        ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, 0.0, 0)
+        scratch.fill(np.nan)
+        ops.attention_backward(dqkv, scratch, dout, qkv, lse, heads, kv_heads, steps, 0.0, 0)
+        return out, dqkv
+
+    def plain(qkv, dout):
+        group = heads // kv_heads
+        q, k, v = (x.swapaxes(1, 2) for x in split(qkv, batch, heads, kv_heads))
+        k, v, dout = np.repeat(k, group, 1), np.repeat(v, group, 1), dout.reshape(batch, steps, heads, width).swapaxes(1, 2)
+        scores = q @ k.swapaxes(2, 3) * (1 / math.sqrt(width))
+        scores[..., ~np.tril(np.ones((steps, steps), bool))] = -np.inf
+        top = scores.max(3, keepdims=True)
+        e = np.exp(scores - top)
+        total = e.sum(3, keepdims=True)
+        out, p = e / total @ v, np.exp(scores - (np.log(total) + top))
+        dp = dout @ v.swapaxes(2, 3)
+        ds = p * (dp - (p * dp).sum(3, keepdims=True)) * (1 / math.sqrt(width))
+        summed = [x.reshape(batch, kv_heads, group, steps, width).sum(2) for x in (ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ dout)]
+        dqkv = np.concatenate([x.swapaxes(1, 2).reshape(batch * steps, -1) for x in (ds @ k, *summed)], axis=1)
+        return out.swapaxes(1, 2).reshape(batch * steps, -1), dqkv
+
+    def exact(qkv, dout):
+        parts = split(qkv, batch, heads, kv_heads)
+        grads = ref.attention_backward(dout.reshape(batch, steps, heads, width), *parts)
+        return ref.attention(*parts).reshape(batch * steps, -1), np.concatenate([g.reshape(batch * steps, -1) for g in grads], axis=1)
+    return Case(f"attention {batch}x{steps} heads {heads}/{kv_heads}x{width}{f' scale {scale}' if scale != 1 else ''}",
+                [normal(batch * steps, (heads + 2 * kv_heads) * width, scale=scale), normal(batch * steps, heads * width)], engine, plain, exact)
+
+
+def attention_step(batch, steps, heads, kv_heads, width):
+    """The last of `steps` tokens, the others being in the cache."""
+    whole = attention(batch, steps, heads, kv_heads, width)
+
+    def engine(start, qkv, dout):
+        _, keys, values = split(qkv, batch, heads, kv_heads)
+        cache = [x.swapaxes(1, 2).copy() for x in (keys, values)]
+        for x in cache:
+            x[:, :, -1] = np.nan
+        out, scratch = empty((batch, heads * width), qkv), empty(ops.attention_scratch(steps, qkv), qkv)
+        ops.attention_step(out, scratch, *cache, np.ascontiguousarray(qkv[steps - 1::steps]), heads, steps - 1, steps)
+        return out, *cache
+
+    def expected(formula):
+        def run(qkv, dout):
+            _, keys, values = split(qkv, batch, heads, kv_heads)
+            return formula(qkv, dout)[0][steps - 1::steps], keys.swapaxes(1, 2), values.swapaxes(1, 2)
+        return run
+    return Case(whole.id.replace("attention", "attention_step"), whole.inputs, engine, expected(whole.plain), expected(whole.exact))
+
+
+# Loss
+
+def row_losses(logits, targets):
+    """The oracle's loss of each row."""
+    return np.array([ref.cross_entropy(logits[i:i + 1], targets[i:i + 1]) for i in range(len(logits))])
+
+
+def plain_cross_entropy(logits, targets, scale):
+    top = logits.max(1, keepdims=True)
+    e = np.exp(logits - top)
+    total = e.sum(1, keepdims=True)
+    gradient = e / total * logits.dtype.type(scale)
+    gradient[np.arange(len(logits)), targets] -= logits.dtype.type(scale)
+    return np.log(total)[:, 0] + (top[:, 0] - logits[np.arange(len(logits)), targets]), gradient
+
+
+def cross_entropy(label, logits):
+    scale, targets = 1 / len(logits), np.random.default_rng(4).integers(0, logits.shape[1], len(logits))
+
+    def engine(start, logits):
+        losses, again, dlogits = empty(len(logits), logits), empty(len(logits), logits), logits.copy()
+        ops.softmax_cross_entropy_forward(losses, logits, targets.astype(np.int32))
+        ops.softmax_cross_entropy_backward(again, dlogits, targets.astype(np.int32), scale)
+        return losses, again, dlogits
+
+    def plain(logits):
+        losses, dlogits = plain_cross_entropy(logits, targets, scale)
+        return losses, losses, dlogits
+
+    def exact(logits):
+        losses = row_losses(logits, targets)
+        return losses, losses, ref.cross_entropy_backward(1.0, logits, targets)
+    return Case(f"softmax_cross_entropy {label}", [logits], engine, plain, exact)
+
+
+def head_cross_entropy(n, d, v, rows, scale=1.0):
+    targets = np.random.default_rng(5).integers(0, v, n)
+
+    def engine(start, x, weight):
+        losses, again, logits, dx, dweight = empty(n, x), empty(n, x), empty((rows, v), x), empty(x.shape, x), begun(start, weight)
+        ops.head_cross_entropy_forward(losses, logits, x, weight, targets.astype(np.int32))
+        ops.head_cross_entropy_backward(dx, dweight, again, logits, x, weight, targets.astype(np.int32), 1 / n)
+        return losses, again, dx, dweight
+
+    def plain(x, weight):
+        losses, dlogits = plain_cross_entropy(x @ weight.T, targets, 1 / n)
+        return losses, losses, dlogits @ weight, dlogits.T @ x
+
+    def exact(x, weight):
+        logits = ref.linear(x, weight.T)
+        losses, (dx, dweight, _) = row_losses(logits, targets), ref.linear_backward(ref.cross_entropy_backward(1.0, logits, targets), x, weight.T)
+        return losses, losses, dx, dweight.T
+    return Case(f"head_cross_entropy {n}x{d}x{v} chunks of {rows}{f' scale {scale}' if scale != 1 else ''}", [normal(n, d, scale=scale), normal(v, d)], engine, plain, exact, 1)
+
+
+def wide(reach, *shape):
+    """Evenly from -reach to reach."""
+    return np.linspace(-reach, reach, math.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def with_masked(logits, value):
+    """Some pieces ruled out, a whole row among them save for one."""
+    logits = logits.copy()
+    logits[1:, ::3] = value
+    logits[2, 1:] = value
+    return logits
+
+
+CASES = [
+    *(activation(name, label, x) for name in PLAIN for label, x in (
+        ("1x2", normal(1, 2)), ("1x14", normal(1, 14)), ("70x130", 2 * normal(70, 130)), ("within 12", wide(12, 7, 286)), ("within 100", wide(100, 5, 402)),
+        ("tiny", 1e-20 * normal(5, 14)))),
+    linear(1, 7, 11, bias=True, residual=True), linear(1, 1, 1), linear(1, 1, 1, bias=True), linear(70, 130, 65, residual=True), linear(130, 7, 257, bias=True),
+    linear(5, 70, 11, scale=1e3), linear(300, 3, 1, bias=True, residual=True),
+    linear_transposed(1, 7, 11), linear_transposed(1, 1, 1), linear_transposed(70, 130, 65),
+    rmsnorm(1, 7), rmsnorm(5, 1), rmsnorm(70, 130), rmsnorm(3, 64), rmsnorm(3, 64, scale=1e4), rmsnorm(3, 11, scale=1e-4), rmsnorm(130, 7),
+    *(layernorm(n, d, bias) for n, d in ((1, 7), (5, 1), (70, 130), (3, 64), (130, 7)) for bias in (True, False)), layernorm(9, 130, offset=100.0),
+    embedding(1, 1, 1, 1), embedding(2, 5, 11, 7), embedding(2, 5, 11, 7, positions=False), embedding(3, 70, 11, 130), embedding(130, 1, 11, 33),
+    embedding(4, 70, 11, 7, one=3), embedding(4, 70, 11, 7, positions=False, one=10),
+    rotary(1, 1, 1, 2), rotary(2, 5, 2, 6, more=7), rotary(1, 70, 3, 10), rotary(2, 13, 2, 8, first=100000, more=8),
+    accumulate(1, 1), accumulate(1, 7), accumulate(130, 70),
+    attention(1, 1, 1, 1, 5), attention(2, 7, 4, 2, 3), attention(1, 64, 2, 2, 16), attention(1, 65, 3, 1, 4), attention(2, 70, 2, 1, 7), attention(1, 130, 2, 2, 8),
+    attention(2, 9, 2, 2, 7, scale=5.0), attention(1, 70, 2, 1, 8, scale=5.0),
+    attention_step(1, 1, 1, 1, 5), attention_step(3, 9, 4, 2, 7), attention_step(2, 130, 2, 2, 8),
+    cross_entropy("1x11", normal(1, 11)), cross_entropy("1x1", normal(1, 1)), cross_entropy("70x130", normal(70, 130)), cross_entropy("7x11 within 80", wide(80, 7, 11)),
+    cross_entropy("7x1030 within 80", normal(7, 1030, scale=30).clip(-80, 80)), cross_entropy("5x11 equal", np.full((5, 11), -1e30, np.float32)),
+    cross_entropy("9x11 offset", normal(9, 11) + np.float32(1000)),
+    cross_entropy("9x11 masked", with_masked(normal(9, 11), np.finfo(np.float32).min)), cross_entropy("9x12 masked", with_masked(normal(9, 12), -1e4)),
+    *(head_cross_entropy(7, 5, 11, rows) for rows in (1, 3, 7)), head_cross_entropy(1, 7, 11, 4), head_cross_entropy(70, 130, 257, 64),
+    head_cross_entropy(9, 64, 130, 9, scale=4.0),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=[case.id.replace(" ", "-") for case in CASES])
+
+
+@every_case
+def test_float32_is_as_good_as_numpy(case):
+    with np.errstate(all="ignore"):
+        usual = case.plain(*case.inputs)
+    for found, plain, exact in zip(case.engine(0, *case.inputs), usual, case.exact(*case.inputs), strict=True):
+        assert found.dtype == plain.dtype == np.float32
+        allowed = max(3 * np.abs(plain - exact).max(), 4 * ULP * np.abs(exact).max(), 4 * ULP * case.terms)
+        assert np.abs(found - exact).max() <= allowed
+
+
+@every_case
+def test_float64_is_exact_and_sums_are_added(case):
+    """What overwrites was NaN, what accumulates was one: it must be the oracle's value, or that plus one."""
+    inputs = [x.astype(np.float64) for x in case.inputs]
+    before = [x.copy() for x in inputs]
+    found, exact = case.engine(1, *inputs), case.exact(*inputs)
+    for place, (got, value) in enumerate(zip(found, exact, strict=True)):
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(got, value + (place >= len(found) - case.sums), rtol=1e-12, atol=1e-13 * max(1, np.abs(value).max()))
+    for x, kept in zip(inputs, before):
+        np.testing.assert_array_equal(x, kept)
+
+
+@every_case
+def test_plain_formula_is_the_oracles(case):
+    inputs = [x.astype(np.float64) for x in case.inputs]
+    with np.errstate(all="ignore"):
+        usual = case.plain(*inputs)
+    for plain, exact in zip(usual, case.exact(*inputs), strict=True):
+        np.testing.assert_allclose(plain, exact, rtol=1e-11, atol=1e-12 * max(1e-20, np.abs(exact).max()))
