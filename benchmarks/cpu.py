@@ -7,6 +7,7 @@ alternate between them, so that a drift of the machine meets them all, and the m
 figures hold for one machine at one time.
 """
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from measure import write_json  # noqa: E402
 from shapes import SHAPES, names_of, operations, shape  # noqa: E402
 
-from slm_np.errors import exit_with_sentence  # noqa: E402
+from slm_np.errors import UserError, exit_with_sentence  # noqa: E402
 
 ENGINES = {"slm_np": "ours", "eager": "PyTorch", "compiled": "PyTorch compiled"}
 
@@ -36,7 +37,7 @@ class Engine:
     def answer(self):
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"an engine stopped with exit status {self.process.wait()}")
+            raise UserError(f"an engine stopped with exit status {self.process.wait()}; its own message says why")
         return json.loads(line)
 
     def ask(self, *request):
@@ -244,6 +245,8 @@ def main(argv=None):
     parser.add_argument("--engine", choices=tuple(ENGINES), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     names = names_of(args.shapes)
+    if args.against == "torch" and not importlib.util.find_spec("torch"):
+        raise UserError("--against torch needs PyTorch, which is not installed; install the package torch, or leave --against out")
     if args.engine:
         return serve(args.engine, names[0], args.dtype, args.threads)
     rows = []

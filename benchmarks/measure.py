@@ -33,7 +33,8 @@ def alternate(functions, rounds=7, seconds=0.15, settings={}):
     for turn in range(rounds + 1):
         for name, function in functions.items():
             with settings.get(name, contextlib.nullcontext)():
-                function()  # untimed: it wakes this function's threads and fills the caches while those of the one before go to sleep
+                if turn == 0 or counts[name] > 1:  # a long call does by itself what the untimed one is for:
+                    function()  # it wakes this function's threads and fills the caches while those of the one before go to sleep
                 if turn == 0:
                     counts[name] = max(1, int(seconds / max(1e-9, clock(function))))
                 else:
@@ -41,8 +42,8 @@ def alternate(functions, rounds=7, seconds=0.15, settings={}):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def bandwidth():
-    """Bytes per second that a copy of 128 MiB by all threads moves, those read and those written counted."""
+def large_copy():
+    """(function, bytes it moves): a copy of 128 MiB by all threads, bytes read and bytes written both counted."""
     import numpy as np
     from slm_np.kernels.cpu.jit import kernel
     from numba import prange
@@ -52,15 +53,27 @@ def bandwidth():
             out[block * 65536:block * 65536 + 65536] = x[block * 65536:block * 65536 + 65536]
     copy = kernel(copy)
     x, out = np.ones(1 << 25, np.float32), np.zeros(1 << 25, np.float32)
-    return 2 * x.nbytes / median_seconds(lambda: copy(out, x))
+    return lambda: copy(out, x), 2 * x.nbytes
 
 
-def product_rate(size=2048):
-    """Operations per second of a square float32 product on the project's own pool of threads."""
+def square_product(size):
+    """(function, operations): a square float32 product on the project's own pool of threads."""
     import numpy as np
     from slm_np import ops
     x, w, out = (np.ones((size, size), np.float32) for _ in range(3))
-    return 2 * size ** 3 / median_seconds(lambda: ops.linear_forward(out, x, w, None, None))
+    return lambda: ops.linear_forward(out, x, w, None, None), 2 * size ** 3
+
+
+def bandwidth():
+    """Bytes per second of `large_copy`."""
+    copy, moved = large_copy()
+    return moved / median_seconds(copy)
+
+
+def product_rate(size=2048):
+    """Operations per second of `square_product`."""
+    product, operations = square_product(size)
+    return operations / median_seconds(product)
 
 
 def peak_rss_mb():

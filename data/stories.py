@@ -10,11 +10,11 @@ No list gives the same word twice in a paragraph, nor ever again a word that has
 """
 import math
 import re
-from collections import namedtuple
+from typing import NamedTuple
 
 import numpy as np
 
-from slm_np.errors import UserError
+WORDS_OF_64 = 32  # random words for a story: 2,048 bits, four times what one holds, so that every remainder is uniform to 1 in 2^1000
 
 # No word of a list begins another one of it, so that a reader knows which one it sees.
 WORDS = {name: tuple(words.split(", ") if "," in words else words.split()) for name, words in dict(
@@ -193,10 +193,19 @@ Then <creature>, <creature> and <creature> ate [two] leaves. [Sad] and [sad], {h
 
 IRREGULAR = dict(deer="deer", sheep="sheep", fish="fish", mouse="mice", goose="geese", calf="calves", wolf="wolves", scarf="scarves", shelf="shelves",
                  elk="elk", moose="moose", lens="lenses", swine="swine")
-GIRL, BOY = dict(he="she", his="her", him="her", He="She", boy="girl"), dict(he="he", his="his", him="him", He="He", boy="boy")
+PRONOUNS = dict(girl=dict(he="she", his="her", him="her", He="She", boy="girl"), boy=dict(he="he", his="his", him="him", He="He", boy="boy"))
+WORDS["name"] = WORDS["girl"] + WORDS["boy"]
+SEPARATOR = "\n\n"
 
 
-def a(word):
+class Slot(NamedTuple):
+    """A place in a script for one word: of the list `source`, as `options` spell it there; `role` keeps it for later places."""
+    source: str
+    options: tuple
+    role: str
+
+
+def with_article(word):
     return ("an " if word[0] in "aeiou" and not word.startswith(("uni", "use")) else "a ") + word
 
 
@@ -206,14 +215,27 @@ def plural(word):
     return word[:-1] + "ies" if re.search("[^aeiou]y$", word) else word + ("es" if re.search("(s|x|z|ch|sh)$", word) else "s")
 
 
-WORDS["name"] = WORDS["girl"] + WORDS["boy"]
-Slot = namedtuple("Slot", "source options role")
+def slot(token):
+    """The `Slot` of [word], [a word], [words], [Word], {role}."""
+    if token[0] == "{":
+        role = token[1:-1]
+        return Slot(ROLES.get(role), WORDS.get(ROLES.get(role)), role)
+    article, name = re.fullmatch(r"\[(a )?(.*)\]", token).groups()
+    source = name.lower() if name.lower() in WORDS else name.lower()[:-1]
+    options = WORDS[source]
+    if source != name.lower():
+        options = tuple(map(plural, options))
+    if article:
+        options = tuple(map(with_article, options))
+    if name[0].isupper():
+        options = tuple(word[0].upper() + word[1:] for word in options)
+    return Slot(source, options, None)
 
 
 def compiled(script):
-    """Parts of a script: literal strings, `Slot`s, and tuples of alternative scripts' parts."""
+    """The parts of a script: literal strings, `Slot`s, and tuples of alternatives, each a list of parts."""
     while "<" in script:
-        script = re.sub("<(.*?)>", lambda m: PHRASES[m[1]], script)
+        script = re.sub("<(.*?)>", lambda match: PHRASES[match[1]], script)
     script = "\n".join(" ".join(paragraph.split()) for paragraph in script.split("\n\n"))
     stack = [[[]]]
     for token in re.findall(r"[^\[\]{}()|\n]+|\[.*?\]|{.*?}|.|\n", re.sub(r"\s*\|\s*", "|", script)):
@@ -224,95 +246,112 @@ def compiled(script):
         elif token == ")":
             ways = tuple(stack.pop())
             stack[-1][-1].append(ways)
-        elif token[0] == "[":
-            article, name = re.fullmatch(r"\[(a )?(.*)\]", token).groups()
-            source = name.lower() if name.lower() in WORDS else name.lower()[:-1]
-            words = WORDS[source]
-            if source != name.lower():
-                words = tuple(map(plural, words))
-            if article:
-                words = tuple(map(a, words))
-            if name[0].isupper():
-                words = tuple(w[0].upper() + w[1:] for w in words)
-            stack[-1][-1].append(Slot(source, words, None))
-        elif token[0] == "{":
-            role = token[1:-1]
-            source = ROLES.get(role)
-            stack[-1][-1].append(Slot(source, WORDS.get(source), role))
         else:
-            stack[-1][-1].append(token)
+            stack[-1][-1].append(slot(token) if token[0] in "[{" else token)
     return stack[0][0]
 
 
-STORY = compiled(OPENING)+[" "], {kind: compiled(plot) for kind, plot in PLOTS.items()}
+BEGINNING, MIDDLES = [*compiled(OPENING), " "], {plot: compiled(script) for plot, script in PLOTS.items()}
 
 
-def tell(choose):
-    text, facts, kept, taken = [], {}, [], {}
+class Telling:
+    """One story as it is told. `choose(n, told, options)` gives the number, below n, of the way it goes on: told() is the text so far and
+    options() how each of the n ways begins. `facts`: who and what has each role, and the plot."""
 
-    def play(parts):
+    def __init__(self, choose):
+        self.choose, self.text, self.facts = choose, [], {}
+        self.kept, self.taken = [], {}  # words with a role, and words told in this paragraph: {list: numbers}
+
+    def told(self):
+        return "".join(self.text)
+
+    def whole(self):
+        """The text of a whole story."""
+        self.play(BEGINNING)
+        plots = tuple(MIDDLES)
+        self.facts["plot"] = plots[self.choose(len(plots), self.told, lambda: [self.start(MIDDLES[plot]) for plot in plots])]
+        self.play(MIDDLES[self.facts["plot"]])
+        return self.told() + SEPARATOR
+
+    def play(self, parts):
         for part in parts:
             kind = part.__class__
             if kind is str:
-                text.append(part)
+                self.text.append(part)
                 if part == "\n":
-                    taken.clear()
-                    for source, i in kept:
-                        taken.setdefault(source, []).append(i)
+                    self.taken.clear()
+                    for source, number in self.kept:
+                        self.taken.setdefault(source, []).append(number)
             elif kind is Slot:
-                source, options, role = part
-                if role in facts:
-                    text.append(facts[role])
-                    continue
-                out = taken.get(source)
-                if not out:
-                    i = choose(len(options), lambda: text, lambda: options)
-                    taken[source] = [i]
-                else:
-                    i = choose(len(options) - len(out), lambda: text, lambda: [w for j, w in enumerate(options) if j not in out])
-                    for j in sorted(out):
-                        i += i >= j
-                    out.append(i)
-                text.append(options[i])
-                if role:
-                    facts[role] = options[i]
-                    kept.append((source, i))
-                    if role == "hero":
-                        facts.update(GIRL if i < len(WORDS["girl"]) else BOY)
+                self.text.append(self.facts[part.role] if part.role in self.facts else self.word(part))
             else:
-                play(part[choose(len(part), lambda: text, lambda: [head(p) for p in part])])
+                self.play(part[self.choose(len(part), self.told, lambda: [self.start(way) for way in part])])
 
-    def head(parts):
+    def word(self, slot):
+        """A word of the slot's list that was not told in this paragraph; a role keeps it for the whole story."""
+        options, taken = slot.options, self.taken.setdefault(slot.source, [])
+        number = self.choose(len(options) - len(taken), self.told, lambda: [word for n, word in enumerate(options) if n not in taken])
+        for other in sorted(taken):
+            number += number >= other
+        taken.append(number)
+        if slot.role:
+            self.facts[slot.role] = options[number]
+            self.kept.append((slot.source, number))
+            if slot.role == "hero":
+                self.facts.update(PRONOUNS["girl" if number < len(WORDS["girl"]) else "boy"])
+        return options[number]
+
+    def start(self, parts):
+        """What is certain of how these parts begin."""
         known = ""
         for part in parts:
             if part.__class__ is str:
                 known += part
-            elif part.__class__ is Slot and part.role in facts:
-                known += facts[part.role]
+            elif part.__class__ is Slot and part.role in self.facts:
+                known += self.facts[part.role]
             else:
                 break
         return known
 
-    opening, plots = STORY
-    play(opening)
-    kinds = tuple(plots)
-    facts["plot"] = kinds[choose(len(kinds), lambda: text, lambda: [head(plots[k]) for k in kinds])]
-    play(plots[facts["plot"]])
-    text.append("\n\n")
-    return "".join(text), facts
 
-
-def stories(seed, facts=False):
+def stories(seed):
+    """Endless (text, bits): stories that end with a blank line and what each holds. Story k depends on `seed` and k only (Philox words)."""
     source = np.random.Philox(key=seed)
     while True:
-        block = source.random_raw(32 * 64).astype("<u8").tobytes()
-        for at in range(0, len(block), 256):
-            number, ways = int.from_bytes(block[at:at + 256], "little"), 1
+        numbers = source.random_raw(WORDS_OF_64 * 64).astype("<u8").tobytes()
+        for at in range(0, len(numbers), 8 * WORDS_OF_64):
+            number, ways = int.from_bytes(numbers[at:at + 8 * WORDS_OF_64], "little"), 1
 
-            def choose(n, *_):
+            def choose(n, told, options):
                 nonlocal number, ways
-                number, i = divmod(number, n)
+                number, way = divmod(number, n)
                 ways *= n
-                return i
-            text, f = tell(choose)
-            yield (text, math.log2(ways)) + ((f,) if facts else ())
+                return way
+            yield Telling(choose).whole(), math.log2(ways)
+
+
+def write(n_bytes, seed):
+    """Whole stories (text, bits) of `stories(seed)` until at least `n_bytes` have been written."""
+    size = 0
+    for text, bits in stories(seed):
+        if size >= n_bytes:
+            return
+        size += len(text)
+        yield text, bits
+
+
+def read(text):
+    """The bits of one story, found from its text alone. ValueError if no telling, or more than one, gives this text."""
+    ways = 1
+
+    def choose(n, told, options):
+        nonlocal ways
+        at = len(told())
+        fits = [way for way, option in enumerate(options()) if text.startswith(option, at)]
+        if len(fits) != 1:
+            raise ValueError(f"{len(fits)} ways to go on after {told()[-40:]!r}")
+        ways *= n
+        return fits[0]
+    if Telling(choose).whole() != text:
+        raise ValueError("the text goes on as no story does")
+    return math.log2(ways)

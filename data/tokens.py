@@ -278,12 +278,15 @@ def _mixed(word):
     return word ^ (word >> np.uint64(31))
 
 
-def sequential_windows(tokens, block_size):
+def sequential_windows(tokens, block_size, stride=0):
     """(start, new) of the windows that evaluate a whole split: the last `new` of a window's T targets have not been in one before.
-    All are T but in the last window, which is moved back to be whole; so each of the N - 1 targets is new exactly once."""
+
+    Windows start `stride` apart (0: T), the last one earlier so that it is whole; each of the N - 1 targets is new exactly once. With a
+    stride below T, all but the first window's targets have at least T - stride tokens before them."""
     check_length(tokens, block_size)
-    last = len(tokens) - 1 - block_size
-    for start in range(0, last + 1, block_size):
-        yield start, block_size
-    if last % block_size:
-        yield last, last % block_size
+    start, last = 0, len(tokens) - 1 - block_size
+    yield start, block_size
+    while start < last:
+        new = min(stride or block_size, last - start)
+        start += new
+        yield start, new
