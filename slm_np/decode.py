@@ -7,18 +7,24 @@ import numpy as np
 
 from slm_np import head
 from slm_np.errors import UserError
+from slm_np.machine import check_memory
 from slm_np.model import Activations
 
 
 class Decoder:
-    """One text per row, all of one length. `read(tokens)` starts a text, `step(tokens)` adds a token to each; both return the next logits (B, V)."""
+    """One text per row, all of one length. `read(tokens)` starts a text, `step(tokens)` adds a token to each; both return the next logits (B, V).
+
+    UserError if there is not the memory for so many texts at once.
+    """
 
     def __init__(self, model, batch=1):
         self.model, self.batch = model, batch
         config = model.config
+        check_memory(4 * batch * (2 * config.n_layer * config.n_kv_head * config.head_dim * config.block_size + config.vocab_size),
+                     f"making {batch} texts at once", "ask for fewer")
         self.slides = config.positions in ("rotary", "none")
         self.states = [mixer.State(config, batch, model.dtype) for mixer in model.mixers]
-        self.one = Activations(config, batch, 1, model.dtype)
+        self.whole, self.one = None, Activations(config, batch, 1, model.dtype)
         self.logits = np.zeros((batch, config.vocab_size), model.dtype)
         self.keys = model.keys(None)
         self.text = np.zeros((batch, 0), np.int32)  # the last T tokens, where they may have to be read again
@@ -29,8 +35,9 @@ class Decoder:
         tokens = np.ascontiguousarray(tokens, np.int32)[:, -self.model.config.block_size:]
         if tokens.shape[0] != self.batch or tokens.shape[1] == 0:
             raise UserError(f"a prompt of shape {tokens.shape} cannot start {self.batch} texts; give at least one token for each")
-        whole = Activations(self.model.config, *tokens.shape, self.model.dtype)
-        normed = self.model.forward(whole, tokens, self.keys, self.states)
+        if self.whole is None or self.whole.steps != tokens.shape[1]:
+            self.whole = Activations(self.model.config, *tokens.shape, self.model.dtype)
+        normed = self.model.forward(self.whole, tokens, self.keys, self.states)
         last = np.ascontiguousarray(normed.reshape(*tokens.shape, -1)[:, -1])
         self.text, self.place = tokens, tokens.shape[1]
         return self.head(last)

@@ -31,7 +31,7 @@ def exit_with_sentence(main):
         except OSError as error:
             sentence, status = f"the system refuses: {error}; mend that and start again", 2
         if sentence:
-            print(f"slm_np: {sentence}", file=sys.stderr)
+            print("slm_np: " + sentence.replace("\n", "\\n"), file=sys.stderr)  # a file's name may hold one
         drop_output()
         raise SystemExit(status)
     return run
@@ -45,8 +45,9 @@ def drop_output():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def near(word, known):
-    """'did you mean X?' for the closest of `known`, or the whole list when none is close."""
+def near(word, known, prefix=""):
+    """'did you mean X?' for the closest of `known`, or the whole list when none is close; `prefix` is put before each."""
     import difflib
     found = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
-    return f"did you mean {' or '.join(found)}?" if found else f"known are {', '.join(known)}"
+    shown = [prefix + name for name in found or known]
+    return f"did you mean {' or '.join(shown)}?" if found else f"known are {', '.join(shown)}"

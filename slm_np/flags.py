@@ -20,10 +20,9 @@ class Parser(argparse.ArgumentParser):
         """Parsed flags; UserError names the flags nearest to an unknown one."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            word = unknown[0].split("=")[0]
-            hint = near(word, flags) if word.startswith("-") else "values follow a flag"
-            raise UserError(f"unknown argument {unknown[0]}; {hint if hint.startswith(('did', 'values')) else f'see {self.prog} --help'}")
+            word, known = unknown[0].split("=")[0], [name[2:] for action in self._actions for name in action.option_strings if name.startswith("--")]
+            hint = near(word.lstrip("-"), known, "--") if word.startswith("-") else "values follow a flag"
+            raise UserError(f"unknown argument {unknown[0]!r}; {hint if not hint.startswith('known') else f'see {self.prog} --help'}")
         return args
 
 
@@ -49,11 +48,7 @@ def add_settings(parser, kind, title, aliases=None, defaults=None):
 
 def given(args, kind):
     """{field: value} of the flags that were given for the dataclass `kind`, as the field's type. UserError for a malformed number."""
-    values = {}
-    for field in dataclasses.fields(kind):
-        if hasattr(args, field.name):
-            values[field.name] = converted(field, getattr(args, field.name))
-    return values
+    return {field.name: converted(field, getattr(args, field.name)) for field in dataclasses.fields(kind) if hasattr(args, field.name)}
 
 
 def converted(field, value):
@@ -83,7 +78,7 @@ def read_toml(path, kinds):
             fields = tomllib.load(file)
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}); name a TOML file") from None
-    except (ValueError, RecursionError) as error:  # besides what TOML does not allow: bytes that are not UTF-8, endless digits, deep nesting
+    except (ValueError, RecursionError) as error:  # besides what TOML forbids: bytes that are not UTF-8, endless digits, deep nesting
         raise UserError(f"--config {path} is not TOML ({error}); write lines such as max-iters = 1000") from None
     known = {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
     values = {}

@@ -42,26 +42,24 @@ def main(argv=None):
     threads = count(args.threads, "--threads", 0)
     SamplingConfig(**changes)  # refuse bad values before the model is loaded
     from slm_np.generation import generate
-    from slm_np.machine import use_threads
-    from slm_np.runs import load
-    from slm_np.train import newest_run
+    from slm_np.machine import announce_compilation, use_threads
+    from slm_np.runs import load, newest_run
     use_threads(threads)
+    announce_compilation()
     run = load(args.model or newest_run())
+    # Piped text is read as bytes: what is not UTF-8 goes through as it came.
+    prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if args.prompt == "-" else args.prompt
+    texts, others = generate(run.model, run.tokenizer, prompt, max_tokens, dataclasses.replace(run.sampling, **changes), args.stop, samples), []
     print(f"{run.path}, weights of step {run.step}", file=sys.stderr)
-    sampling = dataclasses.replace(run.sampling, **changes)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-    texts = [[] for _ in range(samples)]
     print(prompt, end="", flush=True)
-    for pieces in generate(run.model, run.tokenizer, prompt, max_tokens, sampling, args.stop, samples):
-        for text, piece in zip(texts, pieces):
-            text.append(piece)
-        print(pieces[0], end="", flush=True)
+    for first, *rest in texts:
+        print(first, end="", flush=True)
+        others.append(rest)
+    for text in map("".join, zip(*others)):
+        print("\n" + "-" * 20 + "\n" + prompt + text, end="")
     print()
-    for text in texts[1:]:
-        print("-" * 20)
-        print(prompt + "".join(text))
 
 
 if __name__ == "__main__":

@@ -8,31 +8,23 @@ from slm_np.sampling import sample
 START = b"\n\n"  # a blank line ends a text, so after one the next begins
 
 
-def generate_ids(model, prompt, max_tokens, sampling, samples=1, end=None):
-    """Yield (samples,) ids per step, at most `max_tokens` of them. prompt: ids (n,), n >= 1.   end: the id after which a text is over, or None.
+def generate_ids(decoder, prompt, max_tokens, sampling):
+    """Yield (B,) ids per step, `max_tokens` of them, for the B texts of the decoder. prompt: ids (n,), n >= 1.
 
     Text i draws its random numbers from stream i of the seed: the same whether it is made alone or beside others.
     """
     prompt = np.asarray(prompt, np.int32).reshape(-1)
-    decoder = Decoder(model, samples)
-    texts = [list(map(int, prompt)) for _ in range(samples)]
-    over = np.zeros(samples, bool)
-    logits = decoder.read(np.repeat(prompt[None], samples, 0))
+    texts = [list(map(int, prompt)) for _ in range(decoder.batch)]
     for counter in range(max_tokens):
-        ids = np.array([sample(logits[i], sampling, texts[i], counter, stream=i) for i in range(samples)])
-        yield ids
+        logits = decoder.step(ids) if counter else decoder.read(np.repeat(prompt[None], decoder.batch, 0))
+        ids = np.array([sample(row, sampling, text, counter, stream=i) for i, (row, text) in enumerate(zip(logits, texts))])
         for text, id in zip(texts, ids):
             text.append(int(id))
-        if end is not None:
-            over |= ids == end
-            if over.all():
-                return
-        if counter + 1 < max_tokens:
-            logits = decoder.step(ids)
+        yield ids
 
 
 class Stops:
-    """Holds back text that may become a stop string; `over` once one was met, which is not shown."""
+    """Holds back text that may become a stop string; `over` once one was met, which is not shown, nor is what follows."""
 
     def __init__(self, stops):
         self.stops, self.held, self.over = [s for s in stops if s], "", False
@@ -42,18 +34,34 @@ class Stops:
         if self.over:
             return ""
         self.held += text
-        found = [at for at in (self.held.find(s) for s in self.stops) if at >= 0]
-        if found:
-            self.over = True
-            shown, self.held = self.held[:min(found)], ""
-            return shown
-        keep = max((n for s in self.stops for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
+        met = [(self.held.find(s) + len(s), self.held.find(s)) for s in self.stops if s in self.held]
+        if met:  # the one that is complete first, so that it does not matter in which pieces the text comes
+            self.held, self.over = self.held[:min(met)[1]], True
+        keep = 0 if met else max((n for s in self.stops for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
         shown, self.held = self.held[:len(self.held) - keep], self.held[len(self.held) - keep:]
         return shown
 
-    def flush(self):
-        shown, self.held = ("" if self.over else self.held), ""
+    def end(self):
+        """What was held back, once no text can follow."""
+        shown, self.held, self.over = self.held, "", True
         return shown
+
+
+class Text:
+    """One text as it is made: ids in, out what may be shown of it. `over` once a stop string or the tokenizer's end of text was met."""
+
+    def __init__(self, tokenizer, stops):
+        self.end_of_text, self.stream, self.stops = tokenizer.end_of_text, tokenizer.stream(), Stops(stops)
+
+    @property
+    def over(self):
+        return self.stops.over
+
+    def push(self, id):
+        return self.end() if id == self.end_of_text else self.stops.push(self.stream.push(int(id)))
+
+    def end(self):
+        return self.stops.push(self.stream.flush()) + self.stops.end()
 
 
 def encode_prompt(tokenizer, prompt):
@@ -69,21 +77,20 @@ def encode_prompt(tokenizer, prompt):
 
 
 def generate(model, tokenizer, prompt, max_tokens, sampling, stops=(), samples=1):
-    """Yield lists of `samples` pieces of text as they are made, the prompt not included; joined per sample they are the texts.
+    """Iterate over lists of `samples` pieces of text, one of each text, as they are made; joined per text they are what follows the prompt.
 
-    A piece never ends inside a character, nor shows any of a stop string.
+    A piece never ends inside a character, nor shows any of a stop string. UserError, at once, for a prompt the tokenizer cannot express.
     """
-    streams, watch = [tokenizer.stream() for _ in range(samples)], [Stops(stops) for _ in range(samples)]
-    ended = [False] * samples
-    for ids in generate_ids(model, encode_prompt(tokenizer, prompt), max_tokens, sampling, samples, tokenizer.end_of_text):
-        pieces = []
-        for i, id in enumerate(ids):
-            ended[i] = ended[i] or watch[i].over or id == tokenizer.end_of_text
-            pieces.append("" if ended[i] else watch[i].push(streams[i].push(int(id))))
-        yield pieces
-        if all(done or w.over for done, w in zip(ended, watch)):
-            return
-    yield ["" if done else w.push(s.flush()) + w.flush() for done, s, w in zip(ended, streams, watch)]
+    ids, decoder = encode_prompt(tokenizer, prompt), Decoder(model, samples)
+
+    def pieces():
+        texts = [Text(tokenizer, stops) for _ in range(samples)]
+        for new in generate_ids(decoder, ids, max_tokens, sampling):
+            yield [text.push(id) for text, id in zip(texts, new)]
+            if all(text.over for text in texts):
+                return
+        yield [text.end() for text in texts]
+    return pieces()
 
 
 def text_of(model, tokenizer, prompt, max_tokens, sampling, stops=()):

@@ -3,13 +3,12 @@
 For an input x, a random unit direction d and a scalar function f, the gradient g is right if <g, d> = (f(x + e d) - f(x - e d)) / 2e.
 Outputs that overwrite are prefilled with NaN and those that accumulate with ones, so that the check covers both promises.
 """
-import argparse
 import dataclasses
 from typing import Callable, NamedTuple
 
 import numpy as np
 
-from slm_np import ops
+from slm_np import flags, ops
 from slm_np.config import ModelConfig
 from slm_np.errors import exit_with_sentence
 from slm_np.model import Model
@@ -248,9 +247,10 @@ def model_error(config, batch=2, seed=0):
 @exit_with_sentence
 def main(argv=None):
     """The command: a line per op, or per tensor of one preset's shrunk model; exit status 1 if an error exceeds the tolerance."""
-    parser = argparse.ArgumentParser(prog="slm-np gradcheck", description="Check every hand-written derivative against finite differences in float64.")
+    parser = flags.Parser(prog="slm-np gradcheck", description="Check every hand-written derivative against finite differences in float64.")
     parser.add_argument("--preset", help="check the whole model of this preset, shrunk, tensor by tensor; without it: every op and every preset")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
+    config = shrunk(preset(args.preset)[0]) if args.preset else None
     worst = 0.0
 
     def report(name, error):
@@ -258,8 +258,8 @@ def main(argv=None):
         worst = max(worst, error)
         print(f"{name:<44} {error:9.1e} {'ok' if error <= TOLERANCE else 'WRONG'}", flush=True)
     print(f"{'':<44} error     (tolerance {TOLERANCE:.0e})")
-    if args.preset:
-        for name, error in model_error(shrunk(preset(args.preset)[0])).items():
+    if config:
+        for name, error in model_error(config).items():
             report(name or "all tensors", error)
     else:
         for case in op_cases():

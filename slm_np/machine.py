@@ -2,23 +2,37 @@
 import functools
 import os
 import sys
+from pathlib import Path
 
 from slm_np.errors import UserError
 
 
 def available_bytes():
-    """Memory that can be had without swapping, in bytes; None where the system does not say."""
-    try:
-        if sys.platform.startswith("linux"):
-            with open("/proc/meminfo", encoding="utf-8") as file:
-                for line in file:
-                    if line.startswith("MemAvailable:"):
-                        return int(line.split()[1]) * 1024
-        if sys.platform == "win32":
-            return _windows_available()
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS tells the whole memory only
-    except (OSError, ValueError, AttributeError):
-        return None
+    """Memory that can be had without swapping, in bytes, within the limit of the container if there is one; None where the system does not say."""
+    known = []
+    for source in SOURCES.get(sys.platform, (_installed,)):
+        try:
+            known.append(source())
+        except (OSError, ValueError, AttributeError, LookupError):
+            pass
+    return min(known, default=None)
+
+
+def _linux_available():
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _container_available(root=Path("/sys/fs/cgroup")):
+    """What a control group leaves, version 2 or 1: its limit less what is in use and cannot be dropped. ValueError if it has no limit."""
+    limit, used, group = ("memory.max", "memory.current", root) if (root / "memory.max").exists() else ("memory.limit_in_bytes", "memory.usage_in_bytes", root / "memory")
+    stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+    reclaimable = int(stat.get("total_inactive_file") or stat["inactive_file"])
+    return int((group / limit).read_text(encoding="utf-8")) - int((group / used).read_text(encoding="utf-8")) + reclaimable
+
+
+def _installed():
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # macOS tells the whole memory only
 
 
 def _windows_available():
@@ -28,15 +42,19 @@ def _windows_available():
         _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [(name, ctypes.c_ulonglong) for name in (
             "total", "available", "total_page", "available_page", "total_virtual", "available_virtual", "extended")]
     status = Status(length=ctypes.sizeof(Status))
-    return status.available if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else None
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        raise ctypes.WinError()
+    return status.available
 
 
-def check_memory(needed, what):
+SOURCES = {"linux": (_linux_available, _container_available), "win32": (_windows_available,)}
+
+
+def check_memory(needed, what, mend="choose a smaller --batch-size, --block-size, --n-layer or --n-embd"):
     """UserError if `needed` bytes are more than the machine has left."""
     available = available_bytes()
     if available is not None and needed > available:
-        raise UserError(f"{what} needs {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are free; "
-                        "choose a smaller --batch-size, --block-size, --n-layer or --n-embd")
+        raise UserError(f"{what} needs {needed / 2**30:,.1f} GiB of memory and {available / 2**30:,.1f} GiB are free; {mend}")
 
 
 def use_threads(threads):

@@ -49,17 +49,18 @@ class AdamW:
 def learning_rate(config, step, progress):
     """Rate of update `step` (from 0). config: TrainConfig.   progress: share of the schedule that is over, 0 to 1.
 
-    1. During the first `warmup_iters` updates: a line from near zero to the peak.
-    2. Then `constant`, or down to `min_lr` at progress 1 along a cosine or a line; `stable-decay` stays at the peak for 80 % first.
+    The smaller of two courses:
+    1. over the first `warmup_iters` updates, a line from near zero to the peak, and on;
+    2. `constant`, or down to `min_lr` at progress 1 along a cosine or a line; `stable-decay` stays at the peak for 80 % first.
     """
     peak, low = config.learning_rate, config.min_lr
-    if step < config.warmup_iters:
-        return peak * (step + 1) / (config.warmup_iters + 1)
     progress = min(1.0, max(0.0, progress))
     if config.lr_schedule == "constant":
-        return peak
-    if config.lr_schedule == "cosine":
-        return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
-    if config.lr_schedule == "linear":
-        return peak + (low - peak) * progress
-    return peak + (low - peak) * max(0.0, (progress - STABLE) / (1 - STABLE))
+        rate = peak
+    elif config.lr_schedule == "cosine":
+        rate = low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
+    elif config.lr_schedule == "linear":
+        rate = peak + (low - peak) * progress
+    else:
+        rate = peak + (low - peak) * max(0.0, (progress - STABLE) / (1 - STABLE))
+    return min(rate, peak * (step + 1) / (config.warmup_iters + 1))

@@ -2,6 +2,7 @@
 
 The tensors that decay come first, so that the optimiser, the gradient's norm, clipping and counting need no loop over names.
 """
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ def decays(tensor, rule):
 
 def count(tensors):
     """Number of parameters."""
-    return sum(int(np.prod(t.shape)) for t in tensors)
+    return sum(math.prod(t.shape) for t in tensors)
 
 
 class Parameters:
@@ -48,7 +49,7 @@ class Parameters:
         """Named views into a flat buffer of this layout."""
         views, start = {}, 0
         for t in tensors:
-            size = int(np.prod(t.shape))
+            size = math.prod(t.shape)
             views[t.name] = flat[start:start + size].reshape(t.shape)
             start += size
         return views

@@ -16,10 +16,10 @@ def interactive():
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def bar(**options):
+def bar(quiet=False, **options):
     """tqdm's bar, which draws nothing where no bar can be drawn."""
     from tqdm.auto import tqdm
-    return tqdm(dynamic_ncols=True, disable=not interactive(), **options)
+    return tqdm(dynamic_ncols=True, disable=quiet or not interactive(), **options)
 
 
 class Progress:
@@ -32,7 +32,7 @@ class Progress:
         self.quiet, self.fraction, self.begun = quiet, fraction, time.perf_counter()
         self.bar = None
         if not quiet and interactive():
-            self.bar = bar(total=1.0, initial=fraction, smoothing=0.05, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
+            self.bar = bar(total=1.0, initial=fraction, smoothing=0.05, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, ETA {remaining}{postfix}")
 
     def update(self, step, fraction, text, log):
         """step: what to call it, such as "step 3/100".   fraction: share of the run that is over.   text: what else to show.   log: whether to."""

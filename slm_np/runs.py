@@ -35,18 +35,18 @@ def new_directory(out_dir, name):
     try:
         yield directory
     except BaseException:
-        for path in (directory / entry for entry in set(os.listdir(directory)) - before):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-        if made:
-            directory.rmdir()
+        with contextlib.suppress(OSError):  # what refused to be written may refuse to go
+            for path in (directory / entry for entry in set(os.listdir(directory)) - before):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if made:
+                directory.rmdir()
         raise
 
 
 def _made(directory):
     """Make the directory: True, or False if it was there before. UserError if it cannot be."""
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir()
+        os.makedirs(directory)
         return True
     except (OSError, ValueError) as error:  # ValueError: a character that no path may have
         if isinstance(error, FileExistsError) and os.path.lexists(directory):

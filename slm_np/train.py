@@ -35,7 +35,7 @@ def settings(args):
     if any(train.get(name) for name in LENGTHS):
         values = {name: value for name, value in values.items() if name not in LENGTHS}
     model, train = flags.split(values, ModelConfig) | model, flags.split(values, TrainConfig) | train
-    lengths = [f"--{name.replace('_', '-')} {train[name]}" for name in LENGTHS if train.get(name)]
+    lengths = [f"{flags.flag(name)} {train[name]}" for name in LENGTHS if train.get(name)]
     if len(lengths) > 1:
         raise UserError(f"{' and '.join(lengths)} both say how long to train; give one")
     return args.preset or values.get("preset"), model, train
@@ -110,7 +110,12 @@ def words(tokenizer):
         return None
     from slm_np.generation import text_of
     from slm_np.sampling import SamplingConfig
-    return lambda model: " ".join(text_of(model, tokenizer, "", 64, SamplingConfig(seed=1)).split())[:60]
+    return lambda model: printable(" ".join(text_of(model, tokenizer, "", 64, SamplingConfig(seed=1)).split()))[:60]
+
+
+def printable(text):
+    """The text without what would move a terminal's cursor or ring its bell, as a model of bytes at first writes."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
 
 
 @exit_with_sentence
@@ -167,15 +172,17 @@ def finish(trainer):
     from slm_np.trainer import bits_per_byte
     corpus, model, directory = trainer.corpus, trainer.model, trainer.out_dir
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
+    print(f"evaluating the best model, of step {metadata['step']}, on all of the validation split", file=sys.stderr)
     loss, stories = trainer.whole_loss(corpus.validation), corpus.source == "stories"
     if corpus.tokenizer is not None:
         text = text_of(model, corpus.tokenizer, "", 800 if stories else 300, SamplingConfig(seed=trainer.config.seed), ["\n\n"] if stories else [])
-        print(f"\n{text.strip()}\n")
+        print(f"\n{printable(text.strip())}\n")
     bits, floor = bits_per_byte(loss, corpus.validation), corpus.validation.bits_per_byte_floor
     shown = f"{bits:.4f} bits/byte" if math.isfinite(bits) else f"{loss:.4f} nats/token"
     print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor else ""))
     print(f"run: {directory}, best model of step {metadata['step']}; {curve(directory, floor)}")
-    print(f"more: python -m slm_np.generate --model {quoted(directory)}" + ' --prompt "Once upon a time"' * stories)
+    if corpus.tokenizer is not None:
+        print(f"more: python -m slm_np.generate --model {quoted(directory)}" + ' --prompt "Once upon a time"' * stories)
 
 
 def curve(directory, floor):

@@ -87,7 +87,7 @@ class Trainer:
     def step(self):
         """One update: batch, forward, backward (per micro-batch), clip, AdamW. Returns (loss, gradient norm, learning rate).
 
-        A loss or gradient that is not finite leaves the weights alone; five in a row raise UserError.
+        A loss or gradient that is not finite leaves the weights alone.
         """
         n, loss = self.config.grad_accumulation_steps, 0.0
         for micro in range(n):
@@ -115,11 +115,11 @@ class Trainer:
         return means
 
     def whole_loss(self, tokens):
-        """Mean loss over all targets of a split, in windows one after another, in nats per token."""
+        """Mean loss over all targets of a split, each with at least half a context before it, in nats per token."""
         from slm_np.data.tokens import gather, sequential_windows
         batch, steps = self.tokens.shape
-        windows, total = sequential_windows(tokens, steps), 0.0
-        with bar(total=len(tokens) - 1, desc=f"evaluating {tokens.split}", unit="token", unit_scale=True, delay=1, leave=False) as shown:
+        windows, total = sequential_windows(tokens, steps, max(1, steps // 2)), 0.0
+        with bar(self.quiet, total=len(tokens) - 1, desc=f"evaluating {tokens.split}", unit="token", unit_scale=True, delay=1, leave=False) as shown:
             while rows := list(islice(windows, batch)):
                 starts, new = zip(*rows)
                 gather(self.tokens, self.targets, tokens, starts + starts[:1] * (batch - len(rows)))
@@ -243,7 +243,7 @@ class Trainer:
             self.stop_signal = number
             if not self.quiet:  # not by print, which the signal may have come in the middle of
                 os.write(2, b"\nstopping after this step; once more leaves at once\n")
-        previous = {}
+        previous, self.stop_signal = {}, None
         try:
             with contextlib.suppress(ValueError):
                 for number in (signal.SIGINT, signal.SIGTERM):

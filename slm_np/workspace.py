@@ -3,6 +3,7 @@
 Three lifetimes: `saved` lives until its layer's backward, `stream` is the one gradient of the residual stream, `scratch` is one
 set that all layers share. The storage type is a property of this plan, not of an op.
 """
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ class Request(NamedTuple):
 
 def planned_bytes(requests, itemsize):
     """Bytes of an arena for these requests, each array rounded up to whole cache lines; nothing is allocated."""
-    sizes = {r.name: int(np.prod(r.shape)) * itemsize for r in requests}
+    sizes = {r.name: math.prod(r.shape) * itemsize for r in requests}
     return sum((size + ALIGN - 1) // ALIGN * ALIGN for size in sizes.values())
 
 
@@ -39,7 +40,7 @@ class Workspace:
         start = -block.ctypes.data % ALIGN
         self.arrays = {}
         for request in self.plan.values():
-            n = int(np.prod(request.shape))
+            n = math.prod(request.shape)
             self.arrays[request.name] = block[start:start + n * self.dtype.itemsize].view(self.dtype).reshape(request.shape)
             start += planned_bytes([request], self.dtype.itemsize)
 

@@ -32,6 +32,10 @@ def normal(*shape, scale=1.0, seed=0):
     return (scale * np.random.default_rng([seed, *shape]).standard_normal(shape)).astype(np.float32)
 
 
+def scaled_by(scale):
+    return f" scale {scale}" if scale != 1 else ""
+
+
 def empty(shape, like):
     return np.full(shape, np.nan, like.dtype)
 
@@ -118,7 +122,7 @@ def linear(n, d, e, bias=False, residual=False, scale=1.0):
         b, r = parts(more)
         out, (dx, dweight, dbias) = ref.linear(x, weight, b), ref.linear_backward(dout, x, weight, b)
         return (out + r.astype(float) if residual else out, dx, dweight) + ((dbias,) if bias else ())
-    return Case(f"linear {n}x{d}x{e}{' bias' * bias}{' residual' * residual}{f' scale {scale}' if scale != 1 else ''}", inputs, engine, plain, exact, 1 + bias)
+    return Case(f"linear {n}x{d}x{e}{' bias' * bias}{' residual' * residual}{scaled_by(scale)}", inputs, engine, plain, exact, 1 + bias)
 
 
 def linear_transposed(n, d, v):
@@ -148,7 +152,7 @@ def rmsnorm(n, d, scale=1.0):
         r = 1 / np.sqrt((x * x).mean(1, keepdims=True) + EPS)
         g, unit = dout * weight, x * r
         return x * r * weight, r * (g - unit * (g * unit).mean(1, keepdims=True)), (dout * unit).sum(0)
-    return Case(f"rmsnorm {n}x{d}{f' scale {scale}' if scale != 1 else ''}", [normal(n, d, scale=scale), normal(d), normal(n, d, seed=1)], engine, plain,
+    return Case(f"rmsnorm {n}x{d}{scaled_by(scale)}", [normal(n, d, scale=scale), normal(d), normal(n, d, seed=1)], engine, plain,
                 lambda x, weight, dout: (ref.rmsnorm(x, weight, EPS), *ref.rmsnorm_backward(dout, x, weight, EPS)), 2, terms=ONE_WIDE * (d == 1))
 
 
@@ -191,7 +195,8 @@ def embedding(batch, steps, pieces, d, positions=True, one=None):
         return (out.reshape(-1, d), dweight, dout.reshape(batch, steps, d).sum(0))[:2 + positions]
 
     def exact(weight, dout, places=None):
-        return (ref.embedding(tokens, weight, places).reshape(-1, d), *ref.embedding_backward(dout.reshape(batch, steps, d), tokens, weight, places))[:2 + positions]
+        gradients = ref.embedding_backward(dout.reshape(batch, steps, d), tokens, weight, places)
+        return (ref.embedding(tokens, weight, places).reshape(-1, d), *gradients)[:2 + positions]
     return Case(f"embedding {batch}x{steps} of {pieces}x{d}{' positions' * positions}{'' if one is None else ' one token'}",
                 [normal(pieces, d), normal(batch * steps, d)] + [normal(steps, d)] * positions, engine, plain, exact, 1 + positions)
 
@@ -239,7 +244,8 @@ def split(qkv, batch, heads, kv_heads):
 
 def attention(batch, steps, heads, kv_heads, width, scale=1.0):
     def engine(start, qkv, dout):
-        out, lse, scratch, dqkv = empty(dout.shape, qkv), empty((batch * heads, steps), qkv), empty(ops.attention_scratch(steps, qkv), qkv), empty(qkv.shape, qkv)
+        out, lse, dqkv = empty(dout.shape, qkv), empty((batch * heads, steps), qkv), empty(qkv.shape, qkv)
+        scratch = empty(ops.attention_scratch(steps, qkv), qkv)
         ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, 0.0, 0)
         scratch.fill(np.nan)
         ops.attention_backward(dqkv, scratch, dout, qkv, lse, heads, kv_heads, steps, 0.0, 0)
@@ -265,7 +271,7 @@ def attention(batch, steps, heads, kv_heads, width, scale=1.0):
         parts = split(qkv, batch, heads, kv_heads)
         grads = ref.attention_backward(dout.reshape(batch, steps, heads, width), *parts)
         return ref.attention(*parts).reshape(batch * steps, -1), np.concatenate([g.reshape(batch * steps, -1) for g in grads], axis=1)
-    return Case(f"attention {batch}x{steps} heads {heads}/{kv_heads}x{width}{f' scale {scale}' if scale != 1 else ''}",
+    return Case(f"attention {batch}x{steps} heads {heads}/{kv_heads}x{width}{scaled_by(scale)}",
                 [normal(batch * steps, (heads + 2 * kv_heads) * width, scale=scale), normal(batch * steps, heads * width)], engine, plain, exact)
 
 
@@ -329,7 +335,8 @@ def head_cross_entropy(n, d, v, rows, scale=1.0):
     targets = np.random.default_rng(5).integers(0, v, n)
 
     def engine(start, x, weight):
-        losses, again, logits, dx, dweight = empty(n, x), empty(n, x), empty((rows, v), x), empty(x.shape, x), begun(start, weight)
+        losses, again, logits = empty(n, x), empty(n, x), empty((rows, v), x)
+        dx, dweight = empty(x.shape, x), begun(start, weight)
         ops.head_cross_entropy_forward(losses, logits, x, weight, targets.astype(np.int32))
         ops.head_cross_entropy_backward(dx, dweight, again, logits, x, weight, targets.astype(np.int32), 1 / n)
         return losses, again, dx, dweight
@@ -340,9 +347,10 @@ def head_cross_entropy(n, d, v, rows, scale=1.0):
 
     def exact(x, weight):
         logits = ref.linear(x, weight.T)
-        losses, (dx, dweight, _) = row_losses(logits, targets), ref.linear_backward(ref.cross_entropy_backward(1.0, logits, targets), x, weight.T)
+        losses = row_losses(logits, targets)
+        dx, dweight, _ = ref.linear_backward(ref.cross_entropy_backward(1.0, logits, targets), x, weight.T)
         return losses, losses, dx, dweight.T
-    return Case(f"head_cross_entropy {n}x{d}x{v} chunks of {rows}{f' scale {scale}' if scale != 1 else ''}", [normal(n, d, scale=scale), normal(v, d)], engine, plain, exact, 1)
+    return Case(f"head_cross_entropy {n}x{d}x{v} chunks of {rows}{scaled_by(scale)}", [normal(n, d, scale=scale), normal(v, d)], engine, plain, exact, 1)
 
 
 def wide(reach, *shape):
@@ -360,10 +368,10 @@ def with_masked(logits, value):
 
 CASES = [
     *(activation(name, label, x) for name in PLAIN for label, x in (
-        ("1x2", normal(1, 2)), ("1x14", normal(1, 14)), ("70x130", 2 * normal(70, 130)), ("within 12", wide(12, 7, 286)), ("within 100", wide(100, 5, 402)),
-        ("tiny", 1e-20 * normal(5, 14)))),
-    linear(1, 7, 11, bias=True, residual=True), linear(1, 1, 1), linear(1, 1, 1, bias=True), linear(70, 130, 65, residual=True), linear(130, 7, 257, bias=True),
-    linear(5, 70, 11, scale=1e3), linear(300, 3, 1, bias=True, residual=True),
+        ("1x2", normal(1, 2)), ("1x14", normal(1, 14)), ("70x130", 2 * normal(70, 130)), ("within 12", wide(12, 7, 286)),
+        ("within 100", wide(100, 5, 402)), ("tiny", 1e-20 * normal(5, 14)))),
+    linear(1, 7, 11, bias=True, residual=True), linear(1, 1, 1), linear(1, 1, 1, bias=True), linear(70, 130, 65, residual=True),
+    linear(130, 7, 257, bias=True), linear(5, 70, 11, scale=1e3), linear(300, 3, 1, bias=True, residual=True),
     linear_transposed(1, 7, 11), linear_transposed(1, 1, 1), linear_transposed(70, 130, 65),
     rmsnorm(1, 7), rmsnorm(5, 1), rmsnorm(70, 130), rmsnorm(3, 64), rmsnorm(3, 64, scale=1e4), rmsnorm(3, 11, scale=1e-4), rmsnorm(130, 7),
     *(layernorm(n, d, bias) for n, d in ((1, 7), (5, 1), (70, 130), (3, 64), (130, 7)) for bias in (True, False)), layernorm(9, 130, offset=100.0),
@@ -371,13 +379,14 @@ CASES = [
     embedding(4, 70, 11, 7, one=3), embedding(4, 70, 11, 7, positions=False, one=10),
     rotary(1, 1, 1, 2), rotary(2, 5, 2, 6, more=7), rotary(1, 70, 3, 10), rotary(2, 13, 2, 8, first=100000, more=8),
     accumulate(1, 1), accumulate(1, 7), accumulate(130, 70),
-    attention(1, 1, 1, 1, 5), attention(2, 7, 4, 2, 3), attention(1, 64, 2, 2, 16), attention(1, 65, 3, 1, 4), attention(2, 70, 2, 1, 7), attention(1, 130, 2, 2, 8),
-    attention(2, 9, 2, 2, 7, scale=5.0), attention(1, 70, 2, 1, 8, scale=5.0),
+    attention(1, 1, 1, 1, 5), attention(2, 7, 4, 2, 3), attention(1, 64, 2, 2, 16), attention(1, 65, 3, 1, 4), attention(2, 70, 2, 1, 7),
+    attention(1, 130, 2, 2, 8), attention(2, 9, 2, 2, 7, scale=5.0), attention(1, 70, 2, 1, 8, scale=5.0),
     attention_step(1, 1, 1, 1, 5), attention_step(3, 9, 4, 2, 7), attention_step(2, 130, 2, 2, 8),
-    cross_entropy("1x11", normal(1, 11)), cross_entropy("1x1", normal(1, 1)), cross_entropy("70x130", normal(70, 130)), cross_entropy("7x11 within 80", wide(80, 7, 11)),
-    cross_entropy("7x1030 within 80", normal(7, 1030, scale=30).clip(-80, 80)), cross_entropy("5x11 equal", np.full((5, 11), -1e30, np.float32)),
-    cross_entropy("9x11 offset", normal(9, 11) + np.float32(1000)),
-    cross_entropy("9x11 masked", with_masked(normal(9, 11), np.finfo(np.float32).min)), cross_entropy("9x12 masked", with_masked(normal(9, 12), -1e4)),
+    *(cross_entropy(label, logits) for label, logits in (
+        ("1x11", normal(1, 11)), ("1x1", normal(1, 1)), ("70x130", normal(70, 130)), ("7x11 within 80", wide(80, 7, 11)),
+        ("7x1030 within 80", normal(7, 1030, scale=30).clip(-80, 80)), ("5x11 equal", np.full((5, 11), -1e30, np.float32)),
+        ("9x11 offset", normal(9, 11) + np.float32(1000)), ("9x11 masked", with_masked(normal(9, 11), np.finfo(np.float32).min)),
+        ("9x12 masked", with_masked(normal(9, 12), -1e4)))),
     *(head_cross_entropy(7, 5, 11, rows) for rows in (1, 3, 7)), head_cross_entropy(1, 7, 11, 4), head_cross_entropy(70, 130, 257, 64),
     head_cross_entropy(9, 64, 130, 9, scale=4.0),
 ]
@@ -414,3 +423,255 @@ def test_plain_formula_is_the_oracles(case):
         usual = case.plain(*inputs)
     for plain, exact in zip(usual, case.exact(*inputs), strict=True):
         np.testing.assert_allclose(plain, exact, rtol=1e-11, atol=1e-12 * max(1e-20, np.abs(exact).max()))
+
+
+# The functions under the ops, float32 without the C library
+
+@pytest.fixture(scope="module")
+def elementary():
+    """{name: function of a float32 array} for exp, sigmoid and normal, which returns (distribution, density)."""
+    from slm_np.kernels.cpu import elementary as e
+    from slm_np.kernels.cpu.jit import row
+    exp, sigmoid, normal = e.exp, e.sigmoid, e.normal
+
+    @row
+    def exp_of(out, x):
+        for i in range(x.size):
+            out[i] = exp(x[i])
+
+    @row
+    def sigmoid_of(out, x):
+        for i in range(x.size):
+            out[i] = sigmoid(x[i])
+
+    @row
+    def normal_of(out, density, x):
+        for i in range(x.size):
+            out[i], density[i] = normal(x[i])
+
+    def over(function, outputs=1):
+        def run(x):
+            found = [empty(x.shape, x) for _ in range(outputs)]
+            function(*found, x)
+            return found if outputs > 1 else found[0]
+        return run
+    return dict(exp=over(exp_of), sigmoid=over(sigmoid_of), normal=over(normal_of, 2))
+
+
+def grid(low, high):
+    """A million floats evenly in [low, high], and every power of two in it from 2^-149 on with its neighbours."""
+    powers = np.ldexp(np.float32(1), np.arange(-149, 10)).astype(np.float32)
+    special = np.concatenate([np.nextafter(powers, np.float32(to)) for to in (-np.inf, np.inf)] + [powers, [0]]).astype(np.float32)
+    x = np.concatenate([np.linspace(low, high, 1_000_003, dtype=np.float32), special, -special])
+    return x[(x >= low) & (x <= high)]
+
+
+def relative_error(found, exact):
+    assert found.dtype == np.float32
+    return np.abs(found / exact - 1)
+
+
+def test_exp(elementary):
+    x = grid(-87, 88)
+    assert relative_error(elementary["exp"](x), np.exp(x.astype(float))).max() < 2e-7
+
+
+def test_exp_outside_its_range(elementary):
+    x = np.array([-87.5, -1e30, -np.inf, 88.5, 1e30, np.inf], np.float32)
+    np.testing.assert_allclose(elementary["exp"](x), np.exp([-87.0] * 3 + [88.0] * 3), rtol=2e-7)
+    assert elementary["exp"](np.zeros(1, np.float32)) == 1
+
+
+def test_sigmoid(elementary):
+    """Two roundings and one division more than exp."""
+    x = grid(-87, 200)
+    assert relative_error(elementary["sigmoid"](x), 1 / (1 + np.exp(-x.astype(float)))).max() < 3.5e-7
+    below = elementary["sigmoid"](np.array([-88.5, -1e4, -np.inf], np.float32))
+    assert (below >= 0).all() and (below < 1e-38).all()
+
+
+def test_normal(elementary):
+    """The exponent x^2/2 is rounded to float32, so in the tails the error grows with it."""
+    x = grid(-12.9, 12.9)
+    distribution, density = elementary["normal"](x)
+    exact, wide = ref.normal(x.astype(float)), 1 + x.astype(float) ** 2 / 2
+    assert np.abs(distribution - exact).max() < 3e-7
+    assert (relative_error(distribution, exact) / wide).max() < 6e-7
+    assert (relative_error(density, np.exp(-x.astype(float) ** 2 / 2) / math.sqrt(2 * math.pi)) / wide).max() < 2e-7
+
+
+def test_elementary_functions_keep_nan(elementary):
+    for length in (1, 33):  # alone, and inside a vector
+        x = normal(length)
+        x[-1] = np.nan
+        for found in (elementary["exp"](x), elementary["sigmoid"](x), *elementary["normal"](x)):
+            assert np.isnan(found[-1]) and np.isfinite(found[:-1]).all()
+
+
+# What is not finite must be seen
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", [0, 5, 10])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_cross_entropy_of_a_bad_logit_is_nan(bad, place, dtype):
+    logits = normal(3, 11).astype(dtype)
+    logits[1, place] = bad
+    targets, losses, again = np.array([4, 5, 6], np.int32), np.zeros(3, dtype), np.zeros(3, dtype)
+    ops.softmax_cross_entropy_forward(losses, logits, targets)
+    ops.softmax_cross_entropy_backward(again, logits, targets, 1.0)
+    for found in (losses, again, logits.sum(1)):
+        np.testing.assert_array_equal(np.isnan(found), [False, True, False])
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_attention_to_a_bad_key_is_nan(place):
+    steps, width = 8, 4
+    qkv = normal(steps, 3 * width)
+    qkv[place, width] = np.nan
+    out, lse = empty((steps, width), qkv), empty((1, steps), qkv)
+    ops.attention_forward(out, lse, empty(ops.attention_scratch(steps, qkv), qkv), qkv, 1, 1, steps, 0.0, 0)
+    np.testing.assert_array_equal(np.isnan(out).all(1), np.arange(steps) >= place)
+    np.testing.assert_array_equal(np.isnan(lse[0]), np.arange(steps) >= place)
+    assert np.isfinite(out[:place]).all()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_activations_far_out_and_of_nan(name):
+    x = np.array([[-1e4, -200, 0, 200, 1e4, np.nan, 1]], np.float32)
+    given = np.hstack((x, np.ones_like(x))) if name == "swiglu" else x
+    out, dx, again = empty(x.shape, x), empty(given.shape, x), empty(x.shape, x)
+    getattr(ops, f"{name}_forward")(out, given)
+    getattr(ops, f"{name}_backward")(dx, again, np.ones_like(x), given)
+    for found in (out, again):
+        np.testing.assert_allclose(found[0, :5], np.maximum(x[0, :5], 0), rtol=1e-6, atol=1e-20)
+        assert np.isnan(found[0, 5]) and np.isfinite(found[0, 6])
+    np.testing.assert_allclose(dx[0, :5], [0, 0, 0.5, 1, 1], rtol=1e-6, atol=1e-20)
+    assert np.isnan(dx[0, 5]) and np.isfinite(dx[0, 6])
+
+
+# Embedding, fused head, attention: promises of their own
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_embedding_backward_of_one_token_is_numpys(dtype):
+    dout, tokens = normal(4 * 70, 33).astype(dtype), np.full((4, 70), 5, np.int32)
+    dweight, expected = np.ones((11, 33), dtype), np.ones((11, 33), dtype)
+    ops.embedding_backward(dweight, None, dout, tokens)
+    np.add.at(expected, tokens.reshape(-1), dout)
+    np.testing.assert_array_equal(dweight, expected)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.int64])
+def test_tokens_may_be_any_integers(kind):
+    weight, tokens = normal(11, 7), np.array([[0, 10, 3], [10, 10, 0]], kind)
+    out, dweight = empty((6, 7), weight), np.zeros_like(weight)
+    ops.embedding_forward(out, tokens, weight, None)
+    ops.embedding_backward(dweight, None, out, tokens)
+    np.testing.assert_array_equal(out, weight[tokens.reshape(-1)])
+    np.testing.assert_allclose(dweight[[0, 10, 3, 1]], weight[[0, 10, 3, 1]] * np.array([[2], [3], [1], [0]], np.float32), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 9], ids=lambda rows: f"chunks-of-{rows}")
+def test_fused_head_equals_the_ops_it_is_made_of(rows):
+    n, d, v = 7, 5, 11
+    x, weight, targets = normal(n, d).astype(float), normal(v, d).astype(float), np.arange(n).astype(np.int32)
+    logits, losses, dx, dweight = empty((n, v), x), empty(n, x), empty(x.shape, x), np.ones_like(weight)
+    ops.linear_transposed_forward(logits, x, weight)
+    ops.softmax_cross_entropy_backward(losses, logits, targets, 0.7)
+    ops.linear_transposed_backward(dx, dweight, logits, x, weight)
+    chunk, forward, backward = empty((rows, v), x), empty(n, x), empty(n, x)
+    fused_dx, fused_dweight = empty(x.shape, x), np.ones_like(weight)
+    ops.head_cross_entropy_forward(forward, chunk, x, weight, targets)
+    chunk.fill(np.nan)
+    ops.head_cross_entropy_backward(fused_dx, fused_dweight, backward, chunk, x, weight, targets, 0.7)
+    for fused, plain in ((forward, losses), (backward, losses), (fused_dx, dx), (fused_dweight, dweight)):
+        np.testing.assert_allclose(fused, plain, rtol=1e-13, atol=1e-14)
+
+
+def attend(qkv, heads, kv_heads, steps, dropout=0.0, key=0):
+    width = qkv.shape[1] // (heads + 2 * kv_heads)
+    out, lse = empty((len(qkv), heads * width), qkv), empty((len(qkv) // steps * heads, steps), qkv)
+    ops.attention_forward(out, lse, empty(ops.attention_scratch(steps, qkv), qkv), qkv, heads, kv_heads, steps, dropout, key)
+    return out, lse
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("changed", [0, 1, 63, 64, 65, 129])
+def test_attention_does_not_see_the_future(changed, dropout):
+    steps, heads = 130, 2
+    qkv = normal(2 * steps, 4 * 8)
+    before, lse = attend(qkv, heads, 1, steps, dropout, 7)
+    qkv[changed::steps] += 1
+    after, lse_after = attend(qkv, heads, 1, steps, dropout, 7)
+    earlier = np.arange(2 * steps) % steps < changed
+    np.testing.assert_array_equal(after[earlier], before[earlier])
+    np.testing.assert_array_equal(lse_after[:, :changed], lse[:, :changed])
+    assert (after[~earlier] != before[~earlier]).any(1).all() or dropout
+
+
+def test_dropout_in_attention_replays_its_mask():
+    """With v the identity, out is the matrix of dropped probabilities; with dout the identity, its transpose is dv."""
+    steps, share = 64, 0.3
+    qkv = np.hstack((normal(steps, 2 * steps, scale=0.3), np.eye(steps, dtype=np.float32)))
+    whole, lse = attend(qkv, 1, 1, steps)
+    dropped, same_lse = attend(qkv, 1, 1, steps, share, 5)
+    np.testing.assert_array_equal(dropped, attend(qkv, 1, 1, steps, share, 5)[0])
+    np.testing.assert_array_equal(same_lse, lse)
+    causal = np.tril(np.ones((steps, steps), bool))
+    kept = dropped[causal] != 0
+    np.testing.assert_allclose(dropped[causal][kept], whole[causal][kept] / (1 - share), rtol=1e-5)
+    assert (dropped[~causal] == 0).all()
+    assert abs(kept.mean() - (1 - share)) < 4 * math.sqrt(share * (1 - share) / kept.size)
+    other = attend(qkv, 1, 1, steps, share, 6)[0][causal] != 0
+    assert abs((kept != other).mean() - 2 * share * (1 - share)) < 4 * math.sqrt(0.25 / kept.size)
+    dqkv = empty(qkv.shape, qkv)
+    ops.attention_backward(dqkv, empty(ops.attention_scratch(steps, qkv), qkv), np.eye(steps, dtype=np.float32), qkv, lse, 1, 1, steps, share, 5)
+    np.testing.assert_allclose(dqkv[:, 2 * steps:], dropped.T, rtol=1e-5, atol=1e-7)
+
+
+# Dropout
+
+def drop(x, share, key, residual=None):
+    out = empty(x.shape, x)
+    ops.dropout_forward(out, x, residual, share, key)
+    return out
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.5, 0.95])
+def test_dropout_keeps_its_share_and_the_mean(share):
+    x = np.ones((100, 2003), np.float32)
+    out = drop(x, share, ops.dropout_key(1, 2, 3))
+    kept = out != 0
+    np.testing.assert_allclose(out[kept], 1 / (1 - share), rtol=1e-6)
+    sigma = math.sqrt(share * (1 - share) / x.size)
+    assert abs(kept.mean() - (1 - share)) < 4 * sigma
+    assert abs(out.mean(dtype=float) - 1) < 4 * sigma / (1 - share)
+    for axis, size in ((0, 100), (1, 2003)):  # neither a row nor a column is favoured
+        assert np.abs(kept.mean(axis) - (1 - share)).max() < 5.5 * math.sqrt(share * (1 - share) / size)
+
+
+def test_dropout_mask_is_a_function_of_the_key():
+    x = np.ones(70001, np.float32)
+    masks = [drop(x, 0.3, key) != 0 for key in (0, 1, 2, 1 << 30, (1 << 31) - 1)]
+    for i, mask in enumerate(masks):
+        np.testing.assert_array_equal(mask, drop(x, 0.3, (0, 1, 2, 1 << 30, (1 << 31) - 1)[i]) != 0)
+        np.testing.assert_array_equal(mask, drop(x.astype(float), 0.3, (0, 1, 2, 1 << 30, (1 << 31) - 1)[i]) != 0)
+        for other in [np.roll(mask, 1), *masks[:i]]:  # neither neighbours nor keys go together
+            assert abs((mask != other).mean() - 2 * 0.3 * 0.7) < 5 * math.sqrt(0.25 / x.size)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (130, 70)])
+def test_dropout_backward_draws_the_mask_of_forward(shape):
+    x, dout, residual = normal(*shape) + 10, normal(*shape, seed=1) + 10, normal(*shape, seed=2)
+    out, dx = drop(x, 0.4, 9), empty(shape, x)
+    ops.dropout_backward(dx, dout, 0.4, 9)
+    np.testing.assert_array_equal(dx != 0, out != 0)
+    np.testing.assert_allclose(dx, dout * (out != 0) / 0.6, rtol=1e-6)
+    np.testing.assert_allclose(drop(x, 0.4, 9, residual), out + residual, rtol=1e-6)
+    np.testing.assert_array_equal(drop(x, 0.0, 9), x)
+
+
+def test_dropout_keys_of_different_parts_differ():
+    parts = [(seed, step, micro, place) for seed in range(3) for step in range(20) for micro in range(3) for place in range(5)]
+    keys = [ops.dropout_key(*p) for p in parts]
+    assert keys == [ops.dropout_key(*p) for p in parts]
+    assert len(set(keys)) == len(keys) and 0 <= min(keys) and max(keys) < 1 << 31
