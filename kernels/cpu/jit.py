@@ -56,6 +56,11 @@ def row(function):
     return _compiled(function, fastmath=FAST)
 
 
+def exact(function):
+    """Compile a serial function whose sums must not be reordered."""
+    return _compiled(function, fastmath={"contract"})
+
+
 def announce_compilation():
     """Say once, on stderr, that kernels are about to be compiled, if the cache of this version is empty."""
     if not CACHE.is_dir() or not any(CACHE.rglob("*.nbi")):

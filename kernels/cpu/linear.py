@@ -1,15 +1,12 @@
 """Matrix products over the pool of threads, with bias and residual laid under the product instead of added after it."""
-import numba
-import numpy as np
 from numba import prange
 
 from .gemm import gemm
 from .jit import kernel, row
 from .norm import add_to
 
-# A split falls on a multiple of ALIGN and leaves each part at least PART multiply-adds: then BLAS computes every element by the
-# same sequence of operations however many parts there are, and results do not depend on the number of threads (a test holds it).
-ALIGN, PART = 64, 1 << 22
+# Products are split at multiples of ALIGN; a product of fewer than 8 UNIT multiply-adds is not worth a second thread.
+ALIGN, UNIT, MOST = 64, 1 << 20, 16
 NOTHING, ADD, BIAS, RESIDUAL, BIAS_AND_RESIDUAL = range(5)
 
 
@@ -30,12 +27,11 @@ def lay(out, under, bias, residual, r0, r1, c0, c1):
 
 
 @kernel
-def split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, threads):
+def split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, parts):
     """out = op(a) op(b) + what `under` names. The larger side of `out` is split, so that the smaller operand is packed more than once."""
     m, n = out.shape
     k = a.shape[0] if transpose_a else a.shape[1]
     side = max(m, n)
-    parts = max(1, min(threads, m * n * k // PART, side // ALIGN))
     step = (side + parts * ALIGN - 1) // (parts * ALIGN) * ALIGN
     zero, one = out.dtype.type(0), out.dtype.type(1)
     for part in prange(parts):
@@ -49,8 +45,21 @@ def split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, th
                  zero if under == NOTHING else one, out, r0 * n + c0, n)
 
 
+def parts_of(m, n, k):
+    """Into how many parts a product is split: 1, 2, 4, 8 or 16 by its shape alone.
+
+    BLAS may compute an element by another sequence of operations when its neighbours change, so the split must not follow the number of
+    threads, or results would. Every part packs the smaller operand again; the cube root keeps that below some percent of a part's work.
+    """
+    parts = 1
+    while parts < MOST and (2 * parts) ** 3 * UNIT <= m * n * k and 2 * parts * ALIGN <= max(m, n):
+        parts *= 2
+    return parts
+
+
 def product(out, a, b, transpose_a, transpose_b, under, bias, residual):
-    split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, numba.get_num_threads())
+    k = a.shape[0] if transpose_a else a.shape[1]
+    split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, parts_of(*out.shape, k))
 
 
 @kernel

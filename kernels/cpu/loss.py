@@ -3,7 +3,13 @@ import numpy as np
 from numba import prange
 
 from .elementary import exp, maximum
-from .jit import kernel
+from .jit import exact, kernel
+
+
+@exact
+def log_sum(total, largest, at_target):
+    """log(total) + largest - at_target. Reordered, it would lose what is small beside `largest`."""
+    return np.log(total) + (largest - at_target)
 
 
 @kernel
@@ -28,7 +34,7 @@ def _softmax_cross_entropy(losses, logits, targets, scale, with_gradient):
         else:
             for v in range(pieces):
                 total += exp(logits[r, v] - largest)
-        losses[r] = np.log(total) + largest - at_target
+        losses[r] = log_sum(total, largest, at_target)
 
 
 def softmax_cross_entropy_forward(losses, logits, targets):
