@@ -19,7 +19,7 @@ from slm_np.paths import published
 
 BLOCK = 1 << 20  # bytes read at a time: a few copies of it, four bytes a character, are all the memory that tokenising takes
 STORIES = "stories"
-STORIES_BYTES = dict(train=12_000_000, validation=400_000)  # of the embedded corpus
+STORIES_BYTES = dict(train=12_000_000, validation=120_000)  # of the embedded corpus
 STORIES_SEEDS = dict(train=1, validation=2)
 FLAGS = dict(train="--data", validation="--val-data")
 

@@ -42,10 +42,9 @@ def main(argv=None):
     threads = count(args.threads, "--threads", 0)
     SamplingConfig(**changes)  # refuse bad values before the model is loaded
     from slm_np.generation import generate
-    from slm_np.machine import announce_compilation, use_threads
+    from slm_np.machine import use_threads
     from slm_np.runs import load, newest_run
     use_threads(threads)
-    announce_compilation()
     run = load(args.model or newest_run())
     # Piped text is read as bytes: what is not UTF-8 goes through as it came.
     prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if args.prompt == "-" else args.prompt

@@ -1,5 +1,4 @@
 """What this machine has: memory, threads, BLAS."""
-import functools
 import os
 import sys
 from pathlib import Path
@@ -67,24 +66,6 @@ def use_threads(threads):
         raise UserError(f"--threads {threads} is more than the {cores} cores this process may use; give at most {cores}, or set NUMBA_NUM_THREADS")
     numba.set_num_threads(threads or cores)
     return threads or cores
-
-
-@functools.cache
-def announce_compilation():
-    """From now on say once, on stderr, when a kernel is compiled: the first run on a processor waits for it, later ones load them."""
-    from numba.core import event
-
-    class Announcement(event.Listener):
-        said = False
-
-        def on_start(self, _):
-            if not self.said:
-                print("compiling kernels for this processor, once ...", file=sys.stderr, flush=True)
-            self.said = True
-
-        def on_end(self, _):
-            pass
-    event.register("numba:compile", Announcement())
 
 
 def blas_name():

@@ -141,7 +141,7 @@ def main(argv=None):
 
 def train_run(run, directory=None):
     """Train `run` from its start in a new directory, or from the newest checkpoint in `directory`, and say how it went."""
-    from slm_np.machine import announce_compilation, use_threads
+    from slm_np.machine import use_threads
     from slm_np.runs import new_directory
     from slm_np.trainer import Interrupted, Trainer
     threads = use_threads(run.train.threads)
@@ -155,7 +155,6 @@ def train_run(run, directory=None):
         trainer.resume(directory)
     describe(run, corpus, memory, threads)
     print(f"{'going on' if trainer.updates else 'run'} in {directory}" + f" from step {trainer.updates}" * (trainer.updates > 0), file=sys.stderr)
-    announce_compilation()
     try:
         trainer.train()
     except Interrupted as stopped:

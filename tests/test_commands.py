@@ -312,14 +312,6 @@ def test_a_small_corpus_is_warned_of(folder, capsys):
     assert re.search(r"the corpus has 8,\d+ tokens for \d\d\d,\d+ parameters: expect gibberish", capsys.readouterr().err)
 
 
-def test_kernels_that_are_compiled_are_announced_once(tmp_path):
-    """In a cold cache one line says so: here of one kernel, as compiling all takes long."""
-    script = "import numpy as np; from slm_np.machine import announce_compilation as a; a(); a(); from slm_np.kernels import cpu; x = np.ones(4, np.float32); cpu.accumulate(x, x); cpu.accumulate(x.astype(float), x.astype(float))"
-    first, second = (subprocess.run([sys.executable, "-c", script], env=small.environment(SLM_NP_CACHE=str(tmp_path)), capture_output=True, encoding="utf-8") for _ in range(2))
-    assert first.returncode == 0 and first.stderr.count("compiling kernels") == 1, first.stderr
-    assert second.returncode == 0 and second.stderr == ""
-
-
 def test_matplotlib_missing_is_one_line(folder):
     blocked = "import sys; sys.modules['matplotlib'] = None; from slm_np.train import main; main(sys.argv[1:])"
     done = subprocess.run([sys.executable, "-c", blocked, *small.flags("text.txt", out_dir="new")], env=small.environment(), capture_output=True, encoding="utf-8")

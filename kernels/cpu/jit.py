@@ -5,7 +5,6 @@ folder named by a hash of all kernel sources, and helpers can be shared freely.
 """
 import hashlib
 import os
-import sys
 from pathlib import Path
 
 # Threads that wait must sleep, not spin: with anything else running on the machine, a spinning thread keeps the core from the one
@@ -28,10 +27,10 @@ BLOCK = 8192  # numbers in a block of an elementwise kernel: four arrays of them
 
 
 def kernel_cache():
-    """The cache's folder: it depends on every kernel source, on Numba and on the processor."""
-    digest = hashlib.sha256(f"{numba.__version__} {binding.get_host_cpu_name()}".encode())
+    """The cache's folder: it depends on every kernel source and where it lies, on Numba and on the processor."""
+    digest = hashlib.sha256(f"{numba.__version__} {binding.get_host_cpu_name()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}".encode())
     for source in sorted(Path(__file__).resolve().parent.glob("*.py")):
-        digest.update(source.name.encode() + source.read_bytes())
+        digest.update(f"{source} {source.stat().st_mtime_ns}".encode() + source.read_bytes())
     return cache_dir() / "kernels" / digest.hexdigest()[:16]
 
 
@@ -59,12 +58,6 @@ def row(function):
 def exact(function):
     """Compile a serial function whose sums must not be reordered."""
     return _compiled(function, fastmath={"contract"})
-
-
-def announce_compilation():
-    """Say once, on stderr, that kernels are about to be compiled, if the cache of this version is empty."""
-    if not CACHE.is_dir() or not any(CACHE.rglob("*.nbi")):
-        print("compiling kernels for this processor, once (about 20 s) ...", file=sys.stderr, flush=True)
 
 
 @intrinsic
