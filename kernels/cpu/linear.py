@@ -5,8 +5,9 @@ from .gemm import gemm
 from .jit import kernel, row
 from .norm import add_to
 
-# Products are split at multiples of ALIGN; a product of fewer than 8 UNIT multiply-adds is not worth a second thread.
-ALIGN, UNIT, MOST = 64, 1 << 20, 16
+# Products are split at multiples of ALIGN; one of fewer than 8 UNIT multiply-adds is not worth a second thread, and parts narrower
+# than WIDTH are not worth a third.
+ALIGN, WIDTH, UNIT, MOST = 64, 192, 1 << 20, 16
 NOTHING, ADD, BIAS, RESIDUAL, BIAS_AND_RESIDUAL = range(5)
 
 
@@ -49,10 +50,11 @@ def parts_of(m, n, k):
     """Into how many parts a product is split: 1, 2, 4, 8 or 16 by its shape alone.
 
     BLAS may compute an element by another sequence of operations when its neighbours change, so the split must not follow the number of
-    threads, or results would. Every part packs the smaller operand again; the cube root keeps that below some percent of a part's work.
+    threads, or results would. Every part packs the smaller operand again: the narrower the part, the larger that is beside its work.
     """
-    parts = 1
-    while parts < MOST and (2 * parts) ** 3 * UNIT <= m * n * k and 2 * parts * ALIGN <= max(m, n):
+    work, side = m * n * k, max(m, n)
+    parts = 2 if work >= 8 * UNIT and side >= 2 * ALIGN else 1
+    while 1 < parts < MOST and (2 * parts) ** 3 * UNIT <= work and 2 * parts * WIDTH <= side:
         parts *= 2
     return parts
 
