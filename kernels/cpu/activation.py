@@ -55,23 +55,6 @@ def gelu_tanh_backward_block(dx, out, dout, x):
         out[i] = x[i] * s
 
 
-@row
-def swiglu_row(out, gate, up):
-    for i in range(out.size):
-        out[i] = gate[i] * sigmoid(gate[i]) * up[i]
-
-
-@row
-def swiglu_backward_row(dgate, dup, out, dout, gate, up):
-    one = out.dtype.type(1)
-    for i in range(out.size):
-        s = sigmoid(gate[i])
-        swish = gate[i] * s
-        dgate[i] = dout[i] * up[i] * s * (one + gate[i] * (one - s))
-        dup[i] = dout[i] * swish
-        out[i] = swish * up[i]
-
-
 @kernel
 def _swish_forward(out, x):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
@@ -114,18 +97,33 @@ def _gelu_tanh_backward(dx, out, dout, x):
         gelu_tanh_backward_block(dx[part], out[part], dout[part], x[part])
 
 
+# (rows, 2, width): the gate and the value above it, addressed without slices, which would count references once a row.
 @kernel
+def _swiglu_forward(out, x):
+    for r in prange(out.shape[0]):
+        for c in range(out.shape[1]):
+            out[r, c] = x[r, 0, c] * sigmoid(x[r, 0, c]) * x[r, 1, c]
+
+
+@kernel
+def _swiglu_backward(dx, out, dout, x):
+    one = out.dtype.type(1)
+    for r in prange(out.shape[0]):
+        for c in range(out.shape[1]):
+            gate, up = x[r, 0, c], x[r, 1, c]
+            s = sigmoid(gate)
+            swish = gate * s
+            dx[r, 0, c] = dout[r, c] * up * s * (one + gate * (one - s))
+            dx[r, 1, c] = dout[r, c] * swish
+            out[r, c] = swish * up
+
+
 def swiglu_forward(out, x):
-    width = out.shape[1]
-    for r in prange(out.shape[0]):
-        swiglu_row(out[r], x[r, :width], x[r, width:])
+    _swiglu_forward(out, x.reshape(len(x), 2, -1))
 
 
-@kernel
 def swiglu_backward(dx, out, dout, x):
-    width = out.shape[1]
-    for r in prange(out.shape[0]):
-        swiglu_backward_row(dx[r, :width], dx[r, width:], out[r], dout[r], x[r, :width], x[r, width:])
+    _swiglu_backward(dx.reshape(len(x), 2, -1), out, dout, x.reshape(len(x), 2, -1))
 
 
 def swish_forward(out, x):
