@@ -27,7 +27,7 @@ def parameters(config):
 def plan(config, tokens):
     rows = min(tokens, max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size)))
     yield Request("head.logits", (rows, config.vocab_size), "scratch")
-    yield Request("head.losses", (tokens,), "scratch")
+    yield Request("head.losses", (tokens,), "saved")
     if config.head == "mlp":
         for name in ("hidden", "active", "dhidden", "dactive"):
             yield Request(f"head.{name}", (tokens, config.head_hidden), "scratch")

@@ -174,14 +174,21 @@ def finish(trainer):
     print(f"evaluating the best model, of step {metadata['step']}, on all of the validation split", file=sys.stderr)
     loss, stories = trainer.whole_loss(corpus.validation), corpus.source == "stories"
     if corpus.tokenizer is not None:
-        text = text_of(model, corpus.tokenizer, "", 800 if stories else 300, SamplingConfig(seed=trainer.config.seed), ["\n\n"] if stories else [])
+        text = text_of(model, corpus.tokenizer, before(corpus), 1000 if stories else 300, SamplingConfig(seed=trainer.config.seed), ["\n\n"] if stories else [])
         print(f"\n{printable(text.strip())}\n")
     bits, floor = bits_per_byte(loss, corpus.validation), corpus.validation.bits_per_byte_floor
     shown = f"{bits:.4f} bits/byte" if math.isfinite(bits) else f"{loss:.4f} nats/token"
     print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor else ""))
     print(f"run: {directory}, best model of step {metadata['step']}; {curve(directory, floor)}")
     if corpus.tokenizer is not None:
-        print(f"more: python -m slm_np.generate --model {quoted(directory)}" + ' --prompt "Once upon a time"' * stories)
+        print(f"more: python -m slm_np.generate --model {quoted(directory)}" + ' --prompt "Mia loved"' * stories)
+
+
+def before(corpus):
+    """What the model reads before it writes: whole texts from the start of the validation split, or "" where no blank line ends one."""
+    from slm_np.generation import START
+    start = corpus.tokenizer.decode(corpus.validation.ids[:2000])
+    return start[:start.rfind(START) + len(START)].decode("utf-8", "replace") if START in start else ""
 
 
 def curve(directory, floor):

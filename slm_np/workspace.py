@@ -1,7 +1,7 @@
 """The arena: all activations in one block of memory, planned once for (B, T) and frozen.
 
 Three lifetimes: `saved` lives until its layer's backward, `stream` is the one gradient of the residual stream, `scratch` is one
-set that all layers share. The storage type is a property of this plan, not of an op.
+set that all layers share and that the parts of a block lay on top of each other's. The storage type is a property of this plan, not of an op.
 """
 import math
 from typing import NamedTuple
@@ -19,14 +19,29 @@ class Request(NamedTuple):
     lifetime: str
 
 
+def room(request):
+    """Requests of one room lie side by side, rooms of scratch on top of each other: the parts of a block work one after another, so the
+    scratch of `attention.`, of `feed_forward.` and of `head.` is never in use together. Everything else has a place of its own."""
+    return request.name.split(".")[0] if request.lifetime == "scratch" and "." in request.name else ""
+
+
+def layout(requests, itemsize):
+    """({name: first byte}, bytes of the arena), each array on whole cache lines; nothing is allocated."""
+    requests = {r.name: r for r in requests}.values()
+    start, ends = {}, {"": 0}
+    for r in sorted(requests, key=lambda r: room(r) != ""):
+        start[r.name] = ends.setdefault(room(r), ends[""])
+        ends[room(r)] += (math.prod(r.shape) * itemsize + ALIGN - 1) // ALIGN * ALIGN
+    return start, max(ends.values())
+
+
 def planned_bytes(requests, itemsize):
-    """Bytes of an arena for these requests, each array rounded up to whole cache lines; nothing is allocated."""
-    sizes = {r.name: math.prod(r.shape) * itemsize for r in requests}
-    return sum((size + ALIGN - 1) // ALIGN * ALIGN for size in sizes.values())
+    """Bytes of an arena for these requests."""
+    return layout(requests, itemsize)[1]
 
 
 class Workspace:
-    """Arrays by name in one block. Requests of the same name share memory and must agree in shape."""
+    """Arrays by name in one block. Requests of the same name are one array and must agree in shape."""
 
     def __init__(self, requests, dtype=np.float32):
         self.plan = {}
@@ -35,14 +50,13 @@ class Workspace:
             if known != request:
                 raise ValueError(f"{request.name} is planned as {known.shape} {known.lifetime} and as {request.shape} {request.lifetime}")
         self.dtype = np.dtype(dtype)
-        self.n_bytes = planned_bytes(self.plan.values(), self.dtype.itemsize)
+        starts, self.n_bytes = layout(self.plan.values(), self.dtype.itemsize)
         block = np.empty(self.n_bytes + ALIGN, np.uint8)
-        start = -block.ctypes.data % ALIGN
+        block = block[-block.ctypes.data % ALIGN:]
         self.arrays = {}
-        for request in self.plan.values():
-            n = math.prod(request.shape)
-            self.arrays[request.name] = block[start:start + n * self.dtype.itemsize].view(self.dtype).reshape(request.shape)
-            start += planned_bytes([request], self.dtype.itemsize)
+        for name, request in self.plan.items():
+            end = starts[name] + math.prod(request.shape) * self.dtype.itemsize
+            self.arrays[name] = block[starts[name]:end].view(self.dtype).reshape(request.shape)
 
     def __getitem__(self, name):
         return self.arrays[name]

@@ -7,10 +7,12 @@ import hashlib
 import os
 from pathlib import Path
 
-# Threads that wait must sleep, not spin: with anything else running on the machine, a spinning thread keeps the core from the one it
-# waits for, and a loop of 10 microseconds takes 8 milliseconds. On an idle machine a training step takes as long either way (measured
-# on the shape `char`: 28.4 ms sleeping, 28.3 ms spinning). OpenMP reads this when Numba starts its threads.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A thread that waits spins for a few microseconds, as the next loop mostly comes sooner, and then sleeps. If it slept at once, waking it
+# would take 45 microseconds a loop (a seventh of a small model's step); if it spun on, as OpenMP does by default, it would keep the core
+# from the very thread it waits for whenever anything else runs on the machine: a loop of 10 microseconds then takes 8 milliseconds.
+# OpenMP reads this when Numba starts its threads.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same wish in the words of LLVM's OpenMP, in milliseconds
 
 import numba  # noqa: E402
 from llvmlite import binding  # noqa: E402
