@@ -42,7 +42,7 @@ def check(settings):
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture: one trunk, every part a choice. Sizes: V vocabulary, T context, L layers, H heads, D width, F hidden width."""
-    vocab_size: int = setting(256, "V: pieces in the vocabulary (taken from the tokenizer by the commands)", low=1, high=1 << 24)
+    vocab_size: int = setting(256, "V: pieces in the vocabulary, for token files; elsewhere the tokenizer says it", low=1, high=1 << 24)
     block_size: int = setting(256, "T: context length in tokens", low=1, high=1 << 20)
     n_layer: int = setting(4, "L: layers", low=1, high=1000)
     n_head: int = setting(4, "H: attention heads", low=1, high=1024)
@@ -94,7 +94,7 @@ class TrainConfig:
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)
     min_lr: float = setting(1e-4, "learning rate at the schedule's end", low=0.0, high=10.0)
     warmup_iters: int = setting(100, "updates over which the rate rises linearly from zero", low=0, high=10 ** 9)
-    lr_decay_iters: int = setting(0, "update at which the rate reaches min-lr; 0 means the last", low=0, high=10 ** 9)
+    lr_decay_iters: int = setting(0, "update at which the rate reaches min-lr; 0 means the last; under max-time the clock says it", low=0, high=10 ** 9)
     lr_schedule: str = setting("cosine", "course of the rate after warmup", choices=("constant", "cosine", "linear", "stable-decay"))
     weight_decay: float = setting(0.1, "decoupled weight decay", low=0.0, high=10.0)
     decay: str = setting("matrices", "which tensors decay: those with two axes, or all", choices=("matrices", "all"))

@@ -8,7 +8,8 @@ import numpy as np
 from slm_np import head
 from slm_np.errors import UserError
 from slm_np.machine import check_memory
-from slm_np.model import Activations
+from slm_np.model import Activations, plan
+from slm_np.workspace import planned_bytes
 
 
 class Decoder:
@@ -36,6 +37,8 @@ class Decoder:
         if tokens.shape[0] != self.batch or tokens.shape[1] == 0:
             raise UserError(f"a prompt of shape {tokens.shape} cannot start {self.batch} texts; give at least one token for each")
         if self.whole is None or self.whole.steps != tokens.shape[1]:
+            self.whole = None  # let go of the old arena before the new one is laid out
+            check_memory(planned_bytes(plan(self.model.config, *tokens.shape), self.model.dtype.itemsize), f"reading a prompt for {self.batch} texts at once", "ask for fewer")
             self.whole = Activations(self.model.config, *tokens.shape, self.model.dtype)
         normed = self.model.forward(self.whole, tokens, self.keys, self.states)
         last = np.ascontiguousarray(normed.reshape(*tokens.shape, -1)[:, -1])

@@ -63,8 +63,12 @@ def converted(field, value):
 
 
 def joined(field, value):
-    """Several values of a field that takes many as one text; anything else as it is."""
-    return ",".join(value) if field.metadata["many"] and isinstance(value, list) and all(isinstance(one, str) for one in value) else value
+    """Several values of a field that takes many as one text with commas between; anything else as it is. UserError if one holds a comma."""
+    if not (field.metadata["many"] and isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        return value
+    if len(value) > 1 and any("," in one for one in value):
+        raise UserError(f"{flag(field.name)} {next(one for one in value if ',' in one)!r} has a comma, which stands between several; give its folder instead")
+    return ",".join(value)
 
 
 def read_toml(path, kinds):

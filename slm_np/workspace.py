@@ -58,9 +58,6 @@ class Workspace:
             end = starts[name] + math.prod(request.shape) * self.dtype.itemsize
             self.arrays[name] = block[starts[name]:end].view(self.dtype).reshape(request.shape)
 
-    def __getitem__(self, name):
-        return self.arrays[name]
-
     def fill(self, value):
         """Set every array to `value`: tests prefill with NaN to show that nothing stale is read."""
         for array in self.arrays.values():

@@ -7,7 +7,7 @@ from .norm import add_to
 
 # Products are split at multiples of ALIGN; one of fewer than 8 UNIT multiply-adds is not worth a second thread, and parts narrower
 # than WIDTH are not worth a third.
-ALIGN, WIDTH, UNIT, MOST = 64, 192, 1 << 20, 16
+ALIGN, WIDTH, UNIT, MOST = 64, 384, 1 << 20, 16
 NOTHING, ADD, BIAS, RESIDUAL, BIAS_AND_RESIDUAL = range(5)
 
 

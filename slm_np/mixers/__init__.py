@@ -1,6 +1,6 @@
 """What fills a block's mixing slot, by its letter in the pattern. Each mixer is a module of the same functions:
 
-parameters(config)  plan(config, B, T)  tables(config, T, dtype)  forward(...)  backward(...)  state(config, B, T, dtype)
+parameters(config)  plan(config, B, T)  forward(...)  backward(...)  State(config, B, dtype), what decoding keeps of the past
 """
 from slm_np.mixers import attention
 
