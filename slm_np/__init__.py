@@ -5,7 +5,7 @@ The names below are what a program of yours needs; `slm_np.ops` holds every oper
 import importlib
 
 _HOMES = {"ModelConfig": "config", "TrainConfig": "config", "preset": "presets", "Model": "model", "parameter_count": "model", "AdamW": "optim",
-          "learning_rate": "optim", "SamplingConfig": "sampling", "generate": "generation", "text_of": "generation", "load": "runs", "Decoder": "decode",
+          "learning_rate": "optim", "SamplingConfig": "sampling", "text_of": "generation", "load": "runs", "Decoder": "decode",
           "prepare": "data.tokens", "random_batch": "data.tokens", "UserError": "errors"}
 __all__ = list(_HOMES)
 

@@ -8,13 +8,15 @@ def join_forward(config, w, a, name, out, x, residual, key):
     if key is None:
         ops.linear_forward(out, x, weight, bias, residual)
     else:
-        ops.linear_forward(a["branch"], x, weight, bias, None)
-        ops.dropout_forward(out, a["branch"], residual, config.dropout, key)
+        branch = a["branch"][:len(x)]
+        ops.linear_forward(branch, x, weight, bias, None)
+        ops.dropout_forward(out, branch, residual, config.dropout, key)
 
 
 def join_backward(config, a, dout, key):
     """The gradient of x W + b: dout through the same dropout. The residual's is dout itself."""
     if key is None:
         return dout
-    ops.dropout_backward(a["branch"], dout, config.dropout, key)
-    return a["branch"]
+    branch = a["branch"][:len(dout)]
+    ops.dropout_backward(branch, dout, config.dropout, key)
+    return branch

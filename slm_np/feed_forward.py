@@ -1,8 +1,15 @@
-"""The feed-forward of a block: two projections with an activation between. Sizes: N tokens, D width, F hidden width."""
+"""The feed-forward of a block: two projections with an activation between. Sizes: N tokens, D width, F hidden width.
+
+It treats every token alone, so it goes through them a chunk of rows at a time: the wide arrays between the products stay in the cache, and
+one chunk's scratch is all that exists.
+"""
 from slm_np import ops
 from slm_np.branch import join_backward, join_forward
 from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
+
+ROWS = 2048  # large enough that packing the weights for a product is small beside it
+
 
 def hidden_columns(config):
     """Columns before the activation: SwiGLU has a gate beside every value."""
@@ -23,17 +30,27 @@ def parameters(config):
 
 
 def plan(config, tokens):
+    rows = min(tokens, ROWS)
     yield Request("feed_forward.hidden", (tokens, hidden_columns(config)), "saved")
-    yield Request("feed_forward.dhidden", (tokens, hidden_columns(config)), "scratch")
-    yield Request("feed_forward.active", (tokens, config.n_hidden), "scratch")
-    yield Request("feed_forward.dactive", (tokens, config.n_hidden), "scratch")
+    yield Request("feed_forward.dhidden", (rows, hidden_columns(config)), "scratch")
+    yield Request("feed_forward.active", (rows, config.n_hidden), "scratch")
+    yield Request("feed_forward.dactive", (rows, config.n_hidden), "scratch")
+
+
+def chunks(n, key):
+    """(rows, dropout key) of each chunk of n tokens; a chunk numbers its places from zero, so its key must be its own."""
+    for start in range(0, n, ROWS):
+        yield slice(start, min(n, start + ROWS)), None if key is None else key + start
 
 
 def forward(config, w, a, out, x, residual, join_key):
     """out = residual + activation(x W1 + b1) W2 + b2"""
-    ops.linear_forward(a["feed_forward.hidden"], x, w["feed_forward.input.weight"], w.get("feed_forward.input.bias"), None)
-    activation(config, "forward")(a["feed_forward.active"], a["feed_forward.hidden"])
-    join_forward(config, w, a, "feed_forward.output", out, a["feed_forward.active"], residual, join_key)
+    for rows, key in chunks(len(x), join_key):
+        hidden = a["feed_forward.hidden"][rows]
+        active = a["feed_forward.active"][:len(hidden)]
+        ops.linear_forward(hidden, x[rows], w["feed_forward.input.weight"], w.get("feed_forward.input.bias"), None)
+        activation(config, "forward")(active, hidden)
+        join_forward(config, w, a, "feed_forward.output", out[rows], active, residual[rows], key)
 
 
 def backward(config, w, g, a, dx, dout, x, join_key):
@@ -41,9 +58,11 @@ def backward(config, w, g, a, dx, dout, x, join_key):
 
     The activation was not kept: its derivative's kernel makes it again. So the output's dx comes first and its dweight last.
     """
-    hidden, dhidden, active, dactive = (a[f"feed_forward.{name}"] for name in ("hidden", "dhidden", "active", "dactive"))
-    dbranch = join_backward(config, a, dout, join_key)
-    ops.linear_backward_input(dactive, dbranch, w["feed_forward.output.weight"])
-    activation(config, "backward")(dhidden, active, dactive, hidden)
-    ops.linear_backward_weight(g["feed_forward.output.weight"], g.get("feed_forward.output.bias"), dbranch, active)
-    ops.linear_backward(dx, g["feed_forward.input.weight"], g.get("feed_forward.input.bias"), dhidden, x, w["feed_forward.input.weight"])
+    for rows, key in chunks(len(x), join_key):
+        hidden = a["feed_forward.hidden"][rows]
+        dhidden, active, dactive = (a[f"feed_forward.{name}"][:len(hidden)] for name in ("dhidden", "active", "dactive"))
+        dbranch = join_backward(config, a, dout[rows], key)
+        ops.linear_backward_input(dactive, dbranch, w["feed_forward.output.weight"])
+        activation(config, "backward")(dhidden, active, dactive, hidden)
+        ops.linear_backward_weight(g["feed_forward.output.weight"], g.get("feed_forward.output.bias"), dbranch, active)
+        ops.linear_backward(dx[rows], g["feed_forward.input.weight"], g.get("feed_forward.input.bias"), dhidden, x[rows], w["feed_forward.input.weight"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import reference as ref
 
-from slm_np import head
+from slm_np import feed_forward, gradcheck, head
 from slm_np.config import ModelConfig
 from slm_np.decode import Decoder
 from slm_np.errors import UserError
@@ -267,3 +267,29 @@ def test_sliding_decoding_runs_on(name):
 def test_a_prompt_of_the_wrong_shape_is_refused(tokens):
     with pytest.raises(UserError, match="cannot start 1 texts"):
         Decoder(Model(MODELS["stories"])).read(tokens)
+
+
+# The feed-forward in chunks of rows
+
+@pytest.mark.parametrize("settings", [dict(feed_forward="gelu", bias=True), dict(feed_forward="swiglu", norm="none")], ids=["gelu", "swiglu"])
+def test_chunks_of_rows_change_nothing_but_rounding(settings, monkeypatch):
+    config = ModelConfig(**settings, vocab_size=11, block_size=9, n_layer=2, n_embd=12, n_head=2)
+    tokens, targets = np.random.default_rng(0).integers(0, 11, (2, 3, 9)).astype(np.int32)
+    found = []
+    for rows in (27, 5, 1):
+        monkeypatch.setattr(feed_forward, "ROWS", rows)
+        model = Model(config, seed=3, dtype=np.float64)
+        loss = model.loss_and_gradient(tokens, targets)
+        found.append((loss, model.parameters.gradients.copy()))
+    for loss, gradients in found[1:]:
+        assert abs(loss - found[0][0]) < 1e-13
+        np.testing.assert_allclose(gradients, found[0][1], rtol=1e-10, atol=1e-14)
+
+
+def test_gradcheck_of_chunks_with_dropout(monkeypatch):
+    """Backward must draw each chunk's mask again, and chunks must not share one."""
+    monkeypatch.setattr(feed_forward, "ROWS", 5)
+    config = ModelConfig(feed_forward="gelu", dropout=0.3, vocab_size=11, block_size=9, n_layer=2, n_embd=12, n_head=2)
+    assert max(gradcheck.model_error(config).values()) <= gradcheck.TOLERANCE
+    keys = [key for _, key in feed_forward.chunks(18, 7)]
+    assert len(set(keys)) == len(keys) == 4
