@@ -5,6 +5,7 @@ from .adamw import adamw, square_sum, square_sum_blocks
 from .attention import attention_backward, attention_forward, attention_scratch, attention_step
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
+from .jit import compile_kernels
 from .linear import (linear_backward_input, linear_backward_weight, linear_forward, linear_transposed_backward,
                      linear_transposed_forward)
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward

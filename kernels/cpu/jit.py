@@ -5,6 +5,8 @@ folder named by a hash of all kernel sources, and helpers can be shared freely.
 """
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # A thread that waits spins for a few microseconds, as the next loop mostly comes sooner, and then sleeps. If it slept at once, waking it
@@ -46,6 +48,23 @@ def _compiled(function, **options):
         return numba.njit(function, cache=True, error_model="numpy", nogil=True, **options)
     finally:
         numba.config.CACHE_DIR = previous
+
+
+def compile_kernels():
+    """Fill the cache if it is not complete, with a line on stderr. Called before kernels are first used.
+
+    Numba optimises a loop that it has just compiled and the same loop from its cache in different rounds, so their sums may differ in the
+    last bit: a run begun on a cold cache would not resume with the same bits. So kernels are compiled by processes of their own, and
+    training only ever runs what it loads.
+    """
+    complete, child = CACHE / "complete", "SLM_NP_COMPILING"
+    if os.environ.get(child) or complete.exists():
+        return
+    print("compiling kernels for this processor, once (half a minute at most) ...", file=sys.stderr, flush=True)
+    environment = {**os.environ, child: "1", "SLM_NP_CACHE": str(CACHE.parent.parent), "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    halves = [subprocess.Popen([sys.executable, "-c", f"from slm_np.compile import run; run({half})"], env=environment, stdin=subprocess.DEVNULL) for half in range(2)]
+    if not any([half.wait() for half in halves]):  # else kernels are compiled where they are used: slower to start, but right
+        complete.touch()
 
 
 def kernel(function):

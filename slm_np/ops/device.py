@@ -7,9 +7,8 @@ import numpy as np
 @functools.cache
 def cpu_kernels():
     """The Numba kernels, imported and, on a cold cache, compiled when first needed: `--help` must not wait for a compiler."""
-    from slm_np.compile import compile_kernels
     from slm_np.kernels import cpu
-    compile_kernels()
+    cpu.compile_kernels()
     return cpu
 
 
