@@ -94,8 +94,10 @@ class Trainer:
             self.batch(micro)
             loss += self.model.loss_and_gradient(self.tokens, self.targets, 1 / n, (self.config.seed, self.updates, micro)) / n
         rate = learning_rate(self.config, self.updates, self.schedule_progress)
-        norm = self.optimizer.step(rate) if math.isfinite(loss) else math.nan
-        if not math.isfinite(loss):
+        if math.isfinite(loss):
+            norm = self.optimizer.step(rate)
+        else:
+            norm = math.nan
             self.model.parameters.gradients.fill(0)
         self.updates += 1
         self.bad_steps = 0 if math.isfinite(norm) else self.bad_steps + 1
