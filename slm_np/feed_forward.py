@@ -32,9 +32,7 @@ def parameters(config):
 def plan(config, tokens):
     rows = min(tokens, ROWS)
     yield Request("feed_forward.hidden", (tokens, hidden_columns(config)), "saved")
-    yield Request("feed_forward.dhidden", (rows, hidden_columns(config)), "scratch")
     yield Request("feed_forward.active", (rows, config.n_hidden), "scratch")
-    yield Request("feed_forward.dactive", (rows, config.n_hidden), "scratch")
 
 
 def chunks(n, key):
@@ -54,15 +52,16 @@ def forward(config, w, a, out, x, residual, join_key):
 
 
 def backward(config, w, g, a, dx, dout, x, join_key):
-    """dx = the gradient of the feed-forward's input.
+    """dx = the gradient of the feed-forward's input. What forward saved is used up.
 
-    The activation was not kept: its derivative's kernel makes it again. So the output's dx comes first and its dweight last.
+    The activation was not kept: the kernel of its derivative makes it again, where its gradient was, and leaves the gradient of the hidden
+    values where they were. So the output's dx comes first and its dweight last.
     """
     for rows, key in chunks(len(x), join_key):
-        hidden = a["feed_forward.hidden"][rows]
-        dhidden, active, dactive = (a[f"feed_forward.{name}"][:len(hidden)] for name in ("dhidden", "active", "dactive"))
+        hidden = dhidden = a["feed_forward.hidden"][rows]
+        active = dactive = a["feed_forward.active"][:len(hidden)]
         dbranch = join_backward(config, a, dout[rows], key)
         ops.linear_backward_input(dactive, dbranch, w["feed_forward.output.weight"])
-        activation(config, "backward")(dhidden, active, dactive, hidden)
+        activation(config, "backward")(hidden, dactive)
         ops.linear_backward_weight(g["feed_forward.output.weight"], g.get("feed_forward.output.bias"), dbranch, active)
         ops.linear_backward(dx[rows], g["feed_forward.input.weight"], g.get("feed_forward.input.bias"), dhidden, x[rows], w["feed_forward.input.weight"])

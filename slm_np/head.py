@@ -29,7 +29,7 @@ def plan(config, tokens):
     yield Request("head.logits", (rows, config.vocab_size), "scratch")
     yield Request("head.losses", (tokens,), "saved")
     if config.head == "mlp":
-        for name in ("hidden", "active", "dhidden", "dactive"):
+        for name in ("hidden", "active", "dactive"):
             yield Request(f"head.{name}", (tokens, config.head_hidden), "scratch")
 
 
@@ -63,5 +63,5 @@ def backward(config, w, g, a, dx, x, targets, scale):
     ops.head_cross_entropy_backward(a["head.dactive"] if mlp else dx, table(config, g), a["head.losses"], a["head.logits"],
                                     last(config, w, a, x), table(config, w), targets, scale)
     if mlp:
-        ops.swish_backward(a["head.dhidden"], a["head.active"], a["head.dactive"], a["head.hidden"])
-        ops.linear_backward(dx, g["head.input.weight"], g.get("head.input.bias"), a["head.dhidden"], x, w["head.input.weight"])
+        ops.swish_backward(a["head.hidden"], a["head.dactive"])  # hidden is its gradient from here on
+        ops.linear_backward(dx, g["head.input.weight"], g.get("head.input.bias"), a["head.hidden"], x, w["head.input.weight"])

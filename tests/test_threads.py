@@ -14,7 +14,7 @@ import slm_np
 import test_ops
 from slm_np import ops
 from slm_np.config import ModelConfig
-from slm_np.kernels.cpu.linear import ALIGN, UNIT
+from slm_np.kernels.cpu.product_blas import ALIGN, UNIT
 from slm_np.model import Model
 from slm_np.optim import AdamW
 from slm_np.presets import preset
@@ -128,7 +128,7 @@ def test_dropout_gives_the_same_bits():
     qkv = test_ops.normal(260, 8 * 16)
 
     def run():
-        dqkv, scratch = np.full_like(qkv, np.nan), np.full(ops.attention_scratch(130, qkv), np.nan, np.float32)
+        dqkv, scratch = np.full_like(qkv, np.nan), np.full(ops.attention_scratch(130, 16, qkv), np.nan, np.float32)
         out, lse = test_ops.attend(qkv, 4, 2, 130, 0.2, 3)
         ops.attention_backward(dqkv, scratch, out, qkv, lse, 4, 2, 130, 0.2, 3)
         return test_ops.drop(x, 0.3, 5), test_ops.drop(x, 0.3, 5, residual), out, dqkv

@@ -1,4 +1,4 @@
-"""The feed-forward's activations. Each backward gives the activation again beside its gradient: the product that follows needs both."""
+"""The feed-forward's activations. Backward is in place: x becomes its gradient, dout the activation again, and the products that follow need both."""
 from numba import prange
 
 from .elementary import normal, sigmoid
@@ -15,12 +15,13 @@ def swish_block(out, x):
 
 
 @row
-def swish_backward_block(dx, out, dout, x):
+def swish_backward_block(x, dout):
     one = x.dtype.type(1)
     for i in range(x.size):
         s = sigmoid(x[i])
-        dx[i] = dout[i] * s * (one + x[i] * (one - s))
-        out[i] = x[i] * s
+        out = x[i] * s
+        x[i] = dout[i] * s * (one + x[i] * (one - s))
+        dout[i] = out
 
 
 @row
@@ -31,11 +32,12 @@ def gelu_block(out, x):
 
 
 @row
-def gelu_backward_block(dx, out, dout, x):
+def gelu_backward_block(x, dout):
     for i in range(x.size):
         below, density = normal(x[i])
-        dx[i] = dout[i] * (below + x[i] * density)
-        out[i] = x[i] * below
+        out = x[i] * below
+        x[i] = dout[i] * (below + x[i] * density)
+        dout[i] = out
 
 
 @row
@@ -46,13 +48,14 @@ def gelu_tanh_block(out, x):
 
 
 @row
-def gelu_tanh_backward_block(dx, out, dout, x):
+def gelu_tanh_backward_block(x, dout):
     one, slope, cubic, cubic3 = x.dtype.type(1), x.dtype.type(SLOPE), x.dtype.type(CUBIC * SLOPE), x.dtype.type(3 * CUBIC * SLOPE)
     for i in range(x.size):
         square = x[i] * x[i]
         s = sigmoid(x[i] * (slope + cubic * square))
-        dx[i] = dout[i] * s * (one + x[i] * (one - s) * (slope + cubic3 * square))
-        out[i] = x[i] * s
+        out = x[i] * s
+        x[i] = dout[i] * s * (one + x[i] * (one - s) * (slope + cubic3 * square))
+        dout[i] = out
 
 
 @kernel
@@ -63,10 +66,10 @@ def _swish_forward(out, x):
 
 
 @kernel
-def _swish_backward(dx, out, dout, x):
+def _swish_backward(x, dout):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
         part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        swish_backward_block(dx[part], out[part], dout[part], x[part])
+        swish_backward_block(x[part], dout[part])
 
 
 @kernel
@@ -77,10 +80,10 @@ def _gelu_forward(out, x):
 
 
 @kernel
-def _gelu_backward(dx, out, dout, x):
+def _gelu_backward(x, dout):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
         part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        gelu_backward_block(dx[part], out[part], dout[part], x[part])
+        gelu_backward_block(x[part], dout[part])
 
 
 @kernel
@@ -91,10 +94,10 @@ def _gelu_tanh_forward(out, x):
 
 
 @kernel
-def _gelu_tanh_backward(dx, out, dout, x):
+def _gelu_tanh_backward(x, dout):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
         part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        gelu_tanh_backward_block(dx[part], out[part], dout[part], x[part])
+        gelu_tanh_backward_block(x[part], dout[part])
 
 
 # (rows, 2, width): the gate and the value above it, addressed without slices, which would count references once a row.
@@ -106,45 +109,45 @@ def _swiglu_forward(out, x):
 
 
 @kernel
-def _swiglu_backward(dx, out, dout, x):
-    one = out.dtype.type(1)
-    for r in prange(out.shape[0]):
-        for c in range(out.shape[1]):
+def _swiglu_backward(x, dout):
+    one = dout.dtype.type(1)
+    for r in prange(dout.shape[0]):
+        for c in range(dout.shape[1]):
             gate, up = x[r, 0, c], x[r, 1, c]
             s = sigmoid(gate)
             swish = gate * s
-            dx[r, 0, c] = dout[r, c] * up * s * (one + gate * (one - s))
-            dx[r, 1, c] = dout[r, c] * swish
-            out[r, c] = swish * up
+            x[r, 0, c] = dout[r, c] * up * s * (one + gate * (one - s))
+            x[r, 1, c] = dout[r, c] * swish
+            dout[r, c] = swish * up
 
 
 def swiglu_forward(out, x):
     _swiglu_forward(out, x.reshape(len(x), 2, -1))
 
 
-def swiglu_backward(dx, out, dout, x):
-    _swiglu_backward(dx.reshape(len(x), 2, -1), out, dout, x.reshape(len(x), 2, -1))
+def swiglu_backward(x, dout):
+    _swiglu_backward(x.reshape(len(x), 2, -1), dout)
 
 
 def swish_forward(out, x):
     _swish_forward(out.reshape(-1), x.reshape(-1))
 
 
-def swish_backward(dx, out, dout, x):
-    _swish_backward(dx.reshape(-1), out.reshape(-1), dout.reshape(-1), x.reshape(-1))
+def swish_backward(x, dout):
+    _swish_backward(x.reshape(-1), dout.reshape(-1))
 
 
 def gelu_forward(out, x):
     _gelu_forward(out.reshape(-1), x.reshape(-1))
 
 
-def gelu_backward(dx, out, dout, x):
-    _gelu_backward(dx.reshape(-1), out.reshape(-1), dout.reshape(-1), x.reshape(-1))
+def gelu_backward(x, dout):
+    _gelu_backward(x.reshape(-1), dout.reshape(-1))
 
 
 def gelu_tanh_forward(out, x):
     _gelu_tanh_forward(out.reshape(-1), x.reshape(-1))
 
 
-def gelu_tanh_backward(dx, out, dout, x):
-    _gelu_tanh_backward(dx.reshape(-1), out.reshape(-1), dout.reshape(-1), x.reshape(-1))
+def gelu_tanh_backward(x, dout):
+    _gelu_tanh_backward(x.reshape(-1), dout.reshape(-1))

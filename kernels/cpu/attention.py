@@ -1,7 +1,7 @@
 """Causal grouped-query attention, a block of queries at a time: scores live in a thread's scratch and are never kept.
 
 For a block of queries the scores against all keys up to the block's end fit the second-level cache, so softmax needs no second
-pass over blocks of keys; keys past the block are not touched. Backward makes the probabilities again from the scores and `lse`.
+pass over blocks of keys; tiles of keys past a tile of queries are not touched. Backward makes the probabilities again from the scores and `lse`.
 """
 import numba
 import numpy as np
@@ -10,20 +10,29 @@ from numba.np.ufunc.parallel import get_thread_id
 
 from .dropout import kept, threshold_of
 from .elementary import exp, maximum
-from .gemm import gemm
 from .jit import kernel, row
+from .tile import COLUMNS, ROWS, multiply, padded, transpose
 
-QUERIES = 64
+QUERIES = 64 // ROWS * ROWS
+KEYS = 256  # terms of a product over keys at a time, so that their rows stay in the nearest cache while queries pass
 
 
-def attention_scratch(block_size):
-    """Shape of the scratch: per thread two panels of scores, (QUERIES, T) each."""
-    return numba.config.NUMBA_NUM_THREADS, 2, QUERIES * block_size
+def attention_scratch(block_size, width):
+    """Shape of the scratch: per thread what `rooms` lays out."""
+    return numba.config.NUMBA_NUM_THREADS, rooms(block_size, width)[-1]
+
+
+def rooms(steps, width):
+    """(padded steps, padded width, [where each array of a thread starts], end): two panels of scores (QUERIES, T), keys and values turned
+    to (w, T), then as rows and their gradients (T, w), and the queries, their gradients and results of a block (QUERIES, w)."""
+    long, wide = padded(steps + ROWS - 1, COLUMNS), padded(width, COLUMNS)
+    starts = np.cumsum([0] + 2 * [QUERIES * long] + 2 * [width * long] + 3 * [long * wide] + 3 * [QUERIES * wide])
+    return long, wide, tuple(int(start) for start in starts[:-1]), int(starts[-1])
 
 
 @row
-def softmax_row(scores, length):
-    """scores[:length] become probabilities, the rest zero; returns log sum exp."""
+def softmax_row(scores, length, reach):
+    """scores[:length] become probabilities, those up to `reach` zero; returns log sum exp."""
     largest, total = scores[0], scores.dtype.type(0)
     for j in range(length):
         largest = maximum(largest, scores[j])
@@ -34,27 +43,27 @@ def softmax_row(scores, length):
     inverse = scores.dtype.type(1) / total
     for j in range(length):
         scores[j] *= inverse
-    scores[length:] = 0
+    scores[length:reach] = 0
     return np.log(total) + largest
 
 
 @row
-def probability_row(p, length, log_sum):
+def probability_row(p, length, reach, log_sum):
     """Scores p[:length] become the probabilities they were in forward."""
     for j in range(length):
         p[j] = exp(p[j] - log_sum)
-    p[length:] = 0
+    p[length:reach] = 0
 
 
 @row
-def softmax_backward_row(dp, p, length, scale):
-    """dp[:length] becomes p * (dp - sum p dp) * scale, the rest zero."""
+def softmax_backward_row(dp, p, length, reach):
+    """dp[:length] becomes p * (dp - sum p dp), those up to `reach` zero."""
     mean = p.dtype.type(0)
     for j in range(length):
         mean += p[j] * dp[j]
     for j in range(length):
-        dp[j] = p[j] * (dp[j] - mean) * scale
-    dp[length:] = 0
+        dp[j] = p[j] * (dp[j] - mean)
+    dp[length:reach] = 0
 
 
 @row
@@ -63,61 +72,130 @@ def drop_row(values, length, index, key, threshold, keep_scale):
         values[j] = values[j] * keep_scale if kept(index + j, key, threshold) else values.dtype.type(0)
 
 
+@row
+def take_rows(rows, wide, x, first, columns, count, width, scale):
+    """Rows of one head, times `scale`, zeros around them up to `wide` and to the next tile."""
+    for t in range(count):
+        source, target = x[first + t * columns:first + t * columns + width], rows[t * wide:t * wide + wide]
+        for d in range(width):
+            target[d] = source[d] * scale
+        target[width:] = 0
+    rows[count * wide:(count + ROWS - 1) * wide] = 0
+
+
+@row
+def take_turned(turned, x, first, columns, count, width):
+    """Rows of one head as tiles of COLUMNS of their transpose, each (w, COLUMNS); zeros after the last."""
+    for tile in range(0, count, COLUMNS):
+        block, rows = turned[tile * width:(tile + COLUMNS) * width], min(COLUMNS, count - tile)
+        if rows < COLUMNS:
+            block[:] = 0
+        transpose(block, COLUMNS, x, first + tile * columns, columns, rows, width)
+
+
+@row
+def give_rows(x, first, columns, rows, wide, count, width, scale):
+    for t in range(count):
+        source, target = rows[t * wide:t * wide + width], x[first + t * columns:first + t * columns + width]
+        for d in range(width):
+            target[d] = source[d] * scale
+
+
+@row
+def score_tiles(scores, long, queries, wide, turned, width, q, count):
+    """Scores of `count` queries from q on against all keys, the tiles past the diagonal left out."""
+    for j in range(0, q + count, COLUMNS):
+        first = max(0, j - q) // ROWS * ROWS
+        multiply(scores, first * long + j, long, queries, first * wide, wide, 1, turned, j * width, COLUMNS, count - first, COLUMNS, width, 0)
+
+
+@row
+def sum_keys(result, wide, p, long, rows, q, count):
+    """result (count, w) = p rows: each tile of queries over the keys up to its end."""
+    for j in range(0, q + count, KEYS):
+        for i in range(max(0, j - q) // ROWS * ROWS, count, ROWS):
+            terms = min(KEYS, q + i + ROWS - j)
+            multiply(result, i * wide, wide, p, i * long + j, long, 1, rows, j * wide, wide, ROWS, wide, terms, j)
+
+
+@row
+def add_queries(dkeys, wide, p, long, rows, q, count):
+    """dkeys += p^T rows: each tile of keys over the queries from its start on."""
+    for j in range(0, q + count, ROWS):
+        first = max(0, j - q)
+        multiply(dkeys, j * wide, wide, p, first * long + j, 1, long, rows, first * wide, wide, ROWS, wide, padded(count, ROWS) - first, 1)
+
+
 @kernel
-def _attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, key, threshold, keep_scale):
-    width, columns, batch = out.shape[1] // heads, qkv.shape[1], qkv.shape[0] // steps
-    scale, zero, one = out.dtype.type(1 / np.sqrt(width)), out.dtype.type(0), out.dtype.type(1)
+def _attention_forward(out, lse, scratch, starts, long, wide, qkv, columns, heads, kv_heads, steps, width, key, threshold, keep_scale):
+    scale, one, batch = out.dtype.type(1 / np.sqrt(width)), out.dtype.type(1), lse.shape[0] // heads
     for task in prange(batch * heads):
         b, h = task // heads, task % heads
-        scores = scratch[get_thread_id(), 0]
+        memory = scratch[get_thread_id()]
+        scores, turned, values, queries, result = memory[starts[0]:], memory[starts[2]:], memory[starts[4]:], memory[starts[7]:], memory[starts[9]:]
         base = b * steps * columns
         k0 = base + (heads + h // (heads // kv_heads)) * width
-        v0 = k0 + kv_heads * width
+        take_turned(turned, qkv, k0, columns, steps, width)
+        take_rows(values, wide, qkv, k0 + kv_heads * width, columns, steps, width, one)
         for q in range(0, steps, QUERIES):
-            rows = min(QUERIES, steps - q)
-            end = q + rows
-            gemm(0, 1, rows, end, width, scale, qkv, base + q * columns + h * width, columns, qkv, k0, columns, zero, scores, 0, end)
-            for i in range(rows):
-                line = scores[i * end:i * end + end]
-                lse[task, q + i] = softmax_row(line, q + i + 1)
-                if threshold > 0:
-                    drop_row(line, q + i + 1, (task * steps + q + i) * steps, key, threshold, keep_scale)
-            gemm(0, 0, rows, width, end, one, scores, 0, end, qkv, v0, columns, zero, out, (b * steps + q) * heads * width + h * width, heads * width)
+            count = min(QUERIES, steps - q)
+            take_rows(queries, wide, qkv, base + q * columns + h * width, columns, count, width, scale)
+            score_tiles(scores, long, queries, wide, turned, width, q, count)
+            for i in range(padded(count, ROWS)):
+                line, reach = scores[i * long:i * long + long], q + i // ROWS * ROWS + ROWS
+                if i < count:
+                    lse[task, q + i] = softmax_row(line, q + i + 1, reach)
+                    if threshold > 0:
+                        drop_row(line, q + i + 1, (task * steps + q + i) * steps, key, threshold, keep_scale)
+                else:
+                    line[:reach] = 0
+            sum_keys(result, wide, scores, long, values, q, count)
+            give_rows(out, (b * steps + q) * heads * width + h * width, heads * width, result, wide, count, width, one)
 
 
 @kernel
-def _attention_backward(dqkv, scratch, dout, qkv, lse, heads, kv_heads, steps, key, threshold, keep_scale):
-    width, columns, batch, group = dout.shape[1] // heads, qkv.shape[1], qkv.shape[0] // steps, heads // kv_heads
-    scale, zero, one = dout.dtype.type(1 / np.sqrt(width)), dout.dtype.type(0), dout.dtype.type(1)
+def _attention_backward(dqkv, scratch, starts, long, wide, dout, qkv, columns, lse, heads, kv_heads, steps, width, key, threshold, keep_scale):
+    scale, one, batch, group = dout.dtype.type(1 / np.sqrt(width)), dout.dtype.type(1), lse.shape[0] // heads, heads // kv_heads
     for task in prange(batch * kv_heads):
         b, kv = task // kv_heads, task % kv_heads
-        thread = get_thread_id()
-        p, dp = scratch[thread, 0], scratch[thread, 1]
+        memory = scratch[get_thread_id()]
+        p, dp, turned_keys, turned_values = memory[starts[0]:], memory[starts[1]:], memory[starts[2]:], memory[starts[3]:]
+        keys, dkeys, dvalues = memory[starts[4]:], memory[starts[5]:starts[6]], memory[starts[6]:starts[7]]
+        queries, douts, result = memory[starts[7]:], memory[starts[8]:], memory[starts[9]:]
         base, out_columns = b * steps * columns, heads * width
         k0 = base + (heads + kv) * width
         v0 = k0 + kv_heads * width
-        for t in range(b * steps, b * steps + steps):
-            dqkv[t, (heads + kv) * width:(heads + kv + 1) * width] = 0
-            dqkv[t, (heads + kv_heads + kv) * width:(heads + kv_heads + kv + 1) * width] = 0
+        take_turned(turned_keys, qkv, k0, columns, steps, width)
+        take_turned(turned_values, qkv, v0, columns, steps, width)
+        take_rows(keys, wide, qkv, k0, columns, steps, width, one)
+        dkeys[:] = 0
+        dvalues[:] = 0
         for h in range(kv * group, kv * group + group):
             for q in range(0, steps, QUERIES):
-                rows = min(QUERIES, steps - q)
-                end = q + rows
-                q0, o0 = base + q * columns + h * width, (b * steps + q) * out_columns + h * width
-                gemm(0, 1, rows, end, width, scale, qkv, q0, columns, qkv, k0, columns, zero, p, 0, end)
-                gemm(0, 1, rows, end, width, one, dout, o0, out_columns, qkv, v0, columns, zero, dp, 0, end)
-                for i in range(rows):
-                    p_line, dp_line, length = p[i * end:i * end + end], dp[i * end:i * end + end], q + i + 1
-                    index = ((b * heads + h) * steps + q + i) * steps
-                    probability_row(p_line, length, lse[b * heads + h, q + i])
-                    if threshold > 0:
-                        drop_row(dp_line, length, index, key, threshold, keep_scale)
-                    softmax_backward_row(dp_line, p_line, length, scale)
-                    if threshold > 0:
-                        drop_row(p_line, length, index, key, threshold, keep_scale)
-                gemm(1, 0, end, width, rows, one, p, 0, end, dout, o0, out_columns, one, dqkv, v0, columns)
-                gemm(1, 0, end, width, rows, one, dp, 0, end, qkv, q0, columns, one, dqkv, k0, columns)
-                gemm(0, 0, rows, width, end, one, dp, 0, end, qkv, k0, columns, zero, dqkv, q0, columns)
+                count = min(QUERIES, steps - q)
+                take_rows(queries, wide, qkv, base + q * columns + h * width, columns, count, width, scale)
+                take_rows(douts, wide, dout, (b * steps + q) * out_columns + h * width, out_columns, count, width, one)
+                score_tiles(p, long, queries, wide, turned_keys, width, q, count)
+                score_tiles(dp, long, douts, wide, turned_values, width, q, count)
+                for i in range(padded(count, ROWS)):
+                    p_line, dp_line, length, reach = p[i * long:i * long + long], dp[i * long:i * long + long], q + i + 1, q + i // ROWS * ROWS + ROWS
+                    if i < count:
+                        index = ((b * heads + h) * steps + q + i) * steps
+                        probability_row(p_line, length, reach, lse[b * heads + h, q + i])
+                        if threshold > 0:
+                            drop_row(dp_line, length, index, key, threshold, keep_scale)
+                        softmax_backward_row(dp_line, p_line, length, reach)
+                        if threshold > 0:
+                            drop_row(p_line, length, index, key, threshold, keep_scale)
+                    else:
+                        p_line[:reach] = 0
+                        dp_line[:reach] = 0
+                add_queries(dvalues, wide, p, long, douts, q, count)
+                add_queries(dkeys, wide, dp, long, queries, q, count)
+                sum_keys(result, wide, dp, long, keys, q, count)
+                give_rows(dqkv, base + q * columns + h * width, columns, result, wide, count, width, scale)
+        give_rows(dqkv, k0, columns, dkeys, wide, steps, width, one)
+        give_rows(dqkv, v0, columns, dvalues, wide, steps, width, one)
 
 
 @row
@@ -140,25 +218,31 @@ def _attention_step(out, scratch, keys, values, qkv, heads, slot, length):
     group, scale = heads // kv_heads, out.dtype.type(1 / np.sqrt(width))
     for task in prange(qkv.shape[0] * kv_heads):
         b, kv = task // kv_heads, task % kv_heads
-        scores = scratch[get_thread_id(), 0, :length]
+        scores = scratch[get_thread_id(), :length]
         keys[b, kv, slot] = qkv[b, (heads + kv) * width:(heads + kv + 1) * width]
         values[b, kv, slot] = qkv[b, (heads + kv_heads + kv) * width:(heads + kv_heads + kv + 1) * width]
         for h in range(kv * group, kv * group + group):
             query, heading = qkv[b, h * width:h * width + width], out[b, h * width:h * width + width]
             for t in range(length):
                 scores[t] = dot(query, keys[b, kv, t]) * scale
-            softmax_row(scores, length)
+            softmax_row(scores, length, length)
             heading[:] = 0
             for t in range(length):
                 add_times(heading, values[b, kv, t], scores[t])
 
 
 def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key):
-    _attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, key, threshold_of(dropout), out.dtype.type(1 / (1 - dropout)))
+    width = out.shape[1] // heads
+    long, wide, starts, _ = rooms(steps, width)
+    _attention_forward(out.reshape(-1), lse, scratch, starts, long, wide, qkv.reshape(-1), qkv.shape[1], heads, kv_heads, steps, width,
+                       key, threshold_of(dropout), out.dtype.type(1 / (1 - dropout)))
 
 
 def attention_backward(dqkv, scratch, dout, qkv, lse, heads, kv_heads, steps, dropout, key):
-    _attention_backward(dqkv, scratch, dout, qkv, lse, heads, kv_heads, steps, key, threshold_of(dropout), dout.dtype.type(1 / (1 - dropout)))
+    width = dout.shape[1] // heads
+    long, wide, starts, _ = rooms(steps, width)
+    _attention_backward(dqkv.reshape(-1), scratch, starts, long, wide, dout.reshape(-1), qkv.reshape(-1), qkv.shape[1], lse, heads, kv_heads, steps, width,
+                        key, threshold_of(dropout), dout.dtype.type(1 / (1 - dropout)))
 
 
 def attention_step(out, scratch, keys, values, qkv, heads, slot, length):

@@ -29,7 +29,7 @@ def plan(config, batch, steps):
     yield Request("attention.lse", (batch * config.n_head, steps), "saved")
     yield Request("attention.dqkv", (n, qkv), "scratch")
     yield Request("attention.dheads", (n, attended), "scratch")
-    yield Request("attention.scores", ops.attention_scratch(max(steps, config.block_size), np.empty(0)), "scratch")
+    yield Request("attention.scores", ops.attention_scratch(max(steps, config.block_size), config.head_dim, np.empty(0)), "scratch")
 
 
 class State:

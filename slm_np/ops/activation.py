@@ -1,7 +1,7 @@
 """Activations of the feed-forward. Sizes: N tokens, F hidden width.
 
-Every backward gives the activation again as `out`: it is made from the same exponential as its derivative, and the gradient of
-the weight after it needs it, so forward need not keep it.
+Every backward works in place: x becomes its gradient dx, and dout becomes the activation `out` again, which is made from the same
+exponential as its derivative. The gradient of the weight after it needs `out`, so forward need not keep it.
 """
 from slm_np.ops.device import kernels_of
 
@@ -11,9 +11,9 @@ def swish_forward(out, x):
     kernels_of(out).swish_forward(out, x)
 
 
-def swish_backward(dx, out, dout, x):
+def swish_backward(x, dout):
     """dx = dout * s (1 + x (1 - s)),   out = x s"""
-    kernels_of(dx).swish_backward(dx, out, dout, x)
+    kernels_of(x).swish_backward(x, dout)
 
 
 def gelu_forward(out, x):
@@ -21,9 +21,9 @@ def gelu_forward(out, x):
     kernels_of(out).gelu_forward(out, x)
 
 
-def gelu_backward(dx, out, dout, x):
+def gelu_backward(x, dout):
     """dx = dout * (P(x) + x p(x)),   p(x) = e^(-x^2/2) / sqrt(2 pi),   out = x P(x)"""
-    kernels_of(dx).gelu_backward(dx, out, dout, x)
+    kernels_of(x).gelu_backward(x, dout)
 
 
 def gelu_tanh_forward(out, x):
@@ -31,9 +31,9 @@ def gelu_tanh_forward(out, x):
     kernels_of(out).gelu_tanh_forward(out, x)
 
 
-def gelu_tanh_backward(dx, out, dout, x):
+def gelu_tanh_backward(x, dout):
     """dx = dout * s (1 + x (1 - s) 2u'),   u' = sqrt(2/pi) (1 + 3 * 0.044715 x^2),   out = x s"""
-    kernels_of(dx).gelu_tanh_backward(dx, out, dout, x)
+    kernels_of(x).gelu_tanh_backward(x, dout)
 
 
 def swiglu_forward(out, x):
@@ -41,6 +41,6 @@ def swiglu_forward(out, x):
     kernels_of(out).swiglu_forward(out, x)
 
 
-def swiglu_backward(dx, out, dout, x):
-    """dgate = dout * up * swish'(gate),   dup = dout * swish(gate),   out = swish(gate) * up        dx (N, 2F) = dgate | dup"""
-    kernels_of(dx).swiglu_backward(dx, out, dout, x)
+def swiglu_backward(x, dout):
+    """dgate = dout * up * swish'(gate),   dup = dout * swish(gate),   out = swish(gate) * up        x (N, 2F) becomes dgate | dup"""
+    kernels_of(x).swiglu_backward(x, dout)

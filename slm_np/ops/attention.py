@@ -28,6 +28,6 @@ def attention_step(out, scratch, keys, values, qkv, heads, slot, length):
     kernels_of(out).attention_step(out, scratch, keys, values, qkv, heads, slot, length)
 
 
-def attention_scratch(block_size, array):
-    """Shape of the scratch that attention wants on the device of `array`."""
-    return kernels_of(array).attention_scratch(block_size)
+def attention_scratch(block_size, width, array):
+    """Shape of the scratch that attention over `block_size` tokens, heads `width` wide, wants on the device of `array`."""
+    return kernels_of(array).attention_scratch(block_size, width)

@@ -1,0 +1,158 @@
+"""The small product that larger ones are made of: a tile of C held in registers while its terms pass. And the transpose of a small square.
+
+The tile's size follows from the processor's registers: the tile, a row of B and one number of A fill them.
+"""
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .gemm import element_pointer
+from .jit import row
+
+FEATURES = binding.get_host_cpu_features()
+# Of float32; a tile of float64 has the same size, and the compiler what to do.
+ROWS, COLUMNS, LANES = (8, 32, 16) if FEATURES.get("avx512f") else (6, 16, 8) if FEATURES.get("avx2") else (8, 8, 4)
+
+
+@intrinsic
+def multiply_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate):
+    """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0.
+
+    Each operand starts `offset` elements into its array. A row of C lies `c_row` elements after the one before, its columns side by side;
+    A's rows lie `a_row` and its columns `a_step` apart, so that it may be a transpose; a row of B lies `b_step` after the one before.
+    Everything the tile covers must exist.
+    """
+    if not a.dtype == b.dtype == c.dtype:
+        return None
+
+    def codegen(context, builder, signature, args):
+        c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate = args
+        kinds, word, number = signature.args, ir.IntType(64), context.get_value_type(signature.args[0].dtype)
+        vectors, size = range(COLUMNS // LANES), 4 if kinds[0].dtype == types.float32 else 8
+        vector = ir.VectorType(number, LANES)
+        multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f{8 * size}")
+        spread = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        undefined, zero, first = ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0.0] * LANES), ir.Constant(ir.IntType(32), 0)
+
+        def at(base, offset, v):
+            """Pointer to vector v of the row that starts `offset` after `base`."""
+            return builder.bitcast(builder.gep(base, [builder.add(offset, ir.Constant(word, v * LANES))]), vector.as_pointer())
+
+        a0, b0, c0 = (element_pointer(context, builder, kinds[i], array, offset) for i, array, offset in ((3, a, a_offset), (7, b, b_offset), (0, c, c_offset)))
+        a_rows = [builder.gep(a0, [builder.mul(a_row, ir.Constant(word, r))]) for r in range(ROWS)]
+        before, loop, after = builder.block, builder.append_basic_block("terms"), builder.append_basic_block("terms.end")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        i = builder.phi(word)
+        i.add_incoming(ir.Constant(word, 0), before)
+        sums = [[builder.phi(vector) for _ in vectors] for _ in range(ROWS)]
+        b_row = [builder.load(at(b0, builder.mul(i, b_step), v), align=size) for v in vectors]
+        for r in range(ROWS):
+            scalar = builder.load(builder.gep(a_rows[r], [builder.mul(i, a_step)]))
+            factor = builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, spread)
+            for v in vectors:
+                total = sums[r][v]
+                total.add_incoming(zero, before)
+                sums[r][v] = builder.call(multiply_add, [factor, b_row[v], total])
+                total.add_incoming(sums[r][v], loop)
+        following = builder.add(i, ir.Constant(word, 1))
+        i.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, k), loop, after)
+        builder.position_at_end(after)
+        with builder.if_else(builder.icmp_signed("!=", accumulate, ir.Constant(word, 0))) as (add, overwrite):
+            for branch, adds in ((add, True), (overwrite, False)):
+                with branch:
+                    for r in range(ROWS):
+                        for v in vectors:
+                            place = at(c0, builder.mul(c_row, ir.Constant(word, r)), v)
+                            total = builder.fadd(builder.load(place, align=size), sums[r][v]) if adds else sums[r][v]
+                            builder.store(total, place, align=size)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(c, i, i, a, i, i, i, b, i, i, i, i), codegen
+
+
+@intrinsic
+def transpose_tile(typingctx, out, out_offset, out_row, x, x_offset, x_row):
+    """out (LANES, LANES) = x^T, rows `out_row` and `x_row` elements apart.
+
+    Interleaving the first half of the rows with the second, log2(LANES) times, moves the bits of a number's row into its column.
+    """
+    if out.dtype != x.dtype:
+        return None
+
+    def codegen(context, builder, signature, args):
+        out, out_offset, out_row, x, x_offset, x_row = args
+        kinds, word = signature.args, ir.IntType(64)
+        size, vector = 4 if kinds[0].dtype == types.float32 else 8, ir.VectorType(context.get_value_type(kinds[0].dtype), LANES)
+
+        def pointer(base, step, r):
+            return builder.bitcast(builder.gep(base, [builder.mul(step, ir.Constant(word, r))]), vector.as_pointer())
+
+        def interleave(a, b, first):
+            order = [place for i in range(first, first + LANES // 2) for place in (i, LANES + i)]
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), order))
+
+        source, target = element_pointer(context, builder, kinds[3], x, x_offset), element_pointer(context, builder, kinds[0], out, out_offset)
+        rows = [builder.load(pointer(source, x_row, r), align=size) for r in range(LANES)]
+        for _ in range(LANES.bit_length() - 1):
+            rows = [interleave(rows[r], rows[r + LANES // 2], first) for r in range(LANES // 2) for first in (0, LANES // 2)]
+        for r in range(LANES):
+            builder.store(rows[r], pointer(target, out_row, r), align=size)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(out, i, i, x, i, i), codegen
+
+
+def copy_panel_of(width):
+    """An intrinsic: panel (terms, width) = x[first : first + terms, some `width` columns], x's rows `x_row` apart, the first `x_offset` elements into it."""
+    @intrinsic
+    def copy_panel(typingctx, panel, panel_offset, x, x_offset, x_row, terms):
+        if panel.dtype != x.dtype:
+            return None
+
+        def codegen(context, builder, signature, args):
+            panel, panel_offset, x, x_offset, x_row, terms = args
+            kinds, size = signature.args, 4 if signature.args[0].dtype == types.float32 else 8
+            vector = ir.VectorType(context.get_value_type(kinds[0].dtype), width)
+            source, target = element_pointer(context, builder, kinds[2], x, x_offset), element_pointer(context, builder, kinds[0], panel, panel_offset)
+            with cgutils.for_range(builder, terms) as loop:
+                row = builder.load(builder.bitcast(builder.gep(source, [builder.mul(loop.index, x_row)]), vector.as_pointer()), align=size)
+                builder.store(row, builder.bitcast(builder.gep(target, [builder.mul(loop.index, ir.Constant(ir.IntType(64), width))]), vector.as_pointer()), align=size)
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(panel, i, x, i, i, i), codegen
+    return copy_panel
+
+
+copy_row_panel, copy_column_panel = copy_panel_of(ROWS), copy_panel_of(COLUMNS)
+
+
+@row
+def padded(size, multiple):
+    return (size + multiple - 1) // multiple * multiple
+
+
+@row
+def multiply(c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, rows, columns, k, accumulate):
+    """`multiply_tile` over all tiles of C (rows, columns); the operands reach to the next multiples of ROWS and COLUMNS."""
+    for j in range(0, columns, COLUMNS):
+        for i in range(0, rows, ROWS):
+            multiply_tile(c, c_offset + i * c_row + j, c_row, a, a_offset + i * a_row, a_row, a_step, b, b_offset + j, b_step, k, accumulate)
+
+
+@row
+def transpose(out, out_row, x, x_offset, x_row, rows, columns):
+    """out (columns, rows) = x^T, from x (rows, columns) at an offset; out begins the array."""
+    for r in range(0, rows, LANES):
+        for c in range(0, columns, LANES):
+            if r + LANES <= rows and c + LANES <= columns:
+                transpose_tile(out, c * out_row + r, out_row, x, x_offset + r * x_row + c, x_row)
+            else:
+                for i in range(r, min(rows, r + LANES)):
+                    for j in range(c, min(columns, c + LANES)):
+                        out[j * out_row + i] = x[x_offset + i * x_row + j]
