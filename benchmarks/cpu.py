@@ -162,6 +162,9 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
     return row
 
 
+IN_PLACE = ("swish_backward", "gelu_backward", "gelu_tanh_backward", "swiglu_backward")  # these write every array they read
+
+
 def profile(shape_name, threads, seconds):
     """Where the step's time goes, by op, beside each op's floor: the larger of operations / product rate and bytes / bandwidth."""
     import numpy as np
@@ -174,7 +177,10 @@ def profile(shape_name, threads, seconds):
 
     def timed(name, function, operations):
         def run(*args):
-            sizes = [a.nbytes for a in args if isinstance(a, np.ndarray) and (a.ndim != 3 or "attention" not in name)]  # attention's scratch stays in the cache
+            arrays = [a for a in args if isinstance(a, np.ndarray)]
+            if "attention" in name:
+                del arrays[1 if "backward" in name else 2]  # its scratch stays in the cache
+            sizes = [a.nbytes * (2 if name in IN_PLACE else 1) for a in arrays]
             if name.startswith("embedding"):  # of the table only the rows that stand in the text
                 sizes = [min(size, args[2 if "backward" in name else 0].nbytes) for size in sizes]
             flops, label = operations(args)
@@ -194,7 +200,7 @@ def profile(shape_name, threads, seconds):
 
     def attention(n_products):
         def count(args):
-            lse, qkv, heads, kv_heads = (args[1], args[3], args[4], args[5]) if n_products == 2 else (args[4], args[3], args[5], args[6])
+            (lse, qkv), heads, kv_heads = (args[1], args[3]) if n_products == 2 else (args[3], args[0]), args[4], args[5]
             width, (rows, steps) = qkv.shape[1] // (heads + 2 * kv_heads), lse.shape
             return n_products * 2 * rows * steps * (steps + 1) // 2 * width, ""
         return count

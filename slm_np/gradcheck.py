@@ -182,9 +182,9 @@ def op_cases(seed=0):
             return out
 
         def attend_back(dout, qkv, attend=attend, steps=steps, heads=heads, kv_heads=kv_heads, width=width, dropout=dropout):
-            keep, dqkv = [], overwritten(qkv.shape)
+            keep, dqkv = [], qkv.copy()
             attend(qkv, keep=keep)
-            ops.attention_backward(dqkv, overwritten(ops.attention_scratch(steps, width, qkv)), dout, qkv, keep[0], heads, kv_heads, steps, dropout, 5)
+            ops.attention_backward(dqkv, overwritten(ops.attention_scratch(steps, width, qkv)), dout, keep[0], heads, kv_heads, steps, dropout, 5)
             return [dqkv]
         yield Case(f"attention T {steps} heads {heads}/{kv_heads}{' dropout' if dropout else ''}", [normal((batch * steps, (heads + 2 * kv_heads) * width))], attend, attend_back)
 

@@ -7,7 +7,7 @@ from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
 
 # Logits of one chunk of rows: large enough that packing W for the product is cheap beside it, small enough to leave memory alone.
-CHUNK_BYTES, CHUNK_ROWS = 64 << 20, 512
+CHUNK_BYTES, CHUNK_ROWS = 16 << 20, 512
 
 
 def width(config):

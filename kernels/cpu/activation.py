@@ -108,17 +108,20 @@ def _swiglu_forward(out, x):
             out[r, c] = x[r, 0, c] * sigmoid(x[r, 0, c]) * x[r, 1, c]
 
 
+@row
+def swiglu_backward_row(gate, up, dout):
+    one = dout.dtype.type(1)
+    for c in range(dout.size):
+        g, u, d = gate[c], up[c], dout[c]
+        s = sigmoid(g)
+        swish = g * s
+        gate[c], up[c], dout[c] = d * u * s * (one + g * (one - s)), d * swish, swish * u
+
+
 @kernel
 def _swiglu_backward(x, dout):
-    one = dout.dtype.type(1)
     for r in prange(dout.shape[0]):
-        for c in range(dout.shape[1]):
-            gate, up = x[r, 0, c], x[r, 1, c]
-            s = sigmoid(gate)
-            swish = gate * s
-            x[r, 0, c] = dout[r, c] * up * s * (one + gate * (one - s))
-            x[r, 1, c] = dout[r, c] * swish
-            dout[r, c] = swish * up
+        swiglu_backward_row(x[r, 0], x[r, 1], dout[r])
 
 
 def swiglu_forward(out, x):

@@ -154,9 +154,9 @@ def _attention_forward(out, lse, scratch, starts, long, wide, qkv, columns, head
 
 
 @kernel
-def _attention_backward(dqkv, scratch, starts, long, wide, dout, qkv, columns, lse, heads, kv_heads, steps, width, key, threshold, keep_scale):
+def _attention_backward(qkv, scratch, starts, long, wide, dout, columns, lse, heads, kv_heads, steps, width, key, threshold, keep_scale):
     scale, one, batch, group = dout.dtype.type(1 / np.sqrt(width)), dout.dtype.type(1), lse.shape[0] // heads, heads // kv_heads
-    for task in prange(batch * kv_heads):
+    for task in prange(batch * kv_heads):  # reads and then overwrites the queries, keys and values of one group, which no other task reads
         b, kv = task // kv_heads, task % kv_heads
         memory = scratch[get_thread_id()]
         p, dp, turned_keys, turned_values = memory[starts[0]:], memory[starts[1]:], memory[starts[2]:], memory[starts[3]:]
@@ -193,9 +193,9 @@ def _attention_backward(dqkv, scratch, starts, long, wide, dout, qkv, columns, l
                 add_queries(dvalues, wide, p, long, douts, q, count)
                 add_queries(dkeys, wide, dp, long, queries, q, count)
                 sum_keys(result, wide, dp, long, keys, q, count)
-                give_rows(dqkv, base + q * columns + h * width, columns, result, wide, count, width, scale)
-        give_rows(dqkv, k0, columns, dkeys, wide, steps, width, one)
-        give_rows(dqkv, v0, columns, dvalues, wide, steps, width, one)
+                give_rows(qkv, base + q * columns + h * width, columns, result, wide, count, width, scale)
+        give_rows(qkv, k0, columns, dkeys, wide, steps, width, one)
+        give_rows(qkv, v0, columns, dvalues, wide, steps, width, one)
 
 
 @row
@@ -238,10 +238,10 @@ def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, k
                        key, threshold_of(dropout), out.dtype.type(1 / (1 - dropout)))
 
 
-def attention_backward(dqkv, scratch, dout, qkv, lse, heads, kv_heads, steps, dropout, key):
+def attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout, key):
     width = dout.shape[1] // heads
     long, wide, starts, _ = rooms(steps, width)
-    _attention_backward(dqkv.reshape(-1), scratch, starts, long, wide, dout.reshape(-1), qkv.reshape(-1), qkv.shape[1], lse, heads, kv_heads, steps, width,
+    _attention_backward(qkv.reshape(-1), scratch, starts, long, wide, dout.reshape(-1), qkv.shape[1], lse, heads, kv_heads, steps, width,
                         key, threshold_of(dropout), dout.dtype.type(1 / (1 - dropout)))
 
 

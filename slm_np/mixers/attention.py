@@ -27,7 +27,6 @@ def plan(config, batch, steps):
     yield Request("attention.qkv", (n, qkv), "saved")
     yield Request("attention.heads", (n, attended), "saved")
     yield Request("attention.lse", (batch * config.n_head, steps), "saved")
-    yield Request("attention.dqkv", (n, qkv), "scratch")
     yield Request("attention.dheads", (n, attended), "scratch")
     yield Request("attention.scores", ops.attention_scratch(max(steps, config.block_size), config.head_dim, np.empty(0)), "scratch")
 
@@ -63,12 +62,12 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None, place=0):
 
 
 def backward(config, w, g, a, dx, dout, x, key, join_key):
-    """dx = the gradient of the mixer's input."""
-    qkv, heads, dqkv, dheads = a["attention.qkv"], a["attention.heads"], a["attention.dqkv"], a["attention.dheads"]
+    """dx = the gradient of the mixer's input. The queries, keys and values that forward saved become their gradient."""
+    qkv, heads, dheads = a["attention.qkv"], a["attention.heads"], a["attention.dheads"]
     dbranch = join_backward(config, a, dout, join_key)
     ops.linear_backward(dheads, g["attention.output.weight"], g.get("attention.output.bias"), dbranch, heads, w["attention.output.weight"])
-    ops.attention_backward(dqkv, a["attention.scores"], dheads, qkv, a["attention.lse"], config.n_head, config.n_kv_head, a["attention.lse"].shape[1],
+    ops.attention_backward(qkv, a["attention.scores"], dheads, a["attention.lse"], config.n_head, config.n_kv_head, a["attention.lse"].shape[1],
                            config.dropout if key is not None else 0.0, key or 0)
     if config.positions == "rotary":
-        ops.rotary_backward(dqkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
-    ops.linear_backward(dx, g["attention.qkv.weight"], g.get("attention.qkv.bias"), dqkv, x, w["attention.qkv.weight"])
+        ops.rotary_backward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
+    ops.linear_backward(dx, g["attention.qkv.weight"], g.get("attention.qkv.bias"), qkv, x, w["attention.qkv.weight"])
