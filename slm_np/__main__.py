@@ -4,7 +4,11 @@ import sys
 
 from slm_np.errors import near
 
-VERBS = {"train": "train a model from scratch", "generate": "continue a prompt with a trained model", "gradcheck": "check every derivative on this machine"}
+VERBS = {
+    "prepare": "tokenise a corpus once", "train": "train a model from scratch", "pretrain": "build a vocabulary from a large corpus and train on it",
+    "finetune": "go on with a trained model on another text", "generate": "continue a prompt with a trained model", "chat": "talk with a trained model",
+    "evaluate": "the loss of a model over a whole text", "info": "what a run is and how it was trained", "convert": "take over another program's checkpoint",
+    "gradcheck": "check every derivative on this machine"}
 
 
 def main():

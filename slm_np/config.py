@@ -82,9 +82,12 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """How a model is trained, and on what."""
-    data: str = setting("stories", "what to train on: `stories` (the embedded corpus), or files, folders and globs", many=True)
+    data: str = setting("stories", "what to train on: stories or dialogues (embedded), tinyshakespeare or tinystories (downloaded), or files, folders and globs", many=True)
     val_data: str = setting("", "what to validate on; without it the last tenth of the data", many=True)
-    tokenizer: str = setting("byte", "byte, or char (the characters of the corpus); a .bin token file needs none")
+    tokenizer: str = setting("byte", "byte, char (the characters of the corpus), bpe:N (N pieces learnt from it), gpt2, or file:PATH; a .bin token file needs none")
+    documents: str = setting("marker", "what stands between documents: a line <|endoftext|>, or a blank line; rows of a .jsonl file are documents", choices=("marker", "blank-line"))
+    limit_bytes: int = setting(0, "take this much of the data, to the end of a document; 0 takes all", low=0, high=1 << 50)
+    replay_data: str = setting("", "text of another kind whose loss is watched too, so that forgetting shows", many=True)
     out_dir: str = setting("", "the run's directory; without it runs/PRESET, or the next free name of that kind")
     max_iters: int = setting(1000, "optimiser updates", low=0, high=10 ** 9)
     epochs: float = setting(0.0, "passes over the corpus in shuffled order, instead of max-iters random batches; 0 is off", low=0.0, high=1e6)
@@ -105,6 +108,7 @@ class TrainConfig:
     eval_iters: int = setting(20, "batches per split in an evaluation", low=1, high=10 ** 6)
     log_interval: int = setting(10, "updates between lines of the log", low=1, high=10 ** 9)
     save_interval: int = setting(250, "updates between checkpoints to resume from", low=1, high=10 ** 9)
+    patience: int = setting(0, "stop after so many evaluations without a lower validation loss; 0 is off", low=0, high=10 ** 6)
     seed: int = setting(1337, "seed of the initial weights, batches, dropout and samples", low=0, high=(1 << 63) - 1)
     threads: int = setting(0, "threads; 0 means one per core", low=0, high=1024)
     dtype: str = setting("fp32", "storage and arithmetic", choices=("fp32",))
