@@ -14,13 +14,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from slm_np.data.documents import ROWS
 from slm_np.errors import UserError
 from slm_np.paths import published
+from slm_np.progress import interactive
 
 BLOCK = 1 << 20  # bytes read at a time: a few copies of it, four bytes a character, are all the memory that tokenising takes
-STORIES = "stories"
-STORIES_BYTES = dict(train=12_000_000, validation=120_000)  # of the embedded corpus
-STORIES_SEEDS = dict(train=1, validation=2)
+EMBEDDED = ("stories", "dialogues")  # written by data/stories.py and data/dialogues.py
+EMBEDDED_BYTES = dict(train=12_000_000, validation=120_000)
+EMBEDDED_SEEDS = dict(train=1, validation=2)
+DOWNLOADED = ("tinyshakespeare", "tinystories")  # see data/download.py
+NAMES = EMBEDDED + DOWNLOADED
+OWN_VALIDATION = ("stories", "dialogues", "tinystories")
 FLAGS = dict(train="--data", validation="--val-data")
 
 
@@ -52,6 +57,28 @@ class Text:
                         begin += len(block)
             at += size
 
+    def segments(self, documents):
+        """(kind, start, stop) of the parts to be read alike: each .jsonl file's rows, and files of text one after the other as one text
+        whose documents are separated as `documents` says (marker or blank-line)."""
+        found, at = [], 0
+        for path, size, _ in self.files:
+            kind = ROWS if Path(path).suffix.lower() == ".jsonl" else documents
+            if found and kind != ROWS and found[-1][0] == kind:
+                found[-1] = kind, found[-1][1], at + size
+            elif size:
+                found.append((kind, at, at + size))
+            at += size
+        return found
+
+    def place(self, position):
+        """(file, number of the line, counted from 1) of the byte at `position`."""
+        for path, size, mtime in self.files:
+            if position < size:
+                number = 1 + sum(block.count(b"\n") for block in Text(((path, size, mtime),)).blocks(0, position))
+                return path, number
+            position -= size
+        raise IndexError(position)
+
     def border(self, position):
         """`position`, or up to 3 bytes before it if a UTF-8 character would be cut there."""
         begin = max(0, position - 3)
@@ -72,38 +99,54 @@ class Text:
 
         A small index in the folder `cache` remembers it by path, size and mtime, so that a large corpus is read through only once.
         """
+        def digest():
+            digest = hashlib.sha256()
+            for block in shown(self.blocks(), self.size, "reading", progress):
+                digest.update(block)
+            return digest.hexdigest()
+        return self.remembered(cache, "sha256", digest)
+
+    def remembered(self, cache, what, compute):
+        """`compute()`, a value that JSON can hold and that depends on the contents and the string `what` only, found once for these files."""
         index_file = cache / "corpora" / "index.json"
-        index = read_json(index_file)
         stamps = [(str(path.absolute()), size, mtime) for path, size, mtime in self.files]
-        key = hashlib.sha256(repr(stamps).encode()).hexdigest()
-        if isinstance(index.get(key), str):
+        key = hashlib.sha256(repr((what, stamps)).encode()).hexdigest()
+        index = read_json(index_file)
+        if key in index:
             return index[key]
-        digest = hashlib.sha256()
-        for block in shown(self.blocks(), self.size, "reading", progress):
-            digest.update(block)
+        value = compute()
         # A file written to just now may change again without a change of its mtime, so it is not remembered yet.
         if max(mtime for _, _, mtime in self.files) < time.time_ns() - 2 * 10 ** 9:
-            _write_json(index_file, dict([*index.items()][-999:], **{key: digest.hexdigest()}))
-        return digest.hexdigest()
+            _write_json(index_file, dict([*read_json(index_file).items()][-999:], **{key: value}))
+        return value
 
 
 def find(data, split, cache, progress=True):
     """The `Text` that the string `data` names: files, folders (all in them but what is hidden) and globs separated by commas, each
-    file once; or `stories`, the embedded corpus' part for `split` (train or validation), written into the folder `cache` at first.
-    UserError names what is missing, empty or unreadable.
+    file once; or the part for `split` (train or validation) of a corpus in `NAMES`, where no file is called so: the embedded ones are
+    written, the others downloaded at first, into the folder `cache`. UserError names what is missing, empty or unreadable.
     """
-    if data.strip() == STORIES:
-        return _stories(split, cache, progress)
+    name = named(data)
+    if name in EMBEDDED:
+        return _written(name, split, cache, progress)
+    if name:
+        from slm_np.data.download import fetched
+        data = [str(fetched(name, split, cache, progress))]
     files = {}
-    for item in items(data):
+    for item in data if name else items(data):
         for path, status in _expanded(item, FLAGS[split]):
             files.setdefault(os.path.abspath(path), (path, status.st_size, status.st_mtime_ns))
     if not files:
-        raise UserError(f"{FLAGS[split]} is {data!r}, which names nothing; give files, folders or globs separated by commas, or {STORIES}")
+        raise UserError(f"{FLAGS[split]} is {data!r}, which names nothing; give files, folders or globs separated by commas, or {', '.join(NAMES)}")
     text = Text(tuple(files.values()))
     if text.size == 0:
         raise UserError(f"{FLAGS[split]} {data} names only empty files; give some text")
     return text
+
+
+def named(data):
+    """The name in `NAMES` that a `--data` string is; None if it is something else, or a file is called so."""
+    return data.strip() if data.strip() in NAMES and not os.path.exists(data.strip()) else None
 
 
 def items(data):
@@ -121,7 +164,7 @@ def missing(path, flag, pattern=False):
         names = sorted(name for name in os.listdir(at.parent) if not name.startswith("."))
     except OSError:
         names = []
-    near = difflib.get_close_matches(at.name, names + [STORIES] * (str(path) == at.name), n=3)
+    near = difflib.get_close_matches(at.name, names + [*NAMES] * (str(path) == at.name), n=3)
     if near:
         hint = f"did you mean {' or '.join(name if name not in names else str(at.parent / name) for name in near)}?"
     else:
@@ -138,19 +181,36 @@ def opened(path):
 
 
 def shown(blocks, total, what, show=True):
-    """Pass blocks of bytes through, showing how many of `total` have come: a bar on a terminal or in a notebook, else a line now and then."""
-    terminal = sys.stderr.isatty() or "ipykernel" in sys.modules
-    started, done, quiet = time.monotonic(), 0, 5.0
-    with tqdm(total=total, desc=what, unit="B", unit_scale=True, delay=1, disable=not (show and terminal)) as bar:
+    """Pass blocks of bytes through, showing how many of `total` have come."""
+    with Meter(total, what, show) as meter:
         for block in blocks:
             yield block
-            bar.update(len(block))
-            done += len(block)
-            seconds = time.monotonic() - started
-            if show and not terminal and seconds > quiet:
-                quiet = seconds + 15.0
-                left = seconds * (total - done) / done
-                print(f"{what}: {done / 1e6:.0f} of {total / 1e6:.0f} MB, {left:.0f} s left", file=sys.stderr, flush=True)
+            meter.update(len(block))
+
+
+class Meter:
+    """Shows how many of `total` bytes are done: a bar on a terminal or in a notebook, else a line now and then."""
+
+    def __init__(self, total, what, show=True, done=0):
+        terminal = interactive()
+        self.total, self.what, self.lines = total, what, show and not terminal
+        self.begun, self.started, self.done, self.quiet = done, time.monotonic(), done, 5.0
+        self.bar = tqdm(total=total, initial=done, desc=what, unit="B", unit_scale=True, delay=1, disable=not (show and terminal))
+
+    def update(self, n):
+        self.bar.update(n)
+        self.done += n
+        seconds = time.monotonic() - self.started
+        if self.lines and seconds > self.quiet:
+            self.quiet = seconds + 15.0
+            left = seconds * (self.total - self.done) / max(1, self.done - self.begun)
+            print(f"{self.what}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
 
 
 def read_json(path):
@@ -224,29 +284,33 @@ def _unreadable(path, error, flag=""):
     return UserError(f"{flag} {path} cannot be read ({error.strerror}); give yourself the right to read it, or leave it out".lstrip())
 
 
-def _stories(split, cache, progress):
-    """The embedded corpus as a file in the cache, with the entropy of its writer beside it. A new writer makes a new file."""
-    writer = importlib.import_module("slm_np.data.stories")
-    size, seed = STORIES_BYTES[split], STORIES_SEEDS[split]
-    version = hashlib.sha256(Path(writer.__file__).read_bytes().replace(b"\r\n", b"\n") + repr((size, seed)).encode()).hexdigest()
-    folder = cache / "stories" / f"{split}-{version[:16]}"
-    file, floor_file = folder / "stories.txt", folder / "floor.json"
+def _written(name, split, cache, progress):
+    """An embedded corpus as a file in the cache, with the entropy of its writer beside it where that is known. A new writer makes a new file."""
+    writer = importlib.import_module(f"slm_np.data.{name}")
+    size, seed = EMBEDDED_BYTES[split], EMBEDDED_SEEDS[split]
+    sources = [writer] if name == "stories" else [writer, importlib.import_module("slm_np.data.stories")]
+    code = b"".join(Path(source.__file__).read_bytes().replace(b"\r\n", b"\n") for source in sources)
+    version = hashlib.sha256(code + repr((size, seed)).encode()).hexdigest()
+    folder = cache / name / f"{split}-{version[:16]}"
+    file, floor_file = folder / (name + (".txt" if name == "stories" else ".jsonl")), folder / "floor.json"
     floor = read_json(floor_file)
     if folder.is_dir() and not (file.is_file() and file.stat().st_size == floor.get("bytes") and "bits" in floor):
         shutil.rmtree(folder, ignore_errors=True)
     if not folder.is_dir():
-        floor = dict(bytes=0, bits=0.0)
+        floor = dict(bytes=0, bits=0.0 if name == "stories" else None)
 
         def texts():
-            for text, bits in writer.write(size, seed):
+            for told in writer.write(size, seed):
+                text, bits = told if name == "stories" else (told, None)
                 data = text.encode()
                 floor["bytes"] += len(data)
-                floor["bits"] += float(bits)
+                if bits is not None:
+                    floor["bits"] += float(bits)
                 yield data
 
         with published(folder) as part:
             with open(part / file.name, "wb") as out:
-                out.writelines(shown(texts(), size, f"writing the {split} stories", progress))
+                out.writelines(shown(texts(), size, f"writing the {split} {name}", progress))
             (part / floor_file.name).write_text(json.dumps(floor), encoding="utf-8")
     status = file.stat()
-    return Text(((file, status.st_size, status.st_mtime_ns),), floor["bits"] / floor["bytes"])
+    return Text(((file, status.st_size, status.st_mtime_ns),), None if floor["bits"] is None else floor["bits"] / floor["bytes"])

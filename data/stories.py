@@ -173,11 +173,11 @@ def with_article(word):
     return ("an " if re.match("[aeio]|u(?!ni|se)|honest", word) else "a ") + word
 
 
-def slot(token):
+def slot(token, roles):
     """The `Slot` of [word], [a word], [Word], {role}."""
     if token[0] == "{":
         role = token[1:-1]
-        return Slot(ROLES.get(role), WORDS.get(ROLES.get(role)), role)
+        return Slot(roles.get(role), WORDS.get(roles.get(role)), role)
     article, name = re.fullmatch(r"\[(a )?(.*)\]", token).groups()
     options = WORDS[name.lower()]
     if article:
@@ -187,8 +187,8 @@ def slot(token):
     return Slot(name.lower(), options, None)
 
 
-def compiled(script):
-    """The parts of a script: literal strings, `Slot`s, and tuples of alternatives, each a list of parts."""
+def compiled(script, roles=ROLES):
+    """The parts of a script: literal strings, `Slot`s, and tuples of alternatives, each a list of parts. `roles`: the list each is of."""
     while "<" in script:
         script = re.sub("<(.*?)>", lambda match: PHRASES[match[1]], script)
     script = "\n".join(" ".join(paragraph.split()) for paragraph in script.split("\n\n"))
@@ -202,7 +202,7 @@ def compiled(script):
             ways = tuple(stack.pop())
             stack[-1][-1].append(ways)
         else:
-            stack[-1][-1].append(slot(token) if token[0] in "[{" else token)
+            stack[-1][-1].append(slot(token, roles) if token[0] in "[{" else token)
     return stack[0][0]
 
 
@@ -269,20 +269,26 @@ class Telling:
         return known
 
 
-def stories(seed):
-    """Endless (text, bits): stories that end with a blank line and what each holds. Story k depends on `seed` and k only (Philox words)."""
+def numbers(seed):
+    """Endless random numbers, one for each text. Number k depends on `seed` and k only (Philox words)."""
     source = np.random.Philox(key=seed)
     while True:
-        numbers = source.random_raw(WORDS_OF_64 * 64).astype("<u8").tobytes()
-        for at in range(0, len(numbers), 8 * WORDS_OF_64):
-            number, ways = int.from_bytes(numbers[at:at + 8 * WORDS_OF_64], "little"), 1
+        words = source.random_raw(WORDS_OF_64 * 64).astype("<u8").tobytes()
+        for at in range(0, len(words), 8 * WORDS_OF_64):
+            yield int.from_bytes(words[at:at + 8 * WORDS_OF_64], "little")
 
-            def choose(n, told, options):
-                nonlocal number, ways
-                number, way = divmod(number, n)
-                ways *= n
-                return way
-            yield Telling(choose).whole(), math.log2(ways)
+
+def stories(seed):
+    """Endless (text, bits): stories that end with a blank line and what each holds. Story k depends on `seed` and k only."""
+    for number in numbers(seed):
+        ways = 1
+
+        def choose(n, told, options):
+            nonlocal number, ways
+            number, way = divmod(number, n)
+            ways *= n
+            return way
+        yield Telling(choose).whole(), math.log2(ways)
 
 
 def write(n_bytes, seed):

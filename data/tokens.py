@@ -3,28 +3,38 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from slm_np.data import corpus
-from slm_np.data.tokenizer import TOKENIZERS, ByteTokenizer, CharTokenizer, Tokenizer, load_tokenizer
-from slm_np.errors import UserError, near
-from slm_np.paths import cache_dir as usable_cache_dir, published
+from slm_np.data import corpus, shards
+from slm_np.data.documents import ROWS, check_kind, has_borders, lines, next_start
+from slm_np.data.tokenizer import Tokenizer, learn, load_tokenizer, with_end_of_text
+from slm_np.errors import UserError
+from slm_np.paths import cache_dir as usable_cache_dir, sweep
 
-FORMAT = 1  # of the store; part of its name, so that another version makes another store
+FORMAT = 2  # of the store; part of its name, so that another version makes another store
 SPLITS = ("train", "validation")
 _EPOCHS = 1 << 32  # the Philox purpose of `EpochOrder`, above all that callers of `random_batch` choose
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """One split. `ids` (N,) read-only, uint16 or uint32, memory-mapped; `n_bytes` of text they stand for and the entropy of their
-    source in bits per byte, each None where unknown."""
+    """One split. `ids` (N,) read-only, uint16 or uint32, memory-mapped; `n_bytes` of text they stand for (with a mask, of the text that
+    is learnt) and the entropy of their source in bits per byte; `mask` (N,) uint8, memory-mapped, 1 where a token is to be learnt as a
+    target, or None for all, and `n_learnt`, how many those are; `n_documents`. None where unknown."""
     split: str
     ids: np.ndarray
     n_bytes: int | None = None
     bits_per_byte_floor: float | None = None
+    mask: np.ndarray | None = None
+    n_learnt: int | None = None
+    n_documents: int | None = None
+
+    def __post_init__(self):
+        if self.mask is None:
+            object.__setattr__(self, "n_learnt", len(self.ids))
 
     def __len__(self):
         return len(self.ids)
@@ -42,96 +52,199 @@ class Corpus:
     source: str
 
 
-def prepare(data, val_data="", tokenizer="byte", cache_dir=None, progress=True):
-    """The `Corpus` of the `--data` strings `data` and `val_data` (see `corpus.find`; without the latter, the last tenth of the bytes).
+def prepare(data, val_data="", tokenizer="byte", documents="marker", limit_bytes=0, cache_dir=None, progress=True, learnt=None, threads=0, out_dir=None):
+    """The `Corpus` of the `--data` strings `data` and `val_data` (see `corpus.find`; without the latter, what the corpus brings along, or
+    the last tenth of the bytes, from a document's start on).
 
-    `tokenizer` is "byte", "char" (its vocabulary is that of both splits) or a `Tokenizer`. The ids are written once into
-    CACHE/corpora/FINGERPRINT/{train.bin, validation.bin, meta.json, tokenizer.json} and memory-mapped from then on.
-    A `.bin` is taken as token file instead: headerless uint16 (nanoGPT's), or what the meta.json beside it says: `dtype` (uint16 or
-    uint32), `bytes` (of text, one number, or one per file's stem), `vocab_size`. UserError for bad input.
+    tokenizer: a name (byte, char, bpe:N, gpt2, file:PATH) or a `Tokenizer`.   documents: how they are separated, marker or blank-line
+    (see data/documents.py); rows of .jsonl files are documents.   limit_bytes: take this much of `data`, to the end of a document; 0 all.
+    learnt: None for the answers alone where rows have messages, "all" for every token.   threads: processes, 0 for one per core.
+
+    Where a text has documents, the end-of-text id follows each of them (a blank line, if a given tokenizer has no such id).
+    The store {train.bin, validation.bin, meta.json, tokenizer.json}, with NAME.mask.bin if not all is learnt, is written once into
+    CACHE/corpora/FINGERPRINT, or `out_dir`, and memory-mapped from then on. Such a folder, or a `.bin`, is taken as `data` too: headerless
+    uint16 (nanoGPT's), or what the meta.json beside it says: `dtype` (uint16 or uint32), `bytes` (of text, one number, or one per file's
+    stem), `vocab_size`. UserError for bad input.
     """
     cache = usable_cache_dir(cache_dir)
     val_data = val_data or ""
+    check_kind(documents)
+    if learnt not in (None, "all"):
+        raise UserError(f"learnt is {learnt!r}; it is None or 'all'")
     if _is_token_file(data) or _is_token_file(val_data):
-        return _token_files(data, val_data, cache, progress)
-    if isinstance(tokenizer, str) and tokenizer not in TOKENIZERS:
-        raise UserError(f"--tokenizer {tokenizer!r} is unknown; {near(tokenizer, TOKENIZERS)}")
-    if tokenizer == "byte":
-        tokenizer = ByteTokenizer()
+        if out_dir:
+            raise UserError(f"{data} holds tokens already; give a text to prepare")
+        return _token_files(data, val_data, tokenizer, cache, progress)
 
+    given = tokenizer if isinstance(tokenizer, Tokenizer) else None
+    known = given or _read(tokenizer)
     text = corpus.find(data, "train", cache, progress)
-    if not val_data and data.strip() == corpus.STORIES:
-        val_data = corpus.STORIES
+    stop = _limited(text, limit_bytes, documents, cache)
+    if not val_data and corpus.named(data) in corpus.OWN_VALIDATION:
+        val_data = data
     if val_data:
         val_text = corpus.find(val_data, "validation", cache, progress)
-        parts = dict(train=(text, 0, text.size), validation=(val_text, 0, val_text.size))
+        parts = dict(train=(text, 0, stop), validation=(val_text, 0, val_text.size))
     else:
-        cut = text.border(text.size * 9 // 10)
-        parts = dict(train=(text, 0, cut), validation=(text, cut, text.size))
+        cut = _tenth(text, stop, documents, cache)
+        parts = dict(train=(text, 0, cut), validation=(text, cut, stop))
 
-    identity = [(part.sha256(cache, progress), start, stop) for part, start, stop in parts.values()]
-    identity += [FORMAT, tokenizer if isinstance(tokenizer, str) else tokenizer.to_json()]
+    hashes = {name: part.sha256(cache, progress) for name, (part, _, _) in parts.items()}
+    # Text is what it is however it is divided into files; rows are not.
+    layout = [segment for part, _, _ in parts.values() for segment in part.segments(documents) if segment[0] == ROWS]
+    identity = [[hashes[name], start, stop] for name, (_, start, stop) in parts.items()]
+    identity += [FORMAT, documents, layout, learnt, known.to_json() if known else tokenizer]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    folder = cache / "corpora" / fingerprint
-    if folder.is_dir():
-        found = _stored(folder, parts, data)
+    folder = Path(out_dir).expanduser() if out_dir else cache / "corpora" / fingerprint
+    floors = {name: part.bits_per_byte_floor for name, (part, _, _) in parts.items()}
+    if folder.is_dir() and (not out_dir or any(folder.iterdir())):
+        found = _stored(folder, fingerprint, floors, data)
         if found:
             return found
+        if out_dir:
+            raise UserError(f"--out-dir {out_dir} holds something else; name a new directory")
         shutil.rmtree(folder, ignore_errors=True)  # damaged
-    _store(folder, parts, tokenizer, progress)
-    return _stored(folder, parts, data)
+    elif out_dir and os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"--out-dir {out_dir} is a file; name a directory")
+
+    bordered = any(_bordered(part, start, stop, documents, cache) for part, start, stop in parts.values())
+
+    def made():
+        made = known or _learnt(tokenizer, parts, documents, bordered, progress)
+        return with_end_of_text(made) if bordered and not given else made
+
+    def described(tokenizer, totals):
+        masked = any(held["learnt"] < held["tokens"] for held in totals.values())
+        return dict(
+            fingerprint=fingerprint, tokenizer=called, dtype=tokenizer.dtype.name, vocab_size=tokenizer.vocab_size,
+            end_of_text=tokenizer.end_of_text, separated=bordered,
+            tokens={name: held["tokens"] for name, held in totals.items()}, learnt={name: held["learnt"] for name, held in totals.items()},
+            documents={name: held["documents"] if bordered else int(held["tokens"] > 0) for name, held in totals.items()},
+            bytes={name: held["learnt_bytes" if masked else "bytes"] for name, held in totals.items()},
+            bits_per_byte_floor={name: None if bordered else floor for name, floor in floors.items()}, sha256=hashes)
+
+    called = type(tokenizer).__name__ if given else tokenizer
+    plan = dict(fingerprint=fingerprint, bordered=bordered, learn_all=learnt == "all",
+                texts={name: [[str(path.absolute()), size, mtime] for path, size, mtime in part.files] for name, (part, _, _) in parts.items()},
+                shards=[[name, *shard] for name, (part, start, stop) in parts.items() for shard in shards.borders(part, start, stop, documents, bordered)])
+    if not out_dir and folder.parent.is_dir():
+        sweep(folder.parent)
+    shards.build(folder, plan, made, described, threads, progress)
+    found = _stored(folder, fingerprint, floors, data)
+    if found is None:
+        raise UserError(f"{folder} does not hold what was just written to it; check the disk")
+    return found
 
 
-def _store(folder, parts, tokenizer, progress):
-    """Tokenise both parts (text, start, stop) into `folder`, which appears only when it is complete."""
-    def blocks(name, what):
-        text, start, stop = parts[name]
-        return corpus.shown(text.blocks(start, stop), stop - start, f"{what} {name}", progress)
-
-    if tokenizer == "char":
-        tokenizer = CharTokenizer.learn(*(blocks(name, "characters of") for name in SPLITS))
-    with published(folder) as part:
-        counts = {}
-        for name in SPLITS:
-            with open(part / f"{name}.bin", "wb") as file:
-                for ids in tokenizer.encode_blocks(blocks(name, "tokenising")):
-                    file.write(ids.astype(ids.dtype.newbyteorder("<"), copy=False).data)
-                counts[name] = file.tell() // tokenizer.dtype.itemsize
-                file.flush()
-                os.fsync(file.fileno())
-        for text, _, _ in parts.values():
-            text.check_unchanged()
-        tokenizer.save(part / "tokenizer.json")
-        meta = dict(dtype=tokenizer.dtype.name, vocab_size=tokenizer.vocab_size, tokens=counts,
-                    bytes={name: stop - start for name, (_, start, stop) in parts.items()},
-                    bits_per_byte_floor={name: text.bits_per_byte_floor for name, (text, _, _) in parts.items()})
-        (part / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+def _read(name):
+    """The tokenizer in the file that the name says, None for one that is made where a store is. UserError for a wrong name."""
+    return None if name in ("byte", "char", "gpt2") or name.startswith("bpe:") else learn(name, [], False)
 
 
-def _stored(folder, parts, source):
-    """The `Corpus` in a store, or None if anything in it is damaged."""
+def _learnt(name, parts, documents, bordered, progress):
+    """The tokenizer of that name, learnt from the texts of both splits (char) or of the training split alone."""
+    def stream(split):
+        text, start, stop = parts[split]
+        return lambda: shards.texts(text, start, stop, documents, bordered)
+    return learn(name, [stream(split) for split in (SPLITS if name == "char" else SPLITS[:1])], progress)
+
+
+def _limited(text, limit, documents, cache):
+    """Where the first `limit` bytes of a text end, the document that they cut included."""
+    if not limit or limit >= text.size:
+        return text.size
+    def end():
+        return _next_document(text, limit, text.size, documents) or (text.size if _bordered(text, 0, text.size, documents, cache) else text.border(limit))
+    return text.remembered(cache, f"limit {limit} {documents}", end)
+
+
+def _tenth(text, stop, documents, cache):
+    """Where the last tenth of the bytes [0, stop) begins: with the first document in it, or with any character where there is none."""
+    def place():
+        wanted = stop * 9 // 10
+        found = _next_document(text, wanted, stop, documents)
+        if found and found < stop:
+            return found
+        for kind, first, last in text.segments(documents):
+            if kind == ROWS and first <= wanted < last:  # a row cannot be cut: the last one that begins before
+                at = first
+                for line in lines(text.blocks(first, min(last, stop))):
+                    if at + len(line) >= min(last, stop):
+                        return at
+                    at += len(line)
+        return text.border(wanted)
+    return text.remembered(cache, f"tenth {stop} {documents}", place)
+
+
+def _next_document(text, position, stop, documents):
+    """The first place >= `position` in the bytes [0, stop) where a document begins after another; None if there is none."""
+    for kind, first, last in text.segments(documents):
+        if first and position <= first < stop:
+            return first
+        if first <= position < last:
+            found = next_start(text, position, first, min(last, stop), kind)
+            if found:
+                return found
+    return None
+
+
+def _bordered(text, start, stop, documents, cache):
+    """Whether the bytes [start, stop) of a text have borders of documents."""
+    def look():
+        return any(kind == ROWS or has_borders(text, max(first, start), min(last, stop), kind)
+                   for kind, first, last in text.segments(documents) if first < stop and last > start)
+    return text.remembered(cache, f"bordered {start} {stop} {documents}", look)
+
+
+def _stored(folder, fingerprint, floors, source):
+    """The `Corpus` in a store, or None if it is another one or anything in it is damaged."""
     try:
         meta, tokenizer = corpus.read_json(folder / "meta.json"), load_tokenizer(folder / "tokenizer.json")
-        splits = []
-        for name, (text, start, stop) in parts.items():
-            ids = _mapped(folder / f"{name}.bin", np.dtype(meta["dtype"]))
-            if len(ids) != meta["tokens"][name]:
-                return None
-            # The floor belongs to the text at hand; the store may have been made from a copy of it whose writer is unknown.
-            splits.append(Tokens(name, ids, stop - start, text.bits_per_byte_floor))
+        splits = [_split(folder, name, meta) for name in SPLITS]
+        if any(len(split) != meta["tokens"][split.split] for split in splits) or meta["fingerprint"] != fingerprint:
+            return None
+        # The floor belongs to the text at hand; the store may have been made from a copy of it whose writer is unknown.
+        if not meta["separated"]:
+            splits = [replace(split, bits_per_byte_floor=floors[split.split]) for split in splits]
         same = meta["vocab_size"] == tokenizer.vocab_size and meta["dtype"] == tokenizer.dtype.name
-        return Corpus(*splits, tokenizer, tokenizer.vocab_size, folder.name, source) if same else None
+        return Corpus(*splits, tokenizer, tokenizer.vocab_size, fingerprint, source) if same else None
     except (LookupError, TypeError, OSError, ValueError, UserError):
         return None
 
 
+def _split(folder, name, meta):
+    """The `Tokens` of one split in a store, without the floor. The errors of a damaged store come through."""
+    ids = _mapped(folder / f"{name}.bin", np.dtype(meta["dtype"]))
+    mask = None
+    if meta["learnt"][name] < meta["tokens"][name]:
+        mask = _mapped(folder / f"{name}.mask.bin", np.dtype(np.uint8))
+        if len(mask) != len(ids):
+            raise ValueError("the mask has another length")
+    return Tokens(name, ids, meta["bytes"][name], None, mask, meta["learnt"][name], meta["documents"][name])
+
+
+def _token_folder(data):
+    """The folder of token files that a `--data` string is, ours or nanoGPT's, or None."""
+    folder = os.path.expanduser(data.strip())
+    return Path(folder) if folder and os.path.isfile(os.path.join(folder, "train.bin")) and not corpus.named(data) else None
+
+
 def _is_token_file(data):
-    return any(item.endswith(".bin") and not os.path.isdir(item) for item in corpus.items(data))
+    return _token_folder(data) is not None or any(item.endswith(".bin") and not os.path.isdir(item) for item in corpus.items(data))
 
 
-def _token_files(data, val_data, cache, progress):
-    """The `Corpus` of one or two `.bin` files. The vocabulary is meta.json's, or as large as the largest id asks for."""
-    files, texts, metas = [], [], []
+def _token_files(data, val_data, tokenizer, cache, progress):
+    """The `Corpus` of one or two `.bin` files, or of the folder that holds both. The vocabulary is that of the tokenizer.json beside them,
+    or meta.json's, or as large as the largest id asks for."""
+    source, folder = data, _token_folder(data)
+    if folder:
+        data = str(folder / "train.bin")
+    if not val_data:
+        beside = [Path(data).with_name(name) for name in ("validation.bin", "val.bin")[:2 if folder else 1]]
+        val_data = next((str(path) for path in beside if path.is_file() and path != Path(data)), "")
+    elif _token_folder(val_data):
+        val_data = next(str(path) for path in (_token_folder(val_data) / name for name in ("validation.bin", "val.bin", "train.bin")) if path.is_file())
+    files, texts, metas, known = [], [], [], None
     for name, value in zip(SPLITS, (data, val_data)):
         if not value:
             continue
@@ -146,18 +259,48 @@ def _token_files(data, val_data, cache, progress):
             raise UserError(f"{flag} {path} has {size} bytes, which is no whole number of {metas[-1]['dtype'].name} tokens; "
                             "copy it again, or set \"dtype\" in the meta.json beside it")
         files.append(_mapped(path, metas[-1]["dtype"]))
+        wanted = metas[-1]["tokens"]
+        if wanted is not None and len(files[-1]) != wanted:
+            raise UserError(f"{flag} {path} has {len(files[-1])} tokens, but its meta.json says {wanted}: it is half written; copy or prepare it again")
+        if (path.parent / "tokenizer.json").is_file():
+            beside = load_tokenizer(path.parent / "tokenizer.json")
+            if known and known.to_json() != beside.to_json():
+                raise UserError(f"--val-data {path} was made with another tokenizer than --data {data}; prepare both with the same")
+            known = beside
+    if isinstance(tokenizer, Tokenizer):
+        if known and known.to_json() != tokenizer.to_json():
+            raise UserError(f"{data} was made with another tokenizer ({known.vocab_size} pieces) than the model ({tokenizer.vocab_size}); give the text itself")
+        known = tokenizer
     if val_data:
-        splits = [Tokens(name, ids, meta["bytes"]) for name, ids, meta in zip(SPLITS, files, metas)]
+        splits = [Tokens(name, ids, meta["bytes"], None, _mask_of(text, ids), meta["learnt"], meta["documents"])
+                  for name, text, ids, meta in zip(SPLITS, texts, files, metas)]
     else:
-        cut = len(files[0]) * 9 // 10  # how many bytes each side stands for is not known
-        splits = [Tokens("train", files[0][:cut]), Tokens("validation", files[0][cut:])]
-    vocab_size = max(meta["vocab_size"] or 0 for meta in metas) or 1 + max(_largest(split.ids)[0] for split in splits)
+        cut, mask = len(files[0]) * 9 // 10, _mask_of(texts[0], files[0])  # how many bytes each side stands for is not known
+        parts = [(name, files[0][part], None if mask is None else mask[part]) for name, part in zip(SPLITS, (slice(cut), slice(cut, None)))]
+        splits = [Tokens(name, ids, mask=mask, n_learnt=None if mask is None else int(mask.sum())) for name, ids, mask in parts]
+    largest = [text.remembered(cache, f"largest {meta['dtype'].name}", lambda ids=ids: _largest(ids)[0]) for text, ids, meta in zip(texts, files, metas)]
+    vocab_size = known.vocab_size if known else max(meta["vocab_size"] or 0 for meta in metas) or 1 + max(largest)
+    if max(largest) >= vocab_size:
+        for split in splits:
+            check_ids(split, vocab_size)
     identity = [(text.sha256(cache, progress), meta["dtype"].name) for text, meta in zip(texts, metas)]
-    return Corpus(*splits, None, vocab_size, hashlib.sha256(json.dumps(identity).encode()).hexdigest(), data)
+    return Corpus(*splits, known, vocab_size, hashlib.sha256(json.dumps(identity).encode()).hexdigest(), source)
+
+
+def _mask_of(text, ids):
+    """The mask beside a token file, or None. UserError if it has another length."""
+    [(path, _, _)] = text.files
+    path = path.with_suffix(".mask.bin")
+    if not path.is_file():
+        return None
+    mask = _mapped(path, np.dtype(np.uint8))
+    if len(mask) != len(ids):
+        raise UserError(f"{path} has {len(mask)} entries for {len(ids)} tokens; prepare them again, or remove it to learn them all")
+    return mask
 
 
 def _token_file_meta(path):
-    """What the meta.json beside a token file says: dtype (uint16 without it), bytes and vocab_size (None without it)."""
+    """What the meta.json beside a token file says: dtype (uint16 without it), bytes, vocab_size and counts (None without it)."""
     meta_path = path.with_name("meta.json")
     found = corpus.read_json(meta_path)
     if meta_path.exists() and not found:
@@ -169,10 +312,11 @@ def _token_file_meta(path):
         n_bytes = None  # one number cannot stand for several files
     if dtype not in ("uint16", "uint32"):
         raise UserError(f"{meta_path} has \"dtype\" {dtype!r}; token files are uint16 or uint32")
-    for key, value in (("bytes", n_bytes), ("vocab_size", vocab_size)):
+    counts = {key: found[key].get(path.stem) if isinstance(found.get(key), dict) else None for key in ("tokens", "learnt", "documents")}
+    for key, value in (("bytes", n_bytes or None), ("vocab_size", vocab_size)):
         if value is not None and not (type(value) is int and value > 0):
             raise UserError(f"{meta_path} has \"{key}\" {value!r}; it must be a positive whole number")
-    return dict(dtype=np.dtype(dtype), bytes=n_bytes, vocab_size=vocab_size)
+    return dict(dtype=np.dtype(dtype), bytes=n_bytes or None, vocab_size=vocab_size, **counts)
 
 
 def _mapped(path, dtype):
@@ -209,11 +353,14 @@ def check_length(tokens, block_size):
 
 
 def gather(x, y, tokens, starts):
-    """x[b, t] = ids[starts[b] + t],   y[b, t] = ids[starts[b] + t + 1].   x, y (B, T) int32, starts (B,); writes, allocates nothing large."""
+    """x[b, t] = ids[starts[b] + t],   y[b, t] = ids[starts[b] + t + 1], or -1 where the mask says that it is not to be learnt.
+    x, y (B, T) int32, starts (B,); writes, allocates nothing large."""
     T = x.shape[1]
     for row, start in enumerate(np.asarray(starts).tolist()):
         x[row] = tokens.ids[start:start + T]
         y[row] = tokens.ids[start + 1:start + T + 1]
+        if tokens.mask is not None:
+            y[row][tokens.mask[start + 1:start + T + 1] == 0] = -1
 
 
 def random_batch(x, y, tokens, seed, purpose, step):

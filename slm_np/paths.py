@@ -56,7 +56,7 @@ def published(folder):
     part = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
+        sweep(folder.parent)
         part = Path(tempfile.mkdtemp(prefix=folder.name[:12] + "-", suffix=".part", dir=folder.parent))
         yield part
         try:
@@ -72,7 +72,7 @@ def published(folder):
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _sweep(parent, age=86400):
+def sweep(parent, age=86400):
     """Remove what killed processes left: unfinished folders in which nothing was written for `age` seconds."""
     for part in parent.glob("*.part"):
         with contextlib.suppress(OSError):
