@@ -1,65 +1,138 @@
-"""Decoding: the trunk run token by token, every mixer keeping what it needs of the past (attention: keys and values).
+"""Decoding: a prompt goes through the trunk as in training, then each token through all layers in one compiled call.
 
-With rotary or no positions the context slides: keys keep the angle of their own place and the oldest slot is written over.
-Learned and sinusoidal positions end at T, so beyond it the last T tokens are read again.
+Every mixer keeps what it needs of the past (attention: keys and values). With rotary or no positions the context slides: keys keep the
+angle of their own place and the oldest slot is written over. Learned and sinusoidal positions end at T, so beyond it the last T tokens are
+read again.
 """
+import math
+
+import numba
 import numpy as np
 
-from slm_np import head
+from slm_np import ops
 from slm_np.errors import UserError
+from slm_np.feed_forward import hidden_columns
 from slm_np.machine import check_memory
+from slm_np.mixers.attention import widths
 from slm_np.model import Activations, plan
+from slm_np.ops.device import kernels_of
 from slm_np.workspace import planned_bytes
+
+ROWS = 256           # places whose angles are kept at a time
+SHARE, MOST = 64, 16  # hidden columns of a feed-forward's share, at least, and the largest number of shares
+
+
+def shares(config):
+    """Into how many shares a feed-forward is cut: by its size alone, as sums over shares are part of the result."""
+    return max(1, min(MOST, config.n_hidden // SHARE))
+
+
+def layout(model, batch):
+    """(layers, ends, sizes, numbers of the states): what the compiled step has to know of a model, see kernels/cpu/decode.py.
+
+    layers (L, 14): which mixer each is, where its tensors start in the flat weights, and its state among the states.
+    """
+    config, kernels, at, starts = model.config, kernels_of(model.parameters.weights).decode, 0, {}
+    for name, view in model.parameters.weight.items():
+        starts[name], at = at, at + view.size
+    names = [f"{part}.{kind}" for part in ("mixer_norm", "attention.qkv", "attention.output", "feed_forward_norm", "feed_forward.input", "feed_forward.output")
+             for kind in ("weight", "bias")]
+
+    def offset(name):
+        return starts.get(name, kernels.ABSENT)
+    lines, size = [], 0
+    for layer, mixer in enumerate(model.mixers):
+        line = [offset(f"layers.{layer}.{name}") for name in names]
+        lines.append([kernels.MIXERS.index(mixer.__name__.split(".")[-1]), *line[:6], size, *line[6:]])
+        size += mixer.state_size(config, batch)
+    ends = kernels.Ends(offset("embedding.weight"), offset("norm.weight"), offset("norm.bias"), offset("head.input.weight"), offset("head.input.bias"),
+                        offset("embedding.weight" if config.head == "tied" else "head.weight"))
+    sizes = kernels.Sizes(config.vocab_size, config.block_size, config.n_head, config.n_kv_head, shares(config), kernels.NORMS.index(config.norm),
+                          kernels.ACTIVATIONS.index(config.feed_forward), int(config.positions == "rotary"))
+    return np.array(lines), ends, sizes, size
+
+
+def scratch(config, batch):
+    """Shapes of the step's arrays, by name."""
+    attended, qkv = widths(config)
+    hidden, inner = (config.n_hidden, hidden_columns(config)) if config.feed_forward != "none" else (0, 0)
+    head_hidden = config.head_hidden if config.head == "mlp" else 0
+    stream = batch, config.n_embd
+    return dict(x=stream, normed=stream, qkv=(batch, qkv), attended=(batch, attended), hidden=(batch, inner), active=(batch, hidden), given=(max(config.n_kv_head, shares(config)), *stream),
+                scores=(config.n_kv_head, config.block_size), head_hidden=(batch, head_hidden), head_active=(batch, head_hidden))
 
 
 class Decoder:
     """One text per row, all of one length. `read(tokens)` starts a text, `step(tokens)` adds a token to each; both return the next logits (B, V).
 
-    UserError if there is not the memory for so many texts at once.
+    What they return is overwritten by the next call. UserError if there is not the memory for so many texts at once.
     """
 
     def __init__(self, model, batch=1):
         self.model, self.batch = model, batch
-        config = model.config
-        check_memory(4 * batch * (2 * config.n_layer * config.n_kv_head * config.head_dim * config.block_size + config.vocab_size),
-                     f"making {batch} texts at once", "ask for fewer")
+        config, dtype, weights = model.config, model.dtype, model.parameters.weights
+        kernels = kernels_of(weights)
+        self.layers, self.ends, self.sizes, size = layout(model, batch)
+        shapes = scratch(config, batch)
+        check_memory(dtype.itemsize * (size + batch * config.vocab_size + sum(map(math.prod, shapes.values()))), f"making {batch} texts at once", "ask for fewer")
+        self.memory = np.zeros(size, dtype)
+        starts = [*self.layers[:, kernels.decode.STATE], size]
+        self.states = [mixer.State(config, batch, self.memory[start:end]) for mixer, start, end in zip(model.mixers, starts, starts[1:])]
+        self.buffers = kernels.decode.Buffers(**{name: np.zeros(shape, dtype) for name, shape in shapes.items()})
+        self.logits = np.zeros((batch, config.vocab_size), dtype)
+        rows, half = min(ROWS, config.block_size), config.head_dim // 2 if config.positions == "rotary" else 0
+        self.cos, self.sin = np.zeros((2, rows, half), dtype)
+        self.positions = model.parameters.weight.get("positions.weight", np.zeros((rows if config.positions == "sinusoidal" else 0, config.n_embd), dtype))
         self.slides = config.positions in ("rotary", "none")
-        self.states = [mixer.State(config, batch, model.dtype) for mixer in model.mixers]
-        self.whole, self.one = None, Activations(config, batch, 1, model.dtype)
-        self.logits = np.zeros((batch, config.vocab_size), model.dtype)
-        self.keys = model.keys(None)
+        self.whole, self.keys = None, model.keys(None)
         self.text = np.zeros((batch, 0), np.int32)  # the last T tokens, where they may have to be read again
-        self.place = 0
+        self.place = self.tabled = 0                # tabled: up to which place cos, sin and positions are filled
 
     def read(self, tokens):
-        """Logits after a prompt (B, n), n >= 1, of which the last T tokens count. Forgets the text before."""
-        tokens = np.ascontiguousarray(tokens, np.int32)[:, -self.model.config.block_size:]
+        """Logits after a prompt (B, n), n >= 1, of which the last T tokens count. Forgets the text before. UserError for ids outside the vocabulary."""
+        tokens = self.checked(tokens)[:, -self.model.config.block_size:]
         if tokens.shape[0] != self.batch or tokens.shape[1] == 0:
             raise UserError(f"a prompt of shape {tokens.shape} cannot start {self.batch} texts; give at least one token for each")
+        if tokens.shape[1] == 1:
+            self.text, self.place, self.tabled = tokens[:, :0], 0, 0
+            return self.step(tokens[:, 0])
         if self.whole is None or self.whole.steps != tokens.shape[1]:
             self.whole = None  # let go of the old arena before the new one is laid out
             check_memory(planned_bytes(plan(self.model.config, *tokens.shape), self.model.dtype.itemsize), f"reading a prompt for {self.batch} texts at once", "ask for fewer")
             self.whole = Activations(self.model.config, *tokens.shape, self.model.dtype)
         normed = self.model.forward(self.whole, tokens, self.keys, self.states)
-        last = np.ascontiguousarray(normed.reshape(*tokens.shape, -1)[:, -1])
-        self.text, self.place = tokens, tokens.shape[1]
-        return self.head(last)
+        self.buffers.normed[...] = normed.reshape(*tokens.shape, -1)[:, -1]
+        self.text, self.place, self.tabled = tokens, tokens.shape[1], 0
+        weights = self.model.parameters.weights
+        kernels_of(weights).decode_head(self.logits, self.buffers.normed, weights, self.ends, self.buffers, numba.get_num_threads())
+        return self.logits
 
     def step(self, tokens):
-        """Logits after one more token per text, (B,)."""
-        config, tokens = self.model.config, np.asarray(tokens, np.int32).reshape(self.batch, 1)
+        """Logits after one more token per text, (B,). UserError for ids outside the vocabulary."""
+        config, weights, tokens = self.model.config, self.model.parameters.weights, self.checked(tokens).reshape(self.batch)
         if not self.slides:
-            text = np.concatenate([self.text, tokens], axis=1)
-            if text.shape[1] > config.block_size or self.place == 0:
+            text = np.concatenate([self.text, tokens[:, None]], axis=1)
+            if text.shape[1] > config.block_size:
                 return self.read(text)
             self.text = text
-        elif self.place == 0:
-            return self.read(tokens)
-        self.one.set_place(config, self.place)
-        normed = self.model.forward(self.one, tokens, self.keys, self.states, self.place)
+        if self.place >= self.tabled:
+            self.table()
+        kernels_of(weights).decode_step(self.logits, self.memory, self.buffers, weights, self.layers, self.ends, self.sizes, tokens, self.place,
+                                        self.positions, self.cos, self.sin, config.norm_eps, numba.get_num_threads())
         self.place += 1
-        return self.head(normed)
-
-    def head(self, normed):
-        head.logits_forward(self.model.config, self.model.parameters.weight, self.one.shared, self.logits, normed)
         return self.logits
+
+    def table(self):
+        """Fill the tables of positions that are not learned for the rows around this place."""
+        config, first = self.model.config, self.place - self.place % len(self.cos)
+        if config.positions == "sinusoidal":
+            ops.sinusoidal_table(self.positions, first)
+        elif config.positions == "rotary":
+            ops.rotary_table(self.cos, self.sin, config.rope_theta, first)
+        self.tabled = first + len(self.cos)
+
+    def checked(self, tokens):
+        tokens = np.ascontiguousarray(tokens, np.int32)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.model.config.vocab_size:
+            raise UserError(f"token ids from {tokens.min()} to {tokens.max()} are not all in the vocabulary of {self.model.config.vocab_size}; encode the text with the model's own tokenizer")
+        return tokens

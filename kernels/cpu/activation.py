@@ -100,12 +100,10 @@ def _gelu_tanh_backward(x, dout):
         gelu_tanh_backward_block(x[part], dout[part])
 
 
-# (rows, 2, width): the gate and the value above it, addressed without slices, which would count references once a row.
-@kernel
-def _swiglu_forward(out, x):
-    for r in prange(out.shape[0]):
-        for c in range(out.shape[1]):
-            out[r, c] = x[r, 0, c] * sigmoid(x[r, 0, c]) * x[r, 1, c]
+@row
+def swiglu_row(out, gate, up):
+    for c in range(out.size):
+        out[c] = gate[c] * sigmoid(gate[c]) * up[c]
 
 
 @row
@@ -116,6 +114,13 @@ def swiglu_backward_row(gate, up, dout):
         s = sigmoid(g)
         swish = g * s
         gate[c], up[c], dout[c] = d * u * s * (one + g * (one - s)), d * swish, swish * u
+
+
+# (rows, 2, width): the gate and the value above it
+@kernel
+def _swiglu_forward(out, x):
+    for r in prange(len(out)):
+        swiglu_row(out[r], x[r, 0], x[r, 1])
 
 
 @kernel

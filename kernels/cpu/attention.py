@@ -9,7 +9,7 @@ from numba import prange
 from numba.np.ufunc.parallel import get_thread_id
 
 from .dropout import kept, threshold_of
-from .elementary import exp, maximum
+from .elementary import exp, maximum, multiply_add
 from .jit import kernel, row
 from .tile import COLUMNS, ROWS, multiply, padded, transpose
 
@@ -209,26 +209,37 @@ def dot(a, b):
 @row
 def add_times(total, x, factor):
     for i in range(total.size):
-        total[i] += x[i] * factor
+        total[i] = multiply_add(x[i], factor, total[i])
+
+
+@row
+def attend(out, query, keys, values, scores, scale):
+    """One query over the first len(scores) keys and values, which lie one after another."""
+    width = query.size
+    for t in range(scores.size):
+        scores[t] = dot(query, keys[t * width:t * width + width]) * scale
+    softmax_row(scores, scores.size, scores.size)
+    out[:] = 0
+    for t in range(scores.size):
+        add_times(out, values[t * width:t * width + width], scores[t])
+
+
+@row
+def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scores):
+    """Text b, key-value head kv: its new key and value enter the cache, (B, K, T, w) each and flat, and its queries attend to len(scores) slots."""
+    width = out.shape[1] // heads
+    group, scale, start = heads // kv_heads, out.dtype.type(1 / np.sqrt(width)), (b * kv_heads + kv) * steps * width
+    k, v, new = keys[start:start + steps * width], values[start:start + steps * width], slot * width
+    k[new:new + width] = qkv[b, (heads + kv) * width:(heads + kv + 1) * width]
+    v[new:new + width] = qkv[b, (heads + kv_heads + kv) * width:(heads + kv_heads + kv + 1) * width]
+    for h in range(kv * group, kv * group + group):
+        attend(out[b, h * width:h * width + width], qkv[b, h * width:h * width + width], k, v, scores, scale)
 
 
 @kernel
-def _attention_step(out, scratch, keys, values, qkv, heads, slot, length):
-    kv_heads, width = keys.shape[1], keys.shape[3]
-    group, scale = heads // kv_heads, out.dtype.type(1 / np.sqrt(width))
-    for task in prange(qkv.shape[0] * kv_heads):
-        b, kv = task // kv_heads, task % kv_heads
-        scores = scratch[get_thread_id(), :length]
-        keys[b, kv, slot] = qkv[b, (heads + kv) * width:(heads + kv + 1) * width]
-        values[b, kv, slot] = qkv[b, (heads + kv_heads + kv) * width:(heads + kv_heads + kv + 1) * width]
-        for h in range(kv * group, kv * group + group):
-            query, heading = qkv[b, h * width:h * width + width], out[b, h * width:h * width + width]
-            for t in range(length):
-                scores[t] = dot(query, keys[b, kv, t]) * scale
-            softmax_row(scores, length, length)
-            heading[:] = 0
-            for t in range(length):
-                add_times(heading, values[b, kv, t], scores[t])
+def _attention_step(out, scratch, keys, values, qkv, heads, kv_heads, steps, slot, length):
+    for task in prange(len(qkv) * kv_heads):
+        step_group(out, task // kv_heads, keys, values, qkv, heads, kv_heads, task % kv_heads, steps, slot, scratch[get_thread_id(), :length])
 
 
 def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key):
@@ -246,4 +257,4 @@ def attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout,
 
 
 def attention_step(out, scratch, keys, values, qkv, heads, slot, length):
-    _attention_step(out, scratch, keys, values, qkv, heads, slot, length)
+    _attention_step(out, scratch, keys.reshape(-1), values.reshape(-1), qkv, heads, keys.shape[1], keys.shape[2], slot, length)

@@ -62,6 +62,19 @@ def maximum(typingctx, a, b):
     return a(a, b), codegen
 
 
+@intrinsic
+def multiply_add(typingctx, a, b, c):
+    """a b + c, rounded once: the same bits in whatever part of a loop the compiler puts it."""
+    if not a == b == c or a not in (types.float32, types.float64):
+        return None
+
+    def codegen(context, builder, signature, args):
+        kind = args[0].type
+        name = f"llvm.fma.{'f32' if a == types.float32 else 'f64'}"
+        return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name), args)
+    return a(a, a, a), codegen
+
+
 def sigmoid(x):
     """1 / (1 + e^-x)."""
     return 1 / (1 + math.exp(-x))

@@ -1,23 +1,26 @@
 """Rows of a table, picked forward and summed backward; blocks of columns keep the sum in order, so its bits never vary."""
 from numba import prange
 
-from .jit import kernel
+from .jit import inlined, kernel
 from .norm import add_to
 
 COLUMNS = 32
 
 
+@inlined
+def embedding_row(out, r, weight, token, positions, place, has_positions):
+    if has_positions:
+        for c in range(out.shape[1]):
+            out[r, c] = weight[token, c] + positions[place, c]
+    else:
+        for c in range(out.shape[1]):
+            out[r, c] = weight[token, c]
+
+
 @kernel
 def _embedding_forward(out, tokens, weight, positions, has_positions):
-    rows, width = out.shape
-    for r in prange(rows):
-        token, place = tokens[r], r % positions.shape[0]
-        if has_positions:
-            for c in range(width):
-                out[r, c] = weight[token, c] + positions[place, c]
-        else:
-            for c in range(width):
-                out[r, c] = weight[token, c]
+    for r in prange(len(out)):
+        embedding_row(out, r, weight, tokens[r], positions, r % len(positions), has_positions)
 
 
 @kernel

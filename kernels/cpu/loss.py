@@ -1,4 +1,4 @@
-"""Softmax cross-entropy, row by row: logits become their gradient in place."""
+"""Softmax cross-entropy, row by row: logits become their gradient in place. A row whose target is negative is not counted."""
 import numpy as np
 from numba import prange
 
@@ -17,6 +17,11 @@ def _softmax_cross_entropy(losses, logits, targets, scale, with_gradient):
     rows, pieces = logits.shape
     for r in prange(rows):
         target = targets[r]
+        if target < 0:
+            losses[r] = 0
+            if with_gradient:
+                logits[r, :] = 0
+            continue
         largest = logits[r, 0]
         for v in range(pieces):
             largest = maximum(largest, logits[r, v])

@@ -2,7 +2,7 @@
 import numpy as np
 from numba import prange
 
-from .jit import kernel, row
+from .jit import inlined, kernel, row
 
 COLUMNS = 64
 
@@ -20,17 +20,43 @@ def add_to(total, dout):
         total[c] += dout[c]
 
 
+# Rows are addressed without slices, which would count references once a row.
+@inlined
+def rmsnorm_row(out, x, r, weight, eps):
+    """Row r of the norm; returns rstd."""
+    width, total = x.shape[1], x.dtype.type(0)
+    for c in range(width):
+        total += x[r, c] * x[r, c]
+    scale = x.dtype.type(1 / np.sqrt(total / width + eps))
+    for c in range(width):
+        out[r, c] = x[r, c] * scale * weight[c]
+    return scale
+
+
+@inlined
+def layernorm_row(out, x, r, weight, bias, has_bias, eps):
+    """Row r of the norm; returns its mean and rstd."""
+    width, total = x.shape[1], x.dtype.type(0)
+    for c in range(width):
+        total += x[r, c]
+    centre = total / x.dtype.type(width)
+    square = x.dtype.type(0)
+    for c in range(width):
+        square += (x[r, c] - centre) * (x[r, c] - centre)
+    scale = x.dtype.type(1 / np.sqrt(square / width + eps))
+    if has_bias:
+        for c in range(width):
+            out[r, c] = (x[r, c] - centre) * scale * weight[c] + bias[c]
+    else:
+        for c in range(width):
+            out[r, c] = (x[r, c] - centre) * scale * weight[c]
+    return centre, scale
+
+
 @kernel
 def rmsnorm_forward(out, rstd, x, weight, eps):
-    rows, width = x.shape
-    for r in prange(rows):
-        total = x.dtype.type(0)
-        for c in range(width):
-            total += x[r, c] * x[r, c]
-        scale = x.dtype.type(1 / np.sqrt(total / width + eps))
-        rstd[r] = scale
-        for c in range(width):
-            out[r, c] = x[r, c] * scale * weight[c]
+    for r in prange(len(x)):
+        rstd[r] = rmsnorm_row(out, x, r, weight, eps)
 
 
 @kernel
@@ -51,23 +77,8 @@ def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
 
 @kernel
 def _layernorm_forward(out, mean, rstd, x, weight, bias, has_bias, eps):
-    rows, width = x.shape
-    for r in prange(rows):
-        total = x.dtype.type(0)
-        for c in range(width):
-            total += x[r, c]
-        centre = total / x.dtype.type(width)
-        square = x.dtype.type(0)
-        for c in range(width):
-            square += (x[r, c] - centre) * (x[r, c] - centre)
-        scale = x.dtype.type(1 / np.sqrt(square / width + eps))
-        mean[r], rstd[r] = centre, scale
-        if has_bias:
-            for c in range(width):
-                out[r, c] = (x[r, c] - centre) * scale * weight[c] + bias[c]
-        else:
-            for c in range(width):
-                out[r, c] = (x[r, c] - centre) * scale * weight[c]
+    for r in prange(len(x)):
+        mean[r], rstd[r] = layernorm_row(out, x, r, weight, bias, has_bias, eps)
 
 
 @kernel

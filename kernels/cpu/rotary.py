@@ -1,20 +1,25 @@
 """Rotary positions: pairs (i, i + half) of every head turned in place."""
 from numba import prange
 
-from .jit import kernel
+from .jit import inlined, kernel
+
+
+@inlined
+def rotate_row(x, r, first, heads, cos, sin, place, sign):
+    """Row r, `heads` heads from column `first` on, turned by the angles of `place`."""
+    half = cos.shape[1]
+    for head in range(heads):
+        left, right = first + head * 2 * half, first + head * 2 * half + half
+        for i in range(half):
+            a, b, s = x[r, left + i], x[r, right + i], sign * sin[place, i]
+            x[r, left + i] = a * cos[place, i] - b * s
+            x[r, right + i] = b * cos[place, i] + a * s
 
 
 @kernel
 def _rotate(x, cos, sin, heads, sign):
-    rows, places, half = x.shape[0], cos.shape[0], cos.shape[1]
-    for r in prange(rows):
-        place = r % places
-        for head in range(heads):
-            left, right = head * 2 * half, head * 2 * half + half
-            for i in range(half):
-                a, b, s = x[r, left + i], x[r, right + i], sign * sin[place, i]
-                x[r, left + i] = a * cos[place, i] - b * s
-                x[r, right + i] = b * cos[place, i] + a * s
+    for r in prange(len(x)):
+        rotate_row(x, r, 0, heads, cos, sin, r % len(cos), sign)
 
 
 def rotary_forward(x, cos, sin, heads):

@@ -1,6 +1,6 @@
 """What fills a block's mixing slot, by its letter in the pattern. Each mixer is a module of the same functions:
 
-parameters(config)  plan(config, B, T)  forward(...)  backward(...)  State(config, B, dtype), what decoding keeps of the past
+parameters(config)  plan(config, B, T)  forward(...)  backward(...)  state_size(config, B)  State(config, B, memory), what decoding keeps of the past, so many numbers of `memory`
 """
 from slm_np.mixers import attention
 

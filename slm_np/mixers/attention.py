@@ -31,12 +31,16 @@ def plan(config, batch, steps):
     yield Request("attention.scores", ops.attention_scratch(max(steps, config.block_size), config.head_dim, np.empty(0)), "scratch")
 
 
-class State:
-    """Keys and values (B, K, T, w) of the tokens seen; the newest T are kept, in a ring."""
+def state_size(config, batch):
+    """How many numbers a State holds."""
+    return 2 * batch * config.n_kv_head * config.block_size * config.head_dim
 
-    def __init__(self, config, batch, dtype):
-        shape = batch, config.n_kv_head, config.block_size, config.head_dim
-        self.keys, self.values = np.zeros(shape, dtype), np.zeros(shape, dtype)
+
+class State:
+    """Keys and values (B, K, T, w) of the tokens seen, in `memory`; the newest T are kept, in a ring."""
+
+    def __init__(self, config, batch, memory):
+        self.keys, self.values = memory.reshape(2, batch, config.n_kv_head, config.block_size, config.head_dim)
 
     def take(self, config, qkv, steps):
         """Keep the keys and values of a prompt of `steps` tokens, which starts the text."""
