@@ -1,4 +1,4 @@
-"""Presets: each a model, its recipe and its corpus. They are values of the one trunk's settings, never branches in it."""
+"""Presets: each a model, its recipe, its corpus and how it writes. They are values of the one trunk's settings, never branches in it."""
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, near
 
@@ -39,12 +39,24 @@ PRESETS = {
     "slim": dict(
         about="Llama style, 8 heads of 32, 6 layers, output not tied",
         model=dict(LLAMA, head="linear", n_layer=6, n_head=8, n_embd=256, n_hidden=1024, block_size=256),
-        train=dict(batch_size=16, max_iters=5000, learning_rate=1e-4, min_lr=1e-5, warmup_iters=100, weight_decay=0.1, decay="matrices")),
+        train=dict(batch_size=16, max_iters=5000, learning_rate=1e-4, min_lr=1e-5, warmup_iters=100, weight_decay=0.1, decay="matrices"),
+        generation=dict(min_confidence=0.15)),
 }
 
 
 def preset(name, model=None, train=None):
     """(ModelConfig, TrainConfig) of the preset `name`, with {field: value} changes to either. UserError names the near ones if it is unknown."""
+    return ModelConfig(**{**known(name)["model"], **(model or {})}), TrainConfig(**{**known(name)["train"], **(train or {})})
+
+
+def generation_defaults(name):
+    """The `SamplingConfig` that a run of the preset `name` starts with."""
+    from slm_np.sampling import SamplingConfig  # here, as `--help` needs the presets and no numerics
+    return SamplingConfig(**known(name).get("generation", {}))
+
+
+def known(name):
+    """The preset `name`. UserError names the near ones if it is unknown."""
     if name not in PRESETS:
         raise UserError(f"--preset {name!r} is unknown; {near(name, list(PRESETS))}")
-    return ModelConfig(**{**PRESETS[name]["model"], **(model or {})}), TrainConfig(**{**PRESETS[name]["train"], **(train or {})})
+    return PRESETS[name]

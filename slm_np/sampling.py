@@ -1,8 +1,9 @@
 """Sampling: from one row of logits to one token.
 
-A filter takes (ids, logits), the tokens still in play in ascending order of id and their float64 logits, and returns them changed or
-fewer. `distribution` chains the filters in llama.cpp's order: repetition penalty, top-k, top-p, min-p, temperature. (The transformers
-library applies the temperature right after the penalty, so the same numbers cut more or less there.)
+A filter takes (ids, logits), the tokens still in play in ascending order of id and their logits, and returns them changed or fewer. It
+computes in float64; the logits come as the model has them, so that top-k need not widen a vocabulary of which it leaves little.
+`distribution` chains the filters, by default in llama.cpp's order: repetition penalty, top-k, top-p, min-p, temperature. (The
+transformers library applies the temperature right after the penalty, so the same numbers cut more or less there.)
 """
 import math
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from slm_np.config import check, setting
-from slm_np.errors import UserError
+from slm_np.errors import UserError, near
+
+SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
+GREEDY = 1e-6  # a temperature up to here is none: float32 logits hardly differ by less than a few of it
 
 
 @dataclass(frozen=True)
@@ -20,36 +24,47 @@ class SamplingConfig:
     top_k: int = setting(40, "keep the k likeliest tokens; 0 is off", low=0)
     top_p: float = setting(0.95, "keep the fewest likeliest tokens whose probability reaches p; 1 is off", above=0.0, high=1.0)
     min_p: float = setting(0.05, "keep tokens at least this share as likely as the likeliest; 0 is off", low=0.0, high=1.0)
-    repeat_penalty: float = setting(1.0, "weakens tokens that occurred lately; 1 is off", above=0.0, high=1e6)
+    repeat_penalty: float = setting(1.0, "weakens tokens that occurred lately; 1 is off", low=1e-6, high=1e6)
     repeat_last_n: int = setting(64, "how many tokens back the penalty looks; 0 is off", low=0)
+    samplers: str = setting(",".join(SAMPLERS), "which of these are applied, and in what order, with commas between")
+    min_confidence: float = setting(0.0, "end where the likeliest token stays less probable than this, which shows nothing uncertain; 0 is off", low=0.0, high=1.0)
+    confidence_patience: int = setting(3, "for how many tokens it must stay so", low=1)
     seed: int = setting(0, "seed of the draws", low=0, high=(1 << 63) - 1)
 
     def __post_init__(self):
         check(self)
         if self.min_p == 1.0:
             raise UserError(f"--min-p is {self.min_p}; it must be less than 1 (for the likeliest token alone use --temp 0)")
+        names = self.samplers.split(",")
+        for i, name in enumerate(names):
+            if name not in SAMPLERS:
+                raise UserError(f"--samplers {name!r} is unknown; {near(name, SAMPLERS)}")
+            if name in names[:i]:
+                raise UserError(f"--samplers has {name!r} twice; name it once, where it is to be applied")
 
 
-# The names that generation_config.json has for them in Hugging Face's layout.
-GENERATION_NAMES = dict(temp="temperature", top_k="top_k", top_p="top_p", min_p="min_p", repeat_penalty="repetition_penalty")
+# The names of generation_config.json: Hugging Face's where its layout has the field. The seed is no property of a run.
+GENERATION_NAMES = dict(temp="temperature", top_k="top_k", top_p="top_p", min_p="min_p", repeat_penalty="repetition_penalty", repeat_last_n="repeat_last_n",
+                        samplers="samplers", min_confidence="min_confidence", confidence_patience="confidence_patience")
 
 
 def to_generation_config(settings):
     """The fields of generation_config.json for a `SamplingConfig`."""
-    return {"do_sample": settings.temp > 0} | {theirs: getattr(settings, ours) for ours, theirs in GENERATION_NAMES.items()}
+    return {"do_sample": settings.temp > GREEDY} | {theirs: getattr(settings, ours) for ours, theirs in GENERATION_NAMES.items()}
 
 
 def from_generation_config(fields, **others):
     """A `SamplingConfig` from the fields of generation_config.json, then `others`. UserError for values out of range; unknown fields of
     the layout are passed over, as other programs add theirs."""
-    given = {ours: fields[theirs] for ours, theirs in GENERATION_NAMES.items() if theirs in fields}
-    return SamplingConfig(**(given | others))
+    given = {ours: fields[theirs] for ours, theirs in GENERATION_NAMES.items() if fields.get(theirs) is not None}
+    greedy = {"temp": 0.0} if fields.get("do_sample") is False else {}  # other programs keep the temperature that they do not use
+    return SamplingConfig(**(given | greedy | others))
 
 
 def softmax(logits):
     """exp(z - max z) / sum exp(z - max z) of a row (N,)."""
-    with np.errstate(over="ignore"):  # a difference beyond the largest float64 becomes -inf, and its probability the 0 that it is
-        weights = np.exp(logits - logits.max())
+    logits = np.asarray(logits, np.float64)
+    weights = np.exp(logits - logits.max())
     return weights / weights.sum()
 
 
@@ -57,6 +72,7 @@ def repetition_penalty(ids, logits, recent, penalty):
     """z / penalty where z > 0, z * penalty elsewhere, for ids among `recent`. Source: CTRL (Keskar et al. 2019), with llama.cpp's signs."""
     if penalty == 1 or len(recent) == 0:
         return ids, logits
+    logits = np.asarray(logits, np.float64)
     weakened = np.where(logits > 0, logits / penalty, logits * penalty)
     return ids, np.where(np.isin(ids, recent), weakened, logits)
 
@@ -65,6 +81,11 @@ def top_k(ids, logits, k):
     """The k largest logits; at a tie the lower id stays. Source: Fan et al. 2018."""
     if not 0 < k < len(ids):
         return ids, logits
+    if len(ids) >= 8 * k:
+        # The k-th largest of the blocks' maxima is no more than the k-th largest of all, and little reaches it: a look instead of a partition.
+        size = len(ids) // (4 * k)
+        reached = np.flatnonzero(logits >= np.partition(logits[:4 * k * size].reshape(4 * k, size).max(1), -k)[-k])
+        ids, logits = ids[reached], logits[reached]
     threshold = np.partition(logits, -k)[-k]
     above = np.flatnonzero(logits > threshold)
     kept = np.sort(np.concatenate([above, np.flatnonzero(logits == threshold)[:k - len(above)]]))
@@ -79,7 +100,9 @@ def top_p(ids, logits, p):
     if p == 1:
         return ids, logits
     probabilities = softmax(logits)
-    order = np.argsort(-probabilities, kind="stable")
+    # N tokens below (1 - p) / N are together below 1 - p: the others reach p without them, and only those need sorting.
+    likely = np.flatnonzero(probabilities >= (1 - p) / len(ids))
+    order = likely[np.argsort(-probabilities[likely], kind="stable")]
     # The sum of nine tenths rounds to just below 0.9, yet it reaches it: allow for the rounding.
     count = np.searchsorted(np.cumsum(probabilities[order]), p - 1e-12) + 1
     kept = np.sort(order[:count])
@@ -90,17 +113,17 @@ def min_p(ids, logits, p):
     """Tokens at least p times as likely as the likeliest: z >= max z + ln p. Source: Nguyen et al. 2024."""
     if p == 0:
         return ids, logits
+    logits = np.asarray(logits, np.float64)
     kept = logits >= logits.max() + math.log(p)
     return ids[kept], logits[kept]
 
 
 def temperature(ids, logits, temp):
-    """(z - max z) / temp, whose softmax is that of z / temp but does not overflow. temp 0 leaves the largest logit, of the lowest id."""
-    if temp == 0:
+    """z / temp; up to a temperature of 1e-6 the largest logit alone, of the lowest id at a tie."""
+    if temp <= GREEDY:
         best = np.argmax(logits)
-        return ids[best:best + 1], np.zeros(1)
-    with np.errstate(over="ignore"):
-        return ids, (logits - logits.max()) / temp
+        return ids[best:best + 1], logits[best:best + 1]
+    return ids, np.asarray(logits, np.float64) / temp
 
 
 def distribution(logits, settings, recent=()):
@@ -110,22 +133,35 @@ def distribution(logits, settings, recent=()):
     recent  ids of the text so far, latest last
     Raises UserError if a logit is NaN or +inf, or if all are -inf.
     """
-    logits = np.asarray(logits, np.float64)
+    logits = np.asarray(logits)
     if logits.ndim != 1:
         raise ValueError(f"logits have shape {logits.shape}; one row (V,) is sampled at a time")
-    ids = np.flatnonzero(logits > -np.inf)
-    if not np.all(logits < np.inf):
-        raise UserError("the model's logits hold NaN or infinity, it has diverged; use an earlier checkpoint, or train with a lower --learning-rate")
-    if len(ids) == 0:
-        raise UserError("every token is ruled out (all logits are -inf); allow at least one")
-    logits = logits[ids]
+    ids, logits = checked(logits)
     recent = recent[len(recent) - min(settings.repeat_last_n, len(recent)):]
-    ids, logits = repetition_penalty(ids, logits, recent, settings.repeat_penalty)
-    ids, logits = top_k(ids, logits, settings.top_k)
-    ids, logits = top_p(ids, logits, settings.top_p)
-    ids, logits = min_p(ids, logits, settings.min_p)
-    ids, logits = temperature(ids, logits, settings.temp)
+    steps = {"penalty": lambda row: repetition_penalty(*row, recent, settings.repeat_penalty), "top-k": lambda row: top_k(*row, settings.top_k),
+             "top-p": lambda row: top_p(*row, settings.top_p), "min-p": lambda row: min_p(*row, settings.min_p), "temp": lambda row: temperature(*row, settings.temp)}
+    for name in settings.samplers.split(","):
+        ids, logits = steps[name]((ids, logits))
     return ids, softmax(logits)
+
+
+def checked(logits):
+    """(ids, logits) of the tokens of a row (V,) that are not ruled out. UserError if there is none, or a logit is NaN or +inf."""
+    high, low = float(logits.max()), float(logits.min())
+    if not high < math.inf:
+        raise UserError("the model's logits hold NaN or infinity, it has diverged; use an earlier checkpoint, or train with a lower --learning-rate")
+    if high == -math.inf:
+        raise UserError("every token is ruled out (all logits are -inf); allow at least one")
+    ids = np.arange(len(logits)) if low > -math.inf else np.flatnonzero(logits > -np.inf)
+    logits = logits if low > -math.inf else logits[ids]
+    # Within 1e290 neither the penalty nor the temperature, whatever their order, leaves the range of float64.
+    return ids, np.clip(logits, -1e290, 1e290) if max(high, -low) > 1e290 and logits.dtype == np.float64 else logits
+
+
+def confidence(logits, id):
+    """(probability of the likeliest token, probability of the token `id`): softmax of the row (V,) at temperature 1, nothing cut or penalised."""
+    weights = np.exp(logits - logits.max(), dtype=np.float64)
+    return 1 / weights.sum(), weights[id] / weights.sum()
 
 
 def uniform(seed, stream, counter):
