@@ -32,9 +32,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     from slm_np import machine
     from slm_np.checkpoint import RunConfig
+    from slm_np.launch import prepared
     from slm_np.optim import learning_rate
     from slm_np.presets import preset
-    from slm_np.train import prepared
     from slm_np.trainer import Trainer
     machine.use_threads(0)
     for seed in map(int, args.seeds.split(",")):

@@ -6,7 +6,7 @@ import importlib
 
 _HOMES = {"ModelConfig": "config", "TrainConfig": "config", "preset": "presets", "Model": "model", "parameter_count": "model", "AdamW": "optim",
           "learning_rate": "optim", "SamplingConfig": "sampling", "text_of": "generation", "load": "runs", "Decoder": "decode",
-          "prepare": "data.tokens", "random_batch": "data.tokens", "UserError": "errors"}
+          "load_corpus": "data.tokens", "random_batch": "data.tokens", "UserError": "errors"}
 __all__ = list(_HOMES)
 
 

@@ -23,13 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, near
 
 FORMAT = 1
+DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
+          "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL"}
 MEND = "restore it from a copy or use an older checkpoint"
 
 
@@ -125,41 +126,53 @@ def _header(entries, metadata):
 
 
 def _split(raw):
-    """(entries, metadata, length of the header) of the safetensors file `raw`."""
-    end = 8 + int.from_bytes(raw[:8], "little")
-    entries = json.loads(raw[8:end])
+    """(entries, metadata, length of the header) of the safetensors file whose bytes (n,) are `raw`."""
+    end = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    entries = json.loads(raw[8:end].tobytes())
     return entries, entries.pop("__metadata__", None) or {}, end
 
 
 def _encode(tensors, metadata):
-    """(header, data) of a safetensors file: the one writer of such files."""
-    arrays = {name: np.asarray(tensor, tensor.dtype.newbyteorder("="), order="C") for name, tensor in tensors.items()}
-    for name, array in arrays.items():
-        assert array.flags.c_contiguous, name  # the library takes the memory of a strided array as it lies
-    raw = safetensors.numpy.save(arrays)
-    sums = {f"crc32 {name}": f"{zlib.crc32(array):08x}" for name, array in arrays.items()}
-    # The metadata are added here, as the library shuffles them: the same tensors are to give the same bytes.
-    entries, _, end = _split(raw)
-    return _header(entries, {"format": "pt"} | {key: str(value) for key, value in metadata.items()} | sums), memoryview(raw)[end:]
+    """The chunks of a safetensors file: its header and each tensor's memory, copied only if it is not contiguous and little-endian."""
+    arrays = {name: np.asarray(tensor, tensor.dtype.newbyteorder("<"), order="C") for name, tensor in tensors.items()}
+    entries, end = {}, 0
+    for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):  # the library's order: all is aligned, and the same tensors give the same bytes
+        array = arrays[name]
+        if array.dtype.name not in DTYPES:
+            raise SafetensorError(f"dtype {array.dtype} of tensor {name!r} is not one of the format's")
+        entries[name] = dict(dtype=DTYPES[array.dtype.name], shape=list(array.shape), data_offsets=[end, end + array.nbytes])
+        end += array.nbytes
+    chunks = {name: arrays[name].reshape(-1).view(np.uint8) for name in entries}
+    sums = {f"crc32 {name}": f"{zlib.crc32(array):08x}" for name, array in chunks.items()}
+    return [_header(entries, {"format": "pt"} | {key: str(value) for key, value in metadata.items()} | sums), *chunks.values()]
 
 
 def _decode(path):
-    """(tensors, metadata) of a file of `_encode`, every byte verified."""
-    raw = _read(path)
+    """(tensors, metadata) of a file of `_encode`, every byte verified. The tensors are views of the file, which is mapped, not read into memory."""
     try:
-        tensors = safetensors.numpy.load(raw)
-    except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy lacks
+        with open(path, "rb"), safe_open(path, "np"):  # the library finds what is cut short or contradicts itself
+            raw = np.memmap(path, np.uint8, "r")
+        entries, metadata, end = _split(raw)
+        tensors = {name: raw[end:][slice(*entry["data_offsets"])].view(_dtype(entry["dtype"])).reshape(entry["shape"]) for name, entry in entries.items()}
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {MEND}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}); make it readable or {MEND}") from error
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that NumPy lacks
         raise UserError(f"{path} is cut short, damaged or no safetensors file that this version can read ({error}); {MEND}") from None
-    entries, metadata, end = _split(raw)
     if "crc32" not in metadata:
         raise UserError(f"{path} was not written by slm_np, it carries no checksums; name a file of one of its runs")
-    if _header(entries, metadata) != raw[:end]:
+    if _header(entries, metadata) != raw[:end].tobytes():
         raise UserError(f"{path} has a damaged header, its checksum differs; {MEND}")
-    tensors = {name: tensors[name] for name in entries}  # the library's order is random
     for name, tensor in tensors.items():
         if f"{zlib.crc32(tensor):08x}" != metadata.get(f"crc32 {name}"):
             raise UserError(f"{path} is damaged in tensor {name!r}, its checksum differs; {MEND}")
     return tensors, {key: value for key, value in metadata.items() if key != "format" and not key.startswith("crc32")}
+
+
+def _dtype(name):
+    """The little-endian NumPy type that the format calls `name`. KeyError if there is none."""
+    return np.dtype({code: numpys for numpys, code in DTYPES.items()}[name]).newbyteorder("<")
 
 
 def save_tensors(path, tensors, metadata):
@@ -198,7 +211,7 @@ def load_tensors(path, expected=None, into=None, dtype="float32"):
             raise UserError(f"{path} holds tensor {name!r} with shape {shape} of {kind}, not {other_shape} of {other_kind}; "
                             "use the config.json that it was saved with")
     if into is None:
-        return tensors, metadata
+        return {name: np.array(tensor) for name, tensor in tensors.items()}, metadata
     for name, array in into.items():
         array[...] = tensors[name]
     return into, metadata
@@ -325,11 +338,12 @@ def load_best(run_dir, expected=None, into=None):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What config.json holds. data: {"fingerprint": ..., "source": ...} of the training tokens."""
+    """What config.json holds. data: {"fingerprint": ..., "source": ...} of the training tokens. base: of a finetuned run, what it started from."""
     model: ModelConfig
     train: TrainConfig
     preset: str = ""
     data: dict = dataclasses.field(default_factory=dict)
+    base: dict = dataclasses.field(default_factory=dict)
 
 
 def write_config(run_dir, config):
@@ -348,7 +362,8 @@ def read_config(run_dir):
         raise UserError(f"{path} has model_type {kind!r} and format {version!r}, so {run_dir} is not a run of slm_np; name one that is")
     if version > FORMAT:
         raise UserError(f"{path} is of format {version}, this version reads up to {FORMAT}; upgrade slm_np")
-    for name, kind in dict(model=dict, train=dict, preset=str, data=dict).items():
+    fields.setdefault("base", {})
+    for name, kind in dict(model=dict, train=dict, preset=str, data=dict, base=dict).items():
         if not isinstance(fields.get(name), kind):
             raise UserError(f"{path} has {fields.get(name)!r} for {name!r}; it must be {'a string' if kind is str else 'an object in braces'}")
 

@@ -188,28 +188,28 @@ def op_cases(seed=0):
             return [dqkv]
         yield Case(f"attention T {steps} heads {heads}/{kv_heads}{' dropout' if dropout else ''}", [normal((batch * steps, (heads + 2 * kv_heads) * width))], attend, attend_back)
 
-    targets = rng.integers(0, 11, 7)
+    all_targets = rng.integers(0, 11, 7)
+    for label, targets in (("", all_targets), (" some not counted", np.where(np.arange(7) % 3 == 1, all_targets, -1))):
+        def entropy(logits, targets=targets):
+            losses = overwritten(len(logits))
+            ops.softmax_cross_entropy_forward(losses, logits.copy(), targets)
+            return losses
 
-    def entropy(logits):
-        losses = overwritten(len(logits))
-        ops.softmax_cross_entropy_forward(losses, logits.copy(), targets)
-        return losses
+        def entropy_back(dout, logits, targets=targets):
+            dlogits = logits.copy()
+            ops.softmax_cross_entropy_backward(overwritten(len(logits)), dlogits, targets, dout[0])
+            return [dlogits]
+        yield Case(f"softmax_cross_entropy{label}", [3 * normal((7, 11))], entropy, entropy_back, even=True)
 
-    def entropy_back(dout, logits):
-        dlogits = logits.copy()
-        ops.softmax_cross_entropy_backward(overwritten(len(logits)), dlogits, targets, dout[0])
-        return [dlogits]
-    yield Case("softmax_cross_entropy", [3 * normal((7, 11))], entropy, entropy_back, even=True)
+        def head(x, weight, targets=targets):
+            losses = overwritten(len(x))
+            ops.head_cross_entropy_forward(losses, overwritten((3, len(weight))), x, weight, targets)
+            return losses
 
-    def head(x, weight):
-        losses = overwritten(len(x))
-        ops.head_cross_entropy_forward(losses, overwritten((3, len(weight))), x, weight, targets)
-        return losses
-
-    def head_back(dout, x, weight):
-        dx = overwritten(x.shape)
-        return [dx] + accumulated(lambda dw: ops.head_cross_entropy_backward(dx, dw, overwritten(len(x)), overwritten((3, len(weight))), x, weight, targets, dout[0]), weight.shape)
-    yield Case("head_cross_entropy", [normal((7, 5)), normal((11, 5))], head, head_back, even=True)
+        def head_back(dout, x, weight, targets=targets):
+            dx = overwritten(x.shape)
+            return [dx] + accumulated(lambda dw: ops.head_cross_entropy_backward(dx, dw, overwritten(len(x)), overwritten((3, len(weight))), x, weight, targets, dout[0]), weight.shape)
+        yield Case(f"head_cross_entropy{label}", [normal((7, 5)), normal((11, 5))], head, head_back, even=True)
 
 
 def shrunk(config, **changes):

@@ -53,7 +53,7 @@ def logits_forward(config, w, a, out, x):
 
 
 def forward(config, w, a, x, targets):
-    """a["head.losses"] = cross-entropy of every token, in nats."""
+    """a["head.losses"] = cross-entropy of every token in nats, 0 where the target is -1."""
     ops.head_cross_entropy_forward(a["head.losses"], a["head.logits"], last(config, w, a, x), table(config, w), targets)
 
 

@@ -88,6 +88,11 @@ def block_backward(config, mixer, w, g, a, dx, keys):
     norm.backward(config, w, g, a, "mixer_norm", dx, dnormed, a["x"])
 
 
+def counted(targets):
+    """How many targets are counted: those that are not -1."""
+    return int(np.count_nonzero(targets >= 0))
+
+
 class Activations:
     """The arena of one (B, T), with the arrays of each layer by their short names."""
 
@@ -110,13 +115,15 @@ class Activations:
 class Model:
     """A model: its configuration, its parameters and, once planned, its activations.
 
-    config: ModelConfig.   decay: which tensors weight decay applies to.   dtype: float32, or float64 for the gradient check.
+    config: ModelConfig.   seed: of the initial weights, None for weights of 0 that are to be filled.   decay: which tensors weight decay
+    applies to.   dtype: float32, or float64 for the gradient check.
     """
 
     def __init__(self, config, seed=0, decay="matrices", dtype=np.float32):
         self.config, self.dtype = config, np.dtype(dtype)
         self.parameters = Parameters(parameters(config), decay, dtype)
-        self.parameters.initialise(seed)
+        if seed is not None:
+            self.parameters.initialise(seed)
         self.mixers = [mixer_of(config, layer) for layer in range(config.n_layer)]
         w, g = self.parameters.weight, self.parameters.gradient
         self.layer_weights = [within(w, f"layers.{layer}") for layer in range(config.n_layer)]
@@ -170,26 +177,29 @@ class Model:
         ops.embedding_backward(g["embedding.weight"], g.get("positions.weight"), dx, tokens)
 
     def losses(self, tokens, targets):
-        """Cross-entropy of every token in nats, (B, T), dropout off. tokens, targets: (B, T) integers below V. A view that the next call overwrites."""
+        """Cross-entropy of every token in nats, (B, T), dropout off. tokens, targets: (B, T) integers below V, a target of -1 is not counted
+        and has loss 0. A view that the next call overwrites."""
         activations = self.plan(*tokens.shape)
         normed = self.forward(activations, tokens, self.keys(None))
         head.forward(self.config, self.parameters.weight, activations.shared, normed, targets.reshape(-1))
         return activations.shared["head.losses"].reshape(tokens.shape)
 
     def loss(self, tokens, targets):
-        """Mean cross-entropy in nats, dropout off."""
-        return float(self.losses(tokens, targets).mean(dtype=np.float64))
+        """Mean cross-entropy of the counted targets in nats, dropout off; 0 if none is counted."""
+        return float(self.losses(tokens, targets).sum(dtype=np.float64)) / max(1, counted(targets))
 
-    def loss_and_gradient(self, tokens, targets, scale=1.0, key=None):
-        """Mean cross-entropy in nats; scale times its gradient is added to `parameters.gradients`.
+    def loss_and_gradient(self, tokens, targets, count=None, key=None):
+        """Sum of the counted targets' cross-entropy over `count`, in nats; its gradient is added to `parameters.gradients`.
 
+        count: the counted targets of all batches whose gradients make one update, so that it is that of their joint mean; None: of this one.
         key: integers (seed, step, micro-batch) from which dropout's masks are drawn; None leaves dropout off.
         """
+        count = max(1, counted(targets) if count is None else count)
         activations = self.plan(*tokens.shape)
         keys = self.keys(key)
         normed = self.forward(activations, tokens, keys)
-        self.backward(activations, tokens, targets.reshape(-1), normed, scale / tokens.size, keys)
-        return float(activations.shared["head.losses"].mean(dtype=np.float64))
+        self.backward(activations, tokens, targets.reshape(-1), normed, 1 / count, keys)
+        return float(activations.shared["head.losses"].sum(dtype=np.float64)) / count
 
     def logits(self, tokens):
         """Logits of every token, (B, T, V), dropout off. tokens: (B, T) integers below V."""

@@ -79,22 +79,41 @@ def load(path):
     UserError if the folder is no run, or anything in it is damaged.
     """
     from slm_np import checkpoint
-    from slm_np.data.tokenizer import load_tokenizer
     from slm_np.machine import check_memory
     from slm_np.model import Model, parameter_count
-    from slm_np.sampling import SamplingConfig, from_generation_config
     path = Path(path)
     config = checkpoint.read_config(path)
     check_memory(8 * parameter_count(config.model), f"the model in {path}")
-    model = Model(config.model, config.train.seed, config.train.decay)
-    if (path / "model.safetensors").exists():
-        _, metadata = checkpoint.load_best(path, into=model.parameters.weight)
-        step = int(metadata["step"])
-    else:
-        step = checkpoint.newest_checkpoint(path, model.parameters.weight).step
-    tokenizer = load_tokenizer(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None
-    if tokenizer is not None and tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(f"{path / 'tokenizer.json'} has {tokenizer.vocab_size} pieces, the model {config.model.vocab_size}; restore the tokenizer the run was trained with")
-    defaults = path / "generation_config.json"
-    sampling = from_generation_config(checkpoint.read_json(defaults)) if defaults.exists() else SamplingConfig()
-    return Run(path, model, tokenizer, config, step, sampling)
+    model = Model(config.model, None, config.train.decay)
+    _, step = best_weights(path, model.parameters.weight)
+    return Run(path, model, tokenizer_of(path, config), config, step, sampling_of(path))
+
+
+def best_weights(path, into=None):
+    """({name: array}, step) of the best model in the run `path`; before a first evaluation, of its newest checkpoint. `into` as of `load_tensors`."""
+    from slm_np import checkpoint
+    if (Path(path) / "model.safetensors").exists():
+        weights, metadata = checkpoint.load_best(path, into=into)
+        return weights, int(metadata["step"])
+    found = checkpoint.newest_checkpoint(path, into)
+    return found.model, found.step
+
+
+def tokenizer_of(path, config):
+    """The tokenizer in the run `path`, None if it has none. UserError if it does not fit the model of `config` (RunConfig)."""
+    from slm_np.data.tokenizer import load_tokenizer
+    file = Path(path) / "tokenizer.json"
+    if not file.exists():
+        return None
+    tokenizer = load_tokenizer(file)
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(f"{file} has {tokenizer.vocab_size} pieces, the model {config.model.vocab_size}; restore the tokenizer the run was trained with")
+    return tokenizer
+
+
+def sampling_of(path):
+    """The defaults for sampling of the run `path`."""
+    from slm_np import checkpoint
+    from slm_np.sampling import SamplingConfig, from_generation_config
+    file = Path(path) / "generation_config.json"
+    return from_generation_config(checkpoint.read_json(file)) if file.exists() else SamplingConfig()

@@ -11,17 +11,43 @@ import numpy as np
 
 from slm_np import checkpoint
 from slm_np.errors import UserError
-from slm_np.model import Model
+from slm_np.model import Model, counted
 from slm_np.optim import AdamW, learning_rate
 from slm_np.progress import Progress, bar
 
-TRAIN, EVALUATE_TRAIN, EVALUATE_VALIDATION = range(3)  # purposes of random batches
+TRAIN, EVALUATE_TRAIN, EVALUATE_VALIDATION, EVALUATE_REPLAY = range(4)  # purposes of random batches
 BAD_STEPS = 5
 
 
 def bits_per_byte(nats_per_token, tokens):
-    """Nats per token as bits per byte of the original text, or NaN where its length in bytes is not known."""
-    return nats_per_token / math.log(2) * len(tokens) / tokens.n_bytes if tokens.n_bytes else math.nan
+    """Nats per token that is learnt as bits per byte of the original text that is learnt, or NaN where its length in bytes is not known."""
+    return nats_per_token / math.log(2) * tokens.n_learnt / tokens.n_bytes if tokens.n_bytes and tokens.n_learnt else math.nan
+
+
+def batches_of(tokens, block_size, seed, purpose, end_of_text=None):
+    """A function (x, y, i) that fills x, y (B, T) with batch i of a split: random windows, or those of the answers where only they are learnt.
+
+    They depend on (seed, purpose, i) alone.
+    """
+    from slm_np.answers import AnswerOrder
+    from slm_np.data.tokens import random_batch
+    if tokens.mask is None:
+        return lambda x, y, i: random_batch(x, y, tokens, seed, purpose, i)
+    order = AnswerOrder(tokens, block_size, seed, end_of_text)
+    return lambda x, y, i: order.batch(x, y, i * len(x))
+
+
+def epoch_order(corpus, block_size, seed):
+    """The order in which an epoch visits the windows of the training split, or of its answers."""
+    from slm_np.answers import AnswerOrder
+    from slm_np.data.tokens import EpochOrder
+    train = corpus.train
+    return EpochOrder(train, block_size, seed) if train.mask is None else AnswerOrder(train, block_size, seed, corpus.tokenizer.end_of_text)
+
+
+def updates_of(config, n_windows):
+    """How many updates visit `n_windows` windows `config.epochs` times."""
+    return math.ceil(config.epochs * n_windows / (config.batch_size * config.grad_accumulation_steps))
 
 
 class Interrupted(Exception):
@@ -35,27 +61,32 @@ class Trainer:
     """A model, its optimiser and its data. `step()` is one optimiser update; `train()` is the whole run.
 
     run: RunConfig.   corpus: the Corpus of data/tokens.   sampler: function (model) -> text, called at evaluations for a few words.
+    replay: Tokens of another text whose loss is watched too, or None.   fresh: False leaves the weights 0, for `resume` or a base to fill.
     Nothing is written to disk before `start(directory)` or `resume(directory)`.
     """
 
-    def __init__(self, run, corpus, sampler=None, quiet=False):
-        from slm_np.data.tokens import EpochOrder
+    def __init__(self, run, corpus, sampler=None, quiet=False, replay=None, fresh=True):
         self.run, self.config, self.corpus, self.sampler, self.quiet = run, run.train, corpus, sampler, quiet
         self.out_dir = None
         train = self.config
-        self.model = Model(run.model, train.seed, train.decay)
+        self.model = Model(run.model, train.seed if fresh else None, train.decay)
         self.optimizer = AdamW(self.model.parameters, train.learning_rate, train.weight_decay, train.beta1, train.beta2, grad_clip=train.grad_clip)
         shape = train.batch_size, run.model.block_size
         self.model.plan(*shape)
         self.tokens, self.targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        self.order = EpochOrder(corpus.train, run.model.block_size, train.seed) if train.epochs else None
-        self.max_iters = train.max_iters
-        if self.order:
-            self.max_iters = math.ceil(train.epochs * self.order.n_windows / (train.batch_size * train.grad_accumulation_steps))
+        end_of_text, T = getattr(corpus.tokenizer, "end_of_text", None), run.model.block_size
+        self.evaluated_splits = [(name, batches_of(tokens, T, train.seed, purpose, end_of_text)) for name, tokens, purpose in (
+            ("train_loss", corpus.train, EVALUATE_TRAIN), ("val_loss", corpus.validation, EVALUATE_VALIDATION), ("replay_loss", replay, EVALUATE_REPLAY)) if tokens is not None]
+        if train.epochs:
+            order = epoch_order(corpus, T, train.seed)
+            self.batches, self.max_iters = lambda x, y, i: order.batch(x, y, i * len(x)), updates_of(train, order.n_windows)
+        else:
+            self.batches, self.max_iters = batches_of(corpus.train, T, train.seed, TRAIN, end_of_text), train.max_iters
         self.updates = 0          # updates tried, those skipped for a bad gradient included: the step of every schedule and batch
         self.bad_steps = 0        # skipped in a row
         self.elapsed = 0.0        # seconds of training, evaluations and saving included, over all sessions
         self.best = math.inf      # lowest validation loss so far, nats per token
+        self.stale = 0            # evaluations since then
         self.evaluated = self.saved = -1  # the step of the last evaluation and of the last checkpoint
         self.timed_steps, self.timed_seconds = 0, 0.0  # since the last line of the log
         self.stop_signal = None
@@ -77,22 +108,28 @@ class Trainer:
 
     def batch(self, micro):
         """Fill tokens and targets with micro-batch `micro` of the present update."""
-        from slm_np.data.tokens import random_batch
-        index = self.updates * self.config.grad_accumulation_steps + micro
-        if self.order:
-            self.order.batch(self.tokens, self.targets, index * self.config.batch_size)
-        else:
-            random_batch(self.tokens, self.targets, self.corpus.train, self.config.seed, TRAIN, index)
+        self.batches(self.tokens, self.targets, self.updates * self.config.grad_accumulation_steps + micro)
+
+    def counted(self):
+        """Targets that count in all micro-batches of the present update: its loss is their mean, however they spread over the batches."""
+        n = self.config.grad_accumulation_steps
+        if self.corpus.train.mask is None:
+            return n * self.targets.size
+        total = 0
+        for micro in range(n):
+            self.batch(micro)
+            total += counted(self.targets)
+        return total
 
     def step(self):
         """One update: batch, forward, backward (per micro-batch), clip, AdamW. Returns (loss, gradient norm, learning rate).
 
         A loss or gradient that is not finite leaves the weights alone.
         """
-        n, loss = self.config.grad_accumulation_steps, 0.0
-        for micro in range(n):
+        count, loss = self.counted(), 0.0
+        for micro in range(self.config.grad_accumulation_steps):
             self.batch(micro)
-            loss += self.model.loss_and_gradient(self.tokens, self.targets, 1 / n, (self.config.seed, self.updates, micro)) / n
+            loss += self.model.loss_and_gradient(self.tokens, self.targets, count, (self.config.seed, self.updates, micro))
         rate = learning_rate(self.config, self.updates, self.schedule_progress)
         if math.isfinite(loss):
             norm = self.optimizer.step(rate)
@@ -104,41 +141,50 @@ class Trainer:
         return loss, norm, rate
 
     def estimate_loss(self):
-        """Mean loss of {train, validation} over `eval_iters` fixed batches each, dropout off, in nats per token."""
-        from slm_np.data.tokens import random_batch
-        means = []
-        for tokens, purpose in ((self.corpus.train, EVALUATE_TRAIN), (self.corpus.validation, EVALUATE_VALIDATION)):
-            total = 0.0
+        """{train_loss, val_loss and, if there is a replay text, replay_loss}: means over `eval_iters` fixed batches each, dropout off, in nats
+        per token that counts."""
+        means = {}
+        for name, batches in self.evaluated_splits:
+            total, count = 0.0, 0
             for i in range(self.config.eval_iters):
                 self.check_stop()
-                random_batch(self.tokens, self.targets, tokens, self.config.seed, purpose, i)
-                total += self.model.loss(self.tokens, self.targets)
-            means.append(total / self.config.eval_iters)
+                batches(self.tokens, self.targets, i)
+                n = counted(self.targets)
+                total, count = total + n * self.model.loss(self.tokens, self.targets), count + n
+            means[name] = total / max(1, count)
         return means
 
     def whole_loss(self, tokens):
-        """Mean loss over all targets of a split, each with at least half a context before it, in nats per token."""
-        from slm_np.data.tokens import gather, sequential_windows
-        batch, steps = self.tokens.shape
-        windows, total = sequential_windows(tokens, steps, max(1, steps // 2)), 0.0
+        """Mean loss over all targets of a split that count, in nats per token; each has at least half a context before it, an answer its document."""
+        from slm_np.answers import all_windows
+        from slm_np.data.tokens import gather
+        (batch, steps), total, count = self.tokens.shape, 0.0, 0
+        windows = all_windows(tokens, steps, getattr(self.corpus.tokenizer, "end_of_text", None))
         with bar(self.quiet, total=len(tokens) - 1, desc=f"evaluating {tokens.split}", unit="token", unit_scale=True, delay=1, leave=False) as shown:
             while rows := list(islice(windows, batch)):
                 starts, new = zip(*rows)
                 gather(self.tokens, self.targets, tokens, starts + starts[:1] * (batch - len(rows)))
                 losses = self.model.losses(self.tokens, self.targets)
                 total += sum(float(losses[row, steps - n:].sum(dtype=np.float64)) for row, n in enumerate(new))
+                count += sum(counted(self.targets[row, steps - n:]) for row, n in enumerate(new))
                 shown.update(sum(new))
-        return total / (len(tokens) - 1)
+        return total / max(1, count)
 
     # What a run leaves on disk
 
-    def start(self, directory):
-        """Keep the run in a new directory: tokenizer, the checkpoint of step 0 and, last, the settings, which make it a run."""
-        from slm_np.sampling import SamplingConfig, to_generation_config
+    def start(self, directory, sampling=None, template=None):
+        """Keep the run in a new directory: tokenizer, defaults for sampling (its preset's, or as given), template of conversations (that of its
+        text, if it learns from any, or as given), the checkpoint of step 0 and, last, the settings, which make it a run."""
+        from slm_np.presets import generation_defaults
+        from slm_np.template import DEFAULT
+        from slm_np.sampling import to_generation_config
         self.out_dir = Path(directory)
         if self.corpus.tokenizer is not None:
             self.corpus.tokenizer.save(self.out_dir / "tokenizer.json")
-        checkpoint.write_json(self.out_dir / "generation_config.json", to_generation_config(SamplingConfig()))
+        checkpoint.write_json(self.out_dir / "generation_config.json", to_generation_config(sampling or generation_defaults(self.run.preset)))
+        template = template if self.corpus.train.mask is None else DEFAULT
+        if template is not None:
+            template.save(self.out_dir)
         self.save()
         checkpoint.write_config(self.out_dir, self.run)
 
@@ -158,7 +204,8 @@ class Trainer:
         checkpoint.trim_metrics(self.out_dir, self.updates)
         for row in checkpoint.read_metrics(self.out_dir):
             if "val_loss" in row:  # null where an evaluation diverged
-                self.evaluated, self.best = row["step"], min(self.best, row["val_loss"] or math.inf)
+                self.evaluated = row["step"]
+                self.improved(math.nan if row["val_loss"] is None else row["val_loss"])
         checkpoint.write_config(self.out_dir, self.run)
 
     def log(self, row):
@@ -167,11 +214,20 @@ class Trainer:
 
     # The loop
 
+    def improved(self, val_loss):
+        """Whether a validation loss is the lowest so far; kept in mind, as is how long there was none."""
+        better = val_loss < self.best
+        self.best, self.stale = (val_loss, 0) if better else (self.best, self.stale + 1)
+        return better
+
+    def out_of_patience(self):
+        return 0 < self.config.patience <= self.stale
+
     def finished(self):
-        return self.elapsed >= self.config.max_seconds if self.config.max_seconds else self.updates >= self.max_iters
+        return self.out_of_patience() or (self.elapsed >= self.config.max_seconds if self.config.max_seconds else self.updates >= self.max_iters)
 
     def train(self):
-        """Run to the end. Interrupted after SIGINT or SIGTERM, UserError after five bad steps; both leave a checkpoint to resume from."""
+        """Run to the end, or until `patience` evaluations in a row brought no lower validation loss. Interrupted after SIGINT or SIGTERM, UserError after five bad steps; both leave a checkpoint to resume from."""
         config = self.config
         progress = Progress(self.progress, self.quiet)
         begun = time.perf_counter() - self.elapsed
@@ -181,12 +237,16 @@ class Trainer:
                     self.elapsed = time.perf_counter() - begun
                     if self.updates % config.save_interval == 0 or self.finished():
                         self.save()
-                    if self.evaluated != self.updates and (self.updates and self.updates % config.eval_interval == 0 or self.finished()):
+                    first = 0 if self.run.base else 1  # a base is measured as it came, so that what it gains and forgets shows
+                    if self.evaluated != self.updates and (self.updates >= first and self.updates % config.eval_interval == 0 or self.finished()):
                         self.evaluate(progress)
                     if self.finished():
                         break
                     self.advance(progress)
                     self.check_stop()
+            if self.out_of_patience():
+                progress.say(f"no lower validation loss in {self.stale} evaluations: stopped at step {self.updates}")
+            self.save()
         except Interrupted:
             self.save()
             raise
@@ -194,18 +254,18 @@ class Trainer:
             progress.close()
 
     def evaluate(self, progress):
-        """Losses of both splits, a row of metrics, a few words; the best model is kept."""
-        train_loss, val_loss = self.estimate_loss()
+        """Losses of the splits, a row of metrics, a few words; the best model is kept."""
+        losses = self.estimate_loss()
+        val_loss = losses["val_loss"]
         bits = bits_per_byte(val_loss, self.corpus.validation)
-        if val_loss < self.best:
-            self.best = val_loss
-            if self.out_dir is not None:
-                checkpoint.save_best(self.out_dir, self.model.parameters.weight, dict(step=self.updates, val_loss=val_loss))
-        self.log(dict(step=self.updates, train_loss=train_loss, val_loss=val_loss, val_bpb=bits, time_s=round(self.elapsed, 3)))
+        if self.improved(val_loss) and self.out_dir is not None:
+            checkpoint.save_best(self.out_dir, self.model.parameters.weight, dict(step=self.updates, val_loss=val_loss))
+        self.log(dict(step=self.updates, **losses, val_bpb=bits, time_s=round(self.elapsed, 3)))
         self.evaluated = self.updates
         shown = f"{bits:.3f} bits/byte" if math.isfinite(bits) else f"{val_loss:.3f} nats/token"
         words = self.sampler(self.model) if self.sampler and math.isfinite(val_loss) else ""
-        progress.say(f"step {self.updates}: train loss {train_loss:.4f}, validation loss {val_loss:.4f}, {shown}" + (f"  | {words}" if words else ""))
+        replay = f", replay loss {losses['replay_loss']:.4f}" if "replay_loss" in losses else ""
+        progress.say(f"step {self.updates}: train loss {losses['train_loss']:.4f}, validation loss {val_loss:.4f}, {shown}{replay}" + (f"  | {words}" if words else ""))
 
     def advance(self, progress):
         """A step, shown and logged. UserError after five in a row without an update; the last good weights are saved before."""

@@ -230,16 +230,18 @@ def swiglu_backward(dout, x):
 
 @exact
 def cross_entropy(logits, targets):
-    """Mean of -log softmax(logits)[target], in nats."""
-    rows = logits.reshape(-1, logits.shape[-1])
+    """Mean of -log softmax(logits)[target] over the targets that are not -1, in nats; 0 without any."""
+    counted = targets.reshape(-1) >= 0
+    rows, targets = logits.reshape(-1, logits.shape[-1])[counted], targets.reshape(-1)[counted]
     rows = rows - rows.max(-1, keepdims=True)
-    return float(np.mean(np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(rows)), targets.reshape(-1)]))
+    return float(np.sum(np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(rows)), targets]) / max(1, len(rows)))
 
 
 @exact
 def cross_entropy_backward(dout, logits, targets):
-    """dlogits = dout (softmax(logits) - onehot(target)) / N        dout a number"""
-    return dout * (softmax(logits) - np.eye(logits.shape[-1])[targets]) / targets.size
+    """dlogits = dout (softmax(logits) - onehot(target)) / N, 0 where the target is -1        dout a number, N targets that are not -1"""
+    counted = (targets >= 0)[..., None]
+    return dout * counted * (softmax(logits) - np.eye(logits.shape[-1])[targets]) / max(1, counted.sum())
 
 
 # Optimiser

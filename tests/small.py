@@ -43,7 +43,7 @@ def config(data, **changes):
 def trainer(data, directory=None, **changes):
     """A quiet Trainer of a tiny run, started in `directory` if there is one."""
     run = config(data, **changes)
-    made = Trainer(run, prepare(run.train.data, run.train.val_data, run.train.tokenizer, progress=False), quiet=True)
+    made = Trainer(run, prepare(run.train.data, run.train.val_data, run.train.tokenizer, documents=run.train.documents, progress=False), quiet=True)
     if directory:
         Path(directory).mkdir()
         made.start(directory)

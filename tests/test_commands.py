@@ -55,7 +55,7 @@ def busy():
 
 # Help
 
-@pytest.mark.parametrize("verb", ["train", "generate", "gradcheck", "__main__"])
+@pytest.mark.parametrize("verb", ["train", "pretrain", "finetune", "generate", "gradcheck", "__main__"])
 def test_help_is_quick(verb, tmp_path):
     seconds = []
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_help_has_groups_defaults_and_presets(capsys):
 
 
 def test_a_command_is_known_by_its_name(tmp_path):
-    assert "did you mean train?" in small.command("__main__", "trian", cwd=tmp_path).stderr
+    assert "did you mean train or pretrain?" in small.command("__main__", "trian", cwd=tmp_path).stderr
     done = small.command("__main__", "train", "--n-layers", 3, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr == "slm_np: unknown argument '--n-layers'; did you mean --n-layer?\n" and done.stdout == ""
 
@@ -284,7 +284,7 @@ def test_what_training_says(folder):
     assert done.returncode == 0
     lines = done.stderr.splitlines()
     assert re.match(r"slm_np: float32 on the CPU, 1 thread, .*(BLAS|MKL|BLIS)", lines[0])
-    assert re.match(r"corpus text.txt: [\d,]+ bytes, [\d,]+ training and [\d,]+ validation tokens, vocabulary 256", lines[1])
+    assert re.match(r"corpus text.txt: [\d,]+ bytes, one document \(nothing separates several\), [\d,]+ training and [\d,]+ validation tokens, vocabulary 256", lines[1])
     assert re.match(r"model stories: 6,320 parameters", lines[2]) and re.match(r"memory: weights .*, together .* MiB", lines[3])
     assert any(re.match(r"step 30/40  loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  ETA \d+s", line) for line in lines)
     assert any(re.match(r"step 40: train loss \d\.\d+, validation loss \d\.\d+, \d\.\d+ bits/byte  \| .+", line) for line in lines)

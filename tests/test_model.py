@@ -151,8 +151,8 @@ def test_micro_batches_add_up_to_the_whole_batch(name):
     loss = model.loss_and_gradient(tokens, targets)
     whole = model.parameters.gradients.copy()
     model.parameters.gradients.fill(0)
-    parts = [model.loss_and_gradient(tokens[i:i + 3], targets[i:i + 3], 1 / 4) for i in range(0, 12, 3)]
-    assert np.mean(parts) == pytest.approx(loss, rel=1e-13)
+    parts = [model.loss_and_gradient(tokens[i:i + 3], targets[i:i + 3], targets.size) for i in range(0, 12, 3)]
+    assert sum(parts) == pytest.approx(loss, rel=1e-13)
     assert largest_error(model.parameters.gradients, whole) < 1e-13
 
 

@@ -304,16 +304,24 @@ def row_losses(logits, targets):
 
 
 def plain_cross_entropy(logits, targets, scale):
-    top = logits.max(1, keepdims=True)
+    top, counted = logits.max(1, keepdims=True), targets >= 0
     e = np.exp(logits - top)
     total = e.sum(1, keepdims=True)
     gradient = e / total * logits.dtype.type(scale)
     gradient[np.arange(len(logits)), targets] -= logits.dtype.type(scale)
-    return np.log(total)[:, 0] + (top[:, 0] - logits[np.arange(len(logits)), targets]), gradient
+    return counted * (np.log(total)[:, 0] + (top[:, 0] - logits[np.arange(len(logits)), targets])), counted[:, None] * gradient
 
 
-def cross_entropy(label, logits):
-    scale, targets = 1 / len(logits), np.random.default_rng(4).integers(0, logits.shape[1], len(logits))
+def some_targets(seed, n, v, masked):
+    """(targets, 1 / counted ones): integers below v, two in three of them -1 if `masked`."""
+    targets = np.random.default_rng(seed).integers(0, v, n)
+    if masked:
+        targets[np.arange(n) % 3 != 1] = -1
+    return targets, 1 / max(1, (targets >= 0).sum())
+
+
+def cross_entropy(label, logits, masked=False):
+    targets, scale = some_targets(4, *logits.shape, masked)
 
     def engine(start, logits):
         losses, again, dlogits = empty(len(logits), logits), empty(len(logits), logits), logits.copy()
@@ -331,18 +339,18 @@ def cross_entropy(label, logits):
     return Case(f"softmax_cross_entropy {label}", [logits], engine, plain, exact)
 
 
-def head_cross_entropy(n, d, v, rows, scale=1.0):
-    targets = np.random.default_rng(5).integers(0, v, n)
+def head_cross_entropy(n, d, v, rows, scale=1.0, masked=False):
+    targets, share = some_targets(5, n, v, masked)
 
     def engine(start, x, weight):
         losses, again, logits = empty(n, x), empty(n, x), empty((rows, v), x)
         dx, dweight = empty(x.shape, x), begun(start, weight)
         ops.head_cross_entropy_forward(losses, logits, x, weight, targets.astype(np.int32))
-        ops.head_cross_entropy_backward(dx, dweight, again, logits, x, weight, targets.astype(np.int32), 1 / n)
+        ops.head_cross_entropy_backward(dx, dweight, again, logits, x, weight, targets.astype(np.int32), share)
         return losses, again, dx, dweight
 
     def plain(x, weight):
-        losses, dlogits = plain_cross_entropy(x @ weight.T, targets, 1 / n)
+        losses, dlogits = plain_cross_entropy(x @ weight.T, targets, share)
         return losses, losses, dlogits @ weight, dlogits.T @ x
 
     def exact(x, weight):
@@ -350,7 +358,7 @@ def head_cross_entropy(n, d, v, rows, scale=1.0):
         losses = row_losses(logits, targets)
         dx, dweight, _ = ref.linear_backward(ref.cross_entropy_backward(1.0, logits, targets), x, weight.T)
         return losses, losses, dx, dweight.T
-    return Case(f"head_cross_entropy {n}x{d}x{v} chunks of {rows}{scaled_by(scale)}", [normal(n, d, scale=scale), normal(v, d)], engine, plain, exact, 1)
+    return Case(f"head_cross_entropy {n}x{d}x{v} chunks of {rows}{scaled_by(scale)}{' masked' * masked}", [normal(n, d, scale=scale), normal(v, d)], engine, plain, exact, 1)
 
 
 def wide(reach, *shape):
@@ -389,6 +397,7 @@ CASES = [
         ("9x12 masked", with_masked(normal(9, 12), -1e4)))),
     *(head_cross_entropy(7, 5, 11, rows) for rows in (1, 3, 7)), head_cross_entropy(1, 7, 11, 4), head_cross_entropy(70, 130, 257, 64),
     head_cross_entropy(9, 64, 130, 9, scale=4.0),
+    cross_entropy("masked", normal(9, 130), masked=True), head_cross_entropy(70, 130, 257, 64, masked=True), head_cross_entropy(1, 7, 11, 4, masked=True),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.id.replace(" ", "-") for case in CASES])
 
@@ -521,6 +530,18 @@ def test_cross_entropy_of_a_bad_logit_is_nan(bad, place, dtype):
     ops.softmax_cross_entropy_backward(again, logits, targets, 1.0)
     for found in (losses, again, logits.sum(1)):
         np.testing.assert_array_equal(np.isnan(found), [False, True, False])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_target_of_minus_one_is_not_counted_whatever_its_logits(dtype):
+    logits = normal(4, 11).astype(dtype)
+    logits[1:3] = np.nan
+    targets, losses, again = np.array([4, -1, 5, -1], np.int32), np.full(4, np.nan, dtype), np.full(4, np.nan, dtype)
+    ops.softmax_cross_entropy_forward(losses, logits, targets)
+    ops.softmax_cross_entropy_backward(again, logits, targets, 0.5)
+    np.testing.assert_array_equal(losses, again)
+    assert losses[0] > 0 and np.isnan(losses[2]) and losses[1] == losses[3] == 0
+    assert (logits[1] == 0).all() and (logits[3] == 0).all() and np.isnan(logits[2]).all() and np.isfinite(logits[0]).all()
 
 
 @pytest.mark.parametrize("place", [0, 3, 7])

@@ -151,7 +151,7 @@ def training_steps(config, updates=2):
     for update in range(updates):
         for micro in range(2):
             tokens, targets = rng.integers(0, config.vocab_size, (2, 4, config.block_size), np.int32)
-            found.append(model.loss_and_gradient(tokens, targets, 0.5, (1, update, micro)))
+            found.append(model.loss_and_gradient(tokens, targets, 2 * targets.size, (1, update, micro)))
         found.append(model.parameters.gradients.copy())
         found += [optimizer.step(), model.parameters.weights.copy()]
     return found + [optimizer.mean, optimizer.square, model.loss(tokens, targets)]

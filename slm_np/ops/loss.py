@@ -1,4 +1,7 @@
-"""Softmax cross-entropy, alone and fused with a vocabulary head. Sizes: N tokens, D width, V pieces, C rows of a chunk."""
+"""Softmax cross-entropy, alone and fused with a vocabulary head. Sizes: N tokens, D width, V pieces, C rows of a chunk.
+
+A target of -1 is not counted: its loss and its row of the gradient are 0, whatever its logits are.
+"""
 from slm_np.ops.device import kernels_of
 from slm_np.ops.linear import linear_transposed_backward, linear_transposed_forward
 
@@ -9,7 +12,7 @@ def softmax_cross_entropy_forward(losses, logits, targets):
 
 
 def softmax_cross_entropy_backward(losses, logits, targets, scale):
-    """losses as in forward; logits become their gradient in place: scale * (softmax(logits) - onehot(targets)),   scale = 1/N for the mean"""
+    """losses as in forward; logits become their gradient in place: scale * (softmax(logits) - onehot(targets)),   scale = 1 / counted targets for the mean"""
     kernels_of(logits).softmax_cross_entropy_backward(losses, logits, targets, scale)
 
 

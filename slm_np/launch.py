@@ -1,0 +1,100 @@
+"""From settings to a trained run: the data are prepared, the memory is planned, the trainer is made and let run."""
+import dataclasses
+import sys
+
+from slm_np.errors import UserError
+from slm_np.report import describe, finish, quoted, words
+
+
+def prepared(run, tokenizer=None):
+    """(corpus, run with the corpus' vocabulary), checked: the data of a resumed run, long enough for a window, ids inside the vocabulary.
+
+    tokenizer: the one to use where it is not to be made as the settings say, as a model's own.
+    """
+    from slm_np.data.tokens import check_ids, check_length, prepare
+    train, model = run.train, run.model
+    corpus = prepare(train.data, train.val_data, tokenizer or train.tokenizer, documents=train.documents, limit_bytes=train.limit_bytes, threads=train.threads)
+    data = run.data | dict(fingerprint=corpus.fingerprint, source=corpus.source, tokens=[len(corpus.train), len(corpus.validation)])
+    if run.data and run.data.get("fingerprint") != corpus.fingerprint:
+        raise UserError(f"the data have changed since the run began: {corpus.source} has {data['tokens']} tokens to train on and to validate with, "
+                        f"{run.data.get('source')} had {run.data.get('tokens')}, and other contents; restore them, or start a new run")
+    if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size:
+        model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
+    for tokens in (corpus.train, corpus.validation):
+        if run.base and len(tokens) <= model.block_size:
+            raise UserError(f"the {tokens.split} split of {corpus.source} has {len(tokens)} tokens, but one context of {run.base['run']} takes {model.block_size + 1}; "
+                            f"give {'more text' if tokens.split == 'train' else 'a longer text with --val-data'}")
+        check_length(tokens, model.block_size)
+        if corpus.tokenizer is None:
+            check_ids(tokens, model.vocab_size)
+        if tokens.mask is not None and not tokens.mask[1:].any():
+            raise UserError(f"the {tokens.split} split of {corpus.source} holds no answer to learn; give rows with one")
+    return corpus, dataclasses.replace(run, model=model, data=data)
+
+
+def replayed(run, corpus):
+    """(tokens of the replay text's held-out part or None, run that knows its content). A text that the base was trained on is split as it was then."""
+    from slm_np.data.tokens import check_ids, prepare
+    data = run.train.replay_data
+    if not data:
+        return None, run
+    as_then = run.base if run.base["data"] == data else dict(val_data="", documents=run.train.documents, limit_bytes=0)
+    replay = prepare(data, as_then["val_data"], corpus.tokenizer or run.train.tokenizer, documents=as_then["documents"], limit_bytes=as_then["limit_bytes"],
+                     threads=run.train.threads)
+    tokens = replay.validation
+    if len(tokens) <= run.model.block_size:
+        raise UserError(f"--replay-data {data} holds out {len(tokens)} tokens, but one context takes {run.model.block_size + 1}; give more text")
+    if replay.tokenizer is None:
+        check_ids(tokens, run.model.vocab_size)
+    elif replay.vocab_size != run.model.vocab_size:
+        raise UserError(f"--replay-data {data} needs {replay.vocab_size} pieces, the model has {run.model.vocab_size}; give it in the form of --data")
+    if run.data.get("replay", replay.fingerprint) != replay.fingerprint:
+        raise UserError(f"--replay-data {data} has changed since the run began; restore it, or start a new run")
+    return tokens, dataclasses.replace(run, data=run.data | dict(replay=replay.fingerprint))
+
+
+def memory_plan(run):
+    """{part: bytes} that training takes. UserError if that is more than the machine has left."""
+    from slm_np.machine import check_memory
+    from slm_np.model import parameter_count, plan
+    from slm_np.workspace import planned_bytes
+    model, batch = run.model, run.train.batch_size
+    n, requests = parameter_count(model), list(plan(model, batch, model.block_size))
+    kept, shared = (planned_bytes([r for r in requests if (r.lifetime == "saved") == saved], 4) for saved in (True, False))
+    parts = {"weights": 4 * n, "gradients": 4 * n, "moments": 8 * n, "activations kept for backward": kept, "shared by all layers": shared}
+    check_memory(sum(parts.values()), f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens")
+    return parts
+
+
+def train_run(run, directory=None):
+    """Train `run` from its start in a new directory, or from the newest checkpoint in `directory`, and say how it went."""
+    from slm_np.machine import use_threads
+    use_threads(run.train.threads)
+    train_on(*prepared(run), directory=directory)
+
+
+def train_on(corpus, run, directory=None, replay=None, base=None):
+    """`train_run` on a corpus that is prepared. base: what the run starts from, a `Base`; None: random weights."""
+    from slm_np.machine import use_threads
+    from slm_np.runs import new_directory
+    from slm_np.trainer import Interrupted, Trainer
+    threads = use_threads(run.train.threads)
+    memory = memory_plan(run)
+    trainer = Trainer(run, corpus, words(corpus.tokenizer), replay=replay, fresh=directory is None and base is None)
+    if directory is not None:
+        trainer.resume(directory)
+    else:
+        if base is not None:
+            base.fill(trainer.model.parameters.weight)
+        name = f"{base.path.resolve().name}-finetuned" if base else run.preset
+        with new_directory(run.train.out_dir, name) as directory:
+            trainer.start(directory, *((base.sampling, base.template) if base else ()))
+    describe(run, corpus, memory, threads)
+    print(f"{'going on' if trainer.updates else 'run'} in {directory}" + f" from step {trainer.updates}" * (trainer.updates > 0), file=sys.stderr)
+    try:
+        trainer.train()
+    except Interrupted as stopped:
+        verb = "finetune" if run.base else "train"
+        print(f"stopped at step {trainer.updates}; go on with: python -m slm_np.{verb} --resume {quoted(directory)}", file=sys.stderr)
+        raise SystemExit(stopped.status) from None
+    finish(trainer)
