@@ -52,7 +52,7 @@ class Corpus:
     source: str
 
 
-def prepare(data, val_data="", tokenizer="byte", documents="marker", limit_bytes=0, cache_dir=None, progress=True, learnt=None, threads=0, out_dir=None):
+def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_bytes=0, cache_dir=None, progress=True, learnt=None, threads=0, out_dir=None):
     """The `Corpus` of the `--data` strings `data` and `val_data` (see `corpus.find`; without the latter, what the corpus brings along, or
     the last tenth of the bytes, from a document's start on).
 

@@ -131,7 +131,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0):
     """The `Tokens` to evaluate a `Run` on: all of the text `data`, the validation part of a corpus that is known by name and has one, or,
     without `data`, what the run itself validates with."""
     from slm_np.data import corpus
-    from slm_np.data.tokens import prepare
+    from slm_np.data.tokens import load_corpus
     train = run.config.train
     if not data and not run.config.data.get("source"):
         raise UserError(f"{run.path} was not trained here, so it has no validation text; give one by --data")
@@ -139,7 +139,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0):
     data, val_data = (data, data) if data else (train.data, train.val_data)
     if run.tokenizer is None and not (data.endswith(".bin") or (Path(data) / "train.bin").is_file()):
         raise UserError(f"{run.path} has no tokenizer, so its model reads token files alone; give --data FILE.bin, or put its tokenizer.json into the run")
-    found = prepare(data, val_data, run.tokenizer or "byte", documents=documents or train.documents, limit_bytes=limit_bytes)
+    found = load_corpus(data, val_data, run.tokenizer or "byte", documents=documents or train.documents, limit_bytes=limit_bytes)
     return found.validation if own else found.train
 
 

@@ -11,9 +11,9 @@ def prepared(run, tokenizer=None):
 
     tokenizer: the one to use where it is not to be made as the settings say, as a model's own.
     """
-    from slm_np.data.tokens import check_ids, check_length, prepare
+    from slm_np.data.tokens import check_ids, check_length, load_corpus
     train, model = run.train, run.model
-    corpus = prepare(train.data, train.val_data, tokenizer or train.tokenizer, documents=train.documents, limit_bytes=train.limit_bytes, threads=train.threads)
+    corpus = load_corpus(train.data, train.val_data, tokenizer or train.tokenizer, documents=train.documents, limit_bytes=train.limit_bytes, threads=train.threads)
     data = run.data | dict(fingerprint=corpus.fingerprint, source=corpus.source, tokens=[len(corpus.train), len(corpus.validation)])
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:
         raise UserError(f"the data have changed since the run began: {corpus.source} has {data['tokens']} tokens to train on and to validate with, "
@@ -34,12 +34,12 @@ def prepared(run, tokenizer=None):
 
 def replayed(run, corpus):
     """(tokens of the replay text's held-out part or None, run that knows its content). A text that the base was trained on is split as it was then."""
-    from slm_np.data.tokens import check_ids, prepare
+    from slm_np.data.tokens import check_ids, load_corpus
     data = run.train.replay_data
     if not data:
         return None, run
     as_then = run.base if run.base["data"] == data else dict(val_data="", documents=run.train.documents, limit_bytes=0)
-    replay = prepare(data, as_then["val_data"], corpus.tokenizer or run.train.tokenizer, documents=as_then["documents"], limit_bytes=as_then["limit_bytes"],
+    replay = load_corpus(data, as_then["val_data"], corpus.tokenizer or run.train.tokenizer, documents=as_then["documents"], limit_bytes=as_then["limit_bytes"],
                      threads=run.train.threads)
     tokens = replay.validation
     if len(tokens) <= run.model.block_size:

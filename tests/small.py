@@ -11,7 +11,7 @@ import slm_np
 from slm_np import checkpoint
 from slm_np.checkpoint import RunConfig
 from slm_np.config import ModelConfig, TrainConfig
-from slm_np.data.tokens import prepare
+from slm_np.data.tokens import load_corpus
 from slm_np.trainer import Trainer
 
 MODEL = dict(n_layer=1, n_head=2, n_embd=16, n_hidden=24, block_size=16)
@@ -43,7 +43,7 @@ def config(data, **changes):
 def trainer(data, directory=None, **changes):
     """A quiet Trainer of a tiny run, started in `directory` if there is one."""
     run = config(data, **changes)
-    made = Trainer(run, prepare(run.train.data, run.train.val_data, run.train.tokenizer, documents=run.train.documents, progress=False), quiet=True)
+    made = Trainer(run, load_corpus(run.train.data, run.train.val_data, run.train.tokenizer, documents=run.train.documents, progress=False), quiet=True)
     if directory:
         Path(directory).mkdir()
         made.start(directory)

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from slm_np import paths
 from slm_np.data import corpus
 from slm_np.data.tokenizer import ByteTokenizer, CharTokenizer
-from slm_np.data.tokens import (EpochOrder, Tokens, check_ids, check_length, gather, permute, prepare, random_batch, sequential_windows)
+from slm_np.data.tokens import (EpochOrder, Tokens, check_ids, check_length, gather, permute, load_corpus, random_batch, sequential_windows)
 from slm_np.errors import UserError
 
 quick = settings(max_examples=60, deadline=None)
@@ -123,20 +123,20 @@ def test_a_border_cuts_no_character(tmp_path, cache):
 def test_what_leads_nowhere_is_named(texts, cache, data, sentence):
     (texts / "void").mkdir() if "void" in data else None
     with pytest.raises(UserError) as error:
-        prepare(data.format(texts=texts), cache_dir=cache, progress=False)
+        load_corpus(data.format(texts=texts), cache_dir=cache, progress=False)
     assert re.search(sentence, str(error.value)), str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_the_validation_flag_is_the_one_blamed(texts, cache):
     with pytest.raises(UserError, match="--val-data .*nope.txt does not exist"):
-        prepare(str(texts), str(texts / "nope.txt"), cache_dir=cache, progress=False)
+        load_corpus(str(texts), str(texts / "nope.txt"), cache_dir=cache, progress=False)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/null"), reason="no device files here")
 def test_devices_are_refused(cache):
     with pytest.raises(UserError, match="/dev/null is neither a file nor a folder"):
-        prepare("/dev/null", cache_dir=cache)
+        load_corpus("/dev/null", cache_dir=cache)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "deep"])
@@ -152,7 +152,7 @@ def test_what_may_not_be_read_is_named(texts, cache, name, monkeypatch):
     monkeypatch.setattr("builtins.open", refuse(open))
     monkeypatch.setattr(os, "scandir", refuse(os.scandir))
     with pytest.raises(UserError, match=rf"{name} cannot be read \(Permission denied\)"):
-        prepare(str(texts), cache_dir=cache, progress=False)
+        load_corpus(str(texts), cache_dir=cache, progress=False)
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(texts, cache):
@@ -215,7 +215,7 @@ def test_the_index_does_not_grow_without_bound(tmp_path, cache):
 
 def test_bytes_are_split_at_the_last_tenth(tmp_path, cache):
     data = bytes(range(256)) * 5
-    corpus_ = prepare(str(old_file(tmp_path / "a", data)), cache_dir=cache, progress=False)
+    corpus_ = load_corpus(str(old_file(tmp_path / "a", data)), cache_dir=cache, progress=False)
     assert isinstance(corpus_.train.ids, np.memmap) and corpus_.train.ids.dtype == np.uint16
     with pytest.raises(ValueError):
         corpus_.train.ids[0] = 1
@@ -228,7 +228,7 @@ def test_bytes_are_split_at_the_last_tenth(tmp_path, cache):
 def test_characters_are_split_between_characters(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK", 7)
     for text in ("ab漢🙂é" * 23, "漢" * 10, "🙂" * 3, "é" * 20 + "x"):
-        found = prepare(str(old_file(tmp_path / "a", text.encode())), tokenizer="char", cache_dir=cache, progress=False)
+        found = load_corpus(str(old_file(tmp_path / "a", text.encode())), tokenizer="char", cache_dir=cache, progress=False)
         parts = [found.tokenizer.decode(part.ids).decode() for part in (found.train, found.validation)]
         assert "".join(parts) == text and found.tokenizer.characters == "".join(sorted(set(text)))
         assert [len(part.encode()) for part in parts] == [found.train.n_bytes, found.validation.n_bytes]
@@ -237,33 +237,33 @@ def test_characters_are_split_between_characters(tmp_path, cache, monkeypatch):
 
 def test_validation_of_its_own_and_its_characters(tmp_path, cache):
     train, val = old_file(tmp_path / "a", b"aab"), old_file(tmp_path / "b", b"caz")
-    found = prepare(str(train), str(val), "char", cache_dir=cache, progress=False)
+    found = load_corpus(str(train), str(val), "char", cache_dir=cache, progress=False)
     assert found.tokenizer.characters == "abcz"
     assert found.train.ids.tolist() == [0, 0, 1] and found.validation.ids.tolist() == [2, 0, 3]
 
 
 def test_a_given_tokenizer_is_used(tmp_path, cache):
     file = old_file(tmp_path / "a", b"abba" * 5)
-    found = prepare(str(file), tokenizer=CharTokenizer("ba"), cache_dir=cache, progress=False)
+    found = load_corpus(str(file), tokenizer=CharTokenizer("ba"), cache_dir=cache, progress=False)
     assert found.train.ids.tolist() == [1, 0, 0, 1] * 4 + [1, 0]
     with pytest.raises(UserError, match=r"'b' \(U\+0062\) is not among the 1"):
-        prepare(str(file), tokenizer=CharTokenizer("a"), cache_dir=cache, progress=False)
+        load_corpus(str(file), tokenizer=CharTokenizer("a"), cache_dir=cache, progress=False)
     assert not list((cache / "corpora").glob("*.part"))
 
 
 def test_an_unknown_tokenizer_and_text_that_is_not_utf8(tmp_path, cache):
     file = old_file(tmp_path / "a", b"ab\xffcdefghijk")
     with pytest.raises(UserError, match="--tokenizer 'chars' is unknown; did you mean char"):
-        prepare(str(file), tokenizer="chars", cache_dir=cache)
+        load_corpus(str(file), tokenizer="chars", cache_dir=cache)
     with pytest.raises(UserError, match="not UTF-8 .byte 0xff at position 2.*--tokenizer byte"):
-        prepare(str(file), tokenizer="char", cache_dir=cache)
+        load_corpus(str(file), tokenizer="char", cache_dir=cache)
 
 
 def test_the_fingerprint_knows_contents_split_and_tokenizer(tmp_path, cache):
     a, same, other = (old_file(tmp_path / name, data * 9) for name, data in (("a", b"abcabc"), ("same", b"abcabc"), ("other", b"abcabd")))
 
     def mark(*arguments):
-        return prepare(*map(str, arguments), cache_dir=cache, progress=False).fingerprint
+        return load_corpus(*map(str, arguments), cache_dir=cache, progress=False).fingerprint
     assert mark(a) == mark(same)
     assert len({mark(a), mark(other), mark(a, other), mark(a, "", "char"), mark(other, a), mark(a, "", "byte", "blank-line")}) == 6
 
@@ -275,11 +275,11 @@ def stamps(folder):
 @pytest.mark.parametrize("tokenizer", ["byte", "char"])
 def test_the_store_is_reused_and_mended(tmp_path, cache, tokenizer):
     file = old_file(tmp_path / "a", "So it goes, ça va. ".encode() * 50)
-    first = prepare(str(file), tokenizer=tokenizer, cache_dir=cache, progress=False)
+    first = load_corpus(str(file), tokenizer=tokenizer, cache_dir=cache, progress=False)
     folder = cache / "corpora" / first.fingerprint
     assert sorted(path.name for path in folder.iterdir()) == ["meta.json", "tokenizer.json", "train.bin", "validation.bin"]
     expected, before = first.train.ids.tolist(), stamps(folder)
-    again = prepare(str(file), tokenizer=tokenizer, cache_dir=cache, progress=False)
+    again = load_corpus(str(file), tokenizer=tokenizer, cache_dir=cache, progress=False)
     assert stamps(folder) == before and again.train.ids.tolist() == expected and again.fingerprint == first.fingerprint
 
     def damage_meta(text):
@@ -291,7 +291,7 @@ def test_the_store_is_reused_and_mended(tmp_path, cache, tokenizer):
                    lambda: os.truncate(folder / "train.bin", 100), lambda: os.truncate(folder / "train.bin", 101),
                    lambda: (folder / "tokenizer.json").write_text("", encoding="utf-8")):
         damage()
-        again = prepare(str(file), tokenizer=tokenizer, cache_dir=cache, progress=False)
+        again = load_corpus(str(file), tokenizer=tokenizer, cache_dir=cache, progress=False)
         assert again.train.ids.tolist() == expected and again.tokenizer.to_json() == first.tokenizer.to_json()
         assert json.loads((folder / "meta.json").read_text(encoding="utf-8")) == meta
 
@@ -303,7 +303,7 @@ def test_a_half_written_store_is_never_used(tmp_path, cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ByteTokenizer, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            prepare(str(file), cache_dir=cache, progress=False)
+            load_corpus(str(file), cache_dir=cache, progress=False)
     [half] = [path for path in (cache / "corpora").iterdir() if path.is_dir()]
     assert half.suffix == ".part"
 
@@ -314,7 +314,7 @@ def test_a_half_written_store_is_never_used(tmp_path, cache, monkeypatch):
         (folder / "train.bin").write_bytes(b"half")
     for path in (killed / "train.bin", killed, alive):
         os.utime(path, (LONG_AGO, LONG_AGO))
-    assert prepare(str(file), cache_dir=cache, progress=False).train.ids[:3].tolist() == [48, 49, 50]
+    assert load_corpus(str(file), cache_dir=cache, progress=False).train.ids[:3].tolist() == [48, 49, 50]
     assert not killed.exists() and alive.exists()
 
 
@@ -332,7 +332,7 @@ def test_a_full_disk_is_an_error_with_a_mend(tmp_path, cache, monkeypatch):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device.*SLM_NP_CACHE"):
-        prepare(str(old_file(tmp_path / "a", b"text" * 9)), cache_dir=cache, progress=False)
+        load_corpus(str(old_file(tmp_path / "a", b"text" * 9)), cache_dir=cache, progress=False)
 
 
 def test_memory_stays_small(tmp_path, cache):
@@ -342,7 +342,7 @@ def test_memory_stays_small(tmp_path, cache):
             file.write(line)
     tracemalloc.start()
     try:
-        found = prepare(str(tmp_path / "large.txt"), tokenizer="char", cache_dir=cache, progress=False)
+        found = load_corpus(str(tmp_path / "large.txt"), tokenizer="char", cache_dir=cache, progress=False)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -381,23 +381,23 @@ def stories(tmp_path, monkeypatch):
 
 
 def test_stories_have_a_validation_part_and_a_floor(stories, cache):
-    found = prepare("stories", cache_dir=cache, progress=False)
+    found = load_corpus("stories", cache_dir=cache, progress=False)
     assert stories.calls == [(3000, 1), (500, 2)]
     assert found.train.n_bytes >= 3000 and 500 <= found.validation.n_bytes < 600
     assert found.tokenizer.decode(found.validation.ids).startswith(b"Tale 2000")
     assert found.validation.bits_per_byte_floor == pytest.approx(4.0) and found.train.bits_per_byte_floor == pytest.approx(2.0)
     meta = json.loads((cache / "corpora" / found.fingerprint / "meta.json").read_text(encoding="utf-8"))
     assert meta["bits_per_byte_floor"] == dict(train=2.0, validation=4.0)
-    again = prepare("stories", cache_dir=cache, progress=False)
+    again = load_corpus("stories", cache_dir=cache, progress=False)
     assert len(stories.calls) == 2 and again.fingerprint == found.fingerprint and again.validation.bits_per_byte_floor == 4.0
-    assert prepare("stories", tokenizer="char", cache_dir=cache, progress=False).fingerprint != found.fingerprint
+    assert load_corpus("stories", tokenizer="char", cache_dir=cache, progress=False).fingerprint != found.fingerprint
 
 
 def test_stories_mixed_with_files(stories, tmp_path, cache):
     file = str(old_file(tmp_path / "a.txt", b"Once. " * 100))
-    found = prepare("stories", file, cache_dir=cache, progress=False)
+    found = load_corpus("stories", file, cache_dir=cache, progress=False)
     assert found.validation.n_bytes == 600 and found.validation.bits_per_byte_floor is None and found.train.bits_per_byte_floor == 2.0
-    found = prepare(file, "stories", cache_dir=cache, progress=False)
+    found = load_corpus(file, "stories", cache_dir=cache, progress=False)
     assert found.train.n_bytes == 600 and found.validation.bits_per_byte_floor == 4.0
 
 
@@ -423,30 +423,30 @@ def token_file(path, ids, dtype="<u2"):
 
 def test_a_bare_token_file(tmp_path, cache):
     ids = np.arange(1000) * 7 % 997
-    found = prepare(token_file(tmp_path / "train.bin", ids), cache_dir=cache, progress=False)
+    found = load_corpus(token_file(tmp_path / "train.bin", ids), cache_dir=cache, progress=False)
     assert found.train.ids.tolist() == ids[:900].tolist() and found.validation.ids.tolist() == ids[900:].tolist()
     assert found.tokenizer is None and found.vocab_size == 997 and found.train.n_bytes is None and isinstance(found.train.ids, np.memmap)
     val = token_file(tmp_path / "val.bin", [5, 50256])
-    both = prepare(str(tmp_path / "train.bin"), val, cache_dir=cache, progress=False)
+    both = load_corpus(str(tmp_path / "train.bin"), val, cache_dir=cache, progress=False)
     assert (len(both.train), both.validation.ids.tolist(), both.vocab_size) == (1000, [5, 50256], 50257)
-    assert both.fingerprint != found.fingerprint == prepare(str(tmp_path / "train.bin"), cache_dir=cache, progress=False).fingerprint
+    assert both.fingerprint != found.fingerprint == load_corpus(str(tmp_path / "train.bin"), cache_dir=cache, progress=False).fingerprint
 
 
 def test_what_meta_json_says_of_token_files(tmp_path, cache):
     train, val = token_file(tmp_path / "train.bin", [1, 70000, 3], "<u4"), token_file(tmp_path / "val.bin", [4, 5], "<u4")
     meta = dict(dtype="uint32", bytes=dict(train=12, val=9), vocab_size=100000)
     (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    found = prepare(train, val, cache_dir=cache, progress=False)
+    found = load_corpus(train, val, cache_dir=cache, progress=False)
     assert found.train.ids.dtype == np.uint32 and found.train.ids.tolist() == [1, 70000, 3] and found.vocab_size == 100000
     assert (found.train.n_bytes, found.validation.n_bytes) == (12, 9)
     (tmp_path / "meta.json").write_text(json.dumps(dict(dtype="uint32", bytes=12)), encoding="utf-8")
-    assert prepare(train, val, cache_dir=cache, progress=False).train.n_bytes is None  # whose are they?
+    assert load_corpus(train, val, cache_dir=cache, progress=False).train.n_bytes is None  # whose are they?
 
 
 def test_our_own_store_is_readable_as_token_files(tmp_path, cache):
-    found = prepare(str(old_file(tmp_path / "a", "naïve text ".encode() * 20)), tokenizer="char", cache_dir=cache, progress=False)
+    found = load_corpus(str(old_file(tmp_path / "a", "naïve text ".encode() * 20)), tokenizer="char", cache_dir=cache, progress=False)
     folder = cache / "corpora" / found.fingerprint
-    bare = prepare(str(folder / "train.bin"), str(folder / "validation.bin"), cache_dir=cache, progress=False)
+    bare = load_corpus(str(folder / "train.bin"), str(folder / "validation.bin"), cache_dir=cache, progress=False)
     assert bare.train.ids.tolist() == found.train.ids.tolist() and bare.vocab_size == found.vocab_size
     assert (bare.train.n_bytes, bare.validation.n_bytes) == (found.train.n_bytes, found.validation.n_bytes)
 
@@ -458,7 +458,7 @@ def test_our_own_store_is_readable_as_token_files(tmp_path, cache):
 def test_a_wrong_meta_json_is_named(tmp_path, cache, meta, sentence):
     (tmp_path / "meta.json").write_text(meta, encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(sentence)):
-        prepare(token_file(tmp_path / "train.bin", [1, 2, 3]), cache_dir=cache)
+        load_corpus(token_file(tmp_path / "train.bin", [1, 2, 3]), cache_dir=cache)
 
 
 def test_wrong_token_files_are_named(tmp_path, cache):
@@ -473,7 +473,7 @@ def test_wrong_token_files_are_named(tmp_path, cache):
                                 (text, train, "--data is .*a.txt, but"),
                                 (f"{train},{text}", "", "stands alone")):
         with pytest.raises(UserError, match=sentence):
-            prepare(data, val, cache_dir=cache, progress=False)
+            load_corpus(data, val, cache_dir=cache, progress=False)
 
 
 def test_ids_are_checked_against_the_vocabulary(monkeypatch):
@@ -498,7 +498,7 @@ def test_too_short_a_split_is_refused_with_both_numbers():
 
 
 def test_a_text_of_one_byte_has_splits_that_are_too_short(tmp_path, cache):
-    found = prepare(str(old_file(tmp_path / "a", b"x")), cache_dir=cache, progress=False)
+    found = load_corpus(str(old_file(tmp_path / "a", b"x")), cache_dir=cache, progress=False)
     assert len(found.train) + len(found.validation) == 1
     with pytest.raises(UserError, match="0 tokens"):
         check_length(found.train, 1)

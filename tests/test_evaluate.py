@@ -11,7 +11,7 @@ import small
 from slm_np import runs
 from slm_np.config import ModelConfig
 from slm_np.data.tokenizer import ByteTokenizer, with_end_of_text
-from slm_np.data.tokens import Tokens, prepare
+from slm_np.data.tokens import Tokens, load_corpus
 from slm_np.errors import UserError
 from slm_np.evaluate import Evaluation, evaluate, text_bytes, tokens_of
 from slm_np.model import Model
@@ -140,7 +140,7 @@ def test_the_command(folder, capsys, monkeypatch):
 def test_without_data_it_is_the_runs_own_validation(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     fields = json.loads(evaluated(capsys, "--model", "bytes", "--json").out)
-    own = prepare(str(folder / "text.txt"), tokenizer="byte", progress=False).validation
+    own = load_corpus(str(folder / "text.txt"), tokenizer="byte", progress=False).validation
     assert fields["documents"] == own.n_documents and fields["bytes"] == own.n_bytes
 
 

@@ -13,7 +13,7 @@ import pytest
 import small
 from slm_np.data import corpus, download, shards
 from slm_np.data.tokenizer import ByteTokenizer, CharTokenizer, load_tokenizer, with_end_of_text
-from slm_np.data.tokens import gather, prepare
+from slm_np.data.tokens import gather, load_corpus
 from slm_np.errors import UserError
 from slm_np.prepare import main
 
@@ -39,7 +39,7 @@ def tokens_of(documents):
 
 
 def made(*arguments, **options):
-    return prepare(*arguments, progress=False, **options)
+    return load_corpus(*arguments, progress=False, **options)
 
 
 def numbered(n, of=lambda i: f"Story {i} of a café.\nIt ends."):
@@ -444,7 +444,7 @@ def test_without_a_network_a_sentence_says_where_the_file_goes(name, kept, cache
     hub.hf_hub_download = refuse
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     with pytest.raises(UserError) as error:
-        prepare(name)
+        load_corpus(name)
     assert f"--data {name} cannot be downloaded (no network); put https://" in str(error.value) and str(cache / "downloads" / kept) in str(error.value)
     assert "licence" in capsys.readouterr().err
     (cache / "downloads").mkdir(exist_ok=True)
