@@ -70,10 +70,10 @@ def plan(config, batch, steps):
         yield Request("rotary.sin", (steps, config.head_dim // 2), "saved")
 
 
-def block_forward(config, mixer, w, a, out, keys, state=None, place=0):
+def block_forward(config, mixer, w, a, out, keys, state=None):
     """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))"""
     x, middle = a["x"], a["middle"] if config.feed_forward != "none" else out
-    mixer.forward(config, w, a, middle, norm.forward(config, w, a, "mixer_norm", x), x, keys[0], keys[1], state, place)
+    mixer.forward(config, w, a, middle, norm.forward(config, w, a, "mixer_norm", x), x, keys[0], keys[1], state)
     if config.feed_forward != "none":
         feed_forward.forward(config, w, a, out, norm.forward(config, w, a, "feed_forward_norm", middle), middle, keys[2])
 
@@ -145,13 +145,13 @@ class Model:
             return [None] + [(None, None, None)] * self.config.n_layer
         return [ops.dropout_key(*key, 0)] + [tuple(ops.dropout_key(*key, 1 + layer, place) for place in range(3)) for layer in range(self.config.n_layer)]
 
-    def forward(self, activations, tokens, keys, states=None, place=0):
+    def forward(self, activations, tokens, keys, states=None):
         """The stream after the last block, normed, (N, D)."""
         config, w, a = self.config, self.parameters.weight, activations.shared
         layers = activations.layers
         positions = w.get("positions.weight") if config.positions == "learned" else a.get("positions")
         if config.positions == "learned":
-            positions = positions[place:place + activations.steps]
+            positions = positions[:activations.steps]
         if keys[0] is None:
             ops.embedding_forward(layers[0]["x"], tokens, w["embedding.weight"], positions)
         else:
@@ -159,7 +159,7 @@ class Model:
             ops.dropout_forward(layers[0]["x"], a["branch"], None, config.dropout, keys[0])
         for i, mixer in enumerate(self.mixers):
             out = layers[i + 1]["x"] if i + 1 < len(layers) else a["x"]
-            block_forward(config, mixer, self.layer_weights[i], layers[i], out, keys[1 + i], states[i] if states else None, place)
+            block_forward(config, mixer, self.layer_weights[i], layers[i], out, keys[1 + i], states[i] if states else None)
         return norm.forward(config, w, a, "norm", a["x"])
 
     def backward(self, activations, tokens, targets, normed, scale, keys):

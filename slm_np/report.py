@@ -33,19 +33,15 @@ def words(tokenizer):
     """A function (model) -> a few words of a sample on one line, for evaluations; None without a tokenizer."""
     if tokenizer is None:
         return None
-    from slm_np.generation import text_of
+    from slm_np.generation import printable, text_of
     from slm_np.sampling import SamplingConfig
     return lambda model: printable(" ".join(text_of(model, tokenizer, "", 64, SamplingConfig(seed=1)).split()))[:60]
-
-
-def printable(text):
-    """The text without what would move a terminal's cursor or ring its bell, as a model of bytes at first writes."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
 
 
 def finish(trainer):
     """After the last update: the best model over the whole validation split, a text it wrote, where it lies."""
     from slm_np import checkpoint
+    from slm_np.generation import printable
     from slm_np.trainer import bits_per_byte
     corpus, model, directory = trainer.corpus, trainer.model, trainer.out_dir
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)

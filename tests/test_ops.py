@@ -275,27 +275,6 @@ def attention(batch, steps, heads, kv_heads, width, scale=1.0):
                 [normal(batch * steps, (heads + 2 * kv_heads) * width, scale=scale), normal(batch * steps, heads * width)], engine, plain, exact)
 
 
-def attention_step(batch, steps, heads, kv_heads, width):
-    """The last of `steps` tokens, the others being in the cache."""
-    whole = attention(batch, steps, heads, kv_heads, width)
-
-    def engine(start, qkv, dout):
-        _, keys, values = split(qkv, batch, heads, kv_heads)
-        cache = [x.swapaxes(1, 2).copy() for x in (keys, values)]
-        for x in cache:
-            x[:, :, -1] = np.nan
-        out, scratch = empty((batch, heads * width), qkv), empty(ops.attention_scratch(steps, width, qkv), qkv)
-        ops.attention_step(out, scratch, *cache, np.ascontiguousarray(qkv[steps - 1::steps]), heads, steps - 1, steps)
-        return out, *cache
-
-    def expected(formula):
-        def run(qkv, dout):
-            _, keys, values = split(qkv, batch, heads, kv_heads)
-            return formula(qkv, dout)[0][steps - 1::steps], keys.swapaxes(1, 2), values.swapaxes(1, 2)
-        return run
-    return Case(whole.id.replace("attention", "attention_step"), whole.inputs, engine, expected(whole.plain), expected(whole.exact))
-
-
 # Loss
 
 def row_losses(logits, targets):
@@ -389,7 +368,6 @@ CASES = [
     accumulate(1, 1), accumulate(1, 7), accumulate(130, 70),
     attention(1, 1, 1, 1, 5), attention(2, 7, 4, 2, 3), attention(1, 64, 2, 2, 16), attention(1, 65, 3, 1, 4), attention(2, 70, 2, 1, 7),
     attention(1, 130, 2, 2, 8), attention(2, 9, 2, 2, 7, scale=5.0), attention(1, 70, 2, 1, 8, scale=5.0),
-    attention_step(1, 1, 1, 1, 5), attention_step(3, 9, 4, 2, 7), attention_step(2, 130, 2, 2, 8),
     *(cross_entropy(label, logits) for label, logits in (
         ("1x11", normal(1, 11)), ("1x1", normal(1, 1)), ("70x130", normal(70, 130)), ("7x11 within 80", wide(80, 7, 11)),
         ("7x1030 within 80", normal(7, 1030, scale=30).clip(-80, 80)), ("5x11 equal", np.full((5, 11), -1e30, np.float32)),

@@ -111,7 +111,7 @@ LARGE = [
     *(test_ops.activation(name, "", test_ops.normal(133, 514)) for name in test_ops.PLAIN),
     test_ops.linear(1030, 257, 130, bias=True, residual=True), test_ops.linear_transposed(1030, 130, 257),
     test_ops.rmsnorm(133, 514), test_ops.layernorm(133, 514), test_ops.embedding(7, 70, 11, 514), test_ops.rotary(3, 70, 4, 16),
-    test_ops.accumulate(133, 514), test_ops.attention(3, 130, 4, 2, 16), test_ops.attention_step(5, 130, 4, 2, 16),
+    test_ops.accumulate(133, 514), test_ops.attention(3, 130, 4, 2, 16),
     test_ops.cross_entropy("", test_ops.normal(133, 514)), test_ops.head_cross_entropy(300, 130, 514, 128),
 ]
 

@@ -2,7 +2,7 @@
 from .activation import (gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward, swiglu_backward, swiglu_forward,
                          swish_backward, swish_forward)
 from .adamw import adamw, square_sum, square_sum_blocks
-from .attention import attention_backward, attention_forward, attention_scratch, attention_step
+from .attention import attention_backward, attention_forward, attention_scratch
 from .decode import decode_head, decode_step
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward

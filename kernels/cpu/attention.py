@@ -236,12 +236,6 @@ def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scor
         attend(out[b, h * width:h * width + width], qkv[b, h * width:h * width + width], k, v, scores, scale)
 
 
-@kernel
-def _attention_step(out, scratch, keys, values, qkv, heads, kv_heads, steps, slot, length):
-    for task in prange(len(qkv) * kv_heads):
-        step_group(out, task // kv_heads, keys, values, qkv, heads, kv_heads, task % kv_heads, steps, slot, scratch[get_thread_id(), :length])
-
-
 def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key):
     width = out.shape[1] // heads
     long, wide, starts, _ = rooms(steps, width)
@@ -254,7 +248,3 @@ def attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout,
     long, wide, starts, _ = rooms(steps, width)
     _attention_backward(qkv.reshape(-1), scratch, starts, long, wide, dout.reshape(-1), qkv.shape[1], lse, heads, kv_heads, steps, width,
                         key, threshold_of(dropout), dout.dtype.type(1 / (1 - dropout)))
-
-
-def attention_step(out, scratch, keys, values, qkv, heads, slot, length):
-    _attention_step(out, scratch, keys.reshape(-1), values.reshape(-1), qkv, heads, keys.shape[1], keys.shape[2], slot, length)

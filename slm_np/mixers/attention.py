@@ -28,7 +28,7 @@ def plan(config, batch, steps):
     yield Request("attention.heads", (n, attended), "saved")
     yield Request("attention.lse", (batch * config.n_head, steps), "saved")
     yield Request("attention.dheads", (n, attended), "scratch")
-    yield Request("attention.scores", ops.attention_scratch(max(steps, config.block_size), config.head_dim, np.empty(0)), "scratch")
+    yield Request("attention.scores", ops.attention_scratch(steps, config.head_dim, np.empty(0)), "scratch")
 
 
 def state_size(config, batch):
@@ -49,19 +49,16 @@ class State:
         self.keys[:, :, :steps], self.values[:, :, :steps] = kept[:, :kv], kept[:, kv:]
 
 
-def forward(config, w, a, out, x, residual, key, join_key, state=None, place=0):
-    """out = residual + attention(x) W + b. With `state`, one token at `place` attends to those before it; a prompt is kept there."""
+def forward(config, w, a, out, x, residual, key, join_key, state=None):
+    """out = residual + attention(x) W + b. With `state`, a prompt is kept there."""
     qkv, heads, scores = a["attention.qkv"], a["attention.heads"], a["attention.scores"]
     steps = a["attention.lse"].shape[1]
     ops.linear_forward(qkv, x, w["attention.qkv.weight"], w.get("attention.qkv.bias"), None)
     if config.positions == "rotary":
         ops.rotary_forward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
-    if state is not None and place > 0:
-        ops.attention_step(heads, scores, state.keys, state.values, qkv, config.n_head, place % config.block_size, min(place + 1, config.block_size))
-    else:
-        ops.attention_forward(heads, a["attention.lse"], scores, qkv, config.n_head, config.n_kv_head, steps, config.dropout if key is not None else 0.0, key or 0)
-        if state is not None:
-            state.take(config, qkv, steps)
+    ops.attention_forward(heads, a["attention.lse"], scores, qkv, config.n_head, config.n_kv_head, steps, config.dropout if key is not None else 0.0, key or 0)
+    if state is not None:
+        state.take(config, qkv, steps)
     join_forward(config, w, a, "attention.output", out, heads, residual, join_key)
 
 

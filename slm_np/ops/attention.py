@@ -21,14 +21,6 @@ def attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout,
     kernels_of(qkv).attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout, key)
 
 
-def attention_step(out, scratch, keys, values, qkv, heads, slot, length):
-    """One new token per sequence: its key and value enter the cache at `slot`, its query attends to the first `length` slots.
-
-    out (B, H w)   qkv (B, (H + 2 K) w)   keys, values (B, K, T, w). Equal to the last row of `attention_forward` over the same tokens.
-    """
-    kernels_of(out).attention_step(out, scratch, keys, values, qkv, heads, slot, length)
-
-
 def attention_scratch(block_size, width, array):
     """Shape of the scratch that attention over `block_size` tokens, heads `width` wide, wants on the device of `array`."""
     return kernels_of(array).attention_scratch(block_size, width)
