@@ -12,7 +12,7 @@ from slm_np import ops
 def cases(config, batch):
     T, H, K, w = config.block_size, config.n_head, config.n_kv_head, config.head_dim
     qkv, dout, above = normal(batch * T, (H + 2 * K) * w), normal(batch * T, H * w), np.triu(np.full((T, T), -np.inf, np.float32), 1)
-    dqkv, out, lse, scratch = empty_like(qkv, dout, normal(batch * H, T), normal(*ops.attention_scratch(T, w, qkv)))
+    dqkv, out, lse, scratch = empty_like(qkv, dout, normal(batch * H, T), normal(*ops.attention_scratch(T, w, batch * H, qkv)))
 
     def groups(x, heads):
         """(N, heads w) as (B, K, heads / K, T, w): the queries of a group beside their key's head."""

@@ -13,13 +13,13 @@ def run(half):
     from slm_np.decode import Decoder
     from slm_np.model import Model
     from slm_np.optim import AdamW
-    tokens = np.zeros((2, 4), np.int32)
+    tokens = np.zeros((8, 4), np.int32)  # rows enough for products of tiles; two windows are few enough for BLAS
     for settings in MODELS[half::2]:
         model = Model(ModelConfig(**settings, vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4))
         optimizer = AdamW(model.parameters)
         model.loss_and_gradient(tokens, tokens, key=(1,))
         optimizer.step()
-        model.loss(tokens, tokens)
+        model.loss(tokens[:2], tokens[:2])
         decoder = Decoder(model, 2)
-        decoder.read(tokens[:, :1])
-        decoder.step(tokens[:, 0])
+        decoder.read(tokens[:2, :2])
+        decoder.step(tokens[:2, 0])

@@ -19,7 +19,8 @@ def parser():
         "Go on with a trained model on another text: same tokenizer and model, the base's best weights, a fresh schedule.\n"
         "The rows of a .jsonl file with messages, or prompt and completion, are conversations: only the answers are learnt.\n\n"
         f"Defaults differ from train's: {EPOCHS:g} epochs; batches, weight decay, clipping and seed as the base's; a peak rate of {RATE_SHARE:g} times the\n"
-        f"base's and a lowest of {MIN_SHARE:g} times that; warmup over a tenth of the run and 20 evaluations in it, if they are not given."))
+        f"base's and a lowest of {MIN_SHARE:g} times that; warmup over a tenth of the run (100 updates at most) and an evaluation after each twentieth (250
+        updates at most, and under max-time)."))
     group = p.add_argument_group("run")
     group.add_argument("--base", metavar="RUN", help="directory of the run to start from")
     train.add_source(group)
@@ -161,10 +162,11 @@ def fitted(run, given, corpus):
     from slm_np.trainer import epoch_order, updates_of
     config = run.train
     if config.max_seconds:
-        updates = 1000
+        updates, interval = 1000, 250  # how many there will be is not known
     else:
         updates = updates_of(config, epoch_order(corpus, run.model.block_size, config.seed).n_windows) if config.epochs else config.max_iters
-    interval = given.get("eval_interval", max(1, min(250, updates // 20)))
+        interval = max(1, min(250, updates // 20))
+    interval = given.get("eval_interval", interval)
     defaults = dict(warmup_iters=min(100, updates // 10), eval_interval=interval, save_interval=interval)
     return dataclasses.replace(run, train=dataclasses.replace(config, **{field: value for field, value in defaults.items() if field not in given}))
 

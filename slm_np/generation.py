@@ -59,11 +59,11 @@ class Text:
 
     Those uncertain tokens are held back until a certain one follows or the text ends elsewhere, and dropped where it ends by them.
     `style(text, probability)`, where given, dresses each piece that is shown; a character of several tokens has the least of their
-    probabilities.
+    probabilities. `after`: the ids it follows, as some tokenizers leave out a text's first space.
     """
 
-    def __init__(self, tokenizer, stops, min_confidence=0.0, patience=3, style=None):
-        self.end_of_text, self.stream, self.stops = tokenizer.end_of_text, tokenizer.stream(), Stops(stops)
+    def __init__(self, tokenizer, stops, min_confidence=0.0, patience=3, style=None, after=()):
+        self.end_of_text, self.stream, self.stops = tokenizer.end_of_text, tokenizer.stream(after), Stops(stops)
         self.min_confidence, self.patience, self.style = min_confidence, patience, style
         self.uncertain = 0           # tokens since the last certain one
         self.passed = ""             # characters no stop string can claim, not shown yet
@@ -161,7 +161,7 @@ def generate(model, tokenizer, prompt, max_tokens, sampling, stops=(), samples=1
     ids, decoder = encode_prompt(tokenizer, prompt) if isinstance(prompt, (str, bytes)) else prompt, Decoder(model, samples)
 
     def pieces():
-        texts = [Text(tokenizer, stops, sampling.min_confidence, sampling.confidence_patience, style) for _ in range(samples)]
+        texts = [Text(tokenizer, stops, sampling.min_confidence, sampling.confidence_patience, style, ids) for _ in range(samples)]
         measured = style is not None or sampling.min_confidence > 0
         for logits, new in steps(decoder, ids, max_tokens, sampling, stream):
             measures = [confidence(row, id)[::-1] if measured else () for row, id in zip(logits, new)]

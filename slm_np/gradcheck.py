@@ -176,15 +176,15 @@ def op_cases(seed=0):
     for batch, steps, heads, kv_heads, width, dropout in ((2, 7, 4, 2, 3, 0.0), (1, 1, 1, 1, 5, 0.0), (2, 70, 2, 1, 4, 0.0), (1, 130, 1, 1, 8, 0.0), (2, 9, 2, 2, 3, 0.3)):
         def attend(qkv, batch=batch, steps=steps, heads=heads, kv_heads=kv_heads, width=width, dropout=dropout, keep=None):
             out, lse = overwritten((batch * steps, heads * width)), overwritten((batch * heads, steps))
-            ops.attention_forward(out, lse, overwritten(ops.attention_scratch(steps, width, qkv)), qkv, heads, kv_heads, steps, dropout, 5)
+            ops.attention_forward(out, lse, overwritten(ops.attention_scratch(steps, width, batch * heads, qkv)), qkv, heads, kv_heads, steps, dropout, 5)
             if keep is not None:
                 keep.append(lse)
             return out
 
-        def attend_back(dout, qkv, attend=attend, steps=steps, heads=heads, kv_heads=kv_heads, width=width, dropout=dropout):
+        def attend_back(dout, qkv, attend=attend, batch=batch, steps=steps, heads=heads, kv_heads=kv_heads, width=width, dropout=dropout):
             keep, dqkv = [], qkv.copy()
             attend(qkv, keep=keep)
-            ops.attention_backward(dqkv, overwritten(ops.attention_scratch(steps, width, qkv)), dout, keep[0], heads, kv_heads, steps, dropout, 5)
+            ops.attention_backward(dqkv, overwritten(ops.attention_scratch(steps, width, batch * heads, qkv)), dout, keep[0], heads, kv_heads, steps, dropout, 5)
             return [dqkv]
         yield Case(f"attention T {steps} heads {heads}/{kv_heads}{' dropout' if dropout else ''}", [normal((batch * steps, (heads + 2 * kv_heads) * width))], attend, attend_back)
 

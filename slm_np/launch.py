@@ -1,6 +1,7 @@
 """From settings to a trained run: the data are prepared, the memory is planned, the trainer is made and let run."""
 import dataclasses
 import sys
+from pathlib import Path
 
 from slm_np.errors import UserError
 from slm_np.report import describe, finish, quoted, words
@@ -66,6 +67,15 @@ def memory_plan(run):
     return parts
 
 
+def check_same_tokenizer(directory, run, corpus):
+    """UserError if the pieces that were learnt from the text now are not the run's, as another release of a library may learn others."""
+    from slm_np.runs import tokenizer_of
+    kept = tokenizer_of(Path(directory), run)
+    if kept is not None and corpus.tokenizer is not None and kept.to_json() != corpus.tokenizer.to_json():
+        raise UserError(f"{directory} was trained with other pieces than --tokenizer {run.train.tokenizer} learns from the text now; "
+                        f"start a new run with --tokenizer file:{directory}/tokenizer.json")
+
+
 def train_run(run, directory=None):
     """Train `run` from its start in a new directory, or from the newest checkpoint in `directory`, and say how it went."""
     from slm_np.machine import use_threads
@@ -82,6 +92,7 @@ def train_on(corpus, run, directory=None, replay=None, base=None):
     memory = memory_plan(run)
     trainer = Trainer(run, corpus, words(corpus.tokenizer), replay=replay, fresh=directory is None and base is None)
     if directory is not None:
+        check_same_tokenizer(directory, run, corpus)
         trainer.resume(directory)
     else:
         if base is not None:

@@ -59,7 +59,8 @@ def newest_run():
     found = [path.parent for path in RUNS.glob("*/config.json")] if RUNS.is_dir() else []
     if not found:
         raise UserError("there is no run in runs/ yet; train one by python -m slm_np.train, or name its directory")
-    return max(found, key=lambda path: max(p.stat().st_mtime for p in path.iterdir()))
+    # Not whatever lies in the run: a training that saves renames files meanwhile.
+    return max(found, key=lambda path: max(file.stat().st_mtime for name in ("config.json", "metrics.jsonl") if (file := path / name).exists()))
 
 
 @dataclass

@@ -245,7 +245,7 @@ def split(qkv, batch, heads, kv_heads):
 def attention(batch, steps, heads, kv_heads, width, scale=1.0):
     def engine(start, qkv, dout):
         out, lse, dqkv = empty(dout.shape, qkv), empty((batch * heads, steps), qkv), qkv.copy()
-        scratch = empty(ops.attention_scratch(steps, width, qkv), qkv)
+        scratch = empty(ops.attention_scratch(steps, width, batch * heads, qkv), qkv)
         ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, 0.0, 0)
         scratch.fill(np.nan)
         ops.attention_backward(dqkv, scratch, dout, lse, heads, kv_heads, steps, 0.0, 0)
@@ -528,7 +528,7 @@ def test_attention_to_a_bad_key_is_nan(place):
     qkv = normal(steps, 3 * width)
     qkv[place, width] = np.nan
     out, lse = empty((steps, width), qkv), empty((1, steps), qkv)
-    ops.attention_forward(out, lse, empty(ops.attention_scratch(steps, width, qkv), qkv), qkv, 1, 1, steps, 0.0, 0)
+    ops.attention_forward(out, lse, empty(ops.attention_scratch(steps, width, 1, qkv), qkv), qkv, 1, 1, steps, 0.0, 0)
     np.testing.assert_array_equal(np.isnan(out).all(1), np.arange(steps) >= place)
     np.testing.assert_array_equal(np.isnan(lse[0]), np.arange(steps) >= place)
     assert np.isfinite(out[:place]).all()
@@ -589,7 +589,7 @@ def test_fused_head_equals_the_ops_it_is_made_of(rows):
 def attend(qkv, heads, kv_heads, steps, dropout=0.0, key=0):
     width = qkv.shape[1] // (heads + 2 * kv_heads)
     out, lse = empty((len(qkv), heads * width), qkv), empty((len(qkv) // steps * heads, steps), qkv)
-    ops.attention_forward(out, lse, empty(ops.attention_scratch(steps, width, qkv), qkv), qkv, heads, kv_heads, steps, dropout, key)
+    ops.attention_forward(out, lse, empty(ops.attention_scratch(steps, width, len(lse), qkv), qkv), qkv, heads, kv_heads, steps, dropout, key)
     return out, lse
 
 
@@ -623,7 +623,7 @@ def test_dropout_in_attention_replays_its_mask():
     other = attend(qkv, 1, 1, steps, share, 6)[0][causal] != 0
     assert abs((kept != other).mean() - 2 * share * (1 - share)) < 4 * math.sqrt(0.25 / kept.size)
     dqkv = qkv.copy()
-    ops.attention_backward(dqkv, empty(ops.attention_scratch(steps, steps, qkv), qkv), np.eye(steps, dtype=np.float32), lse, 1, 1, steps, share, 5)
+    ops.attention_backward(dqkv, empty(ops.attention_scratch(steps, steps, 1, qkv), qkv), np.eye(steps, dtype=np.float32), lse, 1, 1, steps, share, 5)
     np.testing.assert_allclose(dqkv[:, 2 * steps:], dropped.T, rtol=1e-5, atol=1e-7)
 
 

@@ -128,7 +128,7 @@ def test_dropout_gives_the_same_bits():
     qkv = test_ops.normal(260, 8 * 16)
 
     def run():
-        dqkv, scratch = qkv.copy(), np.full(ops.attention_scratch(130, 16, qkv), np.nan, np.float32)
+        dqkv, scratch = qkv.copy(), np.full(ops.attention_scratch(130, 16, 8, qkv), np.nan, np.float32)
         out, lse = test_ops.attend(qkv, 4, 2, 130, 0.2, 3)
         ops.attention_backward(dqkv, scratch, out, lse, 4, 2, 130, 0.2, 3)
         return test_ops.drop(x, 0.3, 5), test_ops.drop(x, 0.3, 5, residual), out, dqkv

@@ -6,7 +6,6 @@ pass over blocks of keys; tiles of keys past a tile of queries are not touched. 
 import numba
 import numpy as np
 from numba import prange
-from numba.np.ufunc.parallel import get_thread_id
 
 from .dropout import kept, threshold_of
 from .elementary import exp, maximum, multiply_add
@@ -17,15 +16,15 @@ QUERIES = 64 // ROWS * ROWS
 KEYS = 256  # terms of a product over keys at a time, so that their rows stay in the nearest cache while queries pass
 
 
-def attention_scratch(block_size, width):
-    """Shape of the scratch: per thread what `rooms` lays out."""
-    return numba.config.NUMBA_NUM_THREADS, rooms(block_size, width)[-1]
+def attention_scratch(block_size, width, tasks):
+    """Shape of the scratch: for each worker, no more than there are cores or `tasks`, what `rooms` lays out."""
+    return min(numba.config.NUMBA_NUM_THREADS, tasks), rooms(block_size, width)[-1]
 
 
 def rooms(steps, width):
     """(padded steps, padded width, [where each array of a thread starts], end): two panels of scores (QUERIES, T), keys and values turned
     to (w, T), then as rows and their gradients (T, w), and the queries, their gradients and results of a block (QUERIES, w)."""
-    long, wide = padded(steps + ROWS - 1, COLUMNS), padded(width, COLUMNS)
+    long, wide = padded(steps + ROWS - 1, COLUMNS), padded(width, COLUMNS)  # mostly no power of two, whose rows would meet in few places of a cache
     starts = np.cumsum([0] + 2 * [QUERIES * long] + 2 * [width * long] + 3 * [long * wide] + 3 * [QUERIES * wide])
     return long, wide, tuple(int(start) for start in starts[:-1]), int(starts[-1])
 
@@ -74,13 +73,13 @@ def drop_row(values, length, index, key, threshold, keep_scale):
 
 @row
 def take_rows(rows, wide, x, first, columns, count, width, scale):
-    """Rows of one head, times `scale`, zeros around them up to `wide` and to the next tile."""
+    """Rows of one head, times `scale`, zeros around them up to `wide` and to the end of the last tile of rows."""
     for t in range(count):
         source, target = x[first + t * columns:first + t * columns + width], rows[t * wide:t * wide + wide]
         for d in range(width):
             target[d] = source[d] * scale
         target[width:] = 0
-    rows[count * wide:(count + ROWS - 1) * wide] = 0
+    rows[count * wide:padded(count, ROWS) * wide] = 0
 
 
 @row
@@ -129,73 +128,75 @@ def add_queries(dkeys, wide, p, long, rows, q, count):
 @kernel
 def _attention_forward(out, lse, scratch, starts, long, wide, qkv, columns, heads, kv_heads, steps, width, key, threshold, keep_scale):
     scale, one, batch = out.dtype.type(1 / np.sqrt(width)), out.dtype.type(1), lse.shape[0] // heads
-    for task in prange(batch * heads):
-        b, h = task // heads, task % heads
-        memory = scratch[get_thread_id()]
-        scores, turned, values, queries, result = memory[starts[0]:], memory[starts[2]:], memory[starts[4]:], memory[starts[7]:], memory[starts[9]:]
-        base = b * steps * columns
-        k0 = base + (heads + h // (heads // kv_heads)) * width
-        take_turned(turned, qkv, k0, columns, steps, width)
-        take_rows(values, wide, qkv, k0 + kv_heads * width, columns, steps, width, one)
-        for q in range(0, steps, QUERIES):
-            count = min(QUERIES, steps - q)
-            take_rows(queries, wide, qkv, base + q * columns + h * width, columns, count, width, scale)
-            score_tiles(scores, long, queries, wide, turned, width, q, count)
-            for i in range(padded(count, ROWS)):
-                line, reach = scores[i * long:i * long + long], q + i // ROWS * ROWS + ROWS
-                if i < count:
-                    lse[task, q + i] = softmax_row(line, q + i + 1, reach)
-                    if threshold > 0:
-                        drop_row(line, q + i + 1, (task * steps + q + i) * steps, key, threshold, keep_scale)
-                else:
-                    line[:reach] = 0
-            sum_keys(result, wide, scores, long, values, q, count)
-            give_rows(out, (b * steps + q) * heads * width + h * width, heads * width, result, wide, count, width, one)
+    for worker in prange(len(scratch)):
+        memory = scratch[worker]
+        for task in range(worker, batch * heads, len(scratch)):
+            b, h = task // heads, task % heads
+            scores, turned, values, queries, result = memory[starts[0]:], memory[starts[2]:], memory[starts[4]:], memory[starts[7]:], memory[starts[9]:]
+            base = b * steps * columns
+            k0 = base + (heads + h // (heads // kv_heads)) * width
+            take_turned(turned, qkv, k0, columns, steps, width)
+            take_rows(values, wide, qkv, k0 + kv_heads * width, columns, steps, width, one)
+            for q in range(0, steps, QUERIES):
+                count = min(QUERIES, steps - q)
+                take_rows(queries, wide, qkv, base + q * columns + h * width, columns, count, width, scale)
+                score_tiles(scores, long, queries, wide, turned, width, q, count)
+                for i in range(padded(count, ROWS)):
+                    line, reach = scores[i * long:i * long + long], q + i // ROWS * ROWS + ROWS
+                    if i < count:
+                        lse[task, q + i] = softmax_row(line, q + i + 1, reach)
+                        if threshold > 0:
+                            drop_row(line, q + i + 1, (task * steps + q + i) * steps, key, threshold, keep_scale)
+                    else:
+                        line[:reach] = 0
+                sum_keys(result, wide, scores, long, values, q, count)
+                give_rows(out, (b * steps + q) * heads * width + h * width, heads * width, result, wide, count, width, one)
 
 
 @kernel
 def _attention_backward(qkv, scratch, starts, long, wide, dout, columns, lse, heads, kv_heads, steps, width, key, threshold, keep_scale):
     scale, one, batch, group = dout.dtype.type(1 / np.sqrt(width)), dout.dtype.type(1), lse.shape[0] // heads, heads // kv_heads
-    for task in prange(batch * kv_heads):  # reads and then overwrites the queries, keys and values of one group, which no other task reads
-        b, kv = task // kv_heads, task % kv_heads
-        memory = scratch[get_thread_id()]
-        p, dp, turned_keys, turned_values = memory[starts[0]:], memory[starts[1]:], memory[starts[2]:], memory[starts[3]:]
-        keys, dkeys, dvalues = memory[starts[4]:], memory[starts[5]:starts[6]], memory[starts[6]:starts[7]]
-        queries, douts, result = memory[starts[7]:], memory[starts[8]:], memory[starts[9]:]
-        base, out_columns = b * steps * columns, heads * width
-        k0 = base + (heads + kv) * width
-        v0 = k0 + kv_heads * width
-        take_turned(turned_keys, qkv, k0, columns, steps, width)
-        take_turned(turned_values, qkv, v0, columns, steps, width)
-        take_rows(keys, wide, qkv, k0, columns, steps, width, one)
-        dkeys[:] = 0
-        dvalues[:] = 0
-        for h in range(kv * group, kv * group + group):
-            for q in range(0, steps, QUERIES):
-                count = min(QUERIES, steps - q)
-                take_rows(queries, wide, qkv, base + q * columns + h * width, columns, count, width, scale)
-                take_rows(douts, wide, dout, (b * steps + q) * out_columns + h * width, out_columns, count, width, one)
-                score_tiles(p, long, queries, wide, turned_keys, width, q, count)
-                score_tiles(dp, long, douts, wide, turned_values, width, q, count)
-                for i in range(padded(count, ROWS)):
-                    p_line, dp_line, length, reach = p[i * long:i * long + long], dp[i * long:i * long + long], q + i + 1, q + i // ROWS * ROWS + ROWS
-                    if i < count:
-                        index = ((b * heads + h) * steps + q + i) * steps
-                        probability_row(p_line, length, reach, lse[b * heads + h, q + i])
-                        if threshold > 0:
-                            drop_row(dp_line, length, index, key, threshold, keep_scale)
-                        softmax_backward_row(dp_line, p_line, length, reach)
-                        if threshold > 0:
-                            drop_row(p_line, length, index, key, threshold, keep_scale)
-                    else:
-                        p_line[:reach] = 0
-                        dp_line[:reach] = 0
-                add_queries(dvalues, wide, p, long, douts, q, count)
-                add_queries(dkeys, wide, dp, long, queries, q, count)
-                sum_keys(result, wide, dp, long, keys, q, count)
-                give_rows(qkv, base + q * columns + h * width, columns, result, wide, count, width, scale)
-        give_rows(qkv, k0, columns, dkeys, wide, steps, width, one)
-        give_rows(qkv, v0, columns, dvalues, wide, steps, width, one)
+    for worker in prange(len(scratch)):  # a task reads and then overwrites the queries, keys and values of one group, which no other reads
+        memory = scratch[worker]
+        for task in range(worker, batch * kv_heads, len(scratch)):
+            b, kv = task // kv_heads, task % kv_heads
+            p, dp, turned_keys, turned_values = memory[starts[0]:], memory[starts[1]:], memory[starts[2]:], memory[starts[3]:]
+            keys, dkeys, dvalues = memory[starts[4]:], memory[starts[5]:starts[6]], memory[starts[6]:starts[7]]
+            queries, douts, result = memory[starts[7]:], memory[starts[8]:], memory[starts[9]:]
+            base, out_columns = b * steps * columns, heads * width
+            k0 = base + (heads + kv) * width
+            v0 = k0 + kv_heads * width
+            take_turned(turned_keys, qkv, k0, columns, steps, width)
+            take_turned(turned_values, qkv, v0, columns, steps, width)
+            take_rows(keys, wide, qkv, k0, columns, steps, width, one)
+            dkeys[:] = 0
+            dvalues[:] = 0
+            for h in range(kv * group, kv * group + group):
+                for q in range(0, steps, QUERIES):
+                    count = min(QUERIES, steps - q)
+                    take_rows(queries, wide, qkv, base + q * columns + h * width, columns, count, width, scale)
+                    take_rows(douts, wide, dout, (b * steps + q) * out_columns + h * width, out_columns, count, width, one)
+                    score_tiles(p, long, queries, wide, turned_keys, width, q, count)
+                    score_tiles(dp, long, douts, wide, turned_values, width, q, count)
+                    for i in range(padded(count, ROWS)):
+                        p_line, dp_line, length, reach = p[i * long:i * long + long], dp[i * long:i * long + long], q + i + 1, q + i // ROWS * ROWS + ROWS
+                        if i < count:
+                            index = ((b * heads + h) * steps + q + i) * steps
+                            probability_row(p_line, length, reach, lse[b * heads + h, q + i])
+                            if threshold > 0:
+                                drop_row(dp_line, length, index, key, threshold, keep_scale)
+                            softmax_backward_row(dp_line, p_line, length, reach)
+                            if threshold > 0:
+                                drop_row(p_line, length, index, key, threshold, keep_scale)
+                        else:
+                            p_line[:reach] = 0
+                            dp_line[:reach] = 0
+                    add_queries(dvalues, wide, p, long, douts, q, count)
+                    add_queries(dkeys, wide, dp, long, queries, q, count)
+                    sum_keys(result, wide, dp, long, keys, q, count)
+                    give_rows(qkv, base + q * columns + h * width, columns, result, wide, count, width, scale)
+            give_rows(qkv, k0, columns, dkeys, wide, steps, width, one)
+            give_rows(qkv, v0, columns, dvalues, wide, steps, width, one)
 
 
 @row

@@ -34,7 +34,7 @@ BLOCK = 8192  # numbers in a block of an elementwise kernel: four arrays of them
 
 def kernel_cache():
     """The cache's folder: it depends on every kernel source and where it lies, on Numba and on the processor."""
-    digest = hashlib.sha256(f"{numba.__version__} {binding.get_host_cpu_name()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}".encode())
+    digest = hashlib.sha256(f"{numba.__version__} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}".encode())
     for source in sorted(Path(__file__).resolve().parent.glob("*.py")):
         digest.update(f"{source} {source.stat().st_mtime_ns}".encode() + source.read_bytes())
     return cache_dir() / "kernels" / digest.hexdigest()[:16]

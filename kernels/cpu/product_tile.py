@@ -1,9 +1,10 @@
 """Matrix products from register tiles: where registers are wide they are a tenth faster than OpenBLAS, which packs both operands.
 
-Here only what a tile reads across is packed, a panel as wide as the tile at a time; the other operand is read where it lies. Every number
-is summed in the same order however the product is shared out, so results do not depend on the number of threads.
+A product packs only what a tile reads across, a panel as wide as the tile at a time, and reads the other operand where it lies; a sum of
+outer products packs both. Every number is summed in the same order however the product is shared out, so results do not depend on the
+number of threads.
 """
-import functools
+import threading
 
 import numba
 import numpy as np
@@ -20,14 +21,23 @@ SMALL = 1 << 21                    # multiply-adds that are not worth a second t
 ENOUGH = 256                       # rows to share out before columns are: fewer would not repay packing a panel
 
 
-@functools.cache
-def panel_memory(dtype):
-    """For every thread: a panel of B, rows of A, a tile of C."""
-    return np.empty((numba.config.NUMBA_NUM_THREADS, ROOM), dtype)
-
-
 PANEL = max(TERMS, OUTER_TERMS) * COLUMNS
 ROOM = PANEL + max(TERMS * ROWS, OUTER_TERMS * OUTER_ROWS) + ROWS * COLUMNS
+
+
+class Panels(threading.local):
+    """Memory for each thread of the pool: a panel of B, rows of A, a tile of C. Every thread of Python has its own, as two may multiply at once."""
+
+    def __init__(self):
+        self.made = {}
+
+    def of(self, dtype):
+        if dtype not in self.made:
+            self.made[dtype] = np.empty((numba.config.NUMBA_NUM_THREADS, ROOM), dtype)
+        return self.made[dtype]
+
+
+PANELS = Panels()
 
 
 @row
@@ -143,9 +153,9 @@ def parts_of(m, n, k):
 
 def product(out, a, b, transpose_b, under, bias, residual):
     """out (m, n) = a op(b) + what `under` names        a (m, k)   op(b) (k, n)"""
-    _product(out, out.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), transpose_b, under, bias, residual, panel_memory(out.dtype), *parts_of(*out.shape, a.shape[1]))
+    _product(out, out.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), transpose_b, under, bias, residual, PANELS.of(out.dtype), *parts_of(*out.shape, a.shape[1]))
 
 
 def add_outer_products(c, a, b):
     """C (m, n) += A^T B        A (k, m)   B (k, n)"""
-    _outer_products(c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), panel_memory(c.dtype), *parts_of(*c.shape, len(a)))
+    _outer_products(c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), PANELS.of(c.dtype), *parts_of(*c.shape, len(a)))

@@ -12,7 +12,7 @@ from .jit import row
 
 FEATURES = binding.get_host_cpu_features()
 # Of float32; a tile of float64 has the same size, and the compiler what to do.
-ROWS, COLUMNS, LANES = (8, 32, 16) if FEATURES.get("avx512f") else (6, 16, 8) if FEATURES.get("avx2") else (8, 8, 4)
+ROWS, COLUMNS, LANES = (8, 32, 16) if FEATURES.get("avx512f") else (6, 16, 8) if FEATURES.get("avx2") and FEATURES.get("fma") else (8, 8, 4)
 
 
 @intrinsic
@@ -31,7 +31,7 @@ def multiply_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, 
         kinds, word, number = signature.args, ir.IntType(64), context.get_value_type(signature.args[0].dtype)
         vectors, size = range(COLUMNS // LANES), 4 if kinds[0].dtype == types.float32 else 8
         vector = ir.VectorType(number, LANES)
-        multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f{8 * size}")
+        multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{LANES}f{8 * size}")
         spread = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         undefined, zero, first = ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0.0] * LANES), ir.Constant(ir.IntType(32), 0)
 

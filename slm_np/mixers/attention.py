@@ -28,7 +28,7 @@ def plan(config, batch, steps):
     yield Request("attention.heads", (n, attended), "saved")
     yield Request("attention.lse", (batch * config.n_head, steps), "saved")
     yield Request("attention.dheads", (n, attended), "scratch")
-    yield Request("attention.scores", ops.attention_scratch(steps, config.head_dim, np.empty(0)), "scratch")
+    yield Request("attention.scores", ops.attention_scratch(steps, config.head_dim, batch * config.n_head, np.empty(0)), "scratch")
 
 
 def state_size(config, batch):

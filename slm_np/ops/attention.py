@@ -21,6 +21,6 @@ def attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout,
     kernels_of(qkv).attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout, key)
 
 
-def attention_scratch(block_size, width, array):
-    """Shape of the scratch that attention over `block_size` tokens, heads `width` wide, wants on the device of `array`."""
-    return kernels_of(array).attention_scratch(block_size, width)
+def attention_scratch(block_size, width, tasks, array):
+    """Shape of the scratch that attention over `block_size` tokens, `tasks` heads in all (B H) that are `width` wide, wants on the device of `array`."""
+    return kernels_of(array).attention_scratch(block_size, width, tasks)

@@ -5,8 +5,7 @@ from slm_np.ops.device import kernels_of
 def linear_forward(out, x, weight, bias, residual):
     """out = x W + b + residual        out, residual (N, E)   x (N, D)   weight (D, E)   bias (E,)
 
-    `bias` and `residual` may be None. They cost almost nothing: BLAS fills its output with zeros before it accumulates,
-    and is given them instead.
+    `bias` and `residual` may be None. They cost almost nothing: they are laid where the product is added to them.
     """
     kernels_of(out).linear_forward(out, x, weight, bias, residual)
 
