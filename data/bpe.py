@@ -81,14 +81,14 @@ class PieceTokenizer(Tokenizer):
     def to_json(self):
         return self._json
 
-    def encode_blocks(self, blocks):
-        parts, first = segments(decoded(blocks)), True
+    def encode_blocks(self, blocks, begins=True):
+        parts = segments(decoded(blocks))
         while batch := list(islice(parts, BATCH)):
             if self._by_words:
                 yield self._encode_words([word for segment in batch for word in WORD.findall(segment)])
             else:
-                yield np.array([id for ids in self._encode(batch, first) for id in ids], self.dtype)
-            first = False
+                yield np.array([id for ids in self._encode(batch, begins) for id in ids], self.dtype)
+            begins = False
 
     def _encode_words(self, words):
         """The ids (n,) of words, each encoded once and then remembered."""

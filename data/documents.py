@@ -105,7 +105,7 @@ def _pieces(line, file, number):
     """[(bytes, learn), ...] of one row."""
     from slm_np.template import parse_row, pieces
     row = parse_row(line, file, number)
-    return [(row.encode(), True)] if isinstance(row, str) else pieces(row)
+    return [(row.encode("utf-8", "surrogateescape"), True)] if isinstance(row, str) else pieces(row)
 
 
 def check_kind(documents):

@@ -1,5 +1,6 @@
 """Corpora by name from the network: fetched once, resumed after a break, verified, kept."""
 import hashlib
+import http.client
 import os
 import sys
 import urllib.error
@@ -55,7 +56,7 @@ def fetched(name, split, cache, progress=True):
             raise UserError(f"--data {name} cannot be downloaded ({_first_line(error)}); {by_hand}") from None
     try:
         _download(url, path, source.sha256, progress)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"--data {name} cannot be downloaded ({_first_line(getattr(error, 'reason', error))}); {by_hand}") from None
     return path
 

@@ -71,7 +71,7 @@ def build(folder, plan, tokenizer, describe, threads=0, progress=True):
     "learn_all", ...}; a rerun with the same plan goes on.   tokenizer: function () -> Tokenizer.   describe: function (tokenizer,
     totals {split: counts}) -> meta.   threads: processes, 0 for one per core.   UserError for bad text or a disk that refuses.
     """
-    staging = folder.with_name(folder.name + ".part")
+    staging = staging_of(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.with_name(folder.name + ".lock"), progress):
@@ -97,10 +97,16 @@ def build(folder, plan, tokenizer, describe, threads=0, progress=True):
         raise UserError(f"{folder.parent} cannot be written ({error.strerror}); free some space, or set SLM_NP_CACHE to another folder") from None
 
 
+def staging_of(folder):
+    """Where the store `folder` is made, until it is complete."""
+    return folder.with_name(folder.name + ".part")
+
+
 def _begun(staging, plan, tokenizer):
     """The tokenizer of a store that was begun with this plan, or a new one in a new folder."""
     with contextlib.suppress(OSError, UserError):
         if (staging / "plan.json").read_text(encoding="utf-8") == json.dumps(plan):
+            (staging / "shards").mkdir(exist_ok=True)  # a kill may have come when they had gone already
             return load_tokenizer(staging / "tokenizer.json")
     if staging.exists():
         shutil.rmtree(staging)
@@ -153,8 +159,8 @@ def tokenise(staging, plan, number, tokenizer, report):
         if mask_file:
             mask_file.write(bytes([learn]) * len(ids))
 
-    def write(blocks, learn=True):
-        for ids in tokenizer.encode_blocks(measured(blocks, learn)):
+    def write(blocks, learn=True, begins=True):
+        for ids in tokenizer.encode_blocks(measured(blocks, learn), begins):
             put(ids, learn)
 
     def end(learn=True, blank_line=b"\n\n"):
@@ -162,16 +168,16 @@ def tokenise(staging, plan, number, tokenizer, report):
             put(np.array([tokenizer.end_of_text], tokenizer.dtype), learn)
         else:
             with contextlib.suppress(UserError):  # characters without a newline can only follow one another
-                put(tokenizer.encode(blank_line), learn)
+                put(tokenizer.encode(blank_line, begins=False), learn)
         held["documents"] += 1
 
     with open(f"{part}.bin", "wb", corpus.BLOCK) as ids_file, open(f"{part}.mask", "wb") if kind == ROWS else contextlib.nullcontext() as mask_file:
         if kind == PLAIN:
-            write(read())
+            write(read(), begins=number == 0 or plan["shards"][number - 1][0] != name)  # one text, in however many shards
         elif kind == ROWS:
             for size, pieces in rows(text, start, stop):
-                for piece, learn in pieces:
-                    write([piece], learn or plan["learn_all"])
+                for i, (piece, learn) in enumerate(pieces):
+                    write([piece], learn or plan["learn_all"], begins=i == 0)
                 if pieces:  # where a blank line ends them, the conversation might as well go on: nothing to learn
                     learn = pieces[-1][1] and (tokenizer.end_of_text is not None or len(pieces) == 1)
                     end(learn or plan["learn_all"], b"\n" if pieces[-1][0].endswith(b"\n") else b"\n\n")

@@ -13,9 +13,10 @@ END = "<|endoftext|>"  # what the piece that ends a document is called; the same
 
 
 class Tokenizer:
-    """What all tokenizers share. A kind adds `vocab_size`, `encode_blocks(blocks)`, `decode(ids)`, `with_end()` and `to_json()`.
+    """What all tokenizers share. A kind adds `vocab_size`, `encode_blocks(blocks, begins=True)`, `decode(ids)`, `with_end()` and `to_json()`.
 
-    `encode_blocks` takes one text, cut into blocks of bytes anywhere, and yields arrays of ids that do not depend on the cuts.
+    `encode_blocks` takes one text, cut into blocks of bytes anywhere, and yields arrays of ids that do not depend on the cuts. Where it does
+    not begin there but goes on (`begins` false), a kind that puts a space in front of texts puts none.
     `decode` gives bytes; the end of a text has none.
     """
     end_of_text = None  # the id that ends a document, for the kinds that have one
@@ -25,9 +26,9 @@ class Tokenizer:
         """The type of ids: uint16 where the vocabulary fits, else uint32."""
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
-    def encode(self, data):
+    def encode(self, data, begins=True):
         """The ids (n,) of the bytes `data`. UserError if the tokenizer cannot express them."""
-        return np.concatenate([np.empty(0, self.dtype), *self.encode_blocks([data])])
+        return np.concatenate([np.empty(0, self.dtype), *self.encode_blocks([data], begins)])
 
     def stream(self, after=()):
         """A `Stream`: the text of ids that come one at a time, behind the ids `after` (such as a prompt's)."""
@@ -80,7 +81,7 @@ class ByteTokenizer(Tokenizer):
     def with_end(self):
         return ByteTokenizer(end=True)
 
-    def encode_blocks(self, blocks):
+    def encode_blocks(self, blocks, begins=True):
         for block in blocks:
             yield np.frombuffer(block, np.uint8).astype(self.dtype)
 
@@ -117,7 +118,7 @@ class CharTokenizer(Tokenizer):
     def with_end(self):
         return CharTokenizer(self.characters, end=True)
 
-    def encode_blocks(self, blocks):
+    def encode_blocks(self, blocks, begins=True):
         for text in decoded_blocks(blocks):
             codes = code_points(text)
             ids = self._ids[np.minimum(codes, len(self._ids) - 1)]

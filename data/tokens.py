@@ -1,4 +1,5 @@
 """From text to batches: a corpus is tokenised once into memory-mapped files of ids, from which every batch is a few slices."""
+import contextlib
 import hashlib
 import json
 import os
@@ -14,8 +15,9 @@ from slm_np.data.tokenizer import Tokenizer, learn, load_tokenizer, with_end_of_
 from slm_np.errors import UserError
 from slm_np.paths import cache_dir as usable_cache_dir, sweep
 
-FORMAT = 2  # of the store; part of its name, so that another version makes another store
+FORMAT = 3  # of the store; part of its name, so that another version makes another store
 SPLITS = ("train", "validation")
+HELD_OUT = ("validation.bin", "val.bin", "train.bin")  # what to measure with in a folder of token files, the best first
 _EPOCHS = 1 << 32  # the Philox purpose of `EpochOrder`, above all that callers of `random_batch` choose
 
 
@@ -35,6 +37,8 @@ class Tokens:
     def __post_init__(self):
         if self.mask is None:
             object.__setattr__(self, "n_learnt", len(self.ids))
+        elif self.n_learnt is None:
+            object.__setattr__(self, "n_learnt", int(np.count_nonzero(self.mask)))
 
     def __len__(self):
         return len(self.ids)
@@ -52,13 +56,15 @@ class Corpus:
     source: str
 
 
-def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_bytes=0, cache_dir=None, progress=True, learnt=None, threads=0, out_dir=None):
+def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_bytes=0, cache_dir=None, progress=True, learnt=None, threads=0, out_dir=None, whole=""):
     """The `Corpus` of the `--data` strings `data` and `val_data` (see `corpus.find`; without the latter, what the corpus brings along, or
     the last tenth of the bytes, from a document's start on).
 
     tokenizer: a name (byte, char, bpe:N, gpt2, file:PATH) or a `Tokenizer`.   documents: how they are separated, marker or blank-line
     (see data/documents.py); rows of .jsonl files are documents.   limit_bytes: take this much of `data`, to the end of a document; 0 all.
     learnt: None for the answers alone where rows have messages, "all" for every token.   threads: processes, 0 for one per core.
+    whole: train or validation, the part of `data` to take undivided, as `train`: of a corpus known by name, or a folder of tokens; of any other
+    text all is taken. Then the validation split is empty.
 
     Where a text has documents, the end-of-text id follows each of them (a blank line, if a given tokenizer has no such id).
     The store {train.bin, validation.bin, meta.json, tokenizer.json}, with NAME.mask.bin if not all is learnt, is written once into
@@ -74,15 +80,19 @@ def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_b
     if _is_token_file(data) or _is_token_file(val_data):
         if out_dir:
             raise UserError(f"{data} holds tokens already; give a text to prepare")
-        return _token_files(data, val_data, tokenizer, cache, progress)
+        if limit_bytes:
+            raise UserError(f"--limit-bytes {limit_bytes} cannot cut {data}, which holds tokens already; leave it out, or prepare less of the text")
+        return _token_files(data, val_data, tokenizer, cache, progress, whole)
 
     given = tokenizer if isinstance(tokenizer, Tokenizer) else None
     known = given or _read(tokenizer)
-    text = corpus.find(data, "train", cache, progress)
+    text = corpus.find(data, whole if whole and corpus.named(data) else "train", cache, progress)
     stop = _limited(text, limit_bytes, documents, cache)
-    if not val_data and corpus.named(data) in corpus.OWN_VALIDATION:
+    if not val_data and not whole and corpus.named(data) in corpus.OWN_VALIDATION:
         val_data = data
-    if val_data:
+    if whole:
+        parts = dict(train=(text, 0, stop), validation=(text, stop, stop))
+    elif val_data:
         val_text = corpus.find(val_data, "validation", cache, progress)
         parts = dict(train=(text, 0, stop), validation=(val_text, 0, val_text.size))
     else:
@@ -95,7 +105,7 @@ def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_b
     identity = [[hashes[name], start, stop] for name, (_, start, stop) in parts.items()]
     identity += [FORMAT, documents, layout, learnt, known.to_json() if known else tokenizer]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-    folder = Path(out_dir).expanduser() if out_dir else cache / "corpora" / fingerprint
+    folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
     floors = {name: part.bits_per_byte_floor for name, (part, _, _) in parts.items()}
     if folder.is_dir() and (not out_dir or any(folder.iterdir())):
         found = _stored(folder, fingerprint, floors, data)
@@ -128,6 +138,8 @@ def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_b
                 texts={name: [[str(path.absolute()), size, mtime] for path, size, mtime in part.files] for name, (part, _, _) in parts.items()},
                 shards=[[name, *shard] for name, (part, start, stop) in parts.items() for shard in shards.borders(part, start, stop, documents, bordered)])
     if not out_dir and folder.parent.is_dir():
+        with contextlib.suppress(OSError):
+            os.utime(shards.staging_of(folder))  # however old, it is gone on with
         sweep(folder.parent)
     shards.build(folder, plan, made, described, threads, progress)
     found = _stored(folder, fingerprint, floors, data)
@@ -192,7 +204,7 @@ def _bordered(text, start, stop, documents, cache):
     """Whether the bytes [start, stop) of a text have borders of documents."""
     def look():
         return any(kind == ROWS or has_borders(text, max(first, start), min(last, stop), kind)
-                   for kind, first, last in text.segments(documents) if first < stop and last > start)
+                   for kind, first, last in text.segments(documents) if max(first, start) < min(last, stop))
     return text.remembered(cache, f"bordered {start} {stop} {documents}", look)
 
 
@@ -229,30 +241,38 @@ def _token_folder(data):
     return Path(folder) if folder and os.path.isfile(os.path.join(folder, "train.bin")) and not corpus.named(data) else None
 
 
+def _token_file(data, names):
+    """The first of the files `names` in the folder of token files that `data` is; else `data` itself."""
+    folder = _token_folder(data)
+    return next(str(folder / name) for name in names if (folder / name).is_file()) if folder else data
+
+
 def _is_token_file(data):
     return _token_folder(data) is not None or any(item.endswith(".bin") and not os.path.isdir(item) for item in corpus.items(data))
 
 
-def _token_files(data, val_data, tokenizer, cache, progress):
+def _token_files(data, val_data, tokenizer, cache, progress, whole):
     """The `Corpus` of one or two `.bin` files, or of the folder that holds both. The vocabulary is that of the tokenizer.json beside them,
     or meta.json's, or as large as the largest id asks for."""
     source, folder = data, _token_folder(data)
-    if folder:
-        data = str(folder / "train.bin")
-    if not val_data:
+    data = _token_file(data, HELD_OUT if whole == "validation" else ("train.bin",))
+    if whole:
+        val_data = ""
+    elif not val_data:
         beside = [Path(data).with_name(name) for name in ("validation.bin", "val.bin")[:2 if folder else 1]]
         val_data = next((str(path) for path in beside if path.is_file() and path != Path(data)), "")
-    elif _token_folder(val_data):
-        val_data = next(str(path) for path in (_token_folder(val_data) / name for name in ("validation.bin", "val.bin", "train.bin")) if path.is_file())
+    else:
+        val_data = _token_file(val_data, HELD_OUT)
     files, texts, metas, known = [], [], [], None
     for name, value in zip(SPLITS, (data, val_data)):
         if not value:
             continue
         flag = corpus.FLAGS[name]
-        if not _is_token_file(value) or len(corpus.items(value)) > 1:
+        text = corpus.find(value, name, cache, progress) if _is_token_file(value) and len(corpus.items(value)) == 1 else None
+        if text is None or len(text.files) > 1:
             raise UserError(f"{flag} is {value}, but a .bin token file stands alone and its like validates it; "
                             "give one .bin to --data and one (or none) to --val-data")
-        texts.append(corpus.find(value, name, cache, progress))
+        texts.append(text)
         [(path, size, _)] = texts[-1].files
         metas.append(_token_file_meta(path))
         if size % metas[-1]["dtype"].itemsize:
@@ -271,13 +291,17 @@ def _token_files(data, val_data, tokenizer, cache, progress):
         if known and known.to_json() != tokenizer.to_json():
             raise UserError(f"{data} was made with another tokenizer ({known.vocab_size} pieces) than the model ({tokenizer.vocab_size}); give the text itself")
         known = tokenizer
-    if val_data:
+    elif known is None and (tokenizer == "gpt2" or tokenizer.startswith("file:")):
+        known = learn(tokenizer, [])
+    if val_data or whole:
         splits = [Tokens(name, ids, meta["bytes"], None, _mask_of(text, ids), meta["learnt"], meta["documents"])
                   for name, text, ids, meta in zip(SPLITS, texts, files, metas)]
+        if whole:
+            splits.append(Tokens("validation", files[0][:0]))
     else:
         cut, mask = len(files[0]) * 9 // 10, _mask_of(texts[0], files[0])  # how many bytes each side stands for is not known
         parts = [(name, files[0][part], None if mask is None else mask[part]) for name, part in zip(SPLITS, (slice(cut), slice(cut, None)))]
-        splits = [Tokens(name, ids, mask=mask, n_learnt=None if mask is None else int(mask.sum())) for name, ids, mask in parts]
+        splits = [Tokens(name, ids, mask=mask) for name, ids, mask in parts]
     largest = [text.remembered(cache, f"largest {meta['dtype'].name}", lambda ids=ids: _largest(ids)[0]) for text, ids, meta in zip(texts, files, metas)]
     vocab_size = known.vocab_size if known else max(meta["vocab_size"] or 0 for meta in metas) or 1 + max(largest)
     if max(largest) >= vocab_size:
@@ -423,17 +447,3 @@ def _mixed(word):
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return word ^ (word >> np.uint64(31))
-
-
-def sequential_windows(tokens, block_size, stride=0):
-    """(start, new) of the windows that evaluate a whole split: the last `new` of a window's T targets have not been in one before.
-
-    Windows start `stride` apart (0: T), the last one earlier so that it is whole; each of the N - 1 targets is new exactly once. With a
-    stride below T, all but the first window's targets have at least T - stride tokens before them."""
-    check_length(tokens, block_size)
-    start, last = 0, len(tokens) - 1 - block_size
-    yield start, block_size
-    while start < last:
-        new = min(stride or block_size, last - start)
-        start += new
-        yield start, new

@@ -1,7 +1,7 @@
 """Windows on a text of which only the answers are learnt: each is read from its document's start on, as it will be when it is asked for."""
 import numpy as np
 
-from slm_np.data.tokens import EpochOrder, check_length, gather, sequential_windows
+from slm_np.data.tokens import EpochOrder, check_length, gather
 
 BLOCK = 1 << 22
 
@@ -48,17 +48,3 @@ class AnswerOrder(EpochOrder):
 
     def batch(self, x, y, index):
         gather(x, y, self.tokens, self.starts[self.windows(np.arange(index, index + x.shape[0]))])
-
-
-def all_windows(tokens, block_size, end_of_text):
-    """(start, new) of the windows that evaluate a whole split: the last `new` of a window's targets have not been in one before.
-
-    Where all is learnt they follow each other half a context apart; else they are those of the answers.
-    """
-    if tokens.mask is None:
-        yield from sequential_windows(tokens, block_size, max(1, block_size // 2))
-        return
-    before = -block_size
-    for start in window_starts(tokens, block_size, end_of_text).tolist():
-        yield start, min(block_size, start - before)
-        before = start

@@ -1,6 +1,7 @@
 """Talk with a trained model in a terminal or through a pipe: `python -m slm_np.chat --model RUN`."""
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -114,7 +115,7 @@ class Chat:
         return interrupted
 
     def save(self, name):
-        path = Path(name or "chat.jsonl")
+        path = Path(os.path.expanduser(name or "chat.jsonl"))
         if not self.messages:
             raise UserError("there is no conversation to save yet; say something first")
         if path.exists() and path.resolve() not in self.written:

@@ -12,9 +12,10 @@ import numpy as np
 from slm_np import flags
 from slm_np.errors import UserError, exit_with_sentence
 
-TOKENS = 4096  # in a batch: enough for the products, little in memory
+TOKENS = 4096  # read at once: enough for the products, little in memory
 BLOCK = 1 << 16
 LINE_S = 10.0  # seconds between the lines of a log
+NOTHING = "the text has no token to predict; give a longer one, or rows with answers"
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Evaluation:
         return self.nats / math.log(2) / self.bytes if self.bytes else None
 
 
-def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True):
+def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     """The `Evaluation` of a model on a split, `Tokens` of data/tokens, from its first target to its last.
 
     stride  how far a window of T tokens lies from the next, and so how many of its targets are new in it: each has at least T - stride
             tokens before it, once the text has so many. 0 means T / 2; T is quickest, small ones tell the loss with a full context.
+    batch   tokens read at once, one window at the least; it takes memory and changes nothing
     Where documents end with an end-of-text the first begins after one, so that all tokens are targets; elsewhere the first is none. If
-    only answers are learnt, only they count, each with its document before it.
+    only answers are learnt, only they count, each with its document before it, at places of their own whatever the stride.
     UserError for a text without a target, an id outside of the vocabulary, a stride beyond the context, or too little memory.
     """
     from slm_np.data.tokens import check_ids
@@ -64,9 +66,9 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True):
     begins = mask is None and n > 0 and end_of_text is not None and tokens.ids[-1] == end_of_text
     targets = int(np.count_nonzero(mask[1:])) if mask is not None else n - (not begins)
     if targets < 1:
-        raise UserError("the text has no token to predict; give a longer one, or rows with answers")
+        raise UserError(NOTHING)
     steps = min(context, n - (not begins))
-    rows = max(1, min(TOKENS // steps, -(-n // steps)))
+    rows = max(1, min(batch // steps, -(-n // steps)))
     check_memory(planned_bytes(plan(model.config, rows, steps), model.dtype.itemsize), f"evaluating {rows} x {steps} tokens at once", "use a machine with more")
 
     x, y, counts = np.zeros((rows, steps), np.int32), np.zeros((rows, steps), np.int32), np.zeros((rows, steps), bool)
@@ -85,13 +87,15 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True):
             seconds = time.perf_counter() - begun
             due = seconds - said > LINE_S
             said = seconds if due else said
-            progress.update(f"{done:,} of {targets:,} tokens", done / targets, f"{nats / done:.4f} nats/token  {done / seconds:,.0f} tokens/s", due)
+            progress.update(f"{done:,} of {targets:,} tokens", done / targets, f"{nats / max(1, done):.4f} nats/token  {done / seconds:,.0f} tokens/s", due)
     finally:
         progress.close()
+    if not done:
+        raise UserError(NOTHING)
     if not math.isfinite(nats):
         raise UserError(f"the loss is {nats}, so the model has diverged; use an earlier checkpoint")
     n_bytes = text_bytes(tokens, tokenizer)
-    return Evaluation(nats, targets, n_bytes if mask is not None or n_bytes is None else n_bytes * targets / n)
+    return Evaluation(nats, done, None if n_bytes is None else n_bytes * done / tokens.n_learnt)
 
 
 def windows_of(tokens, steps, stride, begins, end_of_text):
@@ -127,20 +131,23 @@ def text_bytes(tokens, tokenizer):
     return total
 
 
-def tokens_of(run, data="", documents="", limit_bytes=0):
-    """The `Tokens` to evaluate a `Run` on: all of the text `data`, the validation part of a corpus that is known by name and has one, or,
-    without `data`, what the run itself validates with."""
+def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
+    """The `Tokens` to evaluate a `Run` on: all of the text `data`, or the validation part where a corpus known by name or a folder of tokens
+    has one; without `data`, what the run itself validates with. UserError where there is none, or the run cannot read it."""
     from slm_np.data import corpus
     from slm_np.data.tokens import load_corpus
     train = run.config.train
     if not data and not run.config.data.get("source"):
         raise UserError(f"{run.path} was not trained here, so it has no validation text; give one by --data")
-    own = not data or corpus.named(data) in corpus.OWN_VALIDATION
-    data, val_data = (data, data) if data else (train.data, train.val_data)
-    if run.tokenizer is None and not (data.endswith(".bin") or (Path(data) / "train.bin").is_file()):
+    if not data and not train.val_data and corpus.named(train.data) in corpus.OWN_VALIDATION:
+        data = train.data  # what it trained on is not needed
+    text = data or train.data
+    if run.tokenizer is None and not (text.endswith(".bin") or (Path(text) / "train.bin").is_file()):
         raise UserError(f"{run.path} has no tokenizer, so its model reads token files alone; give --data FILE.bin, or put its tokenizer.json into the run")
-    found = load_corpus(data, val_data, run.tokenizer or "byte", documents=documents or train.documents, limit_bytes=limit_bytes)
-    return found.validation if own else found.train
+    how = dict(tokenizer=run.tokenizer or "byte", documents=documents or train.documents, threads=threads)
+    if data:
+        return load_corpus(data, limit_bytes=limit_bytes, whole="validation", **how).train
+    return load_corpus(train.data, train.val_data, limit_bytes=limit_bytes or train.limit_bytes, **how).validation
 
 
 def report(run, data, tokens, found, stride, seconds):
@@ -155,12 +162,12 @@ def parser(prog="slm-np evaluate"):
     from slm_np.data.documents import DOCUMENTS
     p = flags.Parser(prog=prog, description="The loss of a model over a whole text: nats per token, bits per byte of the text, perplexity.")
     p.add_argument("--model", metavar="RUN", help="directory of a run (default: the newest in runs/)")
-    p.add_argument("--data", nargs="+", default=[], metavar="TEXT", help="files, folders, globs, or the name of a corpus, of which the validation part is taken (default: what the run validates with)")
-    p.add_argument("--stride", default="0", metavar="INT", help="tokens from one window to the next; small ones give more of them a full context and take longer (default: half a context)")
+    p.add_argument("--data", nargs="+", default=[], metavar="TEXT", help="files, folders, globs, or the name of a corpus or a folder of prepared tokens, of which the validation part is taken if there is one (default: what the run validates with)")
+    p.add_argument("--stride", default="0", metavar="INT", help="tokens from one window to the next; small ones give more of them a full context and take longer; where only answers count it changes nothing (default: half a context)")
     p.add_argument("--documents", choices=DOCUMENTS, help="what stands between documents: a line <|endoftext|>, or a blank line (default: as the run was trained)")
     p.add_argument("--limit-bytes", default="0", metavar="INT", help="take this much of the text, to the end of a document; 0 takes all (default: 0)")
     p.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    p.add_argument("--threads", default="0", metavar="INT", help="threads; 0 means one per core (default: 0)")
+    p.add_argument("--threads", default="0", metavar="INT", help="threads, and processes to tokenise a text with; 0 means one per core (default: 0)")
     return p
 
 
@@ -175,17 +182,18 @@ def main(argv=None):
     use_threads(threads)
     run = load(args.model or newest_run())
     data, context = ",".join(args.data), run.model.config.block_size
-    tokens = tokens_of(run, data, args.documents, limit)
+    tokens = tokens_of(run, data, args.documents, limit, threads)
     data, begun = data or f"the validation part of {run.config.data['source']}", time.perf_counter()
     found = evaluate(run.model, tokens, run.tokenizer, stride, quiet=False)
-    fields = report(run, data, tokens, found, stride or max(1, min(context, len(tokens)) // 2), time.perf_counter() - begun)
+    stride = None if tokens.mask is not None else stride or max(1, min(context, len(tokens)) // 2)  # windows of answers have none
+    fields = report(run, data, tokens, found, stride, time.perf_counter() - begun)
     if args.json:
         print(json.dumps(fields))
         return
     size = f"{fields['bytes']:,} bytes, " if fields["bytes"] else ""
     documents = f"{tokens.n_documents:,} document{'s' * (tokens.n_documents != 1)}, " if tokens.n_documents else ""
     print(f"{run.path}, weights of step {run.step}, on {data}: {size}{documents}{found.tokens:,} tokens{' of answers' * fields['answers_only']}, "
-          f"context {context}, stride {fields['stride']}", file=sys.stderr)
+          f"context {context}" + (f", stride {stride}" if stride else ""), file=sys.stderr)
     bits, floor = found.bits_per_byte, tokens.bits_per_byte_floor
     print(f"{found.nats_per_token:.4f} nats/token, " + (f"{bits:.4f} bits/byte, " if bits is not None else "") + f"perplexity {found.perplexity:,.3f}"
           + (f" (floor {floor:.4f} bits/byte)" if floor else ""))

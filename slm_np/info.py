@@ -155,8 +155,11 @@ def token_folder(path):
     meta = read_json(path / "meta.json")
     lines = [f"{path}: prepared tokens, {meta.get('dtype', 'uint16')}" + (f", vocabulary {meta['vocab_size']:,}" if isinstance(meta.get("vocab_size"), int) else "")]
     for file in sorted(path.glob("*.bin")):
+        if file.name.endswith(".mask.bin"):
+            continue
         told = {name: meta[name].get(file.stem) for name in ("tokens", "bytes", "documents") if isinstance(meta.get(name), dict)}
-        told.setdefault("tokens", file.stat().st_size // (4 if meta.get("dtype") == "uint32" else 2))
+        if told.get("tokens") is None:
+            told["tokens"] = file.stat().st_size // (4 if meta.get("dtype") == "uint32" else 2)
         lines.append(f"  {file.stem:<11}" + ", ".join(f"{value:,} {name}" for name, value in told.items() if isinstance(value, int)))
     if (path / "tokenizer.json").is_file():
         lines.append(f"  tokenizer  {tokenizer_line(path / 'tokenizer.json')}")

@@ -30,7 +30,7 @@ def main(argv=None):
     from slm_np.data.tokens import load_corpus
     data = flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus)
     found = load_corpus(data, settings.val_data, settings.tokenizer, settings.documents, settings.limit_bytes, threads=settings.threads, out_dir=args.out_dir)
-    if found.train.n_documents == 1 and found.tokenizer.end_of_text is None:
+    if found.train.n_documents == 1 and found.train.ids[-1] != found.tokenizer.end_of_text:
         print("the corpus has no borders of documents, so each split is one document; --documents blank-line finds more", file=sys.stderr)
     print("\n".join(described(found, args.out_dir)))
 

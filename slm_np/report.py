@@ -1,8 +1,5 @@
 """What a training command says: before the first update, what it works on; after the last, what came of it."""
-import math
 import sys
-
-import numpy as np
 
 
 def describe(run, corpus, memory, threads):
@@ -13,7 +10,7 @@ def describe(run, corpus, memory, threads):
     lines = [f"slm_np: float32 on the CPU, {threads} thread{'s' * (threads > 1)}, {blas_name()}",
              f"corpus {corpus.source}: {length}{documents(corpus)}{len(train):,} training and {len(validation):,} validation tokens, vocabulary {run.model.vocab_size:,}"]
     if train.mask is not None:
-        lines.append(f"loss on the answers only: {int(np.count_nonzero(train.mask)):,} of the training tokens; their template is kept as chat_template.json")
+        lines.append(f"loss on the answers only: {train.n_learnt:,} of the training tokens; their template is kept as chat_template.json")
     lines += [f"model {run.preset}: {n:,} parameters" + (f", from step {run.base['step']} of {run.base['run']}" if run.base else ""),
               f"memory: {', '.join(f'{name} {size / 2**20:,.1f}' for name, size in memory.items())}, together {sum(memory.values()) / 2**20:,.1f} MiB"]
     if run.base.get("vocab_size", run.model.vocab_size) < run.model.vocab_size:
@@ -41,17 +38,19 @@ def words(tokenizer):
 def finish(trainer):
     """After the last update: the best model over the whole validation split, a text it wrote, where it lies."""
     from slm_np import checkpoint
+    from slm_np.evaluate import TOKENS, evaluate
     from slm_np.generation import printable
-    from slm_np.trainer import bits_per_byte
     corpus, model, directory = trainer.corpus, trainer.model, trainer.out_dir
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
     print(f"evaluating the best model, of step {metadata['step']}, on all of the validation split", file=sys.stderr)
-    loss, stories = trainer.whole_loss(corpus.validation), corpus.source == "stories"
+    model.activations = None  # of training: what was enough for it is enough here
+    found = evaluate(model, corpus.validation, corpus.tokenizer, quiet=trainer.quiet, batch=min(TOKENS, trainer.tokens.size))
+    stories = corpus.source == "stories"
     if corpus.tokenizer is not None:
         print(f"\n{printable(sample(trainer, stories).strip())}\n")
-    bits, floor = bits_per_byte(loss, corpus.validation), corpus.validation.bits_per_byte_floor
-    shown = f"{bits:.4f} bits/byte" if math.isfinite(bits) else f"{loss:.4f} nats/token"
-    print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor and math.isfinite(bits) else ""))
+    bits, floor = found.bits_per_byte, corpus.validation.bits_per_byte_floor
+    shown = f"{bits:.4f} bits/byte" if bits is not None else f"{found.nats_per_token:.4f} nats/token"
+    print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor and bits is not None else ""))
     print(f"run: {directory}, best model of step {metadata['step']}; {curve(directory, floor)}")
     if corpus.train.mask is not None:
         print(f"more: python -m slm_np.chat --model {quoted(directory)}")

@@ -4,7 +4,6 @@ import math
 import os
 import signal
 import time
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from slm_np import checkpoint
 from slm_np.errors import UserError
 from slm_np.model import Model, counted
 from slm_np.optim import AdamW, learning_rate
-from slm_np.progress import Progress, bar
+from slm_np.progress import Progress
 
 TRAIN, EVALUATE_TRAIN, EVALUATE_VALIDATION, EVALUATE_REPLAY = range(4)  # purposes of random batches
 BAD_STEPS = 5
@@ -154,22 +153,6 @@ class Trainer:
             means[name] = total / max(1, count)
         return means
 
-    def whole_loss(self, tokens):
-        """Mean loss over all targets of a split that count, in nats per token; each has at least half a context before it, an answer its document."""
-        from slm_np.answers import all_windows
-        from slm_np.data.tokens import gather
-        (batch, steps), total, count = self.tokens.shape, 0.0, 0
-        windows = all_windows(tokens, steps, getattr(self.corpus.tokenizer, "end_of_text", None))
-        with bar(self.quiet, total=len(tokens) - 1, desc=f"evaluating {tokens.split}", unit="token", unit_scale=True, delay=1, leave=False) as shown:
-            while rows := list(islice(windows, batch)):
-                starts, new = zip(*rows)
-                gather(self.tokens, self.targets, tokens, starts + starts[:1] * (batch - len(rows)))
-                losses = self.model.losses(self.tokens, self.targets)
-                total += sum(float(losses[row, steps - n:].sum(dtype=np.float64)) for row, n in enumerate(new))
-                count += sum(counted(self.targets[row, steps - n:]) for row, n in enumerate(new))
-                shown.update(sum(new))
-        return total / max(1, count)
-
     # What a run leaves on disk
 
     def start(self, directory, sampling=None, template=None):
@@ -263,7 +246,10 @@ class Trainer:
         self.log(dict(step=self.updates, **losses, val_bpb=bits, time_s=round(self.elapsed, 3)))
         self.evaluated = self.updates
         shown = f"{bits:.3f} bits/byte" if math.isfinite(bits) else f"{val_loss:.3f} nats/token"
-        words = self.sampler(self.model) if self.sampler and math.isfinite(val_loss) else ""
+        words = ""
+        if self.sampler and math.isfinite(val_loss):
+            with contextlib.suppress(UserError):  # for want of memory, say: no words are no reason to stop
+                words = self.sampler(self.model)
         replay = f", replay loss {losses['replay_loss']:.4f}" if "replay_loss" in losses else ""
         progress.say(f"step {self.updates}: train loss {losses['train_loss']:.4f}, validation loss {val_loss:.4f}, {shown}{replay}" + (f"  | {words}" if words else ""))
 

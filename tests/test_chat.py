@@ -156,6 +156,14 @@ def test_every_command(folder, capsys):
     assert set(COMMANDS) == {"reset", "help", "system", "save", "exit"}
 
 
+def test_a_conversation_is_saved_in_the_home_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    chat = conversation("answers")
+    chat.answer("is it?")
+    assert chat.read("/save ~/mine.jsonl")[0] and (tmp_path / "mine.jsonl").exists()
+
+
 def test_commands_that_cannot_be_done(folder, tmp_path):
     chat = conversation("answers")
     for line, message in [("/sav", "did you mean /save"), ("/", "'/' is unknown"), ("/save", "no conversation to save")]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from slm_np import paths
 from slm_np.data import corpus
 from slm_np.data.tokenizer import ByteTokenizer, CharTokenizer
-from slm_np.data.tokens import (EpochOrder, Tokens, check_ids, check_length, gather, permute, load_corpus, random_batch, sequential_windows)
+from slm_np.data.tokens import (EpochOrder, Tokens, check_ids, check_length, gather, permute, load_corpus, random_batch)
 from slm_np.errors import UserError
 
 quick = settings(max_examples=60, deadline=None)
@@ -461,6 +461,48 @@ def test_a_wrong_meta_json_is_named(tmp_path, cache, meta, sentence):
         load_corpus(token_file(tmp_path / "train.bin", [1, 2, 3]), cache_dir=cache)
 
 
+def test_token_files_take_a_tokenizer_by_name_where_none_lies_beside_them(tmp_path, cache):
+    train = token_file(tmp_path / "train.bin", np.arange(90) % 3)
+    CharTokenizer("abc").save(tmp_path / "named.json")
+    named = lambda: load_corpus(train, tokenizer=f"file:{tmp_path / 'named.json'}", cache_dir=cache, progress=False)
+    assert named().tokenizer.characters == "abc" and named().vocab_size == 3
+    CharTokenizer("xyz").save(tmp_path / "tokenizer.json")
+    assert named().tokenizer.characters == "xyz"
+
+
+def test_tokens_are_not_cut_to_bytes(tmp_path, cache):
+    with pytest.raises(UserError, match="--limit-bytes 10 cannot cut .*train.bin, which holds tokens already"):
+        load_corpus(token_file(tmp_path / "train.bin", range(90)), limit_bytes=10, cache_dir=cache, progress=False)
+
+
+def test_a_mask_without_a_count_is_counted(tmp_path, cache):
+    train = token_file(tmp_path / "train.bin", range(90))
+    (np.arange(90) % 3 > 0).astype(np.uint8).tofile(tmp_path / "train.mask.bin")
+    val = token_file(tmp_path / "val.bin", range(9))
+    assert load_corpus(train, val, cache_dir=cache, progress=False).train.n_learnt == 60
+
+
+def test_one_part_taken_whole(tmp_path, cache):
+    ids = np.arange(90)
+    token_file(tmp_path / "train.bin", ids)
+    for whole, name, wanted in (("validation", "train.bin", ids), ("validation", "val.bin", [1, 2]), ("validation", "validation.bin", [3]), ("train", "train.bin", ids)):
+        token_file(tmp_path / name, wanted)
+        for data in (str(tmp_path), str(tmp_path / name)):
+            found = load_corpus(data, whole=whole, cache_dir=cache, progress=False)
+            assert found.train.ids.tolist() == list(wanted) and len(found.validation) == 0
+    text = old_file(tmp_path / "a.txt", b"one two " * 9)
+    found = load_corpus(str(text), whole="validation", limit_bytes=11, cache_dir=cache, progress=False)
+    assert bytes(found.train.ids.astype(np.uint8)) == b"one two one" and len(found.validation) == 0 and found.train.n_bytes == 11
+    with pytest.raises(UserError, match="--data .*b.txt does not exist"):
+        load_corpus(str(tmp_path / "b.txt"), whole="validation", cache_dir=cache, progress=False)
+
+
+def test_the_stories_validation_part_alone(stories, cache):
+    found = load_corpus("stories", whole="validation", cache_dir=cache, progress=False)
+    assert stories.calls == [(500, 2)] and found.train.bits_per_byte_floor == 4.0
+    assert found.train.ids.tolist() == load_corpus("stories", cache_dir=cache, progress=False).validation.ids.tolist()
+
+
 def test_wrong_token_files_are_named(tmp_path, cache):
     train, text = token_file(tmp_path / "train.bin", [1, 2, 3]), str(old_file(tmp_path / "a.txt", b"text"))
     (tmp_path / "odd.bin").write_bytes(b"abc")
@@ -471,7 +513,7 @@ def test_wrong_token_files_are_named(tmp_path, cache):
                                 (str(tmp_path / "tran.bin"), "", "did you mean .*train.bin"),
                                 (train, text, "--val-data is .*a.txt, but a .bin token file stands alone"),
                                 (text, train, "--data is .*a.txt, but"),
-                                (f"{train},{text}", "", "stands alone")):
+                                (f"{train},{text}", "", "stands alone"), (str(tmp_path / "*.bin"), "", "stands alone")):
         with pytest.raises(UserError, match=sentence):
             load_corpus(data, val, cache_dir=cache, progress=False)
 
@@ -492,7 +534,7 @@ def test_too_short_a_split_is_refused_with_both_numbers():
     with pytest.raises(UserError, match="validation split has 0 tokens, but --block-size 1 needs 2; .* give a longer text with --val-data"):
         check_length(of([], "validation"), 1)
     one = of([1])
-    for use in (lambda: EpochOrder(one, 1, 0), lambda: random_batch(*windows(1, 1), one, 0, 0, 0), lambda: list(sequential_windows(one, 1))):
+    for use in (lambda: EpochOrder(one, 1, 0), lambda: random_batch(*windows(1, 1), one, 0, 0, 0)):
         with pytest.raises(UserError, match="has 1 tokens"):
             use()
 
@@ -599,21 +641,6 @@ def test_epochs_are_shuffled_and_each_its_own_way():
         assert (a == b).mean() < 0.01 and abs(np.corrcoef(a, b)[0, 1]) < 0.1
     assert (np.diff(first) == 1).mean() < 0.01
     assert (order.windows(np.arange(500, 600)) == first[500:600]).all()  # any row, without those before
-
-
-@quick
-@given(st.integers(2, 200), st.integers(1, 50))
-def test_sequential_windows_cover_each_target_once(n, T):
-    tokens = of(range(n))
-    if n <= T:
-        return
-    x, y = windows(1, T)
-    targets = []
-    for start, new in sequential_windows(tokens, T):
-        gather(x, y, tokens, [start])
-        assert (y == x + 1).all() and 1 <= new <= T
-        targets += y[0, T - new:].tolist()
-    assert targets == list(range(1, n))
 
 
 # ---- the cache folder

@@ -123,3 +123,7 @@ def test_a_wrong_row_is_named_by_file_and_line(tmp_path, row, sentence):
 def test_lines_do_not_depend_on_blocks(data, size):
     found = [*documents.lines(data[i:i + size] for i in range(0, len(data), size))]
     assert found == re.findall(rb"[^\n]*\n|[^\n]+", data)
+
+
+def test_bytes_escaped_in_a_row_are_those_bytes(tmp_path):
+    assert rows(tmp_path, '{"text": "a\\udcffb"}\n') == [[(b"a\xffb", True)]]

@@ -1,4 +1,5 @@
 """Evaluation: every token counted once, its loss that of a plain forward, bytes those of the text; answers alone; the command."""
+import dataclasses
 import json
 import math
 import re
@@ -10,10 +11,11 @@ import pytest
 import small
 from slm_np import runs
 from slm_np.config import ModelConfig
+from slm_np.data import corpus
 from slm_np.data.tokenizer import ByteTokenizer, with_end_of_text
 from slm_np.data.tokens import Tokens, load_corpus
 from slm_np.errors import UserError
-from slm_np.evaluate import Evaluation, evaluate, text_bytes, tokens_of
+from slm_np.evaluate import Evaluation, evaluate, text_bytes, tokens_of, windows_of
 from slm_np.model import Model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,6 +84,33 @@ def test_answers_alone_count_and_have_their_document_before_them(model):
     assert (found.tokens, found.bytes) == (7, 5)  # the ends of text are tokens and no bytes
 
 
+def test_windows_hold_every_target_once():
+    for n in (2, 9, 10, 17, 40):
+        for steps in range(1, min(n, 12)):
+            for stride in {1, max(1, steps // 2), steps}:
+                for begins in (False, True):
+                    tokens = split(range(n))
+                    targets = [start + 1 + at for start, new in windows_of(tokens, steps, stride, begins, 0) for at in range(steps - new, steps)]
+                    assert targets == [*range(not begins, n)], (n, steps, stride, begins)
+
+
+def test_a_document_whose_first_token_would_be_learnt_has_no_loss_there(model):
+    """Nothing stands before it in its window, so the mean is over the others."""
+    end, draw = WORDS.end_of_text, np.random.default_rng(1)
+    ids = [*draw.integers(0, 256, 19), end, *draw.integers(0, 256, 10), end]
+    found = evaluate(model, split(ids, [0] * 20 + [1] * 11), WORDS)
+    wanted = losses_after(model, ids[20:29]).sum() + losses_after(model, ids[22:])[-2:].sum()
+    assert found.tokens == 10 and found.nats_per_token == pytest.approx(wanted / 10, rel=1e-4) and found.bytes == pytest.approx(10 * 10 / 11)
+    with pytest.raises(UserError, match="no token to predict"):
+        evaluate(model, split(ids[:20] + ids[20:29], [0] * 20 + [1] + [0] * 8), WORDS)
+
+
+def test_what_is_read_at_once_changes_nothing(model):
+    ids = np.random.default_rng(5).integers(0, 256, 50).tolist()
+    few, many = (evaluate(model, split(ids), WORDS, batch=batch).nats for batch in (1, 3 * T))
+    assert few == pytest.approx(many, rel=1e-6)
+
+
 def test_bytes_where_only_the_tokenizer_knows_them():
     ids = [*"größe".encode(), WORDS.end_of_text, *b"ab", WORDS.end_of_text]
     assert text_bytes(split(ids), WORDS) == len("größe".encode()) + 2
@@ -144,12 +173,56 @@ def test_without_data_it_is_the_runs_own_validation(folder, capsys, monkeypatch)
     assert fields["documents"] == own.n_documents and fields["bytes"] == own.n_bytes
 
 
+def test_only_what_is_evaluated_is_prepared(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("SLM_NP_CACHE", str(tmp_path))
+    monkeypatch.setattr(corpus, "EMBEDDED_BYTES", dict(train=20_000, validation=3000))
+    run = runs.load("bytes")
+    whole, part = (tokens_of(run, "other.txt", limit_bytes=limit) for limit in (0, 1000))
+    assert 0 < part.n_documents < whole.n_documents and part.ids.tolist() == whole.ids[:len(part)].tolist()
+    assert sum(path.stat().st_size for path in (tmp_path / "corpora").glob("*/*.bin")) == 2 * (len(whole) + len(part))
+    own, few = (tokens_of(run, "dialogues", limit_bytes=limit) for limit in (0, 500))
+    assert [path.name.split("-")[0] for path in (tmp_path / "dialogues").iterdir()] == ["validation"] and 0 < few.n_documents < own.n_documents
+    trained = dataclasses.replace(run, config=dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, data="dialogues")))
+    assert tokens_of(trained).ids.tolist() == own.ids.tolist() and len([*(tmp_path / "dialogues").iterdir()]) == 1
+
+
+def test_threads_are_passed_on(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    asked = []
+    monkeypatch.setattr("slm_np.data.tokens.load_corpus", lambda *arguments, **options: asked.append(options["threads"]) or load_corpus(*arguments, **options))
+    evaluated(capsys, "--model", "bytes", "--data", "other.txt")
+    assert asked == [1]
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 4000])
+def test_the_last_line_of_a_run_is_what_evaluate_says(folder, capsys, monkeypatch, tmp_path, limit_bytes):
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    assert small.status("train", *small.flags("text.txt", limit_bytes=limit_bytes, max_iters=8, learning_rate=0.01, out_dir=tmp_path / "run")) == 0
+    last = re.search(r"^validation (\d\.\d{4}) bits/byte$", capsys.readouterr().out, re.MULTILINE)[1]
+    fields = json.loads(evaluated(capsys, "--model", tmp_path / "run", "--json").out)
+    own = load_corpus("text.txt", limit_bytes=limit_bytes, progress=False).validation
+    assert f"{fields['bits_per_byte']:.4f}" == last and (fields["documents"], fields["bytes"]) == (own.n_documents, own.n_bytes)
+
+
+def test_of_prepared_tokens_it_is_the_validation_part(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    made = load_corpus("text.txt", out_dir=tmp_path / "tokens", progress=False)
+    run = runs.load("bytes")
+    assert tokens_of(run, str(tmp_path / "tokens")).ids.tolist() == made.validation.ids.tolist()
+    assert tokens_of(run, str(tmp_path / "tokens" / "train.bin")).ids.tolist() == made.train.ids.tolist()
+    fields = json.loads(evaluated(capsys, "--model", "bytes", "--data", tmp_path / "tokens", "--json").out)
+    assert fields["bytes"] == made.validation.n_bytes and fields["documents"] == made.validation.n_documents
+
+
 def test_answers_in_rows(folder, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(folder)
     rows = [{"prompt": "the cat sat", "completion": "a red ball"}, {"messages": [{"role": "user", "content": "the dog"}, {"role": "assistant", "content": "ran home"}]}] * 20
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     fields = json.loads(evaluated(capsys, "--model", "bytes", "--data", tmp_path / "rows.jsonl", "--json").out)
-    assert fields["answers_only"] and fields["documents"] == 40
+    assert fields["answers_only"] and fields["documents"] == 40 and fields["stride"] is None
+    assert "stride" not in evaluated(capsys, "--model", "bytes", "--data", tmp_path / "rows.jsonl").err
     assert 20 * len("a red ball" + "ran home") <= fields["bytes"] < fields["tokens"] < 40 * 16
 
 

@@ -11,8 +11,9 @@ import pytest
 
 import small
 from slm_np import checkpoint, runs
-from slm_np.answers import all_windows, answer_ends, window_starts
+from slm_np.answers import answer_ends, window_starts
 from slm_np.data.tokens import Tokens, gather
+from slm_np.evaluate import evaluate, windows_of
 from slm_np.finetune import Base
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,7 +87,7 @@ def test_answers_across_blocks_are_found_alike(monkeypatch):
         for one, other in zip(answer_ends(tokens, 0), whole):
             np.testing.assert_array_equal(one, other)
     assert whole[0].sum() == tokens.n_learnt
-    counted = np.concatenate([np.arange(start + 1 + 8 - new, start + 1 + 8) for start, new in all_windows(tokens, 8, 0)])
+    counted = np.concatenate([np.arange(start + 1 + 8 - new, start + 1 + 8) for start, new in windows_of(tokens, 8, 4, False, 0)])
     begins = {0, *(np.flatnonzero(tokens.ids == 0) + 1)}
     assert len(set(counted)) == len(counted) and set(np.flatnonzero(tokens.mask)) - begins <= set(counted)
 
@@ -112,11 +113,11 @@ def test_the_loss_is_that_of_the_answers(folder):
     validation = trainer.corpus.validation
     total, count = 0.0, 0
     x, y = np.zeros((1, 32), np.int32), np.zeros((1, 32), np.int32)
-    for start, new in all_windows(validation, 32, trainer.corpus.tokenizer.end_of_text):
+    for start, new in windows_of(validation, 32, 16, False, trainer.corpus.tokenizer.end_of_text):
         gather(x, y, validation, [start])
         total += float(trainer.model.losses(x, y)[0, 32 - new:].sum())
         count += int((y[0, 32 - new:] >= 0).sum())
-    assert 0 < count < len(validation) / 2 and trainer.whole_loss(validation) == pytest.approx(total / count, rel=1e-5)
+    assert 0 < count < len(validation) / 2 and evaluate(trainer.model, validation, trainer.corpus.tokenizer).nats_per_token == pytest.approx(total / count, rel=1e-5)
 
 
 def test_answers_only_are_said_and_their_template_is_kept(folder, capsys):

@@ -81,6 +81,14 @@ def test_what_is_no_run(runs, capsys, monkeypatch, tmp_path):
         assert re.search(wanted, out), (wanted, out)
 
 
+def test_a_mask_is_no_split_and_what_meta_leaves_out_is_measured(tmp_path, capsys):
+    for name, size in (("train.bin", 20), ("validation.bin", 8), ("train.mask.bin", 10)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "meta.json").write_text(json.dumps(dict(tokens=dict(train=10), documents=dict(train=3))), encoding="utf-8")
+    lines = told(capsys, tmp_path).splitlines()
+    assert lines[1:] == ["  train      10 tokens, 3 documents", "  validation 4 tokens"]
+
+
 @pytest.mark.parametrize("words, said", [(["nothing"], "nothing does not exist"), (["."], "not a run of slm_np"), (["bad.json"], "broken JSON"), (["a.json"], "no tokenizer.json"), ([], "no run in runs/")])
 def test_bad_input_is_one_sentence(tmp_path, capsys, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)

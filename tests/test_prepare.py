@@ -12,10 +12,13 @@ import pytest
 
 import small
 from slm_np.data import corpus, download, shards
+from slm_np.data.bpe import PieceTokenizer
 from slm_np.data.tokenizer import ByteTokenizer, CharTokenizer, load_tokenizer, with_end_of_text
 from slm_np.data.tokens import gather, load_corpus
 from slm_np.errors import UserError
 from slm_np.prepare import main
+from slm_np.template import DEFAULT
+from test_tokenizer import LLAMA
 
 M, END = "<|endoftext|>", 256
 LONG_AGO = 1_600_000_000
@@ -144,6 +147,25 @@ def test_where_a_blank_line_ends_a_conversation_it_is_not_learnt(tmp_path):
     tokens = made(path, path, ByteTokenizer()).train
     assert bytes(tokens.ids.astype(np.uint8)) == b"Q: Who?\nA: Me.\n\nQ: Who?\nA: You.\n\n"
     assert bytes(tokens.ids[tokens.mask == 1].astype(np.uint8)) == b" Me.\n You.\n" and tokens.n_bytes == tokens.n_learnt == 11
+
+
+def test_an_answer_goes_on_where_the_question_ended(tmp_path):
+    """Also with a tokenizer that puts a space in front of texts: then what is learnt is what chat reads."""
+    tokenizer = PieceTokenizer(LLAMA)
+    messages = conversation("the cat", "that the hat")["messages"]
+    path = file(tmp_path, json.dumps(dict(messages=messages)) + "\n", "r.jsonl")
+    tokens = made(path, path, tokenizer).train
+    asked = tokenizer.encode(DEFAULT.prompt(messages[:1])).tolist()
+    assert tokens.ids[:len(asked)].tolist() == asked and not tokens.mask[:len(asked)].any() and tokens.mask[len(asked):].all()
+    assert tokenizer.decode(tokens.ids) == b"".join(piece for piece, _ in DEFAULT.pieces(messages))
+
+
+def test_a_text_in_shards_begins_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 500)
+    text, tokenizer = b"the cat that had a hat " * 200, PieceTokenizer(LLAMA)
+    path = file(tmp_path, text)
+    found = made(path, path, tokenizer, threads=1)
+    assert tokenizer.decode(found.train.ids) == text == tokenizer.decode(found.validation.ids)
 
 
 def test_rows_and_texts_together(tmp_path):
@@ -276,6 +298,43 @@ def test_a_break_while_shards_are_joined_costs_nothing(tmp_path, monkeypatch):
         except KeyboardInterrupt:
             pass
     assert len(tokenised) == len(set(tokenised)) > 10 and len(syncs) > 20 and store(tmp_path / "out") == store(tmp_path / "once")
+
+
+def test_a_store_that_was_begun_long_ago_is_gone_on_with(tmp_path, cache, monkeypatch):
+    data = a_corpus(tmp_path)
+    monkeypatch.setattr(shards, "SHARD", 20_000)
+    tokenise, begun = shards.tokenise, []
+
+    def breaking(staging, plan, number, *rest):
+        begun.append(number)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        tokenise(staging, plan, number, *rest)
+    monkeypatch.setattr(shards, "tokenise", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        made(data, threads=1)
+    [part] = (cache / "corpora").glob("*.part")
+    for path in (*part.iterdir(), part):
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    made(data, threads=1)
+    assert begun[:4] == [0, 1, 2, 2] and sorted(begun[3:]) == [*range(2, begun[-1] + 1)]
+
+
+def test_a_kill_while_the_shards_are_removed_blocks_nothing(tmp_path, monkeypatch):
+    data, out = a_corpus(tmp_path), tmp_path / "out"
+    made(data, out_dir=tmp_path / "once")
+    rmtree = shards.shutil.rmtree
+
+    def killed(path, **options):
+        rmtree(path, **options)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made(data, threads=1, out_dir=out)
+    assert (tmp_path / "out.part" / "plan.json").exists() and not (tmp_path / "out.part" / "shards").exists()
+    made(data, threads=1, out_dir=out)
+    assert store(out) == store(tmp_path / "once")
 
 
 def test_two_at_once_share_the_work(tmp_path, monkeypatch):
@@ -414,6 +473,26 @@ def test_refusals_of_the_command(tmp_path, capsys, arguments, sentence):
     assert not (tmp_path / "o").exists() and not (tmp_path / "o.part").exists() and os.listdir(tmp_path / "full") == ["mine.txt"]
 
 
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe:270"])
+def test_that_nothing_separates_documents_is_said(tmp_path, capsys, tokenizer):
+    plain, marked = file(tmp_path, "plain text\n" * 20, "p.txt"), file(tmp_path, f"one\n{M}\n", "m.txt")
+    status, said, error = run(plain, "--tokenizer", tokenizer, "--out-dir", tmp_path / "plain", capsys=capsys)
+    assert status == 0 and "each split is one document" in error
+    status, said, error = run(marked, "--val-data", marked, "--tokenizer", tokenizer, "--out-dir", tmp_path / "marked", capsys=capsys)
+    assert status == 0 and "train: 1 document," in said and not error
+
+
+def test_the_folder_in_which_one_is(tmp_path, capsys, monkeypatch):
+    path, here = file(tmp_path, "plain text\n" * 20), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    status, said, error = run(path, "--out-dir", ".", capsys=capsys)
+    os.chdir(tmp_path)  # on Linux a new folder stands where the empty one was
+    if os.name != "nt":  # where no folder in use can be replaced
+        assert status == 0 and (here / "train.bin").exists() and "--data ." in said, error
+    assert "Traceback" not in error
+
+
 def test_several_files_and_a_glob(tmp_path, capsys):
     paths = [file(tmp_path, f"{name}\n{M}\n" * 9, f"{name}.txt") for name in "abc"]
     assert run(*paths, "--out-dir", tmp_path / "one", capsys=capsys)[0] == run(tmp_path / "*.txt", "--out-dir", tmp_path / "two", capsys=capsys)[0] == 0
@@ -496,6 +575,16 @@ class Server(threading.Thread):
 
     def run(self):
         self.server.serve_forever()
+
+
+def test_an_answer_that_is_no_http_is_one_sentence(monkeypatch):
+    import http.client
+
+    def broken(*arguments, **options):
+        raise http.client.IncompleteRead(b"half")
+    monkeypatch.setattr(download.urllib.request, "urlopen", broken)
+    with pytest.raises(UserError, match=r"--data tinyshakespeare cannot be downloaded \(IncompleteRead.*put https://"):
+        load_corpus("tinyshakespeare")
 
 
 def test_a_download_is_resumed_and_verified(tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ import pytest
 
 import small
 from slm_np import checkpoint
-from slm_np.data.tokens import gather
 from slm_np.errors import UserError
 from slm_np.trainer import Interrupted
 
@@ -319,22 +318,6 @@ def test_evaluation_leaves_no_trace_in_training(data):
     often.train()
     never.train()
     np.testing.assert_array_equal(weights(often), weights(never))
-
-
-def test_the_whole_split_is_every_target_once(data):
-    """Each target's loss comes from the first of the windows, half a context apart, that ends at or after it."""
-    trainer = small.trainer(data)
-    tokens, size = trainer.corpus.validation, 16
-    n = len(tokens) - 1
-    assert n % 8  # the last window overlaps the one before by more
-    x, y = np.zeros((1, size), np.int32), np.zeros((1, size), np.int32)
-    losses = []
-    for start in [*range(0, n - size, size // 2), n - size]:
-        gather(x, y, tokens, [start])
-        losses += trainer.model.losses(x, y)[0, len(losses) - start:].tolist()
-    assert len(losses) == n
-    assert trainer.whole_loss(tokens) == pytest.approx(np.mean(losses), rel=1e-6)
-    assert small.trainer(data, batch_size=7).whole_loss(tokens) == pytest.approx(np.mean(losses), rel=1e-6)
 
 
 def test_the_best_model_is_kept_not_the_last(tmp_path):
