@@ -9,12 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-# A thread that waits spins for some tens of microseconds, as the next loop mostly comes sooner, and then sleeps. If it slept at once, waking it
-# would take 45 microseconds a loop (a seventh of a small model's step), and a decode step, whose loops are short, would take 5 ms instead of
-# 2, as the system often wakes a thread on the core of the one that waits for it; if it spun on, as OpenMP does by default, it would keep the core
+# A thread that waits spins for a few microseconds, as the next loop mostly comes sooner, and then sleeps. If it slept at once, waking it
+# would take 45 microseconds a loop (a seventh of a small model's step); if it spun on, as OpenMP does by default, it would keep the core
 # from the very thread it waits for whenever anything else runs on the machine: a loop of 10 microseconds then takes 8 milliseconds.
 # OpenMP reads this when Numba starts its threads.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same wish in the words of LLVM's OpenMP, in milliseconds
 
 import numba  # noqa: E402
