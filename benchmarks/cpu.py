@@ -20,6 +20,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from measure import write_json  # noqa: E402
 from shapes import SHAPES, names_of, operations, shape  # noqa: E402
+from step_profile import profile  # noqa: E402
 
 from slm_np.errors import UserError, exit_with_sentence  # noqa: E402
 
@@ -162,81 +163,6 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
     return row
 
 
-IN_PLACE = ("swish_backward", "gelu_backward", "gelu_tanh_backward", "swiglu_backward")  # these write every array they read
-
-
-def profile(shape_name, threads, seconds):
-    """Where the step's time goes, by op, beside each op's floor: the larger of operations / product rate and bytes / bandwidth."""
-    import numpy as np
-    from measure import bandwidth, product_rate
-    from slm_np import ops
-    from slm_np.ops import linear, loss
-    trainer = trainer_of(shape_name, threads)
-    rate, memory = product_rate(), bandwidth()
-    spent, floor, calls, untimed = {}, {}, {}, []
-
-    def timed(name, function, operations):
-        def run(*args):
-            arrays = [a for a in args if isinstance(a, np.ndarray)]
-            if "attention" in name:
-                del arrays[1 if "backward" in name else 2]  # its scratch stays in the cache
-            sizes = [a.nbytes * (2 if name in IN_PLACE else 1) for a in arrays]
-            if name.startswith("embedding"):  # of the table only the rows that stand in the text
-                sizes = [min(size, args[2 if "backward" in name else 0].nbytes) for size in sizes]
-            flops, label = operations(args)
-            begun = time.perf_counter()
-            function(*args)
-            label = f"{name} {label}"
-            spent[label] = spent.get(label, 0.0) + time.perf_counter() - begun
-            floor[label] = floor.get(label, 0.0) + max(flops / rate, sum(sizes) / memory)
-            calls[label] = calls.get(label, 0) + 1
-        return run
-
-    def none(args):
-        return 0, ""
-
-    def product(x, w):
-        return lambda args: (2 * args[x].shape[0] * args[w].size, f"{args[x].shape[0]} x {' x '.join(map(str, args[w].shape))}")
-
-    def attention(n_products):
-        def count(args):
-            (lse, qkv), heads, kv_heads = (args[1], args[3]) if n_products == 2 else (args[3], args[0]), args[4], args[5]
-            width, (rows, steps) = qkv.shape[1] // (heads + 2 * kv_heads), lse.shape
-            return n_products * 2 * rows * steps * (steps + 1) // 2 * width, ""
-        return count
-
-    counts = {"linear_forward": product(1, 2), "linear_backward_input": product(1, 2), "linear_backward_weight": product(2, 0),
-              "linear_transposed_forward": product(1, 2), "attention_forward": attention(2), "attention_backward": attention(5),
-              "linear_transposed_backward": lambda args: (4 * args[2].shape[0] * args[4].size, f"{args[2].shape[0]} x {args[4].shape[0]} x {args[4].shape[1]}")}
-    for module, names in ((linear, ("linear_backward_input", "linear_backward_weight")),
-                          (loss, ("linear_transposed_forward", "linear_transposed_backward", "softmax_cross_entropy_backward")),
-                          (ops, [n for n in vars(ops) if n.endswith(("_forward", "_backward", "accumulate")) and n != "linear_backward" and not n.startswith("head")]),
-                          (ops, ("linear_backward_input", "linear_backward_weight"))):
-        for name in names:
-            untimed.append((module, name, getattr(module, name)))
-            setattr(module, name, timed(name, getattr(module, name), counts.get(name, none)))
-    update = trainer.optimizer.step
-    weights = trainer.model.parameters.weights
-    adamw = timed("adamw", lambda *args: update(args[-1]), none)
-    trainer.optimizer.step = lambda rate: adamw(*[weights] * 9, rate) or 1.0  # the norm reads once; AdamW reads four buffers and writes four
-    for _ in range(3):
-        trainer.step()
-    spent.clear(), floor.clear(), calls.clear()
-    steps, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds or steps < 3:
-        trainer.step()
-        steps += 1
-    total = (time.perf_counter() - begun) / steps
-    for module, name, function in untimed:
-        setattr(module, name, function)
-    print(f"\n{shape_name}: {1e3 * total:.1f} ms a step; products {rate / 1e9:.0f} GFLOP/s, copy {memory / 1e9:.1f} GB/s")
-    print(f"{'op':<52}{'calls':>6}{'ms':>10}{'floor ms':>10}{'gap ms':>9}")
-    for label in sorted(spent, key=lambda k: spent[k] - floor[k], reverse=True):
-        print(f"{label:<52}{calls[label] // steps:>6}{1e3 * spent[label] / steps:>10.2f}{1e3 * floor[label] / steps:>10.2f}{1e3 * (spent[label] - floor[label]) / steps:>9.2f}")
-    rest = total - sum(spent.values()) / steps
-    print(f"{'the rest: batches, Python':<52}{'':>6}{1e3 * rest:>10.2f}\n{'sum':<52}{'':>6}{1e3 * total:>10.2f}{1e3 * sum(floor.values()) / steps:>10.2f}")
-
-
 @exit_with_sentence
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Training speed on this CPU.")
@@ -258,7 +184,7 @@ def main(argv=None):
     rows = []
     for name in names:
         if args.profile:
-            profile(name, args.threads, args.seconds)
+            profile(name, trainer_of(name, args.threads), args.seconds)
             continue
         row = compare(name, args.dtype, args.against, args.threads, args.rounds, args.seconds)
         rows.append(row)

@@ -63,9 +63,6 @@ class PieceTokenizer(Tokenizer):
         self._known, self._weight = {}, 0  # of words: their ids as bytes, and how much that is
         self._pieces, self._context = {}, min((piece for piece in vocab if re.fullmatch("[a-z]+", piece)), key=vocab.get, default="")
 
-    def __reduce__(self):
-        return PieceTokenizer, (self._json, self.name)
-
     def _made(self, fields):
         library = imported("tokenizers", "this tokenizer", "tokenizers")
         try:

@@ -68,7 +68,7 @@ def build(folder, plan, tokenizer, describe, threads=0, progress=True):
     """Make the store `folder` (train.bin, validation.bin, tokenizer.json, meta.json), which appears only when it is complete.
 
     plan: what JSON can hold: {"shards": [[split, kind, start, stop], ...], "texts": {split: [[path, size, mtime], ...]}, "bordered",
-    "learn_all", ...}; a rerun with the same plan goes on.   tokenizer: function () -> Tokenizer.   describe: function (tokenizer,
+    ...}; a rerun with the same plan goes on.   tokenizer: function () -> Tokenizer.   describe: function (tokenizer,
     totals {split: counts}) -> meta.   threads: processes, 0 for one per core.   UserError for bad text or a disk that refuses.
     """
     staging = staging_of(folder)
@@ -177,10 +177,10 @@ def tokenise(staging, plan, number, tokenizer, report):
         elif kind == ROWS:
             for size, pieces in rows(text, start, stop):
                 for i, (piece, learn) in enumerate(pieces):
-                    write([piece], learn or plan["learn_all"], begins=i == 0)
+                    write([piece], learn, begins=i == 0)
                 if pieces:  # where a blank line ends them, the conversation might as well go on: nothing to learn
                     learn = pieces[-1][1] and (tokenizer.end_of_text is not None or len(pieces) == 1)
-                    end(learn or plan["learn_all"], b"\n" if pieces[-1][0].endswith(b"\n") else b"\n\n")
+                    end(learn, b"\n" if pieces[-1][0].endswith(b"\n") else b"\n\n")
                 report(size)
         else:
             blocks = split_documents(read(), kind)

@@ -56,13 +56,13 @@ class Corpus:
     source: str
 
 
-def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_bytes=0, cache_dir=None, progress=True, learnt=None, threads=0, out_dir=None, whole=""):
+def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_bytes=0, cache_dir=None, progress=True, threads=0, out_dir=None, whole=""):
     """The `Corpus` of the `--data` strings `data` and `val_data` (see `corpus.find`; without the latter, what the corpus brings along, or
     the last tenth of the bytes, from a document's start on).
 
     tokenizer: a name (byte, char, bpe:N, gpt2, file:PATH) or a `Tokenizer`.   documents: how they are separated, marker or blank-line
     (see data/documents.py); rows of .jsonl files are documents.   limit_bytes: take this much of `data`, to the end of a document; 0 all.
-    learnt: None for the answers alone where rows have messages, "all" for every token.   threads: processes, 0 for one per core.
+    Of rows with messages only the answers are learnt.   threads: processes, 0 for one per core.
     whole: train or validation, the part of `data` to take undivided, as `train`: of a corpus known by name, or a folder of tokens; of any other
     text all is taken. Then the validation split is empty.
 
@@ -75,8 +75,6 @@ def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_b
     cache = usable_cache_dir(cache_dir)
     val_data = val_data or ""
     check_kind(documents)
-    if learnt not in (None, "all"):
-        raise UserError(f"learnt is {learnt!r}; it is None or 'all'")
     if _is_token_file(data) or _is_token_file(val_data):
         if out_dir:
             raise UserError(f"{data} holds tokens already; give a text to prepare")
@@ -86,24 +84,12 @@ def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_b
 
     given = tokenizer if isinstance(tokenizer, Tokenizer) else None
     known = given or _read(tokenizer)
-    text = corpus.find(data, whole if whole and corpus.named(data) else "train", cache, progress)
-    stop = _limited(text, limit_bytes, documents, cache)
-    if not val_data and not whole and corpus.named(data) in corpus.OWN_VALIDATION:
-        val_data = data
-    if whole:
-        parts = dict(train=(text, 0, stop), validation=(text, stop, stop))
-    elif val_data:
-        val_text = corpus.find(val_data, "validation", cache, progress)
-        parts = dict(train=(text, 0, stop), validation=(val_text, 0, val_text.size))
-    else:
-        cut = _tenth(text, stop, documents, cache)
-        parts = dict(train=(text, 0, cut), validation=(text, cut, stop))
-
+    parts = _parts(data, val_data, documents, limit_bytes, whole, cache, progress)
     hashes = {name: part.sha256(cache, progress) for name, (part, _, _) in parts.items()}
     # Text is what it is however it is divided into files; rows are not.
     layout = [segment for part, _, _ in parts.values() for segment in part.segments(documents) if segment[0] == ROWS]
     identity = [[hashes[name], start, stop] for name, (_, start, stop) in parts.items()]
-    identity += [FORMAT, documents, layout, learnt, known.to_json() if known else tokenizer]
+    identity += [FORMAT, documents, layout, known.to_json() if known else tokenizer]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
     floors = {name: part.bits_per_byte_floor for name, (part, _, _) in parts.items()}
@@ -134,7 +120,7 @@ def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_b
             bits_per_byte_floor={name: None if bordered else floor for name, floor in floors.items()}, sha256=hashes)
 
     called = type(tokenizer).__name__ if given else tokenizer
-    plan = dict(fingerprint=fingerprint, bordered=bordered, learn_all=learnt == "all",
+    plan = dict(fingerprint=fingerprint, bordered=bordered,
                 texts={name: [[str(path.absolute()), size, mtime] for path, size, mtime in part.files] for name, (part, _, _) in parts.items()},
                 shards=[[name, *shard] for name, (part, start, stop) in parts.items() for shard in shards.borders(part, start, stop, documents, bordered)])
     if not out_dir and folder.parent.is_dir():
@@ -146,6 +132,21 @@ def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_b
     if found is None:
         raise UserError(f"{folder} does not hold what was just written to it; check the disk")
     return found
+
+
+def _parts(data, val_data, documents, limit_bytes, whole, cache, progress):
+    """{split: (Text, start, stop)}: the bytes of each split."""
+    text = corpus.find(data, whole if whole and corpus.named(data) else "train", cache, progress)
+    stop = _limited(text, limit_bytes, documents, cache)
+    if not val_data and not whole and corpus.named(data) in corpus.OWN_VALIDATION:
+        val_data = data
+    if whole:
+        return dict(train=(text, 0, stop), validation=(text, stop, stop))
+    if val_data:
+        val_text = corpus.find(val_data, "validation", cache, progress)
+        return dict(train=(text, 0, stop), validation=(val_text, 0, val_text.size))
+    cut = _tenth(text, stop, documents, cache)
+    return dict(train=(text, 0, cut), validation=(text, cut, stop))
 
 
 def _read(name):

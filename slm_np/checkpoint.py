@@ -188,20 +188,17 @@ def save_tensors(path, tensors, metadata):
         _write(Path(path), *_encode(tensors, metadata))
 
 
-def load_tensors(path, expected=None, into=None, dtype="float32"):
+def load_tensors(path, into=None):
     """Read a file of `save_tensors` and verify every byte of it. Returns ({name: array}, metadata as strings).
 
-    expected  {name: shape} that the file must hold, no more and no less, all of type `dtype`
-    into      {name: array} to fill instead of new ones (views of a flat buffer, say); names, shapes and types must agree
+    into  {name: array} to fill instead of new ones (views of a flat buffer, say); names, shapes and types must agree
     Raises UserError, naming the file and the tensor, if it is missing, cut short, changed in any byte, written by another program or
-    does not hold what is expected; `into` is then as it was.
+    does not hold what `into` wants, which is then as it was.
     """
     tensors, metadata = _decode(path)
     found = wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if into is not None:
         wanted = {name: (array.shape, array.dtype) for name, array in into.items()}
-    elif expected is not None:
-        wanted = {name: (tuple(shape), np.dtype(dtype)) for name, shape in expected.items()}
     for name in wanted | found:
         if name not in found or name not in wanted:
             raise UserError(f"{path} {'lacks' if name in wanted else 'holds the unexpected'} tensor {name!r}; "
@@ -326,12 +323,12 @@ def save_best(run_dir, tensors, metadata):
     save_tensors(Path(run_dir) / "model.safetensors", tensors, metadata)
 
 
-def load_best(run_dir, expected=None, into=None):
-    """(tensors, metadata) of the run's best model; arguments and errors as in `load_tensors`."""
+def load_best(run_dir, into=None):
+    """(tensors, metadata) of the run's best model; `into` and errors as of `load_tensors`."""
     path = Path(run_dir) / "model.safetensors"
     if not os.path.exists(path):
         raise UserError(f"{run_dir} holds no model.safetensors yet; train it until its first evaluation, or name another run")
-    return load_tensors(path, expected, into)
+    return load_tensors(path, into)
 
 
 # The run's settings

@@ -71,6 +71,12 @@ def accumulated(function, *shapes):
 def op_cases(seed=0):
     """A case for every op, at odd sizes."""
     rng = np.random.default_rng(seed)
+    for cases in (elementwise_cases, linear_cases, embedding_cases, norm_cases, rotary_cases, attention_cases, loss_cases):
+        yield from cases(rng)
+
+
+def elementwise_cases(rng):
+    """Activations and dropout."""
     normal = rng.standard_normal
 
     def simple(name, forward, backward, *inputs, columns=None):
@@ -97,6 +103,10 @@ def op_cases(seed=0):
         yield simple(name, getattr(ops, f"{name}_forward"), in_place(getattr(ops, f"{name}_backward")), 2 * normal((5, 14)), columns=columns)
     yield simple("dropout", lambda out, x: ops.dropout_forward(out, x, None, 0.3, 99), lambda dx, dout, x: ops.dropout_backward(dx, dout, 0.3, 99), normal((5, 7)))
 
+
+def linear_cases(rng):
+    """Linear layers."""
+    normal = rng.standard_normal
     for n, d, e, bias, residual in ((5, 7, 11, True, True), (1, 1, 1, True, False), (9, 3, 4, False, True), (70, 65, 33, False, False)):
         def linear(x, weight, *more, e=e, bias=bias, residual=residual):
             out = overwritten((len(x), e))
@@ -123,6 +133,10 @@ def op_cases(seed=0):
         return [dx] + accumulated(lambda dw: ops.linear_transposed_backward(dx, dw, dout, x, weight), weight.shape)
     yield Case("linear_transposed", [normal((5, 7)), normal((11, 7))], transposed, transposed_back)
 
+
+def embedding_cases(rng):
+    """The embedding and its positions."""
+    normal = rng.standard_normal
     for label, tokens in (("", rng.integers(0, 11, (2, 5))), (" one token", np.full((2, 5), 3))):
         def embed(weight, positions, tokens=tokens):
             out = overwritten((tokens.size, weight.shape[1]))
@@ -133,6 +147,10 @@ def op_cases(seed=0):
             return accumulated(lambda dw, dp: ops.embedding_backward(dw, dp, dout, tokens), weight.shape, positions.shape)
         yield Case(f"embedding{label}", [normal((11, 7)), normal((5, 7))], embed, embed_back)
 
+
+def norm_cases(rng):
+    """RMSNorm and LayerNorm."""
+    normal = rng.standard_normal
     for width in (7, 1, 64):
         def rms(x, weight):
             out = overwritten(x.shape)
@@ -160,6 +178,10 @@ def op_cases(seed=0):
             if width > 1:  # one number less its own mean is zero, whatever the number
                 yield Case(f"layernorm {width} wide{' bias' * bias}", [normal((5, width)), normal(width)] + [normal(width)] * bias, layer, layer_back)
 
+
+def rotary_cases(rng):
+    """Rotary positions."""
+    normal = rng.standard_normal
     cos, sin = np.empty((5, 3)), np.empty((5, 3))
     ops.rotary_table(cos, sin, 100.0, first=2)
 
@@ -173,6 +195,10 @@ def op_cases(seed=0):
         return [dout]
     yield Case("rotary", [normal((10, 19))], turn, turn_back)
 
+
+def attention_cases(rng):
+    """Causal attention, grouped queries and dropout among them."""
+    normal = rng.standard_normal
     for batch, steps, heads, kv_heads, width, dropout in ((2, 7, 4, 2, 3, 0.0), (1, 1, 1, 1, 5, 0.0), (2, 70, 2, 1, 4, 0.0), (1, 130, 1, 1, 8, 0.0), (2, 9, 2, 2, 3, 0.3)):
         def attend(qkv, batch=batch, steps=steps, heads=heads, kv_heads=kv_heads, width=width, dropout=dropout, keep=None):
             out, lse = overwritten((batch * steps, heads * width)), overwritten((batch * heads, steps))
@@ -188,6 +214,10 @@ def op_cases(seed=0):
             return [dqkv]
         yield Case(f"attention T {steps} heads {heads}/{kv_heads}{' dropout' if dropout else ''}", [normal((batch * steps, (heads + 2 * kv_heads) * width))], attend, attend_back)
 
+
+def loss_cases(rng):
+    """Softmax cross-entropy, alone and fused with the head, also where some targets are not counted."""
+    normal = rng.standard_normal
     all_targets = rng.integers(0, 11, 7)
     for label, targets in (("", all_targets), (" some not counted", np.where(np.arange(7) % 3 == 1, all_targets, -1))):
         def entropy(logits, targets=targets):

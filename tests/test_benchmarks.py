@@ -107,10 +107,11 @@ def test_profile_counts_the_operations_of_a_step(shape_name, capsys, monkeypatch
     monkeypatch.setattr(measure, "bandwidth", lambda: math.inf)
     from slm_np import ops
     before = dict(vars(ops))
-    cpu.profile(shape_name, 0, 0.0)
+    trainer = cpu.trainer_of(shape_name, 0)
+    cpu.profile(shape_name, trainer, 0.0)
     total = capsys.readouterr().out.splitlines()[-1].split()
     assert total[0] == "sum" and float(total[-1]) == pytest.approx(1000.0, abs=0.5)  # ms: the floor is one second of products
-    assert vars(ops) == before
+    assert vars(ops) == before and trainer.optimizer.step.__name__ == "step"
 
 
 def test_cpu_benchmark_helps_and_refuses_an_unknown_shape(capsys):

@@ -91,7 +91,7 @@ def test_same_tensors_give_the_same_bytes_and_data_are_aligned(tmp_path):
 
 def test_no_tensors_at_all(tmp_path):
     save_tensors(tmp_path / "t", {}, {})
-    assert load_tensors(tmp_path / "t", expected={}) == ({}, {})
+    assert load_tensors(tmp_path / "t", into={}) == ({}, {})
 
 
 def test_a_type_that_the_format_lacks_is_refused_before_anything_is_written(tmp_path):
@@ -114,15 +114,15 @@ def test_loading_into_views_of_a_flat_buffer(tmp_path):
     np.testing.assert_array_equal(columns, 5)
 
 
-@pytest.mark.parametrize("expected, dtype, message", [
+@pytest.mark.parametrize("shapes, dtype, message", [
     ({"w": (3, 2)}, "float32", "holds the unexpected tensor 'b'"),
     ({"w": (3, 2), "b": (3,), "c": (1,)}, "float32", "lacks tensor 'c'"),
     ({"w": (2, 3), "b": (3,)}, "float32", r"tensor 'w' with shape \(3, 2\) of float32, not \(2, 3\)"),
     ({"w": (3, 2), "b": (3,)}, "float64", "tensor 'w' .* of float32, not .* of float64")])
-def test_wrong_names_shapes_and_types(tmp_path, expected, dtype, message):
+def test_wrong_names_shapes_and_types(tmp_path, shapes, dtype, message):
     save_tensors(tmp_path / "t", tensors_of(5), {})
     with pytest.raises(UserError, match=message):
-        load_tensors(tmp_path / "t", expected, dtype=dtype)
+        load_tensors(tmp_path / "t", into={name: np.zeros(shape, dtype) for name, shape in shapes.items()})
 
 
 def test_every_flipped_byte_of_a_tensor_file_is_noticed(tmp_path):
@@ -428,7 +428,7 @@ def test_best_model(tmp_path):
         load_best(tmp_path)
     for step in (1, 2):
         save_best(tmp_path, tensors_of(step), {"step": step, "val_loss": np.float32(0.5)})
-    tensors, metadata = load_best(tmp_path, expected={"w": (3, 2), "b": (3,)})
+    tensors, metadata = load_best(tmp_path)
     assert metadata == {"step": "2", "val_loss": "0.5"}
     np.testing.assert_array_equal(tensors["w"], tensors_of(2)["w"])
 

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention, a block of queries at a time: scores live in a thread's scratch and are never kept.
+"""Causal grouped-query attention, a block of queries at a time: scores live in a worker's scratch and are never kept.
 
 For a block of queries the scores against all keys up to the block's end fit the second-level cache, so softmax needs no second
 pass over blocks of keys; tiles of keys past a tile of queries are not touched. Backward makes the probabilities again from the scores and `lse`.
@@ -22,7 +22,7 @@ def attention_scratch(block_size, width, tasks):
 
 
 def rooms(steps, width):
-    """(padded steps, padded width, [where each array of a thread starts], end): two panels of scores (QUERIES, T), keys and values turned
+    """(padded steps, padded width, [where each array of a worker starts], end): two panels of scores (QUERIES, T), keys and values turned
     to (w, T), then as rows and their gradients (T, w), and the queries, their gradients and results of a block (QUERIES, w)."""
     long, wide = padded(steps + ROWS - 1, COLUMNS), padded(width, COLUMNS)  # mostly no power of two, whose rows would meet in few places of a cache
     starts = np.cumsum([0] + 2 * [QUERIES * long] + 2 * [width * long] + 3 * [long * wide] + 3 * [QUERIES * wide])

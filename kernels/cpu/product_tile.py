@@ -16,11 +16,9 @@ from .product_blas import ADD, NOTHING, lay
 from .tile import COLUMNS, ROWS, copy_column_panel, copy_row_panel, multiply_tile, padded, transpose
 
 TERMS = 256                        # summed in a register before they are added to C: more would be a little faster and less exact
-OUTER_TERMS, OUTER_ROWS = 384, 384# of a sum of outer products at a time: the panels of A fill a third of one
+OUTER_TERMS, OUTER_ROWS = 384, 384 # of a sum of outer products, whose panels of A are kept: 590 kB, which leave room in a second-level cache
 SMALL = 1 << 21                    # multiply-adds that are not worth a second thread
 ENOUGH = 256                       # rows to share out before columns are: fewer would not repay packing a panel
-
-
 PANEL = max(TERMS, OUTER_TERMS) * COLUMNS
 ROOM = PANEL + max(TERMS * ROWS, OUTER_TERMS * OUTER_ROWS) + ROWS * COLUMNS
 
@@ -126,22 +124,27 @@ def add_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
                         put_tile(c, i, j, tile, 1)
 
 
+@row
+def part_of(part, c, row_parts, column_parts):
+    """Rows i0 ... i1 and columns j0 ... j1 of one part of C, whole tiles but at C's edges; empty where there are more parts than tiles."""
+    m, n = c.shape
+    tall, wide = padded((m + row_parts - 1) // row_parts, ROWS), padded((n + column_parts - 1) // column_parts, COLUMNS)
+    i, j = min(m, part // column_parts * tall), min(n, part % column_parts * wide)
+    return i, min(m, i + tall), j, min(n, j + wide)
+
+
 @kernel
 def _product(c, flat_c, a, flat_a, b, flat_b, transpose_b, under, bias, residual, memory, row_parts, column_parts):
-    (m, n) = c.shape
-    tall, wide = padded((m + row_parts - 1) // row_parts, ROWS), padded((n + column_parts - 1) // column_parts, COLUMNS)
     for part in prange(row_parts * column_parts):
-        i, j = min(m, part // column_parts * tall), min(n, part % column_parts * wide)
-        multiply_block(c, flat_c, i, min(m, i + tall), j, min(n, j + wide), a, flat_a, b, flat_b, transpose_b, under, bias, residual, memory[get_thread_id()])
+        i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
+        multiply_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, transpose_b, under, bias, residual, memory[get_thread_id()])
 
 
 @kernel
 def _outer_products(c, flat_c, a, flat_a, b, flat_b, memory, row_parts, column_parts):
-    (m, n) = c.shape
-    tall, wide = padded((m + row_parts - 1) // row_parts, ROWS), padded((n + column_parts - 1) // column_parts, COLUMNS)
     for part in prange(row_parts * column_parts):
-        i, j = min(m, part // column_parts * tall), min(n, part % column_parts * wide)
-        add_block(c, flat_c, i, min(m, i + tall), j, min(n, j + wide), a, flat_a, b, flat_b, memory[get_thread_id()])
+        i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
+        add_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory[get_thread_id()])
 
 
 def parts_of(m, n, k):
