@@ -35,7 +35,7 @@ def cases(config, batch):
     each, losses, dx, dweight, room = np.full(n, 1 / n, np.float32), *empty_like(x[:, 0], x, weight, logits)
 
     def both(dlogits, losses):
-        ops.softmax_cross_entropy_backward(losses, dlogits, targets, 1 / n)
+        ops.softmax_cross_entropy_backward(dlogits, losses, dlogits, targets, 1 / n)
 
     yield from pair("softmax", f"{n} x {v}", "GB/s", (logits.nbytes, 2 * logits.nbytes),
                     (call(ops.softmax_cross_entropy_forward, 1, losses, logits, targets), call(both, 2, logits.copy(), losses)),
@@ -43,7 +43,7 @@ def cases(config, batch):
                     autograd(lambda z, t: F.cross_entropy(z, t, reduction="none"), (logits, targets), each, both=True), DIRECTIONS)
     yield from pair("head", f"{n} x {d} x {v}", "GFLOP/s", (2 * n * d * v, 6 * n * d * v),
                     (call(ops.head_cross_entropy_forward, 1, losses, room, x, weight, targets),
-                     call(ops.head_cross_entropy_backward, 3, dx, dweight, losses, room, x, weight, targets, 1 / n)),
+                     call(ops.head_cross_entropy_backward, 3, dx, dweight, losses, room, room, x, weight, targets, 1 / n)),
                     (lambda: cross_entropy(x @ weight.T, targets), lambda: head_backward(x, weight, targets, 1 / n)),
                     autograd(lambda x, w, t: F.cross_entropy(F.linear(x, w), t, reduction="none"), (x, weight, targets), each, both=True), DIRECTIONS)
 

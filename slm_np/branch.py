@@ -1,5 +1,10 @@
-"""A branch returns to the residual stream: projection, dropout, sum."""
+"""A branch leaves the residual stream and returns to it: projection, dropout, sum."""
 from slm_np import ops
+from slm_np.workspace import Request
+
+
+def plan(config, tokens):
+    yield Request("branch", (tokens, config.n_embd), "scratch", "operand" if config.dropout else "rounded")
 
 
 def join_forward(config, w, a, name, out, x, residual, key):
@@ -14,9 +19,18 @@ def join_forward(config, w, a, name, out, x, residual, key):
 
 
 def join_backward(config, a, dout, key):
-    """The gradient of x W + b: dout through the same dropout. The residual's is dout itself."""
+    """The gradient of x W + b as an operand: dout through the same dropout. The residual's is dout itself."""
     if key is None:
-        return dout
+        return operand(a, "branch", dout)
     branch = a["branch"][:len(dout)]
     ops.dropout_backward(branch, dout, config.dropout, key)
     return branch
+
+
+def operand(a, name, x):
+    """Numbers x as products take them: x itself or, where operands are of a shorter type, rounded into the array `name`."""
+    if name not in a or a[name].dtype == x.dtype:
+        return x
+    rounded = a[name][:len(x)]
+    ops.convert(rounded, x)
+    return rounded

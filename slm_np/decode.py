@@ -98,7 +98,7 @@ class Decoder:
             return self.step(tokens[:, 0])
         if self.whole is None or self.whole.steps != tokens.shape[1]:
             self.whole = None  # let go of the old arena before the new one is laid out
-            check_memory(planned_bytes(plan(self.model.config, *tokens.shape), self.model.dtype.itemsize), f"reading a prompt for {self.batch} texts at once", "ask for fewer")
+            check_memory(planned_bytes(plan(self.model.config, *tokens.shape), self.model.dtype), f"reading a prompt for {self.batch} texts at once", "ask for fewer")
             self.whole = Activations(self.model.config, *tokens.shape, self.model.dtype)
         normed = self.model.forward(self.whole, tokens, self.keys, self.states)
         self.buffers.normed[...] = normed.reshape(*tokens.shape, -1)[:, -1]

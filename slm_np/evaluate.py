@@ -69,7 +69,7 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
         raise UserError(NOTHING)
     steps = min(context, n - (not begins))
     rows = max(1, min(batch // steps, -(-n // steps)))
-    check_memory(planned_bytes(plan(model.config, rows, steps), model.dtype.itemsize), f"evaluating {rows} x {steps} tokens at once", "use a machine with more")
+    check_memory(planned_bytes(plan(model.config, rows, steps), model.dtype, model.operand), f"evaluating {rows} x {steps} tokens at once", "use a machine with more")
 
     x, y, counts = np.zeros((rows, steps), np.int32), np.zeros((rows, steps), np.int32), np.zeros((rows, steps), bool)
     windows = windows_of(tokens, steps, stride or max(1, steps // 2), begins, end_of_text)

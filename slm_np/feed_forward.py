@@ -31,8 +31,8 @@ def parameters(config):
 
 def plan(config, tokens):
     rows = min(tokens, ROWS)
-    yield Request("feed_forward.hidden", (tokens, hidden_columns(config)), "saved")
-    yield Request("feed_forward.active", (rows, config.n_hidden), "scratch")
+    yield Request("feed_forward.hidden", (tokens, hidden_columns(config)), "saved", "operand")
+    yield Request("feed_forward.active", (rows, config.n_hidden), "scratch", "operand")
 
 
 def chunks(n, key):

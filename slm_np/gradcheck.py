@@ -227,7 +227,7 @@ def loss_cases(rng):
 
         def entropy_back(dout, logits, targets=targets):
             dlogits = logits.copy()
-            ops.softmax_cross_entropy_backward(overwritten(len(logits)), dlogits, targets, dout[0])
+            ops.softmax_cross_entropy_backward(dlogits, overwritten(len(logits)), dlogits, targets, dout[0])
             return [dlogits]
         yield Case(f"softmax_cross_entropy{label}", [3 * normal((7, 11))], entropy, entropy_back, even=True)
 
@@ -238,7 +238,7 @@ def loss_cases(rng):
 
         def head_back(dout, x, weight, targets=targets):
             dx = overwritten(x.shape)
-            return [dx] + accumulated(lambda dw: ops.head_cross_entropy_backward(dx, dw, overwritten(len(x)), overwritten((3, len(weight))), x, weight, targets, dout[0]), weight.shape)
+            return [dx] + accumulated(lambda dw: ops.head_cross_entropy_backward(dx, dw, overwritten(len(x)), *[overwritten((3, len(weight)))] * 2, x, weight, targets, dout[0]), weight.shape)
         yield Case(f"head_cross_entropy{label}", [normal((7, 5)), normal((11, 5))], head, head_back, even=True)
 
 

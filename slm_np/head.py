@@ -27,10 +27,11 @@ def parameters(config):
 def plan(config, tokens):
     rows = min(tokens, max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size)))
     yield Request("head.logits", (rows, config.vocab_size), "scratch")
+    yield Request("head.dlogits", (rows, config.vocab_size), "scratch", "rounded")
     yield Request("head.losses", (tokens,), "saved")
     if config.head == "mlp":
-        for name in ("hidden", "active", "dactive"):
-            yield Request(f"head.{name}", (tokens, config.head_hidden), "scratch")
+        for name, kind in (("hidden", "operand"), ("active", "operand"), ("dactive", "number")):
+            yield Request(f"head.{name}", (tokens, config.head_hidden), "scratch", kind)
 
 
 def table(config, views):
@@ -60,7 +61,7 @@ def forward(config, w, a, x, targets):
 def backward(config, w, g, a, dx, x, targets, scale):
     """a["head.losses"] as in forward, and dx = the gradient of scale * sum of losses."""
     mlp = config.head == "mlp"
-    ops.head_cross_entropy_backward(a["head.dactive"] if mlp else dx, table(config, g), a["head.losses"], a["head.logits"],
+    ops.head_cross_entropy_backward(a["head.dactive"] if mlp else dx, table(config, g), a["head.losses"], a["head.logits"], a.get("head.dlogits", a["head.logits"]),
                                     last(config, w, a, x), table(config, w), targets, scale)
     if mlp:
         ops.swish_backward(a["head.hidden"], a["head.dactive"])  # hidden is its gradient from here on

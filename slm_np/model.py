@@ -4,11 +4,11 @@ Sizes: B batch, T steps, N = B T tokens, V vocabulary, D width, L layers.
 """
 import numpy as np
 
-from slm_np import feed_forward, head, norm, ops
+from slm_np import branch, feed_forward, head, norm, ops
 from slm_np.errors import UserError
 from slm_np.mixers import mixer_of
-from slm_np.params import Parameters, Tensor, count, weight, within
-from slm_np.workspace import Request, Workspace
+from slm_np.params import Parameters, count, weight, within
+from slm_np.workspace import BF16, Request, Workspace
 
 
 def block_parameters(config, layer):
@@ -21,12 +21,9 @@ def block_parameters(config, layer):
 
 def parameters(config):
     """All tensors of a model, in the order data meets them."""
-    if config.init == "uniform":
-        yield Tensor("embedding.weight", (config.vocab_size, config.n_embd), "uniform", config.n_embd ** -0.5)
-    else:
-        yield Tensor("embedding.weight", (config.vocab_size, config.n_embd))
+    yield weight(config, "embedding.weight", (config.vocab_size, config.n_embd), config.n_embd)._replace(multiplies=config.head == "tied")
     if config.positions == "learned":
-        yield weight(config, "positions.weight", (config.block_size, config.n_embd), config.n_embd)
+        yield weight(config, "positions.weight", (config.block_size, config.n_embd), config.n_embd)._replace(multiplies=False)
     for layer in range(config.n_layer):
         for tensor in block_parameters(config, layer):
             yield tensor._replace(name=f"layers.{layer}.{tensor.name}")
@@ -61,8 +58,7 @@ def plan(config, batch, steps):
     yield from head.plan(config, n)
     yield Request("dx", (n, config.n_embd), "stream")
     yield Request("dnormed", (n, config.n_embd), "scratch")
-    if config.dropout:
-        yield Request("branch", (n, config.n_embd), "scratch")
+    yield from branch.plan(config, n)
     if config.positions == "sinusoidal":
         yield Request("positions", (steps, config.n_embd), "saved")
     if config.positions == "rotary":
@@ -94,11 +90,11 @@ def counted(targets):
 
 
 class Activations:
-    """The arena of one (B, T), with the arrays of each layer by their short names."""
+    """The arena of one (B, T), with the arrays of each layer by their short names. Its operands are of type `operand`, if that is given."""
 
-    def __init__(self, config, batch, steps, dtype):
+    def __init__(self, config, batch, steps, dtype, operand=None):
         self.batch, self.steps = batch, steps
-        self.workspace = Workspace(plan(config, batch, steps), dtype)
+        self.workspace = Workspace(plan(config, batch, steps), dtype, operand)
         self.shared = {name: array for name, array in self.workspace.arrays.items() if not name.startswith("layers.")}
         self.layers = [{**self.shared, **within(self.workspace.arrays, f"layers.{layer}")} for layer in range(config.n_layer)]
         self.set_place(config, 0)
@@ -116,18 +112,17 @@ class Model:
     """A model: its configuration, its parameters and, once planned, its activations.
 
     config: ModelConfig.   seed: of the initial weights, None for weights of 0 that are to be filled.   decay: which tensors weight decay
-    applies to.   dtype: float32, or float64 for the gradient check.
+    applies to.   dtype: float32, or float64 for the gradient check.   operand: None, or BF16 for products of bfloat16.
     """
 
-    def __init__(self, config, seed=0, decay="matrices", dtype=np.float32):
-        self.config, self.dtype = config, np.dtype(dtype)
-        self.parameters = Parameters(parameters(config), decay, dtype)
+    def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, operand=None):
+        self.config, self.dtype, self.operand = config, np.dtype(dtype), np.dtype(operand or dtype)
+        self.parameters = Parameters(parameters(config), decay, dtype, self.operand == BF16)
         if seed is not None:
             self.parameters.initialise(seed)
         self.mixers = [mixer_of(config, layer) for layer in range(config.n_layer)]
-        w, g = self.parameters.weight, self.parameters.gradient
-        self.layer_weights = [within(w, f"layers.{layer}") for layer in range(config.n_layer)]
-        self.layer_gradients = [within(g, f"layers.{layer}") for layer in range(config.n_layer)]
+        self.layer_weights, self.layer_operands, self.layer_gradients = ([within(views, f"layers.{layer}") for layer in range(config.n_layer)] for views in (
+            self.parameters.weight, self.parameters.operand, self.parameters.gradient))
         self.activations = None
 
     def plan(self, batch, steps):
@@ -136,7 +131,7 @@ class Model:
             raise UserError(f"{steps} tokens are longer than the model's context of {self.config.block_size}; shorten the window")
         if self.activations is None or (self.activations.batch, self.activations.steps) != (batch, steps):
             self.activations = None  # let go of the old arena before the new one is laid out
-            self.activations = Activations(self.config, batch, steps, self.dtype)
+            self.activations = Activations(self.config, batch, steps, self.dtype, self.operand)
         return self.activations
 
     def keys(self, key):
@@ -146,34 +141,35 @@ class Model:
         return [ops.dropout_key(*key, 0)] + [tuple(ops.dropout_key(*key, 1 + layer, place) for place in range(3)) for layer in range(self.config.n_layer)]
 
     def forward(self, activations, tokens, keys, states=None):
-        """The stream after the last block, normed, (N, D)."""
+        """The stream after the last block, normed, (N, D). In an arena of the weights' own type they multiply as they are."""
         config, w, a = self.config, self.parameters.weight, activations.shared
-        layers = activations.layers
+        layers, plain = activations.layers, activations.workspace.types.operand == self.dtype
+        layer_weights = self.layer_weights if plain else self.layer_operands
         positions = w.get("positions.weight") if config.positions == "learned" else a.get("positions")
         if config.positions == "learned":
             positions = positions[:activations.steps]
         if keys[0] is None:
             ops.embedding_forward(layers[0]["x"], tokens, w["embedding.weight"], positions)
         else:
-            ops.embedding_forward(a["branch"], tokens, w["embedding.weight"], positions)
-            ops.dropout_forward(layers[0]["x"], a["branch"], None, config.dropout, keys[0])
+            ops.embedding_forward(a["dnormed"], tokens, w["embedding.weight"], positions)
+            ops.dropout_forward(layers[0]["x"], a["dnormed"], None, config.dropout, keys[0])
         for i, mixer in enumerate(self.mixers):
             out = layers[i + 1]["x"] if i + 1 < len(layers) else a["x"]
-            block_forward(config, mixer, self.layer_weights[i], layers[i], out, keys[1 + i], states[i] if states else None)
+            block_forward(config, mixer, layer_weights[i], layers[i], out, keys[1 + i], states[i] if states else None)
         return norm.forward(config, w, a, "norm", a["x"])
 
     def backward(self, activations, tokens, targets, normed, scale, keys):
         """Losses and, added to the gradients, the derivative of scale * sum of losses. Mirrors `forward`."""
-        config, w, g, a = self.config, self.parameters.weight, self.parameters.gradient, activations.shared
+        config, w, g, a = self.config, self.parameters.operand, self.parameters.gradient, activations.shared
         dx = a["dx"]
         head.backward(config, w, g, a, a["dnormed"], normed, targets, scale)
         dx.fill(0)
         norm.backward(config, w, g, a, "norm", dx, a["dnormed"], a["x"])
         for i in reversed(range(config.n_layer)):
-            block_backward(config, self.mixers[i], self.layer_weights[i], self.layer_gradients[i], activations.layers[i], dx, keys[1 + i])
+            block_backward(config, self.mixers[i], self.layer_operands[i], self.layer_gradients[i], activations.layers[i], dx, keys[1 + i])
         if keys[0] is not None:
-            ops.dropout_backward(a["branch"], dx, config.dropout, keys[0])
-            dx = a["branch"]
+            ops.dropout_backward(a["dnormed"], dx, config.dropout, keys[0])
+            dx = a["dnormed"]
         ops.embedding_backward(g["embedding.weight"], g.get("positions.weight"), dx, tokens)
 
     def losses(self, tokens, targets):
@@ -181,7 +177,7 @@ class Model:
         and has loss 0. A view that the next call overwrites."""
         activations = self.plan(*tokens.shape)
         normed = self.forward(activations, tokens, self.keys(None))
-        head.forward(self.config, self.parameters.weight, activations.shared, normed, targets.reshape(-1))
+        head.forward(self.config, self.parameters.operand, activations.shared, normed, targets.reshape(-1))
         return activations.shared["head.losses"].reshape(tokens.shape)
 
     def loss(self, tokens, targets):
@@ -206,5 +202,5 @@ class Model:
         activations = self.plan(*tokens.shape)
         normed = self.forward(activations, tokens, self.keys(None))
         out = np.empty((tokens.size, self.config.vocab_size), self.dtype)
-        head.logits_forward(self.config, self.parameters.weight, activations.shared, out, normed)
+        head.logits_forward(self.config, self.parameters.operand, activations.shared, out, normed)
         return out.reshape(*tokens.shape, -1)

@@ -1,5 +1,6 @@
 """The norm before a mixer, a feed-forward or the head: none, layer norm or RMS norm. With none, the stream itself goes on."""
 from slm_np import ops
+from slm_np.branch import operand
 from slm_np.params import Tensor
 from slm_np.workspace import Request
 
@@ -12,17 +13,17 @@ def parameters(config, name):
 
 
 def plan(config, name, tokens):
+    yield Request("normed", (tokens, config.n_embd), "scratch", "rounded" if config.norm == "none" else "operand")
     if config.norm != "none":
-        yield Request("normed", (tokens, config.n_embd), "scratch")
         yield Request(f"{name}.rstd", (tokens,), "saved")
     if config.norm == "layernorm":
         yield Request(f"{name}.mean", (tokens,), "saved")
 
 
 def forward(config, w, a, name, x):
-    """The normed stream: `a["normed"]`, or x itself where there is no norm. Backward calls it again instead of keeping it."""
+    """The normed stream as products take it; where there is no norm, x itself. Backward calls it again instead of keeping it."""
     if config.norm == "none":
-        return x
+        return operand(a, "normed", x)
     if config.norm == "rmsnorm":
         ops.rmsnorm_forward(a["normed"], a[f"{name}.rstd"], x, w[f"{name}.weight"], config.norm_eps)
     else:

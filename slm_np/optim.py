@@ -39,6 +39,7 @@ class AdamW:
         rate = self.learning_rate if learning_rate is None else learning_rate
         self.kernels.adamw(self.parameters.weights, self.parameters.gradients, self.mean, self.square, self.parameters.n_decayed, scale, float(rate),
                            float(self.weight_decay), self.beta1, self.beta2, 1 - self.beta1 ** self.updates, 1 - self.beta2 ** self.updates, self.eps)
+        self.parameters.pack()
         return norm
 
     def state(self):

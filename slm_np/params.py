@@ -7,20 +7,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_np.ops.device import kernels_of
+
 
 class Tensor(NamedTuple):
-    """What is known of a tensor before it exists. `spread`: N(0, spread^2) or U(-spread, spread) by `law`; "ones", "zeros"."""
+    """What is known of a tensor before it exists. `spread`: N(0, spread^2) or U(-spread, spread) by `law`; "ones", "zeros". `multiplies`: whether products take it."""
     name: str
     shape: tuple
     law: str = "normal"
     spread: float = 0.02
+    multiplies: bool = False
 
 
 def weight(config, name, shape, fan_in, residual=False):
-    """A matrix under the configuration's initialisation. Projections that write to the stream start smaller, by 1 / sqrt(2 L)."""
+    """A matrix of a product under the configuration's initialisation. Projections that write to the stream start smaller, by 1 / sqrt(2 L)."""
     if config.init == "uniform":
-        return Tensor(name, shape, "uniform", fan_in ** -0.5)
-    return Tensor(name, shape, "normal", 0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02)
+        return Tensor(name, shape, "uniform", fan_in ** -0.5, True)
+    return Tensor(name, shape, "normal", 0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02, True)
 
 
 def decays(tensor, rule):
@@ -34,15 +37,27 @@ def count(tensors):
 
 
 class Parameters:
-    """Flat `weights` and `gradients` of one layout, with views `weight[name]` and `gradient[name]`; `n_decayed` come first."""
+    """Flat `weights` and `gradients` of one layout, with views `weight[name]` and `gradient[name]`; `n_decayed` come first.
 
-    def __init__(self, tensors, decay="matrices", dtype=np.float32):
+    operand[name] is a weight as products take it: the view itself or, under `rounds`, a copy in bfloat16, which `pack` makes anew; whoever
+    writes to the weights calls it.
+    """
+
+    def __init__(self, tensors, decay="matrices", dtype=np.float32, rounds=False):
         self.tensors = list(tensors)
         ordered = sorted(self.tensors, key=lambda t: not decays(t, decay))
         self.n_decayed = count(t for t in ordered if decays(t, decay))
         self.weights = np.zeros(count(ordered), dtype)
         self.gradients = np.zeros_like(self.weights)
         self.weight, self.gradient = self.views(self.weights, ordered), self.views(self.gradients, ordered)
+        self.kernels = kernels_of(self.weights)
+        packed = {t.name: self.kernels.packed(self.weight[t.name]) for t in ordered if rounds and t.multiplies}
+        self.packed, self.operand = list(packed.values()), self.weight | packed
+
+    def pack(self):
+        """Make what products take follow the weights."""
+        for operand in self.packed:
+            self.kernels.pack(operand)
 
     @staticmethod
     def views(flat, tensors):
@@ -69,6 +84,7 @@ class Parameters:
                 view[...] = draw.uniform(-t.spread, t.spread, t.shape)
             else:
                 view[...] = 1 if t.law == "ones" else 0
+        self.pack()
 
 
 def within(views, prefix):

@@ -305,7 +305,7 @@ def cross_entropy(label, logits, masked=False):
     def engine(start, logits):
         losses, again, dlogits = empty(len(logits), logits), empty(len(logits), logits), logits.copy()
         ops.softmax_cross_entropy_forward(losses, logits, targets.astype(np.int32))
-        ops.softmax_cross_entropy_backward(again, dlogits, targets.astype(np.int32), scale)
+        ops.softmax_cross_entropy_backward(dlogits, again, dlogits, targets.astype(np.int32), scale)
         return losses, again, dlogits
 
     def plain(logits):
@@ -325,7 +325,7 @@ def head_cross_entropy(n, d, v, rows, scale=1.0, masked=False):
         losses, again, logits = empty(n, x), empty(n, x), empty((rows, v), x)
         dx, dweight = empty(x.shape, x), begun(start, weight)
         ops.head_cross_entropy_forward(losses, logits, x, weight, targets.astype(np.int32))
-        ops.head_cross_entropy_backward(dx, dweight, again, logits, x, weight, targets.astype(np.int32), share)
+        ops.head_cross_entropy_backward(dx, dweight, again, logits, logits, x, weight, targets.astype(np.int32), share)
         return losses, again, dx, dweight
 
     def plain(x, weight):
@@ -505,7 +505,7 @@ def test_cross_entropy_of_a_bad_logit_is_nan(bad, place, dtype):
     logits[1, place] = bad
     targets, losses, again = np.array([4, 5, 6], np.int32), np.zeros(3, dtype), np.zeros(3, dtype)
     ops.softmax_cross_entropy_forward(losses, logits, targets)
-    ops.softmax_cross_entropy_backward(again, logits, targets, 1.0)
+    ops.softmax_cross_entropy_backward(logits, again, logits, targets, 1.0)
     for found in (losses, again, logits.sum(1)):
         np.testing.assert_array_equal(np.isnan(found), [False, True, False])
 
@@ -516,7 +516,7 @@ def test_a_target_of_minus_one_is_not_counted_whatever_its_logits(dtype):
     logits[1:3] = np.nan
     targets, losses, again = np.array([4, -1, 5, -1], np.int32), np.full(4, np.nan, dtype), np.full(4, np.nan, dtype)
     ops.softmax_cross_entropy_forward(losses, logits, targets)
-    ops.softmax_cross_entropy_backward(again, logits, targets, 0.5)
+    ops.softmax_cross_entropy_backward(logits, again, logits, targets, 0.5)
     np.testing.assert_array_equal(losses, again)
     assert losses[0] > 0 and np.isnan(losses[2]) and losses[1] == losses[3] == 0
     assert (logits[1] == 0).all() and (logits[3] == 0).all() and np.isnan(logits[2]).all() and np.isfinite(logits[0]).all()
@@ -575,13 +575,13 @@ def test_fused_head_equals_the_ops_it_is_made_of(rows):
     x, weight, targets = normal(n, d).astype(float), normal(v, d).astype(float), np.arange(n).astype(np.int32)
     logits, losses, dx, dweight = empty((n, v), x), empty(n, x), empty(x.shape, x), np.ones_like(weight)
     ops.linear_transposed_forward(logits, x, weight)
-    ops.softmax_cross_entropy_backward(losses, logits, targets, 0.7)
+    ops.softmax_cross_entropy_backward(logits, losses, logits, targets, 0.7)
     ops.linear_transposed_backward(dx, dweight, logits, x, weight)
     chunk, forward, backward = empty((rows, v), x), empty(n, x), empty(n, x)
     fused_dx, fused_dweight = empty(x.shape, x), np.ones_like(weight)
     ops.head_cross_entropy_forward(forward, chunk, x, weight, targets)
     chunk.fill(np.nan)
-    ops.head_cross_entropy_backward(fused_dx, fused_dweight, backward, chunk, x, weight, targets, 0.7)
+    ops.head_cross_entropy_backward(fused_dx, fused_dweight, backward, chunk, chunk, x, weight, targets, 0.7)
     for fused, plain in ((forward, losses), (backward, losses), (fused_dx, dx), (fused_dweight, dweight)):
         np.testing.assert_allclose(fused, plain, rtol=1e-13, atol=1e-14)
 

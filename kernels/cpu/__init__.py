@@ -3,6 +3,7 @@ from .activation import (gelu_backward, gelu_forward, gelu_tanh_backward, gelu_t
                          swish_backward, swish_forward)
 from .adamw import adamw, square_sum, square_sum_blocks
 from .attention import attention_backward, attention_forward, attention_scratch
+from .bfloat import convert
 from .decode import decode_head, decode_step
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
@@ -11,5 +12,6 @@ from .linear import (linear_backward_input, linear_backward_weight, linear_forwa
                      linear_transposed_forward)
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from .product_pairs import pack, packed
 from .residual import accumulate
 from .rotary import rotary_backward, rotary_forward

@@ -1,6 +1,7 @@
 """The feed-forward's activations. Backward is in place: x becomes its gradient, dout the activation again, and the products that follow need both."""
 from numba import prange
 
+from .bfloat import read, type_of, write
 from .elementary import normal, sigmoid
 from .jit import BLOCK, kernel, row
 
@@ -11,51 +12,55 @@ SLOPE, CUBIC = 1.5957691216057308, 0.044715
 @row
 def swish_block(out, x):
     for i in range(x.size):
-        out[i] = x[i] * sigmoid(x[i])
+        v = read(x, i)
+        write(out, i, v * sigmoid(v))
 
 
 @row
 def swish_backward_block(x, dout):
-    one = x.dtype.type(1)
+    one = type_of(x)(1)
     for i in range(x.size):
-        s = sigmoid(x[i])
-        out = x[i] * s
-        x[i] = dout[i] * s * (one + x[i] * (one - s))
-        dout[i] = out
+        v, d = read(x, i), read(dout, i)
+        s = sigmoid(v)
+        out = v * s
+        write(x, i, d * s * (one + v * (one - s)))
+        write(dout, i, out)
 
 
 @row
 def gelu_block(out, x):
     for i in range(x.size):
-        below, density = normal(x[i])
-        out[i] = x[i] * below
+        v = read(x, i)
+        below, density = normal(v)
+        write(out, i, v * below)
 
 
 @row
 def gelu_backward_block(x, dout):
     for i in range(x.size):
-        below, density = normal(x[i])
-        out = x[i] * below
-        x[i] = dout[i] * (below + x[i] * density)
-        dout[i] = out
+        v, d = read(x, i), read(dout, i)
+        below, density = normal(v)
+        write(x, i, d * (below + v * density))
+        write(dout, i, v * below)
 
 
 @row
 def gelu_tanh_block(out, x):
-    slope, cubic = x.dtype.type(SLOPE), x.dtype.type(CUBIC * SLOPE)
+    slope, cubic = type_of(x)(SLOPE), type_of(x)(CUBIC * SLOPE)
     for i in range(x.size):
-        out[i] = x[i] * sigmoid(x[i] * (slope + cubic * x[i] * x[i]))
+        v = read(x, i)
+        write(out, i, v * sigmoid(v * (slope + cubic * v * v)))
 
 
 @row
 def gelu_tanh_backward_block(x, dout):
-    one, slope, cubic, cubic3 = x.dtype.type(1), x.dtype.type(SLOPE), x.dtype.type(CUBIC * SLOPE), x.dtype.type(3 * CUBIC * SLOPE)
+    one, slope, cubic, cubic3 = type_of(x)(1), type_of(x)(SLOPE), type_of(x)(CUBIC * SLOPE), type_of(x)(3 * CUBIC * SLOPE)
     for i in range(x.size):
-        square = x[i] * x[i]
-        s = sigmoid(x[i] * (slope + cubic * square))
-        out = x[i] * s
-        x[i] = dout[i] * s * (one + x[i] * (one - s) * (slope + cubic3 * square))
-        dout[i] = out
+        v, d = read(x, i), read(dout, i)
+        square = v * v
+        s = sigmoid(v * (slope + cubic * square))
+        write(x, i, d * s * (one + v * (one - s) * (slope + cubic3 * square)))
+        write(dout, i, v * s)
 
 
 @kernel
@@ -103,17 +108,20 @@ def _gelu_tanh_backward(x, dout):
 @row
 def swiglu_row(out, gate, up):
     for c in range(out.size):
-        out[c] = gate[c] * sigmoid(gate[c]) * up[c]
+        g = read(gate, c)
+        write(out, c, g * sigmoid(g) * read(up, c))
 
 
 @row
 def swiglu_backward_row(gate, up, dout):
-    one = dout.dtype.type(1)
+    one = type_of(dout)(1)
     for c in range(dout.size):
-        g, u, d = gate[c], up[c], dout[c]
+        g, u, d = read(gate, c), read(up, c), read(dout, c)
         s = sigmoid(g)
         swish = g * s
-        gate[c], up[c], dout[c] = d * u * s * (one + g * (one - s)), d * swish, swish * u
+        write(gate, c, d * u * s * (one + g * (one - s)))
+        write(up, c, d * swish)
+        write(dout, c, swish * u)
 
 
 # (rows, 2, width): the gate and the value above it

@@ -7,18 +7,20 @@ import numba
 import numpy as np
 from numba import prange
 
-from .dropout import kept, threshold_of
-from .elementary import exp, maximum, multiply_add
+from . import attention_pairs
+from .bfloat import BF16
+from .dropout import threshold_of
+from .elementary import multiply_add
 from .jit import kernel, row
-from .tile import COLUMNS, ROWS, multiply, padded, transpose
+from .softmax import drop_row, probability_row, softmax_backward_row, softmax_row
+from .tile import COLUMNS, QUERIES, ROWS, multiply, padded, transpose
 
-QUERIES = 64 // ROWS * ROWS
 KEYS = 256  # terms of a product over keys at a time, so that their rows stay in the nearest cache while queries pass
 
 
 def attention_scratch(block_size, width, tasks):
-    """Shape of the scratch: for each worker, no more than there are cores or `tasks`, what `rooms` lays out."""
-    return min(numba.config.NUMBA_NUM_THREADS, tasks), rooms(block_size, width)[-1]
+    """Shape of the scratch: for each worker, no more than there are cores or `tasks`, what `rooms` lays out, here or for bfloat16."""
+    return min(numba.config.NUMBA_NUM_THREADS, tasks), max(rooms(block_size, width)[-1], attention_pairs.rooms(block_size, width)[-1])
 
 
 def rooms(steps, width):
@@ -27,48 +29,6 @@ def rooms(steps, width):
     long, wide = padded(steps + ROWS - 1, COLUMNS), padded(width, COLUMNS)  # mostly no power of two, whose rows would meet in few places of a cache
     starts = np.cumsum([0] + 2 * [QUERIES * long] + 2 * [width * long] + 3 * [long * wide] + 3 * [QUERIES * wide])
     return long, wide, tuple(int(start) for start in starts[:-1]), int(starts[-1])
-
-
-@row
-def softmax_row(scores, length, reach):
-    """scores[:length] become probabilities, those up to `reach` zero; returns log sum exp."""
-    largest, total = scores[0], scores.dtype.type(0)
-    for j in range(length):
-        largest = maximum(largest, scores[j])
-    for j in range(length):
-        e = exp(scores[j] - largest)
-        scores[j] = e
-        total += e
-    inverse = scores.dtype.type(1) / total
-    for j in range(length):
-        scores[j] *= inverse
-    scores[length:reach] = 0
-    return np.log(total) + largest
-
-
-@row
-def probability_row(p, length, reach, log_sum):
-    """Scores p[:length] become the probabilities they were in forward."""
-    for j in range(length):
-        p[j] = exp(p[j] - log_sum)
-    p[length:reach] = 0
-
-
-@row
-def softmax_backward_row(dp, p, length, reach):
-    """dp[:length] becomes p * (dp - sum p dp), those up to `reach` zero."""
-    mean = p.dtype.type(0)
-    for j in range(length):
-        mean += p[j] * dp[j]
-    for j in range(length):
-        dp[j] = p[j] * (dp[j] - mean)
-    dp[length:reach] = 0
-
-
-@row
-def drop_row(values, length, index, key, threshold, keep_scale):
-    for j in range(length):
-        values[j] = values[j] * keep_scale if kept(index + j, key, threshold) else values.dtype.type(0)
 
 
 @row
@@ -144,7 +104,7 @@ def _attention_forward(out, lse, scratch, starts, long, wide, qkv, columns, head
                 for i in range(padded(count, ROWS)):
                     line, reach = scores[i * long:i * long + long], q + i // ROWS * ROWS + ROWS
                     if i < count:
-                        lse[task, q + i] = softmax_row(line, q + i + 1, reach)
+                        lse[task, q + i] = softmax_row(line, q + i + 1, reach, one)
                         if threshold > 0:
                             drop_row(line, q + i + 1, (task * steps + q + i) * steps, key, threshold, keep_scale)
                     else:
@@ -182,7 +142,7 @@ def _attention_backward(qkv, scratch, starts, long, wide, dout, columns, lse, he
                         p_line, dp_line, length, reach = p[i * long:i * long + long], dp[i * long:i * long + long], q + i + 1, q + i // ROWS * ROWS + ROWS
                         if i < count:
                             index = ((b * heads + h) * steps + q + i) * steps
-                            probability_row(p_line, length, reach, lse[b * heads + h, q + i])
+                            probability_row(p_line, length, reach, lse[b * heads + h, q + i], one)
                             if threshold > 0:
                                 drop_row(dp_line, length, index, key, threshold, keep_scale)
                             softmax_backward_row(dp_line, p_line, length, reach)
@@ -219,7 +179,7 @@ def attend(out, query, keys, values, scores, scale):
     width = query.size
     for t in range(scores.size):
         scores[t] = dot(query, keys[t * width:t * width + width]) * scale
-    softmax_row(scores, scores.size, scores.size)
+    softmax_row(scores, scores.size, scores.size, scores.dtype.type(1))
     out[:] = 0
     for t in range(scores.size):
         add_times(out, values[t * width:t * width + width], scores[t])
@@ -238,14 +198,18 @@ def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scor
 
 
 def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key):
-    width = out.shape[1] // heads
+    width, threshold, keep_scale = out.shape[1] // heads, threshold_of(dropout), 1 / (1 - dropout)
+    if out.dtype == BF16:
+        return attention_pairs.forward(out, lse, scratch, qkv, heads, kv_heads, steps, key, threshold, keep_scale)
     long, wide, starts, _ = rooms(steps, width)
     _attention_forward(out.reshape(-1), lse, scratch, starts, long, wide, qkv.reshape(-1), qkv.shape[1], heads, kv_heads, steps, width,
-                       key, threshold_of(dropout), out.dtype.type(1 / (1 - dropout)))
+                       key, threshold, out.dtype.type(keep_scale))
 
 
 def attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout, key):
-    width = dout.shape[1] // heads
+    width, threshold, keep_scale = dout.shape[1] // heads, threshold_of(dropout), 1 / (1 - dropout)
+    if dout.dtype == BF16:
+        return attention_pairs.backward(qkv, scratch, dout, lse, heads, kv_heads, steps, key, threshold, keep_scale)
     long, wide, starts, _ = rooms(steps, width)
     _attention_backward(qkv.reshape(-1), scratch, starts, long, wide, dout.reshape(-1), qkv.shape[1], lse, heads, kv_heads, steps, width,
-                        key, threshold_of(dropout), dout.dtype.type(1 / (1 - dropout)))
+                        key, threshold, dout.dtype.type(keep_scale))

@@ -2,6 +2,7 @@
 import numpy as np
 from numba import prange
 
+from .bfloat import read, type_of, write
 from .jit import BLOCK, kernel, row
 
 
@@ -23,21 +24,21 @@ def threshold_of(share):
 
 @kernel
 def _dropout(out, x, residual, has_residual, key, threshold, scale):
-    zero = x.dtype.type(0)
+    zero = type_of(x)(0)
     for block in prange((x.size + BLOCK - 1) // BLOCK):
         low, high = block * BLOCK, min(x.size, block * BLOCK + BLOCK)
         out_part, x_part, residual_part = out[low:high], x[low:high], residual[low:high]
         if has_residual:
             for i in range(high - low):
-                out_part[i] = residual_part[i] + (x_part[i] * scale if kept(low + i, key, threshold) else zero)
+                write(out_part, i, read(residual_part, i) + (read(x_part, i) * scale if kept(low + i, key, threshold) else zero))
         else:
             for i in range(high - low):
-                out_part[i] = x_part[i] * scale if kept(low + i, key, threshold) else zero
+                write(out_part, i, read(x_part, i) * scale if kept(low + i, key, threshold) else zero)
 
 
 def dropout_forward(out, x, residual, share, key):
     under = x if residual is None else residual
-    _dropout(out.reshape(-1), x.reshape(-1), under.reshape(-1), residual is not None, key, threshold_of(share), x.dtype.type(1 / (1 - share)))
+    _dropout(out.reshape(-1), x.reshape(-1), under.reshape(-1), residual is not None, key, threshold_of(share), type_of(x)(1 / (1 - share)))
 
 
 def dropout_backward(dx, dout, share, key):

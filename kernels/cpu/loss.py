@@ -1,7 +1,9 @@
-"""Softmax cross-entropy, row by row: logits become their gradient in place. A row whose target is negative is not counted."""
+"""Softmax cross-entropy, row by row; the gradient may lie where the logits were. A row whose target is negative is not counted."""
 import numpy as np
 from numba import prange
+from numba.extending import overload
 
+from .bfloat import write
 from .elementary import exp, maximum
 from .jit import exact, kernel
 
@@ -12,15 +14,32 @@ def log_sum(total, largest, at_target):
     return np.log(total) + (largest - at_target)
 
 
+def scale_row(out, x, factor):
+    """out = factor x, in place where the types are one: they are the same row then."""
+
+
+@overload(scale_row, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
+def _scale_row(out, x, factor):
+    if out == x:
+        def scaled(out, x, factor):
+            for v in range(x.size):
+                x[v] *= factor
+    else:
+        def scaled(out, x, factor):
+            for v in range(x.size):
+                write(out, v, x[v] * factor)
+    return scaled
+
+
 @kernel
-def _softmax_cross_entropy(losses, logits, targets, scale, with_gradient):
+def _softmax_cross_entropy(dlogits, losses, logits, targets, scale, with_gradient):
     rows, pieces = logits.shape
     for r in prange(rows):
         target = targets[r]
         if target < 0:
             losses[r] = 0
             if with_gradient:
-                logits[r, :] = 0
+                dlogits[r, :] = 0
             continue
         largest = logits[r, 0]
         for v in range(pieces):
@@ -33,9 +52,8 @@ def _softmax_cross_entropy(losses, logits, targets, scale, with_gradient):
                 logits[r, v] = e
                 total += e
             factor = scale / total
-            for v in range(pieces):
-                logits[r, v] *= factor
-            logits[r, target] -= scale
+            logits[r, target] -= total  # times factor: less scale
+            scale_row(dlogits[r], logits[r], factor)
         else:
             for v in range(pieces):
                 total += exp(logits[r, v] - largest)
@@ -43,8 +61,8 @@ def _softmax_cross_entropy(losses, logits, targets, scale, with_gradient):
 
 
 def softmax_cross_entropy_forward(losses, logits, targets):
-    _softmax_cross_entropy(losses, logits, targets, logits.dtype.type(0), False)
+    _softmax_cross_entropy(logits, losses, logits, targets, logits.dtype.type(0), False)
 
 
-def softmax_cross_entropy_backward(losses, logits, targets, scale):
-    _softmax_cross_entropy(losses, logits, targets, logits.dtype.type(scale), True)
+def softmax_cross_entropy_backward(dlogits, losses, logits, targets, scale):
+    _softmax_cross_entropy(dlogits, losses, logits, targets, logits.dtype.type(scale), True)

@@ -2,6 +2,7 @@
 import numpy as np
 from numba import prange
 
+from .bfloat import read, write
 from .jit import inlined, kernel, row
 
 COLUMNS = 64
@@ -17,7 +18,7 @@ def add_scaled(total, dout, x, centre, scale):
 @row
 def add_to(total, dout):
     for c in range(total.size):
-        total[c] += dout[c]
+        total[c] += read(dout, c)
 
 
 # Rows are addressed without slices, which would count references once a row.
@@ -29,7 +30,7 @@ def rmsnorm_row(out, x, r, weight, eps):
         total += x[r, c] * x[r, c]
     scale = x.dtype.type(1 / np.sqrt(total / width + eps))
     for c in range(width):
-        out[r, c] = x[r, c] * scale * weight[c]
+        write(out, (r, c), x[r, c] * scale * weight[c])
     return scale
 
 
@@ -46,10 +47,10 @@ def layernorm_row(out, x, r, weight, bias, has_bias, eps):
     scale = x.dtype.type(1 / np.sqrt(square / width + eps))
     if has_bias:
         for c in range(width):
-            out[r, c] = (x[r, c] - centre) * scale * weight[c] + bias[c]
+            write(out, (r, c), (x[r, c] - centre) * scale * weight[c] + bias[c])
     else:
         for c in range(width):
-            out[r, c] = (x[r, c] - centre) * scale * weight[c]
+            write(out, (r, c), (x[r, c] - centre) * scale * weight[c])
     return centre, scale
 
 

@@ -1,6 +1,7 @@
 """Rotary positions: pairs (i, i + half) of every head turned in place."""
 from numba import prange
 
+from .bfloat import read, type_of, write
 from .jit import inlined, kernel
 
 
@@ -11,9 +12,9 @@ def rotate_row(x, r, first, heads, cos, sin, place, sign):
     for head in range(heads):
         left, right = first + head * 2 * half, first + head * 2 * half + half
         for i in range(half):
-            a, b, s = x[r, left + i], x[r, right + i], sign * sin[place, i]
-            x[r, left + i] = a * cos[place, i] - b * s
-            x[r, right + i] = b * cos[place, i] + a * s
+            a, b, s = read(x, (r, left + i)), read(x, (r, right + i)), sign * sin[place, i]
+            write(x, (r, left + i), a * cos[place, i] - b * s)
+            write(x, (r, right + i), b * cos[place, i] + a * s)
 
 
 @kernel
@@ -23,8 +24,8 @@ def _rotate(x, cos, sin, heads, sign):
 
 
 def rotary_forward(x, cos, sin, heads):
-    _rotate(x, cos, sin, heads, x.dtype.type(1))
+    _rotate(x, cos, sin, heads, type_of(x)(1))
 
 
 def rotary_backward(dx, cos, sin, heads):
-    _rotate(dx, cos, sin, heads, dx.dtype.type(-1))
+    _rotate(dx, cos, sin, heads, type_of(dx)(-1))

@@ -13,6 +13,7 @@ from .jit import row
 FEATURES = binding.get_host_cpu_features()
 # Of float32; a tile of float64 has the same size, and the compiler what to do.
 ROWS, COLUMNS, LANES = (8, 32, 16) if FEATURES.get("avx512f") else (6, 16, 8) if FEATURES.get("avx2") and FEATURES.get("fma") else (8, 8, 4)
+QUERIES = 64 // ROWS * ROWS  # of attention at a time: whole tiles
 
 
 @intrinsic

@@ -24,10 +24,10 @@ def parameters(config):
 def plan(config, batch, steps):
     attended, qkv = widths(config)
     n = batch * steps
-    yield Request("attention.qkv", (n, qkv), "saved")
-    yield Request("attention.heads", (n, attended), "saved")
+    yield Request("attention.qkv", (n, qkv), "saved", "operand")
+    yield Request("attention.heads", (n, attended), "saved", "operand")
     yield Request("attention.lse", (batch * config.n_head, steps), "saved")
-    yield Request("attention.dheads", (n, attended), "scratch")
+    yield Request("attention.dheads", (n, attended), "scratch", "operand")
     yield Request("attention.scores", ops.attention_scratch(steps, config.head_dim, batch * config.n_head, np.empty(0)), "scratch")
 
 

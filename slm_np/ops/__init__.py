@@ -6,6 +6,7 @@ overwrites and `+=` accumulates.
 from slm_np.ops.activation import (gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward, swiglu_backward,
                                    swiglu_forward, swish_backward, swish_forward)
 from slm_np.ops.attention import attention_backward, attention_forward, attention_scratch
+from slm_np.ops.convert import convert
 from slm_np.ops.dropout import dropout_backward, dropout_forward, dropout_key
 from slm_np.ops.embedding import embedding_backward, embedding_forward, sinusoidal_table
 from slm_np.ops.linear import (linear_backward, linear_backward_input, linear_backward_weight, linear_forward,

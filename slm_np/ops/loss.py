@@ -11,9 +11,12 @@ def softmax_cross_entropy_forward(losses, logits, targets):
     kernels_of(logits).softmax_cross_entropy_forward(losses, logits, targets)
 
 
-def softmax_cross_entropy_backward(losses, logits, targets, scale):
-    """losses as in forward; logits become their gradient in place: scale * (softmax(logits) - onehot(targets)),   scale = 1 / counted targets for the mean"""
-    kernels_of(logits).softmax_cross_entropy_backward(losses, logits, targets, scale)
+def softmax_cross_entropy_backward(dlogits, losses, logits, targets, scale):
+    """losses as in forward;   dlogits = scale * (softmax(logits) - onehot(targets)),   scale = 1 / counted targets for the mean
+
+    dlogits is logits itself, which become their gradient in place, or of bfloat16; the logits are used up.
+    """
+    kernels_of(logits).softmax_cross_entropy_backward(dlogits, losses, logits, targets, scale)
 
 
 def head_cross_entropy_forward(losses, logits, x, weight, targets):
@@ -28,14 +31,15 @@ def head_cross_entropy_forward(losses, logits, x, weight, targets):
         softmax_cross_entropy_forward(losses[rows], chunk, targets[rows])
 
 
-def head_cross_entropy_backward(dx, dweight, losses, logits, x, weight, targets, scale):
+def head_cross_entropy_backward(dx, dweight, losses, logits, dlogits, x, weight, targets, scale):
     """losses and gradients in one pass:   dz = scale * (softmax(x W^T) - onehot),   dx = dz W,   dweight += dz^T x
 
-    A chunk's logits become its gradient in place and are used up before the next chunk, so forward need not have run.
+    A chunk's logits become its gradient, in `dlogits` (see above), which is used up before the next chunk, so forward need not have run.
     """
     for start in range(0, len(x), len(logits)):
         rows = slice(start, min(len(x), start + len(logits)))
         chunk = logits[:rows.stop - start]
         linear_transposed_forward(chunk, x[rows], weight)
-        softmax_cross_entropy_backward(losses[rows], chunk, targets[rows], scale)
-        linear_transposed_backward(dx[rows], dweight, chunk, x[rows], weight)
+        dchunk = dlogits[:rows.stop - start]
+        softmax_cross_entropy_backward(dchunk, losses[rows], chunk, targets[rows], scale)
+        linear_transposed_backward(dx[rows], dweight, dchunk, x[rows], weight)

@@ -1,0 +1,126 @@
+"""The register tile of a bfloat16 product: pairs in, float32 out. One instruction multiplies and adds sixteen pairs where the processor has it;
+elsewhere pairs are taken apart and multiplied as float32, which gives the same up to the rounding of sums.
+"""
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .bfloat import BFloat
+from .gemm import element_pointer
+from .tile import COLUMNS, FEATURES, LANES, ROWS
+
+STEP = 1                                      # pairs of which the summed axis must be a multiple
+NATIVE = bool(FEATURES.get("avx512bf16") and FEATURES.get("avx512f"))
+
+
+def pairs_added(builder, total, factor, b):
+    """total + the products of two vectors of pairs, lane by lane."""
+    lanes, word = total.type.count, ir.VectorType(ir.IntType(32), total.type.count)
+    if NATIVE:
+        pairs = ir.VectorType(BFloat(), 2 * lanes)
+        add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(total.type, [total.type, pairs, pairs]), f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}")
+        return builder.call(add, [total, builder.bitcast(factor, pairs), builder.bitcast(b, pairs)])
+    add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(total.type, [total.type] * 3), f"llvm.fmuladd.v{lanes}f32")
+    for half in (lambda x: builder.shl(x, ir.Constant(word, [16] * lanes)), lambda x: builder.and_(x, ir.Constant(word, [0xFFFF0000] * lanes))):
+        total = builder.call(add, [builder.bitcast(half(factor), total.type), builder.bitcast(half(b), total.type), total])
+    return total
+
+
+@intrinsic
+def multiply_pairs(typingctx, c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
+    """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0 pairs, a multiple of STEP.
+
+    C is of float32, A and B of pairs, int32. Each operand starts `offset` elements into its array, its rows `row` or `step` elements apart.
+    Everything the tile covers must exist.
+    """
+    if c.dtype != types.float32 or not a.dtype == b.dtype == types.int32:
+        return None
+
+    def codegen(context, builder, signature, args):
+        c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate = args
+        kinds, word = signature.args, ir.IntType(64)
+        vectors, vector, pairs = range(COLUMNS // LANES), ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
+        spread = ir.Constant(pairs, [0] * LANES)
+        undefined, zero, first = ir.Constant(pairs, ir.Undefined), ir.Constant(vector, [0.0] * LANES), ir.Constant(ir.IntType(32), 0)
+
+        def at(base, offset, v, kind):
+            return builder.bitcast(builder.gep(base, [builder.add(offset, ir.Constant(word, v * LANES))]), kind.as_pointer())
+
+        a0, b0, c0 = (element_pointer(context, builder, kinds[i], array, offset) for i, array, offset in ((3, a, a_offset), (6, b, b_offset), (0, c, c_offset)))
+        a_rows = [builder.gep(a0, [builder.mul(a_row, ir.Constant(word, r))]) for r in range(ROWS)]
+        before, loop, after = builder.block, builder.append_basic_block("pairs"), builder.append_basic_block("pairs.end")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        i = builder.phi(word)
+        i.add_incoming(ir.Constant(word, 0), before)
+        sums = [[builder.phi(vector) for _ in vectors] for _ in range(ROWS)]
+        b_row = [builder.load(at(b0, builder.mul(i, b_step), v, pairs), align=4) for v in vectors]
+        for r in range(ROWS):
+            scalar = builder.load(builder.gep(a_rows[r], [i]), align=4)
+            factor = builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, spread)
+            for v in vectors:
+                total = sums[r][v]
+                total.add_incoming(zero, before)
+                sums[r][v] = pairs_added(builder, total, factor, b_row[v])
+                total.add_incoming(sums[r][v], loop)
+        following = builder.add(i, ir.Constant(word, 1))
+        i.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, k), loop, after)
+        builder.position_at_end(after)
+        with builder.if_else(builder.icmp_signed("!=", accumulate, ir.Constant(word, 0))) as (add, overwrite):
+            for branch, adds in ((add, True), (overwrite, False)):
+                with branch:
+                    for r in range(ROWS):
+                        for v in vectors:
+                            place = at(c0, builder.mul(c_row, ir.Constant(word, r)), v, vector)
+                            total = builder.fadd(builder.load(place, align=4), sums[r][v]) if adds else sums[r][v]
+                            builder.store(total, place, align=4)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(c, i, i, a, i, i, b, i, i, i, i), codegen
+
+
+def interleave_panel_of(width):
+    """An intrinsic: panel (terms, width) of pairs: row t holds x[2t, ...] and x[2t + 1, ...] side by side, `width` columns from an offset on, x's rows `x_row` apart."""
+    @intrinsic
+    def interleave_panel(typingctx, panel, panel_offset, x, x_offset, x_row, terms):
+        if panel.dtype != types.int32 or x.dtype != types.uint16:
+            return None
+
+        def codegen(context, builder, signature, args):
+            panel, panel_offset, x, x_offset, x_row, terms = args
+            kinds, word = signature.args, ir.IntType(64)
+            vector, pairs = ir.VectorType(ir.IntType(16), width), ir.VectorType(ir.IntType(16), 2 * width)
+            order = ir.Constant(ir.VectorType(ir.IntType(32), 2 * width), [place for i in range(width) for place in (i, width + i)])
+            source, target = element_pointer(context, builder, kinds[2], x, x_offset), element_pointer(context, builder, kinds[0], panel, panel_offset)
+            with cgutils.for_range(builder, terms) as loop:
+                even = builder.gep(source, [builder.mul(builder.mul(loop.index, ir.Constant(word, 2)), x_row)])
+                rows = [builder.load(builder.bitcast(place, vector.as_pointer()), align=2) for place in (even, builder.gep(even, [x_row]))]
+                place = builder.gep(target, [builder.mul(loop.index, ir.Constant(word, width))])
+                builder.store(builder.shuffle_vector(*rows, order), builder.bitcast(place, pairs.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(panel, i, x, i, i, i), codegen
+    return interleave_panel
+
+
+interleave_panel = interleave_panel_of(COLUMNS)
+
+
+@intrinsic
+def copy_pairs(typingctx, pairs, offset, x, x_offset, count):
+    """pairs[offset : offset + count] = the 2 count bfloat16 from x_offset on, wherever that is: two neighbours are a pair as they lie."""
+    if pairs.dtype != types.int32 or x.dtype != types.uint16:
+        return None
+
+    def codegen(context, builder, signature, args):
+        pairs, offset, x, x_offset, count = args
+        source, target = element_pointer(context, builder, signature.args[2], x, x_offset), element_pointer(context, builder, signature.args[0], pairs, offset)
+        cgutils.raw_memcpy(builder, target, builder.bitcast(source, target.type), count, 4, align=2)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(pairs, i, x, i, i), codegen
