@@ -9,7 +9,7 @@ from slm_np import flags, train
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, exit_with_sentence
 
-KEPT = ("tokenizer", "batch_size", "weight_decay", "decay", "beta1", "beta2", "grad_clip", "seed", "threads", "dtype", "device")  # of the base's recipe
+KEPT = ("tokenizer", "batch_size", "weight_decay", "decay", "beta1", "beta2", "grad_clip", "seed", "threads", "device")  # of the base's recipe
 EPOCHS, RATE_SHARE, MIN_SHARE = 3.0, 0.25, 0.1  # passes; the peak rate as a share of the base's; the lowest as a share of the peak
 CHANGEABLE = ("dropout",)  # the one setting of a model that is in none of its weights
 

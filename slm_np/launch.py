@@ -1,9 +1,11 @@
 """From settings to a trained run: the data are prepared, the memory is planned, the trainer is made and let run."""
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
 from slm_np.errors import UserError
+from slm_np.precision import operand, resolved
 from slm_np.report import describe, finish, quoted, words
 
 
@@ -57,12 +59,13 @@ def replayed(run, corpus):
 def memory_plan(run):
     """{part: bytes} that training takes. UserError if that is more than the machine has left."""
     from slm_np.machine import check_memory
-    from slm_np.model import parameter_count, plan
+    from slm_np.model import parameter_count, parameters, plan
     from slm_np.workspace import planned_bytes
     model, batch = run.model, run.train.batch_size
     n, requests = parameter_count(model), list(plan(model, batch, model.block_size))
-    kept, shared = (planned_bytes([r for r in requests if (r.lifetime == "saved") == saved], 4) for saved in (True, False))
-    parts = {"weights": 4 * n, "gradients": 4 * n, "moments": 8 * n, "activations kept for backward": kept, "shared by all layers": shared}
+    kept, shared = (planned_bytes([r for r in requests if (r.lifetime == "saved") == saved], "f4", operand(run)) for saved in (True, False))
+    multiplied = sum(4 * math.prod(t.shape) for t in parameters(model) if t.multiplies) if operand(run) else 0
+    parts = {"weights": 4 * n + multiplied, "gradients": 4 * n, "moments": 8 * n, "activations kept for backward": kept, "shared by all layers": shared}
     check_memory(sum(parts.values()), f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens")
     return parts
 
@@ -88,7 +91,7 @@ def train_on(corpus, run, directory=None, replay=None, base=None):
     from slm_np.machine import use_threads
     from slm_np.runs import new_directory
     from slm_np.trainer import Interrupted, Trainer
-    threads = use_threads(run.train.threads)
+    threads, run = use_threads(run.train.threads), resolved(run)
     memory = memory_plan(run)
     trainer = Trainer(run, corpus, words(corpus.tokenizer), replay=replay, fresh=directory is None and base is None)
     if directory is not None:
@@ -97,6 +100,7 @@ def train_on(corpus, run, directory=None, replay=None, base=None):
     else:
         if base is not None:
             base.fill(trainer.model.parameters.weight)
+            trainer.model.parameters.pack()
         name = f"{base.path.resolve().name}-finetuned" if base else run.preset
         with new_directory(run.train.out_dir, name) as directory:
             trainer.start(directory, *((base.sampling, base.template) if base else ()))

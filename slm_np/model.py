@@ -2,6 +2,8 @@
 
 Sizes: B batch, T steps, N = B T tokens, V vocabulary, D width, L layers.
 """
+import copy
+
 import numpy as np
 
 from slm_np import branch, feed_forward, head, norm, ops
@@ -125,6 +127,14 @@ class Model:
             self.parameters.weight, self.parameters.operand, self.parameters.gradient))
         self.activations = None
 
+    def exact(self):
+        """The same weights in a model that multiplies them as they are, without rounding; `activations` are its own."""
+        model = copy.copy(self)
+        model.operand, model.activations, model.layer_operands = self.dtype, None, self.layer_weights
+        model.parameters = copy.copy(self.parameters)
+        model.parameters.operand, model.parameters.packed = self.parameters.weight, []
+        return model
+
     def plan(self, batch, steps):
         """Lay out the arena for (B, T) tokens, once; later calls of the same size keep it. Returns it."""
         if steps > self.config.block_size:
@@ -141,10 +151,9 @@ class Model:
         return [ops.dropout_key(*key, 0)] + [tuple(ops.dropout_key(*key, 1 + layer, place) for place in range(3)) for layer in range(self.config.n_layer)]
 
     def forward(self, activations, tokens, keys, states=None):
-        """The stream after the last block, normed, (N, D). In an arena of the weights' own type they multiply as they are."""
-        config, w, a = self.config, self.parameters.weight, activations.shared
-        layers, plain = activations.layers, activations.workspace.types.operand == self.dtype
-        layer_weights = self.layer_weights if plain else self.layer_operands
+        """The stream after the last block, normed, (N, D)."""
+        config, w, a, layers = self.config, self.parameters.weight, activations.shared, activations.layers
+        layer_weights = self.layer_operands if activations.workspace.types.operand == self.operand else self.layer_weights
         positions = w.get("positions.weight") if config.positions == "learned" else a.get("positions")
         if config.positions == "learned":
             positions = positions[:activations.steps]

@@ -4,10 +4,11 @@ import sys
 
 def describe(run, corpus, memory, threads):
     """The lines before training: machine, corpus, model, memory plan."""
-    from slm_np.machine import blas_name
-    n, train, validation = memory["weights"] // 4, corpus.train, corpus.validation
+    from slm_np.model import parameter_count
+    from slm_np.precision import described
+    n, train, validation = parameter_count(run.model), corpus.train, corpus.validation
     length = f"{train.n_bytes:,} bytes{' of answers' * (train.mask is not None)}, " if train.n_bytes else ""
-    lines = [f"slm_np: float32 on the CPU, {threads} thread{'s' * (threads > 1)}, {blas_name()}",
+    lines = [f"slm_np: on the CPU, {threads} thread{'s' * (threads > 1)}, {described(run)}",
              f"corpus {corpus.source}: {length}{documents(corpus)}{len(train):,} training and {len(validation):,} validation tokens, vocabulary {run.model.vocab_size:,}"]
     if train.mask is not None:
         lines.append(f"loss on the answers only: {train.n_learnt:,} of the training tokens; their template is kept as chat_template.json")
@@ -40,10 +41,10 @@ def finish(trainer):
     from slm_np import checkpoint
     from slm_np.evaluate import TOKENS, evaluate
     from slm_np.generation import printable
-    corpus, model, directory = trainer.corpus, trainer.model, trainer.out_dir
+    corpus, model, directory = trainer.corpus, trainer.model.exact(), trainer.out_dir
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
     print(f"evaluating the best model, of step {metadata['step']}, on all of the validation split", file=sys.stderr)
-    model.activations = None  # of training: what was enough for it is enough here
+    trainer.model.activations = None  # what was enough for training is enough here
     found = evaluate(model, corpus.validation, corpus.tokenizer, quiet=trainer.quiet, batch=min(TOKENS, trainer.tokens.size))
     stories = corpus.source == "stories"
     if corpus.tokenizer is not None:

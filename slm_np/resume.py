@@ -15,6 +15,7 @@ def resumed(directory, name, model, train):
     """The RunConfig of a run to go on with, its free settings changed as given. UserError if what was given would make it another run."""
     from slm_np import checkpoint
     run = checkpoint.read_config(directory)
+    train = {field: value for field, value in train.items() if (field, value) != ("dtype", "auto")}  # resolved when the run began
     mend = "resume it without that, or start a new run"
     if name and name != run.preset:
         raise UserError(f"{directory} was trained with --preset {run.preset}, not {name}; {mend}")

@@ -12,6 +12,7 @@ from slm_np import checkpoint
 from slm_np.errors import UserError
 from slm_np.model import Model, counted
 from slm_np.optim import AdamW, learning_rate
+from slm_np.precision import operand, resolved
 from slm_np.progress import Progress
 
 TRAIN, EVALUATE_TRAIN, EVALUATE_VALIDATION, EVALUATE_REPLAY = range(4)  # purposes of random batches
@@ -65,10 +66,11 @@ class Trainer:
     """
 
     def __init__(self, run, corpus, sampler=None, quiet=False, replay=None, fresh=True):
+        run = resolved(run)
         self.run, self.config, self.corpus, self.sampler, self.quiet = run, run.train, corpus, sampler, quiet
         self.out_dir = None
         train = self.config
-        self.model = Model(run.model, train.seed if fresh else None, train.decay)
+        self.model = Model(run.model, train.seed if fresh else None, train.decay, operand=operand(run))
         self.optimizer = AdamW(self.model.parameters, train.learning_rate, train.weight_decay, train.beta1, train.beta2, grad_clip=train.grad_clip)
         shape = train.batch_size, run.model.block_size
         self.model.plan(*shape)
@@ -182,6 +184,7 @@ class Trainer:
         """Go on with the run in a directory, from its newest checkpoint."""
         self.out_dir = Path(directory)
         found = checkpoint.newest_checkpoint(self.out_dir, self.model.parameters.weight, self.optimizer.state())
+        self.model.parameters.pack()
         self.updates = self.saved = found.step
         self.optimizer.updates, self.bad_steps, self.elapsed = (found.state[k] for k in ("optimizer_updates", "bad_steps", "elapsed"))
         checkpoint.trim_metrics(self.out_dir, self.updates)

@@ -12,6 +12,7 @@ from .linear import (linear_backward_input, linear_backward_weight, linear_forwa
                      linear_transposed_forward)
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from .pair_tile import bfloat16_unit
 from .product_pairs import pack, packed
 from .residual import accumulate
 from .rotary import rotary_backward, rotary_forward
