@@ -17,12 +17,13 @@ import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 POSSIBLE = sys.platform == "linux" and platform.machine() == "x86_64"
 REGISTERS = 13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7  # where rax, rcx ... r15 lie among the saved registers
 RIP, SAVED = 16, 40                                               # the next instruction among them, and the bytes before them in a ucontext
-THREADS, CONFIG, TILE, SUMS, SLOT = 1024, 64, 1024, 9 * 1024, 10 * 1024  # a thread's slot: its number, its configuration, tiles, partial sums
+THREADS, CONFIG, TILE, SLOT = 1024, 64, 1024, 9 * 1024            # a thread's slot: its number, its configuration, tiles
 COUNT, LOSE = 0, 8                                                # before the slots: instructions performed; every how manieth sum loses a tile
 HEAD = 64
 SIGILL, SIGSEGV = 4, 11
@@ -32,72 +33,97 @@ SENTENCES = ["", "not an AMX instruction that the emulator knows", "no tiles are
 UNKNOWN, NOT_CONFIGURED, INVALID, NO_SHAPE, SAME, DISAGREE, CROWDED, HALFWAY = range(1, len(SENTENCES))
 
 _syscall = types.ExternalFunction("syscall", types.int64(types.int64))
-_write = types.ExternalFunction("write", types.int64(types.int32, types.voidptr, types.int64))
-_signal = types.ExternalFunction("signal", types.voidptr(types.int32, types.voidptr))
+_write = types.ExternalFunction("write", types.int64(types.int32, types.int64, types.int64))
+_signal = types.ExternalFunction("signal", types.int64(types.int32, types.int64))
 _raise = types.ExternalFunction("raise", types.int32(types.int32))
+_copy = types.ExternalFunction("memcpy", types.int64(types.int64, types.int64, types.int64))
+_fill = types.ExternalFunction("memset", types.int64(types.int64, types.int32, types.int64))
 GETTID = 186
 
-_memory = np.zeros(HEAD + (THREADS + 1) * SLOT, np.uint8)
-_start = -_memory.ctypes.data % 64
-MEMORY = _memory.ctypes.data + _start
+_memory = np.zeros(64 + HEAD + THREADS * SLOT, np.uint8)
+MEMORY = _memory.ctypes.data + -_memory.ctypes.data % 64
 _texts = [np.frombuffer(f"AMX emulator: {sentence}\n".encode(), np.uint8) for sentence in SENTENCES]
 TEXTS = tuple(text.ctypes.data for text in _texts)
 LENGTHS = tuple(text.size for text in _texts)
+VECTOR, WORDS = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
 
 
-def _one_instruction(result, argument, emit):
+def _at(builder, address, kind):
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def _reader(bits, extend):
+    """An intrinsic that reads the integer of so many bits at an address."""
     @intrinsic
-    def instruction(typingctx, value):
-        return result(argument), lambda context, builder, signature, args: emit(builder, args[0])
-    return instruction
+    def read(typingctx, address):
+        def codegen(context, builder, signature, args):
+            value = builder.load(_at(builder, args[0], ir.IntType(bits)), align=1)
+            return value if bits == 64 else getattr(builder, extend)(value, ir.IntType(64))
+        return types.int64(types.int64), codegen
+    return read
 
 
-_pointer = _one_instruction(types.voidptr, types.int64, lambda builder, value: builder.inttoptr(value, ir.IntType(8).as_pointer()))
-_address = _one_instruction(types.int64, types.voidptr, lambda builder, value: builder.ptrtoint(value, ir.IntType(64)))
-_number = _one_instruction(types.float32, types.uint32, lambda builder, value: builder.bitcast(value, ir.FloatType()))
-_bits = _one_instruction(types.uint32, types.float32, lambda builder, value: builder.bitcast(value, ir.IntType(32)))
-
-
-@intrinsic
-def _fused(typingctx, x, y, z):
-    """x y + z, rounded once."""
-    real = types.float32
-    return real(real, real, real), lambda context, builder, signature, args: builder.fma(*args)
+_byte, _signed_byte, _signed_word, _long = _reader(8, "zext"), _reader(8, "sext"), _reader(32, "sext"), _reader(64, "")
 
 
 @intrinsic
-def _claim(typingctx, place, owner):
-    """Write `owner` to the int64 at `place` if that is 0, as one step; returns what was there."""
+def _set(typingctx, address, value):
+    """Write the int64 at an address."""
     def codegen(context, builder, signature, args):
-        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.extract_value(builder.cmpxchg(place, ir.Constant(ir.IntType(64), 0), args[1], "seq_cst", "seq_cst"), 0)
+        builder.store(args[1], _at(builder, args[0], ir.IntType(64)), align=8)
+        return context.get_dummy_value()
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _claim(typingctx, address, owner):
+    """Write `owner` to the int64 at an address if that is 0, as one step; returns what was there."""
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(64)
+        return builder.extract_value(builder.cmpxchg(_at(builder, args[0], word), ir.Constant(word, 0), args[1], "seq_cst", "seq_cst"), 0)
     return types.int64(types.int64, types.int64), codegen
 
 
-def _inner(function):
-    return numba.njit(function, error_model="numpy", boundscheck=False)
+@intrinsic
+def _dot_row(typingctx, c, a, b, pairs):
+    """A row of 16 numbers of C += a row of A times `pairs` rows of B, all by address.
+
+    The products with the first of each pair and with the second are summed apart, each step rounded once, then both sums are added, and
+    that to C. Rounding is to nearest, ties to even, and denormal numbers are zeros, before and after.
+    """
+    def codegen(context, builder, signature, args):
+        c, a, b, pairs = args
+        word, fused = ir.IntType(64), cgutils.get_or_insert_function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), "llvm.fma.v16f32")
+
+        def lanes(number):
+            return ir.Constant(WORDS, [number] * 16)
+
+        def flushed(vector):
+            bits = builder.bitcast(vector, WORDS)
+            denormal = builder.icmp_unsigned("==", builder.and_(bits, lanes(0x7F800000)), lanes(0))
+            return builder.bitcast(builder.select(denormal, builder.and_(bits, lanes(0x80000000)), bits), VECTOR)
+
+        def halves(pairs):
+            return [flushed(builder.bitcast(bits, VECTOR)) for bits in (builder.shl(pairs, lanes(16)), builder.and_(pairs, lanes(0xFFFF0000)))]
+
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * 16)) for _ in range(2)]
+        for place in sums:
+            builder.store(ir.Constant(VECTOR, [0.0] * 16), place)
+        with cgutils.for_range(builder, pairs) as loop:
+            pair = builder.load(_at(builder, builder.add(a, builder.mul(loop.index, ir.Constant(word, 4))), ir.IntType(32)), align=4)
+            spread = builder.shuffle_vector(builder.insert_element(ir.Constant(WORDS, ir.Undefined), pair, ir.Constant(ir.IntType(32), 0)),
+                                            ir.Constant(WORDS, ir.Undefined), lanes(0))
+            row = builder.load(_at(builder, builder.add(b, builder.mul(loop.index, ir.Constant(word, 64))), WORDS), align=4)
+            for place, x, y in zip(sums, halves(spread), halves(row)):
+                builder.store(flushed(builder.call(fused, [x, y, builder.load(place)])), place)
+        place = _at(builder, c, VECTOR)
+        both = flushed(builder.fadd(*map(builder.load, sums)))
+        builder.store(flushed(builder.fadd(flushed(builder.load(place, align=4)), both)), place, align=4)
+        return context.get_dummy_value()
+    return types.void(*[types.int64] * 4), codegen
 
 
-@_inner
-def _bytes(address, size):
-    return numba.carray(_pointer(address), size, np.uint8)
-
-
-@_inner
-def _integer(address):
-    """The int64 at an address."""
-    return numba.carray(_pointer(address), 1, np.int64)
-
-
-@_inner
-def _signed(address, size):
-    """The number of 1 or 4 bytes at an address, with its sign."""
-    if size == 1:
-        return np.int64(numba.carray(_pointer(address), 1, np.int8)[0])
-    code, value = _bytes(address, 4), np.int64(0)
-    for i in range(4):
-        value |= np.int64(code[i]) << (8 * i)
-    return value - ((value >> 31) << 32)
+_inner = numba.njit(error_model="numpy")
 
 
 @_inner
@@ -106,45 +132,37 @@ def _slot(adds):
     thread = _syscall(GETTID)
     for i in range(THREADS):
         slot = MEMORY + HEAD + (thread + i) % THREADS * SLOT
-        if _integer(slot)[0] == thread:
+        if _long(slot) == thread:
             return slot
     if adds:
         for i in range(THREADS):
             slot = MEMORY + HEAD + (thread + i) % THREADS * SLOT
-            if _integer(slot)[0] == 0 and _claim(slot, thread) == 0:
+            if _long(slot) == 0 and _claim(slot, thread) == 0:
                 return slot
     return 0
 
 
 @_inner
-def _flushed(x):
-    """x, a denormal number as zero."""
-    bits = _bits(x)
-    return x if bits & np.uint32(0x7F800000) else _number(bits & np.uint32(0x80000000))
-
-
-@_inner
 def _configure(address):
     """LDTILECFG: the reason of a refusal, or 0."""
-    new = _bytes(address, 64)
-    if new[0] == 0:
+    if _byte(address) == 0:
         return _release()
-    if new[0] > 1:
+    if _byte(address) > 1:
         return INVALID
-    if new[1]:
+    if _byte(address + 1):
         return HALFWAY
     for i in range(64):
-        if new[i] and (2 <= i < 16 or 32 <= i < 48 or 56 <= i):
+        if _byte(address + i) and (2 <= i < 16 or 32 <= i < 48 or 56 <= i):
             return INVALID
     for tile in range(8):
-        columns, rows = new[16 + 2 * tile] + 256 * new[17 + 2 * tile], new[48 + tile]
+        columns, rows = _byte(address + 16 + 2 * tile) + 256 * _byte(address + 17 + 2 * tile), _byte(address + 48 + tile)
         if columns > 64 or rows > 16 or (columns == 0) != (rows == 0):
             return INVALID
     slot = _slot(True)
     if slot == 0:
         return CROWDED
-    _bytes(slot + CONFIG, 64)[:] = new
-    _bytes(slot + TILE, 8 * 1024)[:] = 0
+    _copy(slot + CONFIG, address, 64)
+    _fill(slot + TILE, 0, 8 * 1024)
     return 0
 
 
@@ -153,40 +171,35 @@ def _release():
     """TILERELEASE"""
     slot = _slot(False)
     if slot:
-        _bytes(slot + CONFIG, 64)[:] = 0
-        _integer(slot)[0] = 0
+        _set(slot, 0)
     return 0
 
 
 @_inner
 def _shape(slot, tile):
     """(rows, bytes in a row)"""
-    config = _bytes(slot + CONFIG, 64)
-    return np.int64(config[48 + tile]), np.int64(config[16 + 2 * tile])
+    return _byte(slot + CONFIG + 48 + tile), _byte(slot + CONFIG + 16 + 2 * tile)
 
 
 @_inner
 def _move(slot, tile, address, stride, stores):
     """TILELOADD, TILESTORED: what a load leaves of the tile is zero."""
-    rows, columns = _shape(slot, tile)
+    (rows, columns), place = _shape(slot, tile), slot + TILE + tile * 1024
     if rows == 0:
         return NO_SHAPE
     if not stores:
-        _bytes(slot + TILE + tile * 1024, 1024)[:] = 0
+        _fill(place, 0, 1024)
     for r in range(rows):
-        outside, inside = _bytes(address + r * stride, columns), _bytes(slot + TILE + tile * 1024 + r * 64, columns)
         if stores:
-            for i in range(columns):
-                outside[i] = inside[i]
+            _copy(address + r * stride, place + r * 64, columns)
         else:
-            for i in range(columns):
-                inside[i] = outside[i]
+            _copy(place + r * 64, address + r * stride, columns)
     return 0
 
 
 @_inner
 def _dot(slot, to, left, right):
-    """TDPBF16PS: per number of C the first of each pair and the second are summed apart, then both, and that is added to C; each step is rounded."""
+    """TDPBF16PS"""
     if to == left or to == right or left == right:
         return SAME
     (rows, columns), (left_rows, left_columns), (right_rows, right_columns) = _shape(slot, to), _shape(slot, left), _shape(slot, right)
@@ -194,46 +207,31 @@ def _dot(slot, to, left, right):
         return NO_SHAPE
     if columns % 4 or left_columns % 4 or right_columns % 4 or rows != left_rows or columns != right_columns or left_columns // 4 != right_rows:
         return DISAGREE
-    c = numba.carray(_pointer(slot + TILE + to * 1024), (16, 16), np.float32)
-    a = numba.carray(_pointer(slot + TILE + left * 1024), (16, 16), np.uint32)
-    b = numba.carray(_pointer(slot + TILE + right * 1024), (16, 16), np.uint32)
-    first, second = numba.carray(_pointer(slot + SUMS), 16, np.float32), numba.carray(_pointer(slot + SUMS + 64), 16, np.float32)
-    high, half = np.uint32(0xFFFF0000), np.uint32(16)
+    c, a, b = slot + TILE + to * 1024, slot + TILE + left * 1024, slot + TILE + right * 1024
     for m in range(rows):
-        first[:] = 0
-        second[:] = 0
-        for k in range(right_rows):
-            x, y = _flushed(_number(a[m, k] << half)), _flushed(_number(a[m, k] & high))
-            for n in range(16):
-                pair = b[k, n]
-                first[n] = _flushed(_fused(x, _flushed(_number(pair << half)), first[n]))
-                second[n] = _flushed(_fused(y, _flushed(_number(pair & high)), second[n]))
-        for n in range(16):
-            c[m, n] = _flushed(_flushed(c[m, n]) + _flushed(first[n] + second[n])) if n < columns // 4 else np.float32(0)
-    c[rows:] = 0
-    losing = _integer(MEMORY + LOSE)[0]
-    if losing and _integer(MEMORY + COUNT)[0] % losing == 0:
-        c[:] = 0
+        _dot_row(c + m * 64, a + m * 64, b, right_rows)
+    every = _long(MEMORY + LOSE)
+    if every and _long(MEMORY + COUNT) % every == 0:
+        _fill(c, 0, 1024)
     return 0
 
 
 @_inner
 def _perform(registers):
-    """The instruction at RIP, which moves past it. Returns the reason of a refusal, or 0."""
-    at = registers[RIP]
-    code = _bytes(at, 16)
+    """The instruction at RIP, from the saved registers' address; RIP moves past it. Returns the reason of a refusal, or 0."""
+    at = _long(registers + 8 * RIP)
     # VEX of three bytes: C4, inverted R X B and map 0F38; W, inverted vvvv, L and the prefix it stands for
-    if code[0] != 0xC4 or code[1] & 0x1F != 2 or code[2] & 0x84:
+    if _byte(at) != 0xC4 or _byte(at + 1) & 0x1F != 2 or _byte(at + 2) & 0x84:
         return UNKNOWN
-    r, x, b = (~code[1] >> 7) & 1, (~code[1] >> 6) & 1, (~code[1] >> 5) & 1
-    operand, prefix, opcode = (~code[2] >> 3) & 15, code[2] & 3, code[3]  # prefixes: none, 66, F3, F2
-    mode, reg, rm = code[4] >> 6, (code[4] >> 3) & 7, code[4] & 7
+    r, x, b = (~_byte(at + 1) >> 7) & 1, (~_byte(at + 1) >> 6) & 1, (~_byte(at + 1) >> 5) & 1
+    operand, prefix, opcode, modrm = (~_byte(at + 2) >> 3) & 15, _byte(at + 2) & 3, _byte(at + 3), _byte(at + 4)  # prefixes: none, 66, F3, F2
+    mode, reg, rm = modrm >> 6, (modrm >> 3) & 7, modrm & 7
     if r or (operand and opcode != 0x5C):
         return UNKNOWN
-    _integer(MEMORY + COUNT)[0] += 1
+    _set(MEMORY + COUNT, _long(MEMORY + COUNT) + 1)
     size = 5
     if mode == 3:
-        registers[RIP] = at + size
+        _set(registers + 8 * RIP, at + size)
         if opcode == 0x49 and prefix == 0 and reg == 0 and rm == 0:
             return _release()
         slot = _slot(False)
@@ -242,31 +240,30 @@ def _perform(registers):
         if opcode == 0x49 and prefix == 3 and rm == 0:
             if _shape(slot, reg)[0] == 0:
                 return NO_SHAPE
-            _bytes(slot + TILE + reg * 1024, 1024)[:] = 0
+            _fill(slot + TILE + reg * 1024, 0, 1024)
             return 0
         if opcode == 0x5C and prefix == 2 and operand < 8 and not b:
             return _dot(slot, reg, rm, operand)
         return UNKNOWN
 
-    stride, address, sib, relative = np.int64(0), np.int64(0), rm == 4, False
+    stride, address, base, sib = 0, 0, rm, rm == 4
     if sib:
-        scale, index, base = code[5] >> 6, ((code[5] >> 3) & 7) | (x << 3), code[5] & 7
+        scale, index, base = _byte(at + 5) >> 6, ((_byte(at + 5) >> 3) & 7) | (x << 3), _byte(at + 5) & 7
         size += 1
         if index != 4:
-            stride = registers[REGISTERS[index]] << scale
-    else:
-        base = rm
-    near = 1 if mode == 1 else 4 if mode == 2 or base == 5 else 0  # bytes of the displacement
-    if near == 4 and mode == 0:
-        relative = not sib
-    else:
-        address += registers[REGISTERS[base | (b << 3)]]
-    if near:
-        address += _signed(at + size, near)
-    size += near
-    if relative:
+            stride = _long(registers + 8 * REGISTERS[index]) << scale
+    without_base = mode == 0 and base == 5
+    if not without_base:
+        address = _long(registers + 8 * REGISTERS[base | (b << 3)])
+    if mode == 1:
+        address += _signed_byte(at + size)
+        size += 1
+    elif mode == 2 or without_base:
+        address += _signed_word(at + size)
+        size += 4
+    if without_base and not sib:
         address += at + size
-    registers[RIP] = at + size
+    _set(registers + 8 * RIP, at + size)
     if opcode == 0x49 and prefix == 0 and reg == 0:
         return _configure(address + stride)
     if opcode != 0x4B or prefix == 0 or not sib:
@@ -276,14 +273,14 @@ def _perform(registers):
 
 
 def _handler(number, information, context):
-    registers = numba.carray(_pointer(_address(context) + SAVED), 23, np.int64)
-    at = registers[RIP]
+    registers = context + SAVED
+    at = _long(registers + 8 * RIP)
     reason = _perform(registers)
     if reason:
-        registers[RIP] = at
-        _write(2, _pointer(TEXTS[reason]), LENGTHS[reason])
+        _set(registers + 8 * RIP, at)
+        _write(2, TEXTS[reason], LENGTHS[reason])
         last = SIGSEGV if reason == INVALID else SIGILL
-        _signal(last, _pointer(0))
+        _signal(last, 0)
         _raise(last)
 
 
@@ -298,7 +295,7 @@ _installed = []
 def install():
     """From now on this process' threads, and processes forked from it, have AMX."""
     if not _installed:
-        _installed.append(numba.cfunc(types.void(types.int32, types.voidptr, types.voidptr), error_model="numpy")(_handler))
+        _installed.append(numba.cfunc(types.void(types.int32, types.int64, types.int64), error_model="numpy")(_handler))
     action = _Action(handler=_installed[0].address, flags=4)  # SA_SIGINFO
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.sigaction(int(signal.SIGILL), ctypes.byref(action), None):

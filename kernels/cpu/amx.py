@@ -30,7 +30,7 @@ ROWS, COLUMNS, PAIRS = 32, 32, 16  # of C, from two by two tiles; and the pairs 
 FEATURES = "amx-tile", "amx-bf16"
 REFUSALS = {22: "its kernel is older than Linux 5.16", 28: "the stack for signals of one of this process's threads is too small to save them",
             38: "it has no arch_prctl", 95: "its kernel has them switched off"}  # by the error's number; others speak for themselves
-REPEATS = 50  # products between two looks at the clock
+REPEATS = 20  # products between two looks at the clock
 
 TILES = np.zeros(64, np.uint8)     # what `configure_tiles` loads: palette 1, eight tiles as large as they can be
 TILES[0] = 1
@@ -119,26 +119,31 @@ def multiply_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, 
     return types.void(c, i, i, a, i, i, i, b, i, i, i, i), codegen
 
 
-@functools.cache
 def available():
-    """(whether products may use AMX, a sentence that says why): asked once a process, as neither the machine nor $SLM_NP_AMX changes.
+    """(whether products may use AMX, a sentence that says why): the machine offers tiles and products of integers on them are exact."""
+    if refusal():
+        return False, refusal()
+    if not self_test():
+        return False, "AMX products of integers are wrong on this machine, so its tiles stay unused until it restarts"
+    return True, "this processor has AMX and products of integers on it are exact"
 
-    The processor has tiles and Numba generates code for them, the system lends them, and products of integers on them are exact.
+
+@functools.cache
+def refusal():
+    """Why there are no tiles to be used, a sentence; "" if there are. Asked once a process, as neither the machine nor $SLM_NP_AMX changes.
+
+    The processor must have them, Numba generate code for them, and the system lend them.
     """
     if os.environ.get("SLM_NP_AMX") == "0":
-        return False, "SLM_NP_AMX=0 switches AMX off"
+        return "SLM_NP_AMX=0 switches AMX off"
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        return False, f"AMX is used on Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
+        return f"AMX is used on Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
     for owner, has in (("this processor", binding.get_host_cpu_features()), ("NUMBA_CPU_FEATURES", generated_features())):
         missing = [feature for feature in FEATURES if not has.get(feature)]
         if missing:
-            return False, f"{owner} has no {' and no '.join(missing)}"
-    refusal = ask_permission()
-    if refusal:
-        return False, f"this system lends no AMX tiles: {REFUSALS.get(refusal, os.strerror(refusal))}"
-    if not self_test():
-        return False, "AMX products of integers are wrong on this machine, so its tiles are not used until it restarts"
-    return True, "this processor has AMX and products of integers on it are exact"
+            return f"{owner} has no {' and no '.join(missing)}"
+    error = ask_permission()
+    return f"this system lends no AMX tiles: {REFUSALS.get(error, os.strerror(error))}" if error else ""
 
 
 def generated_features():
@@ -164,7 +169,8 @@ def wrong_products(c, expected, before, a, b, k, accumulate, repeats):
     configure_tiles(TILES)
     wrong = 0
     for _ in range(repeats):
-        c[:] = before
+        for i in range(c.size):
+            c[i] = before[i]
         multiply_tile(c, 0, COLUMNS, a, 0, a.size // ROWS, 1, b, 0, b.size // k, k, accumulate)
         differing = 0
         for i in range(c.size):
@@ -207,12 +213,13 @@ def self_test():
 
     Some virtual machines lose tiles when a thread is interrupted (OpenZFS #15168, Intel's erratum SPR4), so four threads contend for one core.
     """
-    verdict = _verdict_file()
-    if verdict and verdict.exists():
+    start = boot()
+    verdict = CACHE / f"amx-{start}"  # in the folder of this processor's compiled kernels
+    if start and verdict.exists():
         return verdict.read_text(encoding="utf-8") == "exact"
     with ThreadPoolExecutor(4) as threads:
         exact = not any(wrong for _, wrong in threads.map(_on_one_core, range(4)))
-    if verdict:
+    if start:
         with contextlib.suppress(OSError):
             CACHE.mkdir(parents=True, exist_ok=True)
             part = verdict.with_suffix(f".{os.getpid()}")
@@ -221,9 +228,9 @@ def self_test():
     return exact
 
 
-def _verdict_file():
-    """In the folder of this processor's compiled kernels, by the number of the machine's start; None where the system keeps none."""
+def boot():
+    """A name of the machine's last start; None where the system keeps none."""
     try:
-        return CACHE / f"amx-{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()}"
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return None
