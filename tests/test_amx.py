@@ -2,6 +2,7 @@
 import ctypes
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import amx_stress
 import numpy as np
 import pytest
 from amx_emulator import POSSIBLE, emulated_environment, install, lose_tiles, performed
@@ -17,6 +19,7 @@ from llvmlite import binding
 from slm_np.kernels.cpu import amx
 from slm_np.kernels.cpu.amx import COLUMNS, PAIRS, ROWS, TILES, configure_tiles, multiply_tile, release_tiles
 from slm_np.kernels.cpu.jit import row
+from slm_np.product_check import projection, projection_error
 
 EMULATED = "SLM_NP_TEST_EMULATED_AMX" in os.environ
 if EMULATED:
@@ -29,7 +32,7 @@ emulated = pytest.mark.skipif(not EMULATED, reason="tests the emulator: test_on_
 @pytest.mark.skipif(EMULATED or not amx.refusal(), reason="this process has tiles")
 def test_on_emulated_tiles():
     environment = emulated_environment(SLM_NP_TEST_EMULATED_AMX="1")
-    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", __file__], env=environment, capture_output=True, text=True, encoding="utf-8")
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-p", "no:faulthandler", __file__], env=environment, capture_output=True, text=True, encoding="utf-8")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "needs tiles" not in run.stdout and "tests the emulator" not in run.stdout
 
@@ -173,6 +176,17 @@ def test_nothing_past_the_arrays_is_touched():
     c = before_a_wall(np.zeros((ROWS, COLUMNS), np.float32))
     multiply(c, before_a_wall(a_pairs), before_a_wall(b_pairs), 3 * PAIRS)
     np.testing.assert_allclose(c.reshape(ROWS, -1), a @ b, atol=1e-4)
+
+
+@tiles
+def test_product_passes_its_check():
+    a, b, before, a_pairs, b_pairs = operands(256)
+    c = before.copy()
+    multiply(c, a_pairs, b_pairs, 256, 1)
+    laid = projection(before, 3)
+    assert projection_error(c, a_pairs.reshape(ROWS, -1), b_pairs.reshape(-1, COLUMNS), 3, laid) < 1
+    c[:16, 16:] = before[:16, 16:]
+    assert projection_error(c, a_pairs.reshape(ROWS, -1), b_pairs.reshape(-1, COLUMNS), 3, laid) > 1
 
 
 @tiles
@@ -400,3 +414,29 @@ def test_a_system_without_a_boot_id_is_tested_every_time(machine):
 @pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="no Linux")
 def test_boot():
     assert len(amx.boot()) == 36
+
+
+@tiles
+def test_stress_counts_products(machine, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        amx_stress.main(["--seconds", "1"])
+    assert not stopped.value.code
+    assert re.fullmatch(r"[\d,]+ products by 4 processes on \d cores? in 1 s, 0 wrong\n", capsys.readouterr().out)
+
+
+@emulated
+def test_stress_counts_wrong_products(machine, capsys):
+    lose_tiles(500)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            amx_stress.main(["--seconds", "1"])
+    finally:
+        lose_tiles(0)
+    assert stopped.value.code == 1 and int(re.search(r"([\d,]+) wrong", capsys.readouterr().out)[1].replace(",", "")) > 0
+
+
+def test_stress_without_tiles(machine, capsys):
+    machine.setenv("SLM_NP_AMX", "0")
+    with pytest.raises(SystemExit) as stopped:
+        amx_stress.main([])
+    assert stopped.value.code == 2 and capsys.readouterr().err == "no AMX: SLM_NP_AMX=0 switches AMX off\n"
