@@ -183,12 +183,10 @@ def _shape(slot, tile):
 
 @_inner
 def _move(slot, tile, address, stride, stores):
-    """TILELOADD, TILESTORED: what a load leaves of the tile is zero."""
+    """TILELOADD, TILESTORED. What lies past a tile's rows and columns is zero since it was configured, and stays so."""
     (rows, columns), place = _shape(slot, tile), slot + TILE + tile * 1024
     if rows == 0:
         return NO_SHAPE
-    if not stores:
-        _fill(place, 0, 1024)
     for r in range(rows):
         if stores:
             _copy(address + r * stride, place + r * 64, columns)

@@ -228,8 +228,11 @@ def test_fork_after_use():
 @tiles
 def test_tiles_must_be_configured():
     a, b, c, a_pairs, b_pairs = operands(PAIRS)
-    multiply(c, a_pairs, b_pairs, PAIRS)  # and release them
-    end, words = fate(lambda: unconfigured(c.reshape(-1), a_pairs, b_pairs, PAIRS))
+
+    def released():
+        multiply(c, a_pairs, b_pairs, PAIRS)
+        unconfigured(c.reshape(-1), a_pairs, b_pairs, PAIRS)
+    end, words = fate(released)
     assert end == signal.SIGILL and (not EMULATED or "no tiles are configured" in words)
 
 
@@ -392,7 +395,7 @@ def test_the_system_refuses_what_the_processor_has_not():
 
 @emulated
 def test_a_self_test_that_fails_is_remembered_until_the_next_start(machine):
-    lose_tiles(500)
+    lose_tiles(499)
     try:
         assert amx.available() == (False, "AMX products of integers are wrong on this machine, so its tiles stay unused until it restarts")
     finally:
@@ -426,7 +429,7 @@ def test_stress_counts_products(machine, capsys):
 
 @emulated
 def test_stress_counts_wrong_products(machine, capsys):
-    lose_tiles(500)
+    lose_tiles(499)
     try:
         with pytest.raises(SystemExit) as stopped:
             amx_stress.main(["--seconds", "1"])
