@@ -7,9 +7,9 @@ from numba import prange
 
 from .bfloat import pair, rounded, write
 from .jit import kernel, row
-from .pair_tile import STEP, copy_pairs, interleave_panel, multiply_pairs
+from .pair_tile import ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs
 from .softmax import drop_row, probability_row, softmax_backward_row, softmax_row
-from .tile import COLUMNS, QUERIES, ROWS, padded, transpose
+from .tile import COLUMNS, QUERIES, padded, transpose
 
 KEYS = 256        # pairs of a product over keys at a time
 ROW_PAIRS = padded(QUERIES // 2, STEP)
@@ -128,6 +128,7 @@ def give_rows(x, first, columns, rows, wide, count, width, scale):
 def _forward(out, lse, scratch, starts, long, half, wide, qkv, columns, heads, kv_heads, steps, width, key, threshold, keep_scale):
     scale, one, batch, terms = np.float32(1 / np.sqrt(width)), np.float32(1), lse.shape[0] // heads, long // 2
     for worker in prange(len(scratch)):
+        begin_tiles()
         floats = scratch[worker]
         pairs, halves = floats.view(np.int32), floats.view(np.uint16)
         scores, p, p_pairs, result = floats[starts[SCORES]:], halves[2 * starts[P]:], pairs[starts[P]:], floats[starts[RESULT]:]
@@ -152,12 +153,14 @@ def _forward(out, lse, scratch, starts, long, half, wide, qkv, columns, heads, k
                     round_row(p[i * long:i * long + long], line, q + i + 1 if i < count else 0, end)
                 sum_keys(result, wide, p_pairs, long, values, terms, q, count)
                 give_rows(out, (b * steps + q) * heads * width + h * width, heads * width, result, wide, count, width, one)
+        end_tiles()
 
 
 @kernel
 def _backward(qkv, scratch, starts, long, half, wide, dout, columns, lse, heads, kv_heads, steps, width, key, threshold, keep_scale):
     scale, one, batch, group, terms = np.float32(1 / np.sqrt(width)), np.float32(1), lse.shape[0] // heads, heads // kv_heads, long // 2
     for worker in prange(len(scratch)):  # a task reads and then overwrites the queries, keys and values of one group, which no other reads
+        begin_tiles()
         floats = scratch[worker]
         pairs, halves = floats.view(np.int32), floats.view(np.uint16)
         scores, dscores, p, ds, ds_pairs = floats[starts[SCORES]:], floats[starts[DSCORES]:], halves[2 * starts[P]:], halves[2 * starts[DS]:], pairs[starts[DS]:]
@@ -186,7 +189,7 @@ def _backward(qkv, scratch, starts, long, half, wide, dout, columns, lse, heads,
                     interleave(dout_pairs, ROW_PAIRS, dout, place, out_columns, count, width)
                     score_tiles(scores, long, queries, half, turned_keys, q, count)
                     score_tiles(dscores, long, douts, half, turned_values, q, count)
-                    reach = padded(q + count, COLUMNS)
+                    reach = padded(q + padded(count, ROWS), COLUMNS)
                     for i in range(QUERIES):
                         p_line, dp_line, length, index = scores[i * long:i * long + long], dscores[i * long:i * long + long], 0, ((b * heads + h) * steps + q + i) * steps
                         if i < count:
@@ -207,6 +210,7 @@ def _backward(qkv, scratch, starts, long, half, wide, dout, columns, lse, heads,
                     give_rows(qkv, base + q * columns + h * width, columns, result, wide, count, width, scale)
             give_rows(qkv, k0, columns, dkeys, wide, steps, width, scale)
             give_rows(qkv, v0, columns, dvalues, wide, steps, width, one)
+        end_tiles()
 
 
 def forward(out, lse, scratch, qkv, heads, kv_heads, steps, key, threshold, keep_scale):

@@ -1,5 +1,5 @@
-"""The register tile of a bfloat16 product: pairs in, float32 out. One instruction multiplies and adds sixteen pairs where the processor has it;
-elsewhere pairs are taken apart and multiplied as float32, which gives the same up to the rounding of sums.
+"""The tile of a bfloat16 product: pairs in, float32 out. AMX's where the processor has them and they are right; else of registers, by an
+instruction that adds the products of sixteen pairs or, without it, by taking pairs apart and multiplying float32: the same up to rounding of sums.
 """
 from typing import NamedTuple
 
@@ -8,12 +8,21 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from . import amx, jit
+from .amx import TILES, configure_tiles, multiply_tile, release_tiles
 from .bfloat import BFloat
 from .gemm import element_pointer
-from .tile import COLUMNS, FEATURES, LANES, ROWS
+from .jit import row
+from .tile import COLUMNS, FEATURES, LANES
+from .tile import ROWS as REGISTER_ROWS
 
-STEP = 1                                      # pairs of which the summed axis must be a multiple
 NATIVE = bool(FEATURES.get("avx512bf16") and FEATURES.get("avx512f"))
+AMX, AMX_REASON = amx.available()
+ROWS = amx.ROWS if AMX else REGISTER_ROWS
+STEP = amx.PAIRS if AMX else 1                # pairs of which the summed axis must be a multiple
+if AMX:
+    jit.CACHE = jit.CACHE / "amx"             # what is compiled from here on differs
+    assert COLUMNS == amx.COLUMNS
 
 
 class Unit(NamedTuple):
@@ -23,10 +32,12 @@ class Unit(NamedTuple):
 
 
 def bfloat16_unit():
-    """The `Unit` of this processor. AVX512-BF16 adds sixteen pairs where an AVX-512 multiply-add adds sixteen numbers, twice the work; Intel's
-    processors have it at half the rate, and so gain nothing."""
+    """The `Unit` of this processor. AMX multiplies bfloat16 some ten times as fast as float32. AVX512-BF16 adds sixteen pairs where an
+    AVX-512 multiply-add adds sixteen numbers, twice the work; Intel's processors have it at half the rate, and so gain nothing."""
+    if AMX:
+        return Unit(True, AMX_REASON)
     if not NATIVE:
-        return Unit(False, "this processor has no instruction for bfloat16")
+        return Unit(False, AMX_REASON if FEATURES.get("amx-bf16") else "this processor has no instruction for bfloat16")
     if binding.get_host_cpu_name().startswith("znver"):
         return Unit(True, "this processor multiplies bfloat16 twice as fast as float32, by AVX512-BF16")
     return Unit(False, "on this processor AVX512-BF16 is no faster than float32")
@@ -46,12 +57,8 @@ def pairs_added(builder, total, factor, b):
 
 
 @intrinsic
-def multiply_pairs(typingctx, c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
-    """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0 pairs, a multiple of STEP.
-
-    C is of float32, A and B of pairs, int32. Each operand starts `offset` elements into its array, its rows `row` or `step` elements apart.
-    Everything the tile covers must exist.
-    """
+def multiply_register_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
+    """`multiply_pairs` (below) on registers: any k > 0 will do."""
     if c.dtype != types.float32 or not a.dtype == b.dtype == types.int32:
         return None
 
@@ -66,15 +73,15 @@ def multiply_pairs(typingctx, c, c_offset, c_row, a, a_offset, a_row, b, b_offse
             return builder.bitcast(builder.gep(base, [builder.add(offset, ir.Constant(word, v * LANES))]), kind.as_pointer())
 
         a0, b0, c0 = (element_pointer(context, builder, kinds[i], array, offset) for i, array, offset in ((3, a, a_offset), (6, b, b_offset), (0, c, c_offset)))
-        a_rows = [builder.gep(a0, [builder.mul(a_row, ir.Constant(word, r))]) for r in range(ROWS)]
+        a_rows = [builder.gep(a0, [builder.mul(a_row, ir.Constant(word, r))]) for r in range(REGISTER_ROWS)]
         before, loop, after = builder.block, builder.append_basic_block("pairs"), builder.append_basic_block("pairs.end")
         builder.branch(loop)
         builder.position_at_end(loop)
         i = builder.phi(word)
         i.add_incoming(ir.Constant(word, 0), before)
-        sums = [[builder.phi(vector) for _ in vectors] for _ in range(ROWS)]
+        sums = [[builder.phi(vector) for _ in vectors] for _ in range(REGISTER_ROWS)]
         b_row = [builder.load(at(b0, builder.mul(i, b_step), v, pairs), align=4) for v in vectors]
-        for r in range(ROWS):
+        for r in range(REGISTER_ROWS):
             scalar = builder.load(builder.gep(a_rows[r], [i]), align=4)
             factor = builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, spread)
             for v in vectors:
@@ -89,7 +96,7 @@ def multiply_pairs(typingctx, c, c_offset, c_row, a, a_offset, a_row, b, b_offse
         with builder.if_else(builder.icmp_signed("!=", accumulate, ir.Constant(word, 0))) as (add, overwrite):
             for branch, adds in ((add, True), (overwrite, False)):
                 with branch:
-                    for r in range(ROWS):
+                    for r in range(REGISTER_ROWS):
                         for v in vectors:
                             place = at(c0, builder.mul(c_row, ir.Constant(word, r)), v, vector)
                             total = builder.fadd(builder.load(place, align=4), sums[r][v]) if adds else sums[r][v]
@@ -98,6 +105,36 @@ def multiply_pairs(typingctx, c, c_offset, c_row, a, a_offset, a_row, b, b_offse
 
     i = types.intp
     return types.void(c, i, i, a, i, i, b, i, i, i, i), codegen
+
+
+# Code with AMX instructions cannot even be generated for a processor without them.
+if AMX:
+    @row
+    def multiply_pairs(c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
+        """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0 pairs, a multiple of STEP.
+
+        C is of float32, A and B of pairs, int32. Each operand starts `offset` elements into its array, its rows `row` or `step` elements apart.
+        Everything the tile covers must exist. A thread calls `begin_tiles` before its first and `end_tiles` after its last.
+        """
+        multiply_tile(c, c_offset, c_row, a, a_offset, a_row, 1, b, b_offset, b_step, k, accumulate)
+
+    @row
+    def begin_tiles():
+        """Tiles belong to a thread, and it has none until it asks."""
+        configure_tiles(TILES)
+
+    @row
+    def end_tiles():
+        """A thread with tiles has more to save whenever another runs."""
+        release_tiles()
+else:
+    multiply_pairs = multiply_register_tile
+
+    @row
+    def begin_tiles():
+        """Registers are there for everyone."""
+
+    end_tiles = begin_tiles
 
 
 def interleave_panel_of(width):

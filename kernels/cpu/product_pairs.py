@@ -14,10 +14,10 @@ from numba.np.ufunc.parallel import get_thread_id
 
 from .bfloat import pair, read, rounded, write
 from .jit import kernel, row
-from .pair_tile import STEP, copy_pairs, interleave_panel, multiply_pairs
+from .pair_tile import ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs
 from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .product_tile import parts_of, part_of
-from .tile import COLUMNS, LANES, ROWS, copy_column_panel, padded, transpose, transpose_tile
+from .tile import COLUMNS, LANES, copy_column_panel, padded, transpose, transpose_tile
 
 TERMS = 1024        # pairs of a panel: longer sums are made in several pieces
 OUTER_ROWS = 384    # rows of a sum of outer products at a time, and its terms: panels of A that leave room in a second-level cache
@@ -188,7 +188,9 @@ def multiply_block(out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b, flat_b, u
 def _product(out, a, flat_a, pairs_a, direct, b, flat_b, under, bias, residual, memory, sums, row_parts, column_parts):
     for part in prange(row_parts * column_parts):
         i0, i1, j0, j1 = part_of(part, out, row_parts, column_parts)
+        begin_tiles()
         multiply_block(out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b, flat_b, under, bias, residual, memory[get_thread_id()], sums[get_thread_id()])
+        end_tiles()
 
 
 def product(out, a, b, under, bias, residual):
@@ -250,7 +252,9 @@ def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory, sums):
 def _outer_products(c, flat_c, a, flat_a, b, flat_b, memory, sums, row_parts, column_parts):
     for part in prange(row_parts * column_parts):
         i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
+        begin_tiles()
         outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory[get_thread_id()], sums[get_thread_id()])
+        end_tiles()
 
 
 def add_outer_products(c, a, b):
