@@ -1,6 +1,6 @@
 """The CPU benchmark: training speed of the shapes, ours against PyTorch.
 
-    python benchmarks/cpu.py [--shapes char,char10m,slim,smallm,byte-transformer] [--against torch] [--json FILE] [--profile]
+    python benchmarks/cpu.py [--dtype bf16] [--shapes char,char10m,slim,smallm,byte-transformer] [--against torch] [--json FILE] [--profile]
 
 It times the trainer's own step (batch, forward, backward, clip, AdamW). Each engine runs in a process of its own; blocks of steps
 alternate between them, so that a drift of the machine meets them all, and the median of all steps counts. Quote the ratios: absolute
@@ -24,7 +24,8 @@ from step_profile import profile  # noqa: E402
 
 from slm_np.errors import UserError, exit_with_sentence  # noqa: E402
 
-ENGINES = {"slm_np": "ours", "eager": "PyTorch", "compiled": "PyTorch compiled"}
+# PyTorch computes in float32 or under autocast to bfloat16, as it is or compiled.
+PEERS = {"eager": (False, False), "compiled": (True, False), "eager-bf16": (False, True), "compiled-bf16": (True, True)}
 
 
 class Engine:
@@ -59,7 +60,7 @@ class Engine:
 def serve(name, shape_name, dtype, threads):
     """Inside an engine's process: build, warm up, then answer requests."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    step = ours(shape_name, dtype, threads) if name == "slm_np" else torch_step(shape_name, dtype, threads, name == "compiled")
+    step = trainer_of(shape_name, threads, dtype).step if name == "slm_np" else torch_step(shape_name, threads, *PEERS[name])
     for _ in range(3):
         step()
     print(json.dumps("ready"), file=answers, flush=True)
@@ -85,7 +86,7 @@ def corpus_of(config):
     return Corpus(Tokens("train", ids), Tokens("validation", ids), None, config.vocab_size, "", "random")
 
 
-def trainer_of(shape_name, threads):
+def trainer_of(shape_name, threads, dtype="fp32"):
     """The trainer whose step is timed."""
     from slm_np.checkpoint import RunConfig
     from slm_np.config import TrainConfig
@@ -93,15 +94,11 @@ def trainer_of(shape_name, threads):
     from slm_np.trainer import Trainer
     config, batch = shape(shape_name)
     use_threads(threads)
-    train = TrainConfig(batch_size=batch, max_iters=10 ** 6, learning_rate=1e-4, min_lr=1e-5)
+    train = TrainConfig(batch_size=batch, max_iters=10 ** 6, learning_rate=1e-4, min_lr=1e-5, dtype=dtype)
     return Trainer(RunConfig(config, train), corpus_of(config), quiet=True)
 
 
-def ours(shape_name, dtype, threads):
-    return trainer_of(shape_name, threads).step
-
-
-def torch_step(shape_name, dtype, threads, compiled):
+def torch_step(shape_name, threads, compiled, bfloat16):
     import numpy as np
     import torch
     from torch_twin import Trainer, Twin
@@ -109,7 +106,7 @@ def torch_step(shape_name, dtype, threads, compiled):
     config, batch = shape(shape_name)
     torch.set_num_threads(threads or torch.get_num_threads())
     torch.manual_seed(0)
-    trainer, corpus = Trainer(Twin(config), learning_rate=1e-4, compiled=compiled, bfloat16=dtype == "bf16"), corpus_of(config)
+    trainer, corpus = Trainer(Twin(config), learning_rate=1e-4, compiled=compiled, bfloat16=bfloat16), corpus_of(config)
     x, y = (np.zeros((batch, config.block_size), np.int32) for _ in range(2))
     state = [0]
 
@@ -146,9 +143,9 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
     """One shape: engines side by side. Returns the row for the table and the JSON file."""
     config, batch = shape(shape_name)
     tokens = batch * config.block_size
-    names = ["slm_np"] + (["eager", "compiled"] if against == "torch" else [])
-    engines = {name: Engine(name, shape_name, dtype, threads) for name in names}
-    times = {name: [] for name in names}
+    peers = [name for name, (_, bfloat16) in PEERS.items() if not bfloat16 or dtype == "bf16"] if against == "torch" else []
+    engines = {name: Engine(name, shape_name, dtype, threads) for name in ["slm_np", *peers]}
+    times = {name: [] for name in engines}
     sizes = {name: max(1, round(seconds / min(engine.block(2)))) for name, engine in engines.items()}
     for _ in range(rounds):
         for name, engine in engines.items():
@@ -158,7 +155,7 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
     row = dict(shape=shape_name, dtype=dtype, tokens_per_s=tokens / step["slm_np"], step_ms=1e3 * step["slm_np"], gflops=1e-9 * operations(config, batch) / step["slm_np"],
                gemm_gflops=1e-9 * numpy_product_rate(shape_name, threads), peak_rss_mb=peaks["slm_np"], torch_variant=None, torch_tokens_per_s=None, torch_peak_rss_mb=None, ratio=None)
     if against == "torch":
-        best = min(("eager", "compiled"), key=step.get)
+        best = min(peers, key=step.get)
         row.update(torch_variant=best, torch_tokens_per_s=tokens / step[best], torch_peak_rss_mb=peaks[best], ratio=step[best] / step["slm_np"])
     return row
 
@@ -167,14 +164,14 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Training speed on this CPU.")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="which, separated by commas (default: %(default)s)")
-    parser.add_argument("--dtype", default="fp32", choices=("fp32",))
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="ours; with bf16 the fastest of PyTorch's float32 and bfloat16 counts")
     parser.add_argument("--against", choices=("torch",), help="run PyTorch's twin beside it, eager and compiled")
     parser.add_argument("--threads", type=int, default=0, help="0 means one per core")
     parser.add_argument("--rounds", type=int, default=6, help="blocks of steps per engine")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a block")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--profile", action="store_true", help="say where the step's time goes instead")
-    parser.add_argument("--engine", choices=tuple(ENGINES), help=argparse.SUPPRESS)
+    parser.add_argument("--engine", choices=("slm_np", *PEERS), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     names = names_of(args.shapes)
     if args.against == "torch" and not importlib.util.find_spec("torch"):
@@ -184,7 +181,7 @@ def main(argv=None):
     rows = []
     for name in names:
         if args.profile:
-            profile(name, trainer_of(name, args.threads), args.seconds)
+            profile(name, trainer_of(name, args.threads, args.dtype), args.seconds)
             continue
         row = compare(name, args.dtype, args.against, args.threads, args.rounds, args.seconds)
         rows.append(row)

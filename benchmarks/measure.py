@@ -56,11 +56,16 @@ def large_copy():
     return lambda: copy(out, x), 2 * x.nbytes
 
 
-def square_product(size):
-    """(function, operations): a square float32 product on the project's own pool of threads."""
+def square_product(size, dtype="fp32"):
+    """(function, operations): a square product on the project's own pool of threads, of float32 or, for dtype bf16, of bfloat16 operands."""
     import numpy as np
     from slm_np import ops
     x, w, out = (np.ones((size, size), np.float32) for _ in range(3))
+    if dtype == "bf16":
+        from slm_np.ops.device import cpu_kernels
+        kernels, w = cpu_kernels(), cpu_kernels().packed(w)
+        kernels.pack(w)
+        x = np.full((size, size), 0x3F80, np.uint16)  # ones
     return lambda: ops.linear_forward(out, x, w, None, None), 2 * size ** 3
 
 
@@ -70,9 +75,9 @@ def bandwidth():
     return moved / median_seconds(copy)
 
 
-def product_rate(size=2048):
+def product_rate(size=2048, dtype="fp32"):
     """Operations per second of `square_product`."""
-    product, operations = square_product(size)
+    product, operations = square_product(size, dtype)
     return operations / median_seconds(product)
 
 

@@ -4,7 +4,6 @@ import time
 from collections import defaultdict
 
 import measure
-import numpy as np
 
 IN_PLACE = ("swish_backward", "gelu_backward", "gelu_tanh_backward", "swiglu_backward")  # these write every array they read
 
@@ -33,7 +32,7 @@ OPERATIONS = {"linear_forward": product(1, 2), "linear_backward_input": product(
 
 def bytes_of(name, args):
     """Bytes that a call has to move, if it moves each array once."""
-    arrays = [a for a in args if isinstance(a, np.ndarray)]
+    arrays = [a for a in args if hasattr(a, "nbytes")]
     if "attention" in name:
         del arrays[1 if "backward" in name else 2]  # its scratch stays in the cache
     sizes = [a.nbytes * (2 if name in IN_PLACE else 1) for a in arrays]
@@ -45,8 +44,8 @@ def bytes_of(name, args):
 class Record:
     """Seconds spent, floor in seconds, and calls of each op, by its label."""
 
-    def __init__(self):
-        self.rate, self.bandwidth = measure.product_rate(), measure.bandwidth()
+    def __init__(self, dtype):
+        self.rate, self.bandwidth = measure.product_rate(dtype=dtype), measure.bandwidth()
         self.clear()
 
     def clear(self):
@@ -73,7 +72,7 @@ def recorded(trainer, record):
     from slm_np.ops import linear, loss
     halves = ("linear_backward_input", "linear_backward_weight")
     places = [(linear, halves), (ops, halves), (loss, ("linear_transposed_forward", "linear_transposed_backward", "softmax_cross_entropy_backward")),
-              (ops, [n for n in vars(ops) if n.endswith(("_forward", "_backward", "accumulate")) and n != "linear_backward" and not n.startswith("head")])]
+              (ops, [n for n in vars(ops) if n.endswith(("_forward", "_backward", "accumulate", "convert")) and n != "linear_backward" and not n.startswith("head")])]
     untimed = [(module, name, getattr(module, name)) for module, names in places for name in names]
     update, weights = trainer.optimizer.step, trainer.model.parameters.weights
     adamw = record.timed("adamw", lambda *args: update(args[-1]))
@@ -90,7 +89,7 @@ def recorded(trainer, record):
 
 def profile(title, trainer, seconds):
     """Print the table of a trainer's step, the largest gap first."""
-    record = Record()
+    record = Record(trainer.config.dtype)
     with recorded(trainer, record):
         for _ in range(3):
             trainer.step()

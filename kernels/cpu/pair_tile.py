@@ -137,6 +137,43 @@ else:
     end_tiles = begin_tiles
 
 
+def put_row_of(on_bias, on_residual):
+    """An intrinsic: COLUMNS numbers of a row of `out` = sums (+ bias) (+ residual), each starting at an offset; rounded where `out` is of bfloat16."""
+    @intrinsic
+    def put_row(typingctx, out, out_offset, sums, sums_offset, bias, bias_offset, residual, residual_offset):
+        if sums.dtype != types.float32 or bias.dtype != types.float32:
+            return None
+
+        def codegen(context, builder, signature, args):
+            kinds, vector = signature.args, ir.VectorType(ir.FloatType(), LANES)
+            halves, words = (ir.VectorType(kind, LANES) for kind in (ir.IntType(16), ir.IntType(32)))
+
+            def at(place, kind, v):
+                pointer = builder.gep(element_pointer(context, builder, kinds[place], args[place], args[place + 1]), [ir.Constant(ir.IntType(64), v * LANES)])
+                return builder.bitcast(pointer, kind.as_pointer())
+            for v in range(COLUMNS // LANES):
+                total = builder.load(at(2, vector, v), align=4)
+                if on_bias:
+                    total = builder.fadd(total, builder.load(at(4, vector, v), align=4))
+                if on_residual and kinds[6].dtype == types.uint16:
+                    bits = builder.zext(builder.load(at(6, halves, v), align=2), words)
+                    total = builder.fadd(total, builder.bitcast(builder.shl(bits, ir.Constant(words, [16] * LANES)), vector))
+                elif on_residual:
+                    total = builder.fadd(total, builder.load(at(6, vector, v), align=4))
+                if kinds[0].dtype == types.uint16:
+                    builder.store(builder.bitcast(builder.fptrunc(total, ir.VectorType(BFloat(), LANES)), halves), at(0, halves, v), align=2)
+                else:
+                    builder.store(total, at(0, vector, v), align=4)
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(out, i, sums, i, bias, i, residual, i), codegen
+    return put_row
+
+
+put_row, put_row_on_bias, put_row_on_residual, put_row_on_both = (put_row_of(*choice) for choice in ((False, False), (True, False), (False, True), (True, True)))
+
+
 def interleave_panel_of(width):
     """An intrinsic: panel (terms, width) of pairs: row t holds x[2t, ...] and x[2t + 1, ...] side by side, `width` columns from an offset on, x's rows `x_row` apart."""
     @intrinsic

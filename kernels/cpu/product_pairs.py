@@ -14,15 +14,14 @@ from numba.np.ufunc.parallel import get_thread_id
 
 from .bfloat import pair, read, rounded, write
 from .jit import kernel, row
-from .pair_tile import ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs
+from .pair_tile import ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs, put_row, put_row_on_bias, put_row_on_both, put_row_on_residual
 from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .product_tile import parts_of, part_of
 from .tile import COLUMNS, LANES, copy_column_panel, padded, transpose, transpose_tile
 
-TERMS = 1024        # pairs of a panel: longer sums are made in several pieces
+TERMS = 1024        # pairs of a panel: longer sums are made in pieces, so that the rows of A that go with one stay in a second-level cache
 OUTER_ROWS = 384    # rows of a sum of outer products at a time, and its terms: panels of A that leave room in a second-level cache
 OUTER_TERMS = 256
-BLOCK = 512         # rows whose sums are kept in float32 while the pieces of a long sum pass
 LINE = 2 * LANES    # a stretch of a weight that is packed at a time
 
 
@@ -31,6 +30,19 @@ class Packed(NamedTuple):
     weight: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
+
+    @property
+    def shape(self):
+        return self.weight.shape
+
+    @property
+    def size(self):
+        return self.weight.size
+
+    @property
+    def nbytes(self):
+        """Bytes that a product reads."""
+        return self.forward.nbytes
 
 
 def packed(weight):
@@ -83,17 +95,16 @@ def _pack(forward, backward, weight, scratch):
 
 
 class Memory(threading.local):
-    """Room for each thread of the pool. Every thread of Python has its own, as two may multiply at once."""
+    """Pairs for each thread of the pool: a panel of B and rows of A. Every thread of Python has its own, as two may multiply at once."""
 
     def __init__(self):
-        self.made = None
+        self.made = np.zeros((0, 0), np.int32)
 
-    def get(self):
-        """(pairs: a panel of B and rows of A, floats: sums of a block of rows)"""
-        if self.made is None:
-            threads = numba.config.NUMBA_NUM_THREADS
-            pairs = max(TERMS * (COLUMNS + ROWS), OUTER_TERMS * (COLUMNS + OUTER_ROWS + ROWS)) + 2 * LANES * LANES
-            self.made = np.zeros((threads, pairs), np.int32), np.zeros((threads, BLOCK * COLUMNS), np.float32)
+    def of(self, terms):
+        """Room for a panel of `terms` pairs."""
+        size = max(terms * (COLUMNS + ROWS), OUTER_TERMS * (COLUMNS + OUTER_ROWS + ROWS)) + ROWS * COLUMNS
+        if self.made.shape[1] < size:
+            self.made = np.zeros((numba.config.NUMBA_NUM_THREADS, size), np.int32)
         return self.made
 
 
@@ -102,7 +113,7 @@ MEMORY = Memory()
 
 def pack(weight):
     """Fill a `Packed` with what its float32 weight is now."""
-    _pack(weight.forward, weight.backward, weight.weight, MEMORY.get()[0])
+    _pack(weight.forward, weight.backward, weight.weight, MEMORY.of(TERMS))
 
 
 @row
@@ -133,73 +144,72 @@ def take_panel(panel, b, flat_b, start, terms, first, columns):
 
 
 @row
-def put(out, i, j, rows, columns, sums, at, under, bias, residual):
+def put(out, flat_out, i, j, rows, columns, sums, under, bias, residual, flat_residual):
     """A tile of sums, with what lies under it, enters `out`."""
+    n = out.shape[1]
     for r in range(rows):
-        target, source = out[i + r, j:j + columns], sums[at + r * COLUMNS:at + r * COLUMNS + columns]
-        if under == NOTHING:
-            for c in range(columns):
-                write(target, c, source[c])
-        elif under == BIAS:
-            added = bias[j:j + columns]
-            for c in range(columns):
-                write(target, c, source[c] + added[c])
-        elif under == RESIDUAL:
-            other = residual[i + r, j:j + columns]
-            for c in range(columns):
-                write(target, c, source[c] + read(other, c))
-        elif under == BIAS_AND_RESIDUAL:
-            added, other = bias[j:j + columns], residual[i + r, j:j + columns]
-            for c in range(columns):
-                write(target, c, source[c] + added[c] + read(other, c))
+        place, at = (i + r) * n + j, r * COLUMNS
+        if columns == COLUMNS and under == NOTHING:
+            put_row(flat_out, place, sums, at, bias, j, flat_residual, place)
+        elif columns == COLUMNS and under == BIAS:
+            put_row_on_bias(flat_out, place, sums, at, bias, j, flat_residual, place)
+        elif columns == COLUMNS and under == RESIDUAL:
+            put_row_on_residual(flat_out, place, sums, at, bias, j, flat_residual, place)
+        elif columns == COLUMNS and under == BIAS_AND_RESIDUAL:
+            put_row_on_both(flat_out, place, sums, at, bias, j, flat_residual, place)
         else:
             for c in range(columns):
-                write(target, c, read(target, c) + source[c])
+                value = sums[at + c]
+                if under == BIAS or under == BIAS_AND_RESIDUAL:
+                    value += bias[j + c]
+                if under == RESIDUAL or under == BIAS_AND_RESIDUAL:
+                    value += read(residual, (i + r, j + c))
+                if under == ADD:
+                    value += read(out, (i + r, j + c))
+                write(out, (i + r, j + c), value)
 
 
 @row
-def multiply_block(out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b, flat_b, under, bias, residual, memory, sums):
-    """Rows i0 ... i1, columns j0 ... j1 of `out`. pairs_a: A's rows as pairs, where `direct` says that they may be read as they lie."""
+def multiply_block(out, flat_out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b, flat_b, terms, under, bias, residual, flat_residual, memory):
+    """Rows i0 ... i1, columns j0 ... j1 of `out`, `terms` pairs at a time. pairs_a: A's rows as pairs, where `direct` says that they may be read as they lie."""
     k, n, half = len(b), b.shape[1], a.shape[1] // 2
-    panel, lines = memory[:TERMS * COLUMNS], memory[TERMS * COLUMNS:]
-    pieces = (k + TERMS - 1) // TERMS
-    step = padded((k + pieces - 1) // pieces, STEP)
-    tall = i1 - i0 if pieces == 1 else BLOCK
-    for j in range(j0, j1, COLUMNS):
-        columns = min(COLUMNS, n - j)
-        for block in range(i0, i1, tall):
-            end = min(i1, block + tall)
-            for start in range(0, k, step):
-                terms, last = min(step, k - start), start + step >= k
-                if pieces > 1 or block == i0:
-                    take_panel(panel, b, flat_b, start, terms, j, columns)
-                for i in range(block, end, ROWS):
-                    rows, at = min(ROWS, end - i), 0 if pieces == 1 else (i - block) * COLUMNS
-                    if direct and i + ROWS <= len(a):
-                        multiply_pairs(sums, at, COLUMNS, pairs_a, i * half + start, half, panel, 0, COLUMNS, terms, start)
-                    else:
-                        take_rows(lines, a, flat_a, i, rows, start, terms)
-                        multiply_pairs(sums, at, COLUMNS, lines, 0, terms, panel, 0, COLUMNS, terms, start)
-                    if last:
-                        put(out, i, j, rows, columns, sums, at, under, bias, residual)
+    panel, lines, tile = memory[:terms * COLUMNS], memory[terms * COLUMNS:], memory[memory.size - ROWS * COLUMNS:].view(np.float32)
+    for start in range(0, k, terms):
+        length = min(terms, k - start)
+        for j in range(j0, j1, COLUMNS):
+            columns = min(COLUMNS, n - j)
+            take_panel(panel, b, flat_b, start, length, j, columns)
+            for i in range(i0, i1, ROWS):
+                rows = min(ROWS, i1 - i)
+                if direct and i + ROWS <= len(a):
+                    multiply_pairs(tile, 0, COLUMNS, pairs_a, i * half + start, half, panel, 0, COLUMNS, length, 0)
+                else:
+                    take_rows(lines, a, flat_a, i, rows, start, length)
+                    multiply_pairs(tile, 0, COLUMNS, lines, 0, length, panel, 0, COLUMNS, length, 0)
+                put(out, flat_out, i, j, rows, columns, tile, ADD if start else under, bias, residual, flat_residual)
 
 
 @kernel
-def _product(out, a, flat_a, pairs_a, direct, b, flat_b, under, bias, residual, memory, sums, row_parts, column_parts):
+def _product(out, flat_out, a, flat_a, pairs_a, direct, b, flat_b, terms, under, bias, residual, flat_residual, memory, row_parts, column_parts):
     for part in prange(row_parts * column_parts):
         i0, i1, j0, j1 = part_of(part, out, row_parts, column_parts)
         begin_tiles()
-        multiply_block(out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b, flat_b, under, bias, residual, memory[get_thread_id()], sums[get_thread_id()])
+        multiply_block(out, flat_out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b, flat_b, terms, under, bias, residual, flat_residual, memory[get_thread_id()])
         end_tiles()
 
 
 def product(out, a, b, under, bias, residual):
-    """out (m, n) = A B + what `under` names        A (m, k) bfloat16   B (k / 2, n) pairs   out float32 or bfloat16"""
-    memory, sums = MEMORY.get()
-    k = a.shape[1]
-    direct = k % 2 == 0 and k // 2 == len(b)
-    pairs = a.reshape(-1).view(np.int32) if direct else memory[0]
-    _product(out, a, a.reshape(-1), pairs, direct, b, b.reshape(-1), under, bias, residual, memory, sums, *parts_of(*out.shape, (k + 1) // 2))
+    """out (m, n) = A B + what `under` names        A (m, k) bfloat16   B (k / 2, n) pairs   out float32 or bfloat16
+
+    Long sums are made in pieces, which `out` adds up where it is of float32.
+    """
+    k, pairs = a.shape[1], len(b)
+    pieces = (pairs + TERMS - 1) // TERMS if out.dtype == np.float32 else 1
+    terms = padded((pairs + pieces - 1) // pieces, STEP)
+    memory, direct = MEMORY.of(terms), k % 2 == 0 and k // 2 == pairs
+    rows = a.reshape(-1).view(np.int32) if direct else memory[0]
+    _product(out, out.reshape(-1), a, a.reshape(-1), rows, direct, b, b.reshape(-1), terms, under, bias, residual, residual.reshape(-1), memory,
+             *parts_of(*out.shape, (k + 1) // 2))
 
 
 @row
@@ -222,11 +232,11 @@ def take_outer(panel, x, flat, start, terms, first, columns):
 
 
 @row
-def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory, sums):
+def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
     """Rows i0 ... i1, columns j0 ... j1 of C += A^T B."""
     m, n = c.shape
     k = padded((len(a) + 1) // 2, STEP)
-    panel, lines = memory[:OUTER_TERMS * COLUMNS], memory[OUTER_TERMS * COLUMNS:]
+    panel, lines, tile = memory[:OUTER_TERMS * COLUMNS], memory[OUTER_TERMS * COLUMNS:], memory[memory.size - ROWS * COLUMNS:].view(np.float32)
     pieces = (k + OUTER_TERMS - 1) // OUTER_TERMS
     step = padded((k + pieces - 1) // pieces, STEP)
     for start in range(0, k, step):
@@ -235,7 +245,7 @@ def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory, sums):
             last = min(i1, first + OUTER_ROWS)
             for i in range(first, last, COLUMNS):  # A's columns become rows of pairs
                 take_outer(panel, a, flat_a, start, terms, i, min(COLUMNS, m - i))
-                transpose(lines[(i - first) * terms:], terms, panel, 0, COLUMNS, terms, min(COLUMNS, last - i + ROWS))
+                transpose(lines[(i - first) * terms:], terms, panel, 0, COLUMNS, terms, COLUMNS)
             for j in range(j0, j1, COLUMNS):
                 columns = min(COLUMNS, n - j)
                 take_outer(panel, b, flat_b, start, terms, j, columns)
@@ -244,19 +254,19 @@ def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory, sums):
                     if rows == ROWS and columns == COLUMNS:
                         multiply_pairs(flat_c, i * n + j, n, lines, (i - first) * terms, terms, panel, 0, COLUMNS, terms, 1)
                     else:
-                        multiply_pairs(sums, 0, COLUMNS, lines, (i - first) * terms, terms, panel, 0, COLUMNS, terms, 0)
-                        put(c, i, j, rows, columns, sums, 0, ADD, sums, c)
+                        multiply_pairs(tile, 0, COLUMNS, lines, (i - first) * terms, terms, panel, 0, COLUMNS, terms, 0)
+                        put(c, flat_c, i, j, rows, columns, tile, ADD, flat_c, c, flat_c)
 
 
 @kernel
-def _outer_products(c, flat_c, a, flat_a, b, flat_b, memory, sums, row_parts, column_parts):
+def _outer_products(c, flat_c, a, flat_a, b, flat_b, memory, row_parts, column_parts):
     for part in prange(row_parts * column_parts):
         i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
         begin_tiles()
-        outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory[get_thread_id()], sums[get_thread_id()])
+        outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory[get_thread_id()])
         end_tiles()
 
 
 def add_outer_products(c, a, b):
     """C (m, n) += A^T B        C float32   A (k, m), B (k, n) bfloat16"""
-    _outer_products(c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), *MEMORY.get(), *parts_of(*c.shape, (len(a) + 1) // 2))
+    _outer_products(c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), MEMORY.of(0), *parts_of(*c.shape, (len(a) + 1) // 2))
