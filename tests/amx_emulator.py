@@ -317,3 +317,19 @@ def lose_tiles(every):
 def emulated_environment(**more):
     """The environment of a process in which Numba generates AMX code."""
     return {**os.environ, "NUMBA_CPU_FEATURES": binding.get_host_cpu_features().flatten() + ",+amx-tile,+amx-bf16", **more}
+
+
+def pretend():
+    """Make the machine look as if it had AMX and lent it, to whatever is imported from now on."""
+    install()
+    features, library = binding.get_host_cpu_features, ctypes.CDLL
+
+    class Lending(library):
+        def __getattr__(self, name):
+            return (lambda *request: 0) if name == "syscall" else super().__getattr__(name)
+
+    def with_tiles():
+        found = features()
+        found.update({"amx-tile": True, "amx-bf16": True})
+        return found
+    binding.get_host_cpu_features, ctypes.CDLL = with_tiles, Lending
