@@ -10,13 +10,12 @@ from numba.extending import intrinsic
 
 from . import amx, jit
 from .amx import TILES, configure_tiles, multiply_tile, release_tiles
-from .bfloat import BFloat
+from .bfloat import NATIVE, BFloat, nearest
 from .gemm import element_pointer
 from .jit import row
 from .tile import COLUMNS, FEATURES, LANES
 from .tile import ROWS as REGISTER_ROWS
 
-NATIVE = bool(FEATURES.get("avx512bf16") and FEATURES.get("avx512f"))
 AMX, AMX_REASON = amx.available()
 ROWS = amx.ROWS if AMX else REGISTER_ROWS
 STEP = amx.PAIRS if AMX else 1                # pairs of which the summed axis must be a multiple
@@ -161,7 +160,7 @@ def put_row_of(on_bias, on_residual):
                 elif on_residual:
                     total = builder.fadd(total, builder.load(at(6, vector, v), align=4))
                 if kinds[0].dtype == types.uint16:
-                    builder.store(builder.bitcast(builder.fptrunc(total, ir.VectorType(BFloat(), LANES)), halves), at(0, halves, v), align=2)
+                    builder.store(nearest(builder, total), at(0, halves, v), align=2)
                 else:
                     builder.store(total, at(0, vector, v), align=4)
             return context.get_dummy_value()
