@@ -1,6 +1,7 @@
 """From settings to a trained run: the data are prepared, the memory is planned, the trainer is made and let run."""
 import dataclasses
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -70,6 +71,12 @@ def memory_plan(run):
     return parts
 
 
+def go_on_without_amx(directory, verb, wrong):
+    """This process becomes one that goes on from the run's last checkpoint and multiplies on registers: nothing computed since then is trusted."""
+    print(f"{wrong}; AMX is switched off for this run, which goes back to its last checkpoint", file=sys.stderr, flush=True)
+    os.execve(sys.executable, [sys.executable, "-m", f"slm_np.{verb}", "--resume", str(directory)], {**os.environ, "SLM_NP_AMX": "0"})
+
+
 def check_same_tokenizer(directory, run, corpus):
     """UserError if the pieces that were learnt from the text now are not the run's, as another release of a library may learn others."""
     from slm_np.runs import tokenizer_of
@@ -89,6 +96,7 @@ def train_run(run, directory=None):
 def train_on(corpus, run, directory=None, replay=None, base=None):
     """`train_run` on a corpus that is prepared. base: what the run starts from, a `Base`; None: random weights."""
     from slm_np.machine import use_threads
+    from slm_np.product_check import WrongProduct
     from slm_np.runs import new_directory
     from slm_np.trainer import Interrupted, Trainer
     threads, run = use_threads(run.train.threads), resolved(run)
@@ -106,10 +114,12 @@ def train_on(corpus, run, directory=None, replay=None, base=None):
             trainer.start(directory, *((base.sampling, base.template) if base else ()))
     describe(run, corpus, memory, threads)
     print(f"{'going on' if trainer.updates else 'run'} in {directory}" + f" from step {trainer.updates}" * (trainer.updates > 0), file=sys.stderr)
+    verb = "finetune" if run.base else "train"
     try:
         trainer.train()
+    except WrongProduct as wrong:
+        go_on_without_amx(directory, verb, wrong)
     except Interrupted as stopped:
-        verb = "finetune" if run.base else "train"
         print(f"stopped at step {trainer.updates}; go on with: python -m slm_np.{verb} --resume {quoted(directory)}", file=sys.stderr)
         raise SystemExit(stopped.status) from None
     finish(trainer)

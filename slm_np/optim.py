@@ -28,14 +28,15 @@ class AdamW:
         """Euclidean norm of all gradients together; NaN or infinite if one of them is."""
         return math.sqrt(self.kernels.square_sum(self.partial, self.parameters.gradients))
 
-    def step(self, learning_rate=None):
-        """Update the weights and zero the gradients. Returns the gradient's norm before clipping; if it is not finite, nothing is updated."""
-        norm = self.gradient_norm()
+    def step(self, learning_rate=None, loss_scale=1.0):
+        """Update the weights and zero the gradients, which are those of the loss times `loss_scale`. Returns the norm of the gradient before
+        clipping; if it is not finite, nothing is updated."""
+        norm = self.gradient_norm() / loss_scale
         if not math.isfinite(norm):
             self.parameters.gradients.fill(0)
             return norm
         self.updates += 1
-        scale = min(1.0, self.grad_clip / (norm + 1e-6)) if self.grad_clip else 1.0
+        scale = (min(1.0, self.grad_clip / (norm + 1e-6)) if self.grad_clip else 1.0) / loss_scale
         rate = self.learning_rate if learning_rate is None else learning_rate
         self.kernels.adamw(self.parameters.weights, self.parameters.gradients, self.mean, self.square, self.parameters.n_decayed, scale, float(rate),
                            float(self.weight_decay), self.beta1, self.beta2, 1 - self.beta1 ** self.updates, 1 - self.beta2 ** self.updates, self.eps)

@@ -13,6 +13,7 @@ from slm_np.errors import UserError
 from slm_np.model import Model, counted
 from slm_np.optim import AdamW, learning_rate
 from slm_np.precision import operand, resolved
+from slm_np.product_check import watched
 from slm_np.progress import Progress
 
 TRAIN, EVALUATE_TRAIN, EVALUATE_VALIDATION, EVALUATE_REPLAY = range(4)  # purposes of random batches
@@ -125,12 +126,13 @@ class Trainer:
     def step(self):
         """One update: batch, forward, backward (per micro-batch), clip, AdamW. Returns (loss, gradient norm, learning rate).
 
-        A loss or gradient that is not finite leaves the weights alone.
+        A loss or gradient that is not finite leaves the weights alone. WrongProduct if one that was checked is wrong, before the update.
         """
         count, loss = self.counted(), 0.0
-        for micro in range(self.config.grad_accumulation_steps):
-            self.batch(micro)
-            loss += self.model.loss_and_gradient(self.tokens, self.targets, count, (self.config.seed, self.updates, micro))
+        with watched(self.model.parameters.weights, self.updates):
+            for micro in range(self.config.grad_accumulation_steps):
+                self.batch(micro)
+                loss += self.model.loss_and_gradient(self.tokens, self.targets, count, (self.config.seed, self.updates, micro))
         rate = learning_rate(self.config, self.updates, self.schedule_progress)
         if math.isfinite(loss):
             norm = self.optimizer.step(rate)

@@ -13,6 +13,6 @@ from .linear import (linear_backward_input, linear_backward_weight, linear_forwa
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 from .pair_tile import bfloat16_unit
-from .product_pairs import pack, packed
+from .product_pairs import pack, packed, watch_product, watched_error
 from .residual import accumulate
 from .rotary import rotary_backward, rotary_forward

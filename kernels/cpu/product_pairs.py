@@ -12,9 +12,11 @@ import numpy as np
 from numba import prange
 from numba.np.ufunc.parallel import get_thread_id
 
+from slm_np.product_check import projection, projection_error
+
 from .bfloat import pair, read, rounded, write
 from .jit import kernel, row
-from .pair_tile import ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs, put_row, put_row_on_bias, put_row_on_both, put_row_on_residual
+from .pair_tile import AMX, ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs, put_row, put_row_on_bias, put_row_on_both, put_row_on_residual
 from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .product_tile import parts_of, part_of
 from .tile import COLUMNS, LANES, copy_column_panel, padded, transpose, transpose_tile
@@ -116,6 +118,39 @@ def pack(weight):
     _pack(weight.forward, weight.backward, weight.weight, MEMORY.of(TERMS))
 
 
+def as_pairs(x):
+    """A copy of rows as pairs, a zero after the last number of odd rows."""
+    return np.pad(x, ((0, 0), (0, x.shape[1] % 2))).view(np.int32)
+
+
+class Watch:
+    """One product to be checked: the one after `skipped` others."""
+
+    def __init__(self):
+        self.skipped = self.error = None
+
+    def due(self):
+        """Whether this product is the one. Counts down."""
+        if self.skipped is None:
+            return False
+        self.skipped = self.skipped - 1 if self.skipped else None
+        return self.skipped is None
+
+
+WATCH = Watch()
+
+
+def watch_product(number):
+    """Have a coming product checked, the one after `number` others. Without AMX there is nothing to watch."""
+    WATCH.skipped, WATCH.error = (number if AMX else None), 0.0
+
+
+def watched_error():
+    """How wrong the product was that was checked, see `slm_np.product_check`; 0 if none was."""
+    WATCH.skipped = None
+    return WATCH.error
+
+
 @row
 def take_rows(lines, a, flat, first, count, start, terms):
     """ROWS rows of A as pairs, `terms` from pair `start` on, zeros past A's edges."""
@@ -208,8 +243,11 @@ def product(out, a, b, under, bias, residual):
     terms = padded((pairs + pieces - 1) // pieces, STEP)
     memory, direct = MEMORY.of(terms), k % 2 == 0 and k // 2 == pairs
     rows = a.reshape(-1).view(np.int32) if direct else memory[0]
+    watched = WATCH.due() and out.dtype == np.float32 and under == NOTHING
     _product(out, out.reshape(-1), a, a.reshape(-1), rows, direct, b, b.reshape(-1), terms, under, bias, residual, residual.reshape(-1), memory,
              *parts_of(*out.shape, (k + 1) // 2))
+    if watched:
+        WATCH.error = projection_error(out, as_pairs(a), b[:(k + 1) // 2], out.size)
 
 
 @row
@@ -269,4 +307,8 @@ def _outer_products(c, flat_c, a, flat_a, b, flat_b, memory, row_parts, column_p
 
 def add_outer_products(c, a, b):
     """C (m, n) += A^T B        C float32   A (k, m), B (k, n) bfloat16"""
+    watched = WATCH.due()
+    before = projection(c, c.size) if watched else None
     _outer_products(c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), MEMORY.of(0), *parts_of(*c.shape, (len(a) + 1) // 2))
+    if watched:
+        WATCH.error = projection_error(c, as_pairs(np.ascontiguousarray(a.T)), as_pairs(np.ascontiguousarray(b.T)).T, c.size, before)
