@@ -19,7 +19,8 @@ class Tokenizer:
     not begin there but goes on (`begins` false), a kind that puts a space in front of texts puts none.
     `decode` gives bytes; the end of a text has none.
     """
-    end_of_text = None  # the id that ends a document, for the kinds that have one
+    end_of_text = None   # the id that ends a document, for the kinds that have one
+    trained_ends = True  # whether the model at hand has seen that id, and so texts may begin after it
 
     @property
     def dtype(self):

@@ -63,6 +63,7 @@ class Base:
         """What a finetuned run keeps of its base: enough to know it again, and how its text was split."""
         settings = self.config.train
         return dict(run=str(self.path), step=self.step, weights=self.checksum(), vocab_size=self.config.model.vocab_size,
+                    separated=self.config.data.get("separated", True),
                     **{field: getattr(settings, field) for field in ("data", "val_data", "documents", "limit_bytes")})
 
     def checksum(self):

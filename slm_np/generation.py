@@ -124,11 +124,11 @@ class Text:
 
 def encode_prompt(tokenizer, prompt):
     """Ids (n,) of a prompt (str or bytes), n >= 1: a text begins after the end of another, so the tokenizer's end-of-text, where it has
-    one, comes first; without one an empty prompt is a blank line. UserError if the tokenizer cannot express it."""
+    one that the model has seen, comes first; without one an empty prompt is a blank line. UserError if the tokenizer cannot express it."""
     if tokenizer is None:
         raise UserError("the run was trained on a token file without a tokenizer, so text cannot be read or written; put its tokenizer.json into the run")
     data = prompt if isinstance(prompt, bytes) else prompt.encode("utf-8", "surrogateescape")
-    if tokenizer.end_of_text is not None:
+    if tokenizer.end_of_text is not None and tokenizer.trained_ends:
         return np.concatenate([[tokenizer.end_of_text], tokenizer.encode(data)]).astype(np.int32)
     if data:
         return tokenizer.encode(data)

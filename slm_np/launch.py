@@ -18,7 +18,10 @@ def prepared(run, tokenizer=None):
     from slm_np.data.tokens import check_ids, check_length, load_corpus
     train, model = run.train, run.model
     corpus = load_corpus(train.data, train.val_data, tokenizer or train.tokenizer, documents=train.documents, limit_bytes=train.limit_bytes, threads=train.threads)
-    data = run.data | dict(fingerprint=corpus.fingerprint, source=corpus.source, tokens=[len(corpus.train), len(corpus.validation)])
+    if corpus.tokenizer is not None:  # without borders of documents, none of its texts ends
+        ends = corpus.tokenizer.end_of_text is not None and len(corpus.train) > 0 and bool(corpus.train.ids[-1] == corpus.tokenizer.end_of_text)
+        corpus.tokenizer.trained_ends = ends or run.base.get("separated", False)
+    data = run.data | dict(separated=getattr(corpus.tokenizer, "trained_ends", True), fingerprint=corpus.fingerprint, source=corpus.source, tokens=[len(corpus.train), len(corpus.validation)])
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:
         raise UserError(f"the data have changed since the run began: {corpus.source} has {data['tokens']} tokens to train on and to validate with, "
                         f"{run.data.get('source')} had {run.data.get('tokens')}, and other contents; restore them, or start a new run")

@@ -109,6 +109,7 @@ def tokenizer_of(path, config):
     tokenizer = load_tokenizer(file)
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(f"{file} has {tokenizer.vocab_size} pieces, the model {config.model.vocab_size}; restore the tokenizer the run was trained with")
+    tokenizer.trained_ends = config.data.get("separated", True)
     return tokenizer
 
 

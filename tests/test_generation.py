@@ -243,6 +243,9 @@ def test_colours_follow_the_chosen_tokens_probability():
 def test_a_prompt_begins_after_the_end_of_another_text():
     assert encode_prompt(Ending(), "ab").tolist() == [0, 97, 98] and encode_prompt(Ending(), "").tolist() == [0]
     assert encode_prompt(ByteTokenizer(), b"a\xff").tolist() == [97, 255]
+    words = Ending()
+    words.trained_ends = False  # a model that has never seen it
+    assert encode_prompt(words, "ab").tolist() == [97, 98] and encode_prompt(words, "").tolist() == [10, 10]
 
 
 def test_a_prompt_longer_than_the_context():
