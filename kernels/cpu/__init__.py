@@ -11,5 +11,6 @@ from .linear import (linear_backward_input, linear_backward_weight, linear_forwa
                      linear_transposed_forward)
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from .recurrence import batch_major, linear_recurrence_backward, linear_recurrence_forward, linear_recurrence_scratch, time_major
 from .residual import accumulate
 from .rotary import rotary_backward, rotary_forward

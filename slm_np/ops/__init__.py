@@ -13,5 +13,6 @@ from slm_np.ops.linear import (linear_backward, linear_backward_input, linear_ba
 from slm_np.ops.loss import (head_cross_entropy_backward, head_cross_entropy_forward, softmax_cross_entropy_backward,
                              softmax_cross_entropy_forward)
 from slm_np.ops.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from slm_np.ops.recurrence import batch_major, linear_recurrence_backward, linear_recurrence_forward, linear_recurrence_scratch, time_major
 from slm_np.ops.residual import accumulate
 from slm_np.ops.rotary import rotary_backward, rotary_forward, rotary_table
