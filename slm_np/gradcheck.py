@@ -71,7 +71,7 @@ def accumulated(function, *shapes):
 def op_cases(seed=0):
     """A case for every op, at odd sizes."""
     rng = np.random.default_rng(seed)
-    for cases in (elementwise_cases, linear_cases, embedding_cases, norm_cases, rotary_cases, attention_cases, convolution_cases, scan_cases, loss_cases):
+    for cases in (elementwise_cases, linear_cases, embedding_cases, norm_cases, rotary_cases, attention_cases, convolution_cases, scan_cases, recurrence_cases, loss_cases):
         yield from cases(rng)
 
 
@@ -262,6 +262,21 @@ def scan_cases(rng):
         n = batch * steps
         yield Case(f"selective_scan T {steps} channels {channels} of {states}", [normal((n, channels)), normal((n, channels)), normal((n, rank + 2 * states)), normal((n, 2 * channels)),
                                                                               0.5 * normal((states, channels)), normal(channels)], scan, scan_back)
+
+
+def recurrence_cases(rng):
+    """The dense linear recurrence, its first state among the inputs: one step, and a window long enough to show a gradient that is cut."""
+    normal = rng.standard_normal
+    for steps, batch, width in ((1, 1, 1), (32, 2, 6), (5, 9, 35)):
+        def recur(states, weight, batch=batch, width=width):
+            out = states.copy()
+            ops.linear_recurrence_forward(out, overwritten(ops.linear_recurrence_scratch(batch, width, out)), weight)
+            return out
+
+        def recur_back(dout, states, weight, recur=recur, batch=batch, width=width):
+            scratch = overwritten(ops.linear_recurrence_scratch(batch, width, dout))
+            return [dout] + accumulated(lambda dw: ops.linear_recurrence_backward(dout, dw, scratch, recur(states, weight), weight), weight.shape)
+        yield Case(f"linear_recurrence T {steps} width {width}", [normal((steps + 1, batch, width)), 0.9 * width ** -0.5 * normal((width, width))], recur, recur_back)
 
 
 def loss_cases(rng):
