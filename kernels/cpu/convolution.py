@@ -9,6 +9,12 @@ CHANNELS = 64  # a worker's
 
 
 @row
+def multiply_add_rows(total, x, weight):
+    for c in range(total.size):
+        total[c] += x[c] * weight[c]
+
+
+@row
 def filter_row(out, x, past, weight, bias, b, t, first, kernel_size, columns, channels, steps):
     """out = bias + sum_k weight[k] x[t - K + 1 + k]: of text b's step t, channels from `first` on, before the swish."""
     width = out.size
@@ -25,18 +31,31 @@ def filter_row(out, x, past, weight, bias, b, t, first, kernel_size, columns, ch
 
 
 @row
-def multiply_add_rows(total, x, weight):
-    for c in range(total.size):
-        total[c] += x[c] * weight[c]
-
-
-@row
 def swish_slope_row(dout, x):
     """dout times swish'(x), in place"""
     one = x.dtype.type(1)
     for c in range(dout.size):
         s = sigmoid(x[c])
         dout[c] *= s * (one + x[c] * (one - s))
+
+
+@row
+def swish_in_place(x):
+    for c in range(x.size):
+        x[c] *= sigmoid(x[c])
+
+
+@row
+def filter_step(out, x, past, weight, bias, b, first, kernel_size, channels):
+    """One token of text b, whose row of x (B, 2 E) is all there is; the past moves up by it."""
+    filter_row(out, x, past, weight, bias, b, 0, first, kernel_size, 2 * channels, channels, 1)
+    swish_in_place(out)
+    width, at = out.size, b * (kernel_size - 1) * channels + first
+    for k in range(kernel_size - 2):
+        past[at + k * channels:at + k * channels + width] = past[at + (k + 1) * channels:at + (k + 1) * channels + width]
+    if kernel_size > 1:
+        last = at + (kernel_size - 2) * channels
+        past[last:last + width] = x[2 * b * channels + first:2 * b * channels + first + width]
 
 
 @kernel
@@ -49,12 +68,6 @@ def _convolution_forward(out, x, past, weight, bias, batch, steps, columns, chan
             at = (b * steps + t) * channels + first
             filter_row(out[at:at + width], x, past, weight, bias, b, t, first, kernel_size, columns, channels, steps)
             swish_in_place(out[at:at + width])
-
-
-@row
-def swish_in_place(x):
-    for c in range(x.size):
-        x[c] *= sigmoid(x[c])
 
 
 @kernel

@@ -216,6 +216,23 @@ def gate_row(out, at, y, x, skip, gate, gate_at, first, width):
 
 
 @row
+def step_row(y, h, dt, dtx, a_log, b, c):
+    for i in range(y.size):
+        h[i] = exp(-exp(a_log[i]) * dt[i]) * h[i] + dtx[i] * b
+        y[i] += h[i] * c
+
+
+@row
+def step_states(y, h, dt, dtx, a_log, bc, b, first, states, channels):
+    """One step of text b's channels from `first` on, whose states (B, S, E) are h: y = <h, C>. dt, dtx as in `take_inputs`; bc: B, then C."""
+    y[:] = 0
+    for n in range(states):
+        rates = a_log[n * channels + first:n * channels + first + y.size]
+        line = h[(b * states + n) * channels + first:(b * states + n) * channels + first + y.size]
+        step_row(y, line, dt, dtx, rates, bc[n], bc[states + n])
+
+
+@row
 def gate_backward_row(dy, dout, at, gate, gate_at, width):
     """dy = dout swish(gate), of one step"""
     for c in range(width):
