@@ -4,7 +4,7 @@ from numba import prange
 from . import product_blas, product_tile
 from .jit import kernel
 from .norm import add_to
-from .product_blas import BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
+from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .tile import FEATURES, ROWS
 
 
@@ -25,7 +25,7 @@ def add_rows(dbias, dout):
 
 def linear_forward(out, x, weight, bias, residual):
     if bias is None:
-        under = NOTHING if residual is None else RESIDUAL
+        under = NOTHING if residual is None else ADD if residual is out else RESIDUAL  # what lies there already need not be laid
     else:
         under = BIAS if residual is None else BIAS_AND_RESIDUAL
     products(out, len(x)).product(out, x, weight, 0, under, weight[0] if bias is None else bias, out if residual is None else residual)

@@ -34,7 +34,7 @@ def plan(config, batch, steps):
     yield Request("recurrence.active", (n, size), "scratch")
     yield Request("recurrence.x", (n, config.n_embd), "scratch")
     yield Request("recurrence.y", (n * widest,), "scratch")
-    yield Request("recurrence.skip", (n * widest,), "scratch")
+    yield Request("recurrence.dx_skip", (n, config.n_embd), "scratch")
     yield Request("recurrence.walk", (ops.linear_recurrence_scratch(batch, size, np.empty(0)),), "scratch")
 
 
@@ -63,7 +63,7 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None):
     """out = residual + y. With `state`, the sequence goes on from H there, and leaves there what H becomes."""
     states, active, n = a["recurrence.states"], a["recurrence.active"], len(x)
     steps, batch = len(states) - 1, states.shape[1]
-    turned, y, skip = a["recurrence.x"], rows_of(a["recurrence.y"], n, out.shape[1]), rows_of(a["recurrence.skip"], n, out.shape[1])
+    turned, y = a["recurrence.x"], rows_of(a["recurrence.y"], n, out.shape[1])
     ops.time_major(turned.reshape(steps, batch, -1), x)
     states[0] = 0 if state is None else state.last
     entered = states[1:].reshape(n, -1)
@@ -72,8 +72,8 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None):
     if state is not None:
         state.last[:] = states[-1]
     ops.swish_forward(active, entered)
-    ops.linear_forward(skip, turned, w["recurrence.skip.weight"], None, None)
-    ops.linear_forward(y, active, w["recurrence.output.weight"], None, skip)
+    ops.linear_forward(y, turned, w["recurrence.skip.weight"], None, None)
+    ops.linear_forward(y, active, w["recurrence.output.weight"], None, y)
     if join_key is None:
         ops.batch_major(out, y.reshape(steps, batch, -1), residual)
     else:
@@ -86,7 +86,7 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
     """dx = the gradient of the mixer's input. The activation was not kept: its derivative's kernel makes it again from the states."""
     states, dstates, active, n = a["recurrence.states"], a["recurrence.dstates"], a["recurrence.active"], len(x)
     steps, batch = len(states) - 1, states.shape[1]
-    turned, dy, dskip = a["recurrence.x"], rows_of(a["recurrence.y"], n, dout.shape[1]), rows_of(a["recurrence.skip"], n, x.shape[1])
+    turned, dx_skip, dy = a["recurrence.x"], a["recurrence.dx_skip"], rows_of(a["recurrence.y"], n, dout.shape[1])
     ops.time_major(turned.reshape(steps, batch, -1), x)
     ops.time_major(dy.reshape(steps, batch, -1), join_backward(config, a, dout, join_key))
     dstates[0], dstates[1:] = 0, states[1:]
@@ -95,8 +95,8 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
     ops.swish_backward(dentered, active)
     ops.linear_backward_weight(g["recurrence.output.weight"], None, dy, active)
     ops.linear_recurrence_backward(dstates, g["recurrence.state.weight"], a["recurrence.walk"], states, w["recurrence.state.weight"])
-    ops.linear_backward(dskip, g["recurrence.skip.weight"], None, dy, turned, w["recurrence.skip.weight"])
+    ops.linear_backward(dx_skip, g["recurrence.skip.weight"], None, dy, turned, w["recurrence.skip.weight"])
     ops.linear_backward_weight(g["recurrence.input.weight"], None, dentered, turned)
     ops.linear_backward_input(turned, dentered, w["recurrence.input.weight"])
-    ops.accumulate(turned, dskip)
+    ops.accumulate(turned, dx_skip)
     ops.batch_major(dx, turned.reshape(steps, batch, -1), None)
