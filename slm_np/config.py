@@ -99,6 +99,11 @@ class ModelConfig:
         """Whether a layer attends to other tokens; else all that the model knows of the past is the state it carries."""
         return "A" in self.letters
 
+    @property
+    def endless(self):
+        """Whether a text may be of any length and is known as a whole: a state carries it, and no table of positions ends."""
+        return not self.attends and self.positions in ("none", "rotary")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -113,6 +118,8 @@ class TrainConfig:
     max_iters: int = setting(1000, "optimiser updates", low=0, high=10 ** 9)
     epochs: float = setting(0.0, "passes over the corpus in shuffled order, instead of max-iters random batches; 0 is off", low=0.0, high=1e6)
     max_time: str = setting("", "train for this long (90s, 20m, 2h) and fit the schedule to it, instead of max-iters")
+    carry_state: bool = setting(False, "cut the data into as many streams as a batch has windows, read each in order, and hand the mixers' state from one window to the next; "
+                                       "gradients stop at the window's edge")
     batch_size: int = setting(16, "B: windows in a batch", low=1, high=1 << 20)
     grad_accumulation_steps: int = setting(1, "batches whose mean gradient makes one update", low=1, high=1 << 20)
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)

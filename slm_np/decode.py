@@ -16,7 +16,7 @@ from slm_np.feed_forward import hidden_columns
 from slm_np.machine import check_memory
 from slm_np.mixers import columns_of
 from slm_np.mixers.attention import widths
-from slm_np.model import Activations, plan
+from slm_np.model import Activations, States, plan
 from slm_np.ops.device import kernels_of
 from slm_np.workspace import planned_bytes
 
@@ -84,16 +84,14 @@ class Decoder:
         self.layers, self.ends, self.sizes, size = layout(model, batch)
         shapes = scratch(config, batch)
         check_memory(dtype.itemsize * (size + batch * config.vocab_size + sum(map(math.prod, shapes.values()))), f"making {batch} texts at once", "ask for fewer")
-        self.memory = np.zeros(size, dtype)
-        starts = [*self.layers[:, kernels.decode.STATE].tolist(), size]
-        self.states = [mixer.State(config, batch, self.memory[start:end]) for mixer, start, end in zip(model.mixers, starts, starts[1:])]
+        self.states = States(model, batch)
+        self.memory = self.states.memory
         self.buffers = kernels.decode.Buffers(**{name: np.zeros(shape, dtype) for name, shape in shapes.items()})
         self.logits = np.zeros((batch, config.vocab_size), dtype)
         rows, half = min(ROWS, config.block_size), config.head_dim // 2 if config.positions == "rotary" else 0
         self.cos, self.sin = np.zeros((2, rows, half), dtype)
         self.positions = model.parameters.weight.get("positions.weight", np.zeros((rows if config.positions == "sinusoidal" else 0, config.n_embd), dtype))
         self.slides = config.positions in ("rotary", "none")
-        self.endless = self.slides and not config.attends
         self.whole, self.keys = None, model.keys(None)
         self.text = np.zeros((batch, 0), np.int32)  # the last T tokens, where they may have to be read again
         self.place = self.tabled = 0                # tabled: up to which place cos, sin and positions are filled
@@ -104,9 +102,8 @@ class Decoder:
         tokens, limit = self.checked(tokens), self.model.config.block_size
         if tokens.shape[0] != self.batch or tokens.shape[1] == 0:
             raise UserError(f"a prompt of shape {tokens.shape} cannot start {self.batch} texts; give at least one token for each")
-        for state in self.states:
-            state.clear()
-        if not self.endless:
+        self.states.clear()
+        if not self.model.config.endless:
             tokens = tokens[:, -limit:]
         self.text, self.place, self.tabled = tokens[:, :0], 0, 0
         if tokens.shape[1] == 1:
@@ -114,7 +111,7 @@ class Decoder:
         first = tokens.shape[1] % limit  # the shorter window, if there is one, comes first
         for start in ([0] if first else []) + list(range(first, tokens.shape[1], limit)):
             window = tokens[:, start:first if start < first else start + limit]
-            normed = self.model.forward(self.arena(window.shape), window, self.keys, self.states)
+            normed = self.model.forward(self.arena(window.shape), window, self.keys, self.states.layers)
         self.place = tokens.shape[1]
         if not self.slides:
             self.text = tokens

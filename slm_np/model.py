@@ -97,6 +97,21 @@ def stream_backward(config, w, g, a, name, dx, dnormed, x):
     norm.backward(config, w, g, a, name, dx, dnormed, x)
 
 
+class States:
+    """What the mixers of all layers keep of B texts, in one block of `memory`, from which later windows go on."""
+
+    def __init__(self, model, batch):
+        sizes = [mixer.state_size(model.config, batch) for mixer in model.mixers]
+        self.memory = np.zeros(sum(sizes), model.dtype)
+        ends = np.cumsum(sizes).tolist()
+        self.layers = [mixer.State(model.config, batch, self.memory[end - size:end]) for mixer, size, end in zip(model.mixers, sizes, ends)]
+
+    def clear(self):
+        """Begin new texts."""
+        for state in self.layers:
+            state.clear()
+
+
 def counted(targets):
     """How many targets are counted: those that are not -1."""
     return int(np.count_nonzero(targets >= 0))
@@ -210,7 +225,7 @@ class Model:
 
         count: the counted targets of all batches whose gradients make one update, so that it is that of their joint mean; None: of this one.
         key: integers (seed, step, micro-batch) from which dropout's masks are drawn; None leaves dropout off.
-        states: of `States`, where the windows go on from those before and to which they are handed on; gradients stop at the window's edge.
+        states: the layers of `States`, from which the windows go on and where they leave what they carry; gradients stop at the window's edge.
         """
         count = max(1, counted(targets) if count is None else count)
         activations = self.plan(*tokens.shape)
