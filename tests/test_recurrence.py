@@ -150,14 +150,16 @@ def test_ssm_has_the_same_bits_with_one_two_and_three_threads():
 
 @pytest.mark.parametrize("steps, batch, columns", [(1, 1, 1), (5, 3, 7), (4, 1, 33), (1, 6, 2)])
 def test_time_major_and_back(steps, batch, columns):
-    x, residual = normal(batch * steps, columns), normal(batch * steps, columns, seed=1)
-    turned, back, summed = np.full((steps, batch, columns), np.nan), np.full_like(x, np.nan), np.full_like(x, np.nan)
-    ops.time_major(turned, x)
-    np.testing.assert_array_equal(turned, x.reshape(batch, steps, columns).swapaxes(0, 1))
-    ops.batch_major(back, turned, None)
-    np.testing.assert_array_equal(back, x)
-    ops.batch_major(summed, turned, residual)
-    np.testing.assert_array_equal(summed, x + residual)
+    x, residual = normal(batch, steps, columns), normal(batch, steps, columns, seed=1)
+    back, summed = np.full((2, batch * steps, columns), np.nan)
+    for first, last in ((0, steps // 2), (steps // 2, steps)):
+        turned = np.full((last - first, batch, columns), np.nan)
+        ops.time_major(turned, x.reshape(-1, columns), first)
+        np.testing.assert_array_equal(turned, x[:, first:last].swapaxes(0, 1))
+        ops.batch_major(back, turned, None, first)
+        ops.batch_major(summed, turned, residual.reshape(-1, columns), first)
+    np.testing.assert_array_equal(back, x.reshape(-1, columns))
+    np.testing.assert_array_equal(summed, (x + residual).reshape(-1, columns))
 
 
 # Gradients
@@ -231,6 +233,13 @@ def test_ssm_model_gradient_fails_where_the_flow_through_time_is_cut(harm, monke
     for name in ("embedding.weight", *(f"layers.{layer}.recurrence.{part}.weight" for layer in range(2) for part in ("input", "state"))):
         assert errors[name] > 3 * TOLERANCE, name
     assert max(errors[f"layers.1.recurrence.{part}.weight"] for part in ("output", "skip")) <= TOLERANCE
+
+
+@pytest.mark.parametrize("rows", [1, 4, 6, 17])
+def test_ssm_model_gradient_over_chunks(rows, monkeypatch):
+    monkeypatch.setattr(recurrence, "ROWS", rows)
+    assert max(model_error(ModelConfig(**{**MODELS["byte-ssm"], "block_size": 11})).values()) <= TOLERANCE
+    assert max(model_error(ModelConfig(**{**MODELS["ssm-residual"], "block_size": 11, "dropout": 0.2})).values()) <= TOLERANCE
 
 
 def test_ssm_gradient_with_dropout():

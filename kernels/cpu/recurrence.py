@@ -91,37 +91,37 @@ def linear_recurrence_backward(dstates, scratch, weight):
 
 
 @kernel
-def _time_major(out, x):
-    """out (T, B, D) from x (B, T, D)"""
+def _time_major(out, x, first):
+    """out (T, B, D) from x (B, ., D), from its step `first` on"""
     for t in prange(len(out)):
         for b in range(out.shape[1]):
-            out[t, b] = x[b, t]
+            out[t, b] = x[b, first + t]
 
 
 @kernel
-def _batch_major(out, x):
-    """out (B, T, D) from x (T, B, D)"""
+def _batch_major(out, x, first):
+    """out (B, ., D), from its step `first` on, from x (T, B, D)"""
     for t in prange(len(x)):
         for b in range(x.shape[1]):
-            out[b, t] = x[t, b]
+            out[b, first + t] = x[t, b]
 
 
 @kernel
-def _batch_major_sum(out, x, residual):
+def _batch_major_sum(out, x, residual, first):
     for t in prange(len(x)):
         for b in range(x.shape[1]):
-            target, one, other = out[b, t], x[t, b], residual[b, t]
+            target, one, other = out[b, first + t], x[t, b], residual[b, first + t]
             for d in range(target.size):
                 target[d] = one[d] + other[d]
 
 
-def time_major(out, x):
-    _time_major(out, x.reshape(out.shape[1], out.shape[0], -1))
+def time_major(out, x, first):
+    _time_major(out, x.reshape(out.shape[1], -1, out.shape[2]), first)
 
 
-def batch_major(out, x, residual):
-    shape = x.shape[1], x.shape[0], x.shape[2]
+def batch_major(out, x, residual, first):
+    shape = x.shape[1], -1, x.shape[2]
     if residual is None:
-        _batch_major(out.reshape(shape), x)
+        _batch_major(out.reshape(shape), x, first)
     else:
-        _batch_major_sum(out.reshape(shape), x, residual.reshape(shape))
+        _batch_major_sum(out.reshape(shape), x, residual.reshape(shape), first)

@@ -1,7 +1,8 @@
 """The dense linear recurrence as a mixer: H_t = x_t B + H_(t-1) A,   y_t = swish(H_t) C + x_t D. Sizes: B batch, T steps, N = B T, S state width.
 
 The stream's rows are texts of T tokens, the recurrence's are steps of B tokens: x is turned to time-major (T, B, .) on the way in and y back
-to the stream's order on the way out, and everything between lies that way round. The last mixer of a model without a head has V columns.
+to the stream's order on the way out, and everything between lies that way round. It goes through time a chunk of steps at a time: what lies
+between the products stays in the cache, and but for the states one chunk's scratch is all that exists.
 """
 import numpy as np
 
@@ -11,6 +12,7 @@ from slm_np.params import Tensor
 from slm_np.workspace import Request
 
 NAME = "recurrence"
+ROWS = 2048  # of a chunk: products so tall lose nothing
 TENSORS = ("input.weight", "state.weight", "output.weight", "skip.weight")  # B, A, C, D
 
 
@@ -27,14 +29,20 @@ def parameters(config, columns):
     yield Tensor("recurrence.skip.weight", (width, columns), "uniform", outward * width ** -0.5)
 
 
+def chunks(steps, batch):
+    """[(first, last)] steps of each chunk of about ROWS rows."""
+    length = max(1, ROWS // batch)
+    return [(first, min(steps, first + length)) for first in range(0, steps, length)]
+
+
 def plan(config, batch, steps):
-    n, size, widest = batch * steps, config.state_size, max(config.n_embd, config.vocab_size if config.head == "none" else 0)
+    size, length = config.state_size, chunks(steps, batch)[0][1]
     yield Request("recurrence.states", (steps + 1, batch, size), "saved")
-    yield Request("recurrence.dstates", (steps + 1, batch, size), "scratch")
-    yield Request("recurrence.active", (n, size), "scratch")
-    yield Request("recurrence.x", (n, config.n_embd), "scratch")
-    yield Request("recurrence.y", (n * widest,), "scratch")
-    yield Request("recurrence.dx_skip", (n, config.n_embd), "scratch")
+    yield Request("recurrence.dstates", (length + 1, batch, size), "scratch")
+    yield Request("recurrence.active", (length * batch, size), "scratch")
+    yield Request("recurrence.x", (length * batch, config.n_embd), "scratch")
+    yield Request("recurrence.dx", (length * batch, config.n_embd), "scratch")
+    yield Request("recurrence.y", (length * batch * max(config.n_embd, config.vocab_size if config.head == "none" else 0),), "scratch")
     yield Request("recurrence.walk", (ops.linear_recurrence_scratch(batch, size, np.empty(0)),), "scratch")
 
 
@@ -54,49 +62,50 @@ class State:
         self.last.fill(0)
 
 
-def rows_of(flat, n, columns):
-    """The first n rows of `columns` numbers of a flat array: the last mixer of a model may be wider or narrower than the others."""
-    return flat[:n * columns].reshape(n, columns)
-
-
 def forward(config, w, a, out, x, residual, key, join_key, state=None):
     """out = residual + y. With `state`, the sequence goes on from H there, and leaves there what H becomes."""
-    states, active, n = a["recurrence.states"], a["recurrence.active"], len(x)
-    steps, batch = len(states) - 1, states.shape[1]
-    turned, y = a["recurrence.x"], rows_of(a["recurrence.y"], n, out.shape[1])
-    ops.time_major(turned.reshape(steps, batch, -1), x)
+    states, target = a["recurrence.states"], out if join_key is None else a["branch"]
+    batch, columns = states.shape[1], out.shape[1]
     states[0] = 0 if state is None else state.last
-    entered = states[1:].reshape(n, -1)
-    ops.linear_forward(entered, turned, w["recurrence.input.weight"], None, None)
-    ops.linear_recurrence_forward(states, a["recurrence.walk"], w["recurrence.state.weight"])
+    for first, last in chunks(len(states) - 1, batch):
+        rows = (last - first) * batch
+        turned, y, active = a["recurrence.x"][:rows], a["recurrence.y"][:rows * columns].reshape(rows, columns), a["recurrence.active"][:rows]
+        entered = states[first + 1:last + 1].reshape(rows, -1)
+        ops.time_major(turned.reshape(-1, batch, config.n_embd), x, first)
+        ops.linear_forward(entered, turned, w["recurrence.input.weight"], None, None)
+        ops.linear_recurrence_forward(states[first:last + 1], a["recurrence.walk"], w["recurrence.state.weight"])
+        ops.swish_forward(active, entered)
+        ops.linear_forward(y, turned, w["recurrence.skip.weight"], None, None)
+        ops.linear_forward(y, active, w["recurrence.output.weight"], None, y)
+        ops.batch_major(target, y.reshape(-1, batch, columns), residual if join_key is None else None, first)
     if state is not None:
         state.last[:] = states[-1]
-    ops.swish_forward(active, entered)
-    ops.linear_forward(y, turned, w["recurrence.skip.weight"], None, None)
-    ops.linear_forward(y, active, w["recurrence.output.weight"], None, y)
-    if join_key is None:
-        ops.batch_major(out, y.reshape(steps, batch, -1), residual)
-    else:
-        branch = a["branch"][:n]
-        ops.batch_major(branch, y.reshape(steps, batch, -1), None)
-        ops.dropout_forward(out, branch, residual, config.dropout, join_key)
+    if join_key is not None:
+        ops.dropout_forward(out, target, residual, config.dropout, join_key)
 
 
 def backward(config, w, g, a, dx, dout, x, key, join_key):
-    """dx = the gradient of the mixer's input. The activation was not kept: its derivative's kernel makes it again from the states."""
-    states, dstates, active, n = a["recurrence.states"], a["recurrence.dstates"], a["recurrence.active"], len(x)
-    steps, batch = len(states) - 1, states.shape[1]
-    turned, dx_skip, dy = a["recurrence.x"], a["recurrence.dx_skip"], rows_of(a["recurrence.y"], n, dout.shape[1])
-    ops.time_major(turned.reshape(steps, batch, -1), x)
-    ops.time_major(dy.reshape(steps, batch, -1), join_backward(config, a, dout, join_key))
-    dstates[0], dstates[1:] = 0, states[1:]
-    dentered = dstates[1:].reshape(n, -1)
-    ops.linear_backward_input(active, dy, w["recurrence.output.weight"])
-    ops.swish_backward(dentered, active)
-    ops.linear_backward_weight(g["recurrence.output.weight"], None, dy, active)
-    ops.linear_recurrence_backward(dstates, g["recurrence.state.weight"], a["recurrence.walk"], states, w["recurrence.state.weight"])
-    ops.linear_backward(dx_skip, g["recurrence.skip.weight"], None, dy, turned, w["recurrence.skip.weight"])
-    ops.linear_backward_weight(g["recurrence.input.weight"], None, dentered, turned)
-    ops.linear_backward_input(turned, dentered, w["recurrence.input.weight"])
-    ops.accumulate(turned, dx_skip)
-    ops.batch_major(dx, turned.reshape(steps, batch, -1), None)
+    """dx = the gradient of the mixer's input, from the last chunk to the first: the first row of a chunk's dstates is what reaches the state
+    before it. The activation was not kept: its derivative's kernel makes it again from the states."""
+    states, flow, dbranch = a["recurrence.states"], a["recurrence.dstates"][0], join_backward(config, a, dout, join_key)
+    batch, columns = states.shape[1], dout.shape[1]
+    flow.fill(0)
+    for first, last in reversed(chunks(len(states) - 1, batch)):
+        rows = (last - first) * batch
+        turned, dy, active = a["recurrence.x"][:rows], a["recurrence.y"][:rows * columns].reshape(rows, columns), a["recurrence.active"][:rows]
+        dstates, dturned = a["recurrence.dstates"][:last - first + 1], a["recurrence.dx"][:rows]
+        dentered = dstates[1:].reshape(rows, -1)
+        ops.time_major(turned.reshape(-1, batch, config.n_embd), x, first)
+        ops.time_major(dy.reshape(-1, batch, columns), dbranch, first)
+        dstates[1:] = states[first + 1:last + 1]
+        ops.linear_backward_input(active, dy, w["recurrence.output.weight"])
+        ops.swish_backward(dentered, active)
+        ops.linear_backward_weight(g["recurrence.output.weight"], None, dy, active)
+        dstates[-1] += flow
+        flow.fill(0)
+        ops.linear_recurrence_backward(dstates, g["recurrence.state.weight"], a["recurrence.walk"], states[first:last + 1], w["recurrence.state.weight"])
+        ops.linear_backward(dturned, g["recurrence.skip.weight"], None, dy, turned, w["recurrence.skip.weight"])
+        ops.linear_backward_weight(g["recurrence.input.weight"], None, dentered, turned)
+        ops.linear_backward_input(turned, dentered, w["recurrence.input.weight"])
+        ops.accumulate(dturned, turned)
+        ops.batch_major(dx, dturned.reshape(-1, batch, config.n_embd), None, first)

@@ -31,11 +31,11 @@ def linear_recurrence_scratch(batch, width, array):
     return kernels_of(array).linear_recurrence_scratch(batch, width)
 
 
-def time_major(out, x):
-    """out[t, b] = x[b T + t]        out (T, B, D)   x (B T, D). Its derivative is `batch_major`, and the other way round."""
-    kernels_of(out).time_major(out, x)
+def time_major(out, x, first):
+    """out[t, b] = x[b, first + t]        out (T, B, D)   x (B, ., D), its rows those of a stream, (B ., D). Its derivative is `batch_major`."""
+    kernels_of(out).time_major(out, x, first)
 
 
-def batch_major(out, x, residual):
-    """out[b T + t] = x[t, b] + residual[b T + t]        out, residual (B T, D)   x (T, B, D)   `residual` may be None."""
-    kernels_of(out).batch_major(out, x, residual)
+def batch_major(out, x, residual, first):
+    """out[b, first + t] = x[t, b] + residual[b, first + t]        out, residual (B ., D)   x (T, B, D)   `residual` may be None."""
+    kernels_of(out).batch_major(out, x, residual, first)
