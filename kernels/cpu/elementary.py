@@ -91,20 +91,21 @@ def _sigmoid(x):
 
 
 def softplus(x):
-    """log(1 + e^x)."""
-    return max(x, 0) + math.log1p(math.exp(-abs(x)))
+    """(log(1 + e^x), its slope 1 / (1 + e^-x)), both from one exponential."""
+    return max(x, 0) + math.log1p(math.exp(-abs(x))), 1 / (1 + math.exp(-x))
 
 
 @overload(softplus, jit_options=EXACT)
 def _softplus(x):
     if x != types.float32:
-        return lambda x: maximum(x, 0.0) + math.log1p(math.exp(-abs(x)))
+        return lambda x: (maximum(x, 0.0) + math.log1p(math.exp(-abs(x))), sigmoid(x))
 
     def softplus32(x):
         u = exp(-abs(x))
         s = u / (TWO + u)
         z = s * s
-        return maximum(x, f(0)) + s * (TWO + z * (L0 + z * (L1 + z * (L2 + z * L3))))
+        share = ONE / (ONE + u)
+        return maximum(x, f(0)) + s * (TWO + z * (L0 + z * (L1 + z * (L2 + z * L3)))), (u * share if x < f(0) else share)
     return softplus32
 
 

@@ -35,9 +35,9 @@ def selective_scan_chunks(steps):
 
 def rooms(channels, states):
     """(padded states, [where each array of a worker starts], end): rates, states, their gradients and the rates' (S, wide); time steps, inputs,
-    readouts, and the gradients of each (CHUNK, wide); B and C (CHUNK, 2, S); states and decays of a pass, and lanes of the gradients of B and C."""
+    readouts, the gradients of each, and the slopes of step and gate (CHUNK, wide); B and C (CHUNK, 2, S); states and decays of a pass, and lanes of the gradients of B and C."""
     wide, deep = group_of(channels)[1], padded(states, PASS)
-    starts = np.cumsum([0] + 4 * [deep * wide] + 6 * [CHUNK * wide] + [2 * CHUNK * deep] + 2 * [(CHUNK + 1) * PASS * LANES] + [2 * CHUNK * deep * LANES])
+    starts = np.cumsum([0] + 4 * [deep * wide] + 8 * [CHUNK * wide] + [2 * CHUNK * deep] + 2 * [(CHUNK + 1) * PASS * LANES] + [2 * CHUNK * deep * LANES])
     return deep, starts[:-1], starts[-1]
 
 
@@ -80,7 +80,16 @@ def give_states(states_flat, at, h, wide, channels, states, first, width):
 def take_inputs(dt, dtx, delta, x, at, width):
     """dt = softplus(delta),   dtx = dt x, of one step"""
     for c in range(width):
-        step = softplus(delta[unsigned(at + c)])
+        step, _ = softplus(delta[unsigned(at + c)])
+        dt[unsigned(c)] = step
+        dtx[unsigned(c)] = step * x[unsigned(at + c)]
+
+
+@row
+def take_inputs_again(dt, dtx, slope, delta, x, at, width):
+    """The same, with softplus'."""
+    for c in range(width):
+        step, slope[unsigned(c)] = softplus(delta[unsigned(at + c)])
         dt[unsigned(c)] = step
         dtx[unsigned(c)] = step * x[unsigned(at + c)]
 
@@ -233,25 +242,27 @@ def step_states(y, h, dt, dtx, a_log, bc, b, first, states, channels):
 
 
 @row
-def gate_backward_row(dy, dout, at, gate, gate_at, width):
-    """dy = dout swish(gate), of one step"""
+def gate_backward_row(dy, dgate, dout, at, gate, gate_at, width):
+    """dy = dout swish(gate),   dgate = dout swish'(gate), which lacks the readout yet, of one step"""
+    one = dy.dtype.type(1)
     for c in range(width):
-        z = gate[unsigned(gate_at + c)]
-        dy[unsigned(c)] = dout[unsigned(at + c)] * (z * sigmoid(z))
+        z, up = gate[unsigned(gate_at + c)], dout[unsigned(at + c)]
+        s = sigmoid(z)
+        dy[unsigned(c)] = up * z * s
+        dgate[unsigned(c)] = up * s * (one + z * (one - s))
 
 
 @row
-def inputs_backward_row(dx, delta, gate, dskip, dout, dy, y, dt, ddt, ddtx, x, skip, at, gate_at, first, width):
+def inputs_backward_row(dx, delta, gate, dskip, dgate, dy, y, dt, ddt, ddtx, slope, x, skip, at, gate_at, first, width):
     """A step's gradients of x, delta and gate in the end, the latter two in place, and what it adds to the skip's."""
-    one, ln_2 = x.dtype.type(1), x.dtype.type(LN_2)
+    ln_2 = x.dtype.type(LN_2)
     for c in range(width):
-        i, j, k = unsigned(at + c), unsigned(gate_at + c), unsigned(c)
-        z, direct = gate[j], skip[unsigned(first + c)]
-        s = sigmoid(z)
-        gate[j] = dout[i] * (y[k] + direct * x[i]) * s * (one + z * (one - s))
-        dx[i] = ddtx[k] * dt[k] + dy[k] * direct
-        delta[i] = (ddt[k] * ln_2 + ddtx[k] * x[i]) * sigmoid(delta[i])
-        dskip[k] += dy[k] * x[i]
+        i, k = unsigned(at + c), unsigned(c)
+        value, direct, up = x[i], skip[unsigned(first + c)], dy[k]
+        gate[unsigned(gate_at + c)] = dgate[k] * (y[k] + direct * value)
+        dx[i] = ddtx[k] * dt[k] + up * direct
+        delta[i] = (ddt[k] * ln_2 + ddtx[k] * value) * slope[k]
+        dskip[k] += up * value
 
 
 @kernel
@@ -259,7 +270,7 @@ def _selective_scan_forward(out, states_flat, scratch, starts, x, delta, selecte
     groups, wide = group_of(channels)
     for worker in prange(len(scratch)):
         memory = scratch[worker]
-        rates, h, dt, dtx, y, bc = memory[starts[0]:], memory[starts[1]:], memory[starts[4]:], memory[starts[5]:], memory[starts[6]:], memory[starts[10]:]
+        rates, h, dt, dtx, y, bc = memory[starts[0]:], memory[starts[1]:], memory[starts[4]:], memory[starts[5]:], memory[starts[6]:], memory[starts[12]:]
         for task in range(worker, batch * groups, len(scratch)):
             b, first = task // groups, task % groups * wide
             width = min(wide, channels - first)
@@ -289,7 +300,7 @@ def _selective_scan_backward(dx, delta, gate, parts, scratch, starts, dout, stat
         memory = scratch[worker]
         rates, h, dh, drates = memory[starts[0]:], memory[starts[1]:], memory[starts[2]:], memory[starts[3]:]
         dt, dtx, y, dy, ddt, ddtx = memory[starts[4]:], memory[starts[5]:], memory[starts[6]:], memory[starts[7]:], memory[starts[8]:], memory[starts[9]:]
-        bc, hs, decays, dlanes = memory[starts[10]:], memory[starts[11]:], memory[starts[12]:], memory[starts[13]:]
+        slope, dgate, bc, hs, decays, dlanes = memory[starts[10]:], memory[starts[11]:], memory[starts[12]:], memory[starts[13]:], memory[starts[14]:], memory[starts[15]:]
         for task in range(worker, batch * groups, len(scratch)):
             b, group = task // groups, task % groups
             first = group * wide
@@ -309,8 +320,8 @@ def _selective_scan_backward(dx, delta, gate, parts, scratch, starts, dout, stat
                 take_states(h, wide, deep, states_flat, (b * (chunks + 1) + chunk) * states * channels, channels, states, first, width)
                 take_selected(bc, deep, selected, columns, states, row0, count)
                 for t in range(count):
-                    take_inputs(dt[t * wide:], dtx[t * wide:], delta, x, (row0 + t) * channels + first, width)
-                    gate_backward_row(dy[t * wide:], dout, (row0 + t) * channels + first, gate, (2 * (row0 + t) + 1) * channels + first, width)
+                    take_inputs_again(dt[t * wide:], dtx[t * wide:], slope[t * wide:], delta, x, (row0 + t) * channels + first, width)
+                    gate_backward_row(dy[t * wide:], dgate[t * wide:], dout, (row0 + t) * channels + first, gate, (2 * (row0 + t) + 1) * channels + first, width)
                 y[:count * wide] = 0
                 ddt[:count * wide] = 0
                 ddtx[:count * wide] = 0
@@ -321,8 +332,8 @@ def _selective_scan_backward(dx, delta, gate, parts, scratch, starts, dout, stat
                         back_pass(ddt, ddtx, dlanes, dh, drates, hs, decays, rates, dy, dt, dtx, bc, n, j, deep, wide, count)
                 give_sums(parts, (group * batch * steps + row0) * 2 * states, dlanes, states, deep, count)
                 for t in range(count):
-                    inputs_backward_row(dx, delta, gate, dskip, dout, dy[t * wide:], y[t * wide:], dt[t * wide:], ddt[t * wide:], ddtx[t * wide:], x, skip,
-                                        (row0 + t) * channels + first, (2 * (row0 + t) + 1) * channels + first, first, width)
+                    inputs_backward_row(dx, delta, gate, dskip, dgate[t * wide:], dy[t * wide:], y[t * wide:], dt[t * wide:], ddt[t * wide:], ddtx[t * wide:],
+                                        slope[t * wide:], x, skip, (row0 + t) * channels + first, (2 * (row0 + t) + 1) * channels + first, first, width)
             ln_2 = dx.dtype.type(LN_2)
             for n in range(states):
                 line = parts[sums + n * channels:]
