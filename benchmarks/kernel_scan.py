@@ -74,9 +74,9 @@ def scan_cases(config, batch):
         decays = torch.exp(-step[:, :, None] * torch.exp(a_log))
         inputs = (step * x)[:, :, None] * selected[..., :S, None]
         h, ys = torch.zeros(batch, S, E), []
-        for t in range(T):
-            h = decays[:, t] * h + inputs[:, t]
-            ys.append((h * selected[:, t, S:, None]).sum(1))
+        for decay, entering, leave in zip(decays.unbind(1), inputs.unbind(1), selected[..., S:, None].unbind(1)):
+            h = decay * h + entering
+            ys.append((h * leave).sum(1))
         return ((torch.stack(ys, 1) + skip * x) * F.silu(gate)).reshape(n, E)
     work = n * E * S
     yield from pair("scan", f"{batch} x {T}, {E} of {S}", "GFLOP/s", (SCAN_FORWARD * work, SCAN_BACKWARD * work), (forward, backward), (plain, plain_backward),
@@ -87,13 +87,13 @@ def convolution_cases(config, batch):
     T, E, K = config.block_size, config.n_inner, config.conv_kernel
     n = batch * T
     x, weight, bias, dout, past = normal(n, E), normal(K, E), normal(E), normal(n, E), np.zeros((batch, K - 1, E), np.float32)
-    out, dx, dweight, dbias, down, line = empty_like(x, x, weight, bias, dout, bias)
+    out, dx, dweight, dbias, down, sums = empty_like(x, x, weight, bias, dout, x)
 
     def backward():
         dx[:], down[:] = x, dout
         dweight.fill(0)
         dbias.fill(0)
-        ops.convolution_backward(dx, dweight, dbias, line, down, past, weight, bias)
+        ops.convolution_backward(dx, dweight, dbias, sums, down, past, weight, bias)
         return [dx, dweight, dbias]
 
     def seen():

@@ -228,7 +228,7 @@ def convolution_cases(rng):
 
         def convolve_back(dout, x, weight, bias, past=past):
             dx = x.copy()
-            dweight, dbias = accumulated(lambda dw, db: ops.convolution_backward(dx, dw, db, overwritten(weight.shape[1]), dout, past, weight, bias), weight.shape, bias.shape)
+            dweight, dbias = accumulated(lambda dw, db: ops.convolution_backward(dx, dw, db, overwritten(dout.shape), dout, past, weight, bias), weight.shape, bias.shape)
             dx[:, weight.shape[1]:] = 0
             return [dx, dweight, dbias]
         yield Case(f"convolution T {steps} channels {channels} of {size}", [normal((batch * steps, channels + 2)), normal((size, channels)), normal(channels)], convolve, convolve_back)

@@ -104,7 +104,7 @@ def test_convolution_is_the_oracles(shape, dtype, tolerance):
     wide = np.concatenate((x, normal(batch, steps, 3, seed=5, dtype=dtype)), axis=2).reshape(batch * steps, -1)
     out, dweight, dbias, dx, down = np.full((batch * steps, channels), np.nan, dtype), np.ones_like(weight), np.ones_like(bias), wide.copy(), dout.reshape(-1, channels).copy()
     ops.convolution_forward(out, wide, past, weight, bias)
-    ops.convolution_backward(dx, dweight, dbias, np.full(channels, np.nan, dtype), down, past, weight, bias)
+    ops.convolution_backward(dx, dweight, dbias, np.full_like(out, np.nan), down, past, weight, bias)
     expected = ref.convolution_backward(dout, x, past, weight, bias)
     near(out.reshape(x.shape), ref.convolution(x, past, weight, bias), tolerance)
     for found, gradient in zip((dx[:, :channels].reshape(x.shape), dweight - 1, dbias - 1), expected):

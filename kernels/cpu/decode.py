@@ -225,7 +225,7 @@ def mamba_inner_shares(given, inner, projected, x, weights, places, past, size, 
         for start in (0, channels):
             product_columns(projected, start + first, start + last, x, weights, places[PROJECT], 2 * channels, places[PROJECT_BIAS])
         for b in range(batch):
-            filter_step(out[b * channels + first:b * channels + last], gates, past, taps, bias, b, first, size, channels)
+            filter_step(out, b * channels + first, gates, past, taps, bias, b, first, last, size, channels)
         for share in range(low, high):
             product_rows(given[share], inner, min(channels, share * step), min(channels, share * step + step), weights, places[SELECT])
 

@@ -66,6 +66,35 @@ def store(typingctx, array, offset, vector):
     return types.void(array, types.intp, vector), codegen
 
 
+def masked(context, builder, array_type, array, offset, count):
+    """(place, lanes below `count`, suffix of the type) for what reaches past an array's end."""
+    lanes, i32 = ir.VectorType(ir.IntType(1), LANES), ir.IntType(64)
+    mask = cgutils.get_or_insert_function(builder.module, ir.FunctionType(lanes, [i32, i32]), f"llvm.get.active.lane.mask.v{LANES}i1.i64")
+    return place_of(context, builder, array_type, array, offset), builder.call(mask, [ir.Constant(i32, 0), count]), f"v{LANES}f{array_type.dtype.bitwidth}.p0"
+
+
+@intrinsic
+def load_some(typingctx, array, offset, count):
+    """The vector of array[offset:offset + count], zeros in the other lanes."""
+    def codegen(context, builder, signature, args):
+        place, lanes, suffix = masked(context, builder, signature.args[0], *args)
+        kind = vector_type(array.dtype)
+        load = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [place.type, ir.IntType(32), lanes.type, kind]), f"llvm.masked.load.{suffix}")
+        return builder.call(load, [place, ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8), lanes, ir.Constant(kind, [0.0] * LANES)])
+    return Vector(array.dtype)(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_some(typingctx, array, offset, vector, count):
+    """array[offset:offset + count] = the vector's first lanes"""
+    def codegen(context, builder, signature, args):
+        place, lanes, suffix = masked(context, builder, signature.args[0], args[0], args[1], args[3])
+        store = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [args[2].type, place.type, ir.IntType(32), lanes.type]), f"llvm.masked.store.{suffix}")
+        builder.call(store, [args[2], place, ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8), lanes])
+        return context.get_dummy_value()
+    return types.void(array, types.intp, vector, types.intp), codegen
+
+
 @intrinsic
 def spread(typingctx, array, offset):
     """array[offset] in every lane."""

@@ -60,7 +60,6 @@ def plan(config, batch, steps):
     yield Request("mamba.dselected", (n, rank + 2 * states), "scratch")
     yield Request("mamba.drank", (n, rank), "scratch")
     yield Request("mamba.parts", (ops.selective_scan_parts(batch, steps, channels, states, cpu),), "scratch")
-    yield Request("mamba.filter", (channels,), "scratch")
 
 
 def state_size(config, batch):
@@ -121,6 +120,6 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
     dselected[:, :rank.shape[1]] = drank
     ops.linear_backward(dscan, g["mamba.select.weight"], None, dselected, inner, w["mamba.select.weight"])
     ops.accumulate(dinner, dscan)
-    ops.convolution_backward(projected, g["mamba.convolution.weight"], g["mamba.convolution.bias"], a["mamba.filter"], dinner, a["mamba.past"],
+    ops.convolution_backward(projected, g["mamba.convolution.weight"], g["mamba.convolution.bias"], dscan, dinner, a["mamba.past"],
                              w["mamba.convolution.weight"], w["mamba.convolution.bias"])
     ops.linear_backward(dx, g["mamba.input.weight"], g.get("mamba.input.bias"), projected, x, w["mamba.input.weight"])

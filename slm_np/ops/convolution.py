@@ -13,6 +13,6 @@ def convolution_forward(out, x, past, weight, bias):
 def convolution_backward(x, dweight, dbias, scratch, dout, past, weight, bias):
     """dp = dout swish'(p):   dx_t = sum_k weight[k] dp_(t + K - 1 - k),   dweight[k] += sum_t dp_t x_(t - K + 1 + k),   dbias += sum_t dp_t
 
-    x's first E columns become their gradient in place, dout becomes dp; p is made again. Nothing flows back into `past`. scratch (E,)
+    x's first E columns become their gradient in place, dout becomes out again. p is made again, in scratch (N, E). Nothing flows back into `past`.
     """
     kernels_of(dout).convolution_backward(x, dweight, dbias, scratch, dout, past, weight, bias)
