@@ -27,11 +27,11 @@ class Norm(nn.Module):
 
 class Attention(nn.Module):
     """Causal attention of H query heads over Hkv key-value heads; `qkv` holds the queries' columns first, then keys', then values'."""
-    def __init__(self, config):
+    def __init__(self, config, columns):
         super().__init__()
         self.heads, self.kv_heads, self.width, self.dropout = config.n_head, config.n_kv_head, config.head_dim, config.dropout
         self.qkv = nn.Linear(config.n_embd, (self.heads + 2 * self.kv_heads) * self.width, bias=config.bias)
-        self.output = nn.Linear(self.heads * self.width, config.n_embd, bias=config.bias)
+        self.output = nn.Linear(self.heads * self.width, columns, bias=config.bias)
 
     def forward(self, x, rotation):
         B, T, _ = x.shape
@@ -46,6 +46,43 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True,
                                              enable_gqa=self.heads != self.kv_heads)
         return self.output(out.transpose(1, 2).reshape(B, T, -1))
+
+
+class Recurrence(nn.Module):
+    """h = B x + A h before, y = C silu(h) + D x: what no state is in is a product over all time, the rest a loop."""
+    def __init__(self, config, columns):
+        super().__init__()
+        width, size = config.n_embd, config.state_size
+        self.input, self.state = nn.Linear(width, size, bias=False), nn.Linear(size, size, bias=False)
+        self.output, self.skip = nn.Linear(size, columns, bias=False), nn.Linear(width, columns, bias=False)
+
+    def forward(self, x, rotation):
+        states, h = [], None
+        for step in self.input(x).unbind(1):
+            h = step if h is None else step + self.state(h)
+            states.append(h)
+        return self.output(F.silu(torch.stack(states, 1))) + self.skip(x)
+
+
+class Mamba(nn.Module):
+    """transformers' mixer, which without its CUDA kernels is a loop over time."""
+    def __init__(self, config, columns):
+        super().__init__()
+        from transformers import MambaConfig
+        from transformers.models.mamba.modeling_mamba import MambaMixer
+        theirs = MambaConfig(vocab_size=config.vocab_size, hidden_size=config.n_embd, state_size=config.channel_states, num_hidden_layers=1, expand=1,
+                             conv_kernel=config.conv_kernel, use_bias=config.bias, time_step_rank=config.time_step_rank)
+        theirs.intermediate_size = config.n_inner
+        self.mixer = MambaMixer(theirs, 0)
+        if columns != config.n_embd:
+            self.mixer.out_proj = nn.Linear(config.n_inner, columns, bias=config.bias)
+
+    def forward(self, x, rotation):
+        return self.mixer(x)
+
+
+MIXERS = {"A": ("attention", Attention), "M": ("mamba", Mamba), "S": ("recurrence", Recurrence)}
+MAMBA_NAMES = {"in_proj": "input", "conv1d": "convolution", "x_proj": "select", "dt_proj": "step", "out_proj": "output", "A_log": "a_log", "D": "skip"}
 
 
 class FeedForward(nn.Module):
@@ -76,21 +113,26 @@ class Head(nn.Linear):
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)) where there is a feed-forward."""
-    def __init__(self, config):
+    """x + mixer(norm(x)), then x + feed_forward(norm(x)) where there is a feed-forward; without a residual nothing is added."""
+    def __init__(self, config, layer):
         super().__init__()
-        self.dropout = config.dropout
-        self.mixer_norm, self.attention = Norm(config), Attention(config)
+        self.residual, self.logits = config.residual, config.head == "none" and layer == config.n_layer - 1
+        self.dropout = 0.0 if self.logits else config.dropout
+        self.name, kind = MIXERS[config.letters[layer]]
+        self.mixer_norm = Norm(config)
+        setattr(self, self.name, kind(config, config.vocab_size if self.logits else config.n_embd))
         self.feed_forward = None
         if config.feed_forward != "none":
             self.feed_forward_norm = Norm(config)
             self.feed_forward = FeedForward(config)
 
+    def joined(self, x, given):
+        given = F.dropout(given, self.dropout, self.training)
+        return x + given if self.residual else given
+
     def forward(self, x, rotation):
-        x = x + F.dropout(self.attention(self.mixer_norm(x), rotation), self.dropout, self.training)
-        if self.feed_forward is not None:
-            x = x + F.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
-        return x
+        x = self.joined(x, getattr(self, self.name)(self.mixer_norm(x), rotation))
+        return x if self.feed_forward is None else self.joined(x, self.feed_forward(self.feed_forward_norm(x)))
 
 
 class Twin(nn.Module):
@@ -101,9 +143,9 @@ class Twin(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(V, D)
         self.positions = nn.Embedding(T, D) if config.positions == "learned" else None
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layer))
-        self.norm = Norm(config)
-        self.head = None if config.head == "tied" else Head(config)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.n_layer))
+        self.norm = Norm(config) if config.head != "none" else None
+        self.head = Head(config) if config.head in ("linear", "mlp") else None
         self.transposed = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Linear)} - {"head.weight"}
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
@@ -135,6 +177,8 @@ class Twin(nn.Module):
         x = F.dropout(x, self.config.dropout, self.training)
         for layer in self.layers:
             x = layer(x, rotation)
+        if self.config.head == "none":
+            return x
         x = self.norm(x)
         return F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
 
@@ -143,25 +187,38 @@ class Twin(nn.Module):
         return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
 
     def _turned(self, name, tensor):
-        """`tensor` from PyTorch's shape to slm_np's or back: an nn.Linear's weight is transposed, save the head's last, (V, columns) in both."""
-        return tensor.T if name in self.transposed else tensor
+        """`tensor` from PyTorch's shape to slm_np's or back: an nn.Linear's weight is transposed, save the head's last, (V, columns) in both; so are
+        the rates of Mamba, and its filters, (E, 1, K) there."""
+        if name.endswith("conv1d.weight"):
+            return tensor[:, 0].T if tensor.ndim == 3 else tensor.T[:, None]
+        return tensor.T if name in self.transposed or name.endswith("A_log") else tensor
+
+    def tensors(self):
+        """(slm_np's name, name, parameter) of each."""
+        for name, parameter in self.named_parameters():
+            ours = name
+            if ".mamba.mixer." in name:
+                before, after = name.split(".mamba.mixer.")
+                part, *rest = after.split(".")
+                ours = ".".join([before, "mamba", MAMBA_NAMES[part], *rest])
+            yield ours, name, parameter
 
     def weights(self):
         """{name: array}: copies of the weights in slm_np's names and shapes."""
-        return {name: np.array(self._turned(name, weight.detach()).numpy(), order="C") for name, weight in self.named_parameters()}
+        return {ours: np.array(self._turned(name, weight.detach()).numpy(), order="C") for ours, name, weight in self.tensors()}
 
     def gradients(self):
         """{name: array}: copies of the gradients that `loss(...).backward()` left, in slm_np's names and shapes."""
-        return {name: np.array(self._turned(name, weight.grad).numpy(), order="C") for name, weight in self.named_parameters()}
+        return {ours: np.array(self._turned(name, weight.grad).numpy(), order="C") for ours, name, weight in self.tensors()}
 
     def load(self, arrays):
         """Take weights in slm_np's names and shapes; returns self. ValueError unless names and shapes are exactly this model's."""
-        shapes = {name: tuple(self._turned(name, weight).shape) for name, weight in self.named_parameters()}
+        shapes = {ours: tuple(self._turned(name, weight).shape) for ours, name, weight in self.tensors()}
         if wrong := shapes.items() ^ {name: np.shape(array) for name, array in arrays.items()}.items():
             raise ValueError(f"these weights are on one side only, the twin's or the given: {sorted(wrong)}")
         with torch.no_grad():
-            for name, weight in self.named_parameters():
-                weight.copy_(self._turned(name, torch.tensor(np.asarray(arrays[name]))))
+            for ours, name, weight in self.tensors():
+                weight.copy_(self._turned(name, torch.tensor(np.asarray(arrays[ours]))))
         return self
 
 
@@ -176,8 +233,8 @@ class Trainer:
         self.twin, self.grad_clip, self.bfloat16 = twin, grad_clip, bfloat16
         self.loss = torch.compile(twin.loss, dynamic=False) if compiled else twin.loss
         groups = {True: [], False: []}
-        for parameter in twin.parameters():
-            groups[parameter.ndim >= 2 or decay == "all"].append(parameter)
+        for name, parameter in twin.named_parameters():
+            groups[parameter.ndim >= 2 and not name.endswith("A_log") or decay == "all"].append(parameter)
         self.optimizer = torch.optim.AdamW([dict(params=groups[True], weight_decay=weight_decay), dict(params=groups[False], weight_decay=0.0)],
                                            lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
 

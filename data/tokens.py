@@ -425,6 +425,23 @@ class EpochOrder:
         return windows
 
 
+class StreamOrder:
+    """A split cut into B streams of equal length, each read window by window: row b of batch i is window i of stream b, i taken by its
+    remainder by `n_windows`, the windows of a stream. UserError if not one window fits into each."""
+
+    def __init__(self, tokens, block_size, streams):
+        check_length(tokens, block_size)
+        self.tokens, self.n_windows = tokens, (len(tokens) - 1) // block_size // streams
+        if not self.n_windows:
+            raise UserError(f"the {tokens.split} split has {len(tokens)} tokens, but --carry-state wants --batch-size {streams} streams of at least "
+                            f"--block-size {block_size}; lower one of them or give more text")
+        self.starts = np.arange(streams) * self.n_windows * block_size
+
+    def batch(self, x, y, index):
+        """`gather` batch `index` into x, y (B, T)."""
+        gather(x, y, self.tokens, self.starts + index % self.n_windows * x.shape[1])
+
+
 def permute(index, n, keys):
     """A permutation of 0 .. n-1 applied to `index` (B,), with one Feistel round per key (K,) uint64 and no table.
 

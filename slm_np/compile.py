@@ -2,10 +2,11 @@
 import numpy as np
 
 from slm_np.config import ModelConfig
-from slm_np.presets import GPT2, LLAMA
+from slm_np.presets import BYTE_SSM, GPT2, LLAMA, MAMBA
 
 # Together these meet every kernel that training and decoding call.
-MODELS = (dict(GPT2, bias=True, dropout=0.1), LLAMA, dict(positions="sinusoidal", norm="none", feed_forward="swish", head="mlp"), dict(feed_forward="gelu-tanh"))
+MODELS = (dict(GPT2, bias=True, dropout=0.1), LLAMA, dict(positions="sinusoidal", norm="none", feed_forward="swish", head="mlp"), dict(feed_forward="gelu-tanh"),
+          dict(MAMBA, bias=True), dict(BYTE_SSM))
 
 
 def run(half):

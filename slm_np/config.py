@@ -51,33 +51,59 @@ class ModelConfig:
     head_dim: int = setting(0, "width of a head; 0 means n-embd / n-head", low=0, high=1 << 16)
     n_embd: int = setting(128, "D: width of the residual stream", low=1, high=1 << 16)
     n_hidden: int = setting(0, "F: hidden width of the feed-forward; 0 means 4 n-embd", low=0, high=1 << 18)
-    pattern: str = setting("A", "mixers of the layers, repeated over them: A attention")
+    pattern: str = setting("A", "mixers of the layers, repeated over them: A attention, M Mamba, S linear recurrence")
     positions: str = setting("rotary", "how a token knows its place", choices=("none", "sinusoidal", "learned", "rotary"))
     norm: str = setting("rmsnorm", "normalisation before each mixer, each feed-forward and the head", choices=("none", "layernorm", "rmsnorm"))
     feed_forward: str = setting("swiglu", "the feed-forward's activation", choices=("none", "swish", "gelu", "gelu-tanh", "swiglu"))
-    head: str = setting("tied", "from the stream to the logits: the embedding again, a matrix, or two with a swish between", choices=("tied", "linear", "mlp"))
+    residual: bool = setting(True, "mixers and feed-forwards add to the stream; without it what they give is the stream")
+    head: str = setting("tied", "from the stream to the logits: the embedding again, a matrix, two with a swish between, or none: the last mixer gives the logits",
+                        choices=("tied", "linear", "mlp", "none"))
     head_hidden: int = setting(0, "hidden width of the mlp head; 0 means 2 n-embd", low=0, high=1 << 18)
+    state_size: int = setting(0, "S: numbers in the state of the linear recurrence; 0 means 2 n-embd", low=0, high=1 << 16)
+    n_inner: int = setting(0, "E: channels inside Mamba; 0 means 2 n-embd", low=0, high=1 << 17)
+    channel_states: int = setting(16, "numbers in the state of each of Mamba's channels", low=1, high=1024)
+    time_step_rank: int = setting(0, "R: inner width of the projection that makes Mamba's time steps; 0 means n-embd / 16, rounded up", low=0, high=1 << 16)
+    conv_kernel: int = setting(4, "K: tokens that Mamba's convolution sees", low=1, high=64)
     bias: bool = setting(False, "biases in the linear layers and the layer norm")
     dropout: float = setting(0.0, "share of values dropped after the embedding, in attention and on residual branches", low=0.0, high=0.95)
     rope_theta: float = setting(10000.0, "base of the rotary angles", above=0.0, high=1e9)
     norm_eps: float = setting(1e-5, "added to the variance in the norms", above=0.0, high=1.0)
-    init: str = setting("normal", "initial weights: N(0, 0.02) with residual projections over sqrt(2 L), or uniform within 1/sqrt(fan in)", choices=("normal", "uniform"))
+    init: str = setting("normal", "initial weights: N(0, init-std) with residual projections over sqrt(2 L), or uniform within 1/sqrt(fan in)", choices=("normal", "uniform"))
+    init_std: float = setting(0.02, "standard deviation of normal initial weights", above=0.0, high=10.0)
 
     def __post_init__(self):
         check(self)
-        for name, default in (("n_kv_head", self.n_head), ("n_hidden", 4 * self.n_embd), ("head_hidden", 2 * self.n_embd)):
+        for name, default in (("n_kv_head", self.n_head), ("n_hidden", 4 * self.n_embd), ("head_hidden", 2 * self.n_embd), ("state_size", 2 * self.n_embd),
+                              ("n_inner", 2 * self.n_embd), ("time_step_rank", -(-self.n_embd // 16))):
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, default)
-        if set(self.pattern) - set("A") or not self.pattern:
-            raise UserError(f"--pattern {self.pattern!r} is unknown; it is made of the letter A (attention)")
+        if set(self.pattern) - set("AMS") or not self.pattern:
+            raise UserError(f"--pattern {self.pattern!r} is unknown; it is made of the letters A (attention), M (Mamba) and S (linear recurrence)")
+        if self.head == "none" and (self.residual or self.feed_forward != "none"):
+            raise UserError("--head none takes the logits from the last mixer, so nothing may be added to them; set --no-residual and --feed-forward none")
         if self.head_dim == 0:
-            if self.n_embd % self.n_head:
+            if self.attends and self.n_embd % self.n_head:
                 raise UserError(f"--n-head {self.n_head} does not divide --n-embd {self.n_embd}; choose a divisor, or set --head-dim")
-            object.__setattr__(self, "head_dim", self.n_embd // self.n_head)
-        if self.n_head % self.n_kv_head:
+            object.__setattr__(self, "head_dim", max(1, self.n_embd // self.n_head))
+        if self.attends and self.n_head % self.n_kv_head:
             raise UserError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}; choose a divisor")
-        if self.positions == "rotary" and self.head_dim % 2:
+        if self.positions == "rotary" and self.head_dim % 2 and self.attends:
             raise UserError(f"rotary positions turn pairs, but a head is {self.head_dim} wide; make --head-dim even or choose other --positions")
+
+    @property
+    def letters(self):
+        """The letter of each layer's mixer: the pattern, repeated over the layers."""
+        return (self.pattern * self.n_layer)[:self.n_layer]
+
+    @property
+    def attends(self):
+        """Whether a layer attends to other tokens; else all that the model knows of the past is the state it carries."""
+        return "A" in self.letters
+
+    @property
+    def endless(self):
+        """Whether a text may be of any length and is known as a whole: a state carries it, and no table of positions ends."""
+        return not self.attends and self.positions in ("none", "rotary")
 
 
 @dataclass(frozen=True)
@@ -93,6 +119,8 @@ class TrainConfig:
     max_iters: int = setting(1000, "optimiser updates", low=0, high=10 ** 9)
     epochs: float = setting(0.0, "passes over the corpus in shuffled order, instead of max-iters random batches; 0 is off", low=0.0, high=1e6)
     max_time: str = setting("", "train for this long (90s, 20m, 2h) and fit the schedule to it, instead of max-iters")
+    carry_state: bool = setting(False, "cut the data into as many streams as a batch has windows, read each in order, and hand the mixers' state from one window to the next; "
+                                       "gradients stop at the window's edge")
     batch_size: int = setting(16, "B: windows in a batch", low=1, high=1 << 20)
     grad_accumulation_steps: int = setting(1, "batches whose mean gradient makes one update", low=1, high=1 << 20)
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)

@@ -1,8 +1,9 @@
 """Decoding: a prompt goes through the trunk as in training, then each token through all layers in one compiled call.
 
-Every mixer keeps what it needs of the past (attention: keys and values). With rotary or no positions the context slides: keys keep the
-angle of their own place and the oldest slot is written over. Learned and sinusoidal positions end at T, so beyond it the last T tokens are
-read again.
+Every mixer keeps what it needs of the past: attention keys and values, the others a state, so that a step takes the same time and memory
+however long the text is. With rotary or no positions the context slides: keys keep the angle of their own place and the oldest slot is
+written over. Learned and sinusoidal positions end at T, so beyond it the last T tokens are read again. Without attention and such
+positions nothing is forgotten but by the state itself: a prompt of any length is read, T tokens at a time.
 """
 import math
 
@@ -13,8 +14,9 @@ from slm_np import ops
 from slm_np.errors import UserError
 from slm_np.feed_forward import hidden_columns
 from slm_np.machine import check_memory
+from slm_np.mixers import columns_of
 from slm_np.mixers.attention import widths
-from slm_np.model import Activations, plan
+from slm_np.model import Activations, States, plan
 from slm_np.ops.device import kernels_of
 from slm_np.workspace import planned_bytes
 
@@ -22,44 +24,51 @@ ROWS = 256           # places whose angles are kept at a time
 SHARE, MOST = 64, 16  # hidden columns of a feed-forward's share, at least, and the largest number of shares
 
 
-def shares(config):
-    """Into how many shares a feed-forward is cut: by its size alone, as sums over shares are part of the result."""
-    return max(1, min(MOST, config.n_hidden // SHARE))
+def shares(columns):
+    """Into how many shares so many columns are cut: by their number alone, as sums over shares are part of the result."""
+    return max(1, min(MOST, columns // SHARE))
 
 
 def layout(model, batch):
     """(layers, ends, sizes, numbers of the states): what the compiled step has to know of a model, see kernels/cpu/decode.py.
 
-    layers (L, 14): which mixer each is, where its tensors start in the flat weights, and its state among the states.
+    layers (L, LINE): which mixer each is, where its state starts among the states, the columns it gives, where its tensors start in the flat weights.
     """
     config, kernels, at, starts = model.config, kernels_of(model.parameters.weights).decode, 0, {}
     for name, view in model.parameters.weight.items():
         starts[name], at = at, at + view.size
-    names = [f"{part}.{kind}" for part in ("mixer_norm", "attention.qkv", "attention.output", "feed_forward_norm", "feed_forward.input", "feed_forward.output")
-             for kind in ("weight", "bias")]
 
     def offset(name):
         return starts.get(name, kernels.ABSENT)
-    lines, size = [], 0
-    for layer, mixer in enumerate(model.mixers):
-        line = [offset(f"layers.{layer}.{name}") for name in names]
-        lines.append([kernels.MIXERS.index(mixer.__name__.split(".")[-1]), *line[:6], size, *line[6:]])
+    lines, size = np.full((config.n_layer, kernels.LINE), kernels.ABSENT), 0
+    for layer, (mixer, line) in enumerate(zip(model.mixers, lines)):
+        names = [f"{part}.{kind}" for part in ("mixer_norm", "feed_forward_norm", "feed_forward.input", "feed_forward.output") for kind in ("weight", "bias")]
+        names += [f"{mixer.NAME}.{name}" for name in mixer.TENSORS]
+        numbers = [kernels.MIXERS.index(mixer.NAME), size, columns_of(config, layer), *(offset(f"layers.{layer}.{name}") for name in names)]
+        line[:len(numbers)] = numbers
         size += mixer.state_size(config, batch)
     ends = kernels.Ends(offset("embedding.weight"), offset("norm.weight"), offset("norm.bias"), offset("head.input.weight"), offset("head.input.bias"),
                         offset("embedding.weight" if config.head == "tied" else "head.weight"))
-    sizes = kernels.Sizes(config.vocab_size, config.block_size, config.n_head, config.n_kv_head, shares(config), kernels.NORMS.index(config.norm),
-                          kernels.ACTIVATIONS.index(config.feed_forward), int(config.positions == "rotary"))
-    return np.array(lines), ends, sizes, size
+    sizes = kernels.Sizes(config.vocab_size, config.block_size, config.n_head, config.n_kv_head, shares(config.n_hidden), kernels.NORMS.index(config.norm),
+                          kernels.ACTIVATIONS.index(config.feed_forward), int(config.positions == "rotary"), int(config.residual), int(config.head == "none"),
+                          shares(config.n_inner), shares(config.state_size), config.channel_states, config.time_step_rank, config.conv_kernel)
+    return lines, ends, sizes, size
 
 
 def scratch(config, batch):
-    """Shapes of the step's arrays, by name."""
-    attended, qkv = widths(config)
+    """Shapes of the step's arrays, by name; those of mixers that the model does not have hold nothing."""
+    attended, qkv = widths(config) if config.attends else (0, 0)
     hidden, inner = (config.n_hidden, hidden_columns(config)) if config.feed_forward != "none" else (0, 0)
     head_hidden = config.head_hidden if config.head == "mlp" else 0
-    stream = batch, config.n_embd
-    return dict(x=stream, normed=stream, qkv=(batch, qkv), attended=(batch, attended), hidden=(batch, inner), active=(batch, hidden), given=(max(config.n_kv_head, shares(config)), *stream),
-                scores=(config.n_kv_head, config.block_size), head_hidden=(batch, head_hidden), head_active=(batch, head_hidden))
+    channels, states = (size if letter in config.letters else 0 for letter, size in (("M", config.n_inner), ("S", config.state_size)))
+    selected = config.time_step_rank + 2 * config.channel_states if channels else 0
+    stream, widest = (batch, config.n_embd), max(columns_of(config, config.n_layer - 1), config.n_embd)
+    most = [(config.n_kv_head, widest)] * config.attends + [(shares(config.n_hidden), widest)] * (hidden > 0)
+    most += [(shares(channels), max(widest, selected))] * (channels > 0) + [(shares(states), widest)] * (states > 0)
+    return dict(x=stream, normed=stream, qkv=(batch, qkv), attended=(batch, attended), hidden=(batch, inner), active=(batch, hidden),
+                given=(max(batch * count * columns for count, columns in most),), scores=(config.n_kv_head, config.block_size) if config.attends else (0, 0),
+                projected=(batch, 2 * channels), selected=(batch, selected), **{name: (batch, channels) for name in ("inner", "delta", "steps", "inputs", "readout")},
+                entered=(batch, states), entered_active=(batch, states), head_hidden=(batch, head_hidden), head_active=(batch, head_hidden))
 
 
 class Decoder:
@@ -75,9 +84,8 @@ class Decoder:
         self.layers, self.ends, self.sizes, size = layout(model, batch)
         shapes = scratch(config, batch)
         check_memory(dtype.itemsize * (size + batch * config.vocab_size + sum(map(math.prod, shapes.values()))), f"making {batch} texts at once", "ask for fewer")
-        self.memory = np.zeros(size, dtype)
-        starts = [*self.layers[:, kernels.decode.STATE], size]
-        self.states = [mixer.State(config, batch, self.memory[start:end]) for mixer, start, end in zip(model.mixers, starts, starts[1:])]
+        self.states = States(model, batch)
+        self.memory = self.states.memory
         self.buffers = kernels.decode.Buffers(**{name: np.zeros(shape, dtype) for name, shape in shapes.items()})
         self.logits = np.zeros((batch, config.vocab_size), dtype)
         rows, half = min(ROWS, config.block_size), config.head_dim // 2 if config.positions == "rotary" else 0
@@ -89,23 +97,40 @@ class Decoder:
         self.place = self.tabled = 0                # tabled: up to which place cos, sin and positions are filled
 
     def read(self, tokens):
-        """Logits after a prompt (B, n), n >= 1, of which the last T tokens count. Forgets the text before. UserError for ids outside the vocabulary."""
-        tokens = self.checked(tokens)[:, -self.model.config.block_size:]
+        """Logits after a prompt (B, n), n >= 1, of which the last T tokens count, all of them where nothing attends. Forgets the text before.
+        UserError for ids outside the vocabulary."""
+        tokens, limit = self.checked(tokens), self.model.config.block_size
         if tokens.shape[0] != self.batch or tokens.shape[1] == 0:
             raise UserError(f"a prompt of shape {tokens.shape} cannot start {self.batch} texts; give at least one token for each")
+        self.states.clear()
+        if not self.model.config.endless:
+            tokens = tokens[:, -limit:]
+        self.text, self.place, self.tabled = tokens[:, :0], 0, 0
         if tokens.shape[1] == 1:
-            self.text, self.place, self.tabled = tokens[:, :0], 0, 0
             return self.step(tokens[:, 0])
-        if self.whole is None or self.whole.steps != tokens.shape[1]:
-            self.whole = None  # let go of the old arena before the new one is laid out
-            check_memory(planned_bytes(plan(self.model.config, *tokens.shape), self.model.dtype), f"reading a prompt for {self.batch} texts at once", "ask for fewer")
-            self.whole = Activations(self.model.config, *tokens.shape, self.model.dtype)
-        normed = self.model.forward(self.whole, tokens, self.keys, self.states)
-        self.buffers.normed[...] = normed.reshape(*tokens.shape, -1)[:, -1]
-        self.text, self.place, self.tabled = tokens, tokens.shape[1], 0
+        first = tokens.shape[1] % limit  # the shorter window, if there is one, comes first
+        for start in ([0] if first else []) + list(range(first, tokens.shape[1], limit)):
+            window = tokens[:, start:first if start < first else start + limit]
+            normed = self.model.forward(self.arena(window.shape), window, self.keys, self.states.layers)
+        self.place = tokens.shape[1]
+        if not self.slides:
+            self.text = tokens
+        last = normed.reshape(*window.shape, -1)[:, -1]
+        if self.model.config.head == "none":
+            self.logits[...] = last
+            return self.logits
+        self.buffers.normed[...] = last
         weights = self.model.parameters.weights
         kernels_of(weights).decode_head(self.logits, self.buffers.normed, weights, self.ends, self.buffers, numba.get_num_threads())
         return self.logits
+
+    def arena(self, shape):
+        """Activations for windows (B, n)."""
+        if self.whole is None or self.whole.steps != shape[1]:
+            self.whole = None  # let go of the old arena before the new one is laid out
+            check_memory(planned_bytes(plan(self.model.config, *shape), self.model.dtype), f"reading a prompt for {self.batch} texts at once", "ask for fewer")
+            self.whole = Activations(self.model.config, *shape, self.model.dtype)
+        return self.whole
 
     def step(self, tokens):
         """Logits after one more token per text, (B,). UserError for ids outside the vocabulary."""

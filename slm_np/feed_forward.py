@@ -42,13 +42,13 @@ def chunks(n, key):
 
 
 def forward(config, w, a, out, x, residual, join_key):
-    """out = residual + activation(x W1 + b1) W2 + b2"""
+    """out = residual + activation(x W1 + b1) W2 + b2        residual None where there is none"""
     for rows, key in chunks(len(x), join_key):
         hidden = a["feed_forward.hidden"][rows]
         active = a["feed_forward.active"][:len(hidden)]
         ops.linear_forward(hidden, x[rows], w["feed_forward.input.weight"], w.get("feed_forward.input.bias"), None)
         activation(config, "forward")(active, hidden)
-        join_forward(config, w, a, "feed_forward.output", out[rows], active, residual[rows], key)
+        join_forward(config, w, a, "feed_forward.output", out[rows], active, None if residual is None else residual[rows], key)
 
 
 def backward(config, w, g, a, dx, dout, x, join_key):

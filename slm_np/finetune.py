@@ -53,9 +53,12 @@ class Base:
         return cls(path, config, weights, step, runs.tokenizer_of(path, config), runs.sampling_of(path), template.load(path))
 
     def fill(self, weights):
-        """Copy the weights into {name: view}; where these have rows for more pieces, the new ones are the mean of the others. Only once: they are let go."""
+        """Copy the weights into {name: view}; where these have rows for more pieces, the new ones are the mean of the others, and so it is with the
+        columns of a last mixer that gives the logits. Only once: they are let go."""
         for name, view in weights.items():
             known = self.weights.pop(name)
+            if view.shape[1:] != known.shape[1:]:
+                view, known = view.T, known.T
             view[:len(known)] = known
             view[len(known):] = known.mean(0)
 

@@ -144,9 +144,9 @@ def printable(text):
 
 
 def cut(model, ids, name="the prompt"):
-    """A sentence for the user where ids (n,) are more than the context holds, else ""."""
+    """A sentence for the user where ids (n,) are more than the context holds, else ""; a model that carries a state reads them all."""
     size = model.config.block_size
-    return f"{name} has {len(ids):,} tokens and the context {size:,}; its last {size:,} tokens are kept" if len(ids) > size else ""
+    return f"{name} has {len(ids):,} tokens and the context {size:,}; its last {size:,} tokens are kept" if len(ids) > size and not model.config.endless else ""
 
 
 def generate(model, tokenizer, prompt, max_tokens, sampling, stops=(), samples=1, style=None, stream=0):

@@ -71,7 +71,7 @@ def accumulated(function, *shapes):
 def op_cases(seed=0):
     """A case for every op, at odd sizes."""
     rng = np.random.default_rng(seed)
-    for cases in (elementwise_cases, linear_cases, embedding_cases, norm_cases, rotary_cases, attention_cases, loss_cases):
+    for cases in (elementwise_cases, linear_cases, embedding_cases, norm_cases, rotary_cases, attention_cases, convolution_cases, scan_cases, recurrence_cases, loss_cases):
         yield from cases(rng)
 
 
@@ -215,6 +215,70 @@ def attention_cases(rng):
         yield Case(f"attention T {steps} heads {heads}/{kv_heads}{' dropout' if dropout else ''}", [normal((batch * steps, (heads + 2 * kv_heads) * width))], attend, attend_back)
 
 
+def convolution_cases(rng):
+    """The causal depthwise convolution; the columns after the channels are not its own."""
+    normal = rng.standard_normal
+    for batch, steps, channels, size in ((2, 7, 5, 4), (1, 1, 1, 4), (3, 2, 3, 4), (1, 9, 70, 3), (2, 4, 3, 1)):
+        past = normal((batch, size - 1, channels))
+
+        def convolve(x, weight, bias, past=past):
+            out = overwritten((len(x), weight.shape[1]))
+            ops.convolution_forward(out, x, past, weight, bias)
+            return out
+
+        def convolve_back(dout, x, weight, bias, past=past):
+            dx = x.copy()
+            dweight, dbias = accumulated(lambda dw, db: ops.convolution_backward(dx, dw, db, overwritten(dout.shape), dout, past, weight, bias), weight.shape, bias.shape)
+            dx[:, weight.shape[1]:] = 0
+            return [dx, dweight, dbias]
+        yield Case(f"convolution T {steps} channels {channels} of {size}", [normal((batch * steps, channels + 2)), normal((size, channels)), normal(channels)], convolve, convolve_back)
+
+
+def scan_cases(rng):
+    """The selective scan: one step, one state, chunks that are not full, more channels than a worker takes at a time."""
+    normal = rng.standard_normal
+    for batch, steps, channels, states, rank in ((2, 7, 5, 3, 2), (1, 1, 1, 1, 1), (2, 33, 20, 1, 1), (1, 70, 7, 5, 3), (1, 5, 150, 4, 1)):
+        first = normal((batch, states, channels))
+
+        def scan(x, delta, selected, projected, a_log, skip, first=first, batch=batch, steps=steps, kept=None):
+            out, states = overwritten(x.shape), overwritten((batch, ops.selective_scan_chunks(steps, x) + 1, *a_log.shape))
+            scratch = overwritten(ops.selective_scan_scratch(x.shape[1], len(a_log), batch, x))
+            states[:, 0] = first
+            ops.selective_scan_forward(out, states, scratch, x, delta, selected, projected, a_log, skip)
+            if kept is not None:
+                scratch.fill(np.nan)
+                kept += [states, scratch]
+            return out
+
+        def scan_back(dout, x, delta, selected, projected, a_log, skip, scan=scan, batch=batch, steps=steps):
+            kept, ddelta, dprojected = [], delta.copy(), projected.copy()
+            scan(x, delta, selected, projected, a_log, skip, kept=kept)
+            dx, dselected = overwritten(x.shape), np.zeros_like(selected)
+            parts = overwritten(ops.selective_scan_parts(batch, steps, x.shape[1], len(a_log), x))
+            da_log, dskip = accumulated(lambda da, ds: ops.selective_scan_backward(dx, ddelta, dselected, dprojected, da, ds, parts, kept[1], dout, kept[0], x, selected, a_log, skip),
+                                        a_log.shape, skip.shape)
+            dprojected[:, :x.shape[1]] = 0
+            return [dx, ddelta, dselected, dprojected, da_log, dskip]
+        n = batch * steps
+        yield Case(f"selective_scan T {steps} channels {channels} of {states}", [normal((n, channels)), normal((n, channels)), normal((n, rank + 2 * states)), normal((n, 2 * channels)),
+                                                                              0.5 * normal((states, channels)), normal(channels)], scan, scan_back)
+
+
+def recurrence_cases(rng):
+    """The dense linear recurrence, its first state among the inputs: one step, and a window long enough to show a gradient that is cut."""
+    normal = rng.standard_normal
+    for steps, batch, width in ((1, 1, 1), (32, 2, 6), (5, 9, 35)):
+        def recur(states, weight, batch=batch, width=width):
+            out = states.copy()
+            ops.linear_recurrence_forward(out, overwritten(ops.linear_recurrence_scratch(batch, width, out)), weight)
+            return out
+
+        def recur_back(dout, states, weight, recur=recur, batch=batch, width=width):
+            scratch = overwritten(ops.linear_recurrence_scratch(batch, width, dout))
+            return [dout] + accumulated(lambda dw: ops.linear_recurrence_backward(dout, dw, scratch, recur(states, weight), weight), weight.shape)
+        yield Case(f"linear_recurrence T {steps} width {width}", [normal((steps + 1, batch, width)), 0.9 * width ** -0.5 * normal((width, width))], recur, recur_back)
+
+
 def loss_cases(rng):
     """Softmax cross-entropy, alone and fused with the head, also where some targets are not counted."""
     normal = rng.standard_normal
@@ -247,7 +311,7 @@ def shrunk(config, **changes):
     width = 8 if config.n_head == 1 else 12
     heads = min(config.n_head, 2)
     return dataclasses.replace(config, **{**dict(vocab_size=11, block_size=9, n_layer=2, n_embd=width, n_hidden=10, n_head=heads, head_dim=width // heads,
-                                                 n_kv_head=heads, head_hidden=7), **changes})
+                                                 n_kv_head=heads, head_hidden=7, state_size=6, n_inner=10, channel_states=3, time_step_rank=2), **changes})
 
 
 def model_error(config, batch=2, seed=0):

@@ -1,6 +1,7 @@
 """From the normed stream to the loss: the embedding again, a matrix, or a hidden layer with a swish and then a matrix.
 
-All three end in the logits x W^T with W (V, width), fused with softmax cross-entropy.
+All three end in the logits x W^T with W (V, width), fused with softmax cross-entropy. With head "none" the stream is the logits, and backward
+leaves their gradient in their place.
 """
 from slm_np import ops
 from slm_np.params import Tensor, weight
@@ -20,14 +21,15 @@ def parameters(config):
         yield weight(config, "head.input.weight", (config.n_embd, config.head_hidden), config.n_embd)
         if config.bias:
             yield Tensor("head.input.bias", (config.head_hidden,), "zeros")
-    if config.head != "tied":
+    if config.head in ("linear", "mlp"):
         yield weight(config, "head.weight", (config.vocab_size, width(config)), width(config))
 
 
 def plan(config, tokens):
     rows = min(tokens, max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size)))
-    yield Request("head.logits", (rows, config.vocab_size), "scratch")
-    yield Request("head.dlogits", (rows, config.vocab_size), "scratch", "rounded")
+    if config.head != "none":
+        yield Request("head.logits", (rows, config.vocab_size), "scratch")
+        yield Request("head.dlogits", (rows, config.vocab_size), "scratch", "rounded")
     yield Request("head.losses", (tokens,), "saved")
     if config.head == "mlp":
         for name, kind in (("hidden", "operand"), ("active", "operand"), ("dactive", "number")):
@@ -50,16 +52,25 @@ def last(config, w, a, x):
 
 def logits_forward(config, w, a, out, x):
     """out = the logits of x        out (N, V)"""
+    if config.head == "none":
+        out[...] = x
+        return
     ops.linear_transposed_forward(out, last(config, w, a, x), table(config, w))
 
 
 def forward(config, w, a, x, targets):
     """a["head.losses"] = cross-entropy of every token in nats, 0 where the target is -1."""
+    if config.head == "none":
+        ops.softmax_cross_entropy_forward(a["head.losses"], x, targets)
+        return
     ops.head_cross_entropy_forward(a["head.losses"], a["head.logits"], last(config, w, a, x), table(config, w), targets)
 
 
 def backward(config, w, g, a, dx, x, targets, scale):
-    """a["head.losses"] as in forward, and dx = the gradient of scale * sum of losses."""
+    """a["head.losses"] as in forward, and dx = the gradient of scale * sum of losses; with head "none" x becomes its gradient."""
+    if config.head == "none":
+        ops.softmax_cross_entropy_backward(x, a["head.losses"], x, targets, scale)
+        return
     mlp = config.head == "mlp"
     ops.head_cross_entropy_backward(a["head.dactive"] if mlp else dx, table(config, g), a["head.losses"], a["head.logits"], a.get("head.dlogits", a["head.logits"]),
                                     last(config, w, a, x), table(config, w), targets, scale)

@@ -60,8 +60,13 @@ def summary(path):
 def model_line(model):
     """The architecture in words."""
     heads = f"{model.n_head} heads of {model.head_dim}" + f", {model.n_kv_head} for keys and values" * (model.n_kv_head != model.n_head)
-    parts = [f"{model.n_layer} layer{'s' * (model.n_layer != 1)} ({heads})", f"width {model.n_embd}", f"hidden {model.n_hidden}", f"context {model.block_size}",
-             f"{model.positions} positions", f"norm {model.norm}", model.feed_forward, f"{model.head} head"]
+    mixers = {"A": heads, "M": f"Mamba of {model.n_inner} channels with {model.channel_states} states", "S": f"linear recurrence of {model.state_size} states"}
+    found = dict.fromkeys(model.letters)
+    pattern = f"{model.pattern}: " * (len(found) > 1) + "; ".join(mixers[letter] for letter in found)
+    parts = [f"{model.n_layer} layer{'s' * (model.n_layer != 1)} ({pattern})", f"width {model.n_embd}"]
+    parts += [f"hidden {model.n_hidden}"] * (model.feed_forward != "none")
+    parts += [f"context {model.block_size}", f"{model.positions} positions", f"norm {model.norm}", model.feed_forward if model.feed_forward != "none" else "no feed-forward"]
+    parts += ["no residual"] * (not model.residual) + [f"{model.head} head" if model.head != "none" else "no head"]
     return ", ".join(parts)
 
 

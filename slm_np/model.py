@@ -1,5 +1,6 @@
 """The trunk: embedding, blocks of norm -> mixer -> residual -> norm -> feed-forward -> residual, norm, head; forward and backward mirrored.
 
+Without a residual, what a mixer or feed-forward gives is the stream. With head "none" the last mixer gives the logits, and no norm follows.
 Sizes: B batch, T steps, N = B T tokens, V vocabulary, D width, L layers.
 """
 import copy
@@ -8,14 +9,14 @@ import numpy as np
 
 from slm_np import branch, feed_forward, head, norm, ops
 from slm_np.errors import UserError
-from slm_np.mixers import mixer_of
+from slm_np.mixers import columns_of, mixer_of
 from slm_np.params import Parameters, count, weight, within
 from slm_np.workspace import BF16, Request, Workspace
 
 
 def block_parameters(config, layer):
     yield from norm.parameters(config, "mixer_norm")
-    yield from mixer_of(config, layer).parameters(config)
+    yield from mixer_of(config, layer).parameters(config, columns_of(config, layer))
     if config.feed_forward != "none":
         yield from norm.parameters(config, "feed_forward_norm")
         yield from feed_forward.parameters(config)
@@ -29,7 +30,8 @@ def parameters(config):
     for layer in range(config.n_layer):
         for tensor in block_parameters(config, layer):
             yield tensor._replace(name=f"layers.{layer}.{tensor.name}")
-    yield from norm.parameters(config, "norm")
+    if config.head != "none":
+        yield from norm.parameters(config, "norm")
     yield from head.parameters(config)
 
 
@@ -47,6 +49,8 @@ def block_plan(config, layer, batch, steps):
         yield Request("middle", (n, config.n_embd), "saved")
         yield from norm.plan(config, "feed_forward_norm", n)
         yield from feed_forward.plan(config, n)
+    if config.head == "none" and layer == config.n_layer - 1:
+        yield Request("branch", (n, columns_of(config, layer)), "saved", "rounded")  # as wide as the logits' gradient
 
 
 def plan(config, batch, steps):
@@ -55,7 +59,7 @@ def plan(config, batch, steps):
     for layer in range(config.n_layer):
         for request in block_plan(config, layer, batch, steps):
             yield request._replace(name=f"layers.{layer}.{request.name}") if request.lifetime == "saved" else request
-    yield Request("x", (n, config.n_embd), "saved")
+    yield Request("x", (n, columns_of(config, config.n_layer - 1)), "saved")
     yield from norm.plan(config, "norm", n)
     yield from head.plan(config, n)
     yield Request("dx", (n, config.n_embd), "stream")
@@ -69,21 +73,43 @@ def plan(config, batch, steps):
 
 
 def block_forward(config, mixer, w, a, out, keys, state=None):
-    """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))"""
+    """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle)),   both without the sum where there is no residual"""
     x, middle = a["x"], a["middle"] if config.feed_forward != "none" else out
-    mixer.forward(config, w, a, middle, norm.forward(config, w, a, "mixer_norm", x), x, keys[0], keys[1], state)
+    mixer.forward(config, w, a, middle, norm.forward(config, w, a, "mixer_norm", x), x if config.residual else None, keys[0], keys[1], state)
     if config.feed_forward != "none":
-        feed_forward.forward(config, w, a, out, norm.forward(config, w, a, "feed_forward_norm", middle), middle, keys[2])
+        feed_forward.forward(config, w, a, out, norm.forward(config, w, a, "feed_forward_norm", middle), middle if config.residual else None, keys[2])
 
 
-def block_backward(config, mixer, w, g, a, dx, keys):
-    """dx, the gradient of out, becomes the gradient of x: each branch adds to it through its norm."""
+def block_backward(config, mixer, w, g, a, dx, dout, keys):
+    """dx = the gradient of x. dout, the gradient of out, is the same array, to which each branch adds through its norm; only of logits it is another."""
     dnormed = a["dnormed"]
     if config.feed_forward != "none":
         feed_forward.backward(config, w, g, a, dnormed, dx, norm.forward(config, w, a, "feed_forward_norm", a["middle"]), keys[2])
-        norm.backward(config, w, g, a, "feed_forward_norm", dx, dnormed, a["middle"])
-    mixer.backward(config, w, g, a, dnormed, dx, norm.forward(config, w, a, "mixer_norm", a["x"]), keys[0], keys[1])
-    norm.backward(config, w, g, a, "mixer_norm", dx, dnormed, a["x"])
+        stream_backward(config, w, g, a, "feed_forward_norm", dx, dnormed, a["middle"])
+    mixer.backward(config, w, g, a, dnormed, dout, norm.forward(config, w, a, "mixer_norm", a["x"]), keys[0], keys[1])
+    stream_backward(config, w, g, a, "mixer_norm", dx, dnormed, a["x"])
+
+
+def stream_backward(config, w, g, a, name, dx, dnormed, x):
+    """The gradient of the stream x that a branch read through its norm: it adds to that of the sum, or is all there is."""
+    if not config.residual:
+        dx.fill(0)
+    norm.backward(config, w, g, a, name, dx, dnormed, x)
+
+
+class States:
+    """What the mixers of all layers keep of B texts, in one block of `memory`, from which later windows go on."""
+
+    def __init__(self, model, batch):
+        sizes = [mixer.state_size(model.config, batch) for mixer in model.mixers]
+        self.memory = np.zeros(sum(sizes), model.dtype)
+        ends = np.cumsum(sizes).tolist()
+        self.layers = [mixer.State(model.config, batch, self.memory[end - size:end]) for mixer, size, end in zip(model.mixers, sizes, ends)]
+
+    def clear(self):
+        """Begin new texts."""
+        for state in self.layers:
+            state.clear()
 
 
 def counted(targets):
@@ -145,13 +171,17 @@ class Model:
         return self.activations
 
     def keys(self, key):
-        """Dropout keys: [embedding, layer 0, layer 1, ...], a layer's being (attention, after the mixer, after the feed-forward)."""
+        """Dropout keys: [embedding, layer 0, layer 1, ...], a layer's being (attention, after the mixer, after the feed-forward). Logits are not dropped."""
         if key is None or not self.config.dropout:
             return [None] + [(None, None, None)] * self.config.n_layer
-        return [ops.dropout_key(*key, 0)] + [tuple(ops.dropout_key(*key, 1 + layer, place) for place in range(3)) for layer in range(self.config.n_layer)]
+        keys = [ops.dropout_key(*key, 0)] + [tuple(ops.dropout_key(*key, 1 + layer, place) for place in range(3)) for layer in range(self.config.n_layer)]
+        return keys if self.config.head != "none" else [*keys[:-1], (keys[-1][0], None, None)]
 
     def forward(self, activations, tokens, keys, states=None):
-        """The stream after the last block, normed, (N, D)."""
+        """The stream after the last block, normed, (N, D); where the last mixer gives the logits, those, (N, V).
+
+        states: of every layer what its mixer keeps of the past, from which it goes on, see mixers/__init__; None begins new texts.
+        """
         config, w, a, layers = self.config, self.parameters.weight, activations.shared, activations.layers
         layer_weights = self.layer_operands if activations.workspace.types.operand == self.operand else self.layer_weights
         positions = w.get("positions.weight") if config.positions == "learned" else a.get("positions")
@@ -165,17 +195,21 @@ class Model:
         for i, mixer in enumerate(self.mixers):
             out = layers[i + 1]["x"] if i + 1 < len(layers) else a["x"]
             block_forward(config, mixer, layer_weights[i], layers[i], out, keys[1 + i], states[i] if states else None)
-        return norm.forward(config, w, a, "norm", a["x"])
+        return norm.forward(config, w, a, "norm", a["x"]) if config.head != "none" else a["x"]
 
     def backward(self, activations, tokens, targets, normed, scale, keys):
         """Losses and, added to the gradients, the derivative of scale * sum of losses. Mirrors `forward`."""
         config, w, g, a = self.config, self.parameters.operand, self.parameters.gradient, activations.shared
-        dx = a["dx"]
+        dx = dout = a["dx"]
         head.backward(config, w, g, a, a["dnormed"], normed, targets, scale)
-        dx.fill(0)
-        norm.backward(config, w, g, a, "norm", dx, a["dnormed"], a["x"])
+        if config.head == "none":
+            dout = normed  # the logits, which are their gradient by now
+        else:
+            dx.fill(0)
+            norm.backward(config, w, g, a, "norm", dx, a["dnormed"], a["x"])
         for i in reversed(range(config.n_layer)):
-            block_backward(config, self.mixers[i], self.layer_operands[i], self.layer_gradients[i], activations.layers[i], dx, keys[1 + i])
+            block_backward(config, self.mixers[i], self.layer_operands[i], self.layer_gradients[i], activations.layers[i], dx, dout, keys[1 + i])
+            dout = dx
         if keys[0] is not None:
             ops.dropout_backward(a["dnormed"], dx, config.dropout, keys[0])
             dx = a["dnormed"]
@@ -193,16 +227,17 @@ class Model:
         """Mean cross-entropy of the counted targets in nats, dropout off; 0 if none is counted."""
         return float(self.losses(tokens, targets).sum(dtype=np.float64)) / max(1, counted(targets))
 
-    def loss_and_gradient(self, tokens, targets, count=None, key=None):
+    def loss_and_gradient(self, tokens, targets, count=None, key=None, states=None):
         """Sum of the counted targets' cross-entropy over `count`, in nats; its gradient is added to `parameters.gradients`.
 
         count: the counted targets of all batches whose gradients make one update, so that it is that of their joint mean; None: of this one.
         key: integers (seed, step, micro-batch) from which dropout's masks are drawn; None leaves dropout off.
+        states: the layers of `States`, from which the windows go on and where they leave what they carry; gradients stop at the window's edge.
         """
         count = max(1, counted(targets) if count is None else count)
         activations = self.plan(*tokens.shape)
         keys = self.keys(key)
-        normed = self.forward(activations, tokens, keys)
+        normed = self.forward(activations, tokens, keys, states)
         self.backward(activations, tokens, targets.reshape(-1), normed, 1 / count, keys)
         return float(activations.shared["head.losses"].sum(dtype=np.float64)) / count
 

@@ -3,7 +3,7 @@
 The tensors that decay come first, so that the optimiser, the gradient's norm, clipping and counting need no loop over names.
 """
 import math
-from typing import NamedTuple
+from typing import Callable, NamedTuple, Union
 
 import numpy as np
 
@@ -11,24 +11,26 @@ from slm_np.ops.device import kernels_of
 
 
 class Tensor(NamedTuple):
-    """What is known of a tensor before it exists. `spread`: N(0, spread^2) or U(-spread, spread) by `law`; "ones", "zeros". `multiplies`: whether products take it."""
+    """What is known of a tensor before it exists. `law`: "normal", N(0, spread^2), "uniform", U(-spread, spread), "ones", "zeros", or a function
+    of (random generator, shape). `multiplies`: whether products take it. `decay`: whether rule "matrices" may take it for a matrix that decays."""
     name: str
     shape: tuple
-    law: str = "normal"
+    law: Union[str, Callable] = "normal"
     spread: float = 0.02
     multiplies: bool = False
+    decay: bool = True
 
 
 def weight(config, name, shape, fan_in, residual=False):
     """A matrix of a product under the configuration's initialisation. Projections that write to the stream start smaller, by 1 / sqrt(2 L)."""
     if config.init == "uniform":
         return Tensor(name, shape, "uniform", fan_in ** -0.5, True)
-    return Tensor(name, shape, "normal", 0.02 / (2 * config.n_layer) ** 0.5 if residual else 0.02, True)
+    return Tensor(name, shape, "normal", config.init_std / (2 * config.n_layer) ** 0.5 if residual else config.init_std, True)
 
 
 def decays(tensor, rule):
-    """Whether weight decay applies: under rule "matrices" to tensors with two axes or more, under "all" to every one."""
-    return rule == "all" or len(tensor.shape) > 1
+    """Whether weight decay applies: under rule "matrices" to tensors with two axes or more that are not exempt, under "all" to every one."""
+    return rule == "all" or len(tensor.shape) > 1 and tensor.decay
 
 
 def count(tensors):
@@ -82,6 +84,8 @@ class Parameters:
                 view[...] = draw.normal(0.0, t.spread, t.shape)
             elif t.law == "uniform":
                 view[...] = draw.uniform(-t.spread, t.spread, t.shape)
+            elif callable(t.law):
+                view[...] = t.law(draw, t.shape)
             else:
                 view[...] = 1 if t.law == "ones" else 0
         self.pack()

@@ -6,6 +6,10 @@ GPT2 = dict(positions="learned", norm="layernorm", feed_forward="gelu", head="ti
 LLAMA = dict(positions="rotary", norm="rmsnorm", feed_forward="swiglu")
 # System 1 has no norm anywhere, one head, uniform weights and an output of two matrices.
 BYTE_TRANSFORMER = dict(positions="sinusoidal", norm="none", feed_forward="swish", head="mlp", init="uniform", n_head=1)
+# System 2: layers of a linear recurrence and nothing else; the last one gives the logits.
+BYTE_SSM = dict(pattern="S", positions="none", norm="none", feed_forward="none", residual=False, head="none", init="uniform")
+MAMBA = dict(pattern="M", positions="none", norm="rmsnorm", feed_forward="none", head="tied", init_std=0.1)
+BYTE_SAMPLING = dict(samplers="temp,top-p")  # temperature first, then the nucleus
 
 PRESETS = {
     "stories": dict(
@@ -41,6 +45,31 @@ PRESETS = {
         model=dict(LLAMA, head="linear", n_layer=6, n_head=8, n_embd=256, n_hidden=1024, block_size=256),
         train=dict(batch_size=16, max_iters=5000, learning_rate=1e-4, min_lr=1e-5, warmup_iters=100, weight_decay=0.1, decay="matrices"),
         generation=dict(min_confidence=0.15)),
+    "mamba": dict(
+        about="Mamba-1 on bytes, as Hugging Face's MambaForCausalLM",
+        model=dict(MAMBA, n_layer=4, n_embd=256, block_size=256),
+        train=dict(batch_size=8, max_iters=2000, learning_rate=2e-3, min_lr=1e-4, warmup_iters=100, beta2=0.95, weight_decay=0.1, decay="matrices")),
+    "byte-ssm": dict(
+        about="byte state-space model: linear recurrences alone, its CPU size, gradients through all of time",
+        model=dict(BYTE_SSM, n_layer=4, n_embd=256, state_size=512, block_size=256),
+        # The original's rates of 2e-5 to 1e-4, constant and with its gradients cut to one step, learn far more slowly.
+        train=dict(batch_size=16, max_iters=2000, learning_rate=1e-3, min_lr=1e-4, warmup_iters=100, beta2=0.999, weight_decay=0.01, decay="all"),
+        generation=BYTE_SAMPLING),
+    "byte-ssm-8": dict(
+        about="the same at the original's first size: E 512, S 256, T 1024, 8 layers",
+        model=dict(BYTE_SSM, n_layer=8, n_embd=512, state_size=256, block_size=1024),
+        train=dict(batch_size=16, max_iters=10000, learning_rate=1e-3, min_lr=1e-4, warmup_iters=500, beta2=0.999, weight_decay=0.01, decay="all"),
+        generation=BYTE_SAMPLING),
+    "byte-ssm-11": dict(
+        about="the same at the original's second size: E 256, S 512, T 1024, 11 layers",
+        model=dict(BYTE_SSM, n_layer=11, n_embd=256, state_size=512, block_size=1024),
+        train=dict(batch_size=256, max_iters=10000, learning_rate=1e-3, min_lr=1e-4, warmup_iters=500, beta2=0.999, weight_decay=0.01, decay="all"),
+        generation=BYTE_SAMPLING),
+    "byte-ssm-large": dict(
+        about="the same at the original's large size: E 512, S 2048, T 2048, 11 layers",
+        model=dict(BYTE_SSM, n_layer=11, n_embd=512, state_size=2048, block_size=2048),
+        train=dict(batch_size=32, max_iters=10000, learning_rate=5e-4, min_lr=5e-5, warmup_iters=500, beta2=0.999, weight_decay=0.01, decay="all"),
+        generation=BYTE_SAMPLING),
 }
 
 

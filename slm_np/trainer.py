@@ -10,7 +10,7 @@ import numpy as np
 
 from slm_np import checkpoint
 from slm_np.errors import UserError
-from slm_np.model import Model, counted
+from slm_np.model import Model, States, counted
 from slm_np.optim import AdamW, learning_rate
 from slm_np.precision import operand, resolved
 from slm_np.product_check import watched
@@ -71,6 +71,9 @@ class Trainer:
         self.run, self.config, self.corpus, self.sampler, self.quiet = run, run.train, corpus, sampler, quiet
         self.out_dir = None
         train = self.config
+        if train.carry_state and (run.model.attends or corpus.train.mask is not None):
+            raise UserError(f"--carry-state hands on a state, but {'attention has none' if run.model.attends else 'answers are no stream'}; "
+                            f"{'choose a --pattern of M and S' if run.model.attends else 'leave it out'}")
         self.model = Model(run.model, train.seed if fresh else None, train.decay, operand=operand(run))
         self.optimizer = AdamW(self.model.parameters, train.learning_rate, train.weight_decay, train.beta1, train.beta2, grad_clip=train.grad_clip)
         shape = train.batch_size, run.model.block_size
@@ -79,7 +82,14 @@ class Trainer:
         end_of_text, T = getattr(corpus.tokenizer, "end_of_text", None), run.model.block_size
         self.evaluated_splits = [(name, batches_of(tokens, T, train.seed, purpose, end_of_text)) for name, tokens, purpose in (
             ("train_loss", corpus.train, EVALUATE_TRAIN), ("val_loss", corpus.validation, EVALUATE_VALIDATION), ("replay_loss", replay, EVALUATE_REPLAY)) if tokens is not None]
-        if train.epochs:
+        self.carried = None  # the mixers' states, where they are handed from window to window
+        if train.carry_state:
+            from slm_np.data.tokens import StreamOrder
+            order = StreamOrder(corpus.train, T, train.batch_size)
+            self.carried, self.windows = States(self.model, train.batch_size), order.n_windows
+            self.batches = order.batch
+            self.max_iters = math.ceil(train.epochs * order.n_windows / train.grad_accumulation_steps) if train.epochs else train.max_iters
+        elif train.epochs:
             order = epoch_order(corpus, T, train.seed)
             self.batches, self.max_iters = lambda x, y, i: order.batch(x, y, i * len(x)), updates_of(train, order.n_windows)
         else:
@@ -112,6 +122,18 @@ class Trainer:
         """Fill tokens and targets with micro-batch `micro` of the present update."""
         self.batches(self.tokens, self.targets, self.updates * self.config.grad_accumulation_steps + micro)
 
+    def states(self, micro):
+        """What micro-batch `micro` goes on from, None where windows do not follow each other; new texts where the streams begin again."""
+        if self.carried is None:
+            return None
+        if (self.updates * self.config.grad_accumulation_steps + micro) % self.windows == 0:
+            self.carried.clear()
+        return self.carried.layers
+
+    def moments(self):
+        """{name: array} of what a checkpoint holds beside weights and counters: the optimiser's moments, and the states that are carried."""
+        return {**self.optimizer.state(), **({"carried": self.carried.memory} if self.carried else {})}
+
     def counted(self):
         """Targets that count in all micro-batches of the present update: its loss is their mean, however they spread over the batches."""
         n = self.config.grad_accumulation_steps
@@ -132,13 +154,15 @@ class Trainer:
         with watched(self.model.parameters.weights, self.updates):
             for micro in range(self.config.grad_accumulation_steps):
                 self.batch(micro)
-                loss += self.model.loss_and_gradient(self.tokens, self.targets, count, (self.config.seed, self.updates, micro))
+                loss += self.model.loss_and_gradient(self.tokens, self.targets, count, (self.config.seed, self.updates, micro), self.states(micro))
         rate = learning_rate(self.config, self.updates, self.schedule_progress)
         if math.isfinite(loss):
             norm = self.optimizer.step(rate)
         else:
             norm = math.nan
             self.model.parameters.gradients.fill(0)
+            if self.carried:
+                self.carried.clear()  # what is not finite would stay so
         self.updates += 1
         self.bad_steps = 0 if math.isfinite(norm) else self.bad_steps + 1
         return loss, norm, rate
@@ -179,13 +203,13 @@ class Trainer:
         """A checkpoint to resume from."""
         if self.out_dir is not None and self.saved != self.updates:
             state = dict(optimizer_updates=self.optimizer.updates, bad_steps=self.bad_steps, elapsed=self.elapsed)
-            checkpoint.save_checkpoint(self.out_dir, self.updates, self.model.parameters.weight, self.optimizer.state(), state)
+            checkpoint.save_checkpoint(self.out_dir, self.updates, self.model.parameters.weight, self.moments(), state)
         self.saved = self.updates
 
     def resume(self, directory):
         """Go on with the run in a directory, from its newest checkpoint."""
         self.out_dir = Path(directory)
-        found = checkpoint.newest_checkpoint(self.out_dir, self.model.parameters.weight, self.optimizer.state())
+        found = checkpoint.newest_checkpoint(self.out_dir, self.model.parameters.weight, self.moments())
         self.model.parameters.pack()
         self.updates = self.saved = found.step
         self.optimizer.updates, self.bad_steps, self.elapsed = (found.state[k] for k in ("optimizer_updates", "bad_steps", "elapsed"))

@@ -226,6 +226,70 @@ def swiglu_backward(dout, x):
     return np.concatenate((swish_backward(dout * up, gate), dout * swish(gate)), axis=-1)
 
 
+# Recurrences
+
+@exact
+def convolution(x, past, weight, bias):
+    """out[b, t] = swish(bias + sum_k weight[k] x[b, t - K + 1 + k])        x (B, T, E), past (B, K - 1, E) before it, weight (K, E), bias (E,)"""
+    seen = np.concatenate((past, x), axis=1)
+    return swish(np.stack([(seen[:, t:t + len(weight)] * weight).sum(1) for t in range(x.shape[1])], axis=1) + bias)
+
+
+@exact
+def convolution_backward(dout, x, past, weight, bias):
+    """(dx, dweight, dbias): what a token gives to each of the K that see it; nothing for what came before."""
+    seen, K = np.concatenate((past, x), axis=1), len(weight)
+    summed = np.stack([(seen[:, t:t + K] * weight).sum(1) for t in range(x.shape[1])], axis=1) + bias
+    dsum, dseen, dweight = swish_backward(dout, summed), np.zeros_like(seen), np.zeros_like(weight)
+    for t, k in np.ndindex(x.shape[1], K):
+        dseen[:, t + k] += dsum[:, t] * weight[k]
+        dweight[k] += (dsum[:, t] * seen[:, t + k]).sum(0)
+    return dseen[:, K - 1:], dweight, dsum.sum((0, 1))
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+@exact
+def selective_scan(x, delta, selected, projected, a_log, skip, first):
+    """h_t = exp(-d e^a_log) h_(t-1) + d x B,   out = (<h, C> + skip x) swish(gate),   d = softplus(delta)
+
+    x, delta (B, T, E), selected (B, T, R + 2 S) with B and C last, projected (B, T, 2 E) with the gate last, a_log (S, E), skip (E,),
+    first (B, S, E): h before the first step. Returns (out (B, T, E), every h (B, T + 1, S, E)).
+    """
+    S, E = a_log.shape
+    enter, leave, gate, hs, out = selected[..., -2 * S:-S], selected[..., -S:], projected[..., E:], [first], []
+    for t in range(x.shape[1]):
+        step = softplus(delta[:, t])
+        hs.append(np.exp(-step[:, None] * np.exp(a_log)) * hs[-1] + (step * x[:, t])[:, None] * enter[:, t, :, None])
+        out.append(((hs[-1] * leave[:, t, :, None]).sum(1) + skip * x[:, t]) * swish(gate[:, t]))
+    return np.stack(out, axis=1), np.stack(hs, axis=1)
+
+
+@exact
+def selective_scan_backward(dout, x, delta, selected, projected, a_log, skip, first):
+    """(dx, ddelta, dselected, dprojected, da_log, dskip): the adjoint of each step, from the last to the first, with every state kept."""
+    (S, E), (out, hs) = a_log.shape, selective_scan(x, delta, selected, projected, a_log, skip, first)
+    enter, leave, gate, rate = selected[..., -2 * S:-S], selected[..., -S:], projected[..., E:], np.exp(a_log)
+    dx, ddelta, dselected, dprojected, da_log, dskip, dh = *map(np.zeros_like, (x, delta, selected, projected, a_log, skip)), np.zeros_like(first)
+    for t in reversed(range(x.shape[1])):
+        step, before, after = softplus(delta[:, t]), hs[:, t], hs[:, t + 1]
+        decay = np.exp(-step[:, None] * rate)
+        plain = (after * leave[:, t, :, None]).sum(1) + skip * x[:, t]
+        dprojected[:, t, E:] = swish_backward(dout[:, t] * plain, gate[:, t])
+        dy = dout[:, t] * swish(gate[:, t])
+        dh = dh + dy[:, None] * leave[:, t, :, None]
+        dselected[:, t, -S:], dselected[:, t, -2 * S:-S] = (after * dy[:, None]).sum(2), (dh * (step * x[:, t])[:, None]).sum(2)
+        dinput, ddecay = (dh * enter[:, t, :, None]).sum(1), dh * before
+        dstep = dinput * x[:, t] - (ddecay * decay * rate).sum(1)
+        dx[:, t], ddelta[:, t] = dinput * step + dy * skip, dstep * sigmoid(delta[:, t])
+        da_log -= (ddecay * decay * step[:, None] * rate).sum(0)
+        dskip += (dy * x[:, t]).sum(0)
+        dh = dh * decay
+    return dx, ddelta, dselected, dprojected, da_log, dskip
+
+
 # Loss; logits (..., V), targets (...)
 
 @exact
@@ -291,13 +355,26 @@ def shapes(config):
         found["positions.weight"] = (T, D)
     for i in range(config.n_layer):
         add_norm(f"layers.{i}.mixer_norm")
-        add_linear(f"layers.{i}.attention.qkv", D, (H + 2 * G) * W)
-        add_linear(f"layers.{i}.attention.output", H * W, D)
+        mixer, out = config.pattern[i % len(config.pattern)], V if config.head == "none" and i == config.n_layer - 1 else D
+        if mixer == "A":
+            add_linear(f"layers.{i}.attention.qkv", D, (H + 2 * G) * W)
+            add_linear(f"layers.{i}.attention.output", H * W, out)
+        elif mixer == "M":
+            E, S, R = config.n_inner, config.channel_states, config.time_step_rank
+            add_linear(f"layers.{i}.mamba.input", D, 2 * E)
+            for name, shape in (("convolution.weight", (config.conv_kernel, E)), ("convolution.bias", (E,)), ("select.weight", (E, R + 2 * S)),
+                                ("step.weight", (R, E)), ("step.bias", (E,)), ("a_log", (S, E)), ("skip", (E,))):
+                found[f"layers.{i}.mamba.{name}"] = shape
+            add_linear(f"layers.{i}.mamba.output", E, out)
+        else:
+            for name, shape in (("input", (D, config.state_size)), ("state", (config.state_size,) * 2), ("output", (config.state_size, out)), ("skip", (D, out))):
+                found[f"layers.{i}.recurrence.{name}.weight"] = shape
         if config.feed_forward != "none":
             add_norm(f"layers.{i}.feed_forward_norm")
             add_linear(f"layers.{i}.feed_forward.input", D, 2 * F if config.feed_forward == "swiglu" else F)
             add_linear(f"layers.{i}.feed_forward.output", F, D)
-    add_norm("norm")
+    if config.head != "none":
+        add_norm("norm")
     if config.head == "linear":
         found["head.weight"] = (V, D)
     if config.head == "mlp":
@@ -318,18 +395,42 @@ def reference_logits(config, arrays, tokens):
     def matrix(name, x):
         return linear(x, arrays[f"{name}.weight"], arrays.get(f"{name}.bias"))
 
+    def attend(i, x):
+        q, k, v = split_heads(matrix(f"layers.{i}.attention.qkv", x), config.n_head, config.n_kv_head)
+        if config.positions == "rotary":
+            q, k = rotary(q, config.rope_theta), rotary(k, config.rope_theta)
+        return matrix(f"layers.{i}.attention.output", attention(q, k, v).reshape(B, T, -1))
+
+    def select(i, x):
+        w = {name: arrays[f"layers.{i}.mamba.{name}"] for name in ("convolution.weight", "convolution.bias", "select.weight", "step.weight", "step.bias", "a_log", "skip")}
+        projected = matrix(f"layers.{i}.mamba.input", x)
+        S, E = w["a_log"].shape
+        inner = convolution(projected[..., :E], np.zeros((B, len(w["convolution.weight"]) - 1, E)), w["convolution.weight"], w["convolution.bias"])
+        selected = linear(inner, w["select.weight"])
+        delta = linear(selected[..., :config.time_step_rank], w["step.weight"], w["step.bias"])
+        return matrix(f"layers.{i}.mamba.output", selective_scan(inner, delta, selected, projected, w["a_log"], w["skip"], np.zeros((B, S, E)))[0])
+
+    def recur(i, x):
+        enter, pass_on, leave, beside = (arrays[f"layers.{i}.recurrence.{name}.weight"] for name in ("input", "state", "output", "skip"))
+        h, out = np.zeros((B, len(pass_on))), []
+        for t in range(T):
+            h = linear(x[:, t], enter) + linear(h, pass_on)
+            out.append(linear(swish(h), leave) + linear(x[:, t], beside))
+        return np.stack(out, axis=1)
+
     activation = {"swish": swish, "gelu": gelu, "gelu-tanh": gelu_tanh, "swiglu": swiglu}.get(config.feed_forward)
     B, T = tokens.shape
     places = {"learned": arrays.get("positions.weight"), "sinusoidal": sinusoidal(T, config.n_embd)}.get(config.positions)
     x = embedding(tokens, arrays["embedding.weight"], places)
     for i in range(config.n_layer):
-        q, k, v = split_heads(matrix(f"layers.{i}.attention.qkv", normed(f"layers.{i}.mixer_norm", x)), config.n_head, config.n_kv_head)
-        if config.positions == "rotary":
-            q, k = rotary(q, config.rope_theta), rotary(k, config.rope_theta)
-        x = x + matrix(f"layers.{i}.attention.output", attention(q, k, v).reshape(B, T, -1))
+        mixed = {"A": attend, "M": select, "S": recur}[config.pattern[i % len(config.pattern)]](i, normed(f"layers.{i}.mixer_norm", x))
+        x = x + mixed if config.residual else mixed
         if activation:
             inner = activation(matrix(f"layers.{i}.feed_forward.input", normed(f"layers.{i}.feed_forward_norm", x)))
-            x = x + matrix(f"layers.{i}.feed_forward.output", inner)
+            given = matrix(f"layers.{i}.feed_forward.output", inner)
+            x = x + given if config.residual else given
+    if config.head == "none":
+        return x
     x = normed("norm", x)
     if config.head == "mlp":
         x = swish(matrix("head.input", x))

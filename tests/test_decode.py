@@ -55,6 +55,11 @@ CHOICES = {
         ("none", "swish", "gelu", "gelu-tanh", "swiglu"), (False, True))},
     **{f"{head}-head{'-bias' * bias}": dict(head=head, bias=bias, head_hidden=7) for head, bias in itertools.product(("tied", "linear", "mlp"), (False, True))},
     **{f"{heads}-heads-{groups}-groups-of-{width}": dict(n_head=heads, n_kv_head=groups, head_dim=width) for heads, groups, width in ((1, 1, 6), (6, 3, 2), (4, 1, 10), (3, 3, 4))},
+    **{f"mixers-{pattern}{'-' * bool(kind)}{kind}": dict(pattern=pattern, feed_forward=kind or "none", bias=bias, n_inner=inner, channel_states=3, state_size=states) for pattern, kind, bias, inner, states in (
+        ("M", "", False, 10, 5), ("M", "swiglu", True, 200, 5), ("S", "", False, 10, 7), ("S", "gelu", True, 10, 200), ("MA", "swish", False, 10, 5), ("SM", "", True, 130, 130))},
+    **{f"no-residual-{pattern}-{head}": dict(pattern=pattern, residual=False, norm=norm, feed_forward="none", head=head, init="uniform") for pattern, norm, head in (
+        ("S", "none", "none"), ("M", "rmsnorm", "none"), ("A", "none", "none"), ("AS", "layernorm", "linear"))},
+    "no-residual-feed-forward": dict(pattern="SM", residual=False, feed_forward="swiglu"), "filter-of-one": dict(pattern="M", conv_kernel=1), "longer-filter": dict(pattern="M", conv_kernel=7),
     "layernorm-without-bias": dict(norm="layernorm"), "odd-widths": dict(n_embd=7, n_head=1, n_hidden=5, positions="none", head="mlp", head_hidden=3),
     "several-shares": dict(n_embd=24, n_hidden=200, feed_forward="swiglu", bias=True), "one-layer": dict(n_layer=1), "one-token": dict(block_size=1),
 }
@@ -133,7 +138,7 @@ def test_the_same_bits_for_any_number_of_threads(settings, dtype, threads):
 
 
 def test_shares_follow_from_the_model_alone():
-    assert [shares(ModelConfig(n_hidden=n)) for n in (1, 63, 128, 768, 5000)] == [1, 1, 2, 12, 16]
+    assert [shares(n) for n in (1, 63, 128, 768, 5000)] == [1, 1, 2, 12, 16]
 
 
 # Memory, bad input

@@ -4,6 +4,7 @@ from .activation import (gelu_backward, gelu_forward, gelu_tanh_backward, gelu_t
 from .adamw import adamw, square_sum, square_sum_blocks
 from .attention import attention_backward, attention_forward, attention_scratch
 from .bfloat import convert
+from .convolution import convolution_backward, convolution_forward
 from .decode import decode_head, decode_step
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
@@ -14,5 +15,7 @@ from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 from .pair_tile import bfloat16_unit
 from .product_pairs import pack, packed, watch_product, watched_error
+from .recurrence import batch_major, linear_recurrence_backward, linear_recurrence_forward, linear_recurrence_scratch, time_major
 from .residual import accumulate
 from .rotary import rotary_backward, rotary_forward
+from .scan import selective_scan_backward, selective_scan_chunks, selective_scan_forward, selective_scan_parts, selective_scan_scratch

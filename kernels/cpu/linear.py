@@ -5,7 +5,7 @@ from . import product_blas, product_pairs, product_tile
 from .bfloat import BF16
 from .jit import kernel
 from .norm import add_to
-from .product_blas import BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
+from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .product_pairs import Packed
 from .tile import FEATURES, ROWS
 
@@ -28,7 +28,7 @@ def add_rows(dbias, dout):
 def multiply(out, a, weight, transpose, bias=None, residual=None):
     """out = a W or a W^T, + bias + residual        weight: an array, or `Packed`"""
     if bias is None:
-        under = NOTHING if residual is None else RESIDUAL
+        under = NOTHING if residual is None else ADD if residual is out else RESIDUAL  # what lies there already need not be laid
     else:
         under = BIAS if residual is None else BIAS_AND_RESIDUAL
     rounded = isinstance(weight, Packed)

@@ -192,6 +192,8 @@ def put(out, flat_out, i, j, rows, columns, sums, under, bias, residual, flat_re
             put_row_on_residual(flat_out, place, sums, at, bias, j, flat_residual, place)
         elif columns == COLUMNS and under == BIAS_AND_RESIDUAL:
             put_row_on_both(flat_out, place, sums, at, bias, j, flat_residual, place)
+        elif columns == COLUMNS:
+            put_row_on_residual(flat_out, place, sums, at, bias, j, flat_out, place)
         else:
             for c in range(columns):
                 value = sums[at + c]

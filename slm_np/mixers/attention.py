@@ -7,18 +7,22 @@ from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
 
 
+NAME = "attention"
+TENSORS = ("qkv.weight", "qkv.bias", "output.weight", "output.bias")
+
+
 def widths(config):
     """(H w, (H + 2 K) w): columns of the attended heads, and of queries, keys and values side by side."""
     return config.n_head * config.head_dim, (config.n_head + 2 * config.n_kv_head) * config.head_dim
 
 
-def parameters(config):
+def parameters(config, columns):
     attended, qkv = widths(config)
     yield weight(config, "attention.qkv.weight", (config.n_embd, qkv), config.n_embd)
-    yield weight(config, "attention.output.weight", (attended, config.n_embd), attended, residual=True)
+    yield weight(config, "attention.output.weight", (attended, columns), attended, residual=True)
     if config.bias:
         yield Tensor("attention.qkv.bias", (qkv,), "zeros")
-        yield Tensor("attention.output.bias", (config.n_embd,), "zeros")
+        yield Tensor("attention.output.bias", (columns,), "zeros")
 
 
 def plan(config, batch, steps):
@@ -41,6 +45,9 @@ class State:
 
     def __init__(self, config, batch, memory):
         self.keys, self.values = memory.reshape(2, batch, config.n_kv_head, config.block_size, config.head_dim)
+
+    def clear(self):
+        """Nothing to do: a text's own keys and values take the places of those before."""
 
     def take(self, config, qkv, steps):
         """Keep the keys and values of a prompt of `steps` tokens, which starts the text."""

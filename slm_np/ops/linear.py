@@ -5,7 +5,7 @@ from slm_np.ops.device import kernels_of
 def linear_forward(out, x, weight, bias, residual):
     """out = x W + b + residual        out, residual (N, E)   x (N, D)   weight (D, E)   bias (E,)
 
-    `bias` and `residual` may be None. They cost almost nothing: they are laid where the product is added to them.
+    `bias` and `residual` may be None. They cost almost nothing: they are laid where the product is added to them. `residual` may be `out` itself.
     """
     kernels_of(out).linear_forward(out, x, weight, bias, residual)
 

@@ -1,0 +1,127 @@
+"""Mamba as a mixer (Gu and Dao 2023): a projection into channels and their gates, a short convolution, a selective scan, a projection back.
+
+Equations and initial weights are those of Hugging Face's MambaForCausalLM. Sizes: B batch, T steps, N = B T, E channels, S states of each, R rank
+of the time steps, K tokens that the convolution sees.
+"""
+import numpy as np
+
+from slm_np import ops
+from slm_np.branch import join_backward, join_forward, operand
+from slm_np.params import Tensor, weight
+from slm_np.workspace import Request
+
+NAME = "mamba"
+TENSORS = ("input.weight", "input.bias", "convolution.weight", "convolution.bias", "select.weight", "step.weight", "step.bias", "a_log", "skip",
+           "output.weight", "output.bias")
+SHORTEST, LONGEST, LEAST = 1e-3, 0.1, 1e-4  # time steps at the start
+
+
+def rates(draw, shape):
+    """a_log = log 1, log 2, ..., log S in every channel: S time scales"""
+    return np.log(np.arange(1, shape[0] + 1))[:, None] + np.zeros(shape)
+
+
+def time_steps(draw, shape):
+    """Biases whose softplus is spread evenly, by its logarithm, from the shortest to the longest time step."""
+    step = np.maximum(LEAST, np.exp(draw.uniform(np.log(SHORTEST), np.log(LONGEST), shape)))
+    return step + np.log(-np.expm1(-step))
+
+
+def parameters(config, columns):
+    width, channels, states, rank, bias = config.n_embd, config.n_inner, config.channel_states, config.time_step_rank, config.bias
+    yield weight(config, "mamba.input.weight", (width, 2 * channels), width)
+    yield Tensor("mamba.convolution.weight", (config.conv_kernel, channels), "uniform", config.conv_kernel ** -0.5)
+    yield Tensor("mamba.convolution.bias", (channels,), "zeros")
+    yield weight(config, "mamba.select.weight", (channels, rank + 2 * states), channels)._replace(multiplies=False)  # small: not worth rounding
+    yield Tensor("mamba.step.weight", (rank, channels), "uniform", rank ** -0.5)
+    yield Tensor("mamba.step.bias", (channels,), time_steps)
+    yield Tensor("mamba.a_log", (states, channels), rates, decay=False)
+    yield Tensor("mamba.skip", (channels,), "ones")
+    yield Tensor("mamba.output.weight", (channels, columns), "uniform", channels ** -0.5, multiplies=True)
+    if bias:
+        yield Tensor("mamba.input.bias", (2 * channels,), "zeros")
+        yield Tensor("mamba.output.bias", (columns,), "zeros")
+
+
+def plan(config, batch, steps):
+    n, channels, states, rank = batch * steps, config.n_inner, config.channel_states, config.time_step_rank
+    cpu = np.empty(0)
+    yield Request("mamba.projected", (n, 2 * channels), "saved")
+    yield Request("mamba.past", (batch, config.conv_kernel - 1, channels), "saved")
+    yield Request("mamba.x", (n, channels), "saved")
+    yield Request("mamba.selected", (n, rank + 2 * states), "saved")
+    yield Request("mamba.delta", (n, channels), "saved")
+    yield Request("mamba.states", (batch, ops.selective_scan_chunks(steps, cpu) + 1, states, channels), "saved")
+    yield Request("mamba.out", (n, channels), "saved")
+    yield Request("mamba.read", (n, channels), "scratch", "rounded")
+    yield Request("mamba.dprojected", (n, 2 * channels), "scratch", "rounded")
+    yield Request("mamba.rank", (n, rank), "scratch")
+    yield Request("mamba.scan", ops.selective_scan_scratch(channels, states, batch, cpu), "scratch")
+    yield Request("mamba.dout", (n, channels), "scratch")
+    yield Request("mamba.dx", (n, channels), "scratch")
+    yield Request("mamba.dselected", (n, rank + 2 * states), "scratch")
+    yield Request("mamba.drank", (n, rank), "scratch")
+    yield Request("mamba.parts", (ops.selective_scan_parts(batch, steps, channels, states, cpu),), "scratch")
+
+
+def state_size(config, batch):
+    """How many numbers a State holds."""
+    return batch * (config.channel_states + config.conv_kernel - 1) * config.n_inner
+
+
+class State:
+    """What a text carries on, in `memory`: the scan's states (B, S, E) and the last K - 1 inputs of the convolution (B, K - 1, E)."""
+
+    def __init__(self, config, batch, memory):
+        split = batch * config.channel_states * config.n_inner
+        self.memory, self.scan = memory, memory[:split].reshape(batch, config.channel_states, config.n_inner)
+        self.past = memory[split:].reshape(batch, config.conv_kernel - 1, config.n_inner)
+
+    def clear(self):
+        """Begin new texts."""
+        self.memory.fill(0)
+
+    def take(self, projected, states):
+        """Keep what follows needs: the states after the window, and its last inputs."""
+        batch, kept, channels = self.past.shape
+        inputs = projected.reshape(batch, -1, 2 * channels)[:, -kept:, :channels] if kept else self.past
+        steps = inputs.shape[1]
+        for place in range(kept - steps):  # a window shorter than the convolution: what it saw before moves up
+            self.past[:, place] = self.past[:, place + steps]
+        self.past[:, kept - steps:] = inputs
+        self.scan[...] = states[:, -1]
+
+
+def forward(config, w, a, out, x, residual, key, join_key, state=None):
+    """out = residual + mamba(x) W + b. With `state`, the texts go on from there, and leave there what they carry on."""
+    projected, past, inner, selected, delta, states = (a[f"mamba.{name}"] for name in ("projected", "past", "x", "selected", "delta", "states"))
+    past[...] = 0 if state is None else state.past
+    states[:, 0] = 0 if state is None else state.scan
+    ops.linear_forward(projected, x, w["mamba.input.weight"], w.get("mamba.input.bias"), None)
+    ops.convolution_forward(inner, projected, past, w["mamba.convolution.weight"], w["mamba.convolution.bias"])
+    ops.linear_forward(selected, inner, w["mamba.select.weight"], None, None)
+    rank = a["mamba.rank"]
+    rank[...] = selected[:, :rank.shape[1]]
+    ops.linear_forward(delta, rank, w["mamba.step.weight"], w["mamba.step.bias"], None)
+    ops.selective_scan_forward(a["mamba.out"], states, a["mamba.scan"], inner, delta, selected, projected, w["mamba.a_log"], w["mamba.skip"])
+    if state is not None:
+        state.take(projected, states)
+    join_forward(config, w, a, "mamba.output", out, operand(a, "mamba.read", a["mamba.out"]), residual, join_key)
+
+
+def backward(config, w, g, a, dx, dout, x, key, join_key):
+    """dx = the gradient of the mixer's input. What forward saved of the projection and of the time steps becomes its gradient."""
+    projected, inner, delta, rank, dinner = a["mamba.projected"], a["mamba.x"], a["mamba.delta"], a["mamba.rank"], a["mamba.dx"]
+    selected, dselected, drank, dscan = a["mamba.selected"], a["mamba.dselected"], a["mamba.drank"], a["mamba.dout"]
+    dbranch = join_backward(config, a, dout, join_key)
+    ops.linear_backward(dscan, g["mamba.output.weight"], g.get("mamba.output.bias"), dbranch, operand(a, "mamba.read", a["mamba.out"]), w["mamba.output.weight"])
+    ops.selective_scan_backward(dinner, delta, dselected, projected, g["mamba.a_log"], g["mamba.skip"], a["mamba.parts"], a["mamba.scan"],
+                                dscan, a["mamba.states"], inner, selected, w["mamba.a_log"], w["mamba.skip"])
+    rank[...] = selected[:, :rank.shape[1]]
+    ops.linear_backward(drank, g["mamba.step.weight"], g["mamba.step.bias"], delta, rank, w["mamba.step.weight"])
+    dselected[:, :rank.shape[1]] = drank
+    ops.linear_backward(dscan, g["mamba.select.weight"], None, dselected, inner, w["mamba.select.weight"])
+    ops.accumulate(dinner, dscan)
+    ops.convolution_backward(projected, g["mamba.convolution.weight"], g["mamba.convolution.bias"], dscan, dinner, a["mamba.past"],
+                             w["mamba.convolution.weight"], w["mamba.convolution.bias"])
+    ops.linear_backward(dx, g["mamba.input.weight"], g.get("mamba.input.bias"), operand(a, "mamba.dprojected", projected), x, w["mamba.input.weight"])
