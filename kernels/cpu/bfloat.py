@@ -4,7 +4,7 @@ What feeds a product works on pairs: an int32 holds two numbers that are neighbo
 (n, k) of bfloat16 are rows (n, k / 2) of pairs, and every panel, copy and transpose of four-byte numbers serves them.
 """
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import prange, types
 from numba.extending import intrinsic, overload
 
@@ -13,7 +13,8 @@ from .tile import FEATURES
 
 BF16 = np.dtype(np.uint16)
 WORD, HALF = ir.IntType(32), ir.IntType(16)
-NATIVE = bool(FEATURES.get("avx512bf16") and FEATURES.get("avx512f"))  # the processor rounds to bfloat16 and multiplies pairs of it
+# The processor rounds to bfloat16 and multiplies pairs of it, and LLVM knows the type; before, its instructions took integers.
+NATIVE = bool(FEATURES.get("avx512bf16") and FEATURES.get("avx512f") and binding.llvm_version_info >= (18,))
 
 
 class BFloat(ir.Type):
