@@ -132,6 +132,7 @@ class TrainConfig:
     beta1: float = setting(0.9, "AdamW's decay of the mean of gradients", low=0.0, high=0.999999)
     beta2: float = setting(0.95, "AdamW's decay of the mean of squared gradients", low=0.0, high=0.999999)
     grad_clip: float = setting(1.0, "largest norm of the whole gradient; 0 is off", low=0.0, high=1e9)
+    max_spectral_norm: float = setting(0.0, "largest spectral norm of each linear recurrence's A, which is scaled down to it after an update; 0 is off", low=0.0, high=1e9)
     eval_interval: int = setting(250, "updates between evaluations of both splits", low=1, high=10 ** 9)
     eval_iters: int = setting(20, "batches per split in an evaluation", low=1, high=10 ** 6)
     log_interval: int = setting(10, "updates between lines of the log", low=1, high=10 ** 9)
