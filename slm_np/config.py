@@ -58,7 +58,7 @@ class ModelConfig:
     head: str = setting("tied", "from the stream to the logits: the embedding again, a matrix, two with a swish between, or none: the last mixer gives the logits",
                         choices=("tied", "linear", "mlp", "none"))
     head_hidden: int = setting(0, "hidden width of the mlp head; 0 means 2 n-embd", low=0, high=1 << 18)
-    state_size: int = setting(0, "S: numbers in the state of the linear recurrence; 0 means 2 n-embd", low=0, high=1 << 16)
+    state_size: int = setting(0, "S: numbers in the state of the linear recurrence; 0 means 2 n-embd", low=0, high=1 << 17)
     n_inner: int = setting(0, "E: channels inside Mamba; 0 means 2 n-embd", low=0, high=1 << 17)
     channel_states: int = setting(16, "numbers in the state of each of Mamba's channels", low=1, high=1024)
     time_step_rank: int = setting(0, "R: inner width of the projection that makes Mamba's time steps; 0 means n-embd / 16, rounded up", low=0, high=1 << 16)
