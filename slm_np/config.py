@@ -59,7 +59,7 @@ class ModelConfig:
     head: str = setting("tied", "from the stream to the logits: the embedding again, a matrix, two with a swish between, or none: the last mixer gives the logits",
                         choices=("tied", "linear", "mlp", "none"))
     head_hidden: int = setting(0, "hidden width of the mlp head; 0 means 2 n-embd", low=0, high=1 << 18)
-    state_size: int = setting(0, "S: numbers in the state of the linear recurrence; 0 means 2 n-embd", low=0, high=1 << 16)
+    state_size: int = setting(0, "S: numbers in the state of the linear recurrence; 0 means 2 n-embd", low=0, high=1 << 17)
     n_inner: int = setting(0, "E: channels inside Mamba; 0 means 2 n-embd", low=0, high=1 << 17)
     channel_states: int = setting(16, "numbers in the state of each of Mamba's channels", low=1, high=1024)
     time_step_rank: int = setting(0, "R: inner width of the projection that makes Mamba's time steps; 0 means n-embd / 16, rounded up", low=0, high=1 << 16)
@@ -133,6 +133,7 @@ class TrainConfig:
     beta1: float = setting(0.9, "AdamW's decay of the mean of gradients", low=0.0, high=0.999999)
     beta2: float = setting(0.95, "AdamW's decay of the mean of squared gradients", low=0.0, high=0.999999)
     grad_clip: float = setting(1.0, "largest norm of the whole gradient; 0 is off", low=0.0, high=1e9)
+    max_spectral_norm: float = setting(0.0, "largest spectral norm of each linear recurrence's A, which is scaled down to it after an update; 0 is off", low=0.0, high=1e9)
     eval_interval: int = setting(250, "updates between evaluations of both splits", low=1, high=10 ** 9)
     eval_iters: int = setting(20, "batches per split in an evaluation", low=1, high=10 ** 6)
     log_interval: int = setting(10, "updates between lines of the log", low=1, high=10 ** 9)

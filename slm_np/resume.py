@@ -7,7 +7,7 @@ from slm_np.errors import UserError
 LENGTHS = ("max_iters", "epochs", "max_time")  # three ways to say how long to train, of which a run has one
 # Settings a resumed run may change: how long it runs, the course of its rate, how it reports, and what it uses of the machine. Its data
 # may have moved: they are known by their content.
-FREE = {*LENGTHS, "lr_decay_iters", "learning_rate", "min_lr", "warmup_iters", "lr_schedule", "weight_decay", "beta1", "beta2", "grad_clip",
+FREE = {*LENGTHS, "lr_decay_iters", "learning_rate", "min_lr", "warmup_iters", "lr_schedule", "weight_decay", "beta1", "beta2", "grad_clip", "max_spectral_norm",
         "eval_interval", "eval_iters", "log_interval", "save_interval", "patience", "threads", "out_dir", "data", "val_data", "replay_data"}
 
 

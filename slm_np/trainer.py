@@ -15,6 +15,7 @@ from slm_np.optim import AdamW, learning_rate
 from slm_np.precision import operand, resolved
 from slm_np.product_check import watched
 from slm_np.progress import Progress
+from slm_np.spectral import SpectralNorms
 
 TRAIN, EVALUATE_TRAIN, EVALUATE_VALIDATION, EVALUATE_REPLAY = range(4)  # purposes of random batches
 BAD_STEPS = 5
@@ -82,6 +83,7 @@ class Trainer:
         end_of_text, T = getattr(corpus.tokenizer, "end_of_text", None), run.model.block_size
         self.evaluated_splits = [(name, batches_of(tokens, T, train.seed, purpose, end_of_text)) for name, tokens, purpose in (
             ("train_loss", corpus.train, EVALUATE_TRAIN), ("val_loss", corpus.validation, EVALUATE_VALIDATION), ("replay_loss", replay, EVALUATE_REPLAY)) if tokens is not None]
+        self.spectral = SpectralNorms(self.model.parameters)
         self.carried = None  # the mixers' states, where they are handed from window to window
         if train.carry_state:
             from slm_np.data.tokens import StreamOrder
@@ -130,9 +132,14 @@ class Trainer:
             self.carried.clear()
         return self.carried.layers
 
+    def spectral_row(self):
+        """The spectral norm of each linear recurrence's A for the metrics, where there are any."""
+        return dict(spectral_norms=[round(norm, 6) for norm in self.spectral.norms.values()]) if self.spectral.norms else {}
+
     def moments(self):
-        """{name: array} of what a checkpoint holds beside weights and counters: the optimiser's moments, and the states that are carried."""
-        return {**self.optimizer.state(), **({"carried": self.carried.memory} if self.carried else {})}
+        """{name: array} of what a checkpoint holds beside weights and counters: the optimiser's moments, the vectors that show
+        spectral norms, and the states that are carried."""
+        return {**self.optimizer.state(), **self.spectral.state(), **({"carried": self.carried.memory} if self.carried else {})}
 
     def counted(self):
         """Targets that count in all micro-batches of the present update: its loss is their mean, however they spread over the batches."""
@@ -158,6 +165,8 @@ class Trainer:
         rate = learning_rate(self.config, self.updates, self.schedule_progress)
         if math.isfinite(loss):
             norm = self.optimizer.step(rate)
+            if math.isfinite(norm):
+                self.spectral.update(self.config.max_spectral_norm)
         else:
             norm = math.nan
             self.model.parameters.gradients.fill(0)
@@ -293,7 +302,7 @@ class Trainer:
         if self.bad_steps:
             progress.say(f"step {self.updates}: the loss is {loss} and the gradient's norm {norm}: update skipped")
         if due or self.bad_steps:
-            self.log(dict(step=self.updates, loss=loss, lr=rate, grad_norm=norm, step_ms=round(1e3 * per_step, 3), tokens_per_s=round(per_second, 1)))
+            self.log(dict(step=self.updates, loss=loss, lr=rate, grad_norm=norm, step_ms=round(1e3 * per_step, 3), tokens_per_s=round(per_second, 1), **self.spectral_row()))
         bits = bits_per_byte(loss, self.corpus.train)
         text = f"loss {loss:.3f}" + (f"  {bits:.2f} bits/byte" if math.isfinite(bits) else "") + f"  {per_second:,.0f} tokens/s"
         progress.update(f"step {self.updates}" + ("" if self.config.max_seconds else f"/{self.max_iters}"), self.progress, text, due)

@@ -364,4 +364,18 @@ def test_settings_that_do_not_go_together_are_refused(settings, words):
 def test_sizes_have_defaults():
     config = ModelConfig(pattern="M", n_embd=250)
     assert (config.n_inner, config.time_step_rank, config.channel_states, config.state_size, config.attends) == (500, 16, 16, 500, False)
-    assert ModelConfig(pattern="MMMA", n_layer=3).endless is False or not ModelConfig(pattern="MMMA", n_layer=3).attends
+    hybrid = dict(pattern="MMMA", n_embd=128, n_head=4)
+    assert ModelConfig(**hybrid, n_layer=4).attends and not ModelConfig(**hybrid, n_layer=4).endless
+    assert ModelConfig(**hybrid, n_layer=3).endless
+
+
+def test_the_spectral_norm_is_logged_and_held_down(tmp_path):
+    data, settings = small.text_file(tmp_path), dict(pattern="S", positions="none", feed_forward="none", learning_rate=0.05)
+    free, held = (small.trainer(data, tmp_path / name, **settings, max_spectral_norm=limit) for name, limit in (("free", 0.0), ("held", 0.6)))
+    free.train()
+    held.train()
+    for trainer, low, high in ((free, 0.7, 100), (held, 0.5, 0.6001)):
+        (row,) = [row for row in small.rows(trainer.out_dir) if row["step"] == 12 and "spectral_norms" in row]
+        a = trainer.model.parameters.weight["layers.0.recurrence.state.weight"]
+        assert low < row["spectral_norms"][0] < high
+        assert row["spectral_norms"][0] == pytest.approx(np.linalg.norm(a, 2), rel=0.02)

@@ -312,6 +312,7 @@ def test_generation_config():
 def test_presets_say_how_their_runs_write():
     made = {name: generation_defaults(name) for name in PRESETS}
     assert made["slim"] == SamplingConfig(min_confidence=0.15, confidence_patience=3)
-    assert all(settings == SamplingConfig() for name, settings in made.items() if name != "slim")
+    assert all(settings == SamplingConfig() for name, settings in made.items() if name != "slim" and not name.startswith("byte-ssm"))
+    assert made["byte-ssm"] == SamplingConfig(samplers="temp,top-p")  # temperature first, then the nucleus
     with pytest.raises(UserError, match="did you mean slim"):
         generation_defaults("slimm")

@@ -7,7 +7,7 @@ second-level cache, or the third, as fast as the tiles multiply.
 import numba
 from numba import prange
 
-from .bfloat import convert_block
+from .bfloat import convert_block, read, write
 from .jit import kernel, row
 from .norm import add_to
 from .product_tile import TERMS, even_share, take_panel
@@ -100,20 +100,16 @@ def _time_major(out, x, first):
 
 
 @kernel
-def _batch_major(out, x, first):
+def _batch_major(out, x, residual, adds, first):
     """out (B, ., D), from its step `first` on, from x (T, B, D)"""
     for t in prange(len(x)):
         for b in range(x.shape[1]):
-            convert_block(out[b, first + t], x[t, b])
-
-
-@kernel
-def _batch_major_sum(out, x, residual, first):
-    for t in prange(len(x)):
-        for b in range(x.shape[1]):
             target, one, other = out[b, first + t], x[t, b], residual[b, first + t]
-            for d in range(target.size):
-                target[d] = one[d] + other[d]
+            if adds:
+                for d in range(target.size):
+                    write(target, d, read(one, d) + read(other, d))
+            else:
+                convert_block(target, one)
 
 
 def time_major(out, x, first):
@@ -122,7 +118,4 @@ def time_major(out, x, first):
 
 def batch_major(out, x, residual, first):
     shape = x.shape[1], -1, x.shape[2]
-    if residual is None:
-        _batch_major(out.reshape(shape), x, first)
-    else:
-        _batch_major_sum(out.reshape(shape), x, residual.reshape(shape), first)
+    _batch_major(out.reshape(shape), x, (out if residual is None else residual).reshape(shape), residual is not None, first)
