@@ -120,3 +120,8 @@ def test_cpu_benchmark_helps_and_refuses_an_unknown_shape(capsys):
             cpu.main(arguments)
         out, err = capsys.readouterr()
         assert stopped.value.code == status and word in (err if status else out)
+
+
+def test_repeated_four_grams():
+    prompts = importlib.import_module("prompts")
+    assert prompts.repeated("a b c d e f a b c d") == pytest.approx(1 / 7) and prompts.repeated("a b c") == 0 and prompts.repeated("a " * 13) == pytest.approx(0.9)
