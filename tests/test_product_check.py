@@ -1,7 +1,15 @@
 """The check of a product by a random projection: right products pass, one wrong tile or number does not."""
+import os
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import small
 
+from slm_np import product_check, train
+from slm_np.kernels.cpu import product_pairs
+from slm_np.kernels.cpu.bfloat import bfloats
+from slm_np.kernels.cpu.product_blas import NOTHING
 from slm_np.product_check import projection, projection_error
 
 SHAPES = pytest.mark.parametrize("m, k, n", [(1, 2, 1), (64, 32, 48), (192, 384, 1536), (96, 1536, 384), (96, 4096, 640), (48, 384, 8192)])
@@ -119,3 +127,85 @@ def test_operands_stay_as_they_are():
     c, kept = np.zeros((32, 64), np.float32), [a.copy(), b.copy()]
     projection_error(c, a, b.T, 0)
     assert (a == kept[0]).all() and (b == kept[1]).all() and not c.any()
+
+
+# In training
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """A machine whose products are watched."""
+    monkeypatch.setattr(product_pairs, "AMX", True)
+
+
+def multiplied(m=70, k=67, n=90):
+    """Each kind of product with a float32 result, as (name, function)."""
+    rng = np.random.default_rng(0)
+    a, b, w = rng.standard_normal((m, k)), rng.standard_normal((m, n)), rng.standard_normal((k, n)).astype(np.float32)
+    a, b, weight = bfloats(a), bfloats(b), product_pairs.packed(w)
+    product_pairs.pack(weight)
+    out, dx, dw = np.zeros((m, n), np.float32), np.zeros((m, k), np.float32), np.full((k, n), 0.5, np.float32)
+    return [("x W", lambda: product_pairs.product(out, a, weight.forward, NOTHING, w[0], out)), ("dy W^T", lambda: product_pairs.product(dx, b, weight.backward, NOTHING, w[0], dx)),
+            ("x^T dy", lambda: product_pairs.add_outer_products(dw, a, b))]
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_a_watched_product_that_is_right(tiles, kind):
+    _, product = multiplied()[kind]
+    product_pairs.watch_product(0)
+    product()
+    assert 0 < product_pairs.watched_error() < 1
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_a_watched_product_that_is_wrong(tiles, kind, monkeypatch):
+    name = "_outer_products" if kind == 2 else "_product"
+    kernel = getattr(product_pairs, name)
+
+    def wrong(c, *rest):
+        kernel(c, *rest)
+        c[3:19, 5:21] = 0  # a tile is lost
+    monkeypatch.setattr(product_pairs, name, wrong)
+    _, product = multiplied()[kind]
+    product_pairs.watch_product(1)
+    product()  # not this one
+    product_pairs.WATCH.error = 0.0
+    product()
+    assert product_pairs.watched_error() > 1
+
+
+def test_nothing_is_watched_without_tiles(monkeypatch):
+    monkeypatch.setattr(product_pairs, "AMX", False)
+    product_pairs.watch_product(0)
+    multiplied()[0][1]()
+    assert product_pairs.watched_error() == 0
+
+
+def test_an_update_in_fifty_is_watched(monkeypatch):
+    errors, asked = iter([0.5, 3.0]), []
+    monkeypatch.setattr(product_check, "kernels_of", lambda array: SimpleNamespace(watch_product=asked.append, watched_error=lambda: next(errors)))
+    for update in range(50):
+        with product_check.watched(None, update):
+            pass
+    with pytest.raises(product_check.WrongProduct, match="a product of update 50 is 3 times as wrong as rounding can make it"):
+        with product_check.watched(None, 50):
+            pass
+    assert asked == [0, 1]
+
+
+def test_a_wrong_product_sends_the_run_back_without_amx(tmp_path, monkeypatch, capsys):
+    started = {}
+
+    class Gone(BaseException):
+        pass
+
+    def execve(program, words, environment):
+        started.update(words=words, environment=environment)
+        raise Gone
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(product_check, "kernels_of", lambda array: SimpleNamespace(watch_product=lambda number: None, watched_error=lambda: 9.0))
+    with pytest.raises(Gone):
+        train.main([*small.flags(small.text_file(tmp_path)), "--out-dir", str(tmp_path / "run")])
+    assert started["words"][1:] == ["-m", "slm_np.train", "--resume", str(tmp_path / "run")] and started["environment"]["SLM_NP_AMX"] == "0"
+    assert "AMX is switched off for this run, which goes back to its last checkpoint" in capsys.readouterr().err
+    run = small.command("train", "--resume", str(tmp_path / "run"), cwd=tmp_path)
+    assert run.returncode == 0, run.stderr  # what was saved can be gone on with
