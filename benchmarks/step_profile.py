@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 
 import measure
+from shapes import SCAN_BACKWARD, SCAN_FORWARD
 
 IN_PLACE = ("swish_backward", "gelu_backward", "gelu_tanh_backward", "swiglu_backward")  # these write every array they read
 
@@ -25,9 +26,21 @@ def attention(n_products, lse, qkv):
     return count
 
 
+def scan(factor, rates):
+    """Of the selective scan: its instructions for every state of every channel and token; `rates` (S, E) is the argument of that place."""
+    return lambda args: (factor * args[0].size * len(args[rates]), "")
+
+
+def recurrence(factor):
+    """Of the linear recurrence: so many products of all states with A, states (T + 1, B, S) coming first."""
+    return lambda args: (factor * 2 * args[0][1:].size * args[0].shape[2], "")
+
+
 OPERATIONS = {"linear_forward": product(1, 2), "linear_backward_input": product(1, 2), "linear_backward_weight": product(2, 0),
               "linear_transposed_forward": product(1, 2), "linear_transposed_backward": transposed_backward,
-              "attention_forward": attention(2, 1, 3), "attention_backward": attention(5, 3, 0)}
+              "attention_forward": attention(2, 1, 3), "attention_backward": attention(5, 3, 0),
+              "selective_scan_forward": scan(SCAN_FORWARD, 7), "selective_scan_backward": scan(SCAN_BACKWARD, 4),
+              "linear_recurrence_forward": recurrence(1), "linear_recurrence_backward": recurrence(2)}
 
 
 def bytes_of(name, args):
@@ -35,6 +48,8 @@ def bytes_of(name, args):
     arrays = [a for a in args if hasattr(a, "nbytes")]
     if "attention" in name:
         del arrays[1 if "backward" in name else 2]  # its scratch stays in the cache
+    if "scan" in name:
+        del arrays[7 if "backward" in name else 2]
     sizes = [a.nbytes * (2 if name in IN_PLACE else 1) for a in arrays]
     if name.startswith("embedding"):  # of the table only the rows that stand in the text
         sizes = [min(size, args[2 if "backward" in name else 0].nbytes) for size in sizes]

@@ -75,10 +75,19 @@ def test_products_and_operations_of_a_shape_counted_by_hand():
     assert shapes.products(mlp, 1) == [(3, 4, 18, 1), (3, 6, 4, 1), (3, 4, 5, 1), (3, 5, 11, 1)]
 
 
+def test_products_of_models_that_carry_a_state_counted_by_hand():
+    both = ModelConfig(vocab_size=11, block_size=3, pattern="MS", n_layer=3, n_embd=8, n_inner=10, channel_states=2, time_step_rank=3, state_size=7, feed_forward="none",
+                       residual=False, head="none")  # Mamba, recurrence, and Mamba again, which gives the logits
+    assert shapes.products(both, 2) == [(6, 8, 20, 2), (6, 10, 7, 2), (6, 3, 10, 2), (6, 10, 8, 1), (6, 10, 11, 1), (6, 8, 7, 1), (2, 7, 7, 3), (6, 7, 8, 1), (6, 8, 8, 1)]
+    assert shapes.scan_operations(both, 2) == 2 * (28 + 44) * 6 * 10 * 2 and shapes.attention_operations(both, 2) == 0
+    assert sum(m * k * n * count for m, k, n, count in shapes.products(both, 2)) == 6 * (2 * (160 + 70 + 30) + 80 + 110 + 56 + 49 + 56 + 64)
+
+
 def test_shapes_are_the_models_they_are_named_after():
     from slm_np.model import parameter_count
     assert {name: parameter_count(shapes.shape(name)[0]) for name in shapes.SHAPES} == {
-        "char": 834_304, "char10m": 10_844_160, "slim": 7_343_360, "smallm": 29_995_392, "byte-transformer": 2_424_832}
+        "char": 834_304, "char10m": 10_844_160, "slim": 7_343_360, "smallm": 29_995_392, "byte-transformer": 2_424_832,
+        "byte-ssm": 2_424_832, "mamba": 1_817_856}
 
 
 def test_alternate_takes_turns_within_their_settings():
@@ -99,15 +108,16 @@ def test_peak_memory_counts_what_was_touched():
     assert block.nbytes / 1e6 < measure.peak_rss_mb() < 1e6
 
 
-@pytest.mark.parametrize("shape_name", ["char", "byte-transformer"])
-def test_profile_counts_the_operations_of_a_step(shape_name, capsys, monkeypatch):
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape_name", ["char", "byte-transformer", "byte-ssm", "mamba"])
+def test_profile_counts_the_operations_of_a_step(shape_name, dtype, capsys, monkeypatch):
     config, batch = shrunk(shapes.shape(shape_name)[0]), 2
     monkeypatch.setattr(cpu, "shape", lambda name: (config, batch))
-    monkeypatch.setattr(measure, "product_rate", lambda: shapes.operations(config, batch))
+    monkeypatch.setattr(measure, "product_rate", lambda dtype: shapes.operations(config, batch))
     monkeypatch.setattr(measure, "bandwidth", lambda: math.inf)
     from slm_np import ops
     before = dict(vars(ops))
-    trainer = cpu.trainer_of(shape_name, 0)
+    trainer = cpu.trainer_of(shape_name, 0, dtype)
     cpu.profile(shape_name, trainer, 0.0)
     total = capsys.readouterr().out.splitlines()[-1].split()
     assert total[0] == "sum" and float(total[-1]) == pytest.approx(1000.0, abs=0.5)  # ms: the floor is one second of products
