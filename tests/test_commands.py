@@ -101,7 +101,7 @@ BAD_SETTINGS = [
     (["--learning-rate", "1e400"], "--learning-rate is inf"), (["--dropout", 1], "--dropout is 1.0"), (["--seed", -3], "--seed is -3"), (["--n-layer", 10 ** 9], "--n-layer is 1000000000"),
     (["--min-lr", 1, "--learning-rate", 0.1], "--min-lr 1.0 is above"), (["--max-time", "soon"], "--max-time 'soon' is not a duration"), (["--max-time", "-5m"], "expected"),
     (["--max-time", "20m", "--epochs", 2], "give one"), (["--max-iters", 5, "--epochs", 2], "give one"), (["--pattern", "AX"], "--pattern 'AX' is unknown"),
-    (["--tokenizer", "bites"], "did you mean byte"), (["--dtype", "fp16"], "--dtype 'fp16' is unknown"), (["--device", "tpu"], "--device 'tpu' is unknown"), (["--threads", 1024], "--threads 1024 is more"),
+    (["--tokenizer", "bites"], "did you mean byte"), (["--dtype", "fp8"], "--dtype 'fp8' is unknown"), (["--device", "tpu"], "--device 'tpu' is unknown"), (["--threads", 1024], "--threads 1024 is more"),
     (["stray"], "unknown argument 'stray'"), (["--n-embd"], "expected one argument"), (["--bias", "yes"], "unknown argument 'yes'")]
 
 
@@ -283,7 +283,7 @@ def test_what_training_says(folder):
     done = small.command("train", *small.flags("text.txt", max_iters=40), cwd=folder)
     assert done.returncode == 0
     lines = done.stderr.splitlines()
-    assert re.match(r"slm_np: float32 on the CPU, 1 thread, .*(BLAS|MKL|BLIS)", lines[0])
+    assert re.match(r"slm_np: on the CPU, 1 thread, (bf16: bfloat16 products|fp32 by .*(BLAS|MKL|BLIS))", lines[0])
     assert re.match(r"corpus text.txt: [\d,]+ bytes, one document \(nothing separates several\), [\d,]+ training and [\d,]+ validation tokens, vocabulary 256", lines[1])
     assert re.match(r"model stories: 6,320 parameters", lines[2]) and re.match(r"memory: weights .*, together .* MiB", lines[3])
     assert any(re.match(r"step 30/40  loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  ETA \d+s", line) for line in lines)

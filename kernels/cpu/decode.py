@@ -331,52 +331,61 @@ def decode_head(logits, normed, weights, ends, buffers, threads):
         table_products(logits, buffers.head_active, weights, ends.table)
 
 
-@row
-def decode_step(logits, memory, buffers, weights, layers, ends, sizes, tokens, place, positions, cos, sin, eps, threads):
-    """logits (B, V) after one more token of each text, (B,), at `place`; what mixers keep of the past, in `memory`, takes it in.
+def step_of(others):
+    """The step of models that attend, or of those that have other mixers too: what a model does not have need not be compiled for it."""
+    def decode_step(logits, memory, buffers, weights, layers, ends, sizes, tokens, place, positions, cos, sin, eps, threads):
+        """logits (B, V) after one more token of each text, (B,), at `place`; what mixers keep of the past, in `memory`, takes it in.
 
-    weights: all of the model's, flat.   layers (L, LINE): the lines of numbers.   positions: rows that are added to the embedding, and
-    cos, sin those of rotary angles: the row of a place is its remainder by their number, and none is none.
-    """
-    x, normed, batch = buffers.x, buffers.normed, len(buffers.x)
-    embedding = weights[ends.embedding:ends.embedding + sizes.pieces * x.shape[1]].reshape((sizes.pieces, x.shape[1]))
-    for b in range(len(x)):
-        embedding_row(x, b, embedding, tokens[b], positions, place % max(1, len(positions)), len(positions) > 0)
-    for layer in range(len(layers)):
-        places = layers[layer]
-        columns, state = places[COLUMNS], places[STATE]
-        norm_rows(normed, x, sizes.norm, weights, places[MIXER_NORM], places[MIXER_NORM_BIAS], eps)
-        target = logits if sizes.logits and layer == len(layers) - 1 else x
-        if not sizes.residual:
-            target[:] = 0
-        if places[MIXER] == ATTENTION:
-            given, bias = given_of(buffers.given, sizes.kv_heads, batch, columns), places[OUTPUT_BIAS]
-            attention_shares(given, buffers.attended, buffers.qkv, buffers.scores, normed, weights, places, memory, sizes.heads, sizes.kv_heads, sizes.steps,
-                             sizes.rotary, cos, sin, place % max(1, len(cos)), place % sizes.steps, min(place + 1, sizes.steps), threads)
-        elif places[MIXER] == MAMBA:
-            channels = buffers.inner.shape[1]
-            past = state + batch * sizes.states * channels
-            given = given_of(buffers.given, sizes.channel_shares, batch, buffers.selected.shape[1])
-            mamba_inner_shares(given, buffers.inner, buffers.projected, normed, weights, places, memory[past:past + batch * (sizes.filter - 1) * channels], sizes.filter, threads)
-            buffers.selected[:] = 0
-            take(buffers.selected, given, weights, ABSENT)
-            given, bias = given_of(buffers.given, sizes.channel_shares, batch, columns), places[BACK_BIAS]
-            mamba_scan_shares(given, buffers.readout, buffers.steps, buffers.inputs, buffers.delta, buffers.selected, buffers.inner, buffers.projected, weights, places,
-                              memory[state:past], sizes.states, sizes.rank, threads)
-        else:
-            states = buffers.entered.shape[1]
-            h = memory[state:state + batch * states].reshape((batch, states))
-            recurrence_state_shares(buffers.entered, normed, h, weights, places, sizes.state_shares, threads)
-            given, bias = given_of(buffers.given, sizes.state_shares, batch, columns), ABSENT
-            recurrence_shares(given, buffers.entered_active, buffers.entered, normed, h, weights, places, threads)
-        take(target, given, weights, bias)
-        if sizes.activation:
-            given = given_of(buffers.given, sizes.shares, batch, x.shape[1])
-            norm_rows(normed, x, sizes.norm, weights, places[FEED_FORWARD_NORM], places[FEED_FORWARD_NORM_BIAS], eps)
-            feed_forward_shares(given, buffers.active, buffers.hidden, normed, weights, places, sizes.activation, threads)
+        weights: all of the model's, flat.   layers (L, LINE): the lines of numbers.   positions: rows that are added to the embedding, and
+        cos, sin those of rotary angles: the row of a place is its remainder by their number, and none is none.
+        """
+        x, normed, batch = buffers.x, buffers.normed, len(buffers.x)
+        embedding = weights[ends.embedding:ends.embedding + sizes.pieces * x.shape[1]].reshape((sizes.pieces, x.shape[1]))
+        for b in range(len(x)):
+            embedding_row(x, b, embedding, tokens[b], positions, place % max(1, len(positions)), len(positions) > 0)
+        for layer in range(len(layers)):
+            places = layers[layer]
+            columns, state = places[COLUMNS], places[STATE]
+            norm_rows(normed, x, sizes.norm, weights, places[MIXER_NORM], places[MIXER_NORM_BIAS], eps)
+            target = logits if sizes.logits and layer == len(layers) - 1 else x
             if not sizes.residual:
-                x[:] = 0
-            take(x, given, weights, places[DOWN_BIAS])
-    if not sizes.logits:
-        norm_rows(normed, x, sizes.norm, weights, ends.norm, ends.norm_bias, eps)
-        decode_head(logits, normed, weights, ends, buffers, threads)
+                target[:] = 0
+            if others and places[MIXER] == MAMBA:
+                channels = buffers.inner.shape[1]
+                past = state + batch * sizes.states * channels
+                given = given_of(buffers.given, sizes.channel_shares, batch, buffers.selected.shape[1])
+                mamba_inner_shares(given, buffers.inner, buffers.projected, normed, weights, places, memory[past:past + batch * (sizes.filter - 1) * channels], sizes.filter, threads)
+                buffers.selected[:] = 0
+                take(buffers.selected, given, weights, ABSENT)
+                given, bias = given_of(buffers.given, sizes.channel_shares, batch, columns), places[BACK_BIAS]
+                mamba_scan_shares(given, buffers.readout, buffers.steps, buffers.inputs, buffers.delta, buffers.selected, buffers.inner, buffers.projected, weights, places,
+                                  memory[state:past], sizes.states, sizes.rank, threads)
+            elif others and places[MIXER] == RECURRENCE:
+                states = buffers.entered.shape[1]
+                h = memory[state:state + batch * states].reshape((batch, states))
+                recurrence_state_shares(buffers.entered, normed, h, weights, places, sizes.state_shares, threads)
+                given, bias = given_of(buffers.given, sizes.state_shares, batch, columns), ABSENT
+                recurrence_shares(given, buffers.entered_active, buffers.entered, normed, h, weights, places, threads)
+            else:
+                given, bias = given_of(buffers.given, sizes.kv_heads, batch, columns), places[OUTPUT_BIAS]
+                attention_shares(given, buffers.attended, buffers.qkv, buffers.scores, normed, weights, places, memory, sizes.heads, sizes.kv_heads, sizes.steps,
+                                 sizes.rotary, cos, sin, place % max(1, len(cos)), place % sizes.steps, min(place + 1, sizes.steps), threads)
+            take(target, given, weights, bias)
+            if sizes.activation:
+                given = given_of(buffers.given, sizes.shares, batch, x.shape[1])
+                norm_rows(normed, x, sizes.norm, weights, places[FEED_FORWARD_NORM], places[FEED_FORWARD_NORM_BIAS], eps)
+                feed_forward_shares(given, buffers.active, buffers.hidden, normed, weights, places, sizes.activation, threads)
+                if not sizes.residual:
+                    x[:] = 0
+                take(x, given, weights, places[DOWN_BIAS])
+        if not sizes.logits:
+            norm_rows(normed, x, sizes.norm, weights, ends.norm, ends.norm_bias, eps)
+            decode_head(logits, normed, weights, ends, buffers, threads)
+    return row(decode_step)
+
+
+attention_step, any_step = step_of(False), step_of(True)
+
+
+def decode_step(logits, memory, buffers, weights, layers, *rest):
+    (attention_step if (layers[:, MIXER] == ATTENTION).all() else any_step)(logits, memory, buffers, weights, layers, *rest)
