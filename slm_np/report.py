@@ -43,6 +43,7 @@ def finish(trainer):
     from slm_np.generation import printable
     corpus, model, directory = trainer.corpus, trainer.model.exact(), trainer.out_dir
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
+    trainer.model.parameters.pack()
     print(f"evaluating the best model, of step {metadata['step']}, on all of the validation split", file=sys.stderr)
     trainer.model.activations = None  # what was enough for training is enough here
     found = evaluate(model, corpus.validation, corpus.tokenizer, quiet=trainer.quiet, batch=min(TOKENS, trainer.tokens.size))
