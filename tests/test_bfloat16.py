@@ -645,7 +645,7 @@ import test_bfloat16 as test
 unit = pair_tile.bfloat16_unit()
 if sys.argv[1] == "avx2":
     assert not pair_tile.AMX and not pair_tile.NATIVE and pair_tile.COLUMNS == 16
-    assert pair_tile.multiply_pairs is pair_tile.multiply_register_tile and unit == (False, "SLM_NP_AMX=0 switches AMX off"), unit
+    assert pair_tile.multiply_chosen_tile is pair_tile.multiply_register_tile and unit == (False, "SLM_NP_AMX=0 switches AMX off"), unit
 else:
     assert pair_tile.AMX and pair_tile.ROWS == 32 and unit == (True, "this processor has AMX and products of integers on it are exact"), unit
     before = amx_emulator.performed()

@@ -13,7 +13,7 @@ from .amx import TILES, configure_tiles, multiply_tile, release_tiles
 from .bfloat import NATIVE, BFloat, nearest
 from .gemm import element_pointer
 from .jit import row
-from .tile import COLUMNS, FEATURES, LANES
+from .tile import COLUMNS, FEATURES, LANES, multiply_added, multiply_tile_of
 from .tile import ROWS as REGISTER_ROWS
 
 AMX, AMX_REASON = amx.available()
@@ -49,73 +49,27 @@ def pairs_added(builder, total, factor, b):
         pairs = ir.VectorType(BFloat(), 2 * lanes)
         add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(total.type, [total.type, pairs, pairs]), f"llvm.x86.avx512bf16.dpbf16ps.{32 * lanes}")
         return builder.call(add, [total, builder.bitcast(factor, pairs), builder.bitcast(b, pairs)])
-    add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(total.type, [total.type] * 3), f"llvm.fmuladd.v{lanes}f32")
     for half in (lambda x: builder.shl(x, ir.Constant(word, [16] * lanes)), lambda x: builder.and_(x, ir.Constant(word, [0xFFFF0000] * lanes))):
-        total = builder.call(add, [builder.bitcast(half(factor), total.type), builder.bitcast(half(b), total.type), total])
+        total = multiply_added(builder, total, builder.bitcast(half(factor), total.type), builder.bitcast(half(b), total.type))
     return total
 
 
-@intrinsic
-def multiply_register_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
-    """`multiply_pairs` (below) on registers: any k > 0 will do."""
-    if c.dtype != types.float32 or not a.dtype == b.dtype == types.int32:
-        return None
+multiply_register_tile = multiply_tile_of(lambda c, a, b: c == types.float32 and a == b == types.int32, pairs_added)
 
-    def codegen(context, builder, signature, args):
-        c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate = args
-        kinds, word = signature.args, ir.IntType(64)
-        vectors, vector, pairs = range(COLUMNS // LANES), ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
-        spread = ir.Constant(pairs, [0] * LANES)
-        undefined, zero, first = ir.Constant(pairs, ir.Undefined), ir.Constant(vector, [0.0] * LANES), ir.Constant(ir.IntType(32), 0)
 
-        def at(base, offset, v, kind):
-            return builder.bitcast(builder.gep(base, [builder.add(offset, ir.Constant(word, v * LANES))]), kind.as_pointer())
+@row
+def multiply_pairs(c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
+    """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0 pairs, a multiple of STEP.
 
-        a0, b0, c0 = (element_pointer(context, builder, kinds[i], array, offset) for i, array, offset in ((3, a, a_offset), (6, b, b_offset), (0, c, c_offset)))
-        a_rows = [builder.gep(a0, [builder.mul(a_row, ir.Constant(word, r))]) for r in range(REGISTER_ROWS)]
-        before, loop, after = builder.block, builder.append_basic_block("pairs"), builder.append_basic_block("pairs.end")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        i = builder.phi(word)
-        i.add_incoming(ir.Constant(word, 0), before)
-        sums = [[builder.phi(vector) for _ in vectors] for _ in range(REGISTER_ROWS)]
-        b_row = [builder.load(at(b0, builder.mul(i, b_step), v, pairs), align=4) for v in vectors]
-        for r in range(REGISTER_ROWS):
-            scalar = builder.load(builder.gep(a_rows[r], [i]), align=4)
-            factor = builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, spread)
-            for v in vectors:
-                total = sums[r][v]
-                total.add_incoming(zero, before)
-                sums[r][v] = pairs_added(builder, total, factor, b_row[v])
-                total.add_incoming(sums[r][v], loop)
-        following = builder.add(i, ir.Constant(word, 1))
-        i.add_incoming(following, loop)
-        builder.cbranch(builder.icmp_signed("<", following, k), loop, after)
-        builder.position_at_end(after)
-        with builder.if_else(builder.icmp_signed("!=", accumulate, ir.Constant(word, 0))) as (add, overwrite):
-            for branch, adds in ((add, True), (overwrite, False)):
-                with branch:
-                    for r in range(REGISTER_ROWS):
-                        for v in vectors:
-                            place = at(c0, builder.mul(c_row, ir.Constant(word, r)), v, vector)
-                            total = builder.fadd(builder.load(place, align=4), sums[r][v]) if adds else sums[r][v]
-                            builder.store(total, place, align=4)
-        return context.get_dummy_value()
-
-    i = types.intp
-    return types.void(c, i, i, a, i, i, b, i, i, i, i), codegen
+    C is of float32, A and B of pairs, int32. Each operand starts `offset` elements into its array, its rows `row` or `step` elements apart.
+    Everything the tile covers must exist. A thread calls `begin_tiles` before its first and `end_tiles` after its last.
+    """
+    multiply_chosen_tile(c, c_offset, c_row, a, a_offset, a_row, 1, b, b_offset, b_step, k, accumulate)
 
 
 # Code with AMX instructions cannot even be generated for a processor without them.
 if AMX:
-    @row
-    def multiply_pairs(c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
-        """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0 pairs, a multiple of STEP.
-
-        C is of float32, A and B of pairs, int32. Each operand starts `offset` elements into its array, its rows `row` or `step` elements apart.
-        Everything the tile covers must exist. A thread calls `begin_tiles` before its first and `end_tiles` after its last.
-        """
-        multiply_tile(c, c_offset, c_row, a, a_offset, a_row, 1, b, b_offset, b_step, k, accumulate)
+    multiply_chosen_tile = multiply_tile
 
     @row
     def begin_tiles():
@@ -127,7 +81,7 @@ if AMX:
         """A thread with tiles has more to save whenever another runs."""
         release_tiles()
 else:
-    multiply_pairs = multiply_register_tile
+    multiply_chosen_tile = multiply_register_tile
 
     @row
     def begin_tiles():

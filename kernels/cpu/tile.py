@@ -16,63 +16,74 @@ ROWS, COLUMNS, LANES = (8, 32, 16) if FEATURES.get("avx512f") else (6, 16, 8) if
 QUERIES = 64 // ROWS * ROWS  # of attention at a time: whole tiles
 
 
-@intrinsic
-def multiply_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate):
-    """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0.
+def multiply_tile_of(fits, add):
+    """An intrinsic: C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0.
 
     Each operand starts `offset` elements into its array. A row of C lies `c_row` elements after the one before, its columns side by side;
     A's rows lie `a_row` and its columns `a_step` apart, so that it may be a transpose; a row of B lies `b_step` after the one before.
     Everything the tile covers must exist.
+    fits: whether it takes elements of the types of C, A and B.   add: emits total + factor b for vectors, one of C's numbers, two of terms.
     """
-    if not a.dtype == b.dtype == c.dtype:
-        return None
+    @intrinsic
+    def multiply_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate):
+        if not fits(c.dtype, a.dtype, b.dtype):
+            return None
 
-    def codegen(context, builder, signature, args):
-        c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate = args
-        kinds, word, number = signature.args, ir.IntType(64), context.get_value_type(signature.args[0].dtype)
-        vectors, size = range(COLUMNS // LANES), 4 if kinds[0].dtype == types.float32 else 8
-        vector = ir.VectorType(number, LANES)
-        multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{LANES}f{8 * size}")
-        spread = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        undefined, zero, first = ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0.0] * LANES), ir.Constant(ir.IntType(32), 0)
+        def codegen(context, builder, signature, args):
+            c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate = args
+            kinds, word = signature.args, ir.IntType(64)
+            vectors, size = range(COLUMNS // LANES), 8 if kinds[0].dtype == types.float64 else 4
+            numbers, terms = (ir.VectorType(context.get_value_type(kinds[place].dtype), LANES) for place in (0, 3))
+            spread, first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES), ir.Constant(ir.IntType(32), 0)
+            undefined, zero = ir.Constant(terms, ir.Undefined), ir.Constant(numbers, [0.0] * LANES)
 
-        def at(base, offset, v):
-            """Pointer to vector v of the row that starts `offset` after `base`."""
-            return builder.bitcast(builder.gep(base, [builder.add(offset, ir.Constant(word, v * LANES))]), vector.as_pointer())
+            def at(base, offset, v, kind):
+                """Pointer to vector v of the row that starts `offset` after `base`."""
+                return builder.bitcast(builder.gep(base, [builder.add(offset, ir.Constant(word, v * LANES))]), kind.as_pointer())
 
-        a0, b0, c0 = (element_pointer(context, builder, kinds[i], array, offset) for i, array, offset in ((3, a, a_offset), (7, b, b_offset), (0, c, c_offset)))
-        a_rows = [builder.gep(a0, [builder.mul(a_row, ir.Constant(word, r))]) for r in range(ROWS)]
-        before, loop, after = builder.block, builder.append_basic_block("terms"), builder.append_basic_block("terms.end")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        i = builder.phi(word)
-        i.add_incoming(ir.Constant(word, 0), before)
-        sums = [[builder.phi(vector) for _ in vectors] for _ in range(ROWS)]
-        b_row = [builder.load(at(b0, builder.mul(i, b_step), v), align=size) for v in vectors]
-        for r in range(ROWS):
-            scalar = builder.load(builder.gep(a_rows[r], [builder.mul(i, a_step)]))
-            factor = builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, spread)
-            for v in vectors:
-                total = sums[r][v]
-                total.add_incoming(zero, before)
-                sums[r][v] = builder.call(multiply_add, [factor, b_row[v], total])
-                total.add_incoming(sums[r][v], loop)
-        following = builder.add(i, ir.Constant(word, 1))
-        i.add_incoming(following, loop)
-        builder.cbranch(builder.icmp_signed("<", following, k), loop, after)
-        builder.position_at_end(after)
-        with builder.if_else(builder.icmp_signed("!=", accumulate, ir.Constant(word, 0))) as (add, overwrite):
-            for branch, adds in ((add, True), (overwrite, False)):
-                with branch:
-                    for r in range(ROWS):
-                        for v in vectors:
-                            place = at(c0, builder.mul(c_row, ir.Constant(word, r)), v)
-                            total = builder.fadd(builder.load(place, align=size), sums[r][v]) if adds else sums[r][v]
-                            builder.store(total, place, align=size)
-        return context.get_dummy_value()
+            a0, b0, c0 = (element_pointer(context, builder, kinds[i], array, offset) for i, array, offset in ((3, a, a_offset), (7, b, b_offset), (0, c, c_offset)))
+            a_rows = [builder.gep(a0, [builder.mul(a_row, ir.Constant(word, r))]) for r in range(ROWS)]
+            before, loop, after = builder.block, builder.append_basic_block("terms"), builder.append_basic_block("terms.end")
+            builder.branch(loop)
+            builder.position_at_end(loop)
+            i = builder.phi(word)
+            i.add_incoming(ir.Constant(word, 0), before)
+            sums = [[builder.phi(numbers) for _ in vectors] for _ in range(ROWS)]
+            b_row = [builder.load(at(b0, builder.mul(i, b_step), v, terms), align=size) for v in vectors]
+            for r in range(ROWS):
+                scalar = builder.load(builder.gep(a_rows[r], [builder.mul(i, a_step)]), align=size)
+                factor = builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, spread)
+                for v in vectors:
+                    total = sums[r][v]
+                    total.add_incoming(zero, before)
+                    sums[r][v] = add(builder, total, factor, b_row[v])
+                    total.add_incoming(sums[r][v], loop)
+            following = builder.add(i, ir.Constant(word, 1))
+            i.add_incoming(following, loop)
+            builder.cbranch(builder.icmp_signed("<", following, k), loop, after)
+            builder.position_at_end(after)
+            with builder.if_else(builder.icmp_signed("!=", accumulate, ir.Constant(word, 0))) as (add_to, overwrite):
+                for branch, adds in ((add_to, True), (overwrite, False)):
+                    with branch:
+                        for r in range(ROWS):
+                            for v in vectors:
+                                place = at(c0, builder.mul(c_row, ir.Constant(word, r)), v, numbers)
+                                total = builder.fadd(builder.load(place, align=size), sums[r][v]) if adds else sums[r][v]
+                                builder.store(total, place, align=size)
+            return context.get_dummy_value()
 
-    i = types.intp
-    return types.void(c, i, i, a, i, i, i, b, i, i, i, i), codegen
+        i = types.intp
+        return types.void(c, i, i, a, i, i, i, b, i, i, i, i), codegen
+    return multiply_tile
+
+
+def multiply_added(builder, total, factor, b):
+    """total + factor b, for floats"""
+    name = f"llvm.fmuladd.v{total.type.count}f{64 if total.type.element == ir.DoubleType() else 32}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(total.type, [total.type] * 3), name), [factor, b, total])
+
+
+multiply_tile = multiply_tile_of(lambda c, a, b: c == a == b, multiply_added)
 
 
 @intrinsic
