@@ -28,6 +28,7 @@ def main(argv=None):
     parser.add_argument("--data", required=True, help="tinyshakespeare.txt")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--max-iters", type=int, default=2000)
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of both engines")
     parser.add_argument("--against", choices=["torch"], help="run PyTorch's twin too")
     args = parser.parse_args(argv)
     from slm_np import machine
@@ -38,7 +39,7 @@ def main(argv=None):
     from slm_np.trainer import Trainer
     machine.use_threads(0)
     for seed in map(int, args.seeds.split(",")):
-        run = RunConfig(*preset("shakespeare-char", {}, dict(data=args.data, seed=seed, max_iters=args.max_iters)), preset="shakespeare-char")
+        run = RunConfig(*preset("shakespeare-char", {}, dict(data=args.data, seed=seed, max_iters=args.max_iters, dtype=args.dtype)), preset="shakespeare-char")
         corpus, run = prepared(run)
         trainer = Trainer(run, corpus, quiet=True)
         config, shape = run.train, trainer.tokens.shape
@@ -48,13 +49,14 @@ def main(argv=None):
             trainer.step()
         seconds = time.perf_counter() - begun
         mean, error = windows_loss(trainer.model.losses, corpus, *shape)
-        print(f"seed {seed}  slm_np   estimate {trainer.estimate_loss()[1]:.4f}  {WINDOWS} windows {mean:.4f} +- {error:.4f}  {seconds:.1f} s", flush=True)
+        print(f"seed {seed}  slm_np   estimate {trainer.estimate_loss()["val_loss"]:.4f}  {WINDOWS} windows {mean:.4f} +- {error:.4f}  {seconds:.1f} s", flush=True)
         if not args.against:
             continue
         import torch
         import torch_twin
         twin = torch_twin.Twin(run.model).load(start)
-        opponent = torch_twin.Trainer(twin, config.learning_rate, config.beta1, config.beta2, weight_decay=config.weight_decay, decay=config.decay, grad_clip=config.grad_clip)
+        opponent = torch_twin.Trainer(twin, config.learning_rate, config.beta1, config.beta2, weight_decay=config.weight_decay, decay=config.decay, grad_clip=config.grad_clip,
+                                      bfloat16=args.dtype == "bf16")
         trainer.updates = 0
         begun = time.perf_counter()
         for step in range(config.max_iters):
