@@ -60,7 +60,7 @@ def compile_kernels():
     complete, child = CACHE / "complete", "SLM_NP_COMPILING"
     if os.environ.get(child) or complete.exists():
         return
-    print("compiling kernels for this processor, once (half a minute at most) ...", file=sys.stderr, flush=True)
+    print("compiling kernels for this processor, once (about a minute) ...", file=sys.stderr, flush=True)
     environment = {**os.environ, child: "1", "SLM_NP_CACHE": str(CACHE.parent.parent), "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     halves = [subprocess.Popen([sys.executable, "-c", f"from slm_np.compile import run; run({half})"], env=environment, stdin=subprocess.DEVNULL) for half in range(2)]
     if not any([half.wait() for half in halves]):  # else kernels are compiled where they are used: slower to start, but right
