@@ -10,6 +10,9 @@ from slm_np.precision import operand, resolved
 from slm_np.report import describe, finish, quoted, words
 
 
+LOOKED_AT = 1 << 20  # tokens among which a text ends, if its texts end at all
+
+
 def prepared(run, tokenizer=None):
     """(corpus, run with the corpus' vocabulary), checked: the data of a resumed run, long enough for a window, ids inside the vocabulary.
 
@@ -19,7 +22,8 @@ def prepared(run, tokenizer=None):
     train, model = run.train, run.model
     corpus = load_corpus(train.data, train.val_data, tokenizer or train.tokenizer, documents=train.documents, limit_bytes=train.limit_bytes, threads=train.threads)
     if corpus.tokenizer is not None:  # without borders of documents, none of its texts ends
-        ends = corpus.tokenizer.end_of_text is not None and len(corpus.train) > 0 and bool(corpus.train.ids[-1] == corpus.tokenizer.end_of_text)
+        end, ids = corpus.tokenizer.end_of_text, corpus.train.ids
+        ends = end is not None and bool((ids[-1:] == end).any() or (ids[:LOOKED_AT] == end).any())
         corpus.tokenizer.trained_ends = ends or run.base.get("separated", False)
     data = run.data | dict(separated=getattr(corpus.tokenizer, "trained_ends", True), fingerprint=corpus.fingerprint, source=corpus.source, tokens=[len(corpus.train), len(corpus.validation)])
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:

@@ -8,7 +8,6 @@ import small
 
 from slm_np import product_check, train
 from slm_np.kernels.cpu import product_pairs
-from slm_np.kernels.cpu.bfloat import bfloats
 from slm_np.kernels.cpu.product_blas import NOTHING
 from slm_np.product_check import projection, projection_error
 
@@ -141,7 +140,8 @@ def multiplied(m=70, k=67, n=90):
     """Each kind of product with a float32 result, as (name, function)."""
     rng = np.random.default_rng(0)
     a, b, w = rng.standard_normal((m, k)), rng.standard_normal((m, n)), rng.standard_normal((k, n)).astype(np.float32)
-    a, b, weight = bfloats(a), bfloats(b), product_pairs.packed(w)
+    a, b = (np.ascontiguousarray(bfloat16(x).view(np.uint32) >> 16).astype(np.uint16) for x in (a, b))
+    weight = product_pairs.packed(w)
     product_pairs.pack(weight)
     out, dx, dw = np.zeros((m, n), np.float32), np.zeros((m, k), np.float32), np.full((k, n), 0.5, np.float32)
     return [("x W", lambda: product_pairs.product(out, a, weight.forward, NOTHING, w[0], out)), ("dy W^T", lambda: product_pairs.product(dx, b, weight.backward, NOTHING, w[0], dx)),

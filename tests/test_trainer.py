@@ -417,3 +417,15 @@ def test_saving_and_loading_copy_nothing(tmp_path):
     tracemalloc.stop()
     assert peak < 256 << 10
     np.testing.assert_array_equal(into["w"], tensors["w"])
+
+
+@pytest.mark.parametrize("border", ["", "<|endoftext|>\n"])
+def test_prompts_begin_with_end_of_text_where_texts_end(tmp_path, border):
+    from slm_np import load
+    from slm_np.generation import encode_prompt
+    text = tmp_path / "text.txt"
+    text.write_text(border.join(f"one fish {i}, two fish\n" for i in range(400)), encoding="utf-8")
+    assert small.status("train", *small.flags(text, tokenizer="bpe:270", max_iters=1, out_dir=tmp_path / "run")) == 0
+    tokenizer = load(tmp_path / "run").tokenizer
+    assert tokenizer.end_of_text is not None
+    assert (encode_prompt(tokenizer, "one")[0] == tokenizer.end_of_text) == bool(border)

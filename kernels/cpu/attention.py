@@ -7,8 +7,10 @@ import numba
 import numpy as np
 from numba import prange
 
+from slm_np.workspace import BF16
+
 from . import attention_pairs
-from .bfloat import BF16
+from .attention_pairs import give_rows
 from .dropout import threshold_of
 from .elementary import multiply_add
 from .jit import kernel, row
@@ -50,14 +52,6 @@ def take_turned(turned, x, first, columns, count, width):
         if rows < COLUMNS:
             block[:] = 0
         transpose(block, COLUMNS, x, first + tile * columns, columns, rows, width)
-
-
-@row
-def give_rows(x, first, columns, rows, wide, count, width, scale):
-    for t in range(count):
-        source, target = rows[t * wide:t * wide + width], x[first + t * columns:first + t * columns + width]
-        for d in range(width):
-            target[d] = source[d] * scale
 
 
 @row

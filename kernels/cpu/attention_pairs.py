@@ -118,6 +118,7 @@ def add_queries(dkeys, wide, turned, panels, q, count):
 
 @row
 def give_rows(x, first, columns, rows, wide, count, width, scale):
+    """Rows of one head of x = rows, times `scale`."""
     for t in range(count):
         source, target = rows[t * wide:t * wide + width], x[first + t * columns:first + t * columns + width]
         for d in range(width):

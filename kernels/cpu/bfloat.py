@@ -8,10 +8,11 @@ from llvmlite import binding, ir
 from numba import prange, types
 from numba.extending import intrinsic, overload
 
+from slm_np.workspace import BF16
+
 from .jit import BLOCK, kernel, row
 from .tile import FEATURES
 
-BF16 = np.dtype(np.uint16)
 WORD, HALF = ir.IntType(32), ir.IntType(16)
 # The processor rounds to bfloat16 and multiplies pairs of it, and LLVM knows the type; before, its instructions took integers.
 NATIVE = bool(FEATURES.get("avx512bf16") and FEATURES.get("avx512f") and binding.llvm_version_info >= (18,))
@@ -104,7 +105,7 @@ def _write(x, i, value):
 
 def type_of(x):
     """The type that numbers of x are computed in."""
-    return np.float32 if x.dtype == np.uint16 else x.dtype.type
+    return np.float32 if x.dtype == BF16 else x.dtype.type
 
 
 @overload(type_of, jit_options={"error_model": "numpy", "fastmath": {"contract"}})
@@ -112,18 +113,6 @@ def _type_of(x):
     if x.dtype == types.float64:
         return lambda x: np.float64
     return lambda x: np.float32
-
-
-def bfloats(x):
-    """A float32 array as bfloat16."""
-    out = np.empty(x.shape, np.uint16)
-    convert(out, np.ascontiguousarray(x, np.float32))
-    return out
-
-
-def floats(x):
-    """An array of bfloat16 as float32."""
-    return (x.astype(np.uint32) << 16).view(np.float32)
 
 
 @row
@@ -141,4 +130,3 @@ def _convert(out, x):
 
 def convert(out, x):
     _convert(out.reshape(-1), x.reshape(-1))
-

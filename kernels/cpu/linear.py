@@ -1,8 +1,9 @@
 """Linear layers: products with a bias and a residual under them. float32 and float64 by the faster of two ways, bfloat16 by tiles of pairs."""
 from numba import prange
 
+from slm_np.workspace import BF16
+
 from . import product_blas, product_pairs, product_tile
-from .bfloat import BF16
 from .jit import kernel
 from .norm import add_to
 from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL

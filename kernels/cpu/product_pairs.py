@@ -18,7 +18,7 @@ from .bfloat import pair, read, rounded, write
 from .jit import kernel, row
 from .pair_tile import AMX, ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs, put_row, put_row_on_bias, put_row_on_both, put_row_on_residual
 from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
-from .product_tile import parts_of, part_of
+from .product_tile import even_share, part_of, parts_of
 from .tile import COLUMNS, LANES, copy_column_panel, padded, transpose, transpose_tile
 
 TERMS = 1024        # pairs of a panel: longer sums are made in pieces, so that the rows of A that go with one stay in a second-level cache
@@ -241,8 +241,7 @@ def product(out, a, b, under, bias, residual):
     Long sums are made in pieces, which `out` adds up where it is of float32.
     """
     k, pairs = a.shape[1], len(b)
-    pieces = (pairs + TERMS - 1) // TERMS if out.dtype == np.float32 else 1
-    terms = padded((pairs + pieces - 1) // pieces, STEP)
+    terms = padded(even_share(pairs, TERMS if out.dtype == np.float32 else pairs), STEP)
     memory, direct = MEMORY.of(terms), k % 2 == 0 and k // 2 == pairs
     rows = a.reshape(-1).view(np.int32) if direct else memory[0]
     watched = WATCH.due() and out.dtype == np.float32 and under == NOTHING
@@ -277,8 +276,7 @@ def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
     m, n = c.shape
     k = padded((len(a) + 1) // 2, STEP)
     panel, lines, tile = memory[:OUTER_TERMS * COLUMNS], memory[OUTER_TERMS * COLUMNS:], memory[memory.size - ROWS * COLUMNS:].view(np.float32)
-    pieces = (k + OUTER_TERMS - 1) // OUTER_TERMS
-    step = padded((k + pieces - 1) // pieces, STEP)
+    step = padded(even_share(k, OUTER_TERMS), STEP)
     for start in range(0, k, step):
         terms = min(step, k - start)
         for first in range(i0, i1, OUTER_ROWS):
