@@ -49,7 +49,7 @@ def main(argv=None):
             trainer.step()
         seconds = time.perf_counter() - begun
         mean, error = windows_loss(trainer.model.losses, corpus, *shape)
-        print(f"seed {seed}  slm_np   estimate {trainer.estimate_loss()["val_loss"]:.4f}  {WINDOWS} windows {mean:.4f} +- {error:.4f}  {seconds:.1f} s", flush=True)
+        print(f"seed {seed}  slm_np   estimate {trainer.estimate_loss()['val_loss']:.4f}  {WINDOWS} windows {mean:.4f} +- {error:.4f}  {seconds:.1f} s", flush=True)
         if not args.against:
             continue
         import torch
