@@ -31,8 +31,8 @@ PEERS = {"eager": (False, False), "compiled": (True, False), "eager-bf16": (Fals
 class Engine:
     """A training step in a process of its own: `block(n)` returns the seconds of each of n steps."""
 
-    def __init__(self, name, shape_name, dtype, threads):
-        self.process = subprocess.Popen([sys.executable, str(HERE / "cpu.py"), "--engine", name, "--shapes", shape_name, "--dtype", dtype, "--threads", str(threads)],
+    def __init__(self, name, shape_name, dtype, threads, script="cpu.py"):
+        self.process = subprocess.Popen([sys.executable, str(HERE / script), "--engine", name, "--shapes", shape_name, "--dtype", dtype, "--threads", str(threads)],
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         self.ready = self.answer()
 

@@ -226,12 +226,12 @@ class Trainer:
     """One optimisation step at a time: fused AdamW on `twin` after clipping the norm of the whole gradient to `grad_clip` (0 is off).
 
     `decay` "matrices" decays tensors with two axes, "all" every tensor. `compiled` sends the loss through `torch.compile` (needs a C++
-    compiler), `bfloat16` computes it under autocast; weights and moments keep the twin's type.
+    compiler) in its `mode`, `bfloat16` computes it under autocast; weights and moments keep the twin's type. It runs where the twin is.
     """
     def __init__(self, twin, learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, decay="matrices", grad_clip=1.0,
-                 compiled=False, bfloat16=False):
+                 compiled=False, bfloat16=False, mode=None):
         self.twin, self.grad_clip, self.bfloat16 = twin, grad_clip, bfloat16
-        self.loss = torch.compile(twin.loss, dynamic=False) if compiled else twin.loss
+        self.loss = torch.compile(twin.loss, dynamic=False, mode=mode) if compiled else twin.loss
         groups = {True: [], False: []}
         for name, parameter in twin.named_parameters():
             groups[parameter.ndim >= 2 and not name.endswith("A_log") or decay == "all"].append(parameter)
@@ -239,13 +239,15 @@ class Trainer:
                                            lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
 
     def train_step(self, tokens, targets):
-        """Loss (float, nats) of integer arrays or tensors `tokens`, `targets` (B, T) before the update that this makes."""
-        tokens, targets = torch.as_tensor(tokens).long(), torch.as_tensor(targets).long()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        """Loss (nats) of integer arrays or tensors `tokens`, `targets` (B, T) before the update that this makes: a float or, on a GPU, for which nobody
+        waits, a tensor."""
+        device = next(self.twin.parameters()).device
+        tokens, targets = (torch.as_tensor(x).long().to(device, non_blocking=True) for x in (tokens, targets))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.loss(tokens, targets)
         loss.backward()
         if self.grad_clip:
             nn.utils.clip_grad_norm_(self.twin.parameters(), self.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss.item() if device.type == "cpu" else loss.detach()

@@ -8,7 +8,7 @@
     run/checkpoint-<step>/        model.safetensors, optimizer.safetensors, trainer_state.json: what resuming needs
 
 Whatever is written grows under a temporary name, is flushed to disk and only then renamed, so that a name shows the old state or the new
-one, never a part. Temporaries are called `<name>.tmp-<process>`, a checkpoint moved aside by one of the same step `<name>.old-<process>`.
+one, never a part. Arrays of a GPU are written from copies and filled from the file: a checkpoint knows no device. Temporaries are called `<name>.tmp-<process>`, a checkpoint moved aside by one of the same step `<name>.old-<process>`.
 Failures to write are a `UserError` that names the path and the cause.
 """
 import contextlib
@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, near
+from slm_np.ops.device import host, put
 
 FORMAT = 1
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
@@ -134,7 +135,7 @@ def _split(raw):
 
 def _encode(tensors, metadata):
     """The chunks of a safetensors file: its header and each tensor's memory, copied only if it is not contiguous and little-endian."""
-    arrays = {name: np.asarray(tensor, tensor.dtype.newbyteorder("<"), order="C") for name, tensor in tensors.items()}
+    arrays = {name: np.asarray(host(tensor), tensor.dtype.newbyteorder("<"), order="C") for name, tensor in tensors.items()}
     entries, end = {}, 0
     for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):  # the library's order: all is aligned, and the same tensors give the same bytes
         array = arrays[name]
@@ -179,7 +180,7 @@ def save_tensors(path, tensors, metadata):
     """Write {name: array} as a safetensors file with checksums, atomically.
 
     path      replaced only by a whole new file
-    tensors   arrays of any shape, stride and byte order; stored C-contiguous and little-endian
+    tensors   arrays of any shape, stride, byte order and device; stored C-contiguous and little-endian
     metadata  {key: value}; values are stored as strings
     Format: https://github.com/huggingface/safetensors, with the CRC-32 of each tensor and of the header among the metadata.
     Raises UserError if the disk refuses (the old file stays), SafetensorError for types that the format lacks.
@@ -191,7 +192,7 @@ def save_tensors(path, tensors, metadata):
 def load_tensors(path, into=None):
     """Read a file of `save_tensors` and verify every byte of it. Returns ({name: array}, metadata as strings).
 
-    into  {name: array} to fill instead of new ones (views of a flat buffer, say); names, shapes and types must agree
+    into  {name: array} to fill instead of new ones (views of a flat buffer, say), of any device; names, shapes and types must agree
     Raises UserError, naming the file and the tensor, if it is missing, cut short, changed in any byte, written by another program or
     does not hold what `into` wants, which is then as it was.
     """
@@ -210,7 +211,7 @@ def load_tensors(path, into=None):
     if into is None:
         return {name: np.array(tensor) for name, tensor in tensors.items()}, metadata
     for name, array in into.items():
-        array[...] = tensors[name]
+        put(array, tensors[name])
     return into, metadata
 
 

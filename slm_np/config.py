@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from slm_np.errors import UserError, near
 from slm_np.precision import DTYPES
 
+DEVICES = ("cpu", "cuda")
+
 
 def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False):
     """A field with its one-line description and the values it may take: `low <= value <= high`, `value > above`, or `choices`.
@@ -141,8 +143,8 @@ class TrainConfig:
     patience: int = setting(0, "stop after so many evaluations without a lower validation loss; 0 is off", low=0, high=10 ** 6)
     seed: int = setting(1337, "seed of the initial weights, batches, dropout and samples", low=0, high=(1 << 63) - 1)
     threads: int = setting(0, "threads; 0 means one per core", low=0, high=1024)
-    dtype: str = setting("auto", "precision: fp32; bf16, products of bfloat16 with float32 sums; auto, bf16 where the processor multiplies it faster; fp16 is for GPUs", choices=DTYPES)
-    device: str = setting("cpu", "where to run", choices=("cpu",))
+    dtype: str = setting("auto", "precision: fp32; bf16 or, on a GPU, fp16: products of 16 bits with float32 sums; auto, the one that the device multiplies fastest", choices=DTYPES)
+    device: str = setting("cpu", "where to run; cuda is an NVIDIA GPU", choices=DEVICES)
 
     def __post_init__(self):
         check(self)

@@ -1,4 +1,4 @@
-"""Decoding: a prompt goes through the trunk as in training, then each token through all layers in one compiled call.
+"""Decoding: a prompt goes through the trunk as in training, then each token through all layers in one call, compiled or, on a GPU, captured.
 
 Every mixer keeps what it needs of the past: attention keys and values, the others a state, so that a step takes the same time and memory
 however long the text is. With rotary or no positions the context slides: keys keep the angle of their own place and the oldest slot is
@@ -17,7 +17,7 @@ from slm_np.machine import check_memory
 from slm_np.mixers import columns_of
 from slm_np.mixers.attention import widths
 from slm_np.model import Activations, States, plan
-from slm_np.ops.device import kernels_of
+from slm_np.ops.device import host, kernels_of
 from slm_np.workspace import planned_bytes
 
 ROWS = 256           # places whose angles are kept at a time
@@ -71,6 +71,34 @@ def scratch(config, batch):
                 entered=(batch, states), entered_active=(batch, states), head_hidden=(batch, head_hidden), head_active=(batch, head_hidden))
 
 
+class Compiled:
+    """The step of `Decoder` on the CPU: all layers in one call. states: what mixers keep.   logits (B, V): what `step` and `head` fill.   buffers: scratch"""
+
+    def __init__(self, model, batch, positions, cos, sin):
+        config, dtype = model.config, model.dtype
+        self.model, self.positions, self.cos, self.sin = model, positions, cos, sin
+        self.kernels = kernels_of(model.parameters.weights)
+        self.layers, self.ends, self.sizes, size = layout(model, batch)
+        shapes = scratch(config, batch)
+        check_memory(dtype.itemsize * (size + batch * config.vocab_size + sum(map(math.prod, shapes.values()))), f"making {batch} texts at once", "ask for fewer")
+        self.states = States(model, batch)
+        self.buffers = self.kernels.decode.Buffers(**{name: np.zeros(shape, dtype) for name, shape in shapes.items()})
+        self.logits = np.zeros((batch, config.vocab_size), dtype)
+
+    def step(self, tokens, place):
+        """One more token of each text, (B,), at `place`."""
+        self.kernels.decode_step(self.logits, self.states.memory, self.buffers, self.model.parameters.weights, self.layers, self.ends, self.sizes, tokens, place,
+                                 self.positions, self.cos, self.sin, self.model.config.norm_eps, numba.get_num_threads())
+
+    def head(self, last):
+        """What the trunk gives of each text's last token, (B, D) or the logits."""
+        if self.model.config.head == "none":
+            self.logits[...] = last
+            return
+        self.buffers.normed[...] = last
+        self.kernels.decode_head(self.logits, self.buffers.normed, self.model.parameters.weights, self.ends, self.buffers, numba.get_num_threads())
+
+
 class Decoder:
     """One text per row, all of one length. `read(tokens)` starts a text, `step(tokens)` adds a token to each; both return the next logits (B, V).
 
@@ -79,18 +107,17 @@ class Decoder:
 
     def __init__(self, model, batch=1):
         self.model, self.batch = model, batch
-        config, dtype, weights = model.config, model.dtype, model.parameters.weights
-        kernels = kernels_of(weights)
-        self.layers, self.ends, self.sizes, size = layout(model, batch)
-        shapes = scratch(config, batch)
-        check_memory(dtype.itemsize * (size + batch * config.vocab_size + sum(map(math.prod, shapes.values()))), f"making {batch} texts at once", "ask for fewer")
-        self.states = States(model, batch)
-        self.memory = self.states.memory
-        self.buffers = kernels.decode.Buffers(**{name: np.zeros(shape, dtype) for name, shape in shapes.items()})
-        self.logits = np.zeros((batch, config.vocab_size), dtype)
+        config, arrays, dtype = model.config, model.arrays, model.dtype
         rows, half = min(ROWS, config.block_size), config.head_dim // 2 if config.positions == "rotary" else 0
-        self.cos, self.sin = np.zeros((2, rows, half), dtype)
-        self.positions = model.parameters.weight.get("positions.weight", np.zeros((rows if config.positions == "sinusoidal" else 0, config.n_embd), dtype))
+        self.cos, self.sin = arrays.zeros((rows, half), dtype), arrays.zeros((rows, half), dtype)
+        positions = model.parameters.weight.get("positions.weight")
+        self.positions = arrays.zeros((rows if config.positions == "sinusoidal" else 0, config.n_embd), dtype) if positions is None else positions
+        if arrays is np:
+            step = Compiled
+        else:
+            from slm_np.decode_gpu import Launched as step
+        self.stepper = step(model, batch, self.positions, self.cos, self.sin)
+        self.states, self.memory, self.logits, self.buffers = self.stepper.states, self.stepper.states.memory, self.stepper.logits, self.stepper.buffers
         self.slides = config.positions in ("rotary", "none")
         self.whole, self.keys = None, model.keys(None)
         self.text = np.zeros((batch, 0), np.int32)  # the last T tokens, where they may have to be read again
@@ -111,30 +138,24 @@ class Decoder:
         first = tokens.shape[1] % limit  # the shorter window, if there is one, comes first
         for start in ([0] if first else []) + list(range(first, tokens.shape[1], limit)):
             window = tokens[:, start:first if start < first else start + limit]
-            normed = self.model.forward(self.arena(window.shape), window, self.keys, self.states.layers)
+            normed = self.model.forward(self.arena(window.shape), self.model.arrays.asarray(window), self.keys, self.states.layers)
         self.place = tokens.shape[1]
         if not self.slides:
             self.text = tokens
-        last = normed.reshape(*window.shape, -1)[:, -1]
-        if self.model.config.head == "none":
-            self.logits[...] = last
-            return self.logits
-        self.buffers.normed[...] = last
-        weights = self.model.parameters.weights
-        kernels_of(weights).decode_head(self.logits, self.buffers.normed, weights, self.ends, self.buffers, numba.get_num_threads())
-        return self.logits
+        self.stepper.head(normed.reshape(*window.shape, -1)[:, -1])
+        return host(self.logits)
 
     def arena(self, shape):
         """Activations for windows (B, n)."""
         if self.whole is None or self.whole.steps != shape[1]:
             self.whole = None  # let go of the old arena before the new one is laid out
-            check_memory(planned_bytes(plan(self.model.config, *shape), self.model.dtype), f"reading a prompt for {self.batch} texts at once", "ask for fewer")
-            self.whole = Activations(self.model.config, *shape, self.model.dtype)
+            check_memory(planned_bytes(plan(self.model.config, *shape, self.model.arrays), self.model.dtype), f"reading a prompt for {self.batch} texts at once", "ask for fewer", self.model.arrays)
+            self.whole = Activations(self.model.config, *shape, self.model.dtype, arrays=self.model.arrays)
         return self.whole
 
     def step(self, tokens):
         """Logits after one more token per text, (B,). UserError for ids outside the vocabulary."""
-        config, weights, tokens = self.model.config, self.model.parameters.weights, self.checked(tokens).reshape(self.batch)
+        config, tokens = self.model.config, self.checked(tokens).reshape(self.batch)
         if not self.slides:
             text = np.concatenate([self.text, tokens[:, None]], axis=1)
             if text.shape[1] > config.block_size:
@@ -142,10 +163,9 @@ class Decoder:
             self.text = text
         if self.place >= self.tabled:
             self.table()
-        kernels_of(weights).decode_step(self.logits, self.memory, self.buffers, weights, self.layers, self.ends, self.sizes, tokens, self.place,
-                                        self.positions, self.cos, self.sin, config.norm_eps, numba.get_num_threads())
+        self.stepper.step(tokens, self.place)
         self.place += 1
-        return self.logits
+        return host(self.logits)
 
     def table(self):
         """Fill the tables of positions that are not learned for the rows around this place."""

@@ -56,6 +56,7 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     from slm_np.data.tokens import check_ids
     from slm_np.machine import check_memory
     from slm_np.model import plan
+    from slm_np.ops.device import host
     from slm_np.progress import Progress
     from slm_np.workspace import planned_bytes
     n, context, mask = len(tokens), model.config.block_size, tokens.mask
@@ -69,7 +70,8 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
         raise UserError(NOTHING)
     steps = min(context, n - (not begins))
     rows = max(1, min(batch // steps, -(-n // steps)))
-    check_memory(planned_bytes(plan(model.config, rows, steps), model.dtype, model.operand), f"evaluating {rows} x {steps} tokens at once", "use a machine with more")
+    check_memory(planned_bytes(plan(model.config, rows, steps, model.arrays), model.dtype, model.operand), f"evaluating {rows} x {steps} tokens at once", "use a machine with more",
+                 model.arrays)
 
     x, y, counts = np.zeros((rows, steps), np.int32), np.zeros((rows, steps), np.int32), np.zeros((rows, steps), bool)
     windows = windows_of(tokens, steps, stride or max(1, steps // 2), begins, end_of_text)
@@ -82,7 +84,7 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
                 y[row] = tokens.ids[start + 1:start + 1 + steps]
                 x[row, 1:], x[row, 0] = y[row, :-1], tokens.ids[start] if start >= 0 else end_of_text
                 counts[row, steps - new:] = True if mask is None else mask[start + 1 + steps - new:start + 1 + steps] != 0
-            nats += float(model.losses(x, y).sum(dtype=np.float64, where=counts))
+            nats += float(host(model.losses(x, y)).sum(dtype=np.float64, where=counts))
             done += int(counts.sum())
             seconds = time.perf_counter() - begun
             due = seconds - said > LINE_S
@@ -168,6 +170,7 @@ def parser(prog="slm-np evaluate"):
     p.add_argument("--limit-bytes", default="0", metavar="INT", help="take this much of the text, to the end of a document; 0 takes all (default: 0)")
     p.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     p.add_argument("--threads", default="0", metavar="INT", help="threads, and processes to tokenise a text with; 0 means one per core (default: 0)")
+    flags.add_device(p)
     return p
 
 
@@ -177,10 +180,10 @@ def main(argv=None):
     from slm_np.generate import count
     args = parser().parse(argv)
     stride, limit, threads = (count(getattr(args, name), flags.flag(name), 0) for name in ("stride", "limit_bytes", "threads"))
-    from slm_np.machine import use_threads
+    from slm_np.machine import use
     from slm_np.runs import load, newest_run
-    use_threads(threads)
-    run = load(args.model or newest_run())
+    use(args.device, threads)
+    run = load(args.model or newest_run(), args.device)
     data, context = ",".join(args.data), run.model.config.block_size
     tokens = tokens_of(run, data, args.documents, limit, threads)
     data, begun = data or f"the validation part of {run.config.data['source']}", time.perf_counter()

@@ -5,6 +5,7 @@ one chunk's scratch is all that exists.
 """
 from slm_np import ops
 from slm_np.branch import join_backward, join_forward
+from slm_np.ops.device import at_once
 from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
 
@@ -29,21 +30,22 @@ def parameters(config):
         yield Tensor("feed_forward.output.bias", (config.n_embd,), "zeros")
 
 
-def plan(config, tokens):
-    rows = min(tokens, ROWS)
+def plan(config, tokens, arrays):
+    rows = at_once(arrays, tokens, ROWS)
     yield Request("feed_forward.hidden", (tokens, hidden_columns(config)), "saved", "operand")
     yield Request("feed_forward.active", (rows, config.n_hidden), "scratch", "operand")
 
 
-def chunks(n, key):
-    """(rows, dropout key) of each chunk of n tokens; a chunk numbers its places from zero, so its key must be its own."""
-    for start in range(0, n, ROWS):
-        yield slice(start, min(n, start + ROWS)), None if key is None else key + start
+def chunks(n, key, length=None):
+    """(rows, dropout key) of each chunk of `length` of n tokens; a chunk numbers its places from zero, so its key must be its own."""
+    length = length or ROWS
+    for start in range(0, n, length):
+        yield slice(start, min(n, start + length)), key + start if start and key is not None else key
 
 
 def forward(config, w, a, out, x, residual, join_key):
     """out = residual + activation(x W1 + b1) W2 + b2        residual None where there is none"""
-    for rows, key in chunks(len(x), join_key):
+    for rows, key in chunks(len(x), join_key, len(a["feed_forward.active"])):
         hidden = a["feed_forward.hidden"][rows]
         active = a["feed_forward.active"][:len(hidden)]
         ops.linear_forward(hidden, x[rows], w["feed_forward.input.weight"], w.get("feed_forward.input.bias"), None)
@@ -57,7 +59,7 @@ def backward(config, w, g, a, dx, dout, x, join_key):
     The activation was not kept: the kernel of its derivative makes it again, where its gradient was, and leaves the gradient of the hidden
     values where they were. So the output's dx comes first and its dweight last.
     """
-    for rows, key in chunks(len(x), join_key):
+    for rows, key in chunks(len(x), join_key, len(a["feed_forward.active"])):
         hidden = dhidden = a["feed_forward.hidden"][rows]
         active = dactive = a["feed_forward.active"][:len(hidden)]
         dbranch = join_backward(config, a, dout[rows], key)

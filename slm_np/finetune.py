@@ -55,12 +55,9 @@ class Base:
     def fill(self, weights):
         """Copy the weights into {name: view}; where these have rows for more pieces, the new ones are the mean of the others, and so it is with the
         columns of a last mixer that gives the logits. Only once: they are let go."""
+        from slm_np.ops.device import put
         for name, view in weights.items():
-            known = self.weights.pop(name)
-            if view.shape[1:] != known.shape[1:]:
-                view, known = view.T, known.T
-            view[:len(known)] = known
-            view[len(known):] = known.mean(0)
+            put(view, grown(self.weights.pop(name), view.shape))
 
     def origin(self):
         """What a finetuned run keeps of its base: enough to know it again, and how its text was split."""
@@ -74,6 +71,16 @@ class Base:
         for name in sorted(self.weights):
             total = zlib.crc32(self.weights[name], zlib.crc32(name.encode(), total))
         return f"{total:08x}"
+
+
+def grown(known, shape):
+    """A tensor with rows, or columns, added up to `shape`: each the mean of those there are."""
+    if known.shape == shape:
+        return known
+    if known.shape[1:] != shape[1:]:
+        return grown(known.T, shape[::-1]).T
+    import numpy as np
+    return np.concatenate([known, np.repeat(known.mean(0, keepdims=True), shape[0] - len(known), 0)])
 
 
 @exit_with_sentence

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from slm_np.config import DEVICES
 from slm_np.errors import UserError, near
 
 
@@ -44,6 +45,11 @@ def add_settings(parser, kind, title, aliases=None, defaults=None):
         also = [aliases[field.name]] if aliases and field.name in aliases else []
         group.add_argument(flag(field.name), *also, dest=field.name, default=argparse.SUPPRESS, nargs="+" if field.metadata["many"] else None,
                            metavar={int: "INT", float: "FLOAT", str: "TEXT"}[type(field.default)], help=text + (f" (default: {shown})" if shown != "" else ""))
+
+
+def add_device(group):
+    """The flag of a command that runs a model."""
+    group.add_argument("--device", choices=DEVICES, default="cpu", help="where to run; cuda is an NVIDIA GPU (default: cpu)")
 
 
 def given(args, kind):

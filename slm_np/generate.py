@@ -27,6 +27,7 @@ def add_writing(parser, group):
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end where this text would appear; may be given several times")
     group.add_argument("--show-confidence", action="store_true", help="in a terminal, colour each token by its probability: red below 0.1, yellow below 0.5, green above")
     group.add_argument("--threads", default="0", metavar="INT", help="threads; 0 means one per core (default: 0)")
+    flags.add_device(group)
     flags.add_settings(parser, SamplingConfig, "sampling", aliases={"temp": "--temperature"})
 
 
@@ -36,10 +37,10 @@ def opened(args):
     changes = flags.given(args, SamplingConfig)
     max_tokens, threads = count(args.max_tokens, "--max-tokens", 0), count(args.threads, "--threads", 0)
     SamplingConfig(**changes)
-    from slm_np.machine import use_threads
+    from slm_np.machine import use
     from slm_np.runs import load, newest_run
-    use_threads(threads)
-    run = load(args.model or newest_run())
+    use(args.device, threads)
+    run = load(args.model or newest_run(), args.device)
     return run, dataclasses.replace(run.sampling, **changes), max_tokens
 
 

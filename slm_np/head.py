@@ -3,12 +3,16 @@
 All three end in the logits x W^T with W (V, width), fused with softmax cross-entropy. With head "none" the stream is the logits, and backward
 leaves their gradient in their place.
 """
+import numpy as np
+
 from slm_np import ops
+from slm_np.ops.device import at_once
 from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
 
 # Logits of one chunk of rows: large enough that packing W for the product is cheap beside it, small enough to leave memory alone.
 CHUNK_BYTES, CHUNK_ROWS = 16 << 20, 512
+LARGER = 16  # chunks of a GPU, to which a product of so few rows is short
 
 
 def width(config):
@@ -25,8 +29,9 @@ def parameters(config):
         yield weight(config, "head.weight", (config.vocab_size, width(config)), width(config))
 
 
-def plan(config, tokens):
-    rows = min(tokens, max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size)))
+def plan(config, tokens, arrays=np):
+    rows = max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size))
+    rows = at_once(arrays, tokens, rows, LARGER * rows)
     if config.head != "none":
         yield Request("head.logits", (rows, config.vocab_size), "scratch")
         yield Request("head.dlogits", (rows, config.vocab_size), "scratch", "rounded")

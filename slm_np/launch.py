@@ -19,7 +19,9 @@ def prepared(run, tokenizer=None):
     tokenizer: the one to use where it is not to be made as the settings say, as a model's own.
     """
     from slm_np.data.tokens import check_ids, check_length, load_corpus
+    from slm_np.ops.device import arrays_for
     train, model = run.train, run.model
+    arrays_for(train.device)  # before the wait for the data, which may be long
     corpus = load_corpus(train.data, train.val_data, tokenizer or train.tokenizer, documents=train.documents, limit_bytes=train.limit_bytes, threads=train.threads)
     if corpus.tokenizer is not None:  # without borders of documents, none of its texts ends
         end, ids = corpus.tokenizer.end_of_text, corpus.train.ids
@@ -65,16 +67,18 @@ def replayed(run, corpus):
 
 
 def memory_plan(run):
-    """{part: bytes} that training takes. UserError if that is more than the machine has left."""
+    """{part: bytes} that training takes on its device. UserError if that is more than is left there."""
     from slm_np.machine import check_memory
     from slm_np.model import parameter_count, parameters, plan
+    from slm_np.ops.device import arrays_for
     from slm_np.workspace import planned_bytes
-    model, batch = run.model, run.train.batch_size
-    n, requests = parameter_count(model), list(plan(model, batch, model.block_size))
+    model, batch, arrays = run.model, run.train.batch_size, arrays_for(run.train.device)
+    n, requests = parameter_count(model), list(plan(model, batch, model.block_size, arrays))
     kept, shared = (planned_bytes([r for r in requests if (r.lifetime == "saved") == saved], "f4", operand(run)) for saved in (True, False))
-    multiplied = sum(4 * math.prod(t.shape) for t in parameters(model) if t.multiplies) if operand(run) else 0
+    copies = (2 if run.train.device == "cpu" else 1) if operand(run) else 0  # of a weight in 16 bits: the CPU packs one for x W and one for dy W^T
+    multiplied = sum(2 * copies * math.prod(t.shape) for t in parameters(model) if t.multiplies)
     parts = {"weights": 4 * n + multiplied, "gradients": 4 * n, "moments": 8 * n, "activations kept for backward": kept, "shared by all layers": shared}
-    check_memory(sum(parts.values()), f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens")
+    check_memory(sum(parts.values()), f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens", arrays=arrays)
     return parts
 
 
@@ -95,18 +99,19 @@ def check_same_tokenizer(directory, run, corpus):
 
 def train_run(run, directory=None):
     """Train `run` from its start in a new directory, or from the newest checkpoint in `directory`, and say how it went."""
-    from slm_np.machine import use_threads
-    use_threads(run.train.threads)
+    from slm_np.machine import use
+    use(run.train.device, run.train.threads)
     train_on(*prepared(run), directory=directory)
 
 
 def train_on(corpus, run, directory=None, replay=None, base=None):
     """`train_run` on a corpus that is prepared. base: what the run starts from, a `Base`; None: random weights."""
-    from slm_np.machine import use_threads
+    from slm_np.machine import use
     from slm_np.product_check import WrongProduct
     from slm_np.runs import new_directory
     from slm_np.trainer import Interrupted, Trainer
-    threads, run = use_threads(run.train.threads), resolved(run)
+    use(run.train.device, run.train.threads)
+    run = resolved(run)
     memory = memory_plan(run)
     trainer = Trainer(run, corpus, words(corpus.tokenizer), replay=replay, fresh=directory is None and base is None)
     if directory is not None:
@@ -119,7 +124,7 @@ def train_on(corpus, run, directory=None, replay=None, base=None):
         name = f"{base.path.resolve().name}-finetuned" if base else run.preset
         with new_directory(run.train.out_dir, name) as directory:
             trainer.start(directory, *((base.sampling, base.template) if base else ()))
-    describe(run, corpus, memory, threads)
+    describe(run, corpus, memory)
     print(f"{'going on' if trainer.updates else 'run'} in {directory}" + f" from step {trainer.updates}" * (trainer.updates > 0), file=sys.stderr)
     verb = "finetune" if run.base else "train"
     try:

@@ -1,4 +1,4 @@
-"""What this machine has: memory, threads, BLAS."""
+"""What this machine has: memory, threads, BLAS, a GPU."""
 import os
 import sys
 from pathlib import Path
@@ -49,11 +49,29 @@ def _windows_available():
 SOURCES = {"linux": (_linux_available, _container_available), "win32": (_windows_available,)}
 
 
-def check_memory(needed, what, mend="choose a smaller --batch-size, --block-size, --n-layer or --n-embd"):
-    """UserError if `needed` bytes are more than the machine has left."""
-    available = available_bytes()
+def check_memory(needed, what, mend="choose a smaller --batch-size, --block-size, --n-layer or --n-embd", arrays=None):
+    """UserError if `needed` bytes are more than is left for arrays of a module: of the machine's memory or, for CuPy's, of the GPU's."""
+    if arrays is not None and arrays.__name__ != "numpy":
+        from slm_np.kernels.gpu.device import free_bytes
+        available, memory = free_bytes(), "the GPU's memory"
+    else:
+        available, memory = available_bytes(), "memory"
     if available is not None and needed > available:
-        raise UserError(f"{what} needs {needed / 2**30:,.1f} GiB of memory and {available / 2**30:,.1f} GiB are free; {mend}")
+        raise UserError(f"{what} needs {needed / 2**30:,.1f} GiB of {memory} and {available / 2**30:,.1f} GiB are free; {mend}")
+
+
+def gpu():
+    """The `Device` that `--device cuda` is. UserError that says what is missing for it."""
+    from slm_np.kernels.gpu.device import use_device
+    return use_device()
+
+
+def use(device, threads=0):
+    """Make "cpu" or "cuda" ready: the threads of all kernels set, as by `use_threads`, or a GPU found. Returns the module that makes its arrays."""
+    from slm_np.ops.device import arrays_for
+    if device == "cpu":
+        use_threads(threads)
+    return arrays_for(device)
 
 
 def use_threads(threads):

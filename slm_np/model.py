@@ -10,8 +10,9 @@ import numpy as np
 from slm_np import branch, feed_forward, head, norm, ops
 from slm_np.errors import UserError
 from slm_np.mixers import columns_of, mixer_of
+from slm_np.ops.device import host, number
 from slm_np.params import Parameters, count, weight, within
-from slm_np.workspace import BF16, Request, Workspace
+from slm_np.workspace import Request, Workspace
 
 
 def block_parameters(config, layer):
@@ -40,28 +41,31 @@ def parameter_count(config):
     return count(parameters(config))
 
 
-def block_plan(config, layer, batch, steps):
+def block_plan(config, layer, batch, steps, arrays):
     n = batch * steps
     yield Request("x", (n, config.n_embd), "saved")
     yield from norm.plan(config, "mixer_norm", n)
-    yield from mixer_of(config, layer).plan(config, batch, steps)
+    yield from mixer_of(config, layer).plan(config, batch, steps, arrays)
     if config.feed_forward != "none":
         yield Request("middle", (n, config.n_embd), "saved")
         yield from norm.plan(config, "feed_forward_norm", n)
-        yield from feed_forward.plan(config, n)
+        yield from feed_forward.plan(config, n, arrays)
     if config.head == "none" and layer == config.n_layer - 1:
         yield Request("branch", (n, columns_of(config, layer)), "saved", "rounded")  # as wide as the logits' gradient
 
 
-def plan(config, batch, steps):
-    """All activations of a model for a batch of (B, T) tokens. The arrays a layer saves carry its number, the others are shared."""
+def plan(config, batch, steps, arrays=np):
+    """All activations of a model for a batch of (B, T) tokens. The arrays a layer saves carry its number, the others are shared.
+
+    arrays: the module that will make them, as devices differ in the scratch they want.
+    """
     n = batch * steps
     for layer in range(config.n_layer):
-        for request in block_plan(config, layer, batch, steps):
+        for request in block_plan(config, layer, batch, steps, arrays):
             yield request._replace(name=f"layers.{layer}.{request.name}") if request.lifetime == "saved" else request
     yield Request("x", (n, columns_of(config, config.n_layer - 1)), "saved")
     yield from norm.plan(config, "norm", n)
-    yield from head.plan(config, n)
+    yield from head.plan(config, n, arrays)
     yield Request("dx", (n, config.n_embd), "stream")
     yield Request("dnormed", (n, config.n_embd), "scratch")
     yield from branch.plan(config, n)
@@ -102,7 +106,7 @@ class States:
 
     def __init__(self, model, batch):
         sizes = [mixer.state_size(model.config, batch) for mixer in model.mixers]
-        self.memory = np.zeros(sum(sizes), model.dtype)
+        self.memory = model.arrays.zeros(sum(sizes), model.dtype)
         ends = np.cumsum(sizes).tolist()
         self.layers = [mixer.State(model.config, batch, self.memory[end - size:end]) for mixer, size, end in zip(model.mixers, sizes, ends)]
 
@@ -114,15 +118,15 @@ class States:
 
 def counted(targets):
     """How many targets are counted: those that are not -1."""
-    return int(np.count_nonzero(targets >= 0))
+    return int(np.count_nonzero(host(targets) >= 0))
 
 
 class Activations:
     """The arena of one (B, T), with the arrays of each layer by their short names. Its operands are of type `operand`, if that is given."""
 
-    def __init__(self, config, batch, steps, dtype, operand=None):
+    def __init__(self, config, batch, steps, dtype, operand=None, arrays=np):
         self.batch, self.steps = batch, steps
-        self.workspace = Workspace(plan(config, batch, steps), dtype, operand)
+        self.workspace = Workspace(plan(config, batch, steps, arrays), dtype, operand, arrays)
         self.shared = {name: array for name, array in self.workspace.arrays.items() if not name.startswith("layers.")}
         self.layers = [{**self.shared, **within(self.workspace.arrays, f"layers.{layer}")} for layer in range(config.n_layer)]
         self.set_place(config, 0)
@@ -140,12 +144,13 @@ class Model:
     """A model: its configuration, its parameters and, once planned, its activations.
 
     config: ModelConfig.   seed: of the initial weights, None for weights of 0 that are to be filled.   decay: which tensors weight decay
-    applies to.   dtype: float32, or float64 for the gradient check.   operand: None, or BF16 for products of bfloat16.
+    applies to.   dtype: float32, or float64 for the gradient check.   operand: None, or BF16 for products of bfloat16, or, on a GPU, float16.
+    arrays: the module that makes its arrays: NumPy or, for a model on the GPU, CuPy. Tokens and targets may then be arrays of either.
     """
 
-    def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, operand=None):
-        self.config, self.dtype, self.operand = config, np.dtype(dtype), np.dtype(operand or dtype)
-        self.parameters = Parameters(parameters(config), decay, dtype, self.operand == BF16)
+    def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, operand=None, arrays=np):
+        self.config, self.dtype, self.operand, self.arrays = config, np.dtype(dtype), np.dtype(operand or dtype), arrays
+        self.parameters = Parameters(parameters(config), decay, dtype, self.operand, arrays)
         if seed is not None:
             self.parameters.initialise(seed)
         self.mixers = [mixer_of(config, layer) for layer in range(config.n_layer)]
@@ -167,7 +172,7 @@ class Model:
             raise UserError(f"{steps} tokens are longer than the model's context of {self.config.block_size}; shorten the window")
         if self.activations is None or (self.activations.batch, self.activations.steps) != (batch, steps):
             self.activations = None  # let go of the old arena before the new one is laid out
-            self.activations = Activations(self.config, batch, steps, self.dtype, self.operand)
+            self.activations = Activations(self.config, batch, steps, self.dtype, self.operand, self.arrays)
         return self.activations
 
     def keys(self, key):
@@ -218,14 +223,14 @@ class Model:
     def losses(self, tokens, targets):
         """Cross-entropy of every token in nats, (B, T), dropout off. tokens, targets: (B, T) integers below V, a target of -1 is not counted
         and has loss 0. A view that the next call overwrites."""
-        activations = self.plan(*tokens.shape)
+        activations, tokens, targets = self.plan(*tokens.shape), self.arrays.asarray(tokens), self.arrays.asarray(targets)
         normed = self.forward(activations, tokens, self.keys(None))
         head.forward(self.config, self.parameters.operand, activations.shared, normed, targets.reshape(-1))
         return activations.shared["head.losses"].reshape(tokens.shape)
 
     def loss(self, tokens, targets):
         """Mean cross-entropy of the counted targets in nats, dropout off; 0 if none is counted."""
-        return float(self.losses(tokens, targets).sum(dtype=np.float64)) / max(1, counted(targets))
+        return number(self.losses(tokens, targets).sum(dtype=np.float64)) / max(1, counted(targets))
 
     def loss_and_gradient(self, tokens, targets, count=None, key=None, states=None):
         """Sum of the counted targets' cross-entropy over `count`, in nats; its gradient is added to `parameters.gradients`.
@@ -235,16 +240,16 @@ class Model:
         states: the layers of `States`, from which the windows go on and where they leave what they carry; gradients stop at the window's edge.
         """
         count = max(1, counted(targets) if count is None else count)
-        activations = self.plan(*tokens.shape)
+        activations, tokens, targets = self.plan(*tokens.shape), self.arrays.asarray(tokens), self.arrays.asarray(targets)
         keys = self.keys(key)
         normed = self.forward(activations, tokens, keys, states)
         self.backward(activations, tokens, targets.reshape(-1), normed, 1 / count, keys)
-        return float(activations.shared["head.losses"].sum(dtype=np.float64)) / count
+        return number(activations.shared["head.losses"].sum(dtype=np.float64)) / count
 
     def logits(self, tokens):
         """Logits of every token, (B, T, V), dropout off. tokens: (B, T) integers below V."""
         activations = self.plan(*tokens.shape)
-        normed = self.forward(activations, tokens, self.keys(None))
-        out = np.empty((tokens.size, self.config.vocab_size), self.dtype)
+        normed = self.forward(activations, self.arrays.asarray(tokens), self.keys(None))
+        out = self.arrays.empty((tokens.size, self.config.vocab_size), self.dtype)
         head.logits_forward(self.config, self.parameters.operand, activations.shared, out, normed)
         return out.reshape(*tokens.shape, -1)

@@ -1,9 +1,7 @@
 """AdamW over flat memory, the norm of the whole gradient, and the learning rate's schedules."""
 import math
 
-import numpy as np
-
-from slm_np.ops.device import kernels_of
+from slm_np.ops.device import arrays_of, kernels_of, number
 
 STABLE = 0.8  # share of a stable-decay schedule that is spent at the peak rate
 
@@ -19,14 +17,15 @@ class AdamW:
     def __init__(self, parameters, learning_rate=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8, grad_clip=1.0):
         self.parameters, self.learning_rate, self.weight_decay = parameters, learning_rate, weight_decay
         self.beta1, self.beta2, self.eps, self.grad_clip = beta1, beta2, eps, grad_clip
-        self.mean, self.square = np.zeros_like(parameters.weights), np.zeros_like(parameters.weights)
+        arrays = arrays_of(parameters.weights)
+        self.mean, self.square = arrays.zeros_like(parameters.weights), arrays.zeros_like(parameters.weights)
         self.updates = 0
         self.kernels = kernels_of(parameters.weights)
-        self.partial = np.zeros(self.kernels.square_sum_blocks(parameters.weights.size))
+        self.partial = arrays.zeros(self.kernels.square_sum_blocks(parameters.weights.size))
 
     def gradient_norm(self):
         """Euclidean norm of all gradients together; NaN or infinite if one of them is."""
-        return math.sqrt(self.kernels.square_sum(self.partial, self.parameters.gradients))
+        return math.sqrt(number(self.kernels.square_sum(self.partial, self.parameters.gradients)))
 
     def step(self, learning_rate=None, loss_scale=1.0):
         """Update the weights and zero the gradients, which are those of the loss times `loss_scale`. Returns the norm of the gradient before

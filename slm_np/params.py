@@ -2,12 +2,14 @@
 
 The tensors that decay come first, so that the optimiser, the gradient's norm, clipping and counting need no loop over names.
 """
+import functools
 import math
 from typing import Callable, NamedTuple, Union
 
 import numpy as np
 
-from slm_np.ops.device import kernels_of
+from slm_np.ops.device import kernels_of, put
+from slm_np.workspace import BF16
 
 
 class Tensor(NamedTuple):
@@ -41,19 +43,21 @@ def count(tensors):
 class Parameters:
     """Flat `weights` and `gradients` of one layout, with views `weight[name]` and `gradient[name]`; `n_decayed` come first.
 
-    operand[name] is a weight as products take it: the view itself or, under `rounds`, a copy in bfloat16, which `pack` makes anew; whoever
-    writes to the weights calls it.
+    operand[name] is a weight as products take it: the view itself or, where `operand` is a shorter type, a copy in that, which `pack` makes
+    anew; whoever writes to the weights calls it. arrays: the module that makes the buffers.
     """
 
-    def __init__(self, tensors, decay="matrices", dtype=np.float32, rounds=False):
+    def __init__(self, tensors, decay="matrices", dtype=np.float32, operand=None, arrays=np):
         self.tensors = list(tensors)
         ordered = sorted(self.tensors, key=lambda t: not decays(t, decay))
         self.n_decayed = count(t for t in ordered if decays(t, decay))
-        self.weights = np.zeros(count(ordered), dtype)
-        self.gradients = np.zeros_like(self.weights)
+        self.weights = arrays.zeros(count(ordered), dtype)
+        self.gradients = arrays.zeros_like(self.weights)
         self.weight, self.gradient = self.views(self.weights, ordered), self.views(self.gradients, ordered)
         self.kernels = kernels_of(self.weights)
-        packed = {t.name: self.kernels.packed(self.weight[t.name]) for t in ordered if rounds and t.multiplies}
+        rounds = operand is not None and operand != self.weights.dtype
+        packed = self.kernels.packed if operand == BF16 else functools.partial(self.kernels.packed, operand=operand)
+        packed = {t.name: packed(self.weight[t.name]) for t in ordered if rounds and t.multiplies}
         self.packed, self.operand = list(packed.values()), self.weight | packed
 
     def pack(self):
@@ -81,13 +85,13 @@ class Parameters:
             view = self.weight[t.name]
             draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, place, 0]))
             if t.law == "normal":
-                view[...] = draw.normal(0.0, t.spread, t.shape)
+                put(view, draw.normal(0.0, t.spread, t.shape))
             elif t.law == "uniform":
-                view[...] = draw.uniform(-t.spread, t.spread, t.shape)
+                put(view, draw.uniform(-t.spread, t.spread, t.shape))
             elif callable(t.law):
-                view[...] = t.law(draw, t.shape)
+                put(view, t.law(draw, t.shape))
             else:
-                view[...] = 1 if t.law == "ones" else 0
+                view.fill(1 if t.law == "ones" else 0)
         self.pack()
 
 

@@ -2,13 +2,13 @@
 import sys
 
 
-def describe(run, corpus, memory, threads):
+def describe(run, corpus, memory):
     """The lines before training: machine, corpus, model, memory plan."""
     from slm_np.model import parameter_count
     from slm_np.precision import described
     n, train, validation = parameter_count(run.model), corpus.train, corpus.validation
     length = f"{train.n_bytes:,} bytes{' of answers' * (train.mask is not None)}, " if train.n_bytes else ""
-    lines = [f"slm_np: on the CPU, {threads} thread{'s' * (threads > 1)}, {described(run)}",
+    lines = [f"slm_np: on {place(run.train.device)}, {described(run)}",
              f"corpus {corpus.source}: {length}{documents(corpus)}{len(train):,} training and {len(validation):,} validation tokens, vocabulary {run.model.vocab_size:,}"]
     if train.mask is not None:
         lines.append(f"loss on the answers only: {train.n_learnt:,} of the training tokens; their template is kept as chat_template.json")
@@ -19,6 +19,16 @@ def describe(run, corpus, memory, threads):
     if 5 * len(train) < n and not run.base:
         lines.append(f"the corpus has {len(train):,} tokens for {n:,} parameters: expect gibberish; more text or a smaller model would help")
     print("\n".join(lines), file=sys.stderr)
+
+
+def place(device):
+    """The device in words, for "on ..."."""
+    if device == "cuda":
+        from slm_np.machine import gpu
+        return str(gpu())
+    import numba
+    threads = numba.get_num_threads()
+    return f"the CPU, {threads} thread{'s' * (threads > 1)}"
 
 
 def documents(corpus):

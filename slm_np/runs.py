@@ -74,18 +74,19 @@ class Run:
     sampling: object
 
 
-def load(path):
-    """The `Run` in the folder `path` with its best weights; before a first evaluation, those of its newest checkpoint.
+def load(path, device="cpu"):
+    """The `Run` in the folder `path` with its best weights, on a device; before a first evaluation, those of its newest checkpoint.
 
     UserError if the folder is no run, or anything in it is damaged.
     """
     from slm_np import checkpoint
     from slm_np.machine import check_memory
     from slm_np.model import Model, parameter_count
+    from slm_np.ops.device import arrays_for
     path = Path(path)
     config = checkpoint.read_config(path)
-    check_memory(8 * parameter_count(config.model), f"the model in {path}")
-    model = Model(config.model, None, config.train.decay)
+    check_memory(8 * parameter_count(config.model), f"the model in {path}", arrays=arrays_for(device))
+    model = Model(config.model, None, config.train.decay, arrays=arrays_for(device))
     _, step = best_weights(path, model.parameters.weight)
     return Run(path, model, tokenizer_of(path, config), config, step, sampling_of(path))
 

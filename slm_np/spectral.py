@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from slm_np.ops.device import arrays_of, host, put
+
 VECTORS = 8  # an update may set another singular vector first, and it is then mostly among them
 BEGINNING, ROUNDS = 16, 2  # rounds for vectors that begin, and per update, as those of the update before are nearly right already
 
@@ -20,9 +22,10 @@ class SpectralNorms:
 
     def __init__(self, parameters):
         self.matrices = {name: view for name, view in parameters.weight.items() if name.endswith("recurrence.state.weight")}
-        self.vectors = {name: np.zeros((min(VECTORS, len(a)), len(a)), a.dtype) for name, a in self.matrices.items()}
+        self.vectors = {name: arrays_of(a).zeros((min(VECTORS, len(a)), len(a)), a.dtype) for name, a in self.matrices.items()}
         self.norms = dict.fromkeys(self.matrices, 0.0)
-        self.images = {v.shape: np.zeros_like(v) for v in self.vectors.values()}
+        self.images = {v.shape: arrays_of(v).zeros_like(v) for v in self.vectors.values()}
+        self.found, self.products = {}, {}  # of a GPU
 
     def update(self, limit=0.0):
         """{name: norm} after an update of the weights. A matrix whose norm is above `limit` is scaled down to it first; 0 lets all be."""
@@ -34,6 +37,27 @@ class SpectralNorms:
                 norm = limit
             self.norms[name] = norm
         return self.norms
+
+    def begin(self):
+        """Before the first `launch`: vectors on a GPU, where there are none to go on with."""
+        for name, a in self.matrices.items():
+            vectors, arrays = host(self.vectors[name]), arrays_of(a)
+            if not vectors.any():
+                spectral_norm(host(a), vectors, np.zeros_like(vectors))
+                put(self.vectors[name], vectors)
+            self.found.setdefault(name, arrays.zeros(2, np.float64))
+            self.products.setdefault(len(vectors), arrays.zeros((len(vectors), len(vectors)), a.dtype))
+
+    def launch(self, limit=0.0):
+        """`update` on a GPU, which nobody waits for; `read` says what it found."""
+        from slm_np.kernels.gpu import spectral
+        for name, a in self.matrices.items():
+            vectors = self.vectors[name]
+            spectral.spectral_norm(self.found[name], a, vectors, self.images[vectors.shape], self.products[len(vectors)], ROUNDS, limit)
+
+    def read(self):
+        """Fill `norms` with what the last `launch` found."""
+        self.norms.update((name, float(host(found)[0])) for name, found in self.found.items())
 
     def state(self):
         """The vectors as named tensors `spectral.NAME`: with them a run that is resumed goes on with the same bits. Views, to load into."""

@@ -11,10 +11,12 @@ import numpy as np
 from slm_np import checkpoint
 from slm_np.errors import UserError
 from slm_np.model import Model, States, counted
+from slm_np.ops.device import arrays_for
 from slm_np.optim import AdamW, learning_rate
 from slm_np.precision import operand, resolved
 from slm_np.product_check import watched
 from slm_np.progress import Progress
+from slm_np.scaler import GradientScaler
 from slm_np.spectral import SpectralNorms
 
 TRAIN, EVALUATE_TRAIN, EVALUATE_VALIDATION, EVALUATE_REPLAY = range(4)  # purposes of random batches
@@ -75,7 +77,7 @@ class Trainer:
         if train.carry_state and (run.model.attends or corpus.train.mask is not None):
             raise UserError(f"--carry-state hands on a state, but {'attention has none' if run.model.attends else 'answers are no stream'}; "
                             f"{'choose a --pattern of M and S' if run.model.attends else 'leave it out'}")
-        self.model = Model(run.model, train.seed if fresh else None, train.decay, operand=operand(run))
+        self.model = Model(run.model, train.seed if fresh else None, train.decay, operand=operand(run), arrays=arrays_for(train.device))
         self.optimizer = AdamW(self.model.parameters, train.learning_rate, train.weight_decay, train.beta1, train.beta2, grad_clip=train.grad_clip)
         shape = train.batch_size, run.model.block_size
         self.model.plan(*shape)
@@ -96,6 +98,11 @@ class Trainer:
             self.batches, self.max_iters = lambda x, y, i: order.batch(x, y, i * len(x)), updates_of(train, order.n_windows)
         else:
             self.batches, self.max_iters = batches_of(corpus.train, T, train.seed, TRAIN, end_of_text), train.max_iters
+        self.scaler = GradientScaler() if self.model.operand == np.float16 else None
+        self.ahead = None  # where steps run on a GPU, ahead of the host
+        if self.model.arrays is not np:
+            from slm_np.graph import DeviceStep
+            self.ahead = DeviceStep(self.model, self.optimizer, self.spectral, shape, train.max_spectral_norm, self.carried, self.scaler)
         self.updates = 0          # updates tried, those skipped for a bad gradient included: the step of every schedule and batch
         self.bad_steps = 0        # skipped in a row
         self.elapsed = 0.0        # seconds of training, evaluations and saving included, over all sessions
@@ -156,13 +163,16 @@ class Trainer:
         """One update: batch, forward, backward (per micro-batch), clip, AdamW. Returns (loss, gradient norm, learning rate).
 
         A loss or gradient that is not finite leaves the weights alone. WrongProduct if one that was checked is wrong, before the update.
+        On a GPU nobody waits for the update: loss and norm are arrays, and `catch_up` says what it came to.
         """
+        rate = learning_rate(self.config, self.updates, self.schedule_progress)
+        if self.ahead:
+            return *self.step_ahead(rate), rate
         count, loss = self.counted(), 0.0
         with watched(self.model.parameters.weights, self.updates):
             for micro in range(self.config.grad_accumulation_steps):
                 self.batch(micro)
                 loss += self.model.loss_and_gradient(self.tokens, self.targets, count, (self.config.seed, self.updates, micro), self.states(micro))
-        rate = learning_rate(self.config, self.updates, self.schedule_progress)
         if math.isfinite(loss):
             norm = self.optimizer.step(rate)
             if math.isfinite(norm):
@@ -175,6 +185,21 @@ class Trainer:
         self.updates += 1
         self.bad_steps = 0 if math.isfinite(norm) else self.bad_steps + 1
         return loss, norm, rate
+
+    def step_ahead(self, rate):
+        """`step` on a GPU: (loss, norm), which it may not have computed yet."""
+        count = self.counted()
+        for micro in range(self.config.grad_accumulation_steps):
+            self.batch(micro)
+            self.states(micro)  # new texts begin
+            self.ahead.gradient(self.tokens, self.targets, (self.config.seed, self.updates, micro), count, rate, micro == 0)
+        self.updates += 1
+        return self.ahead.update()
+
+    def catch_up(self):
+        """Wait for the GPU. (loss, norm) of its last step, and all counters as they are after it."""
+        loss, norm, self.bad_steps = self.ahead.read()
+        return loss, norm
 
     def estimate_loss(self):
         """{train_loss, val_loss and, if there is a replay text, replay_loss}: means over `eval_iters` fixed batches each, dropout off, in nats
@@ -211,7 +236,9 @@ class Trainer:
     def save(self):
         """A checkpoint to resume from."""
         if self.out_dir is not None and self.saved != self.updates:
-            state = dict(optimizer_updates=self.optimizer.updates, bad_steps=self.bad_steps, elapsed=self.elapsed)
+            if self.ahead:
+                self.catch_up()
+            state = dict(optimizer_updates=self.optimizer.updates, bad_steps=self.bad_steps, elapsed=self.elapsed, **(self.scaler.state() if self.scaler else {}))
             checkpoint.save_checkpoint(self.out_dir, self.updates, self.model.parameters.weight, self.moments(), state)
         self.saved = self.updates
 
@@ -222,6 +249,10 @@ class Trainer:
         self.model.parameters.pack()
         self.updates = self.saved = found.step
         self.optimizer.updates, self.bad_steps, self.elapsed = (found.state[k] for k in ("optimizer_updates", "bad_steps", "elapsed"))
+        if self.scaler and "scale" in found.state:  # a run of another precision has none
+            self.scaler.load(found.state)
+        if self.ahead:
+            self.ahead.write(self.bad_steps)
         checkpoint.trim_metrics(self.out_dir, self.updates)
         for row in checkpoint.read_metrics(self.out_dir):
             if "val_loss" in row:  # null where an evaluation diverged
@@ -295,21 +326,28 @@ class Trainer:
         """A step, shown and logged. UserError after five in a row without an update; the last good weights are saved before."""
         begun = time.perf_counter()
         loss, norm, rate = self.step()
+        due = self.updates % self.config.log_interval == 0
+        if self.ahead and due:
+            loss, norm = self.catch_up()
+        bad = self.bad_steps if due or not self.ahead else 0  # of a GPU it is known only then
         self.timed_steps, self.timed_seconds = self.timed_steps + 1, self.timed_seconds + time.perf_counter() - begun
         per_step = self.timed_seconds / self.timed_steps
         per_second = self.tokens.size * self.config.grad_accumulation_steps / per_step
-        due = self.updates % self.config.log_interval == 0
-        if self.bad_steps:
+        if bad:
             progress.say(f"step {self.updates}: the loss is {loss} and the gradient's norm {norm}: update skipped")
-        if due or self.bad_steps:
+        if due or bad:
             self.log(dict(step=self.updates, loss=loss, lr=rate, grad_norm=norm, step_ms=round(1e3 * per_step, 3), tokens_per_s=round(per_second, 1), **self.spectral_row()))
-        bits = bits_per_byte(loss, self.corpus.train)
-        text = f"loss {loss:.3f}" + (f"  {bits:.2f} bits/byte" if math.isfinite(bits) else "") + f"  {per_second:,.0f} tokens/s"
+        text = ""
+        if due:
+            bits = bits_per_byte(loss, self.corpus.train)
+            text = f"loss {loss:.3f}" + (f"  {bits:.2f} bits/byte" if math.isfinite(bits) else "") + f"  {per_second:,.0f} tokens/s"
         progress.update(f"step {self.updates}" + ("" if self.config.max_seconds else f"/{self.max_iters}"), self.progress, text, due)
         if due:
             self.timed_steps, self.timed_seconds = 0, 0.0
-        if self.bad_steps == BAD_STEPS:
+        if bad >= BAD_STEPS:
             self.bad_steps = 0  # who resumes has five again
+            if self.ahead:
+                self.ahead.write(0)
             self.save()
             raise UserError(f"{BAD_STEPS} updates in a row had a loss or gradient that is not finite; the last good weights are saved, "
                             "resume with a lower --learning-rate or --grad-clip")

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_np.ops.device import memory
+
 ALIGN = 64  # bytes: a cache line, and a vector register of the widest kind
 LIFETIMES = ("saved", "stream", "scratch")
 BF16 = np.dtype(np.uint16)  # bfloat16: a float32's first sixteen bits, as NumPy has no such type
@@ -66,17 +68,19 @@ def planned_bytes(requests, dtype, operand=None):
 
 
 class Workspace:
-    """Arrays by name in one block. Requests of the same name are one array and must agree in shape. operand: type of what feeds products."""
+    """Arrays by name in one block of the module `arrays`. Requests of the same name are one array and must agree in shape.
 
-    def __init__(self, requests, dtype=np.float32, operand=None):
+    operand: type of what feeds products.
+    """
+
+    def __init__(self, requests, dtype=np.float32, operand=None, arrays=np):
         self.plan, self.types = {}, types_of(dtype, operand)
         for request in filter(self.types.exists, requests):
             known = self.plan.setdefault(request.name, request)
             if known != request:
                 raise ValueError(f"{request.name} is planned as {known.shape} {known.lifetime} and as {request.shape} {request.lifetime}")
         starts, self.n_bytes = layout(self.plan.values(), self.types)
-        block = np.empty(self.n_bytes + ALIGN, np.uint8)
-        block = block[-block.ctypes.data % ALIGN:]
+        block = memory(arrays, self.n_bytes, ALIGN)
         self.arrays = {}
         for name, request in self.plan.items():
             end = starts[name] + math.prod(request.shape) * self.types.of(request).itemsize

@@ -1,6 +1,6 @@
 """What fills a block's mixing slot, by its letter in the pattern. Each mixer is a module of the same names:
 
-parameters(config, columns)    plan(config, B, T)    forward(config, w, a, out, x, residual, key, join_key, state)    backward(config, w, g, a, dx, dout, x, key, join_key)
+parameters(config, columns)    plan(config, B, T, arrays)    forward(config, w, a, out, x, residual, key, join_key, state)    backward(config, w, g, a, dx, dout, x, key, join_key)
 NAME     what its tensors and arrays begin with
 TENSORS  its tensors, without NAME, in the order in which the compiled decode step finds their places
 state_size(config, B)   numbers that a State holds

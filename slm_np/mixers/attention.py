@@ -1,6 +1,4 @@
 """Causal multi-head attention as a mixer. Sizes: B batch, T steps, N = B T, H query heads, K key-value heads, w head width."""
-import numpy as np
-
 from slm_np import ops
 from slm_np.branch import join_backward, join_forward
 from slm_np.params import Tensor, weight
@@ -25,14 +23,14 @@ def parameters(config, columns):
         yield Tensor("attention.output.bias", (columns,), "zeros")
 
 
-def plan(config, batch, steps):
+def plan(config, batch, steps, arrays):
     attended, qkv = widths(config)
     n = batch * steps
     yield Request("attention.qkv", (n, qkv), "saved", "operand")
     yield Request("attention.heads", (n, attended), "saved", "operand")
     yield Request("attention.lse", (batch * config.n_head, steps), "saved")
     yield Request("attention.dheads", (n, attended), "scratch", "operand")
-    yield Request("attention.scores", ops.attention_scratch(steps, config.head_dim, batch * config.n_head, np.empty(0)), "scratch")
+    yield Request("attention.scores", ops.attention_scratch(steps, config.head_dim, batch * config.n_head, arrays.empty(0)), "scratch")
 
 
 def state_size(config, batch):
@@ -63,7 +61,7 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None):
     ops.linear_forward(qkv, x, w["attention.qkv.weight"], w.get("attention.qkv.bias"), None)
     if config.positions == "rotary":
         ops.rotary_forward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
-    ops.attention_forward(heads, a["attention.lse"], scores, qkv, config.n_head, config.n_kv_head, steps, config.dropout if key is not None else 0.0, key or 0)
+    ops.attention_forward(heads, a["attention.lse"], scores, qkv, config.n_head, config.n_kv_head, steps, config.dropout if key is not None else 0.0, 0 if key is None else key)
     if state is not None:
         state.take(config, qkv, steps)
     join_forward(config, w, a, "attention.output", out, heads, residual, join_key)
@@ -75,7 +73,7 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
     dbranch = join_backward(config, a, dout, join_key)
     ops.linear_backward(dheads, g["attention.output.weight"], g.get("attention.output.bias"), dbranch, heads, w["attention.output.weight"])
     ops.attention_backward(qkv, a["attention.scores"], dheads, a["attention.lse"], config.n_head, config.n_kv_head, a["attention.lse"].shape[1],
-                           config.dropout if key is not None else 0.0, key or 0)
+                           config.dropout if key is not None else 0.0, 0 if key is None else key)
     if config.positions == "rotary":
         ops.rotary_backward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
     ops.linear_backward(dx, g["attention.qkv.weight"], g.get("attention.qkv.bias"), qkv, x, w["attention.qkv.weight"])

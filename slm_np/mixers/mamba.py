@@ -43,25 +43,25 @@ def parameters(config, columns):
         yield Tensor("mamba.output.bias", (columns,), "zeros")
 
 
-def plan(config, batch, steps):
+def plan(config, batch, steps, arrays):
     n, channels, states, rank = batch * steps, config.n_inner, config.channel_states, config.time_step_rank
-    cpu = np.empty(0)
+    device = arrays.empty(0)
     yield Request("mamba.projected", (n, 2 * channels), "saved")
     yield Request("mamba.past", (batch, config.conv_kernel - 1, channels), "saved")
     yield Request("mamba.x", (n, channels), "saved")
     yield Request("mamba.selected", (n, rank + 2 * states), "saved")
     yield Request("mamba.delta", (n, channels), "saved")
-    yield Request("mamba.states", (batch, ops.selective_scan_chunks(steps, cpu) + 1, states, channels), "saved")
+    yield Request("mamba.states", (batch, ops.selective_scan_chunks(steps, device) + 1, states, channels), "saved")
     yield Request("mamba.out", (n, channels), "saved")
     yield Request("mamba.read", (n, channels), "scratch", "rounded")
     yield Request("mamba.dprojected", (n, 2 * channels), "scratch", "rounded")
     yield Request("mamba.rank", (n, rank), "scratch")
-    yield Request("mamba.scan", ops.selective_scan_scratch(channels, states, batch, cpu), "scratch")
+    yield Request("mamba.scan", ops.selective_scan_scratch(channels, states, batch, device), "scratch")
     yield Request("mamba.dout", (n, channels), "scratch")
     yield Request("mamba.dx", (n, channels), "scratch")
     yield Request("mamba.dselected", (n, rank + 2 * states), "scratch")
     yield Request("mamba.drank", (n, rank), "scratch")
-    yield Request("mamba.parts", (ops.selective_scan_parts(batch, steps, channels, states, cpu),), "scratch")
+    yield Request("mamba.parts", (ops.selective_scan_parts(batch, steps, channels, states, device),), "scratch")
 
 
 def state_size(config, batch):

@@ -4,10 +4,9 @@ The stream's rows are texts of T tokens, the recurrence's are steps of B tokens:
 to the stream's order on the way out, and everything between lies that way round. It goes through time a chunk of steps at a time: what lies
 between the products stays in the cache, and but for the states one chunk's scratch is all that exists.
 """
-import numpy as np
-
 from slm_np import ops
 from slm_np.branch import join_backward, operand
+from slm_np.ops.device import at_once
 from slm_np.params import Tensor
 from slm_np.workspace import Request
 
@@ -29,14 +28,13 @@ def parameters(config, columns):
     yield Tensor("recurrence.skip.weight", (width, columns), "uniform", outward * width ** -0.5, multiplies=True)
 
 
-def chunks(steps, batch):
-    """[(first, last)] steps of each chunk of about ROWS rows."""
-    length = max(1, ROWS // batch)
+def chunks(steps, length):
+    """[(first, last)] steps of each chunk of `length`."""
     return [(first, min(steps, first + length)) for first in range(0, steps, length)]
 
 
-def plan(config, batch, steps):
-    size, length = config.state_size, chunks(steps, batch)[0][1]
+def plan(config, batch, steps, arrays):
+    size, length = config.state_size, max(1, at_once(arrays, batch * steps, ROWS) // batch)
     yield Request("recurrence.states", (steps + 1, batch, size), "saved")
     yield Request("recurrence.dstates", (length + 1, batch, size), "scratch")
     yield Request("recurrence.active", (length * batch, size), "scratch", "operand")
@@ -46,7 +44,7 @@ def plan(config, batch, steps):
     yield Request("recurrence.dy", (length * batch * max(config.n_embd, config.vocab_size if config.head == "none" else 0),), "scratch", "operand")
     yield Request("recurrence.dx", (length * batch, config.n_embd), "scratch")
     yield Request("recurrence.y", (length * batch * max(config.n_embd, config.vocab_size if config.head == "none" else 0),), "scratch")
-    yield Request("recurrence.walk", (ops.linear_recurrence_scratch(batch, size, np.empty(0)),), "scratch")
+    yield Request("recurrence.walk", (ops.linear_recurrence_scratch(batch, size, arrays.empty(0)),), "scratch")
 
 
 def state_size(config, batch):
@@ -70,7 +68,7 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None):
     states, target = a["recurrence.states"], out if join_key is None else a["branch"]
     batch, columns = states.shape[1], out.shape[1]
     states[0] = 0 if state is None else state.last
-    for first, last in chunks(len(states) - 1, batch):
+    for first, last in chunks(len(states) - 1, len(a["recurrence.dstates"]) - 1):
         rows = (last - first) * batch
         turned, y, active = a["recurrence.x"][:rows], a["recurrence.y"][:rows * columns].reshape(rows, columns), a["recurrence.active"][:rows]
         entered = states[first + 1:last + 1].reshape(rows, -1)
@@ -93,7 +91,7 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
     states, flow, dbranch = a["recurrence.states"], a["recurrence.dstates"][0], dout if join_key is None else join_backward(config, a, dout, join_key)
     batch, columns = states.shape[1], dout.shape[1]
     flow.fill(0)
-    for first, last in reversed(chunks(len(states) - 1, batch)):
+    for first, last in reversed(chunks(len(states) - 1, len(a["recurrence.dstates"]) - 1)):
         rows = (last - first) * batch
         turned, dy, active = a["recurrence.x"][:rows], a["recurrence.dy"][:rows * columns].reshape(rows, columns), a["recurrence.active"][:rows]
         dstates, dturned = a["recurrence.dstates"][:last - first + 1], a["recurrence.dx"][:rows]
@@ -104,7 +102,7 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
         ops.linear_backward_input(active, dy, w["recurrence.output.weight"])
         ops.swish_backward(dentered, active)
         ops.linear_backward_weight(g["recurrence.output.weight"], None, dy, active)
-        dstates[-1] += flow
+        ops.accumulate(dstates[-1], flow)
         flow.fill(0)
         ops.linear_recurrence_backward(dstates, g["recurrence.state.weight"], a["recurrence.walk"], states[first:last + 1], w["recurrence.state.weight"])
         ops.linear_backward(dturned, g["recurrence.skip.weight"], None, dy, turned, w["recurrence.skip.weight"])

@@ -1,7 +1,7 @@
 """Token embedding and positions. Sizes: B batch, T steps, N = B T tokens, V pieces, D width."""
 import numpy as np
 
-from slm_np.ops.device import kernels_of
+from slm_np.ops.device import kernels_of, put
 
 
 def embedding_forward(out, tokens, weight, positions):
@@ -21,5 +21,6 @@ def sinusoidal_table(table, first=0):
     """table[t, 2i] = sin((first + t) / 10000^(2i/D)),   table[t, 2i+1] = cos(the same)        table (T, D)   (Vaswani et al. 2017)"""
     steps, width = table.shape
     angle = np.arange(first, first + steps)[:, None] / 10000.0 ** (np.arange(0, width, 2) / width)
-    table[:, 0::2] = np.sin(angle)
-    table[:, 1::2] = np.cos(angle[:, :width // 2])
+    made = np.empty(table.shape)
+    made[:, 0::2], made[:, 1::2] = np.sin(angle), np.cos(angle[:, :width // 2])
+    put(table, made)

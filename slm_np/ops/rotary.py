@@ -1,7 +1,7 @@
 """Rotary positions (Su et al. 2021). Sizes: N = B T tokens, w width of a head."""
 import numpy as np
 
-from slm_np.ops.device import kernels_of
+from slm_np.ops.device import kernels_of, put
 
 
 def rotary_forward(x, cos, sin, heads):
@@ -21,4 +21,5 @@ def rotary_table(cos, sin, theta, first=0):
     """cos, sin (T, w/2) of the angles (first + t) theta^(-2i/w), computed in float64 so that far places stay exact."""
     steps, half = cos.shape
     angle = np.arange(first, first + steps)[:, None] * theta ** (-np.arange(half) / half)
-    cos[:], sin[:] = np.cos(angle), np.sin(angle)
+    put(cos, np.cos(angle))
+    put(sin, np.sin(angle))

@@ -1,0 +1,61 @@
+"""Softmax cross-entropy, a block a row; the gradient may lie where the logits were. A row whose target is negative is not counted.
+
+The largest logit and the sum of exponentials come from one pass over the row, a sum being scaled down whenever its thread meets a larger logit.
+Backward goes over the row once more, which by then lies in the cache.
+"""
+from .source import Kernel
+from .vector import threads_of_row
+
+cross_entropy = Kernel("softmax_cross_entropy", r'''
+extern "C" __global__ void softmax_cross_entropy(Operand* dlogits, Number* losses, const Number* logits, const Target* targets,
+                                                 size_t pieces, Scalar<Compute> scale) {
+    __shared__ Compute shared[32];
+    const size_t r = blockIdx.x;
+    const Target target = targets[r];
+    logits += r * pieces, dlogits += r * pieces;
+    if (target < 0) {
+        if (threadIdx.x == 0) losses[r] = 0;
+        if (WITH_GRADIENT) for (size_t v = threadIdx.x; v < pieces; v += blockDim.x) dlogits[v] = store<Operand>(Compute(0));
+        return;
+    }
+    // Not from minus infinity on, which a logit may be: less itself it is no number. NaN is never larger and goes into the sum.
+    const Compute lowest = sizeof(Compute) == 8 ? -1.7976931348623157e308 : -3.4028234663852886e38;
+    Compute largest = lowest, sum = 0;
+    #pragma unroll 4
+    for (size_t v = threadIdx.x; v < pieces; v += blockDim.x) {
+        const Compute z = logits[v];
+        if (z > largest) {
+            sum *= exp_(largest - z);
+            largest = z;
+        }
+        sum += exp_(z - largest);
+    }
+    const Compute at_target = logits[target];  // read before any thread writes: barriers follow
+    const Compute top = block_max(largest, shared), total = block_sum(sum * exp_(largest - top), shared);
+    if (threadIdx.x == 0) losses[r] = log(total) + (top - at_target);
+    if (WITH_GRADIENT) {
+        const Compute factor = scale() / total;
+        #pragma unroll 4
+        for (size_t v = threadIdx.x; v < pieces; v += blockDim.x) {
+            const Compute e = exp_(logits[v] - top);
+            dlogits[v] = store<Operand>((v == target ? e - total : e) * factor);  // less total times factor: less scale
+        }
+    }
+}''', variants=[dict(Operand=operand, Number=number, Target=target, WITH_GRADIENT=gradient) for operand, number, target, gradient in (
+    ("float", "float", "int", 0), ("float", "float", "int", 1), ("bfloat16", "float", "int", 1), ("half", "float", "int", 1), ("double", "double", "int", 0),
+    ("double", "double", "int", 1), ("float", "float", "long long", 1))])
+
+
+def _cross_entropy(dlogits, losses, logits, targets, scale, with_gradient):
+    rows, pieces = logits.shape
+    cross_entropy(rows, (dlogits, losses, logits, targets, pieces, scale), threads=threads_of_row(pieces // 4, 1024),
+                  Operand=dlogits, Number=logits, Target=targets, WITH_GRADIENT=with_gradient)
+
+
+def softmax_cross_entropy_forward(losses, logits, targets):
+    _cross_entropy(logits, losses, logits, targets, 0.0, 0)
+
+
+def softmax_cross_entropy_backward(dlogits, losses, logits, targets, scale):
+    """scale: a number, or a device array of one, of the logits' type."""
+    _cross_entropy(dlogits, losses, logits, targets, scale, 1)

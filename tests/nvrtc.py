@@ -1,0 +1,56 @@
+"""NVRTC through ctypes: CUDA source to machine code for a named architecture, without CuPy, a driver or a GPU (package nvidia-cuda-nvrtc-cu12)."""
+import ctypes
+import functools
+import glob
+import hashlib
+import importlib.util
+import os
+
+from slm_np.paths import cache_dir
+
+
+@functools.cache
+def library():
+    """The library, or None where it is not installed."""
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations if spec else ():
+        for name in ("lib/libnvrtc.so.*", "bin/nvrtc64*.dll"):
+            for path in glob.glob(os.path.join(folder, "cuda_nvrtc", *name.split("/"))):
+                if ".alt" not in path:
+                    return ctypes.CDLL(path)
+    return None
+
+
+def compile(code, architecture, options=()):
+    """The machine code (a cubin, so that the assembler has read it too), compiled as CuPy does. ValueError with NVRTC's log if it is not valid."""
+    nvrtc, program = library(), ctypes.c_void_p()
+    options = [option.encode() for option in (*options, f"--gpu-architecture={architecture}", "-ftz=true", "--device-as-default-execution-space")]
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernel.cu", 0, None, None) == 0
+    try:
+        failed, size = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)), ctypes.c_size_t()
+        if failed:
+            nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value)
+            nvrtc.nvrtcGetProgramLog(program, log)
+            raise ValueError(f"{architecture}: {log.value.decode()}")
+        assert nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)) == 0
+        cubin = ctypes.create_string_buffer(size.value)
+        assert nvrtc.nvrtcGetCUBIN(program, cubin) == 0
+        return cubin.raw
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def check(kernel, types, architecture):
+    """Compile one variant of a `Kernel` and see that its function is there; what has compiled once is remembered by the hash of its source."""
+    from slm_np.kernels.gpu.source import OPTIONS
+    code, version = kernel.code(**types), (ctypes.c_int * 2)()
+    library().nvrtcVersion(ctypes.byref(version), ctypes.byref(version, 4))
+    done = cache_dir() / "nvrtc" / hashlib.sha256(f"{tuple(version)} {architecture} {OPTIONS} {code}".encode()).hexdigest()[:24]
+    if not done.exists():
+        try:
+            assert kernel.name.encode() in compile(code, architecture, OPTIONS)
+        except ValueError as error:
+            raise ValueError(f"{kernel.name} of {types} for {error}") from None
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
