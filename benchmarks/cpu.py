@@ -25,6 +25,7 @@ from step_profile import profile  # noqa: E402
 from slm_np.errors import UserError, exit_with_sentence  # noqa: E402
 
 # PyTorch computes in float32 or under autocast to bfloat16, as it is or compiled.
+SLOW = 10.0  # seconds of warming up after which a step is long enough for one to do
 PEERS = {"eager": (False, False), "compiled": (True, False), "eager-bf16": (False, True), "compiled-bf16": (True, True)}
 
 
@@ -61,8 +62,11 @@ def serve(name, shape_name, dtype, threads):
     """Inside an engine's process: build, warm up, then answer requests."""
     answers, sys.stdout = sys.stdout, sys.stderr
     step = trainer_of(shape_name, threads, dtype).step if name == "slm_np" else torch_step(shape_name, threads, *PEERS[name])
+    begun = time.perf_counter()
     for _ in range(3):
         step()
+        if time.perf_counter() - begun > SLOW:
+            break
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -147,7 +151,7 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
     peers = [name for name, (compiled, bfloat16) in PEERS.items() if (not bfloat16 or dtype == "bf16") and not (compiled and loops)] if against == "torch" else []
     engines = {name: Engine(name, shape_name, dtype, threads) for name in ["slm_np", *peers]}
     times = {name: [] for name in engines}
-    sizes = {name: max(1, round(seconds / min(engine.block(2)))) for name, engine in engines.items()}
+    sizes = {name: max(1, round(seconds / engine.block(1)[0])) for name, engine in engines.items()}
     for _ in range(rounds):
         for name, engine in engines.items():
             times[name] += engine.block(sizes[name])
