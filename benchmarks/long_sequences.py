@@ -49,14 +49,13 @@ def step_of(settings, length, tokens, dtype):
     return step
 
 
-def bytes_per_token(settings, lengths, dtype):
-    """Slope and intercept of the arena's bytes over a window's length, the least squares' line, and how far from it the farthest length is, as a share."""
+def arena(settings, lengths, dtype):
+    """Bytes of the activations of one window of each length, and of one token more where windows are long."""
     from slm_np.config import ModelConfig
     from slm_np.model import plan
     from slm_np.workspace import BF16, planned_bytes
     sizes = [int(planned_bytes(plan(ModelConfig(**settings, block_size=length), 1, length), np.float32, BF16 if dtype == "bf16" else None)) for length in lengths]
-    slope, intercept = map(float, np.polyfit(lengths, sizes, 1))
-    return dict(bytes=sizes, per_token=slope, fixed=intercept, off=max(abs(slope * length + intercept - size) / size for length, size in zip(lengths, sizes)))
+    return dict(bytes=sizes, bytes_per_token=(sizes[-1] - sizes[-2]) / (lengths[-1] - lengths[-2]))
 
 
 def written(settings, length):
@@ -82,11 +81,11 @@ def measured(lengths, tokens, rounds, dtype):
                 if turn:
                     times[length].append(clock(step))
         rates = {length: tokens / statistics.median(seconds) for length, seconds in times.items()}
-        rows.append(dict(mixer=name, dtype=dtype, lengths=list(lengths), tokens_per_second=list(rates.values()), **bytes_per_token(settings, lengths, dtype)))
+        rows.append(dict(mixer=name, dtype=dtype, lengths=list(lengths), tokens_per_second=list(rates.values()), **arena(settings, lengths, dtype)))
         row = rows[-1]
         row["written"] = written(settings, lengths[-1])
         print(f"{name:<18}" + "".join(f"{rate:>9,.0f}" for rate in rates.values()) + f"   the longest at {rates[lengths[-1]] / rates[lengths[0]]:.2f} of the shortest"
-              f"   {row['per_token'] / 1024:.1f} KiB a token + {row['fixed'] / 2**20:.1f} MiB, within {100 * row['off']:.1f} % of it   writing {row['written'][0]:,.0f} tokens/s, at the end {row['written'][1]:,.0f}", flush=True)
+              f"   {row['bytes_per_token'] / 1024:.1f} KiB a token   writing {row['written'][0]:,.0f} tokens/s, at the end {row['written'][1]:,.0f}", flush=True)
     return rows
 
 
