@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py --data tinyshakespeare.txt [--max-time 10m] [--search-time 45s] [--json FILE] [--plot FILE]
 
-Every model reads 4,096 bytes a batch under one schedule and optimiser. Its learning rate is the one of RATES with the lowest validation loss
-after a short run of that length; then it trains for the long one. Prints a table of the lowest validation bits per byte and draws how they fell.
+Every model reads 4,096 bytes a batch under one schedule and optimiser; where A is a matrix its spectral norm is held at 1. Its learning rate is the
+one of RATES with the lowest validation loss after a short run of that length, or the next lower if the long run diverges. Prints a table of the lowest validation bits per byte and draws how they fell.
 The model "cut" is `byte-ssm` with the gradient's flow from H_t to H_(t-1) left out, so that a step learns from its own loss alone. Runs
 stand in the file one after another; those that it already holds are not repeated.
 """
@@ -34,7 +34,7 @@ MODELS = {
     "byte-transformer": PRESETS["byte-transformer"]["model"],
     "llama": dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=256, n_hidden=432, block_size=256),
 }
-COURSE = dict(warmup_iters=50, beta2=0.95, weight_decay=0.1, decay="matrices", grad_clip=1.0, eval_iters=16)
+COURSE = dict(max_spectral_norm=1.0, warmup_iters=50, beta2=0.95, weight_decay=0.1, decay="matrices", grad_clip=1.0, eval_iters=16)
 
 
 @contextlib.contextmanager
@@ -53,15 +53,15 @@ def one_step(cut):
         ops.linear_recurrence_backward = whole
 
 
-def trained(name, data, rate, max_time, dtype, interval):
-    """The evaluations of one run: [{minutes, tokens, bpb}], and what the model is."""
+def trained(name, data, rate, max_time, dtype, interval, threads=0):
+    """What a run came to, its evaluations [{minutes, tokens, train, bpb}] among it; `diverged` if it did."""
     import math
     from slm_np.checkpoint import RunConfig
     from slm_np.config import ModelConfig, TrainConfig
     from slm_np.launch import prepared
     from slm_np.trainer import Trainer
     model = ModelConfig(**MODELS[name])
-    train = TrainConfig(**COURSE, data=data, learning_rate=rate, min_lr=rate / 10, max_time=max_time, batch_size=TOKENS // model.block_size,
+    train = TrainConfig(**COURSE, data=data, threads=threads, learning_rate=rate, min_lr=rate / 10, max_time=max_time, batch_size=TOKENS // model.block_size,
                         eval_interval=interval, dtype=dtype)
     corpus, run = prepared(RunConfig(model, train))
     trainer, rows, steps = Trainer(run, corpus, quiet=True), [], []
@@ -81,9 +81,9 @@ def trained(name, data, rate, max_time, dtype, interval):
     with one_step(name.endswith("cut")):
         try:
             trainer.train()
-        except UserError as error:  # diverged: what it reached until then counts
-            print(f"{name} at {rate:g}: {error}", flush=True)
-    return dict(model=name, rate=rate, parameters=trainer.model.parameters.weights.size, dtype=trainer.config.dtype, updates=trainer.updates,
+        except UserError as error:
+            print(f"{name} at {rate:g} after {trainer.updates} updates: {error}", flush=True)
+    return dict(model=name, rate=rate, parameters=trainer.model.parameters.weights.size, dtype=trainer.config.dtype, updates=trainer.updates, diverged=not trainer.finished(),
                 tokens_per_second=TOKENS / statistics.median(steps), curve=rows, best=min((row["bpb"] for row in rows), default=math.inf))
 
 
@@ -102,7 +102,7 @@ def draw(rows, path):
     axes = figure.subplots()
     for row in sorted(rows, key=lambda row: row["best"], reverse=True):
         axes.plot([at["minutes"] for at in row["curve"]], [at["bpb"] for at in row["curve"]], marker=".", label=f"{row['model']}  {row['best']:.3f}")
-    axes.set(xlabel="minutes on two cores", ylabel="validation bits per byte", ylim=(None, 4), title="2.4M parameters on tiny Shakespeare")
+    axes.set(xlabel="minutes", ylabel="validation bits per byte", ylim=(None, 4), title="2.4M parameters on tiny Shakespeare")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
@@ -116,6 +116,7 @@ def main(argv=None):
     parser.add_argument("--search-time", default="45s", help="of each run that a learning rate is chosen by")
     parser.add_argument("--models", default=",".join(MODELS).replace("byte-ssm, cut", "cut"), help="which, separated by commas (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="precision: auto, fp32 or bf16")
+    parser.add_argument("--threads", type=int, default=0, help="0 means one per core")
     parser.add_argument("--json", metavar="FILE", help="keep the runs there, and take from there what has been run")
     parser.add_argument("--plot", metavar="FILE", help="draw them there")
     args = parser.parse_args(argv)
@@ -124,16 +125,21 @@ def main(argv=None):
         if name not in MODELS:
             raise UserError(f"--models {name!r} is unknown; {near(name, list(MODELS))}")
     from slm_np.machine import use_threads
-    use_threads(0)
+    use_threads(args.threads)
     runs = json.loads(Path(args.json).read_text(encoding="utf-8")) if args.json and Path(args.json).exists() else []
     for name in names:
         if any(run["model"] == name for run in runs):
             continue
         searched = {}
         for rate in RATES:
-            searched[rate] = trained(name, args.data, rate, args.search_time, args.dtype, 10 ** 6)["best"]
+            searched[rate] = trained(name, args.data, rate, args.search_time, args.dtype, 10 ** 6, args.threads)["best"]
             print(f"{name} at {rate:g}: {searched[rate]:.3f} after {args.search_time}", flush=True)
-        runs.append(trained(name, args.data, min(searched, key=searched.get), args.max_time, args.dtype, 250) | dict(searched=[[rate, best] for rate, best in searched.items()]))
+        best = min(searched, key=searched.get)
+        for rate in (rate for rate in reversed(RATES) if rate <= best):
+            run = trained(name, args.data, rate, args.max_time, args.dtype, 250, args.threads)
+            if not run["diverged"]:
+                break
+        runs.append(run | dict(searched=list(searched.items())))
         print(f"{name}: {runs[-1]['best']:.3f} bits per byte", flush=True)
         if args.json:
             write_json(args.json, runs)
