@@ -24,8 +24,9 @@ from step_profile import profile  # noqa: E402
 
 from slm_np.errors import UserError, exit_with_sentence  # noqa: E402
 
-# PyTorch computes in float32 or under autocast to bfloat16, as it is or compiled.
-PEERS = {"eager": (False, False), "compiled": (True, False), "eager-bf16": (False, True), "compiled-bf16": (True, True)}
+# PyTorch computes in float32 or under autocast to bfloat16, as it is or compiled; a linear recurrence in a loop over time of A h alone, or of everything.
+SLOW = 10.0  # seconds of warming up after which a step is long enough for one to do
+PEERS = {"eager": (False, False), "compiled": (True, False), "eager-bf16": (False, True), "compiled-bf16": (True, True), "stepwise": (False, False)}
 
 
 class Engine:
@@ -60,9 +61,12 @@ class Engine:
 def serve(name, shape_name, dtype, threads):
     """Inside an engine's process: build, warm up, then answer requests."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    step = trainer_of(shape_name, threads, dtype).step if name == "slm_np" else torch_step(shape_name, threads, *PEERS[name])
+    step = trainer_of(shape_name, threads, dtype).step if name == "slm_np" else torch_step(shape_name, threads, *PEERS[name], name == "stepwise")
+    begun = time.perf_counter()
     for _ in range(3):
         step()
+        if time.perf_counter() - begun > SLOW:
+            break
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -98,14 +102,15 @@ def trainer_of(shape_name, threads, dtype="fp32"):
     return Trainer(RunConfig(config, train), corpus_of(config), quiet=True)
 
 
-def torch_step(shape_name, threads, compiled, bfloat16):
+def torch_step(shape_name, threads, compiled, bfloat16, stepwise=False):
     import numpy as np
     import torch
-    from torch_twin import Trainer, Twin
+    from torch_twin import Recurrence, Trainer, Twin
     from slm_np.data.tokens import random_batch
     config, batch = shape(shape_name)
     torch.set_num_threads(threads or torch.get_num_threads())
     torch.manual_seed(0)
+    Recurrence.stepwise = stepwise
     trainer, corpus = Trainer(Twin(config), learning_rate=1e-4, compiled=compiled, bfloat16=bfloat16), corpus_of(config)
     x, y = (np.zeros((batch, config.block_size), np.int32) for _ in range(2))
     state = [0]
@@ -144,10 +149,11 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
     config, batch = shape(shape_name)
     tokens = batch * config.block_size
     loops = set(config.letters) != {"A"}  # over time, which a compiler would unroll: thousands of steps, for minutes
-    peers = [name for name, (compiled, bfloat16) in PEERS.items() if (not bfloat16 or dtype == "bf16") and not (compiled and loops)] if against == "torch" else []
+    peers = [name for name, (compiled, bfloat16) in PEERS.items() if (not bfloat16 or dtype == "bf16") and not (compiled and loops) and (name != "stepwise" or "S" in config.letters)]
+    peers = peers if against == "torch" else []
     engines = {name: Engine(name, shape_name, dtype, threads) for name in ["slm_np", *peers]}
     times = {name: [] for name in engines}
-    sizes = {name: max(1, round(seconds / min(engine.block(2)))) for name, engine in engines.items()}
+    sizes = {name: max(1, round(seconds / engine.block(1)[0])) for name, engine in engines.items()}
     for _ in range(rounds):
         for name, engine in engines.items():
             times[name] += engine.block(sizes[name])
@@ -157,7 +163,8 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
                gemm_gflops=1e-9 * numpy_product_rate(shape_name, threads), peak_rss_mb=peaks["slm_np"], torch_variant=None, torch_tokens_per_s=None, torch_peak_rss_mb=None, ratio=None)
     if against == "torch":
         best = min(peers, key=step.get)
-        row.update(torch_variant=best, torch_tokens_per_s=tokens / step[best], torch_peak_rss_mb=peaks[best], ratio=step[best] / step["slm_np"])
+        row.update(torch_variant=best, torch_tokens_per_s=tokens / step[best], torch_peak_rss_mb=peaks[best], ratio=step[best] / step["slm_np"],
+                   peers={name: tokens / step[name] for name in peers})
     return row
 
 
@@ -189,6 +196,7 @@ def main(argv=None):
         line = f"{name:<18}{row['tokens_per_s']:>9,.0f} tokens/s {row['step_ms']:>8.1f} ms  {row['gflops']:>5.0f} GFLOP/s, {100 * row['gflops'] / row['gemm_gflops']:.0f} % of NumPy's {row['gemm_gflops']:.0f}  {row['peak_rss_mb']:>6.0f} MB"
         if row["ratio"]:
             line += f"   PyTorch {row['torch_variant']} {row['torch_tokens_per_s']:,.0f} tokens/s {row['torch_peak_rss_mb']:.0f} MB   ratio {row['ratio']:.2f}, memory {row['peak_rss_mb'] / row['torch_peak_rss_mb']:.2f}"
+            line += f"   ({', '.join(f'{name} {rate:,.0f}' for name, rate in row['peers'].items() if name != row['torch_variant'])})"
         print(line, flush=True)
         if args.json:
             write_json(args.json, rows)

@@ -49,7 +49,9 @@ class Attention(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """h = B x + A h before, y = C silu(h) + D x: what no state is in is a product over all time, the rest a loop."""
+    """h = B x + A h before, y = C silu(h) + D x: what no state is in is a product over all time, the rest a loop; `stepwise` puts all into the loop."""
+    stepwise = False
+
     def __init__(self, config, columns):
         super().__init__()
         width, size = config.n_embd, config.state_size
@@ -58,6 +60,11 @@ class Recurrence(nn.Module):
 
     def forward(self, x, rotation):
         states, h = [], None
+        if self.stepwise:
+            for step in x.unbind(1):
+                h = self.input(step) if h is None else self.input(step) + self.state(h)
+                states.append(self.output(F.silu(h)) + self.skip(step))
+            return torch.stack(states, 1)
         for step in self.input(x).unbind(1):
             h = step if h is None else step + self.state(h)
             states.append(h)

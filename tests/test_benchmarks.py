@@ -16,6 +16,7 @@ import cpu  # noqa: E402
 import kernel_bench  # noqa: E402
 import measure  # noqa: E402
 import shapes  # noqa: E402
+import small  # noqa: E402
 
 from slm_np.config import ModelConfig  # noqa: E402
 from slm_np.gradcheck import shrunk  # noqa: E402
@@ -113,7 +114,7 @@ def test_peak_memory_counts_what_was_touched():
 def test_profile_counts_the_operations_of_a_step(shape_name, dtype, capsys, monkeypatch):
     config, batch = shrunk(shapes.shape(shape_name)[0]), 2
     monkeypatch.setattr(cpu, "shape", lambda name: (config, batch))
-    monkeypatch.setattr(measure, "product_rate", lambda dtype: shapes.operations(config, batch))
+    monkeypatch.setattr(measure, "product_rate", lambda dtype="fp32": shapes.operations(config, batch))
     monkeypatch.setattr(measure, "bandwidth", lambda: math.inf)
     from slm_np import ops
     before = dict(vars(ops))
@@ -135,3 +136,67 @@ def test_cpu_benchmark_helps_and_refuses_an_unknown_shape(capsys):
 def test_repeated_four_grams():
     prompts = importlib.import_module("prompts")
     assert prompts.repeated("a b c d e f a b c d") == pytest.approx(1 / 7) and prompts.repeated("a b c") == 0 and prompts.repeated("a " * 13) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.name)
+def test_every_benchmark_is_python_of_this_release(path):
+    compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
+def test_speed_and_memory_over_the_length_of_windows(tmp_path, capsys, monkeypatch):
+    long_sequences = importlib.import_module("long_sequences")
+    small_ones = {name: settings | dict(n_layer=1, n_embd=16, vocab_size=11, init_std=0.02) | (dict(n_head=2) if name == "attention" else dict(n_inner=16, state_size=16, channel_states=2))
+                  for name, settings in long_sequences.MIXERS.items()}
+    monkeypatch.setattr(long_sequences, "MIXERS", small_ones)
+    rows = long_sequences.measured((64, 128), 128, 1, "fp32")
+    assert [row["mixer"] for row in rows] == list(small_ones) and len(capsys.readouterr().out.splitlines()) == 3
+    for row in rows:
+        assert all(0 < rate < 1e9 for rate in (*row["tokens_per_second"], *row["written"]))
+        assert row["bytes_per_token"] == (row["bytes"][1] - row["bytes"][0]) / 64 > 0
+    measure.write_json(tmp_path / "rows.json", rows)
+    pytest.importorskip("matplotlib")
+    long_sequences.draw(rows, tmp_path / "rows.png")
+    assert (tmp_path / "rows.png").stat().st_size > 1000
+
+
+def test_models_of_the_quality_table_are_of_one_size():
+    from slm_np.model import parameter_count
+    quality = importlib.import_module("quality")
+    for name, settings in quality.MODELS.items():
+        config = ModelConfig(**settings)
+        assert 2.39e6 < parameter_count(config) < 2.45e6, name
+        assert quality.TOKENS % config.block_size == 0
+
+
+def test_cut_gradients_are_those_of_one_step():
+    from slm_np import ops
+    quality = importlib.import_module("quality")
+    whole, rng = ops.linear_recurrence_backward, np.random.default_rng(0)
+    states, flow, weight = rng.standard_normal((5, 2, 3)), rng.standard_normal((5, 2, 3)), rng.standard_normal((3, 3))
+    found = {}
+    for cut in (False, True):
+        dstates, dweight, scratch = flow.copy(), np.zeros((3, 3)), np.zeros(ops.linear_recurrence_scratch(2, 3, flow))
+        with quality.one_step(cut):
+            ops.linear_recurrence_backward(dstates, dweight, scratch, states, weight)
+        found[cut] = dstates, dweight
+    np.testing.assert_array_equal(found[True][0], flow)
+    np.testing.assert_allclose(found[True][1], sum(before.T @ g for before, g in zip(states[:-1], flow[1:])), rtol=1e-12)
+    assert np.abs(found[False][0] - flow).max() > 0.1 and ops.linear_recurrence_backward is whole
+
+
+def test_a_quality_run_is_kept_and_not_repeated(tmp_path, capsys, monkeypatch):
+    quality = importlib.import_module("quality")
+    data = small.text_file(tmp_path, lines=400)
+    monkeypatch.setattr(quality, "MODELS", {"llama": quality.MODELS["llama"] | dict(n_layer=1, n_embd=16, n_head=2, n_hidden=16, block_size=16)})
+    monkeypatch.setattr(quality, "TOKENS", 64)
+    arguments = ["--data", str(data), "--models", "llama", "--search-time", "0.2s", "--max-time", "1s", "--json", str(tmp_path / "runs.json")]
+    quality.main(arguments)
+    (run,) = json.loads((tmp_path / "runs.json").read_text(encoding="utf-8"))
+    assert run["best"] == min(row["bpb"] for row in run["curve"]) < 8 and run["rate"] in quality.RATES and [rate for rate, _ in run["searched"]] == list(quality.RATES)
+    shown = capsys.readouterr().out
+    assert f"| llama | {run['parameters']:,} |" in shown
+    quality.main(arguments)  # the table alone
+    assert capsys.readouterr().out.splitlines() == shown.splitlines()[-3:]
+    with pytest.raises(SystemExit) as stopped:
+        quality.main([*arguments, "--models", "lama"])
+    assert stopped.value.code == 2 and "did you mean llama" in capsys.readouterr().err

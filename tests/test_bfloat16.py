@@ -137,11 +137,14 @@ def test_widening_is_exact():
 def test_weights_are_packed_for_both_directions(d, e):
     weight = normal(d, e)
     operand = kernels.packed(weight)
-    poisoned(operand.forward[:(d + 1) // 2], operand.backward[:(e + 1) // 2])
+    for panels, w in ((operand.forward, weight), (operand.backward, weight.T)):
+        for row, column in np.ndindex((len(w) + 1) // 2, w.shape[1]):
+            panels[column // COLUMNS, row, column % COLUMNS] = 0x7FC07FC0
     kernels.pack(operand)
-    for pairs, w in ((operand.forward, weight), (operand.backward, weight.T)):
-        np.testing.assert_array_equal(unpaired(pairs)[:len(w)], bfloats(w))
-        assert not unpaired(pairs)[len(w):].any()
+    for panels, w in ((operand.forward, weight), (operand.backward, weight.T)):
+        found = unpaired(product_pairs.unpacked(panels, panels.size))
+        np.testing.assert_array_equal(found[:len(w), :w.shape[1]], bfloats(w))
+        assert not found[len(w):].any() and not found[:, w.shape[1]:].any()
 
 
 def assert_sum_of_products(found, before, a, b, under=0.0, more=0.0):
@@ -514,8 +517,8 @@ def assert_packed(parameters):
     """What products take are the weights as they are now, rounded."""
     assert len(parameters.packed) > 3
     for operand in parameters.packed:
-        for pairs, weight in ((operand.forward, operand.weight), (operand.backward, operand.weight.T)):
-            np.testing.assert_array_equal(unpaired(pairs)[:len(weight)], bfloats(weight))
+        for panels, weight in ((operand.forward, operand.weight), (operand.backward, operand.weight.T)):
+            np.testing.assert_array_equal(unpaired(product_pairs.unpacked(panels, weight.shape[1]))[:len(weight)], bfloats(weight))
         assert np.shares_memory(operand.weight, parameters.weights)
 
 

@@ -74,31 +74,39 @@ def _swish_backward(sums, dout, x, past, weight, bias, batch, steps, columns, ch
 
 
 @row
-def filter_backward_row(x, dweight, dbias, dsums, past, weight, b, s, first, last, kernel_size, columns, channels, steps):
-    """A token's part of the filters' gradients, and its own in its place: what it gave to each of the K steps that saw it."""
-    for j in range(first, last, LANES):
-        n = min(LANES, last - j)
-        place = place_of(b, s, j, steps, columns, kernel_size, channels)
-        seen = load_some(past, place, n) if s < 0 else load_some(x, place, n)
+def tap_backward(dweight, dsums, x, past, b, k, j, n, kernel_size, columns, channels, steps):
+    """dweight[k] += sum_t dsums_t x_(t - K + 1 + k) over a text: `n` channels from j on, whose sum stays in a register."""
+    lag, tap = kernel_size - 1 - k, k * channels + j
+    total = load_some(dweight, tap, n)
+    for t in range(min(lag, steps)):
+        total = multiply_add(load_some(dsums, (b * steps + t) * channels + j, n), load_some(past, place_of(b, t - lag, j, steps, columns, kernel_size, channels), n), total)
+    for t in range(lag, steps):
+        total = multiply_add(load_some(dsums, (b * steps + t) * channels + j, n), load_some(x, (b * steps + t - lag) * columns + j, n), total)
+    store_some(dweight, tap, total, n)
+
+
+@row
+def input_backward(x, dbias, dsums, weight, b, j, n, kernel_size, columns, channels, steps):
+    """x_t = sum_k weight[k] dsums_(t + K - 1 - k), what each step that saw it gives back,   dbias += sum_t dsums_t: `n` channels of a text from j on."""
+    total = load_some(dbias, j, n)
+    for t in range(steps):
+        total = total + load_some(dsums, (b * steps + t) * channels + j, n)
         value = load_some(dbias, j, 0)
-        for k in range(kernel_size):
-            t = s + kernel_size - 1 - k
-            if 0 <= t < steps:
-                dsum, tap = load_some(dsums, (b * steps + t) * channels + j, n), k * channels + j
-                store_some(dweight, tap, multiply_add(dsum, seen, load_some(dweight, tap, n)), n)
-                value = multiply_add(load_some(weight, tap, n), dsum, value)
-        if s >= 0:
-            store_some(x, place, value, n)
-            store_some(dbias, j, load_some(dbias, j, n) + load_some(dsums, (b * steps + s) * channels + j, n), n)
+        for k in range(max(0, t + kernel_size - steps), kernel_size):
+            value = multiply_add(load_some(weight, k * channels + j, n), load_some(dsums, (b * steps + t + kernel_size - 1 - k) * channels + j, n), value)
+        store_some(x, (b * steps + t) * columns + j, value, n)
+    store_some(dbias, j, total, n)
 
 
 @kernel
 def _filter_backward(x, dweight, dbias, dsums, past, weight, batch, steps, columns, channels, kernel_size):
     for block in prange((channels + CHANNELS - 1) // CHANNELS):  # texts and steps in order, as filters are summed over them
-        first = block * CHANNELS
         for b in range(batch):
-            for s in range(1 - kernel_size, steps):
-                filter_backward_row(x, dweight, dbias, dsums, past, weight, b, s, first, min(channels, first + CHANNELS), kernel_size, columns, channels, steps)
+            for j in range(block * CHANNELS, min(channels, block * CHANNELS + CHANNELS), LANES):
+                n = min(LANES, channels - j)
+                for k in range(kernel_size):
+                    tap_backward(dweight, dsums, x, past, b, k, j, n, kernel_size, columns, channels, steps)
+                input_backward(x, dbias, dsums, weight, b, j, n, kernel_size, columns, channels, steps)
 
 
 def convolution_forward(out, x, past, weight, bias):

@@ -4,21 +4,34 @@ from numba import prange
 
 from .bfloat import read, write
 from .jit import inlined, kernel, row
+from .tile import LANES
+from .vector import load_some, multiply_add, spread, store_some
 
-COLUMNS = 64
-
-
-@row
-def add_scaled(total, dout, x, centre, scale):
-    """total += dout * (x - centre) * scale"""
-    for c in range(total.size):
-        total[c] += dout[c] * (x[c] - centre) * scale
+COLUMNS, ROWS = 64, 64  # of what a thread adds up at a time: it stays in the nearest cache
 
 
 @row
 def add_to(total, dout):
     for c in range(total.size):
         total[c] += read(dout, c)
+
+
+@row
+def add_weight_gradient(dweight, dbias, has_bias, dout, x, mean, has_mean, rstd, width, first, last):
+    """dweight += sum_n dout * (x - mean) rstd,   dbias += sum_n dout: columns `first` to `last`, whose sums stay in registers. dout, x: flat."""
+    for start in range(0, rstd.size, ROWS):
+        for j in range(first, last, LANES):
+            n = min(LANES, last - j)
+            slanted, plain = load_some(dweight, j, n), load_some(dbias, j, n)
+            for r in range(start, min(rstd.size, start + ROWS)):
+                d, value = load_some(dout, r * width + j, n), load_some(x, r * width + j, n)
+                if has_mean:
+                    value = value - spread(mean, r)
+                slanted = multiply_add(d, value * spread(rstd, r), slanted)
+                plain = plain + d
+            store_some(dweight, j, slanted, n)
+            if has_bias:
+                store_some(dbias, j, plain, n)
 
 
 # Rows are addressed without slices, which would count references once a row.
@@ -61,7 +74,7 @@ def rmsnorm_forward(out, rstd, x, weight, eps):
 
 
 @kernel
-def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
+def _rmsnorm_backward(dx, dweight, dout, flat_dout, x, flat_x, weight, rstd):
     rows, width = x.shape
     for r in prange(rows):
         scale, total = rstd[r], x.dtype.type(0)
@@ -71,9 +84,7 @@ def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
         for c in range(width):
             dx[r, c] += scale * (dout[r, c] * weight[c] - x[r, c] * mean)
     for block in prange((width + COLUMNS - 1) // COLUMNS):
-        part = slice(block * COLUMNS, min(width, block * COLUMNS + COLUMNS))
-        for r in range(rows):
-            add_scaled(dweight[part], dout[r, part], x[r, part], x.dtype.type(0), rstd[r])
+        add_weight_gradient(dweight, dweight, False, flat_dout, flat_x, rstd, False, rstd, width, block * COLUMNS, min(width, block * COLUMNS + COLUMNS))
 
 
 @kernel
@@ -83,7 +94,7 @@ def _layernorm_forward(out, mean, rstd, x, weight, bias, has_bias, eps):
 
 
 @kernel
-def _layernorm_backward(dx, dweight, dbias, has_bias, dout, x, weight, mean, rstd):
+def _layernorm_backward(dx, dweight, dbias, has_bias, dout, flat_dout, x, flat_x, weight, mean, rstd):
     rows, width = x.shape
     for r in prange(rows):
         centre, scale = mean[r], rstd[r]
@@ -97,11 +108,11 @@ def _layernorm_backward(dx, dweight, dbias, has_bias, dout, x, weight, mean, rst
         for c in range(width):
             dx[r, c] += scale * (dout[r, c] * weight[c] - plain - (x[r, c] - centre) * slanted)
     for block in prange((width + COLUMNS - 1) // COLUMNS):
-        part = slice(block * COLUMNS, min(width, block * COLUMNS + COLUMNS))
-        for r in range(rows):
-            add_scaled(dweight[part], dout[r, part], x[r, part], mean[r], rstd[r])
-            if has_bias:
-                add_to(dbias[part], dout[r, part])
+        add_weight_gradient(dweight, dbias, has_bias, flat_dout, flat_x, mean, True, rstd, width, block * COLUMNS, min(width, block * COLUMNS + COLUMNS))
+
+
+def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
+    _rmsnorm_backward(dx, dweight, dout, dout.reshape(-1), x, x.reshape(-1), weight, rstd)
 
 
 def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
@@ -109,4 +120,4 @@ def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
 
 
 def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
-    _layernorm_backward(dx, dweight, dweight if dbias is None else dbias, dbias is not None, dout, x, weight, mean, rstd)
+    _layernorm_backward(dx, dweight, dweight if dbias is None else dbias, dbias is not None, dout, dout.reshape(-1), x, x.reshape(-1), weight, mean, rstd)

@@ -127,6 +127,21 @@ def put_row_of(on_bias, on_residual):
 put_row, put_row_on_bias, put_row_on_residual, put_row_on_both = (put_row_of(*choice) for choice in ((False, False), (True, False), (False, True), (True, True)))
 
 
+@intrinsic
+def prefetch_tile(typingctx, out, offset, row):
+    """The first line of each of ROWS rows, `row` elements apart, is to be written soon."""
+    def codegen(context, builder, signature, args):
+        out, offset, row = args
+        first, byte, flag = element_pointer(context, builder, signature.args[0], out, offset), ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0")
+        for r in range(ROWS):
+            place = builder.gep(first, [builder.mul(row, ir.Constant(ir.IntType(64), r))])
+            builder.call(prefetch, [builder.bitcast(place, byte), *(ir.Constant(flag, choice) for choice in (1, 3, 1))])  # to write, near, data
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, types.intp), codegen
+
+
 def interleave_panel_of(width):
     """An intrinsic: panel (terms, width) of pairs: row t holds x[2t, ...] and x[2t + 1, ...] side by side, `width` columns from an offset on, x's rows `x_row` apart."""
     @intrinsic

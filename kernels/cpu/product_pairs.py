@@ -1,7 +1,7 @@
 """Matrix products of bfloat16 operands with float32 sums, from register tiles of pairs.
 
 A weight enters as two arrays of pairs that `pack` makes once an update: W for products x W, and W^T for products dout W^T, both with the
-summed axis paired, so that a panel as wide as a tile is a plain copy. An activation's rows are pairs as they lie, where their length allows
+summed axis paired and in panels as wide as a tile, so that a product reads them as they lie. An activation's rows are pairs as they lie, where their length allows
 it. Every number is summed in the same order however the product is shared out.
 """
 import threading
@@ -16,19 +16,20 @@ from slm_np.product_check import projection, projection_error
 
 from .bfloat import pair, read, rounded, write
 from .jit import kernel, row
-from .pair_tile import AMX, ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs, put_row, put_row_on_bias, put_row_on_both, put_row_on_residual
+from .pair_tile import AMX, ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs, prefetch_tile, put_row, put_row_on_bias, put_row_on_both, put_row_on_residual
 from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .product_tile import even_share, part_of, parts_of
-from .tile import COLUMNS, LANES, copy_column_panel, padded, transpose, transpose_tile
+from .tile import COLUMNS, LANES, padded, transpose, transpose_tile
 
 TERMS = 1024        # pairs of a panel: longer sums are made in pieces, so that the rows of A that go with one stay in a second-level cache
 OUTER_ROWS = 384    # rows of a sum of outer products at a time, and its terms: panels of A that leave room in a second-level cache
 OUTER_TERMS = 256
-LINE = 2 * LANES    # a stretch of a weight that is packed at a time
+STRETCH = 2 * LANES # rows of a weight that are packed at a time
 
 
 class Packed(NamedTuple):
-    """A weight (D, E) as products take it. weight: float32.   forward: pairs (D / 2, E).   backward: pairs (E / 2, D), of its transpose."""
+    """A weight (D, E) as products take it, in panels of C columns. weight: float32.   forward: pairs (E / C, D / 2, C).   backward: pairs
+    (D / C, E / 2, C), of its transpose."""
     weight: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
@@ -48,26 +49,31 @@ class Packed(NamedTuple):
 
 
 def packed(weight):
-    """Room for a weight's pairs; odd axes are rounded up, with zeros. `pack` fills it."""
+    """Room for a weight's pairs; axes are rounded up to whole pairs and panels, with zeros. `pack` fills it."""
     d, e = weight.shape
-    return Packed(weight, np.zeros((padded((d + 1) // 2, STEP), e), np.int32), np.zeros((padded((e + 1) // 2, STEP), d), np.int32))
+    return Packed(weight, *(np.zeros(((n + COLUMNS - 1) // COLUMNS, padded((k + 1) // 2, STEP), COLUMNS), np.int32) for k, n in ((d, e), (e, d))))
+
+
+def unpacked(panels, columns):
+    """Pairs (K / 2, columns) of panels, a copy."""
+    return panels.transpose(1, 0, 2).reshape(panels.shape[1], -1)[:, :columns]
 
 
 @row
 def pack_lines(forward, backward, weight, first, scratch):
-    """Rows first ... first + LINE of a weight, in both forms. scratch: (LANES, LANES) pairs, twice."""
+    """Rows first ... first + STRETCH of a weight, in both forms. scratch: (LANES, LANES) pairs, twice."""
     d, e = weight.shape
-    last = min(d, first + LINE)
+    last = min(d, first + STRETCH)
     for r in range(first, last, 2):
-        target = forward[r // 2]
-        if r + 1 < d:
-            low, high = weight[r], weight[r + 1]
-            for c in range(e):
-                target[c] = pair(rounded(low[c]), rounded(high[c]))
-        else:
-            low = weight[r]
-            for c in range(e):
-                target[c] = pair(rounded(low[c]), np.uint16(0))
+        for panel in range(len(forward)):
+            target, j = forward[panel, r // 2], panel * COLUMNS
+            if r + 1 < d and j + COLUMNS <= e:
+                low, high = weight[r, j:j + COLUMNS], weight[r + 1, j:j + COLUMNS]
+                for c in range(COLUMNS):
+                    target[c] = pair(rounded(low[c]), rounded(high[c]))
+            else:
+                for c in range(min(COLUMNS, e - j)):
+                    target[c] = pair(rounded(weight[r, j + c]), rounded(weight[r + 1, j + c]) if r + 1 < d else np.uint16(0))
     flat = backward.reshape(-1)
     for r0 in range(first, last, LANES):
         rows = min(LANES, last - r0)
@@ -83,28 +89,28 @@ def pack_lines(forward, backward, weight, first, scratch):
                         low = rounded(line[c0 + 2 * c]) if c0 + 2 * c < e else np.uint16(0)
                         target[c] = pair(low, rounded(line[c0 + 2 * c + 1]) if c0 + 2 * c + 1 < e else np.uint16(0))
             if rows == LANES and c0 + 2 * LANES <= e:
-                transpose_tile(flat, c0 // 2 * d + r0, d, scratch, 0, LANES)
+                transpose_tile(flat, ((r0 // COLUMNS) * backward.shape[1] + c0 // 2) * COLUMNS + r0 % COLUMNS, COLUMNS, scratch, 0, LANES)
             else:
                 for c in range(min(LANES, (e - c0 + 1) // 2)):
                     for r in range(rows):
-                        backward[c0 // 2 + c, r0 + r] = scratch[r * LANES + c]
+                        backward[(r0 + r) // COLUMNS, c0 // 2 + c, (r0 + r) % COLUMNS] = scratch[r * LANES + c]
 
 
 @kernel
 def _pack(forward, backward, weight, scratch):
-    for block in prange((len(weight) + LINE - 1) // LINE):
-        pack_lines(forward, backward, weight, block * LINE, scratch[get_thread_id()])
+    for block in prange((len(weight) + STRETCH - 1) // STRETCH):
+        pack_lines(forward, backward, weight, block * STRETCH, scratch[get_thread_id()])
 
 
 class Memory(threading.local):
-    """Pairs for each thread of the pool: a panel of B and rows of A. Every thread of Python has its own, as two may multiply at once."""
+    """Pairs for each thread of the pool: rows of A, and a panel of B where it is no weight. Every thread of Python has its own, as two may multiply at once."""
 
     def __init__(self):
         self.made = np.zeros((0, 0), np.int32)
 
     def of(self, terms):
-        """Room for a panel of `terms` pairs."""
-        size = max(terms * (COLUMNS + ROWS), OUTER_TERMS * (COLUMNS + OUTER_ROWS + ROWS)) + ROWS * COLUMNS
+        """Room for rows of `terms` pairs."""
+        size = max(terms * ROWS, OUTER_TERMS * (COLUMNS + OUTER_ROWS + ROWS)) + ROWS * COLUMNS
         if self.made.shape[1] < size:
             self.made = np.zeros((numba.config.NUMBA_NUM_THREADS, size), np.int32)
         return self.made
@@ -166,19 +172,6 @@ def take_rows(lines, a, flat, first, count, start, terms):
 
 
 @row
-def take_panel(panel, b, flat_b, start, terms, first, columns):
-    """COLUMNS columns of pairs from (start, first) on, zeros past the last."""
-    n = b.shape[1]
-    if columns == COLUMNS:
-        copy_column_panel(panel, 0, flat_b, start * n + first, n, terms)
-    else:
-        panel[:terms * COLUMNS] = 0
-        for t in range(terms):
-            for c in range(columns):
-                panel[t * COLUMNS + c] = b[start + t, first + c]
-
-
-@row
 def put(out, flat_out, i, j, rows, columns, sums, under, bias, residual, flat_residual):
     """A tile of sums, with what lies under it, enters `out`."""
     n = out.shape[1]
@@ -209,20 +202,21 @@ def put(out, flat_out, i, j, rows, columns, sums, under, bias, residual, flat_re
 @row
 def multiply_block(out, flat_out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b, flat_b, terms, under, bias, residual, flat_residual, memory):
     """Rows i0 ... i1, columns j0 ... j1 of `out`, `terms` pairs at a time. pairs_a: A's rows as pairs, where `direct` says that they may be read as they lie."""
-    k, n, half = len(b), b.shape[1], a.shape[1] // 2
-    panel, lines, tile = memory[:terms * COLUMNS], memory[terms * COLUMNS:], memory[memory.size - ROWS * COLUMNS:].view(np.float32)
+    k, n, half = b.shape[1], out.shape[1], a.shape[1] // 2
+    lines, tile = memory, memory[memory.size - ROWS * COLUMNS:].view(np.float32)
     for start in range(0, k, terms):
         length = min(terms, k - start)
         for j in range(j0, j1, COLUMNS):
-            columns = min(COLUMNS, n - j)
-            take_panel(panel, b, flat_b, start, length, j, columns)
+            columns, panel = min(COLUMNS, n - j), (j // COLUMNS * k + start) * COLUMNS
             for i in range(i0, i1, ROWS):
                 rows = min(ROWS, i1 - i)
+                if rows == ROWS and columns == COLUMNS:
+                    prefetch_tile(flat_out, i * n + j, n)  # where the sums will go comes into the cache while they are made
                 if direct and i + ROWS <= len(a):
-                    multiply_pairs(tile, 0, COLUMNS, pairs_a, i * half + start, half, panel, 0, COLUMNS, length, 0)
+                    multiply_pairs(tile, 0, COLUMNS, pairs_a, i * half + start, half, flat_b, panel, COLUMNS, length, 0)
                 else:
                     take_rows(lines, a, flat_a, i, rows, start, length)
-                    multiply_pairs(tile, 0, COLUMNS, lines, 0, length, panel, 0, COLUMNS, length, 0)
+                    multiply_pairs(tile, 0, COLUMNS, lines, 0, length, flat_b, panel, COLUMNS, length, 0)
                 put(out, flat_out, i, j, rows, columns, tile, ADD if start else under, bias, residual, flat_residual)
 
 
@@ -236,11 +230,11 @@ def _product(out, flat_out, a, flat_a, pairs_a, direct, b, flat_b, terms, under,
 
 
 def product(out, a, b, under, bias, residual):
-    """out (m, n) = A B + what `under` names        A (m, k) bfloat16   B (k / 2, n) pairs   out float32 or bfloat16
+    """out (m, n) = A B + what `under` names        A (m, k) bfloat16   B (n / C, k / 2, C) pairs in panels   out float32 or bfloat16
 
     Long sums are made in pieces, which `out` adds up where it is of float32.
     """
-    k, pairs = a.shape[1], len(b)
+    k, pairs = a.shape[1], b.shape[1]
     terms = padded(even_share(pairs, TERMS if out.dtype == np.float32 else pairs), STEP)
     memory, direct = MEMORY.of(terms), k % 2 == 0 and k // 2 == pairs
     rows = a.reshape(-1).view(np.int32) if direct else memory[0]
@@ -248,7 +242,7 @@ def product(out, a, b, under, bias, residual):
     _product(out, out.reshape(-1), a, a.reshape(-1), rows, direct, b, b.reshape(-1), terms, under, bias, residual, residual.reshape(-1), memory,
              *parts_of(*out.shape, (k + 1) // 2))
     if watched:
-        WATCH.error = projection_error(out, as_pairs(a), b[:(k + 1) // 2], out.size)
+        WATCH.error = projection_error(out, as_pairs(a), unpacked(b[:, :(k + 1) // 2], out.shape[1]), out.size)
 
 
 @row
