@@ -80,7 +80,7 @@ class Replayed:
             return graph
         except RuntimeError as error:  # of which CUDA's errors are
             self.captures = False
-            print(f"a training step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); its kernels are launched one by one", file=sys.stderr, flush=True)
+            print(f"a step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); its kernels are launched one by one", file=sys.stderr, flush=True)
 
 
 class DeviceStep:

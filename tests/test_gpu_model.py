@@ -154,7 +154,7 @@ def test_ten_steps_are_the_cpus(arrays, data, name):
 def test_replayed_steps_give_the_same_bits(arrays, data, changes):
     replayed, plain = trainer(data, **changes), trainer(data, **changes)
     plain.ahead.batch.captures = plain.ahead.finish.captures = False
-    replayed.model.plan(2, 8).workspace.fill(np.nan)
+    prefilled(replayed.model)
     assert stepped(replayed, 4) == stepped(plain, 4)
     assert replayed.ahead.batch.graph and not plain.ahead.batch.graph
     np.testing.assert_array_equal(host(replayed.model.parameters.weights), host(plain.model.parameters.weights))
@@ -194,7 +194,8 @@ def test_a_loss_that_is_not_finite_updates_nothing_and_forgets_what_is_carried(a
 
 def test_a_run_logs_and_resumes_from_what_the_device_counted(arrays, data, tmp_path):
     from slm_np import checkpoint
-    whole, part = (trainer(data, log_interval=2, save_interval=4, eval_interval=100, max_iters=6, eval_iters=1) for _ in range(2))
+    changes = dict(log_interval=2, save_interval=4, eval_interval=100, max_iters=6, lr_decay_iters=6, eval_iters=1)
+    whole, part = trainer(data, **changes), trainer(data, **changes)
     for made, name in ((whole, "whole"), (part, "part")):
         (tmp_path / name).mkdir()
         made.start(tmp_path / name)
@@ -202,7 +203,7 @@ def test_a_run_logs_and_resumes_from_what_the_device_counted(arrays, data, tmp_p
     assert [row["step"] for row in checkpoint.read_metrics(tmp_path / "whole") if "loss" in row] == [2, 4, 6]
     part.max_iters = 4
     part.train()
-    again = trainer(data, log_interval=2, save_interval=4, eval_interval=100, max_iters=6, eval_iters=1)
+    again = trainer(data, **changes)
     again.resume(tmp_path / "part")
     assert again.optimizer.updates == 4
     again.train()
