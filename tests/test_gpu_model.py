@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 BASE = dict(vocab_size=13, block_size=6, n_layer=1, n_embd=16, n_head=2, n_hidden=20)
 MODELS = {
     "plain": {},
-    "gpt2": dict(n_layer=2, positions="learned", norm="layernorm", feed_forward="gelu-tanh", bias=True, dropout=0.2),
+    "gpt2": dict(positions="learned", norm="layernorm", feed_forward="gelu-tanh", bias=True, dropout=0.2),
     "llama": dict(positions="rotary", feed_forward="swiglu", n_kv_head=1, head="linear"),
     "byte-transformer": dict(positions="sinusoidal", norm="layernorm", feed_forward="gelu", head="mlp"),
     "mamba": dict(pattern="M", positions="none", feed_forward="none", bias=True, channel_states=5, n_inner=24),
@@ -72,6 +72,8 @@ def test_loss_and_every_gradient_are_the_cpus(arrays, name, dtype, tolerance):
     assert found_loss == pytest.approx(loss, rel=tolerance)
     for key, view in exact.parameters.like(expected).items():
         np.testing.assert_allclose(model.parameters.like(found)[key], view, rtol=0, atol=tolerance * max(1e-3, np.abs(view).max()), err_msg=key)
+    if dtype == np.float64:  # a second time there would say nothing new
+        return
     assert model.loss(*text()) == pytest.approx(exact.loss(*text()), rel=tolerance)
     np.testing.assert_allclose(host(model.logits(text()[0])), exact.logits(text()[0]), rtol=0, atol=tolerance)
     again = gradient(model)
