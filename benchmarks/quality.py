@@ -102,8 +102,8 @@ def draw(rows, path):
     axes = figure.subplots()
     for row in sorted(rows, key=lambda row: row["best"], reverse=True):
         axes.plot([at["minutes"] for at in row["curve"]], [at["bpb"] for at in row["curve"]], marker=".", label=f"{row['model']}  {row['best']:.3f}")
-    axes.set(xlabel="minutes", ylabel="validation bits per byte", ylim=(None, 4), title="2.4M parameters on tiny Shakespeare")
-    axes.legend()
+    axes.set(xlabel="minutes", ylabel="validation bits per byte", ylim=(min(row["best"] for row in rows) - 0.2, 4), title="2.4M parameters on tiny Shakespeare")
+    figure.legend(loc="outside center right")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
