@@ -11,12 +11,11 @@ from cuda_emulator import emulating
 from fake_cupy import cupy  # noqa: F401  the fixture
 
 from slm_np import ops
-from slm_np.kernels.gpu import activation, adamw, convert, dropout, embedding, loss, norm, residual, rotary
+from slm_np.kernels import gpu as kernels
 from slm_np.kernels.gpu.vector import count
 from slm_np.workspace import BF16
 
 pytestmark = pytest.mark.usefixtures("cupy")
-MODULES = activation, adamw, convert, dropout, embedding, loss, norm, residual, rotary
 ULP = np.finfo(np.float32).eps
 F16 = np.dtype(np.float16)
 HALF_ULP = {BF16: 2.0 ** -8, F16: 2.0 ** -11}  # the largest relative error of rounding to a type
@@ -41,7 +40,7 @@ class OnDevice:
     """The ops on the GPU for arrays of NumPy's, which are copied there and back: what an op calls stands in `kernels/gpu` under its name."""
 
     def __getattr__(self, name):
-        kernel = next((getattr(module, name) for module in MODULES if hasattr(module, name)), None)
+        kernel = getattr(kernels, name, None)
         return getattr(ops, name) if kernel is None else functools.partial(self.run, kernel)
 
     @staticmethod
@@ -214,10 +213,10 @@ def test_numbers_taken_alone_are_the_same(cupy):  # noqa: F811
         for shift in (0, 1):
             assert count(64, at(x, shift)) == (1 if shift else several)
             out, gradient, again, turned = (at(z, shift) for z in (x, x, dout, x))
-            dropout.dropout_forward(out, at(x, shift), at(residual_, shift), 0.3, 5)
-            activation.gelu_backward(gradient, again)
+            kernels.dropout_forward(out, at(x, shift), at(residual_, shift), 0.3, 5)
+            kernels.gelu_backward(gradient, again)
             cos, sin = (at(test_ops.normal(5, 16, seed=7 + i).astype(np.float64 if several == 2 else np.float32), shift) for i in range(2))
-            rotary.rotary_forward(turned, cos, sin, 2)
+            kernels.rotary_forward(turned, cos, sin, 2)
             results.append([cupy.asnumpy(z) for z in (out, gradient, again, turned)])
         for one, other in zip(*results, strict=True):
             np.testing.assert_allclose(exact(one), exact(other), rtol=4 * ULP, atol=4 * ULP)
@@ -282,7 +281,7 @@ def test_dropout_draws_the_cpus_mask(share, key, cupy):  # noqa: F811
     np.testing.assert_array_equal(dx, np.where(mask, x * scale, 0))
     np.testing.assert_allclose(out, dx + residual_, rtol=2e-7, atol=2e-6)
     given = cupy.asarray(x), cupy.asarray(np.array([key], np.uint32))
-    dropout.dropout_backward(given[0], given[0], share, given[1])
+    kernels.dropout_backward(given[0], given[0], share, given[1])
     np.testing.assert_array_equal(cupy.asnumpy(given[0]), dx)
 
 
@@ -314,18 +313,18 @@ def test_updates_are_the_oracles(dtype, tolerance, grad_clip, on_device, cupy): 
     decayed, rng, loss_scale = 3001, np.random.default_rng(2), 16.0
     arrays = weights, gradients, mean, square = begun(cupy, dtype)
     w, m, v = (cupy.asnumpy(x).astype(float) for x in (weights, mean, square))
-    partial, found = cupy.zeros(adamw.square_sum_blocks(w.size), np.float64), cupy.zeros(2, dtype)
+    partial, found = cupy.zeros(kernels.square_sum_blocks(w.size), np.float64), cupy.zeros(2, dtype)
     for update in range(1, 4):
         g = (rng.standard_normal(w.size) * 10.0 ** rng.integers(-3, 2)).astype(dtype)
         gradients[...] = cupy.asarray(g * dtype(loss_scale))
-        total = adamw.square_sum(partial, gradients)
+        total = kernels.square_sum(partial, gradients)
         np.testing.assert_allclose(cupy.asnumpy(total), [(cupy.asnumpy(gradients).astype(float) ** 2).sum()], rtol=1e-13)
-        adamw.clip_scale(found, partial, grad_clip, loss_scale)
+        kernels.clip_scale(found, partial, grad_clip, loss_scale)
         clipped, norm = ref.clip(dict(g=g), grad_clip)
         np.testing.assert_allclose(cupy.asnumpy(found), [norm, (min(1, grad_clip / (norm + 1e-6)) if grad_clip else 1) / loss_scale], rtol=tolerance)
         changing = [0.1 / update, 1 - 0.8 ** update, 1 - 0.9 ** update]
         rate, correction1, correction2 = [cupy.asarray(np.array([x], dtype)) for x in changing] if on_device else changing
-        adamw.adamw(*arrays, decayed, found[1:], rate, 0.3, 0.8, 0.9, correction1, correction2, 1e-6)
+        kernels.adamw(*arrays, decayed, found[1:], rate, 0.3, 0.8, 0.9, correction1, correction2, 1e-6)
         for part, decay in ((slice(0, decayed), 0.3), (slice(decayed, None), 0.0)):
             w[part], m[part], v[part] = ref.adamw(w[part], clipped["g"][part], m[part], v[part], update, changing[0], 0.8, 0.9, 1e-6, decay)
         for x, expected in ((weights, w), (mean, m), (square, v)):
@@ -341,10 +340,10 @@ def test_a_gradient_that_is_not_finite_updates_nothing(bad, place, cupy):  # noq
     g = cupy.asnumpy(gradients)
     g[place] = bad
     gradients[...] = cupy.asarray(g)
-    partial, found = cupy.zeros(adamw.square_sum_blocks(9001), np.float64), cupy.zeros(2, np.float32)
-    adamw.square_sum(partial, gradients)
-    adamw.clip_scale(found, partial, 1.0, 1.0)
-    adamw.adamw(*arrays, 100, found[1:], 0.1, 0.1, 0.9, 0.95, 0.1, 0.05, 1e-8)
+    partial, found = cupy.zeros(kernels.square_sum_blocks(9001), np.float64), cupy.zeros(2, np.float32)
+    kernels.square_sum(partial, gradients)
+    kernels.clip_scale(found, partial, 1.0, 1.0)
+    kernels.adamw(*arrays, 100, found[1:], 0.1, 0.1, 0.9, 0.95, 0.1, 0.05, 1e-8)
     assert not np.isfinite(cupy.asnumpy(found)[0]) and np.isnan(cupy.asnumpy(found)[1])
     np.testing.assert_array_equal(cupy.asnumpy(weights), before)
     assert not any(cupy.asnumpy(x).any() for x in (gradients, mean, square))
@@ -352,8 +351,8 @@ def test_a_gradient_that_is_not_finite_updates_nothing(bad, place, cupy):  # noq
 
 def test_a_gradient_whose_square_overflows_float32_is_finite(cupy):  # noqa: F811
     x, partial, found = cupy.asarray(np.full(3, 1e30, np.float32)), cupy.zeros(2, np.float64), cupy.zeros(2, np.float32)
-    adamw.square_sum(partial, x)
-    adamw.clip_scale(found, partial, 1.0, 1.0)
+    kernels.square_sum(partial, x)
+    kernels.clip_scale(found, partial, 1.0, 1.0)
     np.testing.assert_allclose(cupy.asnumpy(found), [3 ** 0.5 * 1e30, 3 ** -0.5 * 1e-30], rtol=1e-6)
 
 
@@ -371,22 +370,22 @@ def test_a_step_of_all_kernels_is_captured_and_replayed(cupy):  # noqa: F811
                                                                   *(cupy.zeros(n, np.float32) for _ in range(3)), cupy.zeros((n, width), BF16))
     key, scale, rate = cupy.asarray(np.array([3], np.uint32)), cupy.asarray(np.array([0.1], np.float32)), cupy.asarray(np.array([0.01], np.float32))
     flat = begun(cupy, np.float32, 64)
-    partial, found = cupy.zeros(adamw.square_sum_blocks(64), np.float64), cupy.zeros(2, np.float32)
+    partial, found = cupy.zeros(kernels.square_sum_blocks(64), np.float64), cupy.zeros(2, np.float32)
 
     def step():
-        embedding.embedding_forward(stream, tokens, table, None)
-        dropout.dropout_forward(stream, stream, None, 0.2, key)
-        norm.layernorm_forward(normed, mean, rstd, stream, weight, bias, 1e-5)
-        rotary.rotary_forward(normed, cos, sin, 2)
+        kernels.embedding_forward(stream, tokens, table, None)
+        kernels.dropout_forward(stream, stream, None, 0.2, key)
+        kernels.layernorm_forward(normed, mean, rstd, stream, weight, bias, 1e-5)
+        kernels.rotary_forward(normed, cos, sin, 2)
         convert.convert(short, normed)
-        activation.gelu_tanh_forward(short, short)
-        residual.accumulate(stream, short)
-        loss.softmax_cross_entropy_backward(logits, losses, logits, targets, scale)
-        norm.layernorm_backward(dx, dweight, dbias, normed, stream, weight, mean, rstd)
-        embedding.embedding_backward(dtable, dplaces, dx, tokens)
-        adamw.square_sum(partial, flat[1])
-        adamw.clip_scale(found, partial, 1.0, 1.0)
-        adamw.adamw(*flat, 10, found[1:], rate, 0.1, 0.9, 0.95, 0.1, 0.05, 1e-8)
+        kernels.gelu_tanh_forward(short, short)
+        kernels.accumulate(stream, short)
+        kernels.softmax_cross_entropy_backward(logits, losses, logits, targets, scale)
+        kernels.layernorm_backward(dx, dweight, dbias, normed, stream, weight, mean, rstd)
+        kernels.embedding_backward(dtable, dplaces, dx, tokens)
+        kernels.square_sum(partial, flat[1])
+        kernels.clip_scale(found, partial, 1.0, 1.0)
+        kernels.adamw(*flat, 10, found[1:], rate, 0.1, 0.9, 0.95, 0.1, 0.05, 1e-8)
 
     state = [stream, normed, dx, logits, dtable, dplaces, dweight, dbias, losses, short, *flat, found]
     begin = [x.copy() for x in state]
