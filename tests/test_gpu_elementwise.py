@@ -377,7 +377,7 @@ def test_a_step_of_all_kernels_is_captured_and_replayed(cupy):  # noqa: F811
         kernels.dropout_forward(stream, stream, None, 0.2, key)
         kernels.layernorm_forward(normed, mean, rstd, stream, weight, bias, 1e-5)
         kernels.rotary_forward(normed, cos, sin, 2)
-        convert.convert(short, normed)
+        kernels.convert(short, normed)
         kernels.gelu_tanh_forward(short, short)
         kernels.accumulate(stream, short)
         kernels.softmax_cross_entropy_backward(logits, losses, logits, targets, scale)
