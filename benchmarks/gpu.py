@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py [--quick] [--only device,tests,kernels,training,generation] [--json FILE]
 
-It needs CuPy and a GPU, brings its data (random tokens) and takes about eight minutes, two with --quick. Training is the trainer's own step, batch and
+It needs CuPy and a GPU, brings its data (random tokens) and takes about eight minutes, two with --quick, ten at most. Each section has a process of its
+own and is ended when its time is up: what fails, even with the GPU's context, costs no other's figures. Training is the trainer's own step, batch and
 update included; every engine has a process of its own, and their blocks of steps alternate, so that a drift of the machine meets them all. PyTorch
 computes under autocast to bfloat16 with fused AdamW and flash attention, compiled, with and without CUDA graphs of its own; what loops
 over time, which a compiler would unroll, as it is. Shares are of what this device reaches here: cuBLAS' product of 8192 x 8192 bfloat16 numbers, and a copy.
@@ -12,12 +13,14 @@ import concurrent.futures
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -44,7 +47,10 @@ TRAINED = {  # name: (settings of the model, B)
 QUICK = ("char10m", "mamba")
 PEERS = {"eager": (False, None), "compiled": (True, None), "graphs": (True, "reduce-overhead")}  # PyTorch: whether compiled, and how
 GENERATED = {"smallm": (1, 64), "gpt2-124m": (1, 64), "mamba": (1,), "byte-ssm-11": (1,)}  # name: numbers of texts
-SECTIONS = ("device", "tests", "kernels", "training", "generation")
+SECTIONS = dict(device=30, tests=180, kernels=100, training=220, generation=60)  # name: the most seconds it may take, ten minutes less ten seconds in all
+TESTED, TESTED_QUICK = 160, 60  # seconds of pytest
+SEVERAL = 8                     # calls of a kernel in one graph
+ANSWERED = 130                  # seconds in which an engine answers, what it compiles first included
 FAMILIES = "test_gpu_*.py"
 
 
@@ -87,25 +93,30 @@ def tests(args):
     files = [str(path) for path in sorted((HERE.parent / "tests").glob(FAMILIES))]
     kernels = [path for path in files if not path.endswith(("test_gpu_model.py", "test_gpu_commands.py"))]
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-rf", "--tb=line"]
-    jobs = {"pytest": [*pytest, *files]}
-    if not args.quick and shutil.which("compute-sanitizer"):
+    jobs = {"pytest": [*pytest, *(["-n", "4"] if importlib.util.find_spec("xdist") else []), *files]}
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"))
+    if not args.quick and sanitizer:
         for tool in ("memcheck", "racecheck"):
-            jobs[tool] = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *pytest, *kernels]
+            jobs[tool] = [sanitizer, "--tool", tool, "--error-exitcode", "9", *pytest, "-k", "not compiles", *kernels]
     elif not args.quick:
-        print("compute-sanitizer is not on the PATH: memory and races are not checked")
+        print("compute-sanitizer is neither on the PATH nor with CUDA: memory and races are not checked")
     with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
-        found = dict(zip(jobs, pool.map(lambda words: checked(words, 60 if args.quick else 150), jobs.values())))
+        found = dict(zip(jobs, pool.map(lambda name: checked(jobs[name], TESTED_QUICK if args.quick else TESTED, name != "pytest"), jobs)))
     for name, row in found.items():
+        row["sound"] = row["verdict"] == "ok" or row["verdict"] == "time is up" and not row["failed"] and not row["errors"]
         print(f"{name:<12}{row['verdict']:<12}{row['passed']:>6} passed {row['failed']:>4} failed {row['skipped']:>4} skipped {row['seconds']:>6.0f} s   {row['last']}")
         for line in row["errors"] if row["verdict"] != "ok" else ():
             print(f"    {line}")
     return found
 
 
-def checked(words, seconds):
-    """A run of pytest: its verdict, counts and complaints; one that is stopped at its time has checked what had passed by then."""
-    begun = time.perf_counter()
-    process = subprocess.Popen(words, cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace", start_new_session=True)
+def checked(words, seconds, apart=False):
+    """A run of pytest: its verdict, counts and complaints; one that is stopped at its time has checked what had passed by then.
+
+    apart: each array is an allocation of its own, so that a checker of memory knows where it ends.
+    """
+    begun, environment = time.perf_counter(), os.environ | ({"SLM_NP_NO_POOL": "1"} if apart else {})
+    process = subprocess.Popen(words, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace", start_new_session=True)
     try:
         text, over = process.communicate(timeout=seconds)[0], False
     except subprocess.TimeoutExpired:
@@ -128,25 +139,31 @@ def checked(words, seconds):
 # Kernels beside the device's peaks
 
 class Clock:
-    """Times on the device: `seconds(function)` is the median over rounds of calls between two events, after a warm-up."""
+    """Times on the device: `seconds(function)` is the median over rounds of calls between two events, after a warm-up. Several calls are captured as a
+    graph, as those of a step are: kernels of some microseconds would wait for Python to launch them."""
 
     def __init__(self, rounds, least):
         self.rounds, self.least = rounds, least
 
     def seconds(self, function):
         import cupy
-        begun, ended = cupy.cuda.Event(), cupy.cuda.Event()
+        from slm_np.graph import Replayed
+        begun, ended, replayed = cupy.cuda.Event(), cupy.cuda.Event(), Replayed(cupy)
+
+        def several():
+            for _ in range(SEVERAL):
+                function()
 
         def timed(count):
             begun.record()
             for _ in range(count):
-                function()
+                replayed(several)
             ended.record()
             ended.synchronize()
             return cupy.cuda.get_elapsed_time(begun, ended) / 1e3 / count
-        function()
+        timed(2)  # runs it and captures it
         count = max(1, min(1000, int(self.least / max(1e-6, timed(2)))))
-        return statistics.median(timed(count) for _ in range(self.rounds))
+        return statistics.median(timed(count) for _ in range(self.rounds)) / SEVERAL
 
 
 def normal(shape, dtype="f4", scale=1.0):
@@ -238,7 +255,7 @@ def cases(sizes):
 
     def attention_backward():
         cupy.cuda.runtime.memcpyAsync(qkv.data.ptr, kept.data.ptr, kept.nbytes, cupy.cuda.runtime.memcpyDeviceToDevice, cupy.cuda.get_current_stream().ptr)
-        ops.attention_backward(qkv, scratch, dout, lse, heads, heads, steps, 0.0, 0)
+        ops.attention_backward(qkv, scratch, dout, out, lse, heads, heads, steps, 0.0, 0)
     ops.attention_forward(out, lse, scratch, qkv, heads, heads, steps, 0.0, 0)
     yield "attention backward", label, None, 10 * pairs, attention_backward
 
@@ -317,11 +334,15 @@ def kernels(args):
     product, copied = peaks(clock, args.quick)
     print(f"peaks here: {product / 1e12:,.0f} TFLOP/s of bfloat16 by cuBLAS, {copied / 1e12:.2f} TB/s of a copy")
     print(f"{'kernel':<26}{'size':<24}{'µs':>10}{'TB/s':>8}{'TFLOP/s':>9}{'of its peak':>13}")
-    rows = []
-    for name, size, moved, work, function in cases(SMALL if args.quick else Sizes()):
+    rows, left = [], cases(SMALL if args.quick else Sizes())
+    while True:
+        name, size = "the next kernel", ""
         try:
+            name, size, moved, work, function = next(left)
             seconds = clock.seconds(function)
-        except Exception as error:  # the others are worth their figures
+        except StopIteration:
+            break
+        except Exception as error:  # the others are worth their figures, as are those before what cannot even be made
             rows.append(dict(kernel=name, size=size, error=f"{type(error).__name__}: {error}"))
             print(f"{name:<26}{size:<24}  {rows[-1]['error'].splitlines()[0][:100]}", flush=True)
             continue
@@ -375,6 +396,9 @@ def serve(name, shape_name, dtype):
     for _ in range(6):
         step()
     settle()
+    if name != "slm_np":
+        import torch
+        torch.cuda.empty_cache()  # while it waits, its memory is the others', who are all there
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -397,11 +421,23 @@ def peers_of(name, quick):
     return ["graphs"] if quick else ["compiled", "graphs"]
 
 
+class Limited(Engine):
+    """An engine that is ended where it does not answer in time."""
+
+    def answer(self):
+        timer = threading.Timer(ANSWERED, self.process.kill)
+        timer.start()
+        try:
+            return super().answer()
+        finally:
+            timer.cancel()
+
+
 def started(name, shape_name, dtype):
     """An engine, ready, or the words that say why there is none."""
     try:
-        return Engine(name, shape_name, dtype, 0, "gpu.py")
-    except UserError as error:
+        return Limited(name, shape_name, dtype, 0, "gpu.py")
+    except (UserError, OSError, ValueError) as error:
         return str(error)
 
 
@@ -449,7 +485,7 @@ def measured(engines, rounds, seconds):
             return None
         try:
             return ask(engines[name])
-        except (UserError, OSError) as error:
+        except (UserError, OSError, ValueError) as error:  # ValueError: words of a library's where the answer should be
             found[name] = dict(error=str(error))
     for name in engines:
         first = attempt(name, lambda engine: engine.block(2))
@@ -466,40 +502,80 @@ def measured(engines, rounds, seconds):
 
 # Generation
 
-def generation(args):
-    """Tokens per second of a decoder that always takes the likeliest, and of reading a prompt; its floor is reading the weights once a step."""
+def written(name, batch, arrays, steps):
+    """A row of the table: so many texts of a shape, the likeliest token in each of so many steps. weights: bytes of them"""
     import numpy as np
     from slm_np.decode import Decoder
-    from slm_np.machine import use
     from slm_np.model import Model
+    config = config_of(name)[0]
+    model = Model(config, arrays=arrays)
+    decoder, half = Decoder(model, batch), config.block_size // 2
+    prompt = np.random.default_rng(0).integers(0, config.vocab_size, (batch, half), np.int32)
+    decoder.read(prompt)
+    begun = time.perf_counter()
+    logits = decoder.read(prompt)
+    read = time.perf_counter() - begun
+    times = []
+    for _ in range(min(steps, half - 1)):
+        ids = logits.argmax(1)
+        begun = time.perf_counter()
+        logits = decoder.step(ids)
+        times.append(time.perf_counter() - begun)
+    step = statistics.median(times)
+    return dict(shape=name, texts=batch, tokens_per_s=batch / step, step_ms=1e3 * step, prompt_tokens_per_s=prompt.size / read, weights=model.parameters.weights.nbytes)
+
+
+def generation(args):
+    """Tokens per second of a decoder that always takes the likeliest, and of reading a prompt; its floor is reading the weights once a step."""
+    from slm_np.machine import use
     arrays, rows, steps = use("cuda"), [], 32 if args.quick else 128
     copied = args.found.get("kernels", {}).get("copy_bytes_per_s")
     print(f"{'shape':<14}{'texts':>6}{'tokens/s':>12}{'ms/step':>10}{'floor ms':>10}{'prompt tokens/s':>17}")
     for name, batches in GENERATED.items():
         if args.quick and name not in ("smallm", "mamba"):
             continue
-        config = config_of(name)[0]
-        model = Model(config, arrays=arrays)
         for batch in batches:
-            decoder, half = Decoder(model, batch), config.block_size // 2
-            prompt = np.random.default_rng(0).integers(0, config.vocab_size, (batch, half), np.int32)
-            decoder.read(prompt)
-            begun = time.perf_counter()
-            logits = decoder.read(prompt)
-            read = time.perf_counter() - begun
-            times = []
-            for _ in range(min(steps, half - 1)):
-                ids = logits.argmax(1)
-                begun = time.perf_counter()
-                logits = decoder.step(ids)
-                times.append(time.perf_counter() - begun)
-            step = statistics.median(times)
-            row = dict(shape=name, texts=batch, tokens_per_s=batch / step, step_ms=1e3 * step, floor_ms=1e3 * 2 * model.parameters.weights.nbytes / copied / 2 if copied else None,
-                       prompt_tokens_per_s=prompt.size / read)
+            try:
+                row = written(name, batch, arrays, steps)
+            except Exception as error:  # the others are worth their figures
+                rows.append(dict(shape=name, texts=batch, error=f"{type(error).__name__}: {error}"))
+                print(f"{name:<14}{batch:>6}  {rows[-1]['error'].splitlines()[0][:100]}", flush=True)
+                continue
+            row["floor_ms"] = 1e3 * row.pop("weights") / copied if copied else None
             rows.append(row)
             print(f"{name:<14}{batch:>6}{row['tokens_per_s']:>12,.0f}{row['step_ms']:>10.3f}" + (f"{row['floor_ms']:>10.3f}" if copied else f"{'':>10}")
                   + f"{row['prompt_tokens_per_s']:>17,.0f}", flush=True)
     return rows
+
+
+# All of it
+
+def send(name, args, end):
+    """In the process of a section: what it found, or how it failed, through `end` of a pipe."""
+    try:
+        found = globals()[name](args)
+    except Exception as error:
+        traceback.print_exc()
+        found = dict(error=f"{type(error).__name__}: {error}")
+    sys.stdout.flush()
+    end.send(found)
+
+
+def apart(name, args):
+    """What a section found in a process of its own, or dict(error)."""
+    context = multiprocessing.get_context("spawn")  # a context of the GPU does not survive a fork
+    ours, theirs = context.Pipe()
+    process = context.Process(target=send, args=(name, args, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv() if ours.poll(SECTIONS[name]) else dict(error=f"its {SECTIONS[name]} seconds are up")
+    except EOFError:
+        process.join()
+        return dict(error=f"it ended with exit status {process.exitcode}")
+    finally:
+        process.kill()
+        process.join()
 
 
 @exit_with_sentence
@@ -524,16 +600,14 @@ def main(argv=None):
     for name in (section for section in SECTIONS if section in args.only.split(",")):
         begun = time.perf_counter()
         print(f"\n== {name}", flush=True)
-        try:
-            args.found[name] = globals()[name](args)
-        except Exception as error:  # one section's failure is no reason to lose the others' figures on a machine that is lent for minutes
-            traceback.print_exc()
-            args.found[name] = dict(error=f"{type(error).__name__}: {error}")
+        args.found[name] = apart(name, args)
+        if "error" in args.found[name]:
+            print(f"   {name}: {args.found[name]['error']}")
             failed.append(name)
         print(f"   ({time.perf_counter() - begun:.0f} s)", flush=True)
         if args.json:
             write_json(args.json, args.found)
-    failed += ["tests"] * any(row["verdict"] != "ok" for row in args.found.get("tests", {}).values() if isinstance(row, dict))
+    failed += ["tests"] * any(not row["sound"] for row in args.found.get("tests", {}).values() if isinstance(row, dict))
     if failed:
         print(f"\nnot all went well: {', '.join(failed)}")
         raise SystemExit(1)

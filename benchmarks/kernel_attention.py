@@ -51,7 +51,7 @@ def cases(config, batch):
 
     def ours_backward():
         dqkv[:] = qkv  # it works in place; the copy is part of the time
-        ops.attention_backward(dqkv, scratch, dout, lse, H, K, T, 0.0, 0)
+        ops.attention_backward(dqkv, scratch, dout, out, lse, H, K, T, 0.0, 0)
         return [dqkv]
     yield from pair("attention", f"{batch} x {T}, {H}/{K} of {w}", "GFLOP/s", (2 * operations, 5 * operations),
                     (ours, ours_backward), (forward, backward), autograd(attend, (qkv,), dout))

@@ -19,11 +19,11 @@ def transposed_backward(args):
     return 4 * args[2].shape[0] * args[4].size, f"{args[2].shape[0]} x {args[4].shape[0]} x {args[4].shape[1]}"
 
 
-def attention(n_products, lse, qkv):
+def attention(n_products, lse, qkv, heads):
     """Of attention: so many products over keys no later than the query."""
     def count(args):
-        heads, kv_heads, (rows, steps) = args[4], args[5], args[lse].shape
-        return n_products * 2 * rows * steps * (steps + 1) // 2 * (args[qkv].shape[1] // (heads + 2 * kv_heads)), ""
+        rows, steps = args[lse].shape
+        return n_products * 2 * rows * steps * (steps + 1) // 2 * (args[qkv].shape[1] // (args[heads] + 2 * args[heads + 1])), ""
     return count
 
 
@@ -39,7 +39,7 @@ def recurrence(factor):
 
 OPERATIONS = {"linear_forward": product(1, 2), "linear_backward_input": product(1, 2), "linear_backward_weight": product(2, 0),
               "linear_transposed_forward": product(1, 2), "linear_transposed_backward": transposed_backward,
-              "attention_forward": attention(2, 1, 3), "attention_backward": attention(5, 3, 0),
+              "attention_forward": attention(2, 1, 3, 4), "attention_backward": attention(5, 4, 0, 5),
               "selective_scan_forward": scan(SCAN_FORWARD, 7), "selective_scan_backward": scan(SCAN_BACKWARD, 4),
               "linear_recurrence_forward": recurrence(1), "linear_recurrence_backward": recurrence(2)}
 

@@ -58,7 +58,7 @@ class Launched:
             self.model.parameters = copy.copy(self.model.parameters)
             self.model.parameters.weight = self.model.parameters.weight | {"positions.weight": row}
             self.fetched, self.rows = [(row, positions)], len(positions)
-        self.keys, self.replayed = model.keys(None), Replayed(arrays, self.launches)
+        self.keys, self.replayed = model.keys(None), Replayed(arrays)
 
     def launches(self):
         for row, table in self.fetched:
@@ -68,7 +68,7 @@ class Launched:
     def step(self, tokens, place):
         """One more token of each text, (B,), at `place`."""
         self.inputs.fill(tokens=tokens[:, None], place=place, row=place % self.rows)
-        self.replayed()
+        self.replayed(self.launches)
 
     def head(self, last):
         """What the trunk gives of each text's last token, (B, D) or the logits."""

@@ -18,7 +18,7 @@ def parser():
     p = flags.Parser(prog="slm-np finetune", description=(
         "Go on with a trained model on another text: same tokenizer and model, the base's best weights, a fresh schedule.\n"
         "The rows of a .jsonl file with messages, or prompt and completion, are conversations: only the answers are learnt.\n\n"
-        f"Defaults differ from train's: {EPOCHS:g} epochs; batches, weight decay, clipping and seed as the base's; a peak rate of {RATE_SHARE:g} times the\n"
+        f"Defaults differ from train's: {EPOCHS:g} epochs; batches, weight decay, clipping, seed and device as the base's; a peak rate of {RATE_SHARE:g} times the\n"
         f"base's and a lowest of {MIN_SHARE:g} times that; warmup over a tenth of the run (100 updates at most) and an evaluation after each\n"
         f"twentieth (250 updates at most, and under max-time)."))
     group = p.add_argument_group("run")

@@ -204,13 +204,13 @@ def attention_cases(rng):
             out, lse = overwritten((batch * steps, heads * width)), overwritten((batch * heads, steps))
             ops.attention_forward(out, lse, overwritten(ops.attention_scratch(steps, width, batch * heads, qkv)), qkv, heads, kv_heads, steps, dropout, 5)
             if keep is not None:
-                keep.append(lse)
+                keep += [out, lse]
             return out
 
         def attend_back(dout, qkv, attend=attend, batch=batch, steps=steps, heads=heads, kv_heads=kv_heads, width=width, dropout=dropout):
             keep, dqkv = [], qkv.copy()
             attend(qkv, keep=keep)
-            ops.attention_backward(dqkv, overwritten(ops.attention_scratch(steps, width, batch * heads, qkv)), dout, keep[0], heads, kv_heads, steps, dropout, 5)
+            ops.attention_backward(dqkv, overwritten(ops.attention_scratch(steps, width, batch * heads, qkv)), dout, *keep, heads, kv_heads, steps, dropout, 5)
             return [dqkv]
         yield Case(f"attention T {steps} heads {heads}/{kv_heads}{' dropout' if dropout else ''}", [normal((batch * steps, (heads + 2 * kv_heads) * width))], attend, attend_back)
 

@@ -52,34 +52,37 @@ class Inputs:
 
 
 class Replayed:
-    """A function that launches the same kernels on the same memory at every call. The first call runs it, the second captures it, and those after
-    replay what was captured. Where that fails it says so once, and goes on by running it."""
+    """Calls of a function that launches the same kernels on the same memory every time. The first runs it, the second captures it, and those after
+    replay what was captured. Where that fails it says so once, and goes on by running it.
 
-    def __init__(self, cupy, function):
-        self.current_stream, self.function = cupy.cuda.get_current_stream, function
-        self.calls, self.graph, self.captures = 0, None, True
+    The function comes with each call: kept here, as a method of who keeps this, it would keep that one's memory until garbage is looked for.
+    """
 
-    def __call__(self):
+    def __init__(self, cupy):
+        self.current_stream, self.calls, self.graph, self.captures = cupy.cuda.get_current_stream, 0, None, True
+
+    def __call__(self, function):
         self.calls += 1
         if self.calls > 1 and self.graph is None and self.captures:
-            self.graph = self.captured()
+            self.graph = self.captured(function)
         if self.graph is None:
-            self.function()
+            function()
         else:
             self.graph.launch()
 
-    def captured(self):
+    def captured(self, function):
         """The graph, or None."""
         stream = self.current_stream()
         try:
             stream.begin_capture()
             try:
-                self.function()
+                function()
             finally:
                 graph = stream.end_capture()
             return graph
         except RuntimeError as error:  # of which CUDA's errors are
             self.captures = False
+            error = error.__context__ or error  # the end of a capture that failed says only that it did
             print(f"a step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); its kernels are launched one by one", file=sys.stderr, flush=True)
 
 
@@ -102,7 +105,7 @@ class DeviceStep:
         places = iter(range(len(places)))
         self.keys = each(model.keys((0,)), lambda key: self.entry(self.inputs.device["keys"], next(places)))
         self.record, self.scalars = cupy.zeros(len(step.RECORD), np.float64), cupy.zeros(len(step.SCALARS), model.dtype)
-        self.batch, self.finish = Replayed(cupy, self.launch_gradient), Replayed(cupy, self.launch_update)
+        self.batch, self.finish = Replayed(cupy), Replayed(cupy)
         self.write(0)
 
     @staticmethod
@@ -118,7 +121,7 @@ class DeviceStep:
         keys = []
         each(self.model.keys(key), keys.append)
         self.inputs.fill(given=(rate, 1 / max(1, count), first), tokens=tokens, targets=targets, keys=keys or 0)
-        self.batch()
+        self.batch(self.launch_gradient)
 
     def launch_gradient(self):
         model, given, tokens, targets = self.model, *(self.inputs.device[name] for name in ("given", "tokens", "targets"))
@@ -129,7 +132,7 @@ class DeviceStep:
 
     def update(self):
         """The update, if loss and gradient are finite. Returns both, the loss and the gradient's norm, as arrays that later steps overwrite."""
-        self.finish()
+        self.finish(self.launch_update)
         return self.field("loss"), self.field("norm")
 
     def launch_update(self):

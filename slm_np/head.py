@@ -6,7 +6,7 @@ leaves their gradient in their place.
 import numpy as np
 
 from slm_np import ops
-from slm_np.ops.device import at_once
+from slm_np.ops.device import at_once, row_length
 from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
 
@@ -33,8 +33,9 @@ def plan(config, tokens, arrays=np):
     rows = max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size))
     rows = at_once(arrays, tokens, rows, LARGER * rows)
     if config.head != "none":
-        yield Request("head.logits", (rows, config.vocab_size), "scratch")
-        yield Request("head.dlogits", (rows, config.vocab_size), "scratch", "rounded")
+        columns = row_length(arrays, config.vocab_size)
+        yield Request("head.logits", (rows, columns), "scratch")
+        yield Request("head.dlogits", (rows, columns), "scratch", "rounded")
     yield Request("head.losses", (tokens,), "saved")
     if config.head == "mlp":
         for name, kind in (("hidden", "operand"), ("active", "operand"), ("dactive", "number")):
@@ -55,6 +56,11 @@ def last(config, w, a, x):
     return a["head.active"]
 
 
+def rooms(config, a):
+    """Where a chunk's logits and their gradient lie; the second is the first, or shorter numbers."""
+    return a["head.logits"][:, :config.vocab_size], a.get("head.dlogits", a["head.logits"])[:, :config.vocab_size]
+
+
 def logits_forward(config, w, a, out, x):
     """out = the logits of x        out (N, V)"""
     if config.head == "none":
@@ -68,7 +74,7 @@ def forward(config, w, a, x, targets):
     if config.head == "none":
         ops.softmax_cross_entropy_forward(a["head.losses"], x, targets)
         return
-    ops.head_cross_entropy_forward(a["head.losses"], a["head.logits"], last(config, w, a, x), table(config, w), targets)
+    ops.head_cross_entropy_forward(a["head.losses"], rooms(config, a)[0], last(config, w, a, x), table(config, w), targets)
 
 
 def backward(config, w, g, a, dx, x, targets, scale):
@@ -77,8 +83,7 @@ def backward(config, w, g, a, dx, x, targets, scale):
         ops.softmax_cross_entropy_backward(x, a["head.losses"], x, targets, scale)
         return
     mlp = config.head == "mlp"
-    ops.head_cross_entropy_backward(a["head.dactive"] if mlp else dx, table(config, g), a["head.losses"], a["head.logits"], a.get("head.dlogits", a["head.logits"]),
-                                    last(config, w, a, x), table(config, w), targets, scale)
+    ops.head_cross_entropy_backward(a["head.dactive"] if mlp else dx, table(config, g), a["head.losses"], *rooms(config, a), last(config, w, a, x), table(config, w), targets, scale)
     if mlp:
         ops.swish_backward(a["head.hidden"], a["head.dactive"])  # hidden is its gradient from here on
         ops.linear_backward(dx, g["head.input.weight"], g.get("head.input.bias"), a["head.hidden"], x, w["head.input.weight"])

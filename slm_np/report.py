@@ -55,7 +55,7 @@ def finish(trainer):
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
     trainer.model.parameters.pack()
     print(f"evaluating the best model, of step {metadata['step']}, on all of the validation split", file=sys.stderr)
-    trainer.model.activations = None  # what was enough for training is enough here
+    trainer.model.activations = trainer.ahead = None  # what was enough for training is enough here
     found = evaluate(model, corpus.validation, corpus.tokenizer, quiet=trainer.quiet, batch=min(TOKENS, trainer.tokens.size))
     stories = corpus.source == "stories"
     if corpus.tokenizer is not None:

@@ -5,8 +5,8 @@ another. A thread that meets none of these runs to its end and the next one runs
 
 What it finds (`LaunchError`): a barrier that not all threads of a block reach, or not the same one; a shuffle that not all lanes of its mask reach; reads
 and writes past an array (`Memory` ends at a page that may not be touched) and past arrays in shared memory or registers whose size is known; writes just
-before an array. Shared memory starts as NaN in each block. `emulating(order="reversed")` or "shuffled" runs threads and blocks in another
-order: where a result changes, there is a race.
+before an array; vectors that are not aligned. Shared memory starts as NaN in each block. `emulating(order="reversed")` or "shuffled" runs threads
+and blocks in another order: where a result changes, there is a race.
 """
 import contextlib
 import ctypes
@@ -576,7 +576,7 @@ class Program:
                                 f'extern "C" int emulated_most_{name}() {{ return {before or after or 1024}; }}\n' for before, after, name in names)
             # Without external linkage the statics of templates are ordinary variables, which can share a section.
             source = f"{HEADER}\n#define TENSOR_CORES {int(cores)}\nnamespace {{\n#line 1\n{text}\n}}\n{FOOTER}{launchers}"
-            flags = ("-O1", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error", "-fno-strict-aliasing", "-ffp-contract=off")
+            flags = ("-O1", "-fsanitize=bounds,alignment", "-fsanitize-undefined-trap-on-error", "-fno-strict-aliasing", "-ffp-contract=off")
             self._libraries[cores] = ctypes.PyDLL(str(_library(source, *flags)))
         return self._libraries[cores]
 
@@ -613,7 +613,8 @@ class Program:
         if why == "address":
             return f"out of bounds: {_nearest(address)}"
         if why == "index":
-            return "out of bounds: an index outside an array of shared memory or registers"
+            return ("out of bounds or not aligned: an index outside an array of shared memory or registers, or several numbers read or written at once "
+                    "at no multiple of their size")
         if why == "division":
             return "an integer is divided by zero"
         lines = self.code.splitlines()

@@ -3,7 +3,7 @@
 It has CuPy's names and, as far as this engine meets them, its rules: arrays do not mix with NumPy's and are not converted unasked; a kernel is
 launched with what CuPy would pass it; while a stream is captured nothing runs, and what waits for the device or allocates raises. It is stricter in
 two points: NumPy's functions refuse its arrays altogether, and new memory holds NaN. `counts` says how often the host waited, memory was taken,
-kernels were launched and parts of arrays were copied.
+kernels were launched, parts of arrays were copied, and how many of all these took a kernel of CuPy's own, which it compiles with headers of CUDA's.
 
 `install()` puts it in the place of `cupy`; the fixture `cupy` does so for one test, or gives the real one where there is a device.
 """
@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.machinery
+import os
 import sys
 import time
 import weakref
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 from cuda_emulator import LaunchError, Memory, Program
 
-counts = SimpleNamespace(synchronisations=0, allocations=0, launches=0, copies=0)
+counts = SimpleNamespace(synchronisations=0, allocations=0, launches=0, copies=0, own=0)
 TOTAL = 16 << 30  # bytes of the device's memory
 UNSUPPORTED, INVALIDATED = 900, 901  # CUDA's words for: not permitted while a stream is captured; the capture has failed
 NAMES = {1: "cudaErrorInvalidValue: invalid argument", 2: "cudaErrorMemoryAllocation: out of memory", 101: "cudaErrorInvalidDevice: invalid device ordinal",
@@ -274,6 +275,7 @@ def _apply(function):
             if not isinstance(out, ndarray):
                 raise TypeError(f"out must be an array of the device, not {type(out)}")
             views, named = [_own(x) for x in arguments], {name: _own(x) for name, x in named.items()}
+            counts.own += 1
             _submit(lambda: function(*views, out=out._a, **named))
             return out
         sources = [*_arrays(arguments), *_arrays(list(named.values()))]
@@ -281,6 +283,7 @@ def _apply(function):
         shaped = function in VIEWS
         if not shaped:
             _refuse(f"{function.__name__} allocates", _state.stream)
+            counts.own += 1
         with np.errstate(all="ignore"):
             return _made(function(*views, **{name: _own(x) for name, x in named.items()}), sources if shaped else ())
     return applied
@@ -347,11 +350,27 @@ class ndarray:
             raise TypeError(f"Unsupported type {type(value)}")
         index, value = _own(index), _own(value)
         counts.copies += 1
+        target = np.asarray(self._a[index])
+        if isinstance(value, np.ndarray):
+            self._apart(target, value)
+        elif value != 0 or not target.flags.c_contiguous:
+            counts.own += 1
 
         def write():
             with np.errstate(all="ignore"):
                 self._a[index] = value
         _submit(write)
+
+    @staticmethod
+    def _apart(target, source):
+        """A copy by a kernel: CuPy takes memory for its source first where that may lie among its target."""
+        alike = target.shape == source.shape and target.strides == source.strides and target.dtype == source.dtype
+        if alike and (target.flags.c_contiguous or target.ctypes.data == source.ctypes.data):
+            return
+        counts.own += 1
+        if np.may_share_memory(target, source):  # by their bounds, as CuPy
+            _refuse("memory is allocated", _state.stream)
+            counts.allocations += 1
 
     def reshape(self, *shape, order="C"):
         view = self._a.reshape(*shape, order=order)
@@ -387,6 +406,7 @@ class ndarray:
 
     def fill(self, value):
         value = _own(value)
+        counts.own += bool(value != 0 or not self._a.flags.c_contiguous)
         _submit(lambda: self._a.fill(value))
 
     def get(self, stream=None, order="C", out=None, blocking=True):
@@ -468,6 +488,7 @@ def _operator(name, function, swapped=False, inplace=False):
             return NotImplemented
         if inplace:
             view, other = self._a, _own(other)
+            counts.own += 1
 
             def work():
                 with np.errstate(all="ignore"):
@@ -855,6 +876,8 @@ def real():
     """The real CuPy, where it is installed and finds a device, else None."""
     try:
         import cupy
+        if os.environ.get("SLM_NP_NO_POOL"):
+            cupy.cuda.set_allocator(None)  # so that compute-sanitizer knows where each array ends
         return cupy if cupy.cuda.runtime.getDeviceCount() else None
     except Exception:  # not installed, no driver, no libraries: each fails in its own way
         return None

@@ -245,7 +245,7 @@ def attended(qkv, dout, heads, kv_heads, steps, dropout, key):
     ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key)
     poisoned(scratch)
     dqkv[...] = qkv
-    ops.attention_backward(dqkv, scratch, dout, lse, heads, kv_heads, steps, dropout, key)
+    ops.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key)
     untouched(whole, around)
     return floats(out), lse, floats(dqkv)
 

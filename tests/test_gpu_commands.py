@@ -1,5 +1,6 @@
 """Commands on a GPU: what is missing is said in one sentence, memory is asked for before it is taken, runs move between devices, text is written."""
 import dataclasses
+import gc
 import importlib
 import json
 import sys
@@ -19,6 +20,7 @@ from slm_np.errors import UserError
 from slm_np.generation import text_of
 from slm_np.model import Model
 from slm_np.ops.device import arrays_for, host
+from slm_np.report import finish
 from slm_np.resume import resumed
 from slm_np.sampling import SamplingConfig
 
@@ -302,6 +304,27 @@ def test_a_step_waits_once_and_allocates_nothing(gpu):
     assert after["allocations"] == before["allocations"] and after["synchronisations"] - before["synchronisations"] <= 2  # for the logits, and the input's last copy
 
 
+@emulated
+def test_memory_is_let_go_at_once(gpu, data, monkeypatch, capsys):
+    """Not when garbage is next looked for: until then it would be missing where memory is asked for."""
+    used, model = gpu.get_default_memory_pool().used_bytes, made(gpu, np.float32)
+    decoded(Decoder(model, 2), text(2, T), 2)  # kernels keep the scratch that they take first
+    gc.disable()
+    try:
+        before = used()
+        decoded(Decoder(model, 2), text(2, T), 2)
+        assert used() == before
+        trained, seen = small.trainer(data, "run", device="cuda", dtype="fp32", max_iters=3), []
+        trained.train()
+        arena, before = trained.ahead.activations.workspace.n_bytes, used()
+        monkeypatch.setattr("slm_np.evaluate.evaluate", lambda *arguments, **named: seen.append(used()) or fails(UserError("seen"))())
+        with pytest.raises(UserError, match="seen"):
+            finish(trained)
+        assert seen[0] <= before - arena
+    finally:
+        gc.enable()
+
+
 @needs_kernels
 def test_text_is_the_same_on_either_device(gpu):
     ours, theirs = models(gpu)
@@ -339,7 +362,9 @@ def test_every_kernel_of_the_benchmark_runs(gpu, benchmark):
         assert (moved or work) and size
         names.append(name)
     assert len(names) == len(set(names)) > 40
-    assert benchmark.Clock(1, 0.0).seconds(lambda: gpu.zeros(3, np.float32)) >= 0
+    x, calls = gpu.ones(3, np.float32), []
+    assert benchmark.Clock(1, 0.0).seconds(lambda: calls.append(x.fill(0))) >= 0
+    assert len(calls) == 2 * benchmark.SEVERAL  # those that warm up, and those that are captured
 
 
 def test_the_benchmark_s_sections_on_tiny_shapes(gpu, benchmark, monkeypatch, capsys):
@@ -363,10 +388,43 @@ def test_the_benchmark_s_sections_on_tiny_shapes(gpu, benchmark, monkeypatch, ca
         def close(self):
             return 7.0
     monkeypatch.setattr(benchmark, "Engine", Engine)
+    monkeypatch.setattr(benchmark, "Limited", Engine)
     monkeypatch.setattr(benchmark, "peers_of", lambda name, quick: ["graphs"])
     ours, theirs = benchmark.training(args)
     assert ours["tokens_per_s"] == 2 * 2 * small.MODEL["block_size"] and ours["memory_mb"] == 7 and theirs["error"] == "there is none"
     assert "there is none" in capsys.readouterr().out
+
+
+def test_a_kernel_that_fails_costs_no_other(gpu, benchmark, monkeypatch, capsys):
+    def cases(sizes):
+        yield "sound", "3", 12, None, lambda: None
+        yield "broken", "3", 12, None, fails(RuntimeError("launch failed"))
+        raise RuntimeError("nothing can be made any more")
+    monkeypatch.setattr(benchmark, "cases", cases)
+    monkeypatch.setattr(benchmark, "peaks", lambda clock, quick: (1e12, 1e12))
+    monkeypatch.setattr(benchmark, "Clock", lambda rounds, least: SimpleNamespace(seconds=lambda function: function() or 1.0))
+    rows = benchmark.kernels(SimpleNamespace(quick=True))["rows"]
+    assert [(row["kernel"], "error" in row) for row in rows] == [("sound", False), ("broken", True), ("the next kernel", True)]
+
+
+def test_a_section_that_fails_or_hangs_or_dies_costs_no_other(benchmark, monkeypatch, capfd):
+    for name, args, seconds, said in (("config_of", "mamba", 60, None), ("config_of", "no such", 60, "KeyError"), ("config_of", "mamba", 0, "its 0 seconds are up"),
+                                      ("main", ["--only", "no such"], 60, "ended with exit status 2")):
+        monkeypatch.setattr(benchmark, "SECTIONS", {name: seconds})
+        found = benchmark.apart(name, args)
+        assert found == benchmark.config_of("mamba") if said is None else said in found["error"]
+
+
+def test_an_engine_that_does_not_answer_is_ended(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, "ANSWERED", 0.0)
+    assert "exit status" in benchmark.started("slm_np", "mamba", "fp32")
+
+
+def test_a_shape_that_cannot_write_costs_no_other(gpu, benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "GENERATED", {"mamba": (1, 2)})
+    monkeypatch.setattr(benchmark, "written", fails(MemoryError("too little")))
+    args = SimpleNamespace(quick=True, found=dict(kernels=dict(error="it ended")))
+    assert [row["error"] for row in benchmark.generation(args)] == ["MemoryError: too little"] * 2
 
 
 def test_runs_of_pytest_are_counted_also_where_their_time_is_up(benchmark):

@@ -184,6 +184,21 @@ def test_cross_entropy_leaves_its_gradient_in_16_bits(short):
     np.testing.assert_allclose(losses, np.where(targets < 0, 0, test_ops.row_losses(kept, targets)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("pieces", [257, 9001])
+@pytest.mark.parametrize("falling", [False, True])
+def test_cross_entropy_of_rows_longer_than_a_block_takes_at_once(pieces, falling):
+    """The largest logit lies in what threads take last, or first."""
+    logits, targets = test_ops.normal(2, pieces) + np.linspace(-30, 30, pieces).astype(np.float32), np.array([1, pieces - 1], np.int32)
+    if falling:
+        logits = np.ascontiguousarray(logits[:, ::-1])
+    kept, losses, again = logits.copy(), np.full(2, np.nan, np.float32), np.full(2, np.nan, np.float32)
+    gpu.softmax_cross_entropy_forward(losses, logits, targets)
+    gpu.softmax_cross_entropy_backward(logits, again, logits, targets, 0.5)
+    np.testing.assert_allclose(losses, test_ops.row_losses(kept, targets), rtol=2e-6)
+    np.testing.assert_allclose(logits, ref.cross_entropy_backward(1.0, kept, targets), rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(losses, again)
+
+
 def test_a_ruled_out_logit_may_be_minus_infinity():
     logits, targets, losses, again = test_ops.normal(4, 11), np.array([4, 5, 0, 4], np.int32), np.full(4, np.nan, np.float32), np.full(4, np.nan, np.float32)
     logits[:, :4], logits[2, 1:], logits[2, 0] = -np.inf, -np.inf, 0

@@ -315,12 +315,13 @@ extern "C" __global__ void faulty(float* out, const float* x, int n) {
     if (FAULT == 9) *(float*)nullptr = 1;
     if (FAULT == 10) { if (i % 2) room[i] = __shfl_xor_sync(0xffffffffu, room[i], 1); else room[i] = warp_max(room[i]); }
     if (FAULT == 11) __trap();
+    if (FAULT == 12) room[i] = ((const float4*)(x + 1))->w;
     __syncthreads();
     out[i] = room[63 - i];
 }''', threads=64)
 FAULTS = ("divergent barrier", "divergent barrier", "past the end of an array of 256 bytes", "bytes past the end of an array of 256 bytes",
           "before the start of an array of 256 bytes", "index outside an array of shared memory", "waits for lanes ffffffff, of which only 0000ffff come",
-          "mask 000000ff", "an integer is divided by zero", "a null pointer", "wait for each other at different operations", "__trap")
+          "mask 000000ff", "an integer is divided by zero", "a null pointer", "wait for each other at different operations", "__trap", "at no multiple of their size")
 
 
 @emulated
@@ -507,7 +508,7 @@ def test_waiting_and_allocating_is_counted(cupy):
     copied(1, (x, x, 4), To=x, From=x)
     x.get()
     cupy.cuda.Device().synchronize()
-    assert {name: value - before[name] for name, value in vars(counts).items()} == dict(synchronisations=2, allocations=1, launches=1, copies=0)
+    assert {name: value - before[name] for name, value in vars(counts).items()} == dict(synchronisations=2, allocations=1, launches=1, copies=0, own=0)
 
 
 @emulated
@@ -597,3 +598,18 @@ def test_the_prelude_compiles(architecture):
         nvrtc.check(reduced, dict(Number=number), architecture)
     with pytest.raises(ValueError, match='identifier "unknown" is undefined'):
         nvrtc.compile(copied.code(To="float", From="float").replace("load(x[i])", "unknown(x[i])"), architecture, ("-std=c++17",))
+
+
+@pytest.mark.skipif(nvrtc.library() is None, reason="the package nvidia-cuda-nvrtc-cu12 is not installed")
+def test_a_block_that_wants_too_many_registers_is_found():
+    hungry = local("hungry", r'''
+    extern "C" __global__ void hungry(float* x) {
+        float held[100];
+        #pragma unroll
+        for (int i = 0; i < 100; ++i) held[i] = x[i * 1024 + threadIdx.x];
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 100; ++i) x[(99 - i) * 1024 + threadIdx.x] = held[i];
+    }''', threads=1024)
+    with pytest.raises(ValueError, match="1024 threads of .* registers do not fit"):
+        nvrtc.check(hungry, {}, ARCHITECTURES[0])

@@ -248,7 +248,7 @@ def attention(batch, steps, heads, kv_heads, width, scale=1.0):
         scratch = empty(ops.attention_scratch(steps, width, batch * heads, qkv), qkv)
         ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, 0.0, 0)
         scratch.fill(np.nan)
-        ops.attention_backward(dqkv, scratch, dout, lse, heads, kv_heads, steps, 0.0, 0)
+        ops.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, 0.0, 0)
         return out, dqkv
 
     def plain(qkv, dout):
@@ -623,7 +623,7 @@ def test_dropout_in_attention_replays_its_mask():
     other = attend(qkv, 1, 1, steps, share, 6)[0][causal] != 0
     assert abs((kept != other).mean() - 2 * share * (1 - share)) < 4 * math.sqrt(0.25 / kept.size)
     dqkv = qkv.copy()
-    ops.attention_backward(dqkv, empty(ops.attention_scratch(steps, steps, 1, qkv), qkv), np.eye(steps, dtype=np.float32), lse, 1, 1, steps, share, 5)
+    ops.attention_backward(dqkv, empty(ops.attention_scratch(steps, steps, 1, qkv), qkv), np.eye(steps, dtype=np.float32), dropped, lse, 1, 1, steps, share, 5)
     np.testing.assert_allclose(dqkv[:, 2 * steps:], dropped.T, rtol=1e-5, atol=1e-7)
 
 

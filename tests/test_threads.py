@@ -130,7 +130,7 @@ def test_dropout_gives_the_same_bits():
     def run():
         dqkv, scratch = qkv.copy(), np.full(ops.attention_scratch(130, 16, 8, qkv), np.nan, np.float32)
         out, lse = test_ops.attend(qkv, 4, 2, 130, 0.2, 3)
-        ops.attention_backward(dqkv, scratch, out, lse, 4, 2, 130, 0.2, 3)
+        ops.attention_backward(dqkv, scratch, out, out, lse, 4, 2, 130, 0.2, 3)
         return test_ops.drop(x, 0.3, 5), test_ops.drop(x, 0.3, 5, residual), out, dqkv
     over_threads(run)
 

@@ -200,7 +200,8 @@ def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, k
                        key, threshold, out.dtype.type(keep_scale))
 
 
-def attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout, key):
+def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key):
+    """out is not read: sum_j P dP costs one pass over rows that lie in the nearest cache."""
     width, threshold, keep_scale = dout.shape[1] // heads, threshold_of(dropout), 1 / (1 - dropout)
     if dout.dtype == BF16:
         return attention_pairs.backward(qkv, scratch, dout, lse, heads, kv_heads, steps, key, threshold, keep_scale)

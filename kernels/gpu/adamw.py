@@ -10,7 +10,7 @@ extern "C" __global__ void squares(double* partial, const Number* x, size_t n) {
     const size_t low = blockIdx.x * (size_t)BLOCK, high = low + BLOCK < n ? low + BLOCK : n;
     double sum = 0;
     #pragma unroll 8
-    for (size_t i = low + threadIdx.x; i < high; i += blockDim.x) sum += (double)x[i] * (double)x[i];
+    for (size_t i = low + threadIdx.x; i < high; i += 256) sum += (double)x[i] * (double)x[i];
     sum = block_sum(sum, shared);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }''', variants=[dict(Number=t, BLOCK=BLOCK) for t in ("float", "double")])
@@ -30,7 +30,7 @@ extern "C" __global__ void clip_scale(Number* found, const double* square_sum, S
     const double unscale = 1 / loss_scale(), norm = sqrt(*square_sum) * unscale, limit = grad_clip();
     const double share = limit / (norm + 1e-6);
     found[0] = norm;
-    found[1] = norm - norm != 0 ? norm - norm : (limit > 0 && share < 1 ? share : 1) * unscale;  // infinity less itself is NaN
+    found[1] = norm < INF ? (limit > 0 && share < 1 ? share : 1) * unscale : INF - INF;  // no `norm - norm`: a product fused into that leaves its rounding
 }''', threads=1, variants=[dict(Number=t) for t in ("float", "double")])
 
 # A scale that is not finite updates nothing; the gradients become zero all the same.

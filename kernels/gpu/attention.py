@@ -4,14 +4,14 @@ of keys, and what it makes of the scores never leaves its registers.
 Forward keeps a running maximum and sum of each query's scores and rescales what it has summed when the maximum grows. Backward makes the
 probabilities again from the scores and `lse`, twice: blocks of queries walk over keys for dq, blocks of keys walk over queries for dk and dv.
 So each gradient is summed by one block, in one order. The softmax's derivative P * (dP - sum P dP) needs a sum over all keys before the
-first product with it: blocks of queries walk over the keys once for that sum alone.
+first product with it, which is dout . out.
 
 A warp's part of any of these products lies in registers as the tensor cores leave it (`Tile`). There are but two products, the scores' and
 the one whose left side is such a part; without tensor cores, or for float and double, each is made of plain multiply-adds.
 """
 from .dropout import threshold_of
 from .source import Kernel
-from .vector import SEVERAL, count
+from .vector import SEVERAL, count, threads_of_row
 
 COMMON = r'''
 constexpr int ROWS = 16 * TALL * WARPS;                        // of a block
@@ -289,16 +289,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_forward(Opera
     give(out + (size_t)(task / heads) * steps * heads * W + h * W, heads * W, first, steps, part, sum, keep_scale, queries);
 }'''.replace("PARAMETERS", PARAMETERS))
 
-# means (B H, T): sum_j P dP of each query.   dq: rows of `dq_stride` numbers, not the queries' own place, as blocks of keys have yet to read those
+# means (B H, T): sum_j P dP of each query, from dout and out as they are stored.
+# dq: rows of `dq_stride` numbers, not the queries' own place, as blocks of keys have yet to read those.
 backward_queries = Kernel("attention_backward_queries", COMMON + r'''
 extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_queries(Operand* dq, Compute* means, int dq_stride, const Operand* qkv, const Operand* dout,
-                                                                                        const Compute* lse, PARAMETERS) {
+                                                                                        const Operand* out, const Compute* lse, PARAMETERS) {
     extern __shared__ float4 memory[];
     Operand *queries = (Operand*)memory, *douts = queries + ROWS * STRIDE, *keys = douts + ROWS * STRIDE, *values = keys + ROOMS * COLUMNS * STRIDE;
     const int blocks = (steps + ROWS - 1) / ROWS, part = blockIdx.x % CHUNKS, task = blockIdx.x / CHUNKS / blocks, h = task % heads, stride = (heads + 2 * kv_heads) * W;
     const int first = (blocks - 1 - blockIdx.x / CHUNKS % blocks) * ROWS, mine = first + first_row(), tiles = (min(steps, first + ROWS) + COLUMNS - 1) / COLUMNS;
     const size_t text = (size_t)(task / heads) * steps;
-    const Operand *q = qkv + text * stride + h * W, *k = q + (heads - h + h / (heads / kv_heads)) * W, *v = k + kv_heads * W, *d = dout + text * heads * W + h * W;
+    const Operand *q = qkv + text * stride + h * W, *k = q + (heads - h + h / (heads / kv_heads)) * W, *v = k + kv_heads * W;
+    const Operand *d = dout + text * heads * W + h * W, *o = out + text * heads * W + h * W;
     const Compute scale = 1 / sqrt(Compute(W));
     const unsigned drawn = DROPOUT ? key() : 0;
     Tile<CHUNK> sum = {};
@@ -306,10 +308,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_quer
     Compute log_sum[2 * TALL], mean[2 * TALL];
     for (int r = 0; r < 2 * TALL; ++r) {
         const int t = mine + 8 * r + lane() / 4;
+        const size_t row = (size_t)t * heads * W;
         log_sum[r] = t < steps ? lse[(size_t)task * steps + t] : 0, mean[r] = 0;
+        if (t < steps)
+            for (int c = lane() % 4 * LOT; c < W; c += 4 * LOT) {
+                const Lot a = *(const Lot*)(d + row + c), b = *(const Lot*)(o + row + c);
+                for (int i = 0; i < LOT; ++i) mean[r] += load(a.at[i]) * load(b.at[i]);
+            }
+        mean[r] = row_sum(mean[r]);
+        if (part == 0 && lane() % 4 == 0 && t < steps) means[(size_t)task * steps + t] = mean[r];
     }
-    walk(2 * tiles * CHUNKS, [&](int step, int room) {
-        const int start = step / CHUNKS % tiles * COLUMNS, chunk = chunk_of(step, part);
+    walk(tiles * CHUNKS, [&](int step, int room) {
+        const int start = step / CHUNKS * COLUMNS, chunk = chunk_of(step, part);
         if (CHUNKS > 1 || step == 0) {
             take<ROWS>(queries, q, stride, first, steps, chunk);
             take<ROWS>(douts, d, heads * W, first, steps, chunk);
@@ -317,9 +327,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_quer
         take<COLUMNS>(keys + room * COLUMNS * STRIDE, k, stride, start, steps, chunk);
         take<COLUMNS>(values + room * COLUMNS * STRIDE, v, stride, start, steps, chunk);
     }, [&](int step, int room) {
-        const int start = step / CHUNKS % tiles * COLUMNS;
-        const bool summed = step >= tiles * CHUNKS;  // the second walk
-        if (step == tiles * CHUNKS) for (int r = 0; r < 2 * TALL; ++r) mean[r] = row_sum(mean[r]);
+        const int start = step / CHUNKS * COLUMNS;
         if (start > mine + 16 * TALL - 1) return;
         if (step % CHUNKS == 0) p = {}, dp = {};
         multiply_rows(p, queries + first_row() * STRIDE, keys + room * COLUMNS * STRIDE);
@@ -329,15 +337,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_quer
         each([&](int r, int row, int column, Compute& s, Compute& ds) {
             s = exponential(s, scale, log_sum[r]);
             if (DROPOUT) ds = hash(drawn, ((unsigned)task * steps + mine + row) * steps + start + column) < threshold ? 0 : ds * keep_scale;
-            if (summed) ds = s * (ds - mean[r]);
-            else mean[r] += s * ds;
+            ds = s * (ds - mean[r]);
         }, p, dp);
-        if (summed) multiply(sum, dp, keys + room * COLUMNS * STRIDE);
+        multiply(sum, dp, keys + room * COLUMNS * STRIDE);
     });
-    for (int r = 0; r < 2 * TALL; ++r) {
-        const int t = mine + 8 * r + lane() / 4;
-        if (part == 0 && lane() % 4 == 0 && t < steps) means[(size_t)task * steps + t] = mean[r];
-    }
     give(dq + text * dq_stride + h * W, dq_stride, first, steps, part, sum, scale, queries);
 }'''.replace("PARAMETERS", PARAMETERS))
 
@@ -352,6 +355,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_keys
     const int blocks = (steps + ROWS - 1) / ROWS, part = blockIdx.x % CHUNKS, task = blockIdx.x / CHUNKS / blocks, stride = (heads + 2 * kv_heads) * W;
     const int first = blockIdx.x / CHUNKS % blocks * ROWS, mine = first + first_row(), group = heads / kv_heads, h = task % kv_heads * group;
     const int before = first / COLUMNS, tiles = (steps + COLUMNS - 1) / COLUMNS - before;  // of queries that see none of these keys, and of the others
+    const int tasks = task / kv_heads * heads + h;                 // before the first query head of the group
     const size_t text = (size_t)(task / kv_heads) * steps, place = text * stride + (heads + task % kv_heads) * W;
     const Operand *q = qkv + text * stride + h * W, *k = qkv + place, *v = k + kv_heads * W, *d = dout + text * heads * W + h * W;
     const Compute scale = 1 / sqrt(Compute(W));
@@ -367,7 +371,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_keys
         take<COLUMNS>(queries + room * COLUMNS * STRIDE, q + member * W, stride, start, steps, chunk);
         take<COLUMNS>(douts + room * COLUMNS * STRIDE, d + member * W, heads * W, start, steps, chunk);
         for (int i = threadIdx.x; i < COLUMNS; i += 32 * WARPS) {
-            const size_t row = (text / steps * heads + h + member) * steps + start + i;
+            const size_t row = (size_t)(tasks + member) * steps + start + i;
             if (start + i < steps) {
                 copy(log_sums + room * COLUMNS + i, lse + row);
                 copy(mean + room * COLUMNS + i, means + row);
@@ -381,7 +385,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_keys
         multiply_rows(dp, values + first_row() * STRIDE, douts + room * COLUMNS * STRIDE);
         if (chunk_of(step, part) != part) return;
         if (mine + 16 * TALL - 1 > start) each([&](int, int row, int column, Compute& s) { if (mine + row > start + column) s = -INF; }, p);
-        const unsigned base = (unsigned)(text / steps * heads + h + member) * steps;
+        const unsigned base = (unsigned)(tasks + member) * steps;
         each([&](int, int row, int column, Compute& s, Compute& ds) {
             s = exponential(s, scale, log_sums[room * COLUMNS + column]);
             const bool dropped = DROPOUT && hash(drawn, (base + start + column) * steps + mine + row) < threshold;
@@ -400,7 +404,7 @@ take_back = Kernel("attention_take_back", SEVERAL + r'''
 extern "C" __global__ void attention_take_back(Operand* qkv, const Operand* gradients, int stride, int given) {
     for (int c = COUNT * threadIdx.x; c < given; c += COUNT * blockDim.x)
         several(qkv + (size_t)blockIdx.x * stride + c) = several(gradients + (size_t)blockIdx.x * given + c);
-}''', variants=[dict(Operand=t, COUNT=n) for t, n in (("float", 4), ("double", 1), ("bfloat16", 4), ("half", 1))])
+}''', variants=[dict(Operand=t, COUNT=n) for t, n in (("float", 4), ("double", 1), ("bfloat16", 8), ("half", 1))])
 
 # Decoding: one query of each text and head over the newest keys. A warp takes eight keys at a time, its lanes the columns; then the warps' sums are joined.
 step = Kernel("attention_step", r'''
@@ -519,15 +523,16 @@ def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, k
     launch(forward, FORWARD, 1, lse.size // steps, (out, lse, qkv), out.shape[1] // heads, heads, kv_heads, steps, dropout, key, qkv, out)
 
 
-def attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout, key):
+def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key):
     (rows, stride), attended = qkv.shape, dout.shape[1]
     width, given = attended // heads, attended if chunks(attended // heads) == 1 else stride
     scratch = scratch.reshape(-1)
     means, gradients = scratch[scratch.size - lse.size:], scratch[:scratch.size - lse.size].view(qkv.dtype)[:rows * given]
-    sizes = width, heads, kv_heads, steps, dropout, key, qkv, dout, gradients
-    launch(backward_queries, BACKWARD_QUERIES, 2, lse.size // steps, (gradients, means, given, qkv, dout, lse), *sizes)
+    sizes = width, heads, kv_heads, steps, dropout, key, qkv, dout, out, gradients
+    launch(backward_queries, BACKWARD_QUERIES, 2, lse.size // steps, (gradients, means, given, qkv, dout, out, lse), *sizes)
     launch(backward_keys, BACKWARD_KEYS, 2, rows // steps * kv_heads, (qkv if given < stride else gradients, qkv, dout, lse, means), *sizes)
-    take_back(rows, (qkv, gradients, stride, given), Operand=qkv, COUNT=count(width, qkv, gradients))
+    several = count(width, qkv, gradients)
+    take_back(rows, (qkv, gradients, stride, given), threads=threads_of_row(given // several), Operand=qkv, COUNT=several)
 
 
 def attention_step(out, keys, values, qkv, heads, kv_heads, place):

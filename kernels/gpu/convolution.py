@@ -1,6 +1,7 @@
 """The causal depthwise convolution and its swish: a thread walks one channel through some steps, neighbouring threads neighbouring channels.
 
-A thread reads a row again for each of the K steps that see it: from the first-level cache, where its own last reads still lie.
+The K rows that a step sees wait in the thread's registers. The reads of four steps are asked for before the first step writes: a read after a
+write must wait for it, as it may be to the same place for all the compiler knows, and so would wait for memory at each step.
 """
 from .source import Kernel, grid
 
@@ -8,26 +9,42 @@ STEPS = 16  # that a thread filters, one after another
 SPAN = 32   # steps, at least, of a part of the filters' gradients
 VARIANTS = [dict(Number=number, TAPS=taps) for number in ("float", "double") for taps in (1, 4)]
 
-FILTER = r'''
+ROW = r'''
 // Row s of text b: before the first step in the past, else in x.
 __device__ __forceinline__ Compute row_of(const Compute* x, const Compute* past, int b, int s, int channel, int steps, int columns, int channels) {
     return s < 0 ? past[((size_t)b * (TAPS - 1) + s + TAPS - 1) * channels + channel] : x[((size_t)b * steps + s) * columns + channel];
 }
+'''
 
-// give(row, p) for every row and channel: p_t = bias + sum_k weight[k] x_(t - K + 1 + k)
-template <class Give> __device__ __forceinline__ void filter(const Compute* x, const Compute* past, const Compute* weight, const Compute* bias,
-                                                             int batch, int steps, int columns, int channels, Give give) {
+FILTER = ROW + r'''
+// give(place, p, take(place)) for every row and channel: p_t = bias + sum_k weight[k] x_(t - K + 1 + k)
+template <class Take, class Give> __device__ __forceinline__ void filter(const Compute* x, const Compute* past, const Compute* weight, const Compute* bias,
+                                                                         int batch, int steps, int columns, int channels, Take take, Give give) {
     const unsigned pieces = (steps + STEPS - 1) / STEPS, tasks = batch * pieces * channels;  // 32 bits, which divide faster, as the arrays are 16 times as large
     for (unsigned task = blockIdx.x * blockDim.x + threadIdx.x; task < tasks; task += gridDim.x * blockDim.x) {
         const int channel = task % channels, b = task / channels / pieces, first = task / channels % pieces * STEPS;
         const int last = first + STEPS < steps ? first + STEPS : steps;
-        Compute taps[TAPS];
+        const Compute offset = bias[channel];
+        Compute taps[TAPS], seen[TAPS];
         for (int k = 0; k < TAPS; ++k) taps[k] = weight[(size_t)k * channels + channel];
-        #pragma unroll 4
-        for (int t = first; t < last; ++t) {
-            Compute p = bias[channel];
-            for (int k = 0; k < TAPS; ++k) p += taps[k] * row_of(x, past, b, t - TAPS + 1 + k, channel, steps, columns, channels);
-            give(((size_t)b * steps + t) * channels + channel, p);
+        for (int k = 1; k < TAPS; ++k) seen[k] = row_of(x, past, b, first - TAPS + k, channel, steps, columns, channels);
+        for (int start = first; start < last; start += 4) {
+            const size_t row = (size_t)b * steps + start;
+            Compute next[4], taken[4];
+            #pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                next[j] = start + j < last ? x[(row + j) * columns + channel] : Compute(0);
+                taken[j] = start + j < last ? take((row + j) * channels + channel) : Compute(0);
+            }
+            #pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (start + j >= last) break;
+                for (int k = 1; k < TAPS; ++k) seen[k - 1] = seen[k];
+                seen[TAPS - 1] = next[j];
+                Compute p = offset;
+                for (int k = 0; k < TAPS; ++k) p += taps[k] * seen[k];
+                give((row + j) * channels + channel, p, taken[j]);
+            }
         }
     }
 }
@@ -36,16 +53,17 @@ template <class Give> __device__ __forceinline__ void filter(const Compute* x, c
 forward = Kernel("convolution_forward", FILTER + r'''
 extern "C" __global__ void convolution_forward(Compute* out, const Compute* x, const Compute* past, const Compute* weight, const Compute* bias,
                                                int batch, int steps, int columns, int channels) {
-    filter(x, past, weight, bias, batch, steps, columns, channels, [&](size_t at, Compute p) { out[at] = p * sigmoid(p); });
+    filter(x, past, weight, bias, batch, steps, columns, channels, [](size_t) { return Compute(0); },
+           [&](size_t at, Compute p, Compute) { out[at] = p * sigmoid(p); });
 }''', variants=[dict(one, STEPS=STEPS) for one in VARIANTS])
 
 slopes = Kernel("convolution_slopes", FILTER + r'''
 // dp = dout swish'(p), and dout becomes out again
 extern "C" __global__ void convolution_slopes(Compute* dp, Compute* dout, const Compute* x, const Compute* past, const Compute* weight, const Compute* bias,
                                               int batch, int steps, int columns, int channels) {
-    filter(x, past, weight, bias, batch, steps, columns, channels, [&](size_t at, Compute p) {
+    filter(x, past, weight, bias, batch, steps, columns, channels, [&](size_t at) { return dout[at]; }, [&](size_t at, Compute p, Compute d) {
         const Compute s = sigmoid(p);
-        dp[at] = dout[at] * s * (1 + p * (1 - s));
+        dp[at] = d * s * (1 + p * (1 - s));
         dout[at] = p * s;
     });
 }''', variants=[dict(one, STEPS=STEPS) for one in VARIANTS])
@@ -60,7 +78,7 @@ __device__ __forceinline__ size_t end_of(int span, int groups, int pieces, int b
 
 # A row takes its gradient's place: only the thread that owns it may read x, so the filters' gradients are summed over the rows of x, not of dp.
 # A span's sums then replace its last K + 1 rows of dp, which nobody else reads: the span before looks K - 1 rows into this one, of 2 K or more.
-inputs = Kernel("convolution_inputs", SPANS + r'''
+inputs = Kernel("convolution_inputs", ROW + SPANS + r'''
 extern "C" __global__ void convolution_inputs(Compute* x, Compute* dweight, Compute* dbias, Compute* dp, const Compute* past, const Compute* weight,
                                               int batch, int steps, int columns, int channels, int groups, int pieces) {
     const unsigned tasks = groups * pieces * channels;
@@ -70,21 +88,35 @@ extern "C" __global__ void convolution_inputs(Compute* x, Compute* dweight, Comp
         Compute taps[TAPS], sums[TAPS + 1] = {};
         for (int k = 0; k < TAPS; ++k) taps[k] = weight[(size_t)k * channels + channel];
         for (int b = share(group, groups, batch); b < share(group + 1, groups, batch); ++b) {
-            const Compute* seen_by = dp + (size_t)b * steps * channels + channel;
-            #pragma unroll 4
-            for (int s = first ? first : 1 - TAPS; s < last; ++s) {
-                Compute* place = x + ((size_t)b * steps + s) * columns + channel;
-                const Compute value = s < 0 ? past[((size_t)b * (TAPS - 1) + s + TAPS - 1) * channels + channel] : *place;
-                Compute dx = 0;
-                for (int k = 0; k < TAPS; ++k) {
-                    const int t = s + TAPS - 1 - k;
-                    if (t < 0 || t >= steps) continue;
-                    const Compute d = seen_by[(size_t)t * channels];
-                    sums[k] += d * value;
-                    dx += taps[k] * d;
-                    if (t == s) sums[TAPS] += d;
+            const Compute* slopes = dp + (size_t)b * steps * channels + channel;
+            const int begin = first ? first : 1 - TAPS;
+            Compute d[TAPS];  // dp of step s + k, which sees row s
+            for (int k = 1; k < TAPS; ++k) d[k] = begin + k > 0 && begin + k <= steps ? slopes[(size_t)(begin + k - 1) * channels] : Compute(0);
+            for (int start = begin; start < last; start += 4) {
+                Compute next[4], values[4];
+                #pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    const int s = start + j, t = s + TAPS - 1;
+                    next[j] = s < last && t < steps ? slopes[(size_t)t * channels] : Compute(0);
+                    values[j] = s < last ? row_of(x, past, b, s, channel, steps, columns, channels) : Compute(0);
                 }
-                if (s >= 0) *place = dx;
+                #pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    const int s = start + j;
+                    if (s >= last) break;
+                    for (int k = 1; k < TAPS; ++k) d[k - 1] = d[k];
+                    d[TAPS - 1] = next[j];
+                    Compute dx = 0;
+                    for (int k = 0; k < TAPS; ++k) {
+                        const int t = s + TAPS - 1 - k;
+                        if (t < 0 || t >= steps) continue;
+                        sums[k] += d[TAPS - 1 - k] * values[j];
+                        dx += taps[k] * d[TAPS - 1 - k];
+                    }
+                    if (s < 0) continue;
+                    sums[TAPS] += d[0];
+                    x[((size_t)b * steps + s) * columns + channel] = dx;
+                }
             }
         }
         const size_t end = end_of(span, groups, pieces, batch, steps);

@@ -54,7 +54,7 @@ extern "C" __global__ void add_rows(Compute* dbias, const Operand* dout, size_t 
     Compute total[COUNT] = {};
     if (first < columns) {
         #pragma unroll 4
-        for (size_t r = threadIdx.x / ACROSS; r < rows; r += blockDim.x / ACROSS) {
+        for (size_t r = threadIdx.x / ACROSS; r < rows; r += 1024 / ACROSS) {
             const Several<Operand> x = several(dout + r * stride + first);
             for (int i = 0; i < COUNT; i++) total[i] += load(x.at[i]);
         }
@@ -125,13 +125,17 @@ def add_rows(dbias, dout):
     add_rows_kernel(-(-columns // (count * across)), (dbias, dout, rows, columns, row_stride(dout)), Operand=dout, COUNT=count, ACROSS=across)
 
 
+def values_of(weight):
+    """The array that products read."""
+    return weight.rounded if isinstance(weight, Packed) else weight
+
+
 def multiply(out, a, weight, transpose, bias=None, residual=None):
     """out = a W or a W^T, + bias + residual        weight: an array, or `Packed`"""
-    values = weight.rounded if isinstance(weight, Packed) else weight
     nothing = bias is None and residual is None
     if not nothing and (bias is not None or residual is not out):
         lay(out, bias, residual)
-    gemm(out, a, values, transpose_b=transpose, beta=0.0 if nothing else 1.0)
+    gemm(out, a, values_of(weight), transpose_b=transpose, beta=0.0 if nothing else 1.0)
 
 
 def add_outer(dweight, a, b):
@@ -153,10 +157,22 @@ def linear_backward_weight(dweight, dbias, dout, x):
         add_rows(dbias, dout)
 
 
+def pieces_at_once(values):
+    """Slices of a table's rows, of which there are as many as pieces: whole lots of 16 bytes, and the odd rest, if there is one. Tensor cores are
+    fed 16 bytes at a time, and an odd number of pieces (50,257) would cost the whole product that."""
+    pieces, lot = len(values), 16 // values.itemsize
+    whole = pieces // lot * lot if values.itemsize == 2 else pieces
+    return [rows for rows in (slice(0, whole), slice(whole, pieces)) if rows.start < rows.stop]
+
+
 def linear_transposed_forward(out, x, weight):
-    multiply(out, x, weight, True)
+    values = values_of(weight)
+    for rows in pieces_at_once(values):
+        gemm(out[:, rows], x, values[rows], transpose_b=True)
 
 
 def linear_transposed_backward(dx, dweight, dout, x, weight):
-    add_outer(dweight, dout, x)
-    multiply(dx, dout, weight, False)
+    values = values_of(weight)
+    for rows in pieces_at_once(values):
+        add_outer(dweight[rows], dout[:, rows], x)
+        gemm(dx, dout[:, rows], values[rows], beta=1.0 if rows.start else 0.0)

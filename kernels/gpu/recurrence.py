@@ -75,19 +75,21 @@ def linear_recurrence_backward(dstates, scratch, weight):
     recur(dstates, scratch, weight, True)
 
 
-# A warp a row, its lanes side by side along it.
+# A warp a row, its lanes side by side along it. x lies apart from what is written, so that its reads need not wait.
 time_major_kernel = Kernel("time_major", r'''
-extern "C" __global__ void time_major(Out* out, const In* x, int batch, int steps, int columns, int first, size_t rows) {
+extern "C" __global__ void time_major(Out* out, const In* __restrict__ x, int batch, int steps, int columns, int first, size_t rows) {
     for (size_t row = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) / 32; row < rows; row += gridDim.x * (size_t)blockDim.x / 32) {
         const size_t at = row * columns, from = (row % batch * steps + first + row / batch) * columns;
+        #pragma unroll 4
         for (int d = threadIdx.x % 32; d < columns; d += 32) out[at + d] = store<Out>(load(x[from + d]));
     }
 }''', variants=[dict(Out=out, In=x) for out, x in (("float", "float"), ("bfloat16", "float"), ("half", "float"), ("bfloat16", "bfloat16"), ("half", "half"), ("double", "double"))])
 
 batch_major_kernel = Kernel("batch_major", r'''
-extern "C" __global__ void batch_major(Out* out, const In* x, const Residual* residual, int batch, int steps, int columns, int first, size_t rows) {
+extern "C" __global__ void batch_major(Out* out, const In* __restrict__ x, const Residual* residual, int batch, int steps, int columns, int first, size_t rows) {
     for (size_t row = (blockIdx.x * (size_t)blockDim.x + threadIdx.x) / 32; row < rows; row += gridDim.x * (size_t)blockDim.x / 32) {
         const size_t from = row * columns, at = (row % batch * steps + first + row / batch) * columns;
+        #pragma unroll 4
         for (int d = threadIdx.x % 32; d < columns; d += 32)
             out[at + d] = store<Out>(residual ? load(x[from + d]) + load(residual[at + d]) : load(x[from + d]));
     }

@@ -39,7 +39,7 @@ VARIANTS = [dict(Number=number, **sizes(states, channels, size)) for number, siz
     ("float", 4, 16, 512), ("float", 4, 16, 50), ("float", 4, 1, 32), ("float", 4, 19, 50), ("double", 8, 16, 512), ("double", 8, 5, 50))]
 
 SCAN = r'''
-constexpr int WIDE = 32, PER = 4, PASS = LANES * PER, QUADS = (STATES + PER - 1) / PER;
+constexpr int WIDE = 32, PER = 4, PASS = LANES * PER, QUADS = (STATES + PER - 1) / PER, ROUNDS = (CHUNK + LANES - 1) / LANES;
 constexpr Compute LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
 
 __device__ __forceinline__ float power(float x) { return exp2f(x); }
@@ -61,8 +61,15 @@ __device__ __forceinline__ void take_rates(Compute (*rates)[PER], const Compute*
         }
 }
 
+// v[k] = x[(row + t) stride], t = lane + k LANES: a thread's steps of a chunk, asked for together. One by one, each would wait for memory.
+__device__ __forceinline__ void take_steps(Compute (&v)[ROUNDS], const Compute* x, size_t row, size_t stride, int lane, int count) {
+    #pragma unroll
+    for (int k = 0; k < ROUNDS; ++k) v[k] = lane + k * LANES < count ? x[(row + lane + k * LANES) * stride] : Compute(0);
+}
+
 // B and C of a chunk for the states of one pass.
 __device__ __forceinline__ void take_selected(Compute (*bc)[2][PASS], const Compute* selected, int columns, size_t row, int count, int pass) {
+    #pragma unroll 4
     for (int e = threadIdx.x; e < count * 2 * PASS; e += WIDE * LANES) {
         const int t = e / (2 * PASS), half = e / PASS % 2, n = pass * PASS + e % PASS;
         bc[t][half][e % PASS] = n < STATES ? selected[(row + t + 1) * columns - (2 - half) * STATES + n] : Compute(0);
@@ -71,13 +78,16 @@ __device__ __forceinline__ void take_selected(Compute (*bc)[2][PASS], const Comp
 '''
 
 forward = Kernel("selective_scan_forward", SCAN + r'''
-extern "C" __global__ void selective_scan_forward(Compute* out, Compute* states, const Compute* x, const Compute* delta, const Compute* selected,
-                                                  const Compute* projected, const Compute* a_log, const Compute* skip, int steps, int channels, int columns) {
+// At least eight blocks at a time: registers to spare would cost more than they save where memory is waited for.
+extern "C" __global__ void __launch_bounds__(32 * LANES, 8) selective_scan_forward(
+        Compute* out, Compute* states, const Compute* x, const Compute* delta, const Compute* selected, const Compute* projected, const Compute* a_log,
+        const Compute* skip, int steps, int channels, int columns) {
     __shared__ __align__(16) Compute bc[CHUNK][2][PASS];
     __shared__ Compute dt[CHUNK][WIDE], dtx[CHUNK][WIDE], y[LANES][CHUNK][WIDE];
     const int c = threadIdx.x % WIDE, lane = threadIdx.x / WIDE, groups = (channels + WIDE - 1) / WIDE, chunks = (steps + CHUNK - 1) / CHUNK;
     const int b = blockIdx.x / groups, channel = blockIdx.x % groups * WIDE + c;
     const bool here = WHOLE || channel < channels;
+    const Compute straight = here ? skip[channel] : Compute(0);
     Compute rates[PASSES][PER], h[PASSES][PER];
     Compute* kept = states + (size_t)b * (chunks + 1) * STATES * channels + channel;
     take_rates(rates, a_log, channels, channel, lane);
@@ -89,11 +99,17 @@ extern "C" __global__ void selective_scan_forward(Compute* out, Compute* states,
     for (int chunk = 0; chunk < chunks; ++chunk) {
         const int count = steps - chunk * CHUNK < CHUNK ? steps - chunk * CHUNK : CHUNK;
         const size_t row = (size_t)b * steps + chunk * CHUNK;
-        for (int t = lane; t < count; t += LANES) {
-            const size_t at = (row + t) * channels + channel;
-            const Compute step = here ? softplus(delta[at]) : Compute(0);
+        Compute deltas[ROUNDS], inputs[ROUNDS], gates[ROUNDS];
+        take_steps(deltas, delta + channel, row, channels, lane, here ? count : 0);
+        take_steps(inputs, x + channel, row, channels, lane, here ? count : 0);
+        take_steps(gates, projected + channels + channel, row, 2 * channels, lane, here ? count : 0);
+        #pragma unroll
+        for (int k = 0; k < ROUNDS; ++k) {
+            const int t = lane + k * LANES;
+            if (t >= count) break;
+            const Compute step = here ? softplus(deltas[k]) : Compute(0);
             dt[t][c] = step;
-            dtx[t][c] = here ? step * x[at] : Compute(0);
+            dtx[t][c] = step * inputs[k];
         }
         for (int pass = 0; pass < PASSES; ++pass) {
             take_selected(bc, selected, columns, row, count, pass);
@@ -111,12 +127,13 @@ extern "C" __global__ void selective_scan_forward(Compute* out, Compute* states,
             }
             __syncthreads();
         }
-        for (int t = lane; here && t < count; t += LANES) {
-            const size_t at = (row + t) * channels + channel;
-            const Compute z = projected[(2 * (row + t) + 1) * channels + channel];
-            Compute read = skip[channel] * x[at];
+        #pragma unroll
+        for (int k = 0; k < ROUNDS; ++k) {
+            const int t = lane + k * LANES;
+            if (!here || t >= count) break;
+            Compute read = straight * inputs[k];
             for (int other = 0; other < LANES; ++other) read += y[other][t][c];
-            out[at] = read * (z * sigmoid(z));
+            out[(row + t) * channels + channel] = read * (gates[k] * sigmoid(gates[k]));
         }
         kept += (size_t)STATES * channels;
         for (int pass = 0; pass < PASSES; ++pass)
@@ -151,17 +168,28 @@ extern "C" __global__ void selective_scan_backward(Compute* dx, Compute* delta, 
     const int b = blockIdx.x / groups, group = blockIdx.x % groups, channel = group * WIDE + c;
     const size_t rows = (size_t)batch * steps;
     const bool here = WHOLE || channel < channels;
+    const Compute straight = here ? skip[channel] : Compute(0);
     Compute rates[PASSES][PER], g[PASSES][PER] = {}, drates[PASSES][PER] = {}, dskip = 0;
     take_rates(rates, a_log, channels, channel, lane);
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
         const int count = steps - chunk * CHUNK < CHUNK ? steps - chunk * CHUNK : CHUNK;
         const size_t row = (size_t)b * steps + chunk * CHUNK;
-        for (int t = lane; t < count; t += LANES) {  // dy = dout swish(gate)
-            const size_t at = (row + t) * channels + channel;
-            const Compute step = here ? softplus(delta[at]) : Compute(0), z = here ? projected[(2 * (row + t) + 1) * channels + channel] : Compute(0);
+        Compute deltas[ROUNDS], inputs[ROUNDS], gates[ROUNDS], douts[ROUNDS];
+        const auto take = [&] {
+            take_steps(deltas, delta + channel, row, channels, lane, here ? count : 0);
+            take_steps(inputs, x + channel, row, channels, lane, here ? count : 0);
+            take_steps(gates, projected + channels + channel, row, 2 * channels, lane, here ? count : 0);
+            take_steps(douts, dout + channel, row, channels, lane, here ? count : 0);
+        };
+        take();
+        #pragma unroll
+        for (int k = 0; k < ROUNDS; ++k) {  // dy = dout swish(gate)
+            const int t = lane + k * LANES;
+            if (t >= count) break;
+            const Compute step = here ? softplus(deltas[k]) : Compute(0);
             dt[t][c] = step;
-            dtx[t][c] = here ? step * x[at] : Compute(0);
-            dy[t][c] = here ? dout[at] * (z * sigmoid(z)) : Compute(0);
+            dtx[t][c] = step * inputs[k];
+            dy[t][c] = douts[k] * (gates[k] * sigmoid(gates[k]));
         }
         for (int pass = 0; pass < PASSES; ++pass) {
             take_selected(bc, selected, columns, row, count, pass);
@@ -213,20 +241,23 @@ extern "C" __global__ void selective_scan_backward(Compute* dx, Compute* delta, 
             }
             __syncthreads();
         }
-        for (int t = lane; here && t < count; t += LANES) {  // the same (t, c) as above: what other threads wrote are only the sums over states
+        take();  // again: registers are short between
+        #pragma unroll
+        for (int k = 0; k < ROUNDS; ++k) {  // the same (t, c) as above: what other threads wrote are only the sums over states
+            const int t = lane + k * LANES;
+            if (!here || t >= count) break;
             const size_t at = (row + t) * channels + channel;
-            Compute& gate = projected[(2 * (row + t) + 1) * channels + channel];
-            Compute read = skip[channel] * x[at], into_step = 0, into_input = 0;
+            Compute read = straight * inputs[k], into_step = 0, into_input = 0;
             for (int other = 0; other < LANES; ++other) {
                 read += y[other][t][c];
                 into_step += ddt[other][t][c];
                 into_input += ddtx[other][t][c];
             }
-            const Compute z = gate, s = sigmoid(z);
-            gate = dout[at] * s * (1 + z * (1 - s)) * read;
-            delta[at] = (into_step * LN_2 + into_input * x[at]) * sigmoid(delta[at]);
-            dx[at] = into_input * dt[t][c] + dy[t][c] * skip[channel];
-            dskip += dy[t][c] * x[at];
+            const Compute z = gates[k], s = sigmoid(z);
+            projected[(2 * (row + t) + 1) * channels + channel] = douts[k] * s * (1 + z * (1 - s)) * read;
+            delta[at] = (into_step * LN_2 + into_input * inputs[k]) * sigmoid(deltas[k]);
+            dx[at] = into_input * dt[t][c] + dy[t][c] * straight;
+            dskip += dy[t][c] * inputs[k];
         }
     }
     Compute* sums = parts + groups * rows * QUADS * 2 * PER + (size_t)b * (STATES + 1) * channels + channel;

@@ -27,7 +27,7 @@ extern "C" __global__ void add_losses(double* record, const Number* losses, size
     __shared__ double shared[32];
     double sum = 0;
     #pragma unroll 8
-    for (size_t i = threadIdx.x; i < n; i += blockDim.x) sum += losses[i];
+    for (size_t i = threadIdx.x; i < n; i += 1024) sum += losses[i];
     sum = block_sum(sum, shared);
     if (threadIdx.x == 0) ((Record*)record)->loss += sum * ((const Given*)given)->share;
 }''', threads=1024, variants=NUMBERS)

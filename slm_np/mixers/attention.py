@@ -72,7 +72,7 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
     qkv, heads, dheads = a["attention.qkv"], a["attention.heads"], a["attention.dheads"]
     dbranch = join_backward(config, a, dout, join_key)
     ops.linear_backward(dheads, g["attention.output.weight"], g.get("attention.output.bias"), dbranch, heads, w["attention.output.weight"])
-    ops.attention_backward(qkv, a["attention.scores"], dheads, a["attention.lse"], config.n_head, config.n_kv_head, a["attention.lse"].shape[1],
+    ops.attention_backward(qkv, a["attention.scores"], dheads, heads, a["attention.lse"], config.n_head, config.n_kv_head, a["attention.lse"].shape[1],
                            config.dropout if key is not None else 0.0, 0 if key is None else key)
     if config.positions == "rotary":
         ops.rotary_backward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)

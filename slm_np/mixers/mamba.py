@@ -7,6 +7,7 @@ import numpy as np
 
 from slm_np import ops
 from slm_np.branch import join_backward, join_forward, operand
+from slm_np.ops.device import columns
 from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
 
@@ -81,13 +82,13 @@ class State:
         """Begin new texts."""
         self.memory.fill(0)
 
-    def take(self, projected, states):
-        """Keep what follows needs: the states after the window, and its last inputs."""
+    def take(self, projected, states, past):
+        """Keep what follows needs: the states after the window, and its last inputs. past: a copy of those before it, which a short one leaves some of."""
         batch, kept, channels = self.past.shape
         inputs = projected.reshape(batch, -1, 2 * channels)[:, -kept:, :channels] if kept else self.past
         steps = inputs.shape[1]
-        for place in range(kept - steps):  # a window shorter than the convolution: what it saw before moves up
-            self.past[:, place] = self.past[:, place + steps]
+        if steps < kept:  # a window shorter than the convolution; from the copy, as CuPy would take memory to move what lies in one array
+            self.past[:, :kept - steps] = past[:, steps:]
         self.past[:, kept - steps:] = inputs
         self.scan[...] = states[:, -1]
 
@@ -100,26 +101,24 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None):
     ops.linear_forward(projected, x, w["mamba.input.weight"], w.get("mamba.input.bias"), None)
     ops.convolution_forward(inner, projected, past, w["mamba.convolution.weight"], w["mamba.convolution.bias"])
     ops.linear_forward(selected, inner, w["mamba.select.weight"], None, None)
-    rank = a["mamba.rank"]
-    rank[...] = selected[:, :rank.shape[1]]
-    ops.linear_forward(delta, rank, w["mamba.step.weight"], w["mamba.step.bias"], None)
+    ops.linear_forward(delta, columns(selected, a["mamba.rank"]), w["mamba.step.weight"], w["mamba.step.bias"], None)
     ops.selective_scan_forward(a["mamba.out"], states, a["mamba.scan"], inner, delta, selected, projected, w["mamba.a_log"], w["mamba.skip"])
     if state is not None:
-        state.take(projected, states)
+        state.take(projected, states, past)
     join_forward(config, w, a, "mamba.output", out, operand(a, "mamba.read", a["mamba.out"]), residual, join_key)
 
 
 def backward(config, w, g, a, dx, dout, x, key, join_key):
     """dx = the gradient of the mixer's input. What forward saved of the projection and of the time steps becomes its gradient."""
-    projected, inner, delta, rank, dinner = a["mamba.projected"], a["mamba.x"], a["mamba.delta"], a["mamba.rank"], a["mamba.dx"]
-    selected, dselected, drank, dscan = a["mamba.selected"], a["mamba.dselected"], a["mamba.drank"], a["mamba.dout"]
+    projected, inner, delta, dinner = a["mamba.projected"], a["mamba.x"], a["mamba.delta"], a["mamba.dx"]
+    selected, dselected, dscan = a["mamba.selected"], a["mamba.dselected"], a["mamba.dout"]
     dbranch = join_backward(config, a, dout, join_key)
     ops.linear_backward(dscan, g["mamba.output.weight"], g.get("mamba.output.bias"), dbranch, operand(a, "mamba.read", a["mamba.out"]), w["mamba.output.weight"])
     ops.selective_scan_backward(dinner, delta, dselected, projected, g["mamba.a_log"], g["mamba.skip"], a["mamba.parts"], a["mamba.scan"],
                                 dscan, a["mamba.states"], inner, selected, w["mamba.a_log"], w["mamba.skip"])
-    rank[...] = selected[:, :rank.shape[1]]
+    rank, drank = columns(selected, a["mamba.rank"]), columns(dselected, a["mamba.drank"], filled=False)
     ops.linear_backward(drank, g["mamba.step.weight"], g["mamba.step.bias"], delta, rank, w["mamba.step.weight"])
-    dselected[:, :rank.shape[1]] = drank
+    dselected[:, :drank.shape[1]] = drank
     ops.linear_backward(dscan, g["mamba.select.weight"], None, dselected, inner, w["mamba.select.weight"])
     ops.accumulate(dinner, dscan)
     ops.convolution_backward(projected, g["mamba.convolution.weight"], g["mamba.convolution.bias"], dscan, dinner, a["mamba.past"],

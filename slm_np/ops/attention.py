@@ -11,14 +11,14 @@ def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, k
     kernels_of(out).attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key)
 
 
-def attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout, key):
+def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key):
     """P = exp(S - lse) again,   dP = dropout(dout v^T),   dS = P * (dP - sum_j P dP) / sqrt(w):
 
     dq = dS k,   dk = dS^T q,   dv = dropout(P)^T dout, the last two summed over the query heads of a group.
-    qkv (N, (H + 2 K) w) becomes its gradient in place.
-    The softmax's derivative is P * (dP - <P, dP>) because its outputs sum to one.
+    qkv (N, (H + 2 K) w) becomes its gradient in place; out (N, H w) and lse (B H, T) are forward's.
+    The softmax's derivative is P * (dP - <P, dP>) because its outputs sum to one. <P, dP> = <dout, out>, by which a GPU saves a product (Dao et al. 2022).
     """
-    kernels_of(qkv).attention_backward(qkv, scratch, dout, lse, heads, kv_heads, steps, dropout, key)
+    kernels_of(qkv).attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key)
 
 
 def attention_scratch(block_size, width, tasks, array):

@@ -90,3 +90,19 @@ def at_once(arrays, rows, cached, most=math.inf):
     """How many of `rows` rows a loop takes at once: on a CPU `cached`, whose scratch stays in its cache; on a GPU, where few and long
     kernels are better, `most`."""
     return min(rows, cached if arrays is np else most)
+
+
+def row_length(arrays, columns):
+    """Numbers from row to row of an array with so many columns that enters products: on a GPU rows begin where its memory's lines do."""
+    return columns if arrays is np else -(-columns // 64) * 64
+
+
+def columns(x, room, filled=True):
+    """The first columns of x (N, .) as an operand or result of products: on a GPU, where rows may lie apart, those themselves; on a CPU `room`
+    (N, so many), to which they are copied unless they are yet to be made."""
+    first = x[:, :room.shape[1]]
+    if arrays_of(x) is not np:
+        return first
+    if filled:
+        room[...] = first
+    return room
