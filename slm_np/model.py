@@ -218,7 +218,8 @@ class Model:
         if keys[0] is not None:
             ops.dropout_backward(a["dnormed"], dx, config.dropout, keys[0])
             dx = a["dnormed"]
-        ops.embedding_backward(g["embedding.weight"], g.get("positions.weight"), dx, tokens)
+        dpositions = g["positions.weight"][:activations.steps] if config.positions == "learned" else None
+        ops.embedding_backward(g["embedding.weight"], dpositions, dx, tokens)
 
     def losses(self, tokens, targets):
         """Cross-entropy of every token in nats, (B, T), dropout off. tokens, targets: (B, T) integers below V, a target of -1 is not counted

@@ -159,6 +159,18 @@ def test_micro_batches_add_up_to_the_whole_batch(name):
     assert largest_error(model.parameters.gradients, whole) < 1e-13
 
 
+@every_model
+def test_windows_shorter_than_the_context_add_up_too(name):
+    model, short = made(MODELS[name], np.float64), MODELS[name].block_size - 2
+    tokens, targets = text(MODELS[name], 3, short), text(MODELS[name], 3, short, seed=1)
+    model.loss_and_gradient(tokens, targets)
+    whole = model.parameters.gradients.copy()
+    model.parameters.gradients.fill(0)
+    for i in range(3):
+        model.loss_and_gradient(tokens[i:i + 1], targets[i:i + 1], targets.size)
+    np.testing.assert_allclose(model.parameters.gradients, whole, rtol=0, atol=1e-12 * np.abs(whole).max())
+
+
 def test_dropout_is_a_function_of_its_key():
     config = ModelConfig(vocab_size=V, block_size=T, n_layer=2, n_head=2, n_embd=12, n_hidden=10, dropout=0.3)
     model, tokens, targets = made(config), text(config, 2, T), text(config, 2, T, seed=1)
