@@ -229,7 +229,7 @@ def cases(sizes):
     """
     import cupy
     from slm_np import ops
-    from slm_np.ops.device import kernels_of
+    from slm_np.ops.device import kernels_of, row_length
     n, d, heads, steps, hidden, pieces, rows = sizes[:7]
     batch, w = n // steps, d // heads
     f, u = lambda *shape: normal(shape), lambda *shape: normal(shape, "u2")
@@ -242,7 +242,8 @@ def cases(sizes):
         yield f"{name} forward", label, None, work, lambda a=a, weight=weight, out=out, bias=bias: ops.linear_forward(out, a, weight, bias, None)
         yield f"{name} input", label, None, work, lambda a=a, weight=weight, out=out: ops.linear_backward_input(a, out, weight)
         yield f"{name} weight", label, None, work, lambda a=a, out=out, dweight=dweight, dbias=dbias: ops.linear_backward_weight(dweight, dbias, out, a)
-    table, dtable, logits, dlogits = u(pieces, d), f(pieces, d), f(rows, pieces), u(rows, pieces)
+    table, dtable, length = u(pieces, d), f(pieces, d), row_length(cupy, pieces)
+    logits, dlogits = f(rows, length)[:, :pieces], u(rows, length)[:, :pieces]
     label, work = f"{rows} x {d} x {pieces}", 2 * rows * d * pieces
     yield "head forward", label, None, work, lambda: ops.linear_transposed_forward(logits, x[:rows], table)
     yield "head backward", label, None, 2 * work, lambda: ops.linear_transposed_backward(y[:rows], dtable, dlogits, x[:rows], table)

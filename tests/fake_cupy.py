@@ -43,7 +43,8 @@ class OutOfMemoryError(MemoryError):
 class CUBLASError(RuntimeError):
     def __init__(self, status):
         self.status = status
-        super().__init__(status)
+        super().__init__(_state.cublas_error or status)
+        _state.cublas_error = None
 
 
 # Streams and graphs
@@ -102,7 +103,7 @@ class Stream:
         return True
 
 
-_state = SimpleNamespace(stream=None, capturing=[], used=0, limit=0, pointer_mode=0, math_mode=0)
+_state = SimpleNamespace(stream=None, capturing=[], used=0, limit=0, pointer_mode=0, math_mode=0, cublas_error=None)
 Stream.null = _state.stream = Stream(null=True)
 
 
@@ -702,7 +703,7 @@ def _bfloat16(x):
     return np.where(np.isnan(x), 0x7FFF, (bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
-def _gemm(transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, batch, compute):
+def _gemm(stream, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, batch, compute):
     if Atype != Btype or (Atype, Ctype, compute) not in KNOWN:
         raise CUBLASError("CUBLAS_STATUS_NOT_SUPPORTED")
     if Atype == 14 and not cuda_emulator.settings.tensor_cores:
@@ -730,16 +731,93 @@ def _gemm(transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb,
             if keep:
                 result += sums.type(keep) * _wide(c, sums)
             c[...] = _bfloat16(result) if Ctype == 14 else result
-    _submit(product)
+    _submit(product, stream)
+
+
+def _stream_of_cupy():
+    """The current stream, which CuPy gives to cuBLAS with each call, unless it is captured: that it refuses, though cuBLAS would not."""
+    if _state.stream.is_capturing():
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+    return _state.stream
 
 
 def gemmEx(handle, transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ldb, beta, C, Ctype, ldc, computeType, algo):
-    _gemm(transa, transb, m, n, k, alpha, A, Atype, lda, 0, B, Btype, ldb, 0, beta, C, Ctype, ldc, 0, 1, computeType)
+    _gemm(_stream_of_cupy(), transa, transb, m, n, k, alpha, A, Atype, lda, 0, B, Btype, ldb, 0, beta, C, Ctype, ldc, 0, 1, computeType)
 
 
 def gemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC,
                          batchCount, computeType, algo):
-    _gemm(transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, batchCount, computeType)
+    _gemm(_stream_of_cupy(), transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, batchCount, computeType)
+
+
+# cuBLAS' C interface, as a library that calls back
+
+SHIM = r"""
+typedef int Gemm(void*, int, int, int, int, int, const void*, const void*, int, int, long long, const void*, int, int, long long, const void*, void*, int, int, long long, int, int, int);
+typedef int Set(int, void*, void*, unsigned long);
+static Gemm* gemm;
+static Set* set;
+extern "C" {
+void fake_cublas(void* g, void* s) { gemm = (Gemm*)g, set = (Set*)s; }
+int cublasSetStream_v2(void* handle, void* stream) { return set(0, handle, stream, 0); }
+int cublasSetWorkspace_v2(void* handle, void* room, unsigned long size) { return set(1, handle, room, size); }
+int cublasSetMathMode(void* handle, int mode) { return set(2, handle, 0, mode); }
+int cublasGemmStridedBatchedEx(void* h, int p, int q, int m, int n, int k, const void* x, const void* a, int s, int i, long long u, const void* b, int t, int j, long long v,
+                               const void* y, void* c, int r, int l, long long w, int batch, int sums, int way) {
+    return gemm(h, p, q, m, n, k, x, a, s, i, u, b, t, j, v, y, c, r, l, w, batch, sums, way);
+}
+int cublasGemmEx(void* h, int p, int q, int m, int n, int k, const void* x, const void* a, int s, int i, const void* b, int t, int j, const void* y, void* c, int r, int l, int sums, int way) {
+    return gemm(h, p, q, m, n, k, x, a, s, i, 0, b, t, j, 0, y, c, r, l, 0, 1, sums, way);
+}
+}"""
+_int, _long, _pointer = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
+_handles = {}  # of which stream each is, and whether it has a workspace
+
+
+def _guarded(function):
+    """As a callback: what it raises, `CUBLASError` will tell."""
+    def guarded(*arguments):
+        try:
+            function(*arguments)
+        except Exception as error:
+            _state.cublas_error = error
+            return getattr(error, "status", None) if isinstance(getattr(error, "status", None), int) else 14
+        return 0
+    return guarded
+
+
+@ctypes.CFUNCTYPE(_int, _pointer, *[_int] * 5, _pointer, *[_pointer, _int, _int, _long] * 2, _pointer, _pointer, _int, _int, _long, _int, _int, _int)
+@_guarded
+def _called(handle, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, batch, compute, algo):
+    stream, roomy = _handles[handle]
+    if stream.is_capturing() and not roomy:
+        _refuse("cuBLAS allocates its workspace", stream)
+    _gemm(stream, transa, transb, m, n, k, alpha, A or 0, Atype, lda, strideA, B or 0, Btype, ldb, strideB, beta, C or 0, Ctype, ldc, strideC, batch, compute)
+
+
+@ctypes.CFUNCTYPE(_int, _int, _pointer, _pointer, ctypes.c_ulong)
+@_guarded
+def _set(what, handle, pointer, size):
+    if what == 0:
+        _handles[handle] = _stream_of(pointer or 0), False  # its workspace is the library's again
+    elif what == 1:
+        _holding(pointer, size, "cuBLAS' workspace")
+        _handles[handle] = _handles[handle][0], True
+
+
+@functools.lru_cache(maxsize=None)
+def _shim():
+    """Where the library lies."""
+    path = str(cuda_emulator._library(SHIM, "-O1"))
+    ctypes.CDLL(path).fake_cublas(ctypes.cast(_called, _pointer), ctypes.cast(_set, _pointer))
+    return path
+
+
+def _create():
+    _refuse("cuBLAS is opened", _state.stream)
+    handle = len(_handles) + 2
+    _handles[handle] = Stream.null, False
+    return handle
 
 
 # The device and the runtime
@@ -836,7 +914,7 @@ def _modules():
         cudaDevAttrMultiProcessorCount=16, cudaDevAttrMaxSharedMemoryPerBlockOptin=97, cudaDevAttrMaxSharedMemoryPerBlock=8, cudaDevAttrWarpSize=10,
         cudaDevAttrComputeCapabilityMajor=75, cudaDevAttrComputeCapabilityMinor=76)
     cublas = _module(
-        "cupy_backends.cuda.libs.cublas", **_named("CUBLASError gemmEx gemmStridedBatchedEx"), setStream=lambda handle, stream: None,
+        "cupy_backends.cuda.libs.cublas", **_named("CUBLASError gemmEx gemmStridedBatchedEx"), __file__=_shim(), create=_create, setStream=lambda handle, stream: None,
         setPointerMode=lambda handle, mode: setattr(_state, "pointer_mode", mode), getPointerMode=lambda handle: _state.pointer_mode,
         setMathMode=lambda handle, mode: setattr(_state, "math_mode", mode), getMathMode=lambda handle: _state.math_mode,
         CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_POINTER_MODE_HOST=0, CUBLAS_POINTER_MODE_DEVICE=1, CUBLAS_GEMM_DEFAULT=-1, CUBLAS_GEMM_DEFAULT_TENSOR_OP=99,

@@ -6,11 +6,12 @@ that cuBLAS splits over the GPU among them. cuBLAS gives the same bits every run
 import ctypes
 import functools
 
+from .cublas import gemm_ex
+
 # What cuBLAS' C interface calls them: types (cudaDataType), types of sums (cublasComputeType_t), operations, the way (its own choice).
 R_32F, R_64F, R_16F, R_16BF = 0, 1, 2, 14
 SUM_32F, SUM_64F = 68, 70
 AS_IT_LIES, TRANSPOSED, BEST = 0, 1, -1
-EXACT = 16  # the default mathematics, which has no TF32, and no sum may be cut to a 16-bit output's type before it is complete
 
 # (operands' type, output's type, sums' type, type of alpha and beta) by the letters of A's, B's and C's types
 PRODUCTS = {"fff": (R_32F, R_32F, SUM_32F, ctypes.c_float), "ddd": (R_64F, R_64F, SUM_64F, ctypes.c_double),
@@ -42,7 +43,6 @@ def gemm(c, a, b, transpose_a=False, transpose_b=False, alpha=1.0, beta=0.0):
 
     cuBLAS counts in columns, so it is asked for the transpose: C^T = op(B)^T op(A)^T.
     """
-    import cupy
     kinds = PRODUCTS.get(a.dtype.char + b.dtype.char + c.dtype.char)
     if kinds is None:
         raise TypeError(f"no product of {a.dtype} and {b.dtype} gives {c.dtype}")
@@ -51,7 +51,5 @@ def gemm(c, a, b, transpose_a=False, transpose_b=False, alpha=1.0, beta=0.0):
         raise ValueError(f"a product of {(m, k)} and {(inner, n)} does not fit {c.shape}")
     operand, output, sums, kind = kinds
     (alpha, one), (beta, other) = host_number(kind, alpha), host_number(kind, beta)
-    cublas, handle = cupy.cuda.cublas, cupy.cuda.get_cublas_handle()
-    cublas.setMathMode(handle, EXACT)  # others may use CuPy's handle too
-    cublas.gemmEx(handle, TRANSPOSED if transpose_b else AS_IT_LIES, TRANSPOSED if transpose_a else AS_IT_LIES, n, m, k,
-                  alpha, b.data.ptr, operand, row_stride(b), a.data.ptr, operand, row_stride(a), beta, c.data.ptr, output, row_stride(c), sums, BEST)
+    gemm_ex(TRANSPOSED if transpose_b else AS_IT_LIES, TRANSPOSED if transpose_a else AS_IT_LIES, n, m, k,
+            alpha, b.data.ptr, operand, row_stride(b), a.data.ptr, operand, row_stride(a), beta, c.data.ptr, output, row_stride(c), sums, BEST)

@@ -175,4 +175,5 @@ def linear_transposed_backward(dx, dweight, dout, x, weight):
     values = values_of(weight)
     for rows in pieces_at_once(values):
         add_outer(dweight[rows], dout[:, rows], x)
+    for rows in pieces_at_once(values) if dx.itemsize > 2 else [slice(0, None)]:  # a sum of 16 bits is rounded once
         gemm(dx, dout[:, rows], values[rows], beta=1.0 if rows.start else 0.0)

@@ -8,7 +8,8 @@ and eights are joined by A, A^2, A^4 and A^8, all blocks in one product; A^16 ca
 powers fill the steps between. That is twice the sums, in T / 16 small products and 8 that fill the GPU. Higher powers would save little more and round
 worse. Where the tiles of a step fill the GPU, there is nothing to gain and each step is a product. (Reckoned from peaks, not measured.)
 """
-from .gemm import AS_IT_LIES, BEST, EXACT, PRODUCTS, TRANSPOSED, host_number
+from .cublas import gemm_strided_batched_ex
+from .gemm import AS_IT_LIES, BEST, PRODUCTS, TRANSPOSED, host_number
 from .source import Kernel, grid
 
 LEVELS = 4          # powers of A: A^2, A^4, A^8, A^16
@@ -26,16 +27,13 @@ def add_products(out, first, x, start, stride, count, weight, transpose, beta=1.
 
     One call for all: cuBLAS counts in columns, so it is asked for the transposes; W, its first operand, is the same for all (stride 0).
     """
-    import cupy
     _, batch, width = x.shape
     operand, output, sums, kind = PRODUCTS[3 * x.dtype.char]
     (alpha, one), (beta, other) = host_number(kind, 1.0), host_number(kind, beta)
     step = batch * width
-    cublas, handle = cupy.cuda.cublas, cupy.cuda.get_cublas_handle()
-    cublas.setMathMode(handle, EXACT)
-    cublas.gemmStridedBatchedEx(handle, TRANSPOSED if transpose else AS_IT_LIES, AS_IT_LIES, width, batch, width, alpha, weight.data.ptr, operand, width, 0,
-                                x.data.ptr + start * step * x.itemsize, operand, width, stride * step, beta,
-                                out.data.ptr + first * step * out.itemsize, output, width, stride * step, count, sums, BEST)
+    gemm_strided_batched_ex(TRANSPOSED if transpose else AS_IT_LIES, AS_IT_LIES, width, batch, width, alpha, weight.data.ptr, operand, width, 0,
+                            x.data.ptr + start * step * x.itemsize, operand, width, stride * step, beta,
+                            out.data.ptr + first * step * out.itemsize, output, width, stride * step, count, sums, BEST)
 
 
 def recur(states, scratch, weight, backwards):
