@@ -187,17 +187,18 @@ def below(limit, *shape):
     return cupy.asarray(np.random.default_rng(0).integers(0, limit, shape, np.int32))
 
 
-def peaks(clock, quick):
-    """(operations per second of a product of bfloat16, bytes per second of a copy, read and written both counted)"""
+def peaks(clock, size, length):
+    """({type: operations per second of its product}, bytes per second of a copy, read and written both counted)        size: of square matrices.   length: bytes"""
     import cupy
     from slm_np.kernels.gpu.gemm import gemm
-    size, length = (4096, 1 << 28) if quick else (8192, 1 << 30)
-    a, b, c = normal((size, size), "u2"), normal((size, size), "u2"), cupy.empty((size, size), cupy.uint16)
-    product = 2 * size ** 3 / clock.seconds(lambda: gemm(c, a, b))
+    products = {}
+    for name, dtype in (("bfloat16", "u2"), ("float32", "f4")):
+        a, b, c = normal((size, size), dtype), normal((size, size), dtype), cupy.empty((size, size), dtype)
+        products[name] = 2 * size ** 3 / clock.seconds(lambda: gemm(c, a, b))
     source, target = cupy.ones(length // 4, cupy.float32), cupy.empty(length // 4, cupy.float32)
     stream = cupy.cuda.get_current_stream()
     copied = 2 * length / clock.seconds(lambda: cupy.cuda.runtime.memcpyAsync(target.data.ptr, source.data.ptr, length, cupy.cuda.runtime.memcpyDeviceToDevice, stream.ptr))
-    return product, copied
+    return products, copied
 
 
 def nbytes(*arrays):
@@ -223,7 +224,7 @@ SMALL = Sizes(2048, 256, 4, 512, 1024, 5003, 512, 1 << 22, (4, 256, 256, 16, 16,
 
 
 def cases(sizes):
-    """(name, size, bytes or None, operations or None, function) of each kernel, in turn.
+    """(name, size, bytes or None, operations or None, function, and "float32" where products are not of bfloat16) of each kernel, in turn.
 
     Bytes are what must be read and written, operations those of products; a gradient that is added to is read and written.
     """
@@ -318,11 +319,11 @@ def cases(sizes):
 
     texts, time_steps, width = sizes.recurrence
     label = f"{texts} x {time_steps} x {width}"
-    walked, matrix, dmatrix = normal((time_steps + 1, texts, width), scale=0.1), normal((width, width), scale=0.3 * width ** -0.5), f(width, width)
+    walked, matrix, dmatrix = normal((time_steps + 1, texts, width), scale=0.1), normal((width, width), scale=0.01 * width ** -0.5), f(width, width)
     walk, dwalked = cupy.empty(ops.linear_recurrence_scratch(texts, width, walked), cupy.float32), normal((time_steps + 1, texts, width), scale=1e-3)
     work = 2 * time_steps * texts * width * width
-    yield "recurrence forward", label, None, work, lambda: ops.linear_recurrence_forward(walked, walk, matrix)
-    yield "recurrence backward", label, None, 2 * work, lambda: ops.linear_recurrence_backward(dwalked, dmatrix, walk, walked, matrix)
+    yield "recurrence forward", label, None, work, lambda: ops.linear_recurrence_forward(walked, walk, matrix), "float32"
+    yield "recurrence backward", label, None, 2 * work, lambda: ops.linear_recurrence_backward(dwalked, dmatrix, walk, walked, matrix), "float32"
     turned, source = f(time_steps, texts, width), f(texts * time_steps, width)
     yield "time-major", label, 2 * nbytes(source), None, lambda: ops.time_major(turned, source, 0)
 
@@ -332,14 +333,14 @@ def kernels(args):
     from slm_np.machine import use
     use("cuda")
     clock = Clock(3, 0.005) if args.quick else Clock(7, 0.03)
-    product, copied = peaks(clock, args.quick)
-    print(f"peaks here: {product / 1e12:,.0f} TFLOP/s of bfloat16 by cuBLAS, {copied / 1e12:.2f} TB/s of a copy")
+    products, copied = peaks(clock, *((4096, 1 << 28) if args.quick else (8192, 1 << 30)))
+    print(f"peaks here: {products['bfloat16'] / 1e12:,.0f} TFLOP/s of bfloat16 and {products['float32'] / 1e12:,.0f} of float32 by cuBLAS, {copied / 1e12:.2f} TB/s of a copy")
     print(f"{'kernel':<26}{'size':<24}{'µs':>10}{'TB/s':>8}{'TFLOP/s':>9}{'of its peak':>13}")
     rows, left = [], cases(SMALL if args.quick else Sizes())
     while True:
         name, size = "the next kernel", ""
         try:
-            name, size, moved, work, function = next(left)
+            name, size, moved, work, function, *kind = next(left)
             seconds = clock.seconds(function)
         except StopIteration:
             break
@@ -347,11 +348,11 @@ def kernels(args):
             rows.append(dict(kernel=name, size=size, error=f"{type(error).__name__}: {error}"))
             print(f"{name:<26}{size:<24}  {rows[-1]['error'].splitlines()[0][:100]}", flush=True)
             continue
-        share = max(moved / seconds / copied if moved else 0.0, work / seconds / product if work and not moved else 0.0)
+        share = max(moved / seconds / copied if moved else 0.0, work / seconds / products[kind[0] if kind else "bfloat16"] if work and not moved else 0.0)
         rows.append(dict(kernel=name, size=size, us=1e6 * seconds, tb_per_s=moved and moved / seconds / 1e12, tflop_per_s=work and work / seconds / 1e12, share=share))
         print(f"{name:<26}{size:<24}{1e6 * seconds:>10.1f}" + (f"{moved / seconds / 1e12:>8.2f}" if moved else f"{'':>8}")
               + (f"{work / seconds / 1e12:>9.1f}" if work else f"{'':>9}") + f"{100 * share:>11.0f} %", flush=True)
-    return dict(product_flop_per_s=product, copy_bytes_per_s=copied, rows=rows)
+    return dict(product_flop_per_s=products["bfloat16"], exact_flop_per_s=products["float32"], copy_bytes_per_s=copied, rows=rows)
 
 
 # Training: engines in processes of their own

@@ -357,12 +357,14 @@ def benchmark():
 def test_every_kernel_of_the_benchmark_runs(gpu, benchmark, monkeypatch, capsys):
     sizes = benchmark.Sizes(16, 8, 2, 8, 12, 11, 4, 33, (2, 5, 6, 3, 2, 4), (3, 5, 4))
     names = []
-    for name, size, moved, work, function in benchmark.cases(sizes):
+    for name, size, moved, work, function, *kind in benchmark.cases(sizes):
         monkeypatch.setattr(benchmark, "SEVERAL", 1)
         benchmark.Clock(1, 0.0).seconds(function)
-        assert (moved or work) and size
+        assert (moved or work) and size and kind in ([], ["float32"])
         names.append(name)
     assert len(names) == len(set(names)) > 40
+    products, copied = benchmark.peaks(benchmark.Clock(1, 0.0), 16, 64)
+    assert min(products["bfloat16"], products["float32"], copied) > 0
     assert capsys.readouterr().err == ""
     x, calls = gpu.ones(3, np.float32), []
     assert benchmark.Clock(1, 0.0).seconds(lambda: calls.append(x.fill(0))) >= 0
@@ -403,7 +405,7 @@ def test_a_kernel_that_fails_costs_no_other(gpu, benchmark, monkeypatch, capsys)
         yield "broken", "3", 12, None, fails(RuntimeError("launch failed"))
         raise RuntimeError("nothing can be made any more")
     monkeypatch.setattr(benchmark, "cases", cases)
-    monkeypatch.setattr(benchmark, "peaks", lambda clock, quick: (1e12, 1e12))
+    monkeypatch.setattr(benchmark, "peaks", lambda clock, size, length: (dict(bfloat16=1e12, float32=1e11), 1e12))
     monkeypatch.setattr(benchmark, "Clock", lambda rounds, least: SimpleNamespace(seconds=lambda function: function() or 1.0))
     rows = benchmark.kernels(SimpleNamespace(quick=True))["rows"]
     assert [(row["kernel"], "error" in row) for row in rows] == [("sound", False), ("broken", True), ("the next kernel", True)]
