@@ -6,7 +6,7 @@ leaves their gradient in their place.
 import numpy as np
 
 from slm_np import ops
-from slm_np.ops.device import at_once, row_length
+from slm_np.ops.device import at_once, row_length, whole_lines
 from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
 
@@ -33,9 +33,8 @@ def plan(config, tokens, arrays=np):
     rows = max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size))
     rows = at_once(arrays, tokens, rows, LARGER * rows)
     if config.head != "none":
-        columns = row_length(arrays, config.vocab_size)
-        yield Request("head.logits", (rows, columns), "scratch")
-        yield Request("head.dlogits", (rows, columns), "scratch", "rounded")
+        yield Request("head.logits", (rows, row_length(arrays, config.vocab_size)), "scratch")
+        yield Request("head.dlogits", (rows, whole_lines(config.vocab_size)), "scratch", "rounded")
     yield Request("head.losses", (tokens,), "saved")
     if config.head == "mlp":
         for name, kind in (("hidden", "operand"), ("active", "operand"), ("dactive", "number")):
@@ -57,8 +56,9 @@ def last(config, w, a, x):
 
 
 def rooms(config, a):
-    """Where a chunk's logits and their gradient lie; the second is the first, or shorter numbers."""
-    return a["head.logits"][:, :config.vocab_size], a.get("head.dlogits", a["head.logits"])[:, :config.vocab_size]
+    """Where a chunk's logits and their gradient lie; the second is the first, or shorter numbers in rows of whole lines."""
+    logits = a["head.logits"][:, :config.vocab_size]
+    return logits, a.get("head.dlogits", logits)
 
 
 def logits_forward(config, w, a, out, x):

@@ -21,7 +21,7 @@ from slm_np.config import ModelConfig
 from slm_np.decode import Decoder
 from slm_np.kernels.cpu import pair_tile, product_pairs
 from slm_np.model import Model
-from slm_np.ops.device import cpu_kernels
+from slm_np.ops.device import cpu_kernels, whole_lines
 from slm_np.optim import AdamW
 from slm_np.presets import BYTE_TRANSFORMER, GPT2, LLAMA
 from slm_np.trainer import Trainer
@@ -373,12 +373,14 @@ def test_softmax_cross_entropy():
 
 
 @pytest.mark.parametrize("rows", [N, 16])
-def test_head_cross_entropy(rows):
+@pytest.mark.parametrize("columns", [71, 72, whole_lines(71)])
+def test_head_cross_entropy(rows, columns):
+    """The gradient of the logits in rows as long as the logits', in longer ones, and in those of a model."""
     d, pieces, scale = 33, 71, 1 / N
     x, weight, targets = normal(N, d), normal(pieces, d, seed=1), np.random.default_rng(0).integers(0, pieces, N).astype(np.int32)
     targets[3] = -1
     X, W, operand = nearest(x), nearest(weight), packed(weight)
-    logits, dlogits = poisoned(np.empty((rows, pieces), np.float32)), poisoned(np.empty((rows, pieces), BF16))
+    logits, dlogits = poisoned(np.empty((rows, pieces), np.float32)), poisoned(np.empty((rows, columns), BF16))
     losses, again, dx = np.empty(N, np.float32), np.empty(N, np.float32), poisoned(np.empty((N, d), np.float32))
     dweight = normal(pieces, d, seed=2)
     ops.head_cross_entropy_forward(losses, logits, bfloats(x), operand, targets)

@@ -136,11 +136,12 @@ def tiles(monkeypatch):
     monkeypatch.setattr(product_pairs, "AMX", True)
 
 
-def multiplied(m=70, k=67, n=90):
-    """Each kind of product with a float32 result, as (name, function)."""
+def multiplied(m=70, k=67, n=90, longer=0):
+    """Each kind of product with a float32 result, as (name, function). longer: zeros after each row of dy."""
     rng = np.random.default_rng(0)
     a, b, w = rng.standard_normal((m, k)), rng.standard_normal((m, n)), rng.standard_normal((k, n)).astype(np.float32)
     a, b = (np.ascontiguousarray(bfloat16(x).view(np.uint32) >> 16).astype(np.uint16) for x in (a, b))
+    b = np.pad(b, ((0, 0), (0, longer)))
     weight = product_pairs.packed(w)
     product_pairs.pack(weight)
     out, dx, dw = np.zeros((m, n), np.float32), np.zeros((m, k), np.float32), np.full((k, n), 0.5, np.float32)
@@ -148,9 +149,10 @@ def multiplied(m=70, k=67, n=90):
             ("x^T dy", lambda: product_pairs.add_outer_products(dw, a, b))]
 
 
+@pytest.mark.parametrize("longer", [0, 6, 38])
 @pytest.mark.parametrize("kind", range(3))
-def test_a_watched_product_that_is_right(tiles, kind):
-    _, product = multiplied()[kind]
+def test_a_watched_product_that_is_right(tiles, kind, longer):
+    _, product = multiplied(longer=longer)[kind]
     product_pairs.watch_product(0)
     product()
     assert 0 < product_pairs.watched_error() < 1

@@ -39,7 +39,7 @@ def _softmax_cross_entropy(dlogits, losses, logits, targets, scale, with_gradien
         if target < 0:
             losses[r] = 0
             if with_gradient:
-                dlogits[r, :] = 0
+                dlogits[r] = 0
             continue
         largest = logits[r, 0]
         for v in range(pieces):
@@ -54,6 +54,7 @@ def _softmax_cross_entropy(dlogits, losses, logits, targets, scale, with_gradien
             factor = scale / total
             logits[r, target] -= total  # times factor: less scale
             scale_row(dlogits[r], logits[r], factor)
+            dlogits[r, pieces:] = 0  # a product takes longer rows whole
         else:
             for v in range(pieces):
                 total += exp(logits[r, v] - largest)

@@ -232,17 +232,18 @@ def _product(out, flat_out, a, flat_a, pairs_a, direct, b, flat_b, terms, under,
 def product(out, a, b, under, bias, residual):
     """out (m, n) = A B + what `under` names        A (m, k) bfloat16   B (n / C, k / 2, C) pairs in panels   out float32 or bfloat16
 
-    Long sums are made in pieces, which `out` adds up where it is of float32.
+    Long sums are made in pieces, which `out` adds up where it is of float32. Rows of A may be longer than B's axis, by zeros.
     """
     k, pairs = a.shape[1], b.shape[1]
     terms = padded(even_share(pairs, TERMS if out.dtype == np.float32 else pairs), STEP)
-    memory, direct = MEMORY.of(terms), k % 2 == 0 and k // 2 == pairs
+    memory, direct = MEMORY.of(terms), k % 2 == 0 and k // 2 >= pairs
     rows = a.reshape(-1).view(np.int32) if direct else memory[0]
     watched = WATCH.due() and out.dtype == np.float32 and under == NOTHING
     _product(out, out.reshape(-1), a, a.reshape(-1), rows, direct, b, b.reshape(-1), terms, under, bias, residual, residual.reshape(-1), memory,
              *parts_of(*out.shape, (k + 1) // 2))
     if watched:
-        WATCH.error = projection_error(out, as_pairs(a), unpacked(b[:, :(k + 1) // 2], out.shape[1]), out.size)
+        used = min((k + 1) // 2, pairs)
+        WATCH.error = projection_error(out, as_pairs(a)[:, :used], unpacked(b[:, :used], out.shape[1]), out.size)
 
 
 @row
@@ -284,6 +285,7 @@ def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
                 for i in range(first, last, ROWS):
                     rows = min(ROWS, last - i)
                     if rows == ROWS and columns == COLUMNS:
+                        prefetch_tile(flat_c, i * n + j, n)
                         multiply_pairs(flat_c, i * n + j, n, lines, (i - first) * terms, terms, panel, 0, COLUMNS, terms, 1)
                     else:
                         multiply_pairs(tile, 0, COLUMNS, lines, (i - first) * terms, terms, panel, 0, COLUMNS, terms, 0)
@@ -300,9 +302,10 @@ def _outer_products(c, flat_c, a, flat_a, b, flat_b, memory, row_parts, column_p
 
 
 def add_outer_products(c, a, b):
-    """C (m, n) += A^T B        C float32   A (k, m), B (k, n) bfloat16"""
+    """C (m, n) += A^T B        C float32   A (k, m), B (k, n) bfloat16, whose rows may be longer: only the first columns count"""
     watched = WATCH.due()
     before = projection(c, c.size) if watched else None
     _outer_products(c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), MEMORY.of(0), *parts_of(*c.shape, (len(a) + 1) // 2))
     if watched:
-        WATCH.error = projection_error(c, as_pairs(np.ascontiguousarray(a.T)), as_pairs(np.ascontiguousarray(b.T)).T, c.size, before)
+        a, b = (as_pairs(np.ascontiguousarray(x[:, :n].T)) for x, n in zip((a, b), c.shape))
+        WATCH.error = projection_error(c, a, b.T, c.size, before)

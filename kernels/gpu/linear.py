@@ -173,6 +173,7 @@ def linear_transposed_forward(out, x, weight):
 
 def linear_transposed_backward(dx, dweight, dout, x, weight):
     values = values_of(weight)
+    dout = dout[:, :len(values)]
     for rows in pieces_at_once(values):
         add_outer(dweight[rows], dout[:, rows], x)
     for rows in pieces_at_once(values) if dx.itemsize > 2 else [slice(0, None)]:  # a sum of 16 bits is rounded once

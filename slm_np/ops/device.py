@@ -92,9 +92,14 @@ def at_once(arrays, rows, cached, most=math.inf):
     return min(rows, cached if arrays is np else most)
 
 
+def whole_lines(columns):
+    """Numbers from row to row of so many columns, where every row begins a line of memory: products of two bytes a number read it as it lies."""
+    return -(-columns // 64) * 64
+
+
 def row_length(arrays, columns):
-    """Numbers from row to row of an array with so many columns that enters products: on a GPU rows begin where its memory's lines do."""
-    return columns if arrays is np else -(-columns // 64) * 64
+    """Numbers from row to row of so many columns that a product writes in float32: on a CPU no more than there are."""
+    return columns if arrays is np else whole_lines(columns)
 
 
 def columns(x, room, filled=True):

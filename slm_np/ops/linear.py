@@ -35,5 +35,5 @@ def linear_transposed_forward(out, x, weight):
 
 
 def linear_transposed_backward(dx, dweight, dout, x, weight):
-    """dx = dout W,   dweight += dout^T x"""
+    """dx = dout W,   dweight += dout^T x        dout (N, V), or longer rows that `softmax_cross_entropy_backward` filled"""
     kernels_of(dout).linear_transposed_backward(dx, dweight, dout, x, weight)
