@@ -369,6 +369,33 @@ def test_feature_left_out_of_numba_s(machine):
     assert amx.available() == (False, "NUMBA_CPU_FEATURES has no amx-tile and no amx-bf16")
 
 
+LOOP = """
+from llvmlite import binding
+features, tiles = binding.get_host_cpu_features(), {tiles}
+def with_tiles():
+    return type(features)(features | {{"amx-tile": tiles, "amx-bf16": tiles}})
+binding.get_host_cpu_features = with_tiles
+import numba
+import numpy as np
+import slm_np.kernels.cpu.jit
+@numba.njit
+def add(x, y):
+    for i in range(x.size):
+        x[i] += y[i]
+add(np.zeros(64, np.float32), np.zeros(64, np.float32))
+print(max(("zmm", "ymm", "xmm"), key=lambda register: register in next(iter(add.inspect_asm().values()))) if tiles else numba.config.CPU_FEATURES)
+"""
+
+
+@pytest.mark.skipif(not binding.get_host_cpu_features().get("avx512f"), reason="this processor has no 512-bit registers")
+@pytest.mark.parametrize("tiles, found", [(True, "zmm"), (False, "None")])
+def test_loops_use_whole_registers_where_there_are_tiles(tiles, found, tmp_path):
+    """Of LLVM's own accord they use half of one on such a processor; without tiles it is left to LLVM."""
+    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CPU_FEATURES"} | dict(NUMBA_CPU_NAME="sapphirerapids", SLM_NP_CACHE=str(tmp_path))
+    run = subprocess.run([sys.executable, "-c", LOOP.format(tiles=tiles)], env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert run.stdout.strip() == found, run.stderr
+
+
 @pytest.mark.parametrize("error, words", [(22, "its kernel is older than Linux 5.16"), (1, os.strerror(1))])
 def test_permission_denied(machine, error, words):
     machine.setattr(amx, "ask_permission", lambda: error)

@@ -23,6 +23,10 @@ from numba.extending import intrinsic  # noqa: E402
 
 from slm_np.paths import cache_dir  # noqa: E402
 
+# On Intel's processors LLVM takes half of a 512-bit register, as the first that had them slowed down when whole ones were used. Those with AMX do not.
+if numba.config.CPU_FEATURES is None and binding.get_host_cpu_features().get("amx-tile"):
+    numba.config.CPU_FEATURES = binding.get_host_cpu_features().flatten() + ",-prefer-256-bit"
+
 # Sums may be reordered and multiplications fused, so that loops vectorise; NaN and infinity keep their meaning.
 FAST = {"reassoc", "nsz", "arcp", "contract"}
 BLOCK = 8192  # numbers in a block of an elementwise kernel: four arrays of them fit the second-level cache
