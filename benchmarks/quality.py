@@ -1,14 +1,15 @@
 """State-space models and transformers of 2.4M parameters on equal terms: the same bytes, the same time, and how well each predicts the text it has not seen.
 
-    python benchmarks/quality.py --data tinyshakespeare.txt [--max-time 10m] [--search-time 45s] [--json FILE] [--plot FILE]
+    python benchmarks/quality.py --data tinyshakespeare.txt [--max-time 10m] [--rates 1e-3,2e-3,4e-3] [--json FILE] [--plot FILE]
 
-Every model reads 4,096 bytes a batch under one schedule and optimiser; where A is a matrix its spectral norm is held at 1. Its learning rate is the
-one of RATES with the lowest validation loss after a short run of that length, or the next lower if the long run diverges. Prints a table of the lowest validation bits per byte and draws how they fell.
-The model "cut" is `byte-ssm` with the gradient's flow from H_t to H_(t-1) left out, so that a step learns from its own loss alone. Runs
+Every model reads 4,096 bytes a batch under one schedule and optimiser; where A is a matrix its spectral norm is held at 1. It runs whole at every learning
+rate, and its best run counts: short runs would choose rates that are too high for long ones. Prints a table of the lowest validation bits per byte and draws how they
+fell. The model "cut" is `byte-ssm` with the gradient's flow from H_t to H_(t-1) left out, so that a step learns from its own loss alone. Runs
 stand in the file one after another; those that it already holds are not repeated.
 """
 import argparse
 import contextlib
+import itertools
 import json
 import statistics
 import sys
@@ -24,7 +25,6 @@ from slm_np.errors import UserError, exit_with_sentence, near  # noqa: E402
 from slm_np.presets import LLAMA, MAMBA, PRESETS  # noqa: E402
 
 TOKENS = 4096  # in a batch
-RATES = (1e-3, 2e-3, 4e-3)
 RECURRENCE = dict(pattern="S", positions="none", norm="rmsnorm", feed_forward="none", head="tied", n_layer=4, n_embd=256, state_size=512, block_size=256)
 MODELS = {
     "byte-ssm": PRESETS["byte-ssm"]["model"],
@@ -87,20 +87,31 @@ def trained(name, data, rate, max_time, dtype, interval, threads=0):
                 tokens_per_second=TOKENS / statistics.median(steps), curve=rows, best=min((row["bpb"] for row in rows), default=math.inf))
 
 
-def table(rows):
-    """The results as lines of Markdown, the best first."""
-    yield "| model | parameters | learning rate | bytes/s | bytes seen | bits per byte |"
-    yield "|---|---|---|---|---|---|"
-    for row in sorted(rows, key=lambda row: row["best"]):
-        yield (f"| {row['model']} | {row['parameters']:,} | {row['rate']:g} | {row['tokens_per_second']:,.0f} | {row['updates'] * TOKENS / 1e6:.1f}M | {row['best']:.3f} |")
+def best_runs(runs):
+    """The best run of each model that did not diverge, the best model first."""
+    best = {}
+    for run in sorted((run for run in runs if not run["diverged"]), key=lambda run: run["best"]):
+        best.setdefault(run["model"], run)
+    return list(best.values())
 
 
-def draw(rows, path):
-    """Bits per byte over minutes, a line each."""
+def table(runs):
+    """The best runs as lines of Markdown, beside what their models came to at other rates."""
+    yield "| model | parameters | learning rate | bytes/s | bytes seen | bits per byte | at other rates |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in best_runs(runs):
+        others = sorted((run["rate"], "diverges" if run["diverged"] else f"{run['best']:.3f}") for run in runs if run["model"] == row["model"] and run is not row)
+        yield (f"| {row['model']} | {row['parameters']:,} | {row['rate']:g} | {row['tokens_per_second']:,.0f} | {row['updates'] * TOKENS / 1e6:.1f}M | {row['best']:.3f} "
+               f"| {', '.join(f'{rate:g}: {came_to}' for rate, came_to in others)} |")
+
+
+def draw(runs, path):
+    """Bits per byte over minutes, a line for each model's best run."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for row in sorted(rows, key=lambda row: row["best"], reverse=True):
+    rows = best_runs(runs)
+    for row in reversed(rows):
         axes.plot([at["minutes"] for at in row["curve"]], [at["bpb"] for at in row["curve"]], marker=".", label=f"{row['model']}  {row['best']:.3f}")
     axes.set(xlabel="minutes", ylabel="validation bits per byte", ylim=(min(row["best"] for row in rows) - 0.2, 4), title="2.4M parameters on tiny Shakespeare")
     figure.legend(loc="outside center right")
@@ -112,8 +123,8 @@ def draw(rows, path):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Models of one size on equal terms.")
     parser.add_argument("--data", required=True, help="tinyshakespeare.txt")
-    parser.add_argument("--max-time", default="10m", help="of the run that counts")
-    parser.add_argument("--search-time", default="45s", help="of each run that a learning rate is chosen by")
+    parser.add_argument("--max-time", default="10m", help="of each run")
+    parser.add_argument("--rates", default="1e-3,2e-3,4e-3", help="learning rates, of which each model's best counts (default: %(default)s)")
     parser.add_argument("--models", default=",".join(MODELS).replace("byte-ssm, cut", "cut"), help="which, separated by commas (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="precision: auto, fp32 or bf16")
     parser.add_argument("--threads", type=int, default=0, help="0 means one per core")
@@ -124,23 +135,18 @@ def main(argv=None):
     for name in names:
         if name not in MODELS:
             raise UserError(f"--models {name!r} is unknown; {near(name, list(MODELS))}")
+    try:
+        rates = [float(rate) for rate in args.rates.split(",")]
+    except ValueError:
+        raise UserError(f"--rates {args.rates!r} is no list of numbers; separate them by commas, like 1e-3,2e-3") from None
     from slm_np.machine import use_threads
     use_threads(args.threads)
     runs = json.loads(Path(args.json).read_text(encoding="utf-8")) if args.json and Path(args.json).exists() else []
-    for name in names:
-        if any(run["model"] == name for run in runs):
+    for name, rate in itertools.product(names, rates):
+        if any((run["model"], run["rate"]) == (name, rate) for run in runs):
             continue
-        searched = {}
-        for rate in RATES:
-            searched[rate] = trained(name, args.data, rate, args.search_time, args.dtype, 10 ** 6, args.threads)["best"]
-            print(f"{name} at {rate:g}: {searched[rate]:.3f} after {args.search_time}", flush=True)
-        best = min(searched, key=searched.get)
-        for rate in (rate for rate in reversed(RATES) if rate <= best):
-            run = trained(name, args.data, rate, args.max_time, args.dtype, 250, args.threads)
-            if not run["diverged"]:
-                break
-        runs.append(run | dict(searched=list(searched.items())))
-        print(f"{name}: {runs[-1]['best']:.3f} bits per byte", flush=True)
+        runs.append(trained(name, args.data, rate, args.max_time, args.dtype, 250, args.threads))
+        print(f"{name} at {rate:g}: {'diverges' if runs[-1]['diverged'] else format(runs[-1]['best'], '.3f')}", flush=True)
         if args.json:
             write_json(args.json, runs)
     print("\n".join(table(runs)))

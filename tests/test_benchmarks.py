@@ -184,19 +184,26 @@ def test_cut_gradients_are_those_of_one_step():
     assert np.abs(found[False][0] - flow).max() > 0.1 and ops.linear_recurrence_backward is whole
 
 
-def test_a_quality_run_is_kept_and_not_repeated(tmp_path, capsys, monkeypatch):
+def test_quality_runs_are_kept_and_not_repeated(tmp_path, capsys, monkeypatch):
     quality = importlib.import_module("quality")
     data = small.text_file(tmp_path, lines=400)
     monkeypatch.setattr(quality, "MODELS", {"llama": quality.MODELS["llama"] | dict(n_layer=1, n_embd=16, n_head=2, n_hidden=16, block_size=16)})
     monkeypatch.setattr(quality, "TOKENS", 64)
-    arguments = ["--data", str(data), "--models", "llama", "--search-time", "0.2s", "--max-time", "1s", "--json", str(tmp_path / "runs.json")]
-    quality.main(arguments)
-    (run,) = json.loads((tmp_path / "runs.json").read_text(encoding="utf-8"))
-    assert run["best"] == min(row["bpb"] for row in run["curve"]) < 8 and run["rate"] in quality.RATES and [rate for rate, _ in run["searched"]] == list(quality.RATES)
-    shown = capsys.readouterr().out
-    assert f"| llama | {run['parameters']:,} |" in shown
-    quality.main(arguments)  # the table alone
-    assert capsys.readouterr().out.splitlines() == shown.splitlines()[-3:]
+    arguments = ["--data", str(data), "--models", "llama", "--max-time", "1s", "--json", str(tmp_path / "runs.json")]
+    quality.main([*arguments, "--rates", "1e-6"])
+    capsys.readouterr()
+    quality.main([*arguments, "--rates", "1e-6,1e-2"])  # the second alone
+    poor, run = json.loads((tmp_path / "runs.json").read_text(encoding="utf-8"))
+    assert run["best"] == min(row["bpb"] for row in run["curve"]) < poor["best"] < 8.5 and (poor["rate"], run["rate"]) == (1e-6, 1e-2)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == f"llama at 0.01: {run['best']:.3f}"
+    assert shown[-1].startswith(f"| llama | {run['parameters']:,} | 0.01 |") and shown[-1].endswith(f"| {run['best']:.3f} | 1e-06: {poor['best']:.3f} |")
+    quality.main([*arguments, "--rates", "1e-6,1e-2"])  # the table alone
+    assert capsys.readouterr().out.splitlines() == shown[-3:]
+    assert quality.best_runs([run | dict(diverged=True), poor]) == [poor]
     with pytest.raises(SystemExit) as stopped:
         quality.main([*arguments, "--models", "lama"])
     assert stopped.value.code == 2 and "did you mean llama" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        quality.main([*arguments, "--rates", "1e-3;2e-3"])
+    assert stopped.value.code == 2 and "--rates '1e-3;2e-3' is no list of numbers; separate them by commas" in capsys.readouterr().err
