@@ -34,7 +34,7 @@ MODELS = {
     "byte-transformer": PRESETS["byte-transformer"]["model"],
     "llama": dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=256, n_hidden=432, block_size=256),
 }
-COURSE = dict(max_spectral_norm=1.0, warmup_iters=50, beta2=0.95, weight_decay=0.1, decay="matrices", grad_clip=1.0, eval_iters=16)
+COURSE = dict(max_spectral_norm=1.0, warmup_iters=50, beta2=0.95, weight_decay=0.1, decay="matrices", grad_clip=1.0, eval_iters=16, eval_interval=250)
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def one_step(cut):
         ops.linear_recurrence_backward = whole
 
 
-def trained(name, data, rate, max_time, dtype, interval, threads=0):
+def trained(name, data, rate, max_time, dtype, threads=0):
     """What a run came to, its evaluations [{minutes, tokens, train, bpb}] among it; `diverged` if it did."""
     import math
     from slm_np.checkpoint import RunConfig
@@ -61,8 +61,7 @@ def trained(name, data, rate, max_time, dtype, interval, threads=0):
     from slm_np.launch import prepared
     from slm_np.trainer import Trainer
     model = ModelConfig(**MODELS[name])
-    train = TrainConfig(**COURSE, data=data, threads=threads, learning_rate=rate, min_lr=rate / 10, max_time=max_time, batch_size=TOKENS // model.block_size,
-                        eval_interval=interval, dtype=dtype)
+    train = TrainConfig(**COURSE, data=data, threads=threads, learning_rate=rate, min_lr=rate / 10, max_time=max_time, batch_size=TOKENS // model.block_size, dtype=dtype)
     corpus, run = prepared(RunConfig(model, train))
     trainer, rows, steps = Trainer(run, corpus, quiet=True), [], []
     step = trainer.step
@@ -145,12 +144,12 @@ def main(argv=None):
     for name, rate in itertools.product(names, rates):
         if any((run["model"], run["rate"]) == (name, rate) for run in runs):
             continue
-        runs.append(trained(name, args.data, rate, args.max_time, args.dtype, 250, args.threads))
+        runs.append(trained(name, args.data, rate, args.max_time, args.dtype, args.threads))
         print(f"{name} at {rate:g}: {'diverges' if runs[-1]['diverged'] else format(runs[-1]['best'], '.3f')}", flush=True)
         if args.json:
             write_json(args.json, runs)
     print("\n".join(table(runs)))
-    if args.plot:
+    if args.plot and best_runs(runs):
         draw(runs, args.plot)
 
 

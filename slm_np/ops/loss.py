@@ -14,8 +14,8 @@ def softmax_cross_entropy_forward(losses, logits, targets):
 def softmax_cross_entropy_backward(dlogits, losses, logits, targets, scale):
     """losses as in forward;   dlogits = scale * (softmax(logits) - onehot(targets)),   scale = 1 / counted targets for the mean
 
-    dlogits is logits itself, which become their gradient in place, or of a shorter type; the logits are used up. Where dlogits has more columns
-    than there are pieces, no product counts what they hold afterwards.
+    dlogits is logits itself, which become their gradient in place, or (N, V or more) of a shorter type; the logits are used up. Columns beyond V are
+    the kernels' own: `linear_transposed_backward` takes rows as long as these, and counts V.
     """
     kernels_of(logits).softmax_cross_entropy_backward(dlogits, losses, logits, targets, scale)
 
