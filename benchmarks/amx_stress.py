@@ -3,6 +3,7 @@
 Some virtual machines lose a tile when its process is interrupted, and say nothing. So four processes share two cores and multiply
 integers, whose products are exact; every number is compared. Exit status: 0 all right, 1 a product was wrong, 2 there is no AMX.
 """
+
 import argparse
 import contextlib
 import multiprocessing
@@ -28,6 +29,7 @@ def main(argv=None):
         parser.error(f"--seconds {args.seconds} is too short; give at least 1")
     from slm_np.kernels.cpu import amx
     from slm_np.progress import Progress
+
     if amx.refusal():
         print(f"no AMX: {amx.refusal()}", file=sys.stderr)
         raise SystemExit(2)
@@ -38,14 +40,22 @@ def main(argv=None):
     with multiprocessing.get_context("fork").Pool(PROCESSES, contend) as pool:
         for turn, counts in enumerate(pool.imap_unordered(one_turn, turns), 1):
             made, wrong = made + counts[0], wrong + counts[1]
-            progress.update(f"{turn // PROCESSES} s", turn / len(turns), f"{made:,} products, {wrong:,} wrong", turn % (10 * PROCESSES) == 0)
+            progress.update(
+                f"{turn // PROCESSES} s",
+                turn / len(turns),
+                f"{made:,} products, {wrong:,} wrong",
+                turn % (10 * PROCESSES) == 0,
+            )
     progress.close()
-    print(f"{made:,} products by {PROCESSES} processes on {min(CORES, len(os.sched_getaffinity(0)))} cores in {args.seconds} s, {wrong:,} wrong")
+    print(
+        f"{made:,} products by {PROCESSES} processes on {min(CORES, len(os.sched_getaffinity(0)))} cores in {args.seconds} s, {wrong:,} wrong"
+    )
     raise SystemExit(wrong > 0)
 
 
 def one_turn(turn):
     from slm_np.kernels.cpu import amx
+
     return amx.exact_products(*turn)
 
 

@@ -3,6 +3,7 @@
 The dialogues come from a seed that no run is trained on; every question is asked alone, right after its story, and the likeliest answer
 is taken. Prints the share of exact answers, by kind of question, and the first wrong ones.
 """
+
 import argparse
 from collections import Counter
 
@@ -18,6 +19,7 @@ def main(argv=None):
     from slm_np import SamplingConfig, load, template, text_of
     from slm_np.data import dialogues
     from slm_np.machine import use_threads
+
     use_threads(0)
     run = load(args.model)
     written = template.load(run.path) or template.DEFAULT
@@ -25,7 +27,14 @@ def main(argv=None):
     for dialogue in dialogues.dialogues(SEED):
         for turn in dialogue.turns:
             question = f"{dialogue.story} {turn.question}"
-            answer = text_of(run.model, run.tokenizer, written.prompt([dict(role="user", content=question)]).decode(), 60, SamplingConfig(temp=0.0), stops).strip()
+            answer = text_of(
+                run.model,
+                run.tokenizer,
+                written.prompt([dict(role="user", content=question)]).decode(),
+                60,
+                SamplingConfig(temp=0.0),
+                stops,
+            ).strip()
             asked[turn.kind] += 1
             exact[turn.kind] += answer == turn.answer
             if answer != turn.answer:
@@ -34,7 +43,7 @@ def main(argv=None):
                 break
         if asked.total() == args.questions:
             break
-    print("\n".join(wrong[:args.wrong]))
+    print("\n".join(wrong[: args.wrong]))
     print("  ".join(f"{kind} {exact[kind]}/{asked[kind]}" for kind in sorted(asked)))
     print(f"{exact.total()} of {asked.total()} answered exactly: {exact.total() / asked.total():.1%}")
 

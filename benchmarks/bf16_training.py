@@ -6,6 +6,7 @@ Each of two recipes, nanoGPT's on characters and a shrunk slim on the embedded s
 validation losses, means over fixed batches in nats per token, and how far bfloat16's lies from float32's in %; exit status 1 if that is more
 than LIMIT for any pair, or not a number.
 """
+
 import argparse
 import math
 import sys
@@ -20,7 +21,9 @@ from slm_np.errors import UserError, exit_with_sentence  # noqa: E402
 LIMIT = 1.0  # % between the two losses
 BATCHES = 100  # in an estimate of a loss
 SLIM = dict(n_layer=3, n_head=4, n_embd=96, n_hidden=256, block_size=96)
-SLIM_RECIPE = dict(data="stories", batch_size=8, learning_rate=1e-3, min_lr=1e-4)  # a smaller model learns at a higher rate
+SLIM_RECIPE = dict(
+    data="stories", batch_size=8, learning_rate=1e-3, min_lr=1e-4
+)  # a smaller model learns at a higher rate
 
 
 def recipes(data):
@@ -34,8 +37,11 @@ def final_loss(recipe, dtype, seed, updates, progress):
     from slm_np.launch import prepared
     from slm_np.presets import preset
     from slm_np.trainer import Trainer
+
     name, model, train = recipe
-    train = train | dict(dtype=dtype, seed=seed, max_iters=updates, warmup_iters=min(100, updates // 10), eval_iters=BATCHES)
+    train = train | dict(
+        dtype=dtype, seed=seed, max_iters=updates, warmup_iters=min(100, updates // 10), eval_iters=BATCHES
+    )
     corpus, run = prepared(RunConfig(*preset(name, model, train), preset=name))
     trainer = Trainer(run, corpus, quiet=True)
     for _ in range(updates):
@@ -60,15 +66,24 @@ def seeds_of(text):
 @exit_with_sentence
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Training in bfloat16 beside float32.")
-    parser.add_argument("--updates", type=int, default=1000, help="optimiser updates of each run (default: %(default)s)")
-    parser.add_argument("--seeds", default="1,2,3", help="of weights and batches, separated by commas (default: %(default)s)")
-    parser.add_argument("--data", default="tinyshakespeare", help="the text of shakespeare-char (default: %(default)s, which is downloaded)")
+    parser.add_argument(
+        "--updates", type=int, default=1000, help="optimiser updates of each run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", default="1,2,3", help="of weights and batches, separated by commas (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data",
+        default="tinyshakespeare",
+        help="the text of shakespeare-char (default: %(default)s, which is downloaded)",
+    )
     args = parser.parse_args(argv)
     if args.updates < 1:
         raise UserError(f"--updates is {args.updates}; it must be at least 1")
     seeds = seeds_of(args.seeds)
     from slm_np import machine
     from slm_np.progress import bar
+
     machine.use_threads(0)
     chosen, worst = recipes(args.data), 0.0
     print(f"{'recipe':<18}{'seed':>5}{'fp32':>9}{'bf16':>9}{'difference':>12}{'seconds':>16}", flush=True)
@@ -83,7 +98,10 @@ def main(argv=None):
                 apart = difference(losses["bf16"], losses["fp32"])
                 worst = max(worst, math.inf if math.isnan(apart) else abs(apart))
                 shown.clear()
-                print(f"{name:<18}{seed:>5}{losses['fp32']:>9.4f}{losses['bf16']:>9.4f}{apart:>11.3f}%{seconds[0]:>8.1f}{seconds[1]:>8.1f}", flush=True)
+                print(
+                    f"{name:<18}{seed:>5}{losses['fp32']:>9.4f}{losses['bf16']:>9.4f}{apart:>11.3f}%{seconds[0]:>8.1f}{seconds[1]:>8.1f}",
+                    flush=True,
+                )
     print(f"largest difference {worst:.3f} %, at most {LIMIT:g} % is allowed")
     if worst > LIMIT:
         raise SystemExit(1)

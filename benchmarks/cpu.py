@@ -6,6 +6,7 @@ It times the trainer's own step (batch, forward, backward, clip, AdamW). Each en
 alternate between them, so that a drift of the machine meets them all, and the median of all steps counts. Quote the ratios: absolute
 figures hold for one machine at one time.
 """
+
 import argparse
 import importlib.util
 import json
@@ -26,15 +27,37 @@ from slm_np.errors import UserError, exit_with_sentence  # noqa: E402
 
 # PyTorch computes in float32 or under autocast to bfloat16, as it is or compiled; a linear recurrence in a loop over time of A h alone, or of everything.
 SLOW = 10.0  # seconds of warming up after which a step is long enough for one to do
-PEERS = {"eager": (False, False), "compiled": (True, False), "eager-bf16": (False, True), "compiled-bf16": (True, True), "stepwise": (False, False)}
+PEERS = {
+    "eager": (False, False),
+    "compiled": (True, False),
+    "eager-bf16": (False, True),
+    "compiled-bf16": (True, True),
+    "stepwise": (False, False),
+}
 
 
 class Engine:
     """A training step in a process of its own: `block(n)` returns the seconds of each of n steps."""
 
     def __init__(self, name, shape_name, dtype, threads, script="cpu.py"):
-        self.process = subprocess.Popen([sys.executable, str(HERE / script), "--engine", name, "--shapes", shape_name, "--dtype", dtype, "--threads", str(threads)],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                str(HERE / script),
+                "--engine",
+                name,
+                "--shapes",
+                shape_name,
+                "--dtype",
+                dtype,
+                "--threads",
+                str(threads),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
         self.ready = self.answer()
 
     def answer(self):
@@ -61,7 +84,11 @@ class Engine:
 def serve(name, shape_name, dtype, threads):
     """Inside an engine's process: build, warm up, then answer requests."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    step = trainer_of(shape_name, threads, dtype).step if name == "slm_np" else torch_step(shape_name, threads, *PEERS[name], name == "stepwise")
+    step = (
+        trainer_of(shape_name, threads, dtype).step
+        if name == "slm_np"
+        else torch_step(shape_name, threads, *PEERS[name], name == "stepwise")
+    )
     begun = time.perf_counter()
     for _ in range(3):
         step()
@@ -72,6 +99,7 @@ def serve(name, shape_name, dtype, threads):
         request = json.loads(line)
         if request[0] == "end":
             from measure import peak_rss_mb
+
             print(json.dumps(peak_rss_mb()), file=answers, flush=True)
             return
         times = []
@@ -85,7 +113,9 @@ def serve(name, shape_name, dtype, threads):
 def corpus_of(config):
     """A corpus of random tokens."""
     import numpy as np
+
     from slm_np.data.tokens import Corpus, Tokens
+
     ids = np.random.default_rng(0).integers(0, config.vocab_size, 1 << 20).astype(np.uint16)
     return Corpus(Tokens("train", ids), Tokens("validation", ids), None, config.vocab_size, "", "random")
 
@@ -96,9 +126,10 @@ def trainer_of(shape_name, threads, dtype="fp32"):
     from slm_np.config import TrainConfig
     from slm_np.machine import use_threads
     from slm_np.trainer import Trainer
+
     config, batch = shape(shape_name)
     use_threads(threads)
-    train = TrainConfig(batch_size=batch, max_iters=10 ** 6, learning_rate=1e-4, min_lr=1e-5, dtype=dtype)
+    train = TrainConfig(batch_size=batch, max_iters=10**6, learning_rate=1e-4, min_lr=1e-5, dtype=dtype)
     return Trainer(RunConfig(config, train), corpus_of(config), quiet=True)
 
 
@@ -106,7 +137,9 @@ def torch_step(shape_name, threads, compiled, bfloat16, stepwise=False):
     import numpy as np
     import torch
     from torch_twin import Recurrence, Trainer, Twin
+
     from slm_np.data.tokens import random_batch
+
     config, batch = shape(shape_name)
     torch.set_num_threads(threads or torch.get_num_threads())
     torch.manual_seed(0)
@@ -119,6 +152,7 @@ def torch_step(shape_name, threads, compiled, bfloat16, stepwise=False):
         random_batch(x, y, corpus.train, 0, 0, state[0])
         state[0] += 1
         return trainer.train_step(x.astype(np.int64), y.astype(np.int64))
+
     return step
 
 
@@ -141,7 +175,11 @@ for m, k, n, count in products(*shape({shape_name!r})):
         operations += 2 * m * k * n * count
 print(operations / seconds)
 """
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True).stdout)
+    return float(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
+        ).stdout
+    )
 
 
 def compare(shape_name, dtype, against, threads, rounds, seconds):
@@ -149,7 +187,13 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
     config, batch = shape(shape_name)
     tokens = batch * config.block_size
     loops = set(config.letters) != {"A"}  # over time, which a compiler would unroll: thousands of steps, for minutes
-    peers = [name for name, (compiled, bfloat16) in PEERS.items() if (not bfloat16 or dtype == "bf16") and not (compiled and loops) and (name != "stepwise" or "S" in config.letters)]
+    peers = [
+        name
+        for name, (compiled, bfloat16) in PEERS.items()
+        if (not bfloat16 or dtype == "bf16")
+        and not (compiled and loops)
+        and (name != "stepwise" or "S" in config.letters)
+    ]
     peers = peers if against == "torch" else []
     engines = {name: Engine(name, shape_name, dtype, threads) for name in ["slm_np", *peers]}
     times = {name: [] for name in engines}
@@ -159,12 +203,28 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
             times[name] += engine.block(sizes[name])
     peaks = {name: engine.close() for name, engine in engines.items()}
     step = {name: statistics.median(values) for name, values in times.items()}
-    row = dict(shape=shape_name, dtype=dtype, tokens_per_s=tokens / step["slm_np"], step_ms=1e3 * step["slm_np"], gflops=1e-9 * operations(config, batch) / step["slm_np"],
-               gemm_gflops=1e-9 * numpy_product_rate(shape_name, threads), peak_rss_mb=peaks["slm_np"], torch_variant=None, torch_tokens_per_s=None, torch_peak_rss_mb=None, ratio=None)
+    row = dict(
+        shape=shape_name,
+        dtype=dtype,
+        tokens_per_s=tokens / step["slm_np"],
+        step_ms=1e3 * step["slm_np"],
+        gflops=1e-9 * operations(config, batch) / step["slm_np"],
+        gemm_gflops=1e-9 * numpy_product_rate(shape_name, threads),
+        peak_rss_mb=peaks["slm_np"],
+        torch_variant=None,
+        torch_tokens_per_s=None,
+        torch_peak_rss_mb=None,
+        ratio=None,
+    )
     if against == "torch":
         best = min(peers, key=step.get)
-        row.update(torch_variant=best, torch_tokens_per_s=tokens / step[best], torch_peak_rss_mb=peaks[best], ratio=step[best] / step["slm_np"],
-                   peers={name: tokens / step[name] for name in peers})
+        row.update(
+            torch_variant=best,
+            torch_tokens_per_s=tokens / step[best],
+            torch_peak_rss_mb=peaks[best],
+            ratio=step[best] / step["slm_np"],
+            peers={name: tokens / step[name] for name in peers},
+        )
     return row
 
 
@@ -172,7 +232,12 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Training speed on this CPU.")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="which, separated by commas (default: %(default)s)")
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="ours; with bf16 the fastest of PyTorch's float32 and bfloat16 counts")
+    parser.add_argument(
+        "--dtype",
+        default="fp32",
+        choices=("fp32", "bf16"),
+        help="ours; with bf16 the fastest of PyTorch's float32 and bfloat16 counts",
+    )
     parser.add_argument("--against", choices=("torch",), help="run PyTorch's twin beside it, eager and compiled")
     parser.add_argument("--threads", type=int, default=0, help="0 means one per core")
     parser.add_argument("--rounds", type=int, default=6, help="blocks of steps per engine")
@@ -183,7 +248,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     names = names_of(args.shapes)
     if args.against == "torch" and not importlib.util.find_spec("torch"):
-        raise UserError("--against torch needs PyTorch, which is not installed; install the package torch, or leave --against out")
+        raise UserError(
+            "--against torch needs PyTorch, which is not installed; install the package torch, or leave --against out"
+        )
     if args.engine:
         return serve(args.engine, names[0], args.dtype, args.threads)
     rows = []

@@ -2,6 +2,7 @@
 
 Bytes: forward reads x and writes out; backward reads dout and x and writes dx and out (ours in place, on copies whose time counts), which ours and NumPy make again while PyTorch has kept it.
 """
+
 import numpy as np
 from kernel_bench import F, autograd, bench, call, empty_like, normal, pair
 from scipy.special import ndtr
@@ -18,7 +19,11 @@ def swish(x, dout=None):
 
 def gelu(x, dout=None):
     below = ndtr(x)
-    return [x * below] if dout is None else [dout * (below + x * np.exp(-0.5 * x * x) * np.float32((2 * np.pi) ** -0.5)), x * below]
+    return (
+        [x * below]
+        if dout is None
+        else [dout * (below + x * np.exp(-0.5 * x * x) * np.float32((2 * np.pi) ** -0.5)), x * below]
+    )
 
 
 def gelu_tanh(x, dout=None):
@@ -35,8 +40,12 @@ def swiglu(x, dout=None):
     return [np.concatenate((dgate, dout * active), 1), active * up]
 
 
-ACTIVATIONS = {swish: lambda x: F.silu(x), gelu: lambda x: F.gelu(x), gelu_tanh: lambda x: F.gelu(x, approximate="tanh"),
-               swiglu: lambda x: F.silu(x[:, :x.shape[1] // 2]) * x[:, x.shape[1] // 2:]}
+ACTIVATIONS = {
+    swish: lambda x: F.silu(x),
+    gelu: lambda x: F.gelu(x),
+    gelu_tanh: lambda x: F.gelu(x, approximate="tanh"),
+    swiglu: lambda x: F.silu(x[:, : x.shape[1] // 2]) * x[:, x.shape[1] // 2 :],
+}
 
 
 def activation_cases(n, width, activation, in_torch):
@@ -49,9 +58,15 @@ def activation_cases(n, width, activation, in_torch):
         getattr(ops, f"{name}_backward")(dx, again)
         return dx, again
 
-    yield from pair(name, f"{n} x {width}", "GB/s", (x.nbytes + out.nbytes, 2 * x.nbytes + 2 * out.nbytes),
-                    (call(getattr(ops, f"{name}_forward"), 1, out, x), backward),
-                    (lambda: activation(x), lambda: activation(x, dout)), autograd(in_torch, (x,), dout))
+    yield from pair(
+        name,
+        f"{n} x {width}",
+        "GB/s",
+        (x.nbytes + out.nbytes, 2 * x.nbytes + 2 * out.nbytes),
+        (call(getattr(ops, f"{name}_forward"), 1, out, x), backward),
+        (lambda: activation(x), lambda: activation(x, dout)),
+        autograd(in_torch, (x,), dout),
+    )
 
 
 def cases(config, batch):

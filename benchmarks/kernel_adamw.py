@@ -3,6 +3,7 @@
 Bytes: the norm reads the gradients; the update reads weights, gradients and two moments and writes them, for ours leaves the gradients zero.
 PyTorch clips with its own function and updates with its fused AdamW, tensor by tensor.
 """
+
 import numpy as np
 from kernel_bench import bench, normal, pair, torch
 
@@ -26,10 +27,11 @@ def in_numpy(p):
         clipped, correction = g * np.float32(min(1, 1 / (norm()[0] + 1e-6))), np.float32(1 - BETA ** updates[0])
         m[:] = BETA * m + (1 - BETA) * clipped
         v[:] = BETA * v + (1 - BETA) * clipped * clipped
-        w[:p.n_decayed] *= 1 - RATE * DECAY
+        w[: p.n_decayed] *= 1 - RATE * DECAY
         w[:] -= RATE * (m / correction) / (np.sqrt(v / correction) + EPS)
         g.fill(0)
         return p.like(w).values()
+
     return norm, step
 
 
@@ -40,13 +42,17 @@ def in_torch(p):
     tensors = [torch.tensor(view).requires_grad_() for view in p.weight.values()]
     for tensor, gradient in zip(tensors, p.gradient.values()):
         tensor.grad = torch.tensor(gradient)
-    groups = [dict(params=[t for t in tensors if t.ndim > 1], weight_decay=DECAY), dict(params=[t for t in tensors if t.ndim == 1], weight_decay=0.0)]
+    groups = [
+        dict(params=[t for t in tensors if t.ndim > 1], weight_decay=DECAY),
+        dict(params=[t for t in tensors if t.ndim == 1], weight_decay=0.0),
+    ]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(BETA, BETA), eps=EPS, fused=True)
 
     def step():
         torch.nn.utils.clip_grad_norm_(tensors, 1.0)
         optimizer.step()
         return tensors
+
     return lambda: [torch.nn.utils.get_total_norm([t.grad for t in tensors])], step
 
 
@@ -58,8 +64,16 @@ def cases(config, batch):
     def step():
         optimizer.step()
         return p.weight.values()
-    return pair("adamw", f"{p.weights.size:,}", "GB/s", (p.weights.nbytes, 9 * p.weights.nbytes),
-                (lambda: [optimizer.gradient_norm()], step), *others, ("norm", "step"))
+
+    return pair(
+        "adamw",
+        f"{p.weights.size:,}",
+        "GB/s",
+        (p.weights.nbytes, 9 * p.weights.nbytes),
+        (lambda: [optimizer.gradient_norm()], step),
+        *others,
+        ("norm", "step"),
+    )
 
 
 if __name__ == "__main__":

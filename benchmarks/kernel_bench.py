@@ -5,6 +5,7 @@ PyTorch, where it is installed, goes forward building its graph as in training, 
 Where ours does more than PyTorch, such as adding to the stream's gradient, it is not spared. The machine's ceiling, a large copy or a square
 product, is measured in the same turns: quote ratios and shares. Arrays that fit the caches may exceed the copy.
 """
+
 import argparse
 import functools
 import sys
@@ -36,6 +37,7 @@ class Case(NamedTuple):
 
     Each engine's function does the work once and returns its results, the same in number and order where engines can be compared.
     """
+
     op: str
     direction: str
     size: str
@@ -48,14 +50,18 @@ class Case(NamedTuple):
 
 def pair(op, size, unit, work, ours, numpy, torch, directions=("forward", "backward")):
     """Two cases: `work` and the engines hold one entry per direction."""
-    return [Case(op, direction, size, unit, *fields) for direction, *fields in zip(directions, work, ours, numpy, torch)]
+    return [
+        Case(op, direction, size, unit, *fields) for direction, *fields in zip(directions, work, ours, numpy, torch)
+    ]
 
 
 def call(op, results, *arguments):
     """An op as a function without arguments that returns the first `results` arguments: outputs come first."""
+
     def run():
         op(*arguments)
         return arguments[:results]
+
     return run
 
 
@@ -84,6 +90,7 @@ def autograd(function, inputs, dout, both=False):
     def forward_backward():
         out = forward()
         return [*torch.autograd.grad(out, wanted, [dout]), *out]
+
     if both:
         return forward, forward_backward
     out = forward()
@@ -94,8 +101,10 @@ def autograd(function, inputs, dout, both=False):
 def numpy_turn():
     """What makes the context of NumPy's turns: BLAS on all cores, which slm_np holds at one thread; PyTorch gets as many."""
     import numba
-    import slm_np.kernels.cpu  # noqa: F401  holds BLAS at one thread from here on
     from threadpoolctl import ThreadpoolController
+
+    import slm_np.kernels.cpu  # noqa: F401  holds BLAS at one thread from here on
+
     cores, pools = numba.config.NUMBA_NUM_THREADS, ThreadpoolController()
     if torch is not None:
         torch.set_num_threads(cores)
@@ -111,22 +120,41 @@ def ceiling(unit):
 def measure(case, rounds=5, seconds=0.04):
     """The case's row: the ceiling's rate; of every engine the median ms, the rate, its share of the ceiling, and its time / ours."""
     limit, limit_work = ceiling(case.unit)
-    functions = {name: function for name, function in zip(("ceiling", *ENGINES), (limit, case.ours, case.numpy, case.torch)) if function}
+    functions = {
+        name: function
+        for name, function in zip(("ceiling", *ENGINES), (limit, case.ours, case.numpy, case.torch))
+        if function
+    }
     times = alternate(functions, rounds, seconds, {"NumPy": numpy_turn()})
     best = limit_work / times.pop("ceiling")
-    return dict(op=case.op, direction=case.direction, size=case.size, unit=case.unit, ceiling=1e-9 * best,
-                ms={name: 1e3 * t for name, t in times.items()}, rate={name: 1e-9 * case.work / t for name, t in times.items()},
-                share={name: case.work / t / best for name, t in times.items()}, ratio={name: t / times["slm_np"] for name, t in times.items() if name != "slm_np"})
+    return dict(
+        op=case.op,
+        direction=case.direction,
+        size=case.size,
+        unit=case.unit,
+        ceiling=1e-9 * best,
+        ms={name: 1e3 * t for name, t in times.items()},
+        rate={name: 1e-9 * case.work / t for name, t in times.items()},
+        share={name: case.work / t / best for name, t in times.items()},
+        ratio={name: t / times["slm_np"] for name, t in times.items() if name != "slm_np"},
+    )
 
 
-HEADER = (f"{'op':<14}{'direction':<10}{'size':<22}{'ceiling':>14}" + "".join(f"{name + ' ms':>12}{'rate':>7}{'share':>7}" for name in ENGINES)
-          + f"{'x NumPy':>10}{'x PyTorch':>10}")
+HEADER = (
+    f"{'op':<14}{'direction':<10}{'size':<22}{'ceiling':>14}"
+    + "".join(f"{name + ' ms':>12}{'rate':>7}{'share':>7}" for name in ENGINES)
+    + f"{'x NumPy':>10}{'x PyTorch':>10}"
+)
 
 
 def line(row):
     """The row as text below HEADER; the last columns say how many times as fast as the others ours is."""
-    engines = "".join(f"{row['ms'][name]:>12.3f}{row['rate'][name]:>7.1f}{100 * row['share'][name]:>5.0f} %" if name in row["ms"] else f"{'-':>26}"
-                      for name in ENGINES)
+    engines = "".join(
+        f"{row['ms'][name]:>12.3f}{row['rate'][name]:>7.1f}{100 * row['share'][name]:>5.0f} %"
+        if name in row["ms"]
+        else f"{'-':>26}"
+        for name in ENGINES
+    )
     ratios = "".join(f"{row['ratio'][name]:>10.2f}" if name in row["ratio"] else f"{'-':>10}" for name in ENGINES[1:])
     return f"{row['op']:<14}{row['direction']:<10}{row['size']:<22}{row['ceiling']:>6.1f} {row['unit']:<7}{engines}{ratios}"
 

@@ -2,8 +2,9 @@
 
 Bytes: forward reads x and the residual and writes out; backward reads dout and writes dx. Ours draws its mask again, the others keep theirs.
 """
+
 import numpy as np
-from kernel_bench import F, RNG, autograd, bench, call, empty_like, normal, pair
+from kernel_bench import RNG, F, autograd, bench, call, empty_like, normal, pair
 
 from slm_np import ops
 
@@ -21,10 +22,18 @@ def cases(config, batch):
     x, residual, dout = normal(n, d), normal(n, d), normal(n, d)
     out, dx = empty_like(x, x)
     kept = dropout(x, residual)[1]
-    yield from pair("dropout", f"{n} x {d}", "GB/s", (3 * x.nbytes, 2 * x.nbytes),
-                    (call(ops.dropout_forward, 1, out, x, residual, SHARE, KEY), call(ops.dropout_backward, 1, dx, dout, SHARE, KEY)),
-                    (lambda: dropout(x, residual)[:1], lambda: [dout * kept * SCALE]),
-                    autograd(lambda x, residual: F.dropout(x, SHARE) + residual, (x, residual), dout))
+    yield from pair(
+        "dropout",
+        f"{n} x {d}",
+        "GB/s",
+        (3 * x.nbytes, 2 * x.nbytes),
+        (
+            call(ops.dropout_forward, 1, out, x, residual, SHARE, KEY),
+            call(ops.dropout_backward, 1, dx, dout, SHARE, KEY),
+        ),
+        (lambda: dropout(x, residual)[:1], lambda: [dout * kept * SCALE]),
+        autograd(lambda x, residual: F.dropout(x, SHARE) + residual, (x, residual), dout),
+    )
 
 
 if __name__ == "__main__":

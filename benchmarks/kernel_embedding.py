@@ -2,8 +2,9 @@
 
 Bytes: each row of the table that stands in the text once (twice where it is added to), and the N rows of out or dout.
 """
+
 import numpy as np
-from kernel_bench import F, RNG, autograd, bench, call, empty_like, normal, pair
+from kernel_bench import RNG, F, autograd, bench, call, empty_like, normal, pair
 
 from slm_np import ops
 
@@ -27,11 +28,28 @@ def cases(config, batch):
         np.add.at(dweight, tokens.reshape(-1), dout)
         return [dweight, dout.reshape(batch, T, d).sum(0)] if learned else [dweight]
 
-    yield from pair("embedding", f"{batch * T} x {d} of {config.vocab_size}", "GB/s", (rows + out.nbytes, 2 * rows + dout.nbytes),
-                    (call(ops.embedding_forward, 1, out, tokens, weight, positions),
-                     call(lambda *gradients: ops.embedding_backward(gradients[0], gradients[1] if learned else None, dout, tokens), len(tables), *gradients)),
-                    (embed, embed_backward),
-                    autograd(lambda tokens, weight, *positions: sum(positions, F.embedding(tokens, weight)), (tokens, *tables), dout.reshape(batch, T, d)))
+    yield from pair(
+        "embedding",
+        f"{batch * T} x {d} of {config.vocab_size}",
+        "GB/s",
+        (rows + out.nbytes, 2 * rows + dout.nbytes),
+        (
+            call(ops.embedding_forward, 1, out, tokens, weight, positions),
+            call(
+                lambda *gradients: ops.embedding_backward(
+                    gradients[0], gradients[1] if learned else None, dout, tokens
+                ),
+                len(tables),
+                *gradients,
+            ),
+        ),
+        (embed, embed_backward),
+        autograd(
+            lambda tokens, weight, *positions: sum(positions, F.embedding(tokens, weight)),
+            (tokens, *tables),
+            dout.reshape(batch, T, d),
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 Bytes: forward reads x and writes out; backward reads dout, x and dx and writes dx. Ours adds to the stream's gradient, PyTorch's makes a new one.
 """
+
 import numpy as np
 from kernel_bench import F, autograd, bench, call, empty_like, normal, pair
 
@@ -25,27 +26,41 @@ def layernorm(x, weight, bias):
 
 def layernorm_backward(dout, x, weight, mean, rstd):
     g, xhat = dout * weight, (x - mean[:, None]) * rstd[:, None]
-    return rstd[:, None] * (g - g.mean(1, keepdims=True) - xhat * (g * xhat).mean(1, keepdims=True)), (dout * xhat).sum(0), dout.sum(0)
+    return (
+        rstd[:, None] * (g - g.mean(1, keepdims=True) - xhat * (g * xhat).mean(1, keepdims=True)),
+        (dout * xhat).sum(0),
+        dout.sum(0),
+    )
 
 
 def rmsnorm_cases(x, dout, weight):
     out, dx, dweight, rstd = empty_like(x, x, weight, x[:, 0])
     ours = call(ops.rmsnorm_forward, 1, out, rstd, x, weight, EPS)
     ours()  # backward wants its rstd
-    return pair("rmsnorm", "{} x {}".format(*x.shape), "GB/s", (2 * x.nbytes, 4 * x.nbytes),
-                (ours, call(ops.rmsnorm_backward, 2, dx, dweight, dout, x, weight, rstd)),
-                (lambda: rmsnorm(x, weight), lambda: rmsnorm_backward(dout, x, weight, rstd)),
-                autograd(lambda x, w: F.rms_norm(x, w.shape, w, EPS), (x, weight), dout))
+    return pair(
+        "rmsnorm",
+        "{} x {}".format(*x.shape),
+        "GB/s",
+        (2 * x.nbytes, 4 * x.nbytes),
+        (ours, call(ops.rmsnorm_backward, 2, dx, dweight, dout, x, weight, rstd)),
+        (lambda: rmsnorm(x, weight), lambda: rmsnorm_backward(dout, x, weight, rstd)),
+        autograd(lambda x, w: F.rms_norm(x, w.shape, w, EPS), (x, weight), dout),
+    )
 
 
 def layernorm_cases(x, dout, weight, bias):
     out, dx, dweight, dbias, mean, rstd = empty_like(x, x, weight, bias, x[:, 0], x[:, 0])
     ours = call(ops.layernorm_forward, 1, out, mean, rstd, x, weight, bias, EPS)
     ours()
-    return pair("layernorm", "{} x {}".format(*x.shape), "GB/s", (2 * x.nbytes, 4 * x.nbytes),
-                (ours, call(ops.layernorm_backward, 3, dx, dweight, dbias, dout, x, weight, mean, rstd)),
-                (lambda: layernorm(x, weight, bias), lambda: layernorm_backward(dout, x, weight, mean, rstd)),
-                autograd(lambda x, w, b: F.layer_norm(x, w.shape, w, b, EPS), (x, weight, bias), dout))
+    return pair(
+        "layernorm",
+        "{} x {}".format(*x.shape),
+        "GB/s",
+        (2 * x.nbytes, 4 * x.nbytes),
+        (ours, call(ops.layernorm_backward, 3, dx, dweight, dbias, dout, x, weight, mean, rstd)),
+        (lambda: layernorm(x, weight, bias), lambda: layernorm_backward(dout, x, weight, mean, rstd)),
+        autograd(lambda x, w, b: F.layer_norm(x, w.shape, w, b, EPS), (x, weight, bias), dout),
+    )
 
 
 def cases(config, batch):

@@ -3,6 +3,7 @@
 Operations: 2 T B S^2 forward, 4 T B S^2 backward. All engines walk through time; ours does so in place, and the copy it is given is part of its time.
 A step alone is a product of B x S x S: the share says what of the rate of one large product it reaches.
 """
+
 import numpy as np
 from kernel_bench import autograd, bench, empty_like, normal, pair, torch
 
@@ -11,7 +12,7 @@ from slm_np import ops
 
 def cases(config, batch):
     T, S = config.block_size, config.state_size
-    entered, dout, weight = normal(T, batch, S), normal(T, batch, S), normal(S, S) * np.float32(0.3 * S ** -0.5)
+    entered, dout, weight = normal(T, batch, S), normal(T, batch, S), normal(S, S) * np.float32(0.3 * S**-0.5)
     states, dstates = np.zeros((2, T + 1, batch, S), np.float32)
     dweight, scratch = empty_like(weight, normal(ops.linear_recurrence_scratch(batch, S, weight)))
 
@@ -19,6 +20,7 @@ def cases(config, batch):
         states[1:] = entered
         ops.linear_recurrence_forward(states, scratch, weight)
         return [states[1:]]
+
     forward()  # backward wants its states
 
     def backward():
@@ -32,6 +34,7 @@ def cases(config, batch):
         for t in range(T):
             h[t + 1] = entered[t] + h[t] @ weight
         return [h[1:]]
+
     kept = states[:-1].reshape(-1, S).copy()
 
     def plain_backward():
@@ -46,8 +49,16 @@ def cases(config, batch):
             h = step + h @ weight if found else step
             found.append(h)
         return torch.stack(found)
-    yield from pair("recurrence", f"{T} x {batch} x {S} x {S}", "GFLOP/s", (2 * T * batch * S * S, 4 * T * batch * S * S),
-                    (forward, backward), (plain, plain_backward), autograd(loop, (entered, weight), dout))
+
+    yield from pair(
+        "recurrence",
+        f"{T} x {batch} x {S} x {S}",
+        "GFLOP/s",
+        (2 * T * batch * S * S, 4 * T * batch * S * S),
+        (forward, backward),
+        (plain, plain_backward),
+        autograd(loop, (entered, weight), dout),
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 Bytes: both directions read and write all of x. PyTorch's turned heads are new arrays.
 """
+
 from kernel_bench import autograd, bench, call, normal, pair, torch
 
 from slm_np import ops
@@ -26,9 +27,18 @@ def cases(config, batch):
         return torch.cat((a * turns[0] - b * turns[1], b * turns[0] + a * turns[1]), -1)
 
     turns = torch and (torch.as_tensor(c), torch.as_tensor(s))
-    yield from pair("rotary", f"{batch * T} x {heads} x {w}", "GB/s", (2 * x.nbytes, 2 * x.nbytes),
-                    (call(ops.rotary_forward, 1, x.copy(), cos, sin, heads), call(ops.rotary_backward, 1, dout.copy(), cos, sin, heads)),
-                    (lambda: turn(forward, c, s), lambda: turn(backward, c, -s)), autograd(in_torch, (x,), dout.reshape(batch, T, heads, w)))
+    yield from pair(
+        "rotary",
+        f"{batch * T} x {heads} x {w}",
+        "GB/s",
+        (2 * x.nbytes, 2 * x.nbytes),
+        (
+            call(ops.rotary_forward, 1, x.copy(), cos, sin, heads),
+            call(ops.rotary_backward, 1, dout.copy(), cos, sin, heads),
+        ),
+        (lambda: turn(forward, c, s), lambda: turn(backward, c, -s)),
+        autograd(in_torch, (x,), dout.reshape(batch, T, heads, w)),
+    )
 
 
 if __name__ == "__main__":

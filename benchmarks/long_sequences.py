@@ -7,6 +7,7 @@ turns, and the median step counts. Memory is the arena of one window: what a tok
 a time, to the longest length: how fast at its beginning and how fast at its end. One trunk of 4 layers, 256 wide, with a norm, a residual and no
 feed-forward, around each mixer.
 """
+
 import argparse
 import statistics
 import sys
@@ -38,14 +39,19 @@ def step_of(settings, length, tokens, dtype):
     from slm_np.model import Model
     from slm_np.optim import AdamW
     from slm_np.workspace import BF16
+
     config = ModelConfig(**settings, block_size=length)
     model = Model(config, operand=BF16 if dtype == "bf16" else None)
-    optimizer, ids = AdamW(model.parameters, 1e-4), np.random.default_rng(0).integers(0, config.vocab_size, (tokens // length, length + 1)).astype(np.int32)
+    optimizer, ids = (
+        AdamW(model.parameters, 1e-4),
+        np.random.default_rng(0).integers(0, config.vocab_size, (tokens // length, length + 1)).astype(np.int32),
+    )
     x, y = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
 
     def step():
         model.loss_and_gradient(x, y)
         optimizer.step()
+
     return step
 
 
@@ -54,7 +60,17 @@ def arena(settings, lengths, dtype):
     from slm_np.config import ModelConfig
     from slm_np.model import plan
     from slm_np.workspace import BF16, planned_bytes
-    sizes = [int(planned_bytes(plan(ModelConfig(**settings, block_size=length), 1, length), np.float32, BF16 if dtype == "bf16" else None)) for length in lengths]
+
+    sizes = [
+        int(
+            planned_bytes(
+                plan(ModelConfig(**settings, block_size=length), 1, length),
+                np.float32,
+                BF16 if dtype == "bf16" else None,
+            )
+        )
+        for length in lengths
+    ]
     return dict(bytes=sizes, bytes_per_token=(sizes[-1] - sizes[-2]) / (lengths[-1] - lengths[-2]))
 
 
@@ -63,6 +79,7 @@ def written(settings, length):
     from slm_np.config import ModelConfig
     from slm_np.decode import Decoder
     from slm_np.model import Model
+
     decoder, ids, seconds = Decoder(Model(ModelConfig(**settings, block_size=length))), np.zeros(1, np.int32), []
     decoder.read(ids[:, None])
     for _ in range(length - 1):
@@ -74,23 +91,40 @@ def measured(lengths, tokens, rounds, dtype):
     """Rows of every mixer: tokens/s at each length, all in turns, and its memory."""
     rows = []
     for name, settings in MIXERS.items():
-        steps, times = {length: step_of(settings, length, tokens, dtype) for length in lengths}, {length: [] for length in lengths}
+        steps, times = (
+            {length: step_of(settings, length, tokens, dtype) for length in lengths},
+            {length: [] for length in lengths},
+        )
         for turn in range(rounds + 1):
             for length, step in steps.items():
                 step()  # it fills the caches anew
                 if turn:
                     times[length].append(clock(step))
         rates = {length: tokens / statistics.median(seconds) for length, seconds in times.items()}
-        rows.append(dict(mixer=name, dtype=dtype, lengths=list(lengths), tokens_per_second=list(rates.values()), **arena(settings, lengths, dtype)))
+        rows.append(
+            dict(
+                mixer=name,
+                dtype=dtype,
+                lengths=list(lengths),
+                tokens_per_second=list(rates.values()),
+                **arena(settings, lengths, dtype),
+            )
+        )
         row = rows[-1]
         row["written"] = written(settings, lengths[-1])
-        print(f"{name:<18}" + "".join(f"{rate:>9,.0f}" for rate in rates.values()) + f"   the longest at {rates[lengths[-1]] / rates[lengths[0]]:.2f} of the shortest"
-              f"   {row['bytes_per_token'] / 1024:.1f} KiB a token   writing {row['written'][0]:,.0f} tokens/s, at the end {row['written'][1]:,.0f}", flush=True)
+        print(
+            f"{name:<18}"
+            + "".join(f"{rate:>9,.0f}" for rate in rates.values())
+            + f"   the longest at {rates[lengths[-1]] / rates[lengths[0]]:.2f} of the shortest"
+            f"   {row['bytes_per_token'] / 1024:.1f} KiB a token   writing {row['written'][0]:,.0f} tokens/s, at the end {row['written'][1]:,.0f}",
+            flush=True,
+        )
     return rows
 
 
 def draw(rows, path):
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 4), layout="constrained")
     speed, memory = figure.subplots(1, 2)
     for row in rows:
@@ -116,6 +150,7 @@ def main(argv=None):
     parser.add_argument("--plot", metavar="FILE", help="draw them there")
     args = parser.parse_args(argv)
     from slm_np.machine import use_threads
+
     use_threads(0)
     print(f"{'tokens/s, ' + args.dtype:<18}" + "".join(f"{length:>9,}" for length in LENGTHS))
     rows = measured(LENGTHS, TOKENS, args.rounds, args.dtype)

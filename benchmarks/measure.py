@@ -1,4 +1,5 @@
 """Timing side by side, and the machine's ceilings that results are held against."""
+
 import contextlib
 import json
 import statistics
@@ -45,12 +46,14 @@ def alternate(functions, rounds=7, seconds=0.15, settings={}):
 def large_copy():
     """(function, bytes it moves): a copy of 128 MiB by all threads, bytes read and bytes written both counted."""
     import numpy as np
-    from slm_np.kernels.cpu.jit import kernel
     from numba import prange
+
+    from slm_np.kernels.cpu.jit import kernel
 
     def copy(out, x):
         for block in prange((x.size + 65535) // 65536):
-            out[block * 65536:block * 65536 + 65536] = x[block * 65536:block * 65536 + 65536]
+            out[block * 65536 : block * 65536 + 65536] = x[block * 65536 : block * 65536 + 65536]
+
     copy = kernel(copy)
     x, out = np.ones(1 << 25, np.float32), np.zeros(1 << 25, np.float32)
     return lambda: copy(out, x), 2 * x.nbytes
@@ -59,14 +62,17 @@ def large_copy():
 def square_product(size, dtype="fp32"):
     """(function, operations): a square product on the project's own pool of threads, of float32 or, for dtype bf16, of bfloat16 operands."""
     import numpy as np
+
     from slm_np import ops
+
     x, w, out = (np.ones((size, size), np.float32) for _ in range(3))
     if dtype == "bf16":
         from slm_np.ops.device import cpu_kernels
+
         kernels, w = cpu_kernels(), cpu_kernels().packed(w)
         kernels.pack(w)
         x = np.full((size, size), 0x3F80, np.uint16)  # ones
-    return lambda: ops.linear_forward(out, x, w, None, None), 2 * size ** 3
+    return lambda: ops.linear_forward(out, x, w, None, None), 2 * size**3
 
 
 def bandwidth():
@@ -86,6 +92,7 @@ def peak_rss_mb():
     if sys.platform == "win32":
         return _windows_peak() / 1e6
     import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
@@ -95,8 +102,20 @@ def _windows_peak():
     import ctypes
 
     class Counters(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_ulong), ("page_faults", ctypes.c_ulong)] + [(name, ctypes.c_size_t) for name in (
-            "peak_working_set", "working_set", "peak_paged", "paged", "peak_nonpaged", "nonpaged", "pagefile", "peak_pagefile")]
+        _fields_ = [("length", ctypes.c_ulong), ("page_faults", ctypes.c_ulong)] + [
+            (name, ctypes.c_size_t)
+            for name in (
+                "peak_working_set",
+                "working_set",
+                "peak_paged",
+                "paged",
+                "peak_nonpaged",
+                "nonpaged",
+                "pagefile",
+                "peak_pagefile",
+            )
+        ]
+
     system, counters = ctypes.WinDLL("kernel32", use_last_error=True), Counters(length=ctypes.sizeof(Counters))
     system.GetCurrentProcess.restype = ctypes.c_void_p
     system.K32GetProcessMemoryInfo.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong
@@ -108,6 +127,7 @@ def _windows_peak():
 def write_json(path, rows):
     """Write the rows to a file. UserError if it cannot be written."""
     from slm_np.errors import UserError
+
     try:
         Path(path).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

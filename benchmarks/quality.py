@@ -7,6 +7,7 @@ rate, and its best run counts: short runs would choose rates that are too high f
 fell. The model "cut" is `byte-ssm` with the gradient's flow from H_t to H_(t-1) left out, so that a step learns from its own loss alone. Runs
 stand in the file one after another; those that it already holds are not repeated.
 """
+
 import argparse
 import contextlib
 import itertools
@@ -25,7 +26,17 @@ from slm_np.errors import UserError, exit_with_sentence, near  # noqa: E402
 from slm_np.presets import LLAMA, MAMBA, PRESETS  # noqa: E402
 
 TOKENS = 4096  # in a batch
-RECURRENCE = dict(pattern="S", positions="none", norm="rmsnorm", feed_forward="none", head="tied", n_layer=4, n_embd=256, state_size=512, block_size=256)
+RECURRENCE = dict(
+    pattern="S",
+    positions="none",
+    norm="rmsnorm",
+    feed_forward="none",
+    head="tied",
+    n_layer=4,
+    n_embd=256,
+    state_size=512,
+    block_size=256,
+)
 MODELS = {
     "byte-ssm": PRESETS["byte-ssm"]["model"],
     "byte-ssm, cut": PRESETS["byte-ssm"]["model"],
@@ -34,18 +45,29 @@ MODELS = {
     "byte-transformer": PRESETS["byte-transformer"]["model"],
     "llama": dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=256, n_hidden=432, block_size=256),
 }
-COURSE = dict(max_spectral_norm=1.0, warmup_iters=50, beta2=0.95, weight_decay=0.1, decay="matrices", grad_clip=1.0, eval_iters=16, eval_interval=250)
+COURSE = dict(
+    max_spectral_norm=1.0,
+    warmup_iters=50,
+    beta2=0.95,
+    weight_decay=0.1,
+    decay="matrices",
+    grad_clip=1.0,
+    eval_iters=16,
+    eval_interval=250,
+)
 
 
 @contextlib.contextmanager
 def one_step(cut):
     """Within, gradients do not flow from one step of a linear recurrence to the one before it, if `cut`."""
     from slm_np import ops
+
     whole = ops.linear_recurrence_backward
 
     def backward(dstates, dweight, scratch, states, weight):
         width = states.shape[2]
         ops.linear_backward_weight(dweight, None, dstates[1:].reshape(-1, width), states[:-1].reshape(-1, width))
+
     ops.linear_recurrence_backward = backward if cut else whole
     try:
         yield
@@ -56,12 +78,23 @@ def one_step(cut):
 def trained(name, data, rate, max_time, dtype, threads=0):
     """What a run came to, its evaluations [{minutes, tokens, train, bpb}] among it; `diverged` if it did."""
     import math
+
     from slm_np.checkpoint import RunConfig
     from slm_np.config import ModelConfig, TrainConfig
     from slm_np.launch import prepared
     from slm_np.trainer import Trainer
+
     model = ModelConfig(**MODELS[name])
-    train = TrainConfig(**COURSE, data=data, threads=threads, learning_rate=rate, min_lr=rate / 10, max_time=max_time, batch_size=TOKENS // model.block_size, dtype=dtype)
+    train = TrainConfig(
+        **COURSE,
+        data=data,
+        threads=threads,
+        learning_rate=rate,
+        min_lr=rate / 10,
+        max_time=max_time,
+        batch_size=TOKENS // model.block_size,
+        dtype=dtype,
+    )
     corpus, run = prepared(RunConfig(model, train))
     trainer, rows, steps = Trainer(run, corpus, quiet=True), [], []
     step = trainer.step
@@ -71,19 +104,37 @@ def trained(name, data, rate, max_time, dtype, threads=0):
         result = step()
         steps.append(time.perf_counter() - begun)
         return result
+
     trainer.step = timed
 
     def keep(row):
         if "val_loss" in row:
-            rows.append(dict(minutes=row["time_s"] / 60, tokens=row["step"] * TOKENS, train=row["train_loss"] / math.log(2), bpb=row["val_loss"] / math.log(2)))
+            rows.append(
+                dict(
+                    minutes=row["time_s"] / 60,
+                    tokens=row["step"] * TOKENS,
+                    train=row["train_loss"] / math.log(2),
+                    bpb=row["val_loss"] / math.log(2),
+                )
+            )
+
     trainer.log = keep
     with one_step(name.endswith("cut")):
         try:
             trainer.train()
         except UserError as error:
             print(f"{name} at {rate:g} after {trainer.updates} updates: {error}", flush=True)
-    return dict(model=name, rate=rate, parameters=trainer.model.parameters.weights.size, dtype=trainer.config.dtype, updates=trainer.updates, diverged=not trainer.finished(),
-                tokens_per_second=TOKENS / statistics.median(steps), curve=rows, best=min((row["bpb"] for row in rows), default=math.inf))
+    return dict(
+        model=name,
+        rate=rate,
+        parameters=trainer.model.parameters.weights.size,
+        dtype=trainer.config.dtype,
+        updates=trainer.updates,
+        diverged=not trainer.finished(),
+        tokens_per_second=TOKENS / statistics.median(steps),
+        curve=rows,
+        best=min((row["bpb"] for row in rows), default=math.inf),
+    )
 
 
 def best_runs(runs):
@@ -99,20 +150,37 @@ def table(runs):
     yield "| model | parameters | learning rate | bytes/s | bytes seen | bits per byte | at other rates |"
     yield "|---|---|---|---|---|---|---|"
     for row in best_runs(runs):
-        others = sorted((run["rate"], "diverges" if run["diverged"] else f"{run['best']:.3f}") for run in runs if run["model"] == row["model"] and run is not row)
-        yield (f"| {row['model']} | {row['parameters']:,} | {row['rate']:g} | {row['tokens_per_second']:,.0f} | {row['updates'] * TOKENS / 1e6:.1f}M | {row['best']:.3f} "
-               f"| {', '.join(f'{rate:g}: {came_to}' for rate, came_to in others)} |")
+        others = sorted(
+            (run["rate"], "diverges" if run["diverged"] else f"{run['best']:.3f}")
+            for run in runs
+            if run["model"] == row["model"] and run is not row
+        )
+        yield (
+            f"| {row['model']} | {row['parameters']:,} | {row['rate']:g} | {row['tokens_per_second']:,.0f} | {row['updates'] * TOKENS / 1e6:.1f}M | {row['best']:.3f} "
+            f"| {', '.join(f'{rate:g}: {came_to}' for rate, came_to in others)} |"
+        )
 
 
 def draw(runs, path):
     """Bits per byte over minutes, a line for each model's best run."""
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     rows = best_runs(runs)
     for row in reversed(rows):
-        axes.plot([at["minutes"] for at in row["curve"]], [at["bpb"] for at in row["curve"]], marker=".", label=f"{row['model']}  {row['best']:.3f}")
-    axes.set(xlabel="minutes", ylabel="validation bits per byte", ylim=(min(row["best"] for row in rows) - 0.2, 4), title="2.4M parameters on tiny Shakespeare")
+        axes.plot(
+            [at["minutes"] for at in row["curve"]],
+            [at["bpb"] for at in row["curve"]],
+            marker=".",
+            label=f"{row['model']}  {row['best']:.3f}",
+        )
+    axes.set(
+        xlabel="minutes",
+        ylabel="validation bits per byte",
+        ylim=(min(row["best"] for row in rows) - 0.2, 4),
+        title="2.4M parameters on tiny Shakespeare",
+    )
     figure.legend(loc="outside center right")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
@@ -123,8 +191,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Models of one size on equal terms.")
     parser.add_argument("--data", required=True, help="tinyshakespeare.txt")
     parser.add_argument("--max-time", default="10m", help="of each run")
-    parser.add_argument("--rates", default="1e-3,2e-3,4e-3", help="learning rates, of which each model's best counts (default: %(default)s)")
-    parser.add_argument("--models", default=",".join(MODELS).replace("byte-ssm, cut", "cut"), help="which, separated by commas (default: %(default)s)")
+    parser.add_argument(
+        "--rates",
+        default="1e-3,2e-3,4e-3",
+        help="learning rates, of which each model's best counts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--models",
+        default=",".join(MODELS).replace("byte-ssm, cut", "cut"),
+        help="which, separated by commas (default: %(default)s)",
+    )
     parser.add_argument("--dtype", default="auto", help="precision: auto, fp32 or bf16")
     parser.add_argument("--threads", type=int, default=0, help="0 means one per core")
     parser.add_argument("--json", metavar="FILE", help="keep the runs there, and take from there what has been run")
@@ -137,15 +213,20 @@ def main(argv=None):
     try:
         rates = [float(rate) for rate in args.rates.split(",")]
     except ValueError:
-        raise UserError(f"--rates {args.rates!r} is no list of numbers; separate them by commas, like 1e-3,2e-3") from None
+        raise UserError(
+            f"--rates {args.rates!r} is no list of numbers; separate them by commas, like 1e-3,2e-3"
+        ) from None
     from slm_np.machine import use_threads
+
     use_threads(args.threads)
     runs = json.loads(Path(args.json).read_text(encoding="utf-8")) if args.json and Path(args.json).exists() else []
     for name, rate in itertools.product(names, rates):
         if any((run["model"], run["rate"]) == (name, rate) for run in runs):
             continue
         runs.append(trained(name, args.data, rate, args.max_time, args.dtype, args.threads))
-        print(f"{name} at {rate:g}: {'diverges' if runs[-1]['diverged'] else format(runs[-1]['best'], '.3f')}", flush=True)
+        print(
+            f"{name} at {rate:g}: {'diverges' if runs[-1]['diverged'] else format(runs[-1]['best'], '.3f')}", flush=True
+        )
         if args.json:
             write_json(args.json, runs)
     print("\n".join(table(runs)))

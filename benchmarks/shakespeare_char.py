@@ -3,6 +3,7 @@
 Prints, per seed, each engine's validation loss by the trainer's own estimate and over many random windows, with its standard error, and the
 seconds its updates took. The seeds differ in weights and batches; the spread between seeds is what a comparison of single runs has to beat.
 """
+
 import argparse
 import math
 import statistics
@@ -16,6 +17,7 @@ WINDOWS = 7200
 def windows_loss(losses, corpus, batch, steps):
     """(mean, standard error) in nats per token over WINDOWS random windows of the validation split."""
     from slm_np.data.tokens import random_batch
+
     tokens, targets, means = np.zeros((batch, steps), np.int32), np.zeros((batch, steps), np.int32), []
     for i in range(WINDOWS // batch):
         random_batch(tokens, targets, corpus.validation, 99, 7, i)
@@ -37,9 +39,15 @@ def main(argv=None):
     from slm_np.optim import learning_rate
     from slm_np.presets import preset
     from slm_np.trainer import Trainer
+
     machine.use_threads(0)
     for seed in map(int, args.seeds.split(",")):
-        run = RunConfig(*preset("shakespeare-char", {}, dict(data=args.data, seed=seed, max_iters=args.max_iters, dtype=args.dtype)), preset="shakespeare-char")
+        run = RunConfig(
+            *preset(
+                "shakespeare-char", {}, dict(data=args.data, seed=seed, max_iters=args.max_iters, dtype=args.dtype)
+            ),
+            preset="shakespeare-char",
+        )
         corpus, run = prepared(run)
         trainer = Trainer(run, corpus, quiet=True)
         config, shape = run.train, trainer.tokens.shape
@@ -49,14 +57,26 @@ def main(argv=None):
             trainer.step()
         seconds = time.perf_counter() - begun
         mean, error = windows_loss(trainer.model.losses, corpus, *shape)
-        print(f"seed {seed}  slm_np   estimate {trainer.estimate_loss()['val_loss']:.4f}  {WINDOWS} windows {mean:.4f} +- {error:.4f}  {seconds:.1f} s", flush=True)
+        print(
+            f"seed {seed}  slm_np   estimate {trainer.estimate_loss()['val_loss']:.4f}  {WINDOWS} windows {mean:.4f} +- {error:.4f}  {seconds:.1f} s",
+            flush=True,
+        )
         if not args.against:
             continue
         import torch
         import torch_twin
+
         twin = torch_twin.Twin(run.model).load(start)
-        opponent = torch_twin.Trainer(twin, config.learning_rate, config.beta1, config.beta2, weight_decay=config.weight_decay, decay=config.decay, grad_clip=config.grad_clip,
-                                      bfloat16=args.dtype == "bf16")
+        opponent = torch_twin.Trainer(
+            twin,
+            config.learning_rate,
+            config.beta1,
+            config.beta2,
+            weight_decay=config.weight_decay,
+            decay=config.decay,
+            grad_clip=config.grad_clip,
+            bfloat16=args.dtype == "bf16",
+        )
         trainer.updates = 0
         begun = time.perf_counter()
         for step in range(config.max_iters):
@@ -70,7 +90,14 @@ def main(argv=None):
         def twin_losses(tokens, targets):
             with torch.no_grad():
                 logits = twin(torch.as_tensor(tokens).long())
-                return torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.as_tensor(targets).long().flatten(), reduction="none").view(tokens.shape).numpy()
+                return (
+                    torch.nn.functional.cross_entropy(
+                        logits.flatten(0, 1), torch.as_tensor(targets).long().flatten(), reduction="none"
+                    )
+                    .view(tokens.shape)
+                    .numpy()
+                )
+
         twin.eval()
         mean, error = windows_loss(twin_losses, corpus, *shape)
         print(f"seed {seed}  PyTorch  {WINDOWS} windows {mean:.4f} +- {error:.4f}  {seconds:.1f} s", flush=True)

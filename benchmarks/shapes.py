@@ -1,4 +1,5 @@
 """The shapes that the benchmarks run, and the products of one training step. Sizes: V vocabulary, L layers, H heads, D width, F hidden, T steps, B batch."""
+
 from slm_np.config import ModelConfig
 from slm_np.errors import UserError, near
 from slm_np.presets import GPT2, LLAMA, PRESETS
@@ -36,18 +37,37 @@ def products(config, batch):
     """[(m, k, n, how often)] of the forward products x W of one step, x (m, k), W (k, n); backward has dy W^T and x^T dy of each."""
     n, d = batch * config.block_size, config.n_embd
     heads, qkv = config.n_head * config.head_dim, (config.n_head + 2 * config.n_kv_head) * config.head_dim
-    found, channels, selected, states = [], config.n_inner, config.time_step_rank + 2 * config.channel_states, config.state_size
+    found, channels, selected, states = (
+        [],
+        config.n_inner,
+        config.time_step_rank + 2 * config.channel_states,
+        config.state_size,
+    )
     for letter in dict.fromkeys(config.letters):
         count, last = config.letters.count(letter), int(config.head == "none" and letter == config.letters[-1])
-        ends = [(size, k) for size, k in ((d, count - last), (config.vocab_size, last)) if k]  # the last mixer may give the logits
+        ends = [
+            (size, k) for size, k in ((d, count - last), (config.vocab_size, last)) if k
+        ]  # the last mixer may give the logits
         if letter == "A":
             found += [(n, d, qkv, count), *((n, heads, size, k) for size, k in ends)]
         elif letter == "M":
-            found += [(n, d, 2 * channels, count), (n, channels, selected, count), (n, config.time_step_rank, channels, count), *((n, channels, size, k) for size, k in ends)]
+            found += [
+                (n, d, 2 * channels, count),
+                (n, channels, selected, count),
+                (n, config.time_step_rank, channels, count),
+                *((n, channels, size, k) for size, k in ends),
+            ]
         else:  # the walk through time is a product a step
-            found += [(n, d, states, count), (batch, states, states, config.block_size * count), *((n, k, size, times) for size, times in ends for k in (states, d))]
+            found += [
+                (n, d, states, count),
+                (batch, states, states, config.block_size * count),
+                *((n, k, size, times) for size, times in ends for k in (states, d)),
+            ]
     if config.feed_forward != "none":
-        found += [(n, d, config.n_hidden * (2 if config.feed_forward == "swiglu" else 1), config.n_layer), (n, config.n_hidden, d, config.n_layer)]
+        found += [
+            (n, d, config.n_hidden * (2 if config.feed_forward == "swiglu" else 1), config.n_layer),
+            (n, config.n_hidden, d, config.n_layer),
+        ]
     if config.head == "mlp":
         return found + [(n, d, config.head_hidden, 1), (n, config.head_hidden, config.vocab_size, 1)]
     return found + [(n, d, config.vocab_size, 1)] * (config.head != "none")
@@ -61,9 +81,20 @@ def attention_operations(config, batch):
 
 def scan_operations(config, batch):
     """What the selective scan's instructions of one step would be as operations of a product."""
-    return (SCAN_FORWARD + SCAN_BACKWARD) * batch * config.block_size * config.n_inner * config.channel_states * config.letters.count("M")
+    return (
+        (SCAN_FORWARD + SCAN_BACKWARD)
+        * batch
+        * config.block_size
+        * config.n_inner
+        * config.channel_states
+        * config.letters.count("M")
+    )
 
 
 def operations(config, batch):
     """Floating-point operations of all products of one training step, and what else takes as long."""
-    return sum(6 * m * k * n * count for m, k, n, count in products(config, batch)) + attention_operations(config, batch) + scan_operations(config, batch)
+    return (
+        sum(6 * m * k * n * count for m, k, n, count in products(config, batch))
+        + attention_operations(config, batch)
+        + scan_operations(config, batch)
+    )

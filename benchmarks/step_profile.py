@@ -1,4 +1,5 @@
 """Where a training step's time goes, by op, beside each op's floor: the larger of operations / product rate and bytes / bandwidth."""
+
 import contextlib
 import time
 from collections import defaultdict
@@ -7,12 +8,20 @@ import measure
 from shapes import SCAN_BACKWARD, SCAN_FORWARD
 
 EXACT = ("selective_scan", "linear_recurrence")  # never of bfloat16
-IN_PLACE = ("swish_backward", "gelu_backward", "gelu_tanh_backward", "swiglu_backward")  # these write every array they read
+IN_PLACE = (
+    "swish_backward",
+    "gelu_backward",
+    "gelu_tanh_backward",
+    "swiglu_backward",
+)  # these write every array they read
 
 
 def product(x, w):
     """(operations, label) of a call whose arguments x and w are what is multiplied by what."""
-    return lambda args: (2 * args[x].shape[0] * args[w].size, f"{args[x].shape[0]} x {' x '.join(map(str, args[w].shape))}")
+    return lambda args: (
+        2 * args[x].shape[0] * args[w].size,
+        f"{args[x].shape[0]} x {' x '.join(map(str, args[w].shape))}",
+    )
 
 
 def transposed_backward(args):
@@ -21,9 +30,13 @@ def transposed_backward(args):
 
 def attention(n_products, lse, qkv, heads):
     """Of attention: so many products over keys no later than the query."""
+
     def count(args):
         rows, steps = args[lse].shape
-        return n_products * 2 * rows * steps * (steps + 1) // 2 * (args[qkv].shape[1] // (args[heads] + 2 * args[heads + 1])), ""
+        return n_products * 2 * rows * steps * (steps + 1) // 2 * (
+            args[qkv].shape[1] // (args[heads] + 2 * args[heads + 1])
+        ), ""
+
     return count
 
 
@@ -37,11 +50,19 @@ def recurrence(factor):
     return lambda args: (factor * 2 * args[0][1:].size * args[0].shape[2], "")
 
 
-OPERATIONS = {"linear_forward": product(1, 2), "linear_backward_input": product(1, 2), "linear_backward_weight": product(2, 0),
-              "linear_transposed_forward": product(1, 2), "linear_transposed_backward": transposed_backward,
-              "attention_forward": attention(2, 1, 3, 4), "attention_backward": attention(5, 4, 0, 5),
-              "selective_scan_forward": scan(SCAN_FORWARD, 7), "selective_scan_backward": scan(SCAN_BACKWARD, 4),
-              "linear_recurrence_forward": recurrence(1), "linear_recurrence_backward": recurrence(2)}
+OPERATIONS = {
+    "linear_forward": product(1, 2),
+    "linear_backward_input": product(1, 2),
+    "linear_backward_weight": product(2, 0),
+    "linear_transposed_forward": product(1, 2),
+    "linear_transposed_backward": transposed_backward,
+    "attention_forward": attention(2, 1, 3, 4),
+    "attention_backward": attention(5, 4, 0, 5),
+    "selective_scan_forward": scan(SCAN_FORWARD, 7),
+    "selective_scan_backward": scan(SCAN_BACKWARD, 4),
+    "linear_recurrence_forward": recurrence(1),
+    "linear_recurrence_backward": recurrence(2),
+}
 
 
 def bytes_of(name, args):
@@ -61,7 +82,11 @@ class Record:
     """Seconds spent, floor in seconds, and calls of each op, by its label."""
 
     def __init__(self, dtype):
-        self.rate, self.exact_rate, self.bandwidth = measure.product_rate(dtype=dtype), measure.product_rate(), measure.bandwidth()
+        self.rate, self.exact_rate, self.bandwidth = (
+            measure.product_rate(dtype=dtype),
+            measure.product_rate(),
+            measure.bandwidth(),
+        )
         self.clear()
 
     def clear(self):
@@ -69,6 +94,7 @@ class Record:
 
     def timed(self, name, function):
         """`function`, its calls put down under `name`."""
+
         def run(*args):
             flops, label = OPERATIONS[name](args) if name in OPERATIONS else (0, "")
             n_bytes, begun = bytes_of(name, args), time.perf_counter()
@@ -79,6 +105,7 @@ class Record:
             self.floor[label] += max(flops / rate, n_bytes / self.bandwidth)
             self.calls[label] += 1
             return result
+
         return run
 
 
@@ -87,16 +114,32 @@ def recorded(trainer, record):
     """Within, the ops that a trainer's step calls are timed, wherever they are called by name, and its optimiser is."""
     from slm_np import ops
     from slm_np.ops import linear, loss
+
     halves = ("linear_backward_input", "linear_backward_weight")
-    places = [(linear, halves), (ops, halves), (loss, ("linear_transposed_forward", "linear_transposed_backward", "softmax_cross_entropy_backward")),
-              (ops, [n for n in vars(ops) if n.endswith(("_forward", "_backward", "accumulate", "convert")) and n != "linear_backward" and not n.startswith("head")])]
+    places = [
+        (linear, halves),
+        (ops, halves),
+        (loss, ("linear_transposed_forward", "linear_transposed_backward", "softmax_cross_entropy_backward")),
+        (
+            ops,
+            [
+                n
+                for n in vars(ops)
+                if n.endswith(("_forward", "_backward", "accumulate", "convert"))
+                and n != "linear_backward"
+                and not n.startswith("head")
+            ],
+        ),
+    ]
     untimed = [(module, name, getattr(module, name)) for module, names in places for name in names]
     update, weights = trainer.optimizer.step, trainer.model.parameters.weights
     adamw = record.timed("adamw", lambda *args: update(args[-1]))
     try:
         for module, name, function in untimed:
             setattr(module, name, record.timed(name, function))
-        trainer.optimizer.step = lambda rate: adamw(*[weights] * 9, rate)  # the norm reads once; AdamW reads four buffers and writes four
+        trainer.optimizer.step = lambda rate: adamw(
+            *[weights] * 9, rate
+        )  # the norm reads once; AdamW reads four buffers and writes four
         yield
     finally:
         for module, name, function in untimed:
@@ -119,7 +162,10 @@ def profile(title, trainer, seconds):
 
     def line(label, calls, *spans):
         print(f"{label:<52}{calls:>6}" + "".join(f"{1e3 * span / steps:>10.2f}" for span in spans))
-    print(f"\n{title}: {1e3 * total / steps:.1f} ms a step; products {record.rate / 1e9:.0f} GFLOP/s, copy {record.bandwidth / 1e9:.1f} GB/s")
+
+    print(
+        f"\n{title}: {1e3 * total / steps:.1f} ms a step; products {record.rate / 1e9:.0f} GFLOP/s, copy {record.bandwidth / 1e9:.1f} GB/s"
+    )
     print(f"{'op':<52}{'calls':>6}{'ms':>10}{'floor ms':>10}{'gap ms':>10}")
     spent, floor = record.spent, record.floor
     for label in sorted(spent, key=lambda k: spent[k] - floor[k], reverse=True):

@@ -3,6 +3,7 @@
 A fair opponent: PyTorch's fused attention, norms, activations, loss and AdamW, its own (out, in) storage of linear weights, and
 `torch.compile` and bfloat16 autocast on request. Only `load`, `weights` and `gradients` speak slm_np's names and (in, out) shapes.
 """
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ ACTIVATIONS = {"swish": F.silu, "gelu": F.gelu, "gelu-tanh": lambda x: F.gelu(x,
 
 class Norm(nn.Module):
     """Layer norm (its bias only if `config.bias`), RMS norm, or nothing at all."""
+
     def __init__(self, config):
         super().__init__()
         self.kind, self.eps, self.shape = config.norm, config.norm_eps, (config.n_embd,)
@@ -27,9 +29,15 @@ class Norm(nn.Module):
 
 class Attention(nn.Module):
     """Causal attention of H query heads over Hkv key-value heads; `qkv` holds the queries' columns first, then keys', then values'."""
+
     def __init__(self, config, columns):
         super().__init__()
-        self.heads, self.kv_heads, self.width, self.dropout = config.n_head, config.n_kv_head, config.head_dim, config.dropout
+        self.heads, self.kv_heads, self.width, self.dropout = (
+            config.n_head,
+            config.n_kv_head,
+            config.head_dim,
+            config.dropout,
+        )
         self.qkv = nn.Linear(config.n_embd, (self.heads + 2 * self.kv_heads) * self.width, bias=config.bias)
         self.output = nn.Linear(self.heads * self.width, columns, bias=config.bias)
 
@@ -43,13 +51,20 @@ class Attention(nn.Module):
             cos, sin = rotation
             a, b = qk.chunk(2, -1)
             q, k = torch.cat((a * cos - b * sin, b * cos + a * sin), -1).split((self.heads, self.kv_heads), 1)
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True,
-                                             enable_gqa=self.heads != self.kv_heads)
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=True,
+            enable_gqa=self.heads != self.kv_heads,
+        )
         return self.output(out.transpose(1, 2).reshape(B, T, -1))
 
 
 class Recurrence(nn.Module):
     """h = B x + A h before, y = C silu(h) + D x: what no state is in is a product over all time, the rest a loop; `stepwise` puts all into the loop."""
+
     stepwise = False
 
     def __init__(self, config, columns):
@@ -73,12 +88,22 @@ class Recurrence(nn.Module):
 
 class Mamba(nn.Module):
     """transformers' mixer, which without its CUDA kernels is a loop over time."""
+
     def __init__(self, config, columns):
         super().__init__()
         from transformers import MambaConfig
         from transformers.models.mamba.modeling_mamba import MambaMixer
-        theirs = MambaConfig(vocab_size=config.vocab_size, hidden_size=config.n_embd, state_size=config.channel_states, num_hidden_layers=1, expand=1,
-                             conv_kernel=config.conv_kernel, use_bias=config.bias, time_step_rank=config.time_step_rank)
+
+        theirs = MambaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.n_embd,
+            state_size=config.channel_states,
+            num_hidden_layers=1,
+            expand=1,
+            conv_kernel=config.conv_kernel,
+            use_bias=config.bias,
+            time_step_rank=config.time_step_rank,
+        )
         theirs.intermediate_size = config.n_inner
         self.mixer = MambaMixer(theirs, 0)
         if columns != config.n_embd:
@@ -89,15 +114,26 @@ class Mamba(nn.Module):
 
 
 MIXERS = {"A": ("attention", Attention), "M": ("mamba", Mamba), "S": ("recurrence", Recurrence)}
-MAMBA_NAMES = {"in_proj": "input", "conv1d": "convolution", "x_proj": "select", "dt_proj": "step", "out_proj": "output", "A_log": "a_log", "D": "skip"}
+MAMBA_NAMES = {
+    "in_proj": "input",
+    "conv1d": "convolution",
+    "x_proj": "select",
+    "dt_proj": "step",
+    "out_proj": "output",
+    "A_log": "a_log",
+    "D": "skip",
+}
 
 
 class FeedForward(nn.Module):
     """Two matrices with an activation between; for swiglu the first half of the inner columns gates the second."""
+
     def __init__(self, config):
         super().__init__()
         self.activation = config.feed_forward
-        self.input = nn.Linear(config.n_embd, config.n_hidden * (2 if self.activation == "swiglu" else 1), bias=config.bias)
+        self.input = nn.Linear(
+            config.n_embd, config.n_hidden * (2 if self.activation == "swiglu" else 1), bias=config.bias
+        )
         self.output = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x):
@@ -110,6 +146,7 @@ class FeedForward(nn.Module):
 
 class Head(nn.Linear):
     """x W^T, W (V, columns), never with a bias; the mlp head has a matrix and a swish before it."""
+
     def __init__(self, config):
         mlp = config.head == "mlp"
         super().__init__(config.head_hidden if mlp else config.n_embd, config.vocab_size, bias=False)
@@ -121,6 +158,7 @@ class Head(nn.Linear):
 
 class Layer(nn.Module):
     """x + mixer(norm(x)), then x + feed_forward(norm(x)) where there is a feed-forward; without a residual nothing is added."""
+
     def __init__(self, config, layer):
         super().__init__()
         self.residual, self.logits = config.residual, config.head == "none" and layer == config.n_layer - 1
@@ -144,6 +182,7 @@ class Layer(nn.Module):
 
 class Twin(nn.Module):
     """The model of a `slm_np.config.ModelConfig` in PyTorch. Its parameters carry slm_np's names; fresh weights are N(0, 0.02)."""
+
     def __init__(self, config, dtype=torch.float32):
         super().__init__()
         V, T, D = config.vocab_size, config.block_size, config.n_embd
@@ -153,7 +192,9 @@ class Twin(nn.Module):
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.n_layer))
         self.norm = Norm(config) if config.head != "none" else None
         self.head = Head(config) if config.head in ("linear", "mlp") else None
-        self.transposed = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Linear)} - {"head.weight"}
+        self.transposed = {
+            f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Linear)
+        } - {"head.weight"}
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=0.02)
@@ -161,7 +202,9 @@ class Twin(nn.Module):
                 nn.init.zeros_(weight)
         time = torch.arange(T, dtype=torch.float64)[:, None]
         if config.positions == "rotary":
-            angle = time * config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+            angle = time * config.rope_theta ** (
+                -torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+            )
             table = torch.stack((angle.cos(), angle.sin()))
         elif config.positions == "sinusoidal":
             angle = time / 10000.0 ** (torch.arange(0, D, 2, dtype=torch.float64) / D)
@@ -212,11 +255,16 @@ class Twin(nn.Module):
 
     def weights(self):
         """{name: array}: copies of the weights in slm_np's names and shapes."""
-        return {ours: np.array(self._turned(name, weight.detach()).numpy(), order="C") for ours, name, weight in self.tensors()}
+        return {
+            ours: np.array(self._turned(name, weight.detach()).numpy(), order="C")
+            for ours, name, weight in self.tensors()
+        }
 
     def gradients(self):
         """{name: array}: copies of the gradients that `loss(...).backward()` left, in slm_np's names and shapes."""
-        return {ours: np.array(self._turned(name, weight.grad).numpy(), order="C") for ours, name, weight in self.tensors()}
+        return {
+            ours: np.array(self._turned(name, weight.grad).numpy(), order="C") for ours, name, weight in self.tensors()
+        }
 
     def load(self, arrays):
         """Take weights in slm_np's names and shapes; returns self. ValueError unless names and shapes are exactly this model's."""
@@ -235,15 +283,33 @@ class Trainer:
     `decay` "matrices" decays tensors with two axes, "all" every tensor. `compiled` sends the loss through `torch.compile` (needs a C++
     compiler) in its `mode`, `bfloat16` computes it under autocast; weights and moments keep the twin's type. It runs where the twin is.
     """
-    def __init__(self, twin, learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, decay="matrices", grad_clip=1.0,
-                 compiled=False, bfloat16=False, mode=None):
+
+    def __init__(
+        self,
+        twin,
+        learning_rate=1e-3,
+        beta1=0.9,
+        beta2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,
+        decay="matrices",
+        grad_clip=1.0,
+        compiled=False,
+        bfloat16=False,
+        mode=None,
+    ):
         self.twin, self.grad_clip, self.bfloat16 = twin, grad_clip, bfloat16
         self.loss = torch.compile(twin.loss, dynamic=False, mode=mode) if compiled else twin.loss
         groups = {True: [], False: []}
         for name, parameter in twin.named_parameters():
             groups[parameter.ndim >= 2 and not name.endswith("A_log") or decay == "all"].append(parameter)
-        self.optimizer = torch.optim.AdamW([dict(params=groups[True], weight_decay=weight_decay), dict(params=groups[False], weight_decay=0.0)],
-                                           lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            [dict(params=groups[True], weight_decay=weight_decay), dict(params=groups[False], weight_decay=0.0)],
+            lr=learning_rate,
+            betas=(beta1, beta2),
+            eps=eps,
+            fused=True,
+        )
 
     def train_step(self, tokens, targets):
         """Loss (nats) of integer arrays or tensors `tokens`, `targets` (B, T) before the update that this makes: a float or, on a GPU, for which nobody

@@ -1,4 +1,5 @@
 """Tokenizers of learnt pieces, through the `tokenizers` library: byte-pair encoding learnt from a corpus, GPT-2's, any tokenizer.json."""
+
 import codecs
 import copy
 import json
@@ -7,13 +8,25 @@ from itertools import chain, islice
 
 import numpy as np
 
-from slm_np.data.tokenizer import END, Tokenizer, bpe_model, byte_letters, byte_level, end_piece, shown, size, tokenizer_json
+from slm_np.data.tokenizer import (
+    END,
+    Tokenizer,
+    bpe_model,
+    byte_letters,
+    byte_level,
+    end_piece,
+    shown,
+    size,
+    tokenizer_json,
+)
 from slm_np.errors import UserError
 
 SEGMENT = 1 << 14  # characters, about: the length of what is encoded at once
 LIMIT = 1 << 20  # characters after which a text is cut even where there is no border
 BATCH = 64  # segments in memory at a time
-SAMPLE = 1 << 27  # bytes of a corpus that a vocabulary is learnt from, so that the distinct words of a large one fit into memory
+SAMPLE = (
+    1 << 27
+)  # bytes of a corpus that a vocabulary is learnt from, so that the distinct words of a large one fit into memory
 ENDS = (END, "</s>", "<eos>")  # names of the piece that ends a text, the likeliest first
 
 # Before a space that follows something else, no common pre-tokenizer goes on; nor after a single line end that a word follows.
@@ -56,24 +69,37 @@ class PieceTokenizer(Tokenizer):
         names = byte_letters() if self._letters else [f"<0x{byte:02X}>" for byte in range(256)]
         self._bytes = [vocab.get(piece) if self._letters or self._byte_pieces else None for piece in names]
         # GPT-2's own pre-tokenization goes word by word, so that a word's ids do not depend on what stands around it.
-        self._by_words = (type(self._library.model).__name__ == "BPE" and not self._json.get("normalizer") and [step["type"] for step in pre] == ["ByteLevel"]
-                          and pre[0].get("use_regex", True) and not pre[0]["add_prefix_space"] and all(token["special"] for token in added))
+        self._by_words = (
+            type(self._library.model).__name__ == "BPE"
+            and not self._json.get("normalizer")
+            and [step["type"] for step in pre] == ["ByteLevel"]
+            and pre[0].get("use_regex", True)
+            and not pre[0]["add_prefix_space"]
+            and all(token["special"] for token in added)
+        )
         later = _without_prefix(self._json)
         self._later = self._library if later == self._json else self._made(later)
         self._known, self._weight = {}, 0  # of words: their ids as bytes, and how much that is
-        self._pieces, self._context = {}, min((piece for piece in vocab if re.fullmatch("[a-z]+", piece)), key=vocab.get, default="")
+        self._pieces, self._context = (
+            {},
+            min((piece for piece in vocab if re.fullmatch("[a-z]+", piece)), key=vocab.get, default=""),
+        )
 
     def _made(self, fields):
         library = imported("tokenizers", "this tokenizer", "tokenizers")
         try:
             made = library.Tokenizer.from_str(json.dumps(fields))
         except Exception as error:  # the library has no class of its own for it
-            raise UserError(f"{self.name} is not a tokenizer.json, or a damaged one ({error}); copy it again from where it was made") from None
+            raise UserError(
+                f"{self.name} is not a tokenizer.json, or a damaged one ({error}); copy it again from where it was made"
+            ) from None
         made.encode_special_tokens = True
         return made
 
     def with_end(self):
-        return PieceTokenizer(dict(self._json, added_tokens=[*self._json["added_tokens"], end_piece(self.vocab_size)]), self.name)
+        return PieceTokenizer(
+            dict(self._json, added_tokens=[*self._json["added_tokens"], end_piece(self.vocab_size)]), self.name
+        )
 
     def to_json(self):
         return self._json
@@ -103,11 +129,22 @@ class PieceTokenizer(Tokenizer):
         parts = [[part for part in BROKEN.split(text) if part] for text in texts]
         whole = [part for of_text in parts for part in of_text if not BROKEN.match(part)]
         begins = first and parts and not BROKEN.match(parts[0][0])
-        ids = iter((self._encode_whole(whole[:1], self._library) if begins else []) + self._encode_whole(whole[1 if begins else 0:], self._later))
-        return [[id for part in of_text for id in (self._byte(part) if BROKEN.match(part) else next(ids))] for of_text in parts]
+        ids = iter(
+            (self._encode_whole(whole[:1], self._library) if begins else [])
+            + self._encode_whole(whole[1 if begins else 0 :], self._later)
+        )
+        return [
+            [id for part in of_text for id in (self._byte(part) if BROKEN.match(part) else next(ids))]
+            for of_text in parts
+        ]
 
     def _encode_whole(self, texts, library):
-        if self._letters and None in self._bytes and not self._json["model"].get("unk_token") and not self._json.get("normalizer"):
+        if (
+            self._letters
+            and None in self._bytes
+            and not self._json["model"].get("unk_token")
+            and not self._json.get("normalizer")
+        ):
             self._check_letters(texts)  # the library would leave out what it has no piece for
         try:
             found = [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=False)] if texts else []
@@ -118,7 +155,11 @@ class PieceTokenizer(Tokenizer):
             if self.end_of_text in ids and len(self._end) > 1:
                 halves = re.split(f"(?<={re.escape(self._end[0])})(?={re.escape(self._end[1:])})", texts[i])
                 if len(halves) > 1:
-                    found[i] = [id for j, half in enumerate(halves) for id in self._encode_whole([half], self._later if j else library)[0]]
+                    found[i] = [
+                        id
+                        for j, half in enumerate(halves)
+                        for id in self._encode_whole([half], self._later if j else library)[0]
+                    ]
         return found
 
     def _check_letters(self, texts):
@@ -127,13 +168,17 @@ class PieceTokenizer(Tokenizer):
             missing = text.encode().translate(None, known)
             if missing:
                 wrong = next(letter for letter in text if letter.encode().translate(None, known))
-                raise UserError(f"the character {wrong!r} (U+{ord(wrong):04X}) is not among those that the tokenizer {self.name} knows; "
-                                "leave it out, or use another tokenizer")
+                raise UserError(
+                    f"the character {wrong!r} (U+{ord(wrong):04X}) is not among those that the tokenizer {self.name} knows; "
+                    "leave it out, or use another tokenizer"
+                )
 
     def _byte(self, escaped):
         byte = ord(escaped) - 0xDC00
         if self._bytes[byte] is None:
-            raise UserError(f"the text is not UTF-8 (byte 0x{byte:02x}), and {self.name} has no piece for that byte; convert the text, or use --tokenizer byte")
+            raise UserError(
+                f"the text is not UTF-8 (byte 0x{byte:02x}), and {self.name} has no piece for that byte; convert the text, or use --tokenizer byte"
+            )
         return [self._bytes[byte]]
 
     def decode(self, ids):
@@ -152,14 +197,21 @@ class PieceTokenizer(Tokenizer):
         if id in self._special or name is None:
             return b""
         if self._letters:
-            return bytes(map(self._letters.get, name)) if all(letter in self._letters for letter in name) else name.encode()
+            return (
+                bytes(map(self._letters.get, name))
+                if all(letter in self._letters for letter in name)
+                else name.encode()
+            )
         if self._byte_pieces and re.fullmatch("<0x[0-9A-F]{2}>", name):
             return bytes([int(name[3:5], 16)])
-        decode, context = self._library.decoder.decode if self._library.decoder else " ".join, [self._context] if self._context else []
+        decode, context = (
+            self._library.decoder.decode if self._library.decoder else " ".join,
+            [self._context] if self._context else [],
+        )
         before, after = ([], context) if begins else (context, context)
         text, head = decode([*before, name, *after]), decode(before) if before else ""
-        tail = decode([*context, *after])[len(decode(context)):] if context else ""
-        return text[len(head):len(text) - len(tail)].encode()
+        tail = decode([*context, *after])[len(decode(context)) :] if context else ""
+        return text[len(head) : len(text) - len(tail)].encode()
 
 
 def train(n_pieces, streams, progress=True):
@@ -174,7 +226,10 @@ def train(n_pieces, streams, progress=True):
     made = library.Tokenizer(library.models.BPE())
     made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     parts = chain.from_iterable(decoded(shown(stream, total, "learning pieces", progress)) for stream in streams)
-    made.train_from_iterator(sample(parts, total), library.trainers.BpeTrainer(vocab_size=n_pieces - 1, show_progress=False, initial_alphabet=byte_letters()))
+    made.train_from_iterator(
+        sample(parts, total),
+        library.trainers.BpeTrainer(vocab_size=n_pieces - 1, show_progress=False, initial_alphabet=byte_letters()),
+    )
     model = json.loads(made.to_str())["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     return _gpt2_style(dict(sorted(model["vocab"].items(), key=lambda item: item[1])), merges, f"bpe:{n_pieces}")
@@ -197,8 +252,10 @@ def gpt2():
         encoding = tiktoken.get_encoding("gpt2")
         ranks = {piece: encoding.encode_single_token(piece) for piece in encoding.token_byte_values()}
     except Exception as error:  # of the network, of the disk, of a damaged download
-        raise UserError(f"--tokenizer gpt2 needs GPT-2's vocabulary, which is not in tiktoken's cache and could not be downloaded ({type(error).__name__}); "
-                        "run it once with a network, or set TIKTOKEN_CACHE_DIR to a folder that such a run has filled") from None
+        raise UserError(
+            f"--tokenizer gpt2 needs GPT-2's vocabulary, which is not in tiktoken's cache and could not be downloaded ({type(error).__name__}); "
+            "run it once with a network, or set TIKTOKEN_CACHE_DIR to a folder that such a run has filled"
+        ) from None
     letters = byte_letters()
     name = lambda piece: "".join(letters[byte] for byte in piece)
     pieces = sorted(ranks, key=ranks.get)
@@ -208,15 +265,18 @@ def gpt2():
 
 def _last_pair(piece, ranks):
     """The two pieces whose merge made `piece`: what merging its bytes, the lowest rank first, leaves in the end."""
-    parts = [piece[i:i + 1] for i in range(len(piece))]
+    parts = [piece[i : i + 1] for i in range(len(piece))]
     while len(parts) > 2:
         at = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
-        parts[at:at + 2] = [parts[at] + parts[at + 1]]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts
 
 
 def _gpt2_style(vocab, merges, name):
-    return PieceTokenizer(tokenizer_json(byte_level(use_regex=True), byte_level(use_regex=True), bpe_model(vocab, merges), len(vocab)), name)
+    return PieceTokenizer(
+        tokenizer_json(byte_level(use_regex=True), byte_level(use_regex=True), bpe_model(vocab, merges), len(vocab)),
+        name,
+    )
 
 
 def imported(module, what, install):
@@ -224,7 +284,9 @@ def imported(module, what, install):
     try:
         return __import__(module)
     except ImportError:
-        raise UserError(f"{what} needs the package {module}, which is not installed; run pip install \"{install}\"") from None
+        raise UserError(
+            f'{what} needs the package {module}, which is not installed; run pip install "{install}"'
+        ) from None
 
 
 def decoded(blocks):
@@ -256,8 +318,15 @@ def _end_of_text(fields, vocab):
     name = next((name for name in ENDS if name in vocab), None)
     if name is None:
         unknown = fields["model"].get("unk_token")
-        special = [token["content"] for token in fields.get("added_tokens") or [] if token["special"] and token["content"] != unknown]
-        name = next((name for name in special if re.search("end|eos", name, re.IGNORECASE)), special[0] if len(special) == 1 else None)
+        special = [
+            token["content"]
+            for token in fields.get("added_tokens") or []
+            if token["special"] and token["content"] != unknown
+        ]
+        name = next(
+            (name for name in special if re.search("end|eos", name, re.IGNORECASE)),
+            special[0] if len(special) == 1 else None,
+        )
     return (None, "") if name is None else (vocab[name], name)
 
 
@@ -275,5 +344,7 @@ def _without_prefix(fields):
     for step in _steps(changed["normalizer"]) + _steps(changed["pre_tokenizer"]):
         if step["type"] == "Prepend":
             step["prepend"] = ""
-        step.update({key: value for key, value in dict(add_prefix_space=False, prepend_scheme="never").items() if key in step})
+        step.update(
+            {key: value for key, value in dict(add_prefix_space=False, prepend_scheme="never").items() if key in step}
+        )
     return changed

@@ -1,4 +1,5 @@
 """The raw text: found from a `--data` string, read in blocks, known by its content. Any bytes are fine; nothing is held in memory."""
+
 import difflib
 import glob
 import hashlib
@@ -19,7 +20,9 @@ from slm_np.errors import UserError
 from slm_np.paths import published
 from slm_np.progress import interactive
 
-BLOCK = 1 << 20  # bytes read at a time: a few copies of it, four bytes a character, are all the memory that tokenising takes
+BLOCK = (
+    1 << 20
+)  # bytes read at a time: a few copies of it, four bytes a character, are all the memory that tokenising takes
 EMBEDDED = ("stories", "dialogues")  # written by data/stories.py and data/dialogues.py
 EMBEDDED_BYTES = dict(train=12_000_000, validation=120_000)
 EMBEDDED_SEEDS = dict(train=1, validation=2)
@@ -33,6 +36,7 @@ FLAGS = dict(train="--data", validation="--val-data")
 class Text:
     """The contents of `files`, one after the other with nothing in between. `bits_per_byte_floor`: the entropy of the source that
     wrote it, in bits per byte, where that is known."""
+
     files: tuple  # (path, size in bytes, mtime in ns) of each
     bits_per_byte_floor: float | None = None
 
@@ -99,11 +103,13 @@ class Text:
 
         A small index in the folder `cache` remembers it by path, size and mtime, so that a large corpus is read through only once.
         """
+
         def digest():
             digest = hashlib.sha256()
             for block in shown(self.blocks(), self.size, "reading", progress):
                 digest.update(block)
             return digest.hexdigest()
+
         return self.remembered(cache, "sha256", digest)
 
     def remembered(self, cache, what, compute):
@@ -116,7 +122,7 @@ class Text:
             return index[key]
         value = compute()
         # A file written to just now may change again without a change of its mtime, so it is not remembered yet.
-        if max(mtime for _, _, mtime in self.files) < time.time_ns() - 2 * 10 ** 9:
+        if max(mtime for _, _, mtime in self.files) < time.time_ns() - 2 * 10**9:
             _write_json(index_file, dict([*read_json(index_file).items()][-999:], **{key: value}))
         return value
 
@@ -131,13 +137,16 @@ def find(data, split, cache, progress=True):
         return _written(name, split, cache, progress)
     if name:
         from slm_np.data.download import fetched
+
         data = [str(fetched(name, split, cache, progress))]
     files = {}
     for item in data if name else items(data):
         for path, status in _expanded(item, FLAGS[split]):
             files.setdefault(os.path.abspath(path), (path, status.st_size, status.st_mtime_ns))
     if not files:
-        raise UserError(f"{FLAGS[split]} is {data!r}, which names nothing; give files, folders or globs separated by commas, or {', '.join(NAMES)}")
+        raise UserError(
+            f"{FLAGS[split]} is {data!r}, which names nothing; give files, folders or globs separated by commas, or {', '.join(NAMES)}"
+        )
     text = Text(tuple(files.values()))
     if text.size == 0:
         raise UserError(f"{FLAGS[split]} {data} names only empty files; give some text")
@@ -195,7 +204,9 @@ class Meter:
         terminal = interactive()
         self.total, self.what, self.lines = total, what, show and not terminal
         self.begun, self.started, self.done, self.quiet = done, time.monotonic(), done, 5.0
-        self.bar = tqdm(total=total, initial=done, desc=what, unit="B", unit_scale=True, delay=1, disable=not (show and terminal))
+        self.bar = tqdm(
+            total=total, initial=done, desc=what, unit="B", unit_scale=True, delay=1, disable=not (show and terminal)
+        )
 
     def update(self, n):
         self.bar.update(n)
@@ -204,7 +215,11 @@ class Meter:
         if self.lines and seconds > self.quiet:
             self.quiet = seconds + 15.0
             left = seconds * (self.total - self.done) / max(1, self.done - self.begun)
-            print(f"{self.what}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self.what}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __enter__(self):
         return self
@@ -248,7 +263,9 @@ def _expanded(item, flag):
     if stat.S_ISDIR(status.st_mode):
         found = _files(path, flag)
         if not found:
-            raise UserError(f"{flag} {item} is a folder without files (hidden ones do not count); put text into it or name another")
+            raise UserError(
+                f"{flag} {item} is a folder without files (hidden ones do not count); put text into it or name another"
+            )
         return found
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{flag} {item} is neither a file nor a folder; write its contents to a file first")
@@ -266,8 +283,12 @@ def _files(path, flag):
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
         raise _unreadable(path, error) from None
-    return [file for entry in entries if not entry.name.startswith(".") and not (entry.is_symlink() and entry.is_dir())
-            for file in _files(entry.path, flag)]
+    return [
+        file
+        for entry in entries
+        if not entry.name.startswith(".") and not (entry.is_symlink() and entry.is_dir())
+        for file in _files(entry.path, flag)
+    ]
 
 
 def _status(path, flag=""):
@@ -281,7 +302,9 @@ def _status(path, flag=""):
 
 
 def _unreadable(path, error, flag=""):
-    return UserError(f"{flag} {path} cannot be read ({error.strerror}); give yourself the right to read it, or leave it out".lstrip())
+    return UserError(
+        f"{flag} {path} cannot be read ({error.strerror}); give yourself the right to read it, or leave it out".lstrip()
+    )
 
 
 def _written(name, split, cache, progress):
@@ -313,4 +336,6 @@ def _written(name, split, cache, progress):
                 out.writelines(shown(texts(), size, f"writing the {split} {name}", progress))
             (part / floor_file.name).write_text(json.dumps(floor), encoding="utf-8")
     status = file.stat()
-    return Text(((file, status.st_size, status.st_mtime_ns),), None if floor["bits"] is None else floor["bits"] / floor["bytes"])
+    return Text(
+        ((file, status.st_size, status.st_mtime_ns),), None if floor["bits"] is None else floor["bits"] / floor["bytes"]
+    )

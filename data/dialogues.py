@@ -7,6 +7,7 @@ a list of up to a hundred, so that an answer must be found in the story and cann
 
 How a plot is written: the story, as in `stories`, then a line `QUESTION = ANSWER` for each question.
 """
+
 import json
 import re
 from typing import NamedTuple
@@ -14,30 +15,56 @@ from typing import NamedTuple
 from slm_np.data import stories
 
 LONGEST, MARKERS = 250, len("Q: \nA: \n")
-ROLES = dict(stories.ROLES, tool="thing", pet="animal", home="place", spot="place", look="red", hue="red", coat="red", fur="red", taste="odd",
-             air="odd", way="odd", joy="glad", cheer="glad", sorrow="sad", woe="sad", trait="shy", habit="shy", weather="cold")
-COLOURS = frozenset("red blue green pink white black brown grey gold silver yellow purple orange cream tan rose plum lime mint teal amber coral "
-                    "lilac navy ruby jade ivory beige olive peach lemon copper bronze violet maroon indigo scarlet azure pearl hazel mauve khaki "
-                    "crimson tawny".split())
+ROLES = dict(
+    stories.ROLES,
+    tool="thing",
+    pet="animal",
+    home="place",
+    spot="place",
+    look="red",
+    hue="red",
+    coat="red",
+    fur="red",
+    taste="odd",
+    air="odd",
+    way="odd",
+    joy="glad",
+    cheer="glad",
+    sorrow="sad",
+    woe="sad",
+    trait="shy",
+    habit="shy",
+    weather="cold",
+)
+COLOURS = frozenset(
+    "red blue green pink white black brown grey gold silver yellow purple orange cream tan rose plum lime mint teal amber coral "
+    "lilac navy ruby jade ivory beige olive peach lemon copper bronze violet maroon indigo scarlet azure pearl hazel mauve khaki "
+    "crimson tawny".split()
+)
 
-OPENINGS = ("""
+OPENINGS = (
+    """
 {hero} was {trait} and {habit}.
 What was {hero} like? = {He} was {trait} and {habit}.
-""", """
+""",
+    """
 {hero} lived by the {air} {home}.
 Where did {hero} live? = By the {air} {home}.
 Who lived by the {home}? = {hero}.
 Whose home was by the {home}? = {hero}'s.
-""", """
+""",
+    """
 {hero} loved the {fur} {pet}.
 Who loved the {pet}? = {hero}.
 (What|Which animal) did {hero} love? = The {fur} {pet}.
-""", """
+""",
+    """
 {hero} kept the {hue} {tool} at home.
 Whose {tool} was at home? = {hero}'s.
 Who kept the {tool}? = {hero}.
 What did {hero} keep at home? = The {hue} {tool}.
-""")
+""",
+)
 
 PLOTS = dict(
     lost="""
@@ -49,7 +76,8 @@ What did {hero} lose? = The {look} {thing}.
 What (did {friend} find|was lost)? = The {look} {thing}.
 Where (was the {thing}|did {friend} find the {thing})? = By the {way} {spot}.
 How did {hero} feel? = {He} felt {joy} and {cheer}.
-""", gift="""
+""",
+    gift="""
 got the {look} {thing} from {friend}. {He} felt {joy} and {cheer}, and took it to the {way} {spot}.
 Who (got|was given) the {thing}? = {hero}.
 Who (gave|brought) {hero} the {thing}? = {friend}.
@@ -58,7 +86,8 @@ What did {hero} get from {friend}? = The {look} {thing}.
 What did {friend} give {hero}? = The {look} {thing}.
 Where did {hero} take the {thing}? = To the {way} {spot}.
 How did {hero} feel? = {He} felt {joy} and {cheer}.
-""", share="""
+""",
+    share="""
 packed the {taste} {snack}. {friend} sat by the {way} {spot} and felt {sorrow} and {woe}, so {hero} gave away half of it.
 Who (packed the {snack}|gave away the {snack})? = {hero}.
 Who (felt {woe}|got half of the {snack})? = {friend}.
@@ -66,7 +95,8 @@ Whose {snack} did {friend} get? = {hero}'s.
 What did {hero} (pack|give away)? = The {taste} {snack}.
 Where (did {friend} sit|was {friend})? = By the {way} {spot}.
 How did {friend} feel? = {FriendHe} felt {sorrow} and {woe}.
-""", rescue="""
+""",
+    rescue="""
 saw the {coat} {beast} stuck under the {look} {thing}. {friend} pulled it out. The {beast} felt {joy} and {cheer}.
 Who saw the {beast}? = {hero}.
 Who (freed the {beast}|pulled the {beast} out)? = {friend}.
@@ -74,7 +104,8 @@ Who (freed the {beast}|pulled the {beast} out)? = {friend}.
 (What|Which animal) was stuck? = The {coat} {beast}.
 Where was the {beast} stuck? = Under the {look} {thing}.
 How did the {beast} feel? = It felt {joy} and {cheer}.
-""", learn="""
+""",
+    learn="""
 wished to draw the {coat} {beast}. {friend} lent {him} the {look} {thing}, and {he} felt {joy} and {cheer}.
 Who wished to draw? = {hero}.
 Who (lent {hero}|owned) the {thing}? = {friend}.
@@ -82,7 +113,8 @@ Whose {thing} was it? = {friend}'s.
 (What|Which animal) did {hero} wish to draw? = The {coat} {beast}.
 What did {friend} lend {hero}? = The {look} {thing}.
 How did {hero} feel? = {He} felt {joy} and {cheer}.
-""", visit="""
+""",
+    visit="""
 saw gran by the {way} {spot}. {He} brought the {look} {thing}, and gran felt {joy} and {cheer}.
 Who (went to see|saw) gran? = {hero}.
 Who brought the {thing}? = {hero}.
@@ -90,7 +122,8 @@ Whose gran lived by the {spot}? = {hero}'s.
 What did (gran get|{hero} bring)? = The {look} {thing}.
 Where (was|did {hero} see) gran? = By the {way} {spot}.
 How did gran feel? = She felt {joy} and {cheer}.
-""", rain="""
+""",
+    rain="""
 played by the {way} {spot}, but it began to rain. {friend} had the {look} {thing} inside, and they felt {joy} and {cheer}.
 Who played by the {spot}? = {hero}.
 Who had the {thing}? = {friend}.
@@ -98,7 +131,8 @@ Whose {thing} was inside? = {friend}'s.
 What did {friend} have? = The {look} {thing}.
 Where did {hero} play? = By the {way} {spot}.
 How did they feel? = They felt {joy} and {cheer}.
-""", make="""
+""",
+    make="""
 made the {look} {thing} for {friend}. {friend} felt {joy} and {cheer}, and put it by the {way} {spot}.
 Who made the {thing}? = {hero}.
 Who (got the {thing}|was the {thing} for)? = {friend}.
@@ -107,7 +141,8 @@ What did {hero} make? = The {look} {thing}.
 What did {friend} (get|put by the {spot})? = The {look} {thing}.
 Where did {friend} put the {thing}? = By the {way} {spot}.
 How did {friend} feel? = {FriendHe} felt {joy} and {cheer}.
-""", fear="""
+""",
+    fear="""
 heard a noise by the {way} {spot} and felt {sorrow} and {woe}. {friend} saw that it was the {coat} {beast}.
 Who heard (a|the) noise? = {hero}.
 Who saw the {beast}? = {friend}.
@@ -115,7 +150,8 @@ Who saw the {beast}? = {friend}.
 What did {friend} see? = The {coat} {beast}.
 Where was the (noise|{beast})? = By the {way} {spot}.
 How did {hero} feel? = {He} felt {sorrow} and {woe}.
-""", grow="""
+""",
+    grow="""
 put a seed by the {way} {spot}. The {coat} {beast} sat on it, so {friend} made a fence. {hero} felt {joy} and {cheer}.
 Who put (a|the) seed by the {spot}? = {hero}.
 Who made (a|the) fence? = {friend}.
@@ -123,7 +159,8 @@ Whose seed was it? = {hero}'s.
 (What|Which animal) sat on the seed? = The {coat} {beast}.
 Where was the seed? = By the {way} {spot}.
 How did {hero} feel? = {He} felt {joy} and {cheer}.
-""")
+""",
+)
 
 # Of every story that has these roles; a colour is asked for where it is one ("a damp boat" has none).
 ALWAYS = """
@@ -137,6 +174,7 @@ What colour was the {pet}? = It was {fur}.
 
 class Turn(NamedTuple):
     """A question, its answer, and its kind: who, whose, what, where, how or colour."""
+
     question: str
     answer: str
     kind: str
@@ -144,6 +182,7 @@ class Turn(NamedTuple):
 
 class Dialogue(NamedTuple):
     """A story, the turns about it, and the facts that answer them: {role: word}, and the plot."""
+
     story: str
     turns: tuple
     facts: dict
@@ -169,7 +208,9 @@ def script(text, after=""):
 
 
 WHEN = "(One day|One {weather} day), "
-BEGINNINGS = [script(WHEN + "{hero}")] * len(OPENINGS) + [script(text, after=f" {WHEN}{{he}}") for text in OPENINGS]  # half without
+BEGINNINGS = [script(WHEN + "{hero}")] * len(OPENINGS) + [
+    script(text, after=f" {WHEN}{{he}}") for text in OPENINGS
+]  # half without
 MIDDLES = {plot: script(text) for plot, text in PLOTS.items()}
 ANYWHERE = list(map(compiled, ALWAYS.strip().split("\n")))
 
@@ -209,10 +250,12 @@ def dialogue(choose):
 def dialogues(seed):
     """Endless `Dialogue`s. Dialogue k depends on `seed` and k only."""
     for number in stories.numbers(seed):
+
         def choose(n):
             nonlocal number
             number, way = divmod(number, n)
             return way
+
         yield dialogue(choose)
 
 

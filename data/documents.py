@@ -1,4 +1,5 @@
 """Where documents begin and end: at a line `<|endoftext|>`, at blank lines, or as the rows of a `.jsonl` file."""
+
 import re
 from itertools import chain
 
@@ -15,7 +16,9 @@ END = None  # after each document in `split`
 _BETWEEN = {kind: re.compile(rb"\r?\n" + line + rb"\r?\n") for kind, line in _LINE.items()}
 _FIRST = {kind: re.compile(line + rb"\r?\n") for kind, line in _LINE.items()}
 _AFTER = {kind: re.compile(rb"(?<=\n)" + line + rb"\r?\n") for kind, line in _LINE.items()} | {ROWS: re.compile(rb"\n")}
-_LAST = re.compile(rb"(\A|\r?\n)" + re.escape(MARKER) + rb"\r?\Z")  # a marker that ends the text needs no newline after it
+_LAST = re.compile(
+    rb"(\A|\r?\n)" + re.escape(MARKER) + rb"\r?\Z"
+)  # a marker that ends the text needs no newline after it
 
 
 def split(blocks, kind):
@@ -35,7 +38,7 @@ def split(blocks, kind):
             if match is None:
                 break
             if match.start() > at:
-                yield rest[at:match.start()]
+                yield rest[at : match.start()]
                 empty = False
             if not empty:
                 yield END
@@ -104,6 +107,7 @@ def lines(blocks):
 def _pieces(line, file, number):
     """[(bytes, learn), ...] of one row."""
     from slm_np.template import parse_row, pieces
+
     row = parse_row(line, file, number)
     return [(row.encode("utf-8", "surrogateescape"), True)] if isinstance(row, str) else pieces(row)
 

@@ -1,4 +1,5 @@
 """Corpora by name from the network: fetched once, resumed after a break, verified, kept."""
+
 import hashlib
 import http.client
 import os
@@ -16,6 +17,7 @@ from slm_np.errors import UserError
 class Source:
     """Where a corpus comes from. files: {split: name}.   repository: on the Hugging Face hub, which verifies what it sends; without
     one the file at `url` has the given `sha256`."""
+
     url: str
     files: dict
     licence: str
@@ -24,12 +26,19 @@ class Source:
 
 
 SOURCES = {
-    "tinyshakespeare": Source("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-                              dict(train="tinyshakespeare.txt"), "public domain",
-                              sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),
-    "tinystories": Source("https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/",
-                          dict(train="TinyStories-train.txt", validation="TinyStories-valid.txt"),
-                          "CDLA-Sharing-1.0 (Eldan and Li 2023, written by GPT-3.5 and GPT-4)", repository="roneneldan/TinyStories")}
+    "tinyshakespeare": Source(
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        dict(train="tinyshakespeare.txt"),
+        "public domain",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+    "tinystories": Source(
+        "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main/",
+        dict(train="TinyStories-train.txt", validation="TinyStories-valid.txt"),
+        "CDLA-Sharing-1.0 (Eldan and Li 2023, written by GPT-3.5 and GPT-4)",
+        repository="roneneldan/TinyStories",
+    ),
+}
 
 
 def fetched(name, split, cache, progress=True):
@@ -49,7 +58,9 @@ def fetched(name, split, cache, progress=True):
         try:
             import huggingface_hub
         except ImportError:
-            raise UserError(f"--data {name} needs huggingface_hub: pip install 'slm_np[hub]', or put {url} at {path}") from None
+            raise UserError(
+                f"--data {name} needs huggingface_hub: pip install 'slm_np[hub]', or put {url} at {path}"
+            ) from None
         try:
             return Path(huggingface_hub.hf_hub_download(source.repository, file, repo_type="dataset"))
         except Exception as error:  # its own classes, and those of whichever HTTP library it uses
@@ -57,7 +68,9 @@ def fetched(name, split, cache, progress=True):
     try:
         _download(url, path, source.sha256, progress)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"--data {name} cannot be downloaded ({_first_line(getattr(error, 'reason', error))}); {by_hand}") from None
+        raise UserError(
+            f"--data {name} cannot be downloaded ({_first_line(getattr(error, 'reason', error))}); {by_hand}"
+        ) from None
     return path
 
 

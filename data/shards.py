@@ -1,4 +1,5 @@
 """A corpus tokenised in shards: by several processes, with the same bits as by one, and after a kill a rerun goes on with what is missing."""
+
 import contextlib
 import json
 import os
@@ -17,7 +18,8 @@ from queue import Empty, Queue
 import numpy as np
 
 from slm_np.data import corpus
-from slm_np.data.documents import PLAIN, ROWS, next_start, rows, split as split_documents
+from slm_np.data.documents import PLAIN, ROWS, next_start, rows
+from slm_np.data.documents import split as split_documents
 from slm_np.data.tokenizer import load_tokenizer
 from slm_np.errors import UserError
 
@@ -38,7 +40,11 @@ def borders(text, start, stop, documents, bordered):
         while at < last:
             cut = last
             if at + SHARD < last:
-                cut = (next_start(text, at + SHARD, at, last, kind) or last) if bordered else max(at + 1, _word_end(text, at + SHARD))
+                cut = (
+                    (next_start(text, at + SHARD, at, last, kind) or last)
+                    if bordered
+                    else max(at + 1, _word_end(text, at + SHARD))
+                )
             found.append((kind if bordered else PLAIN, at, cut))
             at = cut
     return found
@@ -82,7 +88,9 @@ def build(folder, plan, tokenizer, describe, threads=0, progress=True):
             for files in plan["texts"].values():
                 _text(files).check_unchanged()
             totals = {name: _joined(staging, plan, name, tokenizer) for name in plan["texts"]}
-            (staging / "meta.json").write_text(json.dumps(describe(tokenizer, totals), indent=2) + "\n", encoding="utf-8")
+            (staging / "meta.json").write_text(
+                json.dumps(describe(tokenizer, totals), indent=2) + "\n", encoding="utf-8"
+            )
             shutil.rmtree(staging / "shards")
             (staging / "plan.json").unlink()
             with contextlib.suppress(OSError):
@@ -92,9 +100,13 @@ def build(folder, plan, tokenizer, describe, threads=0, progress=True):
         shutil.rmtree(staging, ignore_errors=True)  # the text is at fault, which must change first
         raise
     except _Ended as error:
-        raise UserError(f"a process that tokenised ended with status {error}; start again with fewer --threads: what is finished is kept") from None
+        raise UserError(
+            f"a process that tokenised ended with status {error}; start again with fewer --threads: what is finished is kept"
+        ) from None
     except OSError as error:
-        raise UserError(f"{folder.parent} cannot be written ({error.strerror}); free some space, or set SLM_NP_CACHE to another folder") from None
+        raise UserError(
+            f"{folder.parent} cannot be written ({error.strerror}); free some space, or set SLM_NP_CACHE to another folder"
+        ) from None
 
 
 def staging_of(folder):
@@ -171,9 +183,14 @@ def tokenise(staging, plan, number, tokenizer, report):
                 put(tokenizer.encode(blank_line, begins=False), learn)
         held["documents"] += 1
 
-    with open(f"{part}.bin", "wb", corpus.BLOCK) as ids_file, open(f"{part}.mask", "wb") if kind == ROWS else contextlib.nullcontext() as mask_file:
+    with (
+        open(f"{part}.bin", "wb", corpus.BLOCK) as ids_file,
+        open(f"{part}.mask", "wb") if kind == ROWS else contextlib.nullcontext() as mask_file,
+    ):
         if kind == PLAIN:
-            write(read(), begins=number == 0 or plan["shards"][number - 1][0] != name)  # one text, in however many shards
+            write(
+                read(), begins=number == 0 or plan["shards"][number - 1][0] != name
+            )  # one text, in however many shards
         elif kind == ROWS:
             for size, pieces in rows(text, start, stop):
                 for i, (piece, learn) in enumerate(pieces):
@@ -199,7 +216,10 @@ def _joined(staging, plan, name, tokenizer):
     A shard goes once it is in the whole on disk. A rerun knows from the sizes which ones are in already, so a kill costs nothing."""
     numbers = [number for number, shard in enumerate(plan["shards"]) if shard[0] == name]
     counts = {number: _counts(staging, number) for number in numbers}
-    totals = {key: sum(held[key] for held in counts.values()) for key in ("tokens", "learnt", "documents", "bytes", "learnt_bytes")}
+    totals = {
+        key: sum(held[key] for held in counts.values())
+        for key in ("tokens", "learnt", "documents", "bytes", "learnt_bytes")
+    }
     files = [(f"{name}.bin", ".bin", tokenizer.dtype.itemsize)]
     if totals["learnt"] < totals["tokens"]:
         files.append((f"{name}.mask.bin", ".mask", 1))
@@ -253,7 +273,9 @@ def _alone(path, progress):
     try:
         yield
     finally:
-        if os.name == "nt":  # where an open file cannot be removed; elsewhere it must go before another process can lock it
+        if (
+            os.name == "nt"
+        ):  # where an open file cannot be removed; elsewhere it must go before another process can lock it
             file.close()
         with contextlib.suppress(OSError):
             path.unlink()
@@ -265,10 +287,12 @@ def _lock(file):
     try:
         if os.name == "nt":
             import msvcrt
+
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
@@ -280,11 +304,19 @@ def _lock(file):
 # Worker processes are programs of their own that talk in lines: shard numbers in, JSON out. Nothing is pickled, and the program that
 # calls us is not imported again, as `multiprocessing` would.
 
+
 def _by_processes(staging, todo, n, meter):
     """Tokenise the shards `todo` by `n` processes. UserError for bad text."""
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    environment = dict(os.environ, PYTHONPATH=path, PYTHONIOENCODING="utf-8", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
-    command = [sys.executable, "-c", "import sys; del sys.path[0]; from slm_np.data.shards import work; work()", str(staging)]
+    environment = dict(
+        os.environ, PYTHONPATH=path, PYTHONIOENCODING="utf-8", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; del sys.path[0]; from slm_np.data.shards import work; work()",
+        str(staging),
+    ]
     waiting, answers = deque(todo), Queue()
 
     def drive(process):
@@ -309,7 +341,11 @@ def _by_processes(staging, todo, n, meter):
     processes = []
     try:
         for _ in range(n):
-            processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment))
+            processes.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment
+                )
+            )
             threading.Thread(target=drive, args=processes[-1:], daemon=True).start()
         while n:
             try:

@@ -1,4 +1,5 @@
 """Between bytes and token ids. Every tokenizer encodes, decodes, streams and saves itself as a Hugging Face `tokenizer.json`."""
+
 import codecs
 import json
 import re
@@ -19,7 +20,8 @@ class Tokenizer:
     not begin there but goes on (`begins` false), a kind that puts a space in front of texts puts none.
     `decode` gives bytes; the end of a text has none.
     """
-    end_of_text = None   # the id that ends a document, for the kinds that have one
+
+    end_of_text = None  # the id that ends a document, for the kinds that have one
     trained_ends = True  # whether the model at hand has seen that id, and so texts may begin after it
 
     @property
@@ -43,7 +45,9 @@ class Tokenizer:
         ids = np.asarray(ids, np.int64).reshape(-1)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]
-            raise UserError(f"token id {wrong} is outside the tokenizer's vocabulary of {self.vocab_size}; use the one it was made with")
+            raise UserError(
+                f"token id {wrong} is outside the tokenizer's vocabulary of {self.vocab_size}; use the one it was made with"
+            )
         return ids
 
 
@@ -55,13 +59,17 @@ class Stream:
     """
 
     def __init__(self, tokenizer, after=()):
-        self._tokenizer, self._decoder, self._before = tokenizer, codecs.getincrementaldecoder("utf-8")("replace"), [int(id) for id in after]
+        self._tokenizer, self._decoder, self._before = (
+            tokenizer,
+            codecs.getincrementaldecoder("utf-8")("replace"),
+            [int(id) for id in after],
+        )
 
     def push(self, id):
         """The text that `id` completes: possibly none, possibly several characters."""
         # A piece may read otherwise where a text begins. The last piece with bytes, and those without after it, tell whether it does.
         whole = self._tokenizer.decode([*self._before, id])
-        new = whole[len(self._tokenizer.decode(self._before)):]
+        new = whole[len(self._tokenizer.decode(self._before)) :]
         self._before = [id] if new else [*self._before, id]
         return self._decoder.decode(new)
 
@@ -92,15 +100,23 @@ class ByteTokenizer(Tokenizer):
 
     def to_json(self):
         # Byte-pair encoding without a single merge leaves bytes.
-        return tokenizer_json(byte_level(use_regex=False), byte_level(use_regex=False),
-                              bpe_model({letter: byte for byte, letter in enumerate(byte_letters())}, []), self.end_of_text)
+        return tokenizer_json(
+            byte_level(use_regex=False),
+            byte_level(use_regex=False),
+            bpe_model({letter: byte for byte, letter in enumerate(byte_letters())}, []),
+            self.end_of_text,
+        )
 
 
 class CharTokenizer(Tokenizer):
     """One id per character of `characters`, in their order; the corpus' own, sorted, when it comes from `learn`. With `end`, one more."""
 
     def __init__(self, characters, end=False):
-        self.characters, self.vocab_size, self.end_of_text = characters, len(characters) + end, len(characters) if end else None
+        self.characters, self.vocab_size, self.end_of_text = (
+            characters,
+            len(characters) + end,
+            len(characters) if end else None,
+        )
         self._codes = code_points(characters)
         self._ids = np.full(int(self._codes.max()) + 2, -1, np.int32)  # the last entry stands for all code points above
         self._ids[self._codes] = np.arange(len(characters))
@@ -126,8 +142,10 @@ class CharTokenizer(Tokenizer):
             if ids.size and ids.min() < 0:
                 wrong, n = text[int(np.argmin(ids))], len(self.characters)
                 known = self.characters if n <= 80 else self.characters[:80] + "..."
-                raise UserError(f"the character {wrong!r} (U+{ord(wrong):04X}) is not among the {n} that the tokenizer knows, "
-                                f"{known!r}; leave it out, or train with --tokenizer byte")
+                raise UserError(
+                    f"the character {wrong!r} (U+{ord(wrong):04X}) is not among the {n} that the tokenizer knows, "
+                    f"{known!r}; leave it out, or train with --tokenizer byte"
+                )
             yield ids.astype(self.dtype)
 
     def decode(self, ids):
@@ -137,8 +155,16 @@ class CharTokenizer(Tokenizer):
     def to_json(self):
         split = dict(type="Split", pattern={"Regex": r"[\s\S]"}, behavior="Isolated", invert=False)
         # A word-level model must name an unknown piece; one that is not in the vocabulary makes an unknown character an error.
-        return tokenizer_json(split, dict(type="Fuse"), dict(
-            type="WordLevel", vocab={character: id for id, character in enumerate(self.characters)}, unk_token="<unk>"), self.end_of_text)
+        return tokenizer_json(
+            split,
+            dict(type="Fuse"),
+            dict(
+                type="WordLevel",
+                vocab={character: id for id, character in enumerate(self.characters)},
+                unk_token="<unk>",
+            ),
+            self.end_of_text,
+        )
 
 
 def learn(name, streams, progress=True):
@@ -152,16 +178,21 @@ def learn(name, streams, progress=True):
     if name == "byte":
         return ByteTokenizer()
     if name == "char":
-        return CharTokenizer.learn(*(shown(stream, size(stream) if progress else 0, "characters", progress) for stream in streams))
+        return CharTokenizer.learn(
+            *(shown(stream, size(stream) if progress else 0, "characters", progress) for stream in streams)
+        )
     if kind == "file" and value:
         return load_tokenizer(Path(value).expanduser())
     if name == "gpt2" or kind == "bpe":
         from slm_np.data import bpe
+
         if name == "gpt2":
             return bpe.gpt2()
         if not re.fullmatch("[0-9]{1,7}", value) or not 257 <= int(value) <= 1 << 20:
-            raise UserError(f"--tokenizer {name!r} must be bpe:N with a whole number N from 257 (the bytes and end-of-text) to {1 << 20}; "
-                            "give for instance bpe:4096")
+            raise UserError(
+                f"--tokenizer {name!r} must be bpe:N with a whole number N from 257 (the bytes and end-of-text) to {1 << 20}; "
+                "give for instance bpe:4096"
+            )
         return bpe.train(int(value), streams, progress)
     raise UserError(f"--tokenizer {name!r} is unknown; {near(name, TOKENIZERS)}")
 
@@ -185,11 +216,14 @@ def load_tokenizer(path):
         if own and _holds(found, own.to_json()):
             return own
         from slm_np.data.bpe import PieceTokenizer
+
         return PieceTokenizer(found, path)
     except OSError as error:
         raise UserError(f"the tokenizer {path} cannot be read ({error.strerror}); give one that `save` wrote") from None
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a tokenizer.json, or a damaged one; copy it again from where it was made") from None
+        raise UserError(
+            f"{path} is not a tokenizer.json, or a damaged one; copy it again from where it was made"
+        ) from None
 
 
 def byte_letters():
@@ -216,8 +250,10 @@ def decoded_blocks(blocks):
         pending, block = len(decoder.getstate()[0]), b""
         yield decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise UserError(f"the text is not UTF-8 (byte 0x{error.object[error.start]:02x} at position {position - pending + error.start}); "
-                        "convert it, or use --tokenizer byte") from None
+        raise UserError(
+            f"the text is not UTF-8 (byte 0x{error.object[error.start]:02x} at position {position - pending + error.start}); "
+            "convert it, or use --tokenizer byte"
+        ) from None
 
 
 def byte_level(use_regex):
@@ -227,14 +263,33 @@ def byte_level(use_regex):
 
 def bpe_model(vocab, merges):
     """The byte-pair model of {piece: id} and merges "left right", the first to be made first."""
-    return dict(type="BPE", dropout=None, unk_token=None, continuing_subword_prefix=None, end_of_word_suffix=None, fuse_unk=False,
-                byte_fallback=False, ignore_merges=False, vocab=vocab, merges=merges)
+    return dict(
+        type="BPE",
+        dropout=None,
+        unk_token=None,
+        continuing_subword_prefix=None,
+        end_of_word_suffix=None,
+        fuse_unk=False,
+        byte_fallback=False,
+        ignore_merges=False,
+        vocab=vocab,
+        merges=merges,
+    )
 
 
 def tokenizer_json(pre_tokenizer, decoder, model, end_of_text=None):
     """The fields of tokenizer.json; `end_of_text` is the id of that piece, if there is one."""
-    return dict(version="1.0", truncation=None, padding=None, added_tokens=[] if end_of_text is None else [end_piece(end_of_text)],
-                normalizer=None, pre_tokenizer=pre_tokenizer, post_processor=None, decoder=decoder, model=model)
+    return dict(
+        version="1.0",
+        truncation=None,
+        padding=None,
+        added_tokens=[] if end_of_text is None else [end_piece(end_of_text)],
+        normalizer=None,
+        pre_tokenizer=pre_tokenizer,
+        post_processor=None,
+        decoder=decoder,
+        model=model,
+    )
 
 
 def end_piece(id):
@@ -259,4 +314,5 @@ def size(stream):
 def shown(stream, total, what, progress):
     """The blocks of `stream()`, of `total` bytes, with a bar on a terminal and plain lines in a log."""
     from slm_np.data import corpus
+
     return corpus.shown(stream(), total, what, progress)

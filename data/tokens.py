@@ -1,4 +1,5 @@
 """From text to batches: a corpus is tokenised once into memory-mapped files of ids, from which every batch is a few slices."""
+
 import contextlib
 import hashlib
 import json
@@ -13,7 +14,8 @@ from slm_np.data import corpus, shards
 from slm_np.data.documents import ROWS, check_kind, has_borders, lines, next_start
 from slm_np.data.tokenizer import Tokenizer, learn, load_tokenizer, with_end_of_text
 from slm_np.errors import UserError
-from slm_np.paths import cache_dir as usable_cache_dir, sweep
+from slm_np.paths import cache_dir as usable_cache_dir
+from slm_np.paths import sweep
 
 FORMAT = 3  # of the store; part of its name, so that another version makes another store
 SPLITS = ("train", "validation")
@@ -26,6 +28,7 @@ class Tokens:
     """One split. `ids` (N,) read-only, uint16 or uint32, memory-mapped; `n_bytes` of text they stand for (with a mask, of the text that
     is learnt) and the entropy of their source in bits per byte; `mask` (N,) uint8, memory-mapped, 1 where a token is to be learnt as a
     target, or None for all, and `n_learnt`, how many those are; `n_documents`. None where unknown."""
+
     split: str
     ids: np.ndarray
     n_bytes: int | None = None
@@ -48,6 +51,7 @@ class Tokens:
 class Corpus:
     """Both splits, the tokenizer (None for bare token files), the vocabulary's size, and a `fingerprint` (hexadecimal) that is the
     same exactly when the contents, their split and the tokenizer are. `source` is the `--data` string."""
+
     train: Tokens
     validation: Tokens
     tokenizer: Tokenizer | None
@@ -56,7 +60,18 @@ class Corpus:
     source: str
 
 
-def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_bytes=0, cache_dir=None, progress=True, threads=0, out_dir=None, whole=""):
+def load_corpus(
+    data,
+    val_data="",
+    tokenizer="byte",
+    documents="marker",
+    limit_bytes=0,
+    cache_dir=None,
+    progress=True,
+    threads=0,
+    out_dir=None,
+    whole="",
+):
     """The `Corpus` of the `--data` strings `data` and `val_data` (see `corpus.find`; without the latter, what the corpus brings along, or
     the last tenth of the bytes, from a document's start on).
 
@@ -79,7 +94,9 @@ def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_b
         if out_dir:
             raise UserError(f"{data} holds tokens already; give a text to prepare")
         if limit_bytes:
-            raise UserError(f"--limit-bytes {limit_bytes} cannot cut {data}, which holds tokens already; leave it out, or prepare less of the text")
+            raise UserError(
+                f"--limit-bytes {limit_bytes} cannot cut {data}, which holds tokens already; leave it out, or prepare less of the text"
+            )
         return _token_files(data, val_data, tokenizer, cache, progress, whole)
 
     given = tokenizer if isinstance(tokenizer, Tokenizer) else None
@@ -112,17 +129,36 @@ def load_corpus(data, val_data="", tokenizer="byte", documents="marker", limit_b
     def described(tokenizer, totals):
         masked = any(held["learnt"] < held["tokens"] for held in totals.values())
         return dict(
-            fingerprint=fingerprint, tokenizer=called, dtype=tokenizer.dtype.name, vocab_size=tokenizer.vocab_size,
-            end_of_text=tokenizer.end_of_text, separated=bordered,
-            tokens={name: held["tokens"] for name, held in totals.items()}, learnt={name: held["learnt"] for name, held in totals.items()},
-            documents={name: held["documents"] if bordered else int(held["tokens"] > 0) for name, held in totals.items()},
+            fingerprint=fingerprint,
+            tokenizer=called,
+            dtype=tokenizer.dtype.name,
+            vocab_size=tokenizer.vocab_size,
+            end_of_text=tokenizer.end_of_text,
+            separated=bordered,
+            tokens={name: held["tokens"] for name, held in totals.items()},
+            learnt={name: held["learnt"] for name, held in totals.items()},
+            documents={
+                name: held["documents"] if bordered else int(held["tokens"] > 0) for name, held in totals.items()
+            },
             bytes={name: held["learnt_bytes" if masked else "bytes"] for name, held in totals.items()},
-            bits_per_byte_floor={name: None if bordered else floor for name, floor in floors.items()}, sha256=hashes)
+            bits_per_byte_floor={name: None if bordered else floor for name, floor in floors.items()},
+            sha256=hashes,
+        )
 
     called = type(tokenizer).__name__ if given else tokenizer
-    plan = dict(fingerprint=fingerprint, bordered=bordered,
-                texts={name: [[str(path.absolute()), size, mtime] for path, size, mtime in part.files] for name, (part, _, _) in parts.items()},
-                shards=[[name, *shard] for name, (part, start, stop) in parts.items() for shard in shards.borders(part, start, stop, documents, bordered)])
+    plan = dict(
+        fingerprint=fingerprint,
+        bordered=bordered,
+        texts={
+            name: [[str(path.absolute()), size, mtime] for path, size, mtime in part.files]
+            for name, (part, _, _) in parts.items()
+        },
+        shards=[
+            [name, *shard]
+            for name, (part, start, stop) in parts.items()
+            for shard in shards.borders(part, start, stop, documents, bordered)
+        ],
+    )
     if not out_dir and folder.parent.is_dir():
         with contextlib.suppress(OSError):
             os.utime(shards.staging_of(folder))  # however old, it is gone on with
@@ -156,9 +192,11 @@ def _read(name):
 
 def _learnt(name, parts, documents, bordered, progress):
     """The tokenizer of that name, learnt from the texts of both splits (char) or of the training split alone."""
+
     def stream(split):
         text, start, stop = parts[split]
         return lambda: shards.texts(text, start, stop, documents, bordered)
+
     return learn(name, [stream(split) for split in (SPLITS if name == "char" else SPLITS[:1])], progress)
 
 
@@ -166,13 +204,18 @@ def _limited(text, limit, documents, cache):
     """Where the first `limit` bytes of a text end, the document that they cut included."""
     if not limit or limit >= text.size:
         return text.size
+
     def end():
-        return _next_document(text, limit, text.size, documents) or (text.size if _bordered(text, 0, text.size, documents, cache) else text.border(limit))
+        return _next_document(text, limit, text.size, documents) or (
+            text.size if _bordered(text, 0, text.size, documents, cache) else text.border(limit)
+        )
+
     return text.remembered(cache, f"limit {limit} {documents}", end)
 
 
 def _tenth(text, stop, documents, cache):
     """Where the last tenth of the bytes [0, stop) begins: with the first document in it, or with any character where there is none."""
+
     def place():
         wanted = stop * 9 // 10
         found = _next_document(text, wanted, stop, documents)
@@ -186,6 +229,7 @@ def _tenth(text, stop, documents, cache):
                         return at
                     at += len(line)
         return text.border(wanted)
+
     return text.remembered(cache, f"tenth {stop} {documents}", place)
 
 
@@ -203,9 +247,14 @@ def _next_document(text, position, stop, documents):
 
 def _bordered(text, start, stop, documents, cache):
     """Whether the bytes [start, stop) of a text have borders of documents."""
+
     def look():
-        return any(kind == ROWS or has_borders(text, max(first, start), min(last, stop), kind)
-                   for kind, first, last in text.segments(documents) if max(first, start) < min(last, stop))
+        return any(
+            kind == ROWS or has_borders(text, max(first, start), min(last, stop), kind)
+            for kind, first, last in text.segments(documents)
+            if max(first, start) < min(last, stop)
+        )
+
     return text.remembered(cache, f"bordered {start} {stop} {documents}", look)
 
 
@@ -239,7 +288,11 @@ def _split(folder, name, meta):
 def _token_folder(data):
     """The folder of token files that a `--data` string is, ours or nanoGPT's, or None."""
     folder = os.path.expanduser(data.strip())
-    return Path(folder) if folder and os.path.isfile(os.path.join(folder, "train.bin")) and not corpus.named(data) else None
+    return (
+        Path(folder)
+        if folder and os.path.isfile(os.path.join(folder, "train.bin")) and not corpus.named(data)
+        else None
+    )
 
 
 def _token_file(data, names):
@@ -249,7 +302,9 @@ def _token_file(data, names):
 
 
 def _is_token_file(data):
-    return _token_folder(data) is not None or any(item.endswith(".bin") and not os.path.isdir(item) for item in corpus.items(data))
+    return _token_folder(data) is not None or any(
+        item.endswith(".bin") and not os.path.isdir(item) for item in corpus.items(data)
+    )
 
 
 def _token_files(data, val_data, tokenizer, cache, progress, whole):
@@ -260,7 +315,7 @@ def _token_files(data, val_data, tokenizer, cache, progress, whole):
     if whole:
         val_data = ""
     elif not val_data:
-        beside = [Path(data).with_name(name) for name in ("validation.bin", "val.bin")[:2 if folder else 1]]
+        beside = [Path(data).with_name(name) for name in ("validation.bin", "val.bin")[: 2 if folder else 1]]
         val_data = next((str(path) for path in beside if path.is_file() and path != Path(data)), "")
     else:
         val_data = _token_file(val_data, HELD_OUT)
@@ -269,41 +324,66 @@ def _token_files(data, val_data, tokenizer, cache, progress, whole):
         if not value:
             continue
         flag = corpus.FLAGS[name]
-        text = corpus.find(value, name, cache, progress) if _is_token_file(value) and len(corpus.items(value)) == 1 else None
+        text = (
+            corpus.find(value, name, cache, progress)
+            if _is_token_file(value) and len(corpus.items(value)) == 1
+            else None
+        )
         if text is None or len(text.files) > 1:
-            raise UserError(f"{flag} is {value}, but a .bin token file stands alone and its like validates it; "
-                            "give one .bin to --data and one (or none) to --val-data")
+            raise UserError(
+                f"{flag} is {value}, but a .bin token file stands alone and its like validates it; "
+                "give one .bin to --data and one (or none) to --val-data"
+            )
         texts.append(text)
         [(path, size, _)] = texts[-1].files
         metas.append(_token_file_meta(path))
         if size % metas[-1]["dtype"].itemsize:
-            raise UserError(f"{flag} {path} has {size} bytes, which is no whole number of {metas[-1]['dtype'].name} tokens; "
-                            "copy it again, or set \"dtype\" in the meta.json beside it")
+            raise UserError(
+                f"{flag} {path} has {size} bytes, which is no whole number of {metas[-1]['dtype'].name} tokens; "
+                'copy it again, or set "dtype" in the meta.json beside it'
+            )
         files.append(_mapped(path, metas[-1]["dtype"]))
         wanted = metas[-1]["tokens"]
         if wanted is not None and len(files[-1]) != wanted:
-            raise UserError(f"{flag} {path} has {len(files[-1])} tokens, but its meta.json says {wanted}: it is half written; copy or prepare it again")
+            raise UserError(
+                f"{flag} {path} has {len(files[-1])} tokens, but its meta.json says {wanted}: it is half written; copy or prepare it again"
+            )
         if (path.parent / "tokenizer.json").is_file():
             beside = load_tokenizer(path.parent / "tokenizer.json")
             if known and known.to_json() != beside.to_json():
-                raise UserError(f"--val-data {path} was made with another tokenizer than --data {data}; prepare both with the same")
+                raise UserError(
+                    f"--val-data {path} was made with another tokenizer than --data {data}; prepare both with the same"
+                )
             known = beside
     if isinstance(tokenizer, Tokenizer):
         if known and known.to_json() != tokenizer.to_json():
-            raise UserError(f"{data} was made with another tokenizer ({known.vocab_size} pieces) than the model ({tokenizer.vocab_size}); give the text itself")
+            raise UserError(
+                f"{data} was made with another tokenizer ({known.vocab_size} pieces) than the model ({tokenizer.vocab_size}); give the text itself"
+            )
         known = tokenizer
     elif known is None and (tokenizer == "gpt2" or tokenizer.startswith("file:")):
         known = learn(tokenizer, [])
     if val_data or whole:
-        splits = [Tokens(name, ids, meta["bytes"], None, _mask_of(text, ids), meta["learnt"], meta["documents"])
-                  for name, text, ids, meta in zip(SPLITS, texts, files, metas)]
+        splits = [
+            Tokens(name, ids, meta["bytes"], None, _mask_of(text, ids), meta["learnt"], meta["documents"])
+            for name, text, ids, meta in zip(SPLITS, texts, files, metas)
+        ]
         if whole:
             splits.append(Tokens("validation", files[0][:0]))
     else:
-        cut, mask = len(files[0]) * 9 // 10, _mask_of(texts[0], files[0])  # how many bytes each side stands for is not known
-        parts = [(name, files[0][part], None if mask is None else mask[part]) for name, part in zip(SPLITS, (slice(cut), slice(cut, None)))]
+        cut, mask = (
+            len(files[0]) * 9 // 10,
+            _mask_of(texts[0], files[0]),
+        )  # how many bytes each side stands for is not known
+        parts = [
+            (name, files[0][part], None if mask is None else mask[part])
+            for name, part in zip(SPLITS, (slice(cut), slice(cut, None)))
+        ]
         splits = [Tokens(name, ids, mask=mask) for name, ids, mask in parts]
-    largest = [text.remembered(cache, f"largest {meta['dtype'].name}", lambda ids=ids: _largest(ids)[0]) for text, ids, meta in zip(texts, files, metas)]
+    largest = [
+        text.remembered(cache, f"largest {meta['dtype'].name}", lambda ids=ids: _largest(ids)[0])
+        for text, ids, meta in zip(texts, files, metas)
+    ]
     vocab_size = known.vocab_size if known else max(meta["vocab_size"] or 0 for meta in metas) or 1 + max(largest)
     if max(largest) >= vocab_size:
         for split in splits:
@@ -320,7 +400,9 @@ def _mask_of(text, ids):
         return None
     mask = _mapped(path, np.dtype(np.uint8))
     if len(mask) != len(ids):
-        raise UserError(f"{path} has {len(mask)} entries for {len(ids)} tokens; prepare them again, or remove it to learn them all")
+        raise UserError(
+            f"{path} has {len(mask)} entries for {len(ids)} tokens; prepare them again, or remove it to learn them all"
+        )
     return mask
 
 
@@ -336,11 +418,14 @@ def _token_file_meta(path):
     elif len(list(path.parent.glob("*.bin"))) > 1:
         n_bytes = None  # one number cannot stand for several files
     if dtype not in ("uint16", "uint32"):
-        raise UserError(f"{meta_path} has \"dtype\" {dtype!r}; token files are uint16 or uint32")
-    counts = {key: found[key].get(path.stem) if isinstance(found.get(key), dict) else None for key in ("tokens", "learnt", "documents")}
+        raise UserError(f'{meta_path} has "dtype" {dtype!r}; token files are uint16 or uint32')
+    counts = {
+        key: found[key].get(path.stem) if isinstance(found.get(key), dict) else None
+        for key in ("tokens", "learnt", "documents")
+    }
     for key, value in (("bytes", n_bytes or None), ("vocab_size", vocab_size)):
         if value is not None and not (type(value) is int and value > 0):
-            raise UserError(f"{meta_path} has \"{key}\" {value!r}; it must be a positive whole number")
+            raise UserError(f'{meta_path} has "{key}" {value!r}; it must be a positive whole number')
     return dict(dtype=np.dtype(dtype), bytes=n_bytes or None, vocab_size=vocab_size, **counts)
 
 
@@ -355,7 +440,7 @@ def _largest(ids):
     """(largest id, its first position), read block by block."""
     largest, at = -1, -1
     for start in range(0, len(ids), corpus.BLOCK):
-        block = ids[start:start + corpus.BLOCK]
+        block = ids[start : start + corpus.BLOCK]
         if block.max() > largest:
             largest, at = int(block.max()), start + int(block.argmax())
     return largest, at
@@ -365,16 +450,20 @@ def check_ids(tokens, vocab_size):
     """UserError if an id of `tokens` lies outside a vocabulary of `vocab_size`; one pass through the file."""
     largest, at = _largest(tokens.ids)
     if largest >= vocab_size:
-        raise UserError(f"the {tokens.split} tokens hold the id {largest} at position {at}, but the vocabulary has {vocab_size}; "
-                        f"use --vocab-size {largest + 1} or more, or the tokens of the right tokenizer")
+        raise UserError(
+            f"the {tokens.split} tokens hold the id {largest} at position {at}, but the vocabulary has {vocab_size}; "
+            f"use --vocab-size {largest + 1} or more, or the tokens of the right tokenizer"
+        )
 
 
 def check_length(tokens, block_size):
     """UserError if `tokens` has fewer than `block_size` + 1 tokens, so that not one window fits."""
     if len(tokens) < block_size + 1:
         mend = "give more text" if tokens.split == "train" else "give a longer text with --val-data"
-        raise UserError(f"the {tokens.split} split has {len(tokens)} tokens, but --block-size {block_size} needs {block_size + 1}; "
-                        f"lower --block-size or {mend}")
+        raise UserError(
+            f"the {tokens.split} split has {len(tokens)} tokens, but --block-size {block_size} needs {block_size + 1}; "
+            f"lower --block-size or {mend}"
+        )
 
 
 def gather(x, y, tokens, starts):
@@ -382,10 +471,10 @@ def gather(x, y, tokens, starts):
     x, y (B, T) int32, starts (B,); writes, allocates nothing large."""
     T = x.shape[1]
     for row, start in enumerate(np.asarray(starts).tolist()):
-        x[row] = tokens.ids[start:start + T]
-        y[row] = tokens.ids[start + 1:start + T + 1]
+        x[row] = tokens.ids[start : start + T]
+        y[row] = tokens.ids[start + 1 : start + T + 1]
         if tokens.mask is not None:
-            y[row][tokens.mask[start + 1:start + T + 1] == 0] = -1
+            y[row][tokens.mask[start + 1 : start + T + 1] == 0] = -1
 
 
 def random_batch(x, y, tokens, seed, purpose, step):
@@ -421,7 +510,9 @@ class EpochOrder:
         epochs, places = np.divmod(np.asarray(rows, np.int64), self.n_windows)
         windows = np.empty_like(places)
         for epoch in np.unique(epochs):
-            windows[epochs == epoch] = permute(places[epochs == epoch], self.n_windows, _philox(self.seed, _EPOCHS, epoch, 6))
+            windows[epochs == epoch] = permute(
+                places[epochs == epoch], self.n_windows, _philox(self.seed, _EPOCHS, epoch, 6)
+            )
         return windows
 
 
@@ -433,8 +524,10 @@ class StreamOrder:
         check_length(tokens, block_size)
         self.tokens, self.n_windows = tokens, (len(tokens) - 1) // block_size // streams
         if not self.n_windows:
-            raise UserError(f"the {tokens.split} split has {len(tokens)} tokens, but --carry-state wants --batch-size {streams} streams of at least "
-                            f"--block-size {block_size}; lower one of them or give more text")
+            raise UserError(
+                f"the {tokens.split} split has {len(tokens)} tokens, but --carry-state wants --batch-size {streams} streams of at least "
+                f"--block-size {block_size}; lower one of them or give more text"
+            )
         self.starts = np.arange(streams) * self.n_windows * block_size
 
     def batch(self, x, y, index):

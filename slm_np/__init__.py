@@ -2,11 +2,25 @@
 
 The names below are what a program of yours needs; `slm_np.ops` holds every operation beside its derivative.
 """
+
 import importlib
 
-_HOMES = {"ModelConfig": "config", "TrainConfig": "config", "preset": "presets", "Model": "model", "parameter_count": "model", "AdamW": "optim",
-          "learning_rate": "optim", "SamplingConfig": "sampling", "text_of": "generation", "load": "runs", "Decoder": "decode",
-          "load_corpus": "data.tokens", "random_batch": "data.tokens", "UserError": "errors"}
+_HOMES = {
+    "ModelConfig": "config",
+    "TrainConfig": "config",
+    "preset": "presets",
+    "Model": "model",
+    "parameter_count": "model",
+    "AdamW": "optim",
+    "learning_rate": "optim",
+    "SamplingConfig": "sampling",
+    "text_of": "generation",
+    "load": "runs",
+    "Decoder": "decode",
+    "load_corpus": "data.tokens",
+    "random_batch": "data.tokens",
+    "UserError": "errors",
+}
 __all__ = list(_HOMES)
 
 

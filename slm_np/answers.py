@@ -1,4 +1,5 @@
 """Windows on a text of which only the answers are learnt: each is read from its document's start on, as it will be when it is asked for."""
+
 import numpy as np
 
 from slm_np.data.tokens import EpochOrder, check_length, gather
@@ -11,7 +12,10 @@ def answer_ends(tokens, end_of_text):
     lengths, ends, documents = [], [], []
     open_length, document = 0, 0  # of the answer, and the start of the document, that a block's border cuts
     for start in range(0, len(tokens), BLOCK):
-        learnt, last = np.asarray(tokens.mask[start:start + BLOCK]) != 0, np.asarray(tokens.ids[start:start + BLOCK]) == end_of_text
+        learnt, last = (
+            np.asarray(tokens.mask[start : start + BLOCK]) != 0,
+            np.asarray(tokens.ids[start : start + BLOCK]) == end_of_text,
+        )
         following = tokens.mask[start + len(learnt)] != 0 if start + len(learnt) < len(tokens) else False
         end = np.flatnonzero(learnt & (last | ~np.append(learnt[1:], following)))
         seen = np.concatenate(([0], np.cumsum(learnt)))[end + 1]
@@ -21,7 +25,9 @@ def answer_ends(tokens, end_of_text):
         documents.append(begins[np.searchsorted(begins, start + end, "right") - 1])
         ends.append(start + end)
         document = begins[-1]
-    return tuple(np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64) for parts in (lengths, ends, documents))
+    return tuple(
+        np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64) for parts in (lengths, ends, documents)
+    )
 
 
 def window_starts(tokens, block_size, end_of_text):

@@ -1,4 +1,5 @@
 """A branch leaves the residual stream and returns to it: projection, dropout, sum."""
+
 from slm_np import ops
 from slm_np.workspace import Request
 
@@ -13,7 +14,7 @@ def join_forward(config, w, a, name, out, x, residual, key):
     if key is None:
         ops.linear_forward(out, x, weight, bias, residual)
     else:
-        branch = a["branch"][:len(x)]
+        branch = a["branch"][: len(x)]
         ops.linear_forward(branch, x, weight, bias, None)
         ops.dropout_forward(out, branch, residual, config.dropout, key)
 
@@ -22,7 +23,7 @@ def join_backward(config, a, dout, key):
     """The gradient of x W + b as an operand: dout through the same dropout. The residual's is dout itself."""
     if key is None:
         return operand(a, "branch", dout)
-    branch = a["branch"][:len(dout)]
+    branch = a["branch"][: len(dout)]
     ops.dropout_backward(branch, dout, config.dropout, key)
     return branch
 
@@ -31,6 +32,6 @@ def operand(a, name, x):
     """Numbers x as products take them: x itself or, where operands are of a shorter type, rounded into the array `name`."""
     if name not in a or a[name].dtype == x.dtype:
         return x
-    rounded = a[name][:len(x)]
+    rounded = a[name][: len(x)]
     ops.convert(rounded, x)
     return rounded

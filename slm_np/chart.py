@@ -1,4 +1,5 @@
 """Curves drawn with characters: of braille's dots where the output can show them, else of plain ASCII."""
+
 import math
 import sys
 
@@ -33,7 +34,10 @@ def chart(curve, marks, width, height, ascii=False):
 
     def place(x, y):
         """(column, row) of dots, row 0 above."""
-        return (round((x - left) / ((right - left) or 1) * (columns - 1)), round((high - math.log(y)) / ((high - low) or 1) * (rows - 1)))
+        return (
+            round((x - left) / ((right - left) or 1) * (columns - 1)),
+            round((high - math.log(y)) / ((high - low) or 1) * (rows - 1)),
+        )
 
     cells = [[0] * width for _ in range(height)]
     sums = {}
@@ -47,12 +51,14 @@ def chart(curve, marks, width, height, ascii=False):
         for i in range(reach):
             c, r = column + round(i * (next_column - column) / reach), row + round(i * (next_row - row) / reach)
             cells[r // down][c // across] |= 1 if ascii else DOTS[c % 2][r % 4]
-    drawn = [[(" ." [cell > 0] if ascii else chr(BRAILLE + cell) if cell else " ") for cell in line] for line in cells]
+    drawn = [[(" ."[cell > 0] if ascii else chr(BRAILLE + cell) if cell else " ") for cell in line] for line in cells]
     for x, y in marks:
         if y > 0 and math.isfinite(y):
             column, row = place(x, y)
             drawn[row // down][column // across] = PLAIN_MARK if ascii else MARK
-    labels = {row: f"{math.exp(high - (high - low) * row / max(1, height - 1)):.3g}" for row in {0, height // 2, height - 1}}
+    labels = {
+        row: f"{math.exp(high - (high - low) * row / max(1, height - 1)):.3g}" for row in {0, height // 2, height - 1}
+    }
     bar, corner, floor = ("|", "+", "-") if ascii else ("│", "└", "─")
     lines = [f"{labels.get(row, ''):>7} {bar}{''.join(line).rstrip()}" for row, line in enumerate(drawn)]
     return lines + [" " * 8 + corner + floor * width, " " * 9 + f"{left:<{width // 2}g}{right:>{width - width // 2}g}"]
@@ -65,7 +71,7 @@ def sparkline(values, width, ascii=False, low=None, high=None):
         return ""
     low, high = math.log(low or min(values)), math.log(high or max(values))
     n, bars = min(width, len(values)), PLAIN_BARS if ascii else BARS
-    parts = [values[i * len(values) // n:(i + 1) * len(values) // n] for i in range(n)]
+    parts = [values[i * len(values) // n : (i + 1) * len(values) // n] for i in range(n)]
     heights = [(sum(map(math.log, part)) / len(part) - low) / ((high - low) or 1) for part in parts]
     return "".join(bars[max(0, min(len(bars) - 1, round(share * (len(bars) - 1))))] for share in heights)
 
@@ -74,4 +80,10 @@ def table(rows, left=1):
     """Lines of a table: `rows` of strings, the first the heading; the first `left` columns and the last begin at the left, numbers end at the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     last = len(widths) - 1
-    return ["  ".join(cell.ljust(width) if i < left or i == last else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left or i == last else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]

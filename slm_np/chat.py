@@ -1,4 +1,5 @@
 """Talk with a trained model in a terminal or through a pipe: `python -m slm_np.chat --model RUN`."""
+
 import contextlib
 import json
 import os
@@ -9,15 +10,30 @@ from slm_np import flags
 from slm_np.errors import UserError, exit_with_sentence, near
 from slm_np.generate import Screen, add_writing, opened
 
-COMMANDS = {"reset": "forget the conversation and begin another", "help": "this list", "system": "/system TEXT: what the model is told before the conversation; without TEXT nothing",
-            "save": "/save FILE: write the conversation as JSONL that finetune takes (default: chat.jsonl)", "exit": "leave; so do Ctrl-D and Ctrl-C at the prompt, twice"}
-SHORT = {"r": "reset", "clear": "reset", "h": "help", "q": "exit", "quit": "exit", "exit": "exit"}  # with or without the slash
+COMMANDS = {
+    "reset": "forget the conversation and begin another",
+    "help": "this list",
+    "system": "/system TEXT: what the model is told before the conversation; without TEXT nothing",
+    "save": "/save FILE: write the conversation as JSONL that finetune takes (default: chat.jsonl)",
+    "exit": "leave; so do Ctrl-D and Ctrl-C at the prompt, twice",
+}
+SHORT = {
+    "r": "reset",
+    "clear": "reset",
+    "h": "help",
+    "q": "exit",
+    "quit": "exit",
+    "exit": "exit",
+}  # with or without the slash
 
 
 def parser(prog="slm-np chat"):
-    p = flags.Parser(prog=prog, description="Talk with a trained model: interactively, or from a pipe with one message per line. A run that was finetuned on conversations "
-                                            "answers; any other continues the text. Defaults of the sampling flags are the run's own.",
-                     epilog="commands:\n" + listed())
+    p = flags.Parser(
+        prog=prog,
+        description="Talk with a trained model: interactively, or from a pipe with one message per line. A run that was finetuned on conversations "
+        "answers; any other continues the text. Defaults of the sampling flags are the run's own.",
+        epilog="commands:\n" + listed(),
+    )
     group = p.add_argument_group("what")
     group.add_argument("--system", default="", metavar="TEXT", help="what the model is told before the conversation")
     add_writing(p, group)
@@ -39,10 +55,11 @@ class Chat:
 
     def __init__(self, run, sampling, max_tokens, stops=(), screen=None, system=""):
         from slm_np.template import load
+
         self.run, self.sampling, self.max_tokens, self.screen = run, sampling, max_tokens, screen or Screen()
         self.template = load(run.path)
         self.stops = [*stops, *(self.template.stops(run.tokenizer.end_of_text) if self.template else ())]
-        self.turns = 0      # each turn draws from a stream of its own, or the same message would always get the same reply
+        self.turns = 0  # each turn draws from a stream of its own, or the same message would always get the same reply
         self.written = set()  # files that /save may write again
         self.system = ""
         self.reset()
@@ -55,19 +72,25 @@ class Chat:
     def instruct(self, text):
         """Set the system's message. UserError for a run that knows none."""
         if self.template is None:
-            raise UserError("this run has no chat template, so it cannot be given a system message; write it into the text itself")
+            raise UserError(
+                "this run has no chat template, so it cannot be given a system message; write it into the text itself"
+            )
         self.system = text.strip()
 
     def prompt(self):
         """Ids of what the model reads: the conversation, of which the oldest turns go where the answer would not fit; or the last message alone."""
         from slm_np.generation import cut, encode_prompt
+
         if self.template is None:
             ids = encode_prompt(self.run.tokenizer, self.messages[-1]["content"])
         else:
             size = self.run.model.config.block_size
-            room, system = min(self.max_tokens, size // 4), [dict(role="system", content=self.system)] if self.system else []
+            room, system = (
+                min(self.max_tokens, size // 4),
+                [dict(role="system", content=self.system)] if self.system else [],
+            )
             while True:
-                ids = encode_prompt(self.run.tokenizer, self.template.prompt(system + self.messages[self.first:]))
+                ids = encode_prompt(self.run.tokenizer, self.template.prompt(system + self.messages[self.first :]))
                 if len(ids) <= size - room or self.first == len(self.messages) - 1:
                     break
                 self.first += 2
@@ -81,20 +104,31 @@ class Chat:
     def answer(self, text):
         """Write the model's reply to `text` as it is made. Returns whether Ctrl-C cut it short; UserError if the text cannot be read."""
         from slm_np.generation import generate
+
         self.messages.append(dict(role="user", content=text))
         shown, held, interrupted, style = [], "", False, self.screen.style
 
         def noted(piece, probability):  # the conversation goes on without the colours
             shown.append(piece)
             return style(piece, probability) if style else piece
+
         try:
-            pieces = generate(self.run.model, self.run.tokenizer, self.prompt(), self.max_tokens, self.sampling, self.stops, style=noted, stream=self.turns)
+            pieces = generate(
+                self.run.model,
+                self.run.tokenizer,
+                self.prompt(),
+                self.max_tokens,
+                self.sampling,
+                self.stops,
+                style=noted,
+                stream=self.turns,
+            )
             self.turns += 1
             begun = self.template is None
-            for piece, in pieces:
+            for (piece,) in pieces:
                 if self.template:  # spaces around an answer are the template's
                     piece = held + piece if begun else piece.lstrip()
-                    piece, held = piece[:len(piece.rstrip())], piece[len(piece.rstrip()):]
+                    piece, held = piece[: len(piece.rstrip())], piece[len(piece.rstrip()) :]
                 begun = begun or piece != ""
                 self.screen.write(piece)
         except KeyboardInterrupt:
@@ -122,9 +156,15 @@ class Chat:
             raise UserError(f"{path} is already there; give /save another name")
         messages = [dict(role="system", content=self.system)] * bool(self.system) + self.messages
         try:
-            path.write_text(json.dumps(dict(messages=messages), ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape")
+            path.write_text(
+                json.dumps(dict(messages=messages), ensure_ascii=False) + "\n",
+                encoding="utf-8",
+                errors="surrogateescape",
+            )
         except (OSError, ValueError) as error:  # ValueError: a character that no path may have
-            raise UserError(f"{str(path)!r} cannot be written ({getattr(error, 'strerror', error)}); give /save another name") from None
+            raise UserError(
+                f"{str(path)!r} cannot be written ({getattr(error, 'strerror', error)}); give /save another name"
+            ) from None
         self.written.add(path.resolve())
         say(f"saved as {path}")
 
@@ -194,6 +234,7 @@ def main(argv=None):
     args = parser().parse(argv)
     run, sampling, max_tokens = opened(args)
     from slm_np.generation import encode_prompt
+
     encode_prompt(run.tokenizer, "")  # refuses a run without a tokenizer now, not after the first message
     chat = Chat(run, sampling, max_tokens, args.stop, Screen(args.show_confidence), args.system)
     say(f"{run.path}, weights of step {run.step}" + "; /help lists the commands" * sys.stdin.isatty())

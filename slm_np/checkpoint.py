@@ -11,6 +11,7 @@ Whatever is written grows under a temporary name, is flushed to disk and only th
 one, never a part. Arrays of a GPU are written from copies and filled from the file: a checkpoint knows no device. Temporaries are called `<name>.tmp-<process>`, a checkpoint moved aside by one of the same step `<name>.old-<process>`.
 Failures to write are a `UserError` that names the path and the cause.
 """
+
 import contextlib
 import dataclasses
 import json
@@ -30,12 +31,25 @@ from slm_np.errors import UserError, near
 from slm_np.ops.device import host, put
 
 FORMAT = 1
-DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8",
-          "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL"}
+DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint64": "U64",
+    "uint32": "U32",
+    "uint16": "U16",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 MEND = "restore it from a copy or use an older checkpoint"
 
 
 # Atomic writes
+
 
 @contextlib.contextmanager
 def _saving(path):
@@ -43,8 +57,10 @@ def _saving(path):
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error}); the previous checkpoint is intact, "
-                        "so make room or make the folder writable and resume, or choose another --out-dir") from error
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}); the previous checkpoint is intact, "
+            "so make room or make the folder writable and resume, or choose another --out-dir"
+        ) from error
 
 
 def _sync_folder(folder):
@@ -86,6 +102,7 @@ def _read(path):
 
 # JSON
 
+
 def _json(value, **style):
     return json.dumps(value, default=np.generic.item, **style).encode("ascii")  # NumPy's scalars become Python's
 
@@ -119,6 +136,7 @@ def read_json(path):
 
 # Tensors
 
+
 def _header(entries, metadata):
     """A safetensors file up to its data: length (8 bytes, little-endian), then stamped JSON, padded so that the data are aligned."""
     text = _stamped({"__metadata__": metadata, **entries}, metadata)
@@ -135,17 +153,26 @@ def _split(raw):
 
 def _encode(tensors, metadata):
     """The chunks of a safetensors file: its header and each tensor's memory, copied only if it is not contiguous and little-endian."""
-    arrays = {name: np.asarray(host(tensor), tensor.dtype.newbyteorder("<"), order="C") for name, tensor in tensors.items()}
+    arrays = {
+        name: np.asarray(host(tensor), tensor.dtype.newbyteorder("<"), order="C") for name, tensor in tensors.items()
+    }
     entries, end = {}, 0
-    for name in sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)):  # the library's order: all is aligned, and the same tensors give the same bytes
+    for name in sorted(
+        arrays, key=lambda name: (-arrays[name].itemsize, name)
+    ):  # the library's order: all is aligned, and the same tensors give the same bytes
         array = arrays[name]
         if array.dtype.name not in DTYPES:
             raise SafetensorError(f"dtype {array.dtype} of tensor {name!r} is not one of the format's")
-        entries[name] = dict(dtype=DTYPES[array.dtype.name], shape=list(array.shape), data_offsets=[end, end + array.nbytes])
+        entries[name] = dict(
+            dtype=DTYPES[array.dtype.name], shape=list(array.shape), data_offsets=[end, end + array.nbytes]
+        )
         end += array.nbytes
     chunks = {name: arrays[name].reshape(-1).view(np.uint8) for name in entries}
     sums = {f"crc32 {name}": f"{zlib.crc32(array):08x}" for name, array in chunks.items()}
-    return [_header(entries, {"format": "pt"} | {key: str(value) for key, value in metadata.items()} | sums), *chunks.values()]
+    return [
+        _header(entries, {"format": "pt"} | {key: str(value) for key, value in metadata.items()} | sums),
+        *chunks.values(),
+    ]
 
 
 def _decode(path):
@@ -154,13 +181,18 @@ def _decode(path):
         with open(path, "rb"), safe_open(path, "np"):  # the library finds what is cut short or contradicts itself
             raw = np.memmap(path, np.uint8, "r")
         entries, metadata, end = _split(raw)
-        tensors = {name: raw[end:][slice(*entry["data_offsets"])].view(_dtype(entry["dtype"])).reshape(entry["shape"]) for name, entry in entries.items()}
+        tensors = {
+            name: raw[end:][slice(*entry["data_offsets"])].view(_dtype(entry["dtype"])).reshape(entry["shape"])
+            for name, entry in entries.items()
+        }
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {MEND}") from None
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror or error}); make it readable or {MEND}") from error
     except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that NumPy lacks
-        raise UserError(f"{path} is cut short, damaged or no safetensors file that this version can read ({error}); {MEND}") from None
+        raise UserError(
+            f"{path} is cut short, damaged or no safetensors file that this version can read ({error}); {MEND}"
+        ) from None
     if "crc32" not in metadata:
         raise UserError(f"{path} was not written by slm_np, it carries no checksums; name a file of one of its runs")
     if _header(entries, metadata) != raw[:end].tobytes():
@@ -202,12 +234,16 @@ def load_tensors(path, into=None):
         wanted = {name: (array.shape, array.dtype) for name, array in into.items()}
     for name in wanted | found:
         if name not in found or name not in wanted:
-            raise UserError(f"{path} {'lacks' if name in wanted else 'holds the unexpected'} tensor {name!r}; "
-                            "use the config.json that it was saved with")
+            raise UserError(
+                f"{path} {'lacks' if name in wanted else 'holds the unexpected'} tensor {name!r}; "
+                "use the config.json that it was saved with"
+            )
         if found[name] != wanted[name]:
             (shape, kind), (other_shape, other_kind) = found[name], wanted[name]
-            raise UserError(f"{path} holds tensor {name!r} with shape {shape} of {kind}, not {other_shape} of {other_kind}; "
-                            "use the config.json that it was saved with")
+            raise UserError(
+                f"{path} holds tensor {name!r} with shape {shape} of {kind}, not {other_shape} of {other_kind}; "
+                "use the config.json that it was saved with"
+            )
     if into is None:
         return {name: np.array(tensor) for name, tensor in tensors.items()}, metadata
     for name, array in into.items():
@@ -217,9 +253,11 @@ def load_tensors(path, into=None):
 
 # Checkpoints to resume from
 
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A training state after `step` updates: {name: array} of the model and of the optimizer's moments, and the trainer's `state`."""
+
     path: Path
     step: int
     model: dict
@@ -255,7 +293,7 @@ def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, keep
     # What cannot be removed now costs only room, and the next save tries again.
     places = [path for _, in_place, path in _checkpoints(run) if in_place]
     latest = places.index(final)
-    for path in places[:latest] + places[latest + keep:]:
+    for path in places[:latest] + places[latest + keep :]:
         shutil.rmtree(path, ignore_errors=True)
     _sweep(run, "old")
 
@@ -294,7 +332,9 @@ def load_checkpoint(path, model=None, optimizer=None):
     for name, into in (("model", model), ("optimizer", optimizer)):
         tensors, metadata = load_tensors(file := Path(path) / f"{name}.safetensors", into=into)
         if metadata.get("step") != str(state["step"]):
-            raise UserError(f"{file} is of step {metadata.get('step')}, trainer_state.json beside it of {state['step']}; {MEND}")
+            raise UserError(
+                f"{file} is of step {metadata.get('step')}, trainer_state.json beside it of {state['step']}; {MEND}"
+            )
         parts.append(tensors)
     return Checkpoint(Path(path), state["step"], *parts, state)
 
@@ -314,10 +354,13 @@ def newest_checkpoint(run_dir, model=None, optimizer=None):
         except UserError as error:
             reason = str(error)
             print(f"slm_np: passing over a checkpoint: {reason}", file=sys.stderr)
-    raise UserError(f"no checkpoint to resume from in {run_dir} ({reason}); name a run that has one, or train a new one")
+    raise UserError(
+        f"no checkpoint to resume from in {run_dir} ({reason}); name a run that has one, or train a new one"
+    )
 
 
 # The best model
+
 
 def save_best(run_dir, tensors, metadata):
     """Replace the run's best model. metadata: step and val_loss at least. UserError if the disk refuses; the old one stays."""
@@ -328,15 +371,19 @@ def load_best(run_dir, into=None):
     """(tensors, metadata) of the run's best model; `into` and errors as of `load_tensors`."""
     path = Path(run_dir) / "model.safetensors"
     if not os.path.exists(path):
-        raise UserError(f"{run_dir} holds no model.safetensors yet; train it until its first evaluation, or name another run")
+        raise UserError(
+            f"{run_dir} holds no model.safetensors yet; train it until its first evaluation, or name another run"
+        )
     return load_tensors(path, into)
 
 
 # The run's settings
 
+
 @dataclass(frozen=True)
 class RunConfig:
     """What config.json holds. data: {"fingerprint": ..., "source": ...} of the training tokens. base: of a finetuned run, what it started from."""
+
     model: ModelConfig
     train: TrainConfig
     preset: str = ""
@@ -357,19 +404,25 @@ def read_config(run_dir):
     fields = read_json(path)
     kind, version = fields.pop("model_type", None), fields.pop("format", None)
     if kind != "slm_np" or type(version) is not int:
-        raise UserError(f"{path} has model_type {kind!r} and format {version!r}, so {run_dir} is not a run of slm_np; name one that is")
+        raise UserError(
+            f"{path} has model_type {kind!r} and format {version!r}, so {run_dir} is not a run of slm_np; name one that is"
+        )
     if version > FORMAT:
         raise UserError(f"{path} is of format {version}, this version reads up to {FORMAT}; upgrade slm_np")
     fields.setdefault("base", {})
     for name, kind in dict(model=dict, train=dict, preset=str, data=dict, base=dict).items():
         if not isinstance(fields.get(name), kind):
-            raise UserError(f"{path} has {fields.get(name)!r} for {name!r}; it must be {'a string' if kind is str else 'an object in braces'}")
+            raise UserError(
+                f"{path} has {fields.get(name)!r} for {name!r}; it must be {'a string' if kind is str else 'an object in braces'}"
+            )
 
     def build(kind, given):
         known = [field.name for field in dataclasses.fields(kind)]
         for name in given:
             if name not in known:
-                raise UserError(f"{path} has the unknown field {name!r}; remove it or upgrade slm_np ({near(name, known)})")
+                raise UserError(
+                    f"{path} has the unknown field {name!r}; remove it or upgrade slm_np ({near(name, known)})"
+                )
         try:
             return kind(**given)
         except UserError as error:
@@ -380,6 +433,7 @@ def read_config(run_dir):
 
 
 # Metrics
+
 
 def _line(row):
     """`row` as a line of strict JSON, which has no NaN and no infinity: they become null."""

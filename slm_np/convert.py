@@ -1,4 +1,5 @@
 """Take over another program's checkpoint as a run: `python -m slm_np.convert stories260K.bin --tokenizer tok512.bin --out-dir RUN`."""
+
 import json
 import sys
 from pathlib import Path
@@ -8,11 +9,21 @@ from slm_np.errors import UserError, exit_with_sentence
 
 
 def parser(prog="slm-np convert"):
-    p = flags.Parser(prog=prog, description="Make a run of another program's checkpoint, which generate, chat, evaluate, info and finetune then take. "
-                                            "Read are llama2.c's checkpoints of version 0 (.bin).")
+    p = flags.Parser(
+        prog=prog,
+        description="Make a run of another program's checkpoint, which generate, chat, evaluate, info and finetune then take. "
+        "Read are llama2.c's checkpoints of version 0 (.bin).",
+    )
     p.add_argument("file", metavar="FILE", help="the checkpoint")
-    p.add_argument("--out-dir", default="", metavar="RUN", help="directory of the run to make (default: runs/NAME-OF-THE-FILE)")
-    p.add_argument("--tokenizer", default="", metavar="TOK", help="its tokenizer.bin or tokenizer.json (default: tokN.bin, of N pieces, or tokenizer.bin beside the checkpoint)")
+    p.add_argument(
+        "--out-dir", default="", metavar="RUN", help="directory of the run to make (default: runs/NAME-OF-THE-FILE)"
+    )
+    p.add_argument(
+        "--tokenizer",
+        default="",
+        metavar="TOK",
+        help="its tokenizer.bin or tokenizer.json (default: tokN.bin, of N pieces, or tokenizer.bin beside the checkpoint)",
+    )
     return p
 
 
@@ -26,6 +37,7 @@ def convert(file, out_dir="", tokenizer=""):
     from slm_np.config import TrainConfig
     from slm_np.runs import new_directory
     from slm_np.sampling import SamplingConfig, to_generation_config
+
     file = Path(file)
     config, tensors = llama2c.read_checkpoint(file)
     fields = tokenizer_fields(tokenizer or beside(file, config.vocab_size), config.vocab_size)
@@ -34,7 +46,9 @@ def convert(file, out_dir="", tokenizer=""):
             checkpoint.write_json(directory / "tokenizer.json", fields)
         checkpoint.write_json(directory / "generation_config.json", to_generation_config(SamplingConfig()))
         checkpoint.save_best(directory, tensors, dict(step=0, val_loss="nan"))
-        checkpoint.write_config(directory, RunConfig(config, TrainConfig(max_iters=0), data=dict(converted=f"llama2.c, {file.name}")))
+        checkpoint.write_config(
+            directory, RunConfig(config, TrainConfig(max_iters=0), data=dict(converted=f"llama2.c, {file.name}"))
+        )
     return directory
 
 
@@ -48,18 +62,24 @@ def tokenizer_fields(path, vocab_size):
     """What tokenizer.json is to hold, from llama2.c's tokenizer file or a tokenizer.json; None without a path. UserError if it does not fit."""
     from slm_np import llama2c
     from slm_np.checkpoint import read_json
+
     if path is None:
         return None
     if Path(path).suffix != ".json":
         return llama2c.tokenizer_json(llama2c.read_tokenizer(path, vocab_size))
     from tokenizers import Tokenizer
+
     fields = read_json(path)
     try:
         found = Tokenizer.from_str(json.dumps(fields)).get_vocab_size()
     except Exception as error:  # the library raises no type of its own
-        raise UserError(f"--tokenizer {path} is no tokenizer.json ({error}); name the one the model was trained with") from None
+        raise UserError(
+            f"--tokenizer {path} is no tokenizer.json ({error}); name the one the model was trained with"
+        ) from None
     if found != vocab_size:
-        raise UserError(f"--tokenizer {path} has {found} pieces, the model {vocab_size}; give the tokenizer it was trained with")
+        raise UserError(
+            f"--tokenizer {path} has {found} pieces, the model {vocab_size}; give the tokenizer it was trained with"
+        )
     return fields
 
 
@@ -71,8 +91,12 @@ def main(argv=None):
     from slm_np.checkpoint import read_config
     from slm_np.model import parameter_count
     from slm_np.report import quoted
+
     model = read_config(directory).model
-    print(f"{args.file}: {parameter_count(model):,} parameters, {model.n_layer} layers, vocabulary {model.vocab_size:,}", file=sys.stderr)
+    print(
+        f"{args.file}: {parameter_count(model):,} parameters, {model.n_layer} layers, vocabulary {model.vocab_size:,}",
+        file=sys.stderr,
+    )
     print(f"run: {directory}")
     if (directory / "tokenizer.json").exists():
         print(f'more: python -m slm_np.generate --model {quoted(directory)} --prompt "Once upon a time"')

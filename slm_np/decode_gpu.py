@@ -3,6 +3,7 @@
 What changes from step to step lies in one block: the tokens, their place, and the row of that place in the tables of positions, from which
 the embedding's kernel fetches it. So a step is one copy to the device, one launch of a graph and one copy of the logits back.
 """
+
 import copy
 
 import numpy as np
@@ -29,7 +30,9 @@ class Attending:
         ops.linear_forward(qkv, x, w["attention.qkv.weight"], w.get("attention.qkv.bias"), None)
         if config.positions == "rotary":
             ops.rotary_forward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
-        kernels_of(out).attention_step(heads, state.keys, state.values, qkv, config.n_head, config.n_kv_head, self.place)
+        kernels_of(out).attention_step(
+            heads, state.keys, state.values, qkv, config.n_head, config.n_kv_head, self.place
+        )
         join_forward(config, w, a, "attention.output", out, heads, residual, None)
 
 
@@ -39,10 +42,17 @@ class Launched:
     def __init__(self, model, batch, positions, cos, sin):
         config, arrays, dtype = model.config, model.arrays, model.dtype
         numbers = sum(mixer.state_size(config, batch) for mixer in model.mixers) + batch * config.vocab_size
-        check_memory(dtype.itemsize * numbers + planned_bytes(plan(config, batch, 1, arrays), dtype), f"making {batch} texts at once", "ask for fewer", arrays)
+        check_memory(
+            dtype.itemsize * numbers + planned_bytes(plan(config, batch, 1, arrays), dtype),
+            f"making {batch} texts at once",
+            "ask for fewer",
+            arrays,
+        )
         self.states = States(model, batch)
         self.logits = arrays.zeros((batch, config.vocab_size), dtype)
-        self.inputs = Inputs(arrays, dict(tokens=((batch, 1), np.int32), place=((1,), np.int32), row=((1, 1), np.int32)))
+        self.inputs = Inputs(
+            arrays, dict(tokens=((batch, 1), np.int32), place=((1,), np.int32), row=((1, 1), np.int32))
+        )
         self.given = self.inputs.device
         self.whole = Activations(config, batch, 1, dtype, arrays=arrays)
         self.buffers = tuple(self.whole.workspace.arrays.values())

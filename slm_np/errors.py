@@ -1,4 +1,5 @@
 """The one exception a user may see: a sentence that names the bad value and the mend."""
+
 import functools
 import os
 import sys
@@ -14,6 +15,7 @@ def exit_with_sentence(main):
     Exit status: 2 for bad input (`UserError`), too little memory and what the system refuses; 130 after Ctrl-C; 141, quietly, where
     whoever read the output has closed it.
     """
+
     @functools.wraps(main)
     def run(argv=None):
         try:
@@ -23,7 +25,10 @@ def exit_with_sentence(main):
         except UserError as error:
             sentence, status = str(error), 2
         except MemoryError as error:
-            sentence, status = f"out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd", 2
+            sentence, status = (
+                f"out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd",
+                2,
+            )
         except KeyboardInterrupt:
             sentence, status = "interrupted", 130
         except BrokenPipeError:
@@ -34,6 +39,7 @@ def exit_with_sentence(main):
             print("slm_np: " + sentence.replace("\n", "\\n"), file=sys.stderr)  # a file's name may hold one
         drop_output()
         raise SystemExit(status)
+
     return run
 
 
@@ -48,6 +54,7 @@ def drop_output():
 def near(word, known, prefix=""):
     """'did you mean X?' for the closest of `known`, or the whole list when none is close; `prefix` is put before each."""
     import difflib
+
     found = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
     shown = [prefix + name for name in found or known]
     return f"did you mean {' or '.join(shown)}?" if found else f"known are {', '.join(shown)}"

@@ -1,4 +1,5 @@
 """The loss of a model over a whole text: `python -m slm_np.evaluate --model RUN --data TEXT`."""
+
 import json
 import math
 import sys
@@ -21,6 +22,7 @@ NOTHING = "the text has no token to predict; give a longer one, or rows with ans
 @dataclass(frozen=True)
 class Evaluation:
     """`nats` of surprise over `tokens` targets, which stand for `bytes` of text (None where that is not known)."""
+
     nats: float
     tokens: int
     bytes: int | None
@@ -59,9 +61,12 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     from slm_np.ops.device import host
     from slm_np.progress import Progress
     from slm_np.workspace import planned_bytes
+
     n, context, mask = len(tokens), model.config.block_size, tokens.mask
     if stride > context:
-        raise UserError(f"--stride {stride} is beyond the model's context of {context} and would leave tokens out; give at most that")
+        raise UserError(
+            f"--stride {stride} is beyond the model's context of {context} and would leave tokens out; give at most that"
+        )
     check_ids(tokens, model.config.vocab_size)
     end_of_text = tokenizer.end_of_text if tokenizer is not None else None
     begins = mask is None and n > 0 and end_of_text is not None and tokens.ids[-1] == end_of_text
@@ -70,8 +75,12 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
         raise UserError(NOTHING)
     steps = min(context, n - (not begins))
     rows = max(1, min(batch // steps, -(-n // steps)))
-    check_memory(planned_bytes(plan(model.config, rows, steps, model.arrays), model.dtype, model.operand), f"evaluating {rows} x {steps} tokens at once", "use a machine with more",
-                 model.arrays)
+    check_memory(
+        planned_bytes(plan(model.config, rows, steps, model.arrays), model.dtype, model.operand),
+        f"evaluating {rows} x {steps} tokens at once",
+        "use a machine with more",
+        model.arrays,
+    )
 
     x, y, counts = np.zeros((rows, steps), np.int32), np.zeros((rows, steps), np.int32), np.zeros((rows, steps), bool)
     windows = windows_of(tokens, steps, stride or max(1, steps // 2), begins, end_of_text)
@@ -81,15 +90,22 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
         while batch := list(islice(windows, rows)):
             counts[:] = False
             for row, (start, new) in enumerate(batch):
-                y[row] = tokens.ids[start + 1:start + 1 + steps]
+                y[row] = tokens.ids[start + 1 : start + 1 + steps]
                 x[row, 1:], x[row, 0] = y[row, :-1], tokens.ids[start] if start >= 0 else end_of_text
-                counts[row, steps - new:] = True if mask is None else mask[start + 1 + steps - new:start + 1 + steps] != 0
+                counts[row, steps - new :] = (
+                    True if mask is None else mask[start + 1 + steps - new : start + 1 + steps] != 0
+                )
             nats += float(host(model.losses(x, y)).sum(dtype=np.float64, where=counts))
             done += int(counts.sum())
             seconds = time.perf_counter() - begun
             due = seconds - said > LINE_S
             said = seconds if due else said
-            progress.update(f"{done:,} of {targets:,} tokens", done / targets, f"{nats / max(1, done):.4f} nats/token  {done / seconds:,.0f} tokens/s", due)
+            progress.update(
+                f"{done:,} of {targets:,} tokens",
+                done / targets,
+                f"{nats / max(1, done):.4f} nats/token  {done / seconds:,.0f} tokens/s",
+                due,
+            )
     finally:
         progress.close()
     if not done:
@@ -105,6 +121,7 @@ def windows_of(tokens, steps, stride, begins, end_of_text):
     that stands before the first token, if the text `begins` after one."""
     if tokens.mask is not None:
         from slm_np.answers import window_starts
+
         before = -steps
         for start in window_starts(tokens, steps, end_of_text).tolist():
             yield start, min(steps, start - before)
@@ -124,11 +141,13 @@ def text_bytes(tokens, tokenizer):
         return tokens.n_bytes
     total = 0
     for at in range(0, len(tokens), BLOCK):
-        ids = np.asarray(tokens.ids[at:at + BLOCK])
-        learnt = np.ones(len(ids), bool) if tokens.mask is None else np.asarray(tokens.mask[at:at + BLOCK]) != 0
+        ids = np.asarray(tokens.ids[at : at + BLOCK])
+        learnt = np.ones(len(ids), bool) if tokens.mask is None else np.asarray(tokens.mask[at : at + BLOCK]) != 0
         borders = np.flatnonzero(np.diff(learnt, prepend=False, append=False))
         for start, stop in borders.reshape(-1, 2).tolist():
-            before = ids[max(0, start - 1):start]  # so that a tokenizer which leaves out a text's first space does not take this for a text
+            before = ids[
+                max(0, start - 1) : start
+            ]  # so that a tokenizer which leaves out a text's first space does not take this for a text
             total += len(tokenizer.decode(np.concatenate([before, ids[start:stop]]))) - len(tokenizer.decode(before))
     return total
 
@@ -138,6 +157,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
     has one; without `data`, what the run itself validates with. UserError where there is none, or the run cannot read it."""
     from slm_np.data import corpus
     from slm_np.data.tokens import load_corpus
+
     train = run.config.train
     if not data and not run.config.data.get("source"):
         raise UserError(f"{run.path} was not trained here, so it has no validation text; give one by --data")
@@ -145,7 +165,9 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
         data = train.data  # what it trained on is not needed
     text = data or train.data
     if run.tokenizer is None and not (text.endswith(".bin") or (Path(text) / "train.bin").is_file()):
-        raise UserError(f"{run.path} has no tokenizer, so its model reads token files alone; give --data FILE.bin, or put its tokenizer.json into the run")
+        raise UserError(
+            f"{run.path} has no tokenizer, so its model reads token files alone; give --data FILE.bin, or put its tokenizer.json into the run"
+        )
     how = dict(tokenizer=run.tokenizer or "byte", documents=documents or train.documents, threads=threads)
     if data:
         return load_corpus(data, limit_bytes=limit_bytes, whole="validation", **how).train
@@ -154,22 +176,63 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
 
 def report(run, data, tokens, found, stride, seconds):
     """What --json prints."""
-    return dict(model=str(run.path), step=run.step, data=data, documents=tokens.n_documents, tokens=found.tokens,
-                bytes=None if found.bytes is None else round(found.bytes), context=run.model.config.block_size, stride=stride,
-                nats_per_token=found.nats_per_token, bits_per_byte=found.bits_per_byte, perplexity=found.perplexity,
-                bits_per_byte_floor=tokens.bits_per_byte_floor, answers_only=tokens.mask is not None, seconds=round(seconds, 3))
+    return dict(
+        model=str(run.path),
+        step=run.step,
+        data=data,
+        documents=tokens.n_documents,
+        tokens=found.tokens,
+        bytes=None if found.bytes is None else round(found.bytes),
+        context=run.model.config.block_size,
+        stride=stride,
+        nats_per_token=found.nats_per_token,
+        bits_per_byte=found.bits_per_byte,
+        perplexity=found.perplexity,
+        bits_per_byte_floor=tokens.bits_per_byte_floor,
+        answers_only=tokens.mask is not None,
+        seconds=round(seconds, 3),
+    )
 
 
 def parser(prog="slm-np evaluate"):
     from slm_np.data.documents import DOCUMENTS
-    p = flags.Parser(prog=prog, description="The loss of a model over a whole text: nats per token, bits per byte of the text, perplexity.")
+
+    p = flags.Parser(
+        prog=prog,
+        description="The loss of a model over a whole text: nats per token, bits per byte of the text, perplexity.",
+    )
     p.add_argument("--model", metavar="RUN", help="directory of a run (default: the newest in runs/)")
-    p.add_argument("--data", nargs="+", default=[], metavar="TEXT", help="files, folders, globs, or the name of a corpus or a folder of prepared tokens, of which the validation part is taken if there is one (default: what the run validates with)")
-    p.add_argument("--stride", default="0", metavar="INT", help="tokens from one window to the next; small ones give more of them a full context and take longer; where only answers count it changes nothing (default: half a context)")
-    p.add_argument("--documents", choices=DOCUMENTS, help="what stands between documents: a line <|endoftext|>, or a blank line (default: as the run was trained)")
-    p.add_argument("--limit-bytes", default="0", metavar="INT", help="take this much of the text, to the end of a document; 0 takes all (default: 0)")
+    p.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="files, folders, globs, or the name of a corpus or a folder of prepared tokens, of which the validation part is taken if there is one (default: what the run validates with)",
+    )
+    p.add_argument(
+        "--stride",
+        default="0",
+        metavar="INT",
+        help="tokens from one window to the next; small ones give more of them a full context and take longer; where only answers count it changes nothing (default: half a context)",
+    )
+    p.add_argument(
+        "--documents",
+        choices=DOCUMENTS,
+        help="what stands between documents: a line <|endoftext|>, or a blank line (default: as the run was trained)",
+    )
+    p.add_argument(
+        "--limit-bytes",
+        default="0",
+        metavar="INT",
+        help="take this much of the text, to the end of a document; 0 takes all (default: 0)",
+    )
     p.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    p.add_argument("--threads", default="0", metavar="INT", help="threads, and processes to tokenise a text with; 0 means one per core (default: 0)")
+    p.add_argument(
+        "--threads",
+        default="0",
+        metavar="INT",
+        help="threads, and processes to tokenise a text with; 0 means one per core (default: 0)",
+    )
     flags.add_device(p)
     return p
 
@@ -178,28 +241,41 @@ def parser(prog="slm-np evaluate"):
 def main(argv=None):
     """The command."""
     from slm_np.generate import count
+
     args = parser().parse(argv)
-    stride, limit, threads = (count(getattr(args, name), flags.flag(name), 0) for name in ("stride", "limit_bytes", "threads"))
+    stride, limit, threads = (
+        count(getattr(args, name), flags.flag(name), 0) for name in ("stride", "limit_bytes", "threads")
+    )
     from slm_np.machine import use
     from slm_np.runs import load, newest_run
+
     use(args.device, threads)
     run = load(args.model or newest_run(), args.device)
     data, context = ",".join(args.data), run.model.config.block_size
     tokens = tokens_of(run, data, args.documents, limit, threads)
     data, begun = data or f"the validation part of {run.config.data['source']}", time.perf_counter()
     found = evaluate(run.model, tokens, run.tokenizer, stride, quiet=False)
-    stride = None if tokens.mask is not None else stride or max(1, min(context, len(tokens)) // 2)  # windows of answers have none
+    stride = (
+        None if tokens.mask is not None else stride or max(1, min(context, len(tokens)) // 2)
+    )  # windows of answers have none
     fields = report(run, data, tokens, found, stride, time.perf_counter() - begun)
     if args.json:
         print(json.dumps(fields))
         return
     size = f"{fields['bytes']:,} bytes, " if fields["bytes"] else ""
     documents = f"{tokens.n_documents:,} document{'s' * (tokens.n_documents != 1)}, " if tokens.n_documents else ""
-    print(f"{run.path}, weights of step {run.step}, on {data}: {size}{documents}{found.tokens:,} tokens{' of answers' * fields['answers_only']}, "
-          f"context {context}" + (f", stride {stride}" if stride else ""), file=sys.stderr)
+    print(
+        f"{run.path}, weights of step {run.step}, on {data}: {size}{documents}{found.tokens:,} tokens{' of answers' * fields['answers_only']}, "
+        f"context {context}" + (f", stride {stride}" if stride else ""),
+        file=sys.stderr,
+    )
     bits, floor = found.bits_per_byte, tokens.bits_per_byte_floor
-    print(f"{found.nats_per_token:.4f} nats/token, " + (f"{bits:.4f} bits/byte, " if bits is not None else "") + f"perplexity {found.perplexity:,.3f}"
-          + (f" (floor {floor:.4f} bits/byte)" if floor else ""))
+    print(
+        f"{found.nats_per_token:.4f} nats/token, "
+        + (f"{bits:.4f} bits/byte, " if bits is not None else "")
+        + f"perplexity {found.perplexity:,.3f}"
+        + (f" (floor {floor:.4f} bits/byte)" if floor else "")
+    )
 
 
 if __name__ == "__main__":

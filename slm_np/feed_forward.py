@@ -3,6 +3,7 @@
 It treats every token alone, so it goes through them a chunk of rows at a time: the wide arrays between the products stay in the cache, and
 one chunk's scratch is all that exists.
 """
+
 from slm_np import ops
 from slm_np.branch import join_backward, join_forward
 from slm_np.ops.device import at_once
@@ -47,10 +48,12 @@ def forward(config, w, a, out, x, residual, join_key):
     """out = residual + activation(x W1 + b1) W2 + b2        residual None where there is none"""
     for rows, key in chunks(len(x), join_key, len(a["feed_forward.active"])):
         hidden = a["feed_forward.hidden"][rows]
-        active = a["feed_forward.active"][:len(hidden)]
+        active = a["feed_forward.active"][: len(hidden)]
         ops.linear_forward(hidden, x[rows], w["feed_forward.input.weight"], w.get("feed_forward.input.bias"), None)
         activation(config, "forward")(active, hidden)
-        join_forward(config, w, a, "feed_forward.output", out[rows], active, None if residual is None else residual[rows], key)
+        join_forward(
+            config, w, a, "feed_forward.output", out[rows], active, None if residual is None else residual[rows], key
+        )
 
 
 def backward(config, w, g, a, dx, dout, x, join_key):
@@ -61,9 +64,16 @@ def backward(config, w, g, a, dx, dout, x, join_key):
     """
     for rows, key in chunks(len(x), join_key, len(a["feed_forward.active"])):
         hidden = dhidden = a["feed_forward.hidden"][rows]
-        active = dactive = a["feed_forward.active"][:len(hidden)]
+        active = dactive = a["feed_forward.active"][: len(hidden)]
         dbranch = join_backward(config, a, dout[rows], key)
         ops.linear_backward_input(dactive, dbranch, w["feed_forward.output.weight"])
         activation(config, "backward")(hidden, dactive)
         ops.linear_backward_weight(g["feed_forward.output.weight"], g.get("feed_forward.output.bias"), dbranch, active)
-        ops.linear_backward(dx[rows], g["feed_forward.input.weight"], g.get("feed_forward.input.bias"), dhidden, x[rows], w["feed_forward.input.weight"])
+        ops.linear_backward(
+            dx[rows],
+            g["feed_forward.input.weight"],
+            g.get("feed_forward.input.bias"),
+            dhidden,
+            x[rows],
+            w["feed_forward.input.weight"],
+        )

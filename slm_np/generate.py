@@ -1,4 +1,5 @@
 """Continue a prompt with a trained model: `python -m slm_np.generate --model RUN --prompt TEXT`."""
+
 import dataclasses
 import os
 import sys
@@ -6,14 +7,23 @@ import sys
 from slm_np import flags
 from slm_np.errors import UserError, exit_with_sentence
 
-COLOURS = ((0.1, 31), (0.5, 33), (1.1, 32))  # a token less probable than this is shown in this ANSI colour: red, yellow, green
+COLOURS = (
+    (0.1, 31),
+    (0.5, 33),
+    (1.1, 32),
+)  # a token less probable than this is shown in this ANSI colour: red, yellow, green
 
 
 def parser(prog="slm-np generate"):
-    p = flags.Parser(prog=prog, description="Continue a prompt with a trained model; the text is printed as it is made. "
-                                            "Defaults of the sampling flags are the run's own.")
+    p = flags.Parser(
+        prog=prog,
+        description="Continue a prompt with a trained model; the text is printed as it is made. "
+        "Defaults of the sampling flags are the run's own.",
+    )
     group = p.add_argument_group("what")
-    group.add_argument("-p", "--prompt", default="", metavar="TEXT", help="text to continue; - reads it from standard input")
+    group.add_argument(
+        "-p", "--prompt", default="", metavar="TEXT", help="text to continue; - reads it from standard input"
+    )
     group.add_argument("--num-samples", default="1", metavar="INT", help="how many texts to make (default: 1)")
     add_writing(p, group)
     return p
@@ -22,10 +32,28 @@ def parser(prog="slm-np generate"):
 def add_writing(parser, group):
     """The flags of every command in which a run writes: which run, how much, where it ends, how it samples."""
     from slm_np.sampling import SamplingConfig
+
     group.add_argument("--model", metavar="RUN", help="directory of a run (default: the newest in runs/)")
-    group.add_argument("--max-tokens", "--max-new-tokens", "-n", default="200", metavar="INT", help="most tokens to make (default: 200)")
-    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end where this text would appear; may be given several times")
-    group.add_argument("--show-confidence", action="store_true", help="in a terminal, colour each token by its probability: red below 0.1, yellow below 0.5, green above")
+    group.add_argument(
+        "--max-tokens",
+        "--max-new-tokens",
+        "-n",
+        default="200",
+        metavar="INT",
+        help="most tokens to make (default: 200)",
+    )
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end where this text would appear; may be given several times",
+    )
+    group.add_argument(
+        "--show-confidence",
+        action="store_true",
+        help="in a terminal, colour each token by its probability: red below 0.1, yellow below 0.5, green above",
+    )
     group.add_argument("--threads", default="0", metavar="INT", help="threads; 0 means one per core (default: 0)")
     flags.add_device(group)
     flags.add_settings(parser, SamplingConfig, "sampling", aliases={"temp": "--temperature"})
@@ -34,11 +62,13 @@ def add_writing(parser, group):
 def opened(args):
     """(run, its sampling with the flags' changes, --max-tokens) of flags that `add_writing` added. Bad values are refused before the model is loaded."""
     from slm_np.sampling import SamplingConfig
+
     changes = flags.given(args, SamplingConfig)
     max_tokens, threads = count(args.max_tokens, "--max-tokens", 0), count(args.threads, "--threads", 0)
     SamplingConfig(**changes)
     from slm_np.machine import use
     from slm_np.runs import load, newest_run
+
     use(args.device, threads)
     run = load(args.model or newest_run(), args.device)
     return run, dataclasses.replace(run.sampling, **changes), max_tokens
@@ -64,20 +94,25 @@ class Screen:
     def __init__(self, show_confidence=False):
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-        self.terminal, known = sys.stdout.isatty(), os.environ.get("TERM", "") or os.environ.get("WT_SESSION", "")  # Windows' old console has neither
+        self.terminal, known = (
+            sys.stdout.isatty(),
+            os.environ.get("TERM", "") or os.environ.get("WT_SESSION", ""),
+        )  # Windows' old console has neither
         colours = show_confidence and self.terminal and not os.environ.get("NO_COLOR") and known not in ("", "dumb")
         self.style = painted if colours else None
 
     def write(self, text):
         from slm_np.generation import printable
+
         print(printable(text) if self.terminal and self.style is None else text, end="", flush=True)
 
 
 def painted(text, probability):
     """The text in the colour of its probability; spaces at its ends stay as they are."""
     from slm_np.generation import printable
+
     body, colour = text.strip(), next(colour for limit, colour in COLOURS if probability < limit)
-    before, after = text[:len(text) - len(text.lstrip())], text[len(text.rstrip()):]
+    before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
     return f"{before}\033[{colour}m{printable(body)}\033[0m{after}" if body else text
 
 
@@ -88,6 +123,7 @@ def main(argv=None):
     samples = count(args.num_samples, "--num-samples", 1)
     run, sampling, max_tokens = opened(args)
     from slm_np.generation import cut, encode_prompt, generate
+
     # Piped text is read as bytes: what is not UTF-8 goes through as it came.
     prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if args.prompt == "-" else args.prompt
     screen, ids, others = Screen(args.show_confidence), encode_prompt(run.tokenizer, prompt), []

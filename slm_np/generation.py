@@ -1,4 +1,5 @@
 """Text from a model, as it is made: decoding, sampling, where it ends, whole characters."""
+
 import numpy as np
 
 from slm_np.decode import Decoder
@@ -14,7 +15,9 @@ def steps(decoder, prompt, max_tokens, sampling, stream=0):
     texts = [list(map(int, prompt)) for _ in range(decoder.batch)]
     for counter in range(max_tokens):
         logits = decoder.step(ids) if counter else decoder.read(np.repeat(prompt[None], decoder.batch, 0))
-        ids = np.array([sample(row, sampling, text, counter, stream + i) for i, (row, text) in enumerate(zip(logits, texts))])
+        ids = np.array(
+            [sample(row, sampling, text, counter, stream + i) for i, (row, text) in enumerate(zip(logits, texts))]
+        )
         for text, id in zip(texts, ids):
             text.append(int(id))
         yield logits, ids
@@ -42,9 +45,11 @@ class Stops:
         self.held += text
         met = [(self.held.find(s) + len(s), self.held.find(s)) for s in self.stops if s in self.held]
         if met:  # the one that is complete first, so that it does not matter in which pieces the text comes
-            self.held, self.over = self.held[:min(met)[1]], True
-        keep = 0 if met else max((n for s in self.stops for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
-        shown, self.held = self.held[:len(self.held) - keep], self.held[len(self.held) - keep:]
+            self.held, self.over = self.held[: min(met)[1]], True
+        keep = (
+            0 if met else max((n for s in self.stops for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
+        )
+        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return shown
 
     def end(self):
@@ -65,10 +70,15 @@ class Text:
     def __init__(self, tokenizer, stops, min_confidence=0.0, patience=3, style=None, after=()):
         self.end_of_text, self.stream, self.stops = tokenizer.end_of_text, tokenizer.stream(after), Stops(stops)
         self.min_confidence, self.patience, self.style = min_confidence, patience, style
-        self.uncertain = 0           # tokens since the last certain one
-        self.passed = ""             # characters no stop string can claim, not shown yet
-        self.made = self.certain = 0  # characters, counted from the first not shown: all, and those up to the last certain token
-        self.pieces, self.least = [], 1.0  # [characters, probability] not shown yet; the least probability within an unfinished character
+        self.uncertain = 0  # tokens since the last certain one
+        self.passed = ""  # characters no stop string can claim, not shown yet
+        self.made = self.certain = (
+            0  # characters, counted from the first not shown: all, and those up to the last certain token
+        )
+        self.pieces, self.least = (
+            [],
+            1.0,
+        )  # [characters, probability] not shown yet; the least probability within an unfinished character
 
     @property
     def over(self):
@@ -115,7 +125,7 @@ class Text:
         while at < len(shown):
             piece = self.pieces[0]
             n = min(piece[0], len(shown) - at)
-            dressed.append(self.style(shown[at:at + n], piece[1]))
+            dressed.append(self.style(shown[at : at + n], piece[1]))
             at, piece[0] = at + n, piece[0] - n
             if not piece[0]:
                 self.pieces.pop(0)
@@ -126,7 +136,9 @@ def encode_prompt(tokenizer, prompt):
     """Ids (n,) of a prompt (str or bytes), n >= 1: a text begins after the end of another, so the tokenizer's end-of-text, where it has
     one that the model has seen, comes first; without one an empty prompt is a blank line. UserError if the tokenizer cannot express it."""
     if tokenizer is None:
-        raise UserError("the run was trained on a token file without a tokenizer, so text cannot be read or written; put its tokenizer.json into the run")
+        raise UserError(
+            "the run was trained on a token file without a tokenizer, so text cannot be read or written; put its tokenizer.json into the run"
+        )
     data = prompt if isinstance(prompt, bytes) else prompt.encode("utf-8", "surrogateescape")
     if tokenizer.end_of_text is not None and tokenizer.trained_ends:
         return np.concatenate([[tokenizer.end_of_text], tokenizer.encode(data)]).astype(np.int32)
@@ -146,7 +158,11 @@ def printable(text):
 def cut(model, ids, name="the prompt"):
     """A sentence for the user where ids (n,) are more than the context holds, else ""; a model that carries a state reads them all."""
     size = model.config.block_size
-    return f"{name} has {len(ids):,} tokens and the context {size:,}; its last {size:,} tokens are kept" if len(ids) > size and not model.config.endless else ""
+    return (
+        f"{name} has {len(ids):,} tokens and the context {size:,}; its last {size:,} tokens are kept"
+        if len(ids) > size and not model.config.endless
+        else ""
+    )
 
 
 def generate(model, tokenizer, prompt, max_tokens, sampling, stops=(), samples=1, style=None, stream=0):
@@ -158,10 +174,16 @@ def generate(model, tokenizer, prompt, max_tokens, sampling, stops=(), samples=1
     A piece never ends inside a character, nor shows any of a stop string, of the end-of-text, or of an uncertain tail (`Text`).
     UserError, at once, for a prompt the tokenizer cannot express.
     """
-    ids, decoder = encode_prompt(tokenizer, prompt) if isinstance(prompt, (str, bytes)) else prompt, Decoder(model, samples)
+    ids, decoder = (
+        encode_prompt(tokenizer, prompt) if isinstance(prompt, (str, bytes)) else prompt,
+        Decoder(model, samples),
+    )
 
     def pieces():
-        texts = [Text(tokenizer, stops, sampling.min_confidence, sampling.confidence_patience, style, ids) for _ in range(samples)]
+        texts = [
+            Text(tokenizer, stops, sampling.min_confidence, sampling.confidence_patience, style, ids)
+            for _ in range(samples)
+        ]
         measured = style is not None or sampling.min_confidence > 0
         for logits, new in steps(decoder, ids, max_tokens, sampling, stream):
             measures = [confidence(row, id)[::-1] if measured else () for row, id in zip(logits, new)]
@@ -169,6 +191,7 @@ def generate(model, tokenizer, prompt, max_tokens, sampling, stops=(), samples=1
             if all(text.over for text in texts):
                 return
         yield [text.end() for text in texts]
+
     return pieces()
 
 

@@ -4,6 +4,7 @@ What an update hangs on (is its loss finite, how long is its gradient, is it mad
 that the host reads when there is something to tell. What the host says anew for every micro-batch (tokens, learning rate, dropout keys) goes
 into one block of the device's memory, where the captured kernels look for it.
 """
+
 import itertools
 import math
 import sys
@@ -33,7 +34,11 @@ class Inputs:
             size += -(-math.prod(shape) * np.dtype(dtype).itemsize // ALIGN) * ALIGN
 
         def views(block):
-            return {name: block[start:start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape) for name, (start, shape, dtype) in places.items()}
+            return {
+                name: block[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+                for name, (start, shape, dtype) in places.items()
+            }
+
         self.block = cupy.zeros(size, np.uint8)
         self.device = views(self.block)
         blocks = [np.frombuffer(cupy.cuda.alloc_pinned_memory(size), np.uint8, size) for _ in range(2)]
@@ -47,7 +52,9 @@ class Inputs:
         for name, value in values.items():
             views[name][...] = value
         stream = self.current_stream()
-        self.runtime.memcpyAsync(self.block.data.ptr, block.ctypes.data, block.size, self.runtime.memcpyHostToDevice, stream.ptr)
+        self.runtime.memcpyAsync(
+            self.block.data.ptr, block.ctypes.data, block.size, self.runtime.memcpyHostToDevice, stream.ptr
+        )
         copied.record(stream)
 
 
@@ -83,7 +90,11 @@ class Replayed:
         except RuntimeError as error:  # of which CUDA's errors are
             self.captures = False
             error = error.__context__ or error  # the end of a capture that failed says only that it did
-            print(f"a step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); its kernels are launched one by one", file=sys.stderr, flush=True)
+            print(
+                f"a step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); its kernels are launched one by one",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class DeviceStep:
@@ -97,11 +108,28 @@ class DeviceStep:
         import cupy
 
         from slm_np.kernels.gpu import step
-        self.model, self.optimizer, self.spectral, self.limit, self.carried, self.scaler, self.step = model, optimizer, spectral, limit, carried, scaler, step
+
+        self.model, self.optimizer, self.spectral, self.limit, self.carried, self.scaler, self.step = (
+            model,
+            optimizer,
+            spectral,
+            limit,
+            carried,
+            scaler,
+            step,
+        )
         self.activations = model.plan(*shape)  # the graphs hold its addresses
         places = []
         each(model.keys((0,)), places.append)
-        self.inputs = Inputs(cupy, dict(given=((len(step.GIVEN),), np.float64), tokens=(shape, np.int32), targets=(shape, np.int32), keys=((max(1, len(places)),), np.uint32)))
+        self.inputs = Inputs(
+            cupy,
+            dict(
+                given=((len(step.GIVEN),), np.float64),
+                tokens=(shape, np.int32),
+                targets=(shape, np.int32),
+                keys=((max(1, len(places)),), np.uint32),
+            ),
+        )
         places = iter(range(len(places)))
         self.keys = each(model.keys((0,)), lambda key: self.entry(self.inputs.device["keys"], next(places)))
         self.record, self.scalars = cupy.zeros(len(step.RECORD), np.float64), cupy.zeros(len(step.SCALARS), model.dtype)
@@ -111,7 +139,7 @@ class DeviceStep:
     @staticmethod
     def entry(array, place):
         """The array of one number at a place."""
-        return array[place:place + 1]
+        return array[place : place + 1]
 
     def gradient(self, tokens, targets, key, count, rate, first):
         """Add the gradient of a micro-batch, as `Model.loss_and_gradient` does. tokens, targets: the host's.   rate: of the update.   first: of its micro-batches"""
@@ -124,7 +152,10 @@ class DeviceStep:
         self.batch(self.launch_gradient)
 
     def launch_gradient(self):
-        model, given, tokens, targets = self.model, *(self.inputs.device[name] for name in ("given", "tokens", "targets"))
+        model, given, tokens, targets = (
+            self.model,
+            *(self.inputs.device[name] for name in ("given", "tokens", "targets")),
+        )
         self.step.begin_batch(self.record, self.scalars, given)
         normed = model.forward(self.activations, tokens, self.keys, self.carried and self.carried.layers)
         model.backward(self.activations, tokens, targets.reshape(-1), normed, self.scalar("slope"), self.keys)
@@ -139,10 +170,29 @@ class DeviceStep:
         optimizer, scaler, p = self.optimizer, self.scaler, self.optimizer.parameters
         optimizer.kernels.square_sum(optimizer.partial, p.gradients)
         optimizer.kernels.clip_scale(self.scalars[:2], optimizer.partial, optimizer.grad_clip, self.field("scale"))
-        self.step.settle(self.record, self.scalars, self.inputs.device["given"], optimizer.beta1, optimizer.beta2,
-                         *((scaler.growth, scaler.backoff, scaler.interval, scaler.lowest) if scaler else (1, 1, 0, 1)))
-        optimizer.kernels.adamw(p.weights, p.gradients, optimizer.mean, optimizer.square, p.n_decayed, self.scalar("clip"), self.scalar("rate"),
-                                optimizer.weight_decay, optimizer.beta1, optimizer.beta2, self.scalar("correction1"), self.scalar("correction2"), optimizer.eps)
+        self.step.settle(
+            self.record,
+            self.scalars,
+            self.inputs.device["given"],
+            optimizer.beta1,
+            optimizer.beta2,
+            *((scaler.growth, scaler.backoff, scaler.interval, scaler.lowest) if scaler else (1, 1, 0, 1)),
+        )
+        optimizer.kernels.adamw(
+            p.weights,
+            p.gradients,
+            optimizer.mean,
+            optimizer.square,
+            p.n_decayed,
+            self.scalar("clip"),
+            self.scalar("rate"),
+            optimizer.weight_decay,
+            optimizer.beta1,
+            optimizer.beta2,
+            self.scalar("correction1"),
+            self.scalar("correction2"),
+            optimizer.eps,
+        )
         self.spectral.launch(self.limit)
         p.pack()
         if self.carried:

@@ -3,6 +3,7 @@
 All three end in the logits x W^T with W (V, width), fused with softmax cross-entropy. With head "none" the stream is the logits, and backward
 leaves their gradient in their place.
 """
+
 import numpy as np
 
 from slm_np import ops
@@ -57,7 +58,7 @@ def last(config, w, a, x):
 
 def rooms(config, a):
     """Where a chunk's logits and their gradient lie; the second is the first, or shorter numbers in rows of whole lines."""
-    logits = a["head.logits"][:, :config.vocab_size]
+    logits = a["head.logits"][:, : config.vocab_size]
     return logits, a.get("head.dlogits", logits)
 
 
@@ -74,7 +75,9 @@ def forward(config, w, a, x, targets):
     if config.head == "none":
         ops.softmax_cross_entropy_forward(a["head.losses"], x, targets)
         return
-    ops.head_cross_entropy_forward(a["head.losses"], rooms(config, a)[0], last(config, w, a, x), table(config, w), targets)
+    ops.head_cross_entropy_forward(
+        a["head.losses"], rooms(config, a)[0], last(config, w, a, x), table(config, w), targets
+    )
 
 
 def backward(config, w, g, a, dx, x, targets, scale):
@@ -83,7 +86,18 @@ def backward(config, w, g, a, dx, x, targets, scale):
         ops.softmax_cross_entropy_backward(x, a["head.losses"], x, targets, scale)
         return
     mlp = config.head == "mlp"
-    ops.head_cross_entropy_backward(a["head.dactive"] if mlp else dx, table(config, g), a["head.losses"], *rooms(config, a), last(config, w, a, x), table(config, w), targets, scale)
+    ops.head_cross_entropy_backward(
+        a["head.dactive"] if mlp else dx,
+        table(config, g),
+        a["head.losses"],
+        *rooms(config, a),
+        last(config, w, a, x),
+        table(config, w),
+        targets,
+        scale,
+    )
     if mlp:
         ops.swish_backward(a["head.hidden"], a["head.dactive"])  # hidden is its gradient from here on
-        ops.linear_backward(dx, g["head.input.weight"], g.get("head.input.bias"), a["head.hidden"], x, w["head.input.weight"])
+        ops.linear_backward(
+            dx, g["head.input.weight"], g.get("head.input.bias"), a["head.hidden"], x, w["head.input.weight"]
+        )

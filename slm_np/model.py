@@ -3,6 +3,7 @@
 Without a residual, what a mixer or feed-forward gives is the stream. With head "none" the last mixer gives the logits, and no norm follows.
 Sizes: B batch, T steps, N = B T tokens, V vocabulary, D width, L layers.
 """
+
 import copy
 
 import numpy as np
@@ -25,9 +26,13 @@ def block_parameters(config, layer):
 
 def parameters(config):
     """All tensors of a model, in the order data meets them."""
-    yield weight(config, "embedding.weight", (config.vocab_size, config.n_embd), config.n_embd)._replace(multiplies=config.head == "tied")
+    yield weight(config, "embedding.weight", (config.vocab_size, config.n_embd), config.n_embd)._replace(
+        multiplies=config.head == "tied"
+    )
     if config.positions == "learned":
-        yield weight(config, "positions.weight", (config.block_size, config.n_embd), config.n_embd)._replace(multiplies=False)
+        yield weight(config, "positions.weight", (config.block_size, config.n_embd), config.n_embd)._replace(
+            multiplies=False
+        )
     for layer in range(config.n_layer):
         for tensor in block_parameters(config, layer):
             yield tensor._replace(name=f"layers.{layer}.{tensor.name}")
@@ -79,16 +84,36 @@ def plan(config, batch, steps, arrays=np):
 def block_forward(config, mixer, w, a, out, keys, state=None):
     """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle)),   both without the sum where there is no residual"""
     x, middle = a["x"], a["middle"] if config.feed_forward != "none" else out
-    mixer.forward(config, w, a, middle, norm.forward(config, w, a, "mixer_norm", x), x if config.residual else None, keys[0], keys[1], state)
+    mixer.forward(
+        config,
+        w,
+        a,
+        middle,
+        norm.forward(config, w, a, "mixer_norm", x),
+        x if config.residual else None,
+        keys[0],
+        keys[1],
+        state,
+    )
     if config.feed_forward != "none":
-        feed_forward.forward(config, w, a, out, norm.forward(config, w, a, "feed_forward_norm", middle), middle if config.residual else None, keys[2])
+        feed_forward.forward(
+            config,
+            w,
+            a,
+            out,
+            norm.forward(config, w, a, "feed_forward_norm", middle),
+            middle if config.residual else None,
+            keys[2],
+        )
 
 
 def block_backward(config, mixer, w, g, a, dx, dout, keys):
     """dx = the gradient of x. dout, the gradient of out, is the same array, to which each branch adds through its norm; only of logits it is another."""
     dnormed = a["dnormed"]
     if config.feed_forward != "none":
-        feed_forward.backward(config, w, g, a, dnormed, dx, norm.forward(config, w, a, "feed_forward_norm", a["middle"]), keys[2])
+        feed_forward.backward(
+            config, w, g, a, dnormed, dx, norm.forward(config, w, a, "feed_forward_norm", a["middle"]), keys[2]
+        )
         stream_backward(config, w, g, a, "feed_forward_norm", dx, dnormed, a["middle"])
     mixer.backward(config, w, g, a, dnormed, dout, norm.forward(config, w, a, "mixer_norm", a["x"]), keys[0], keys[1])
     stream_backward(config, w, g, a, "mixer_norm", dx, dnormed, a["x"])
@@ -108,7 +133,10 @@ class States:
         sizes = [mixer.state_size(model.config, batch) for mixer in model.mixers]
         self.memory = model.arrays.zeros(sum(sizes), model.dtype)
         ends = np.cumsum(sizes).tolist()
-        self.layers = [mixer.State(model.config, batch, self.memory[end - size:end]) for mixer, size, end in zip(model.mixers, sizes, ends)]
+        self.layers = [
+            mixer.State(model.config, batch, self.memory[end - size : end])
+            for mixer, size, end in zip(model.mixers, sizes, ends)
+        ]
 
     def clear(self):
         """Begin new texts."""
@@ -128,7 +156,9 @@ class Activations:
         self.batch, self.steps = batch, steps
         self.workspace = Workspace(plan(config, batch, steps, arrays), dtype, operand, arrays)
         self.shared = {name: array for name, array in self.workspace.arrays.items() if not name.startswith("layers.")}
-        self.layers = [{**self.shared, **within(self.workspace.arrays, f"layers.{layer}")} for layer in range(config.n_layer)]
+        self.layers = [
+            {**self.shared, **within(self.workspace.arrays, f"layers.{layer}")} for layer in range(config.n_layer)
+        ]
         self.set_place(config, 0)
 
     def set_place(self, config, first):
@@ -154,8 +184,10 @@ class Model:
         if seed is not None:
             self.parameters.initialise(seed)
         self.mixers = [mixer_of(config, layer) for layer in range(config.n_layer)]
-        self.layer_weights, self.layer_operands, self.layer_gradients = ([within(views, f"layers.{layer}") for layer in range(config.n_layer)] for views in (
-            self.parameters.weight, self.parameters.operand, self.parameters.gradient))
+        self.layer_weights, self.layer_operands, self.layer_gradients = (
+            [within(views, f"layers.{layer}") for layer in range(config.n_layer)]
+            for views in (self.parameters.weight, self.parameters.operand, self.parameters.gradient)
+        )
         self.activations = None
 
     def exact(self):
@@ -169,7 +201,9 @@ class Model:
     def plan(self, batch, steps):
         """Lay out the arena for (B, T) tokens, once; later calls of the same size keep it. Returns it."""
         if steps > self.config.block_size:
-            raise UserError(f"{steps} tokens are longer than the model's context of {self.config.block_size}; shorten the window")
+            raise UserError(
+                f"{steps} tokens are longer than the model's context of {self.config.block_size}; shorten the window"
+            )
         if self.activations is None or (self.activations.batch, self.activations.steps) != (batch, steps):
             self.activations = None  # let go of the old arena before the new one is laid out
             self.activations = Activations(self.config, batch, steps, self.dtype, self.operand, self.arrays)
@@ -179,7 +213,9 @@ class Model:
         """Dropout keys: [embedding, layer 0, layer 1, ...], a layer's being (attention, after the mixer, after the feed-forward). Logits are not dropped."""
         if key is None or not self.config.dropout:
             return [None] + [(None, None, None)] * self.config.n_layer
-        keys = [ops.dropout_key(*key, 0)] + [tuple(ops.dropout_key(*key, 1 + layer, place) for place in range(3)) for layer in range(self.config.n_layer)]
+        keys = [ops.dropout_key(*key, 0)] + [
+            tuple(ops.dropout_key(*key, 1 + layer, place) for place in range(3)) for layer in range(self.config.n_layer)
+        ]
         return keys if self.config.head != "none" else [*keys[:-1], (keys[-1][0], None, None)]
 
     def forward(self, activations, tokens, keys, states=None):
@@ -188,10 +224,12 @@ class Model:
         states: of every layer what its mixer keeps of the past, from which it goes on, see mixers/__init__; None begins new texts.
         """
         config, w, a, layers = self.config, self.parameters.weight, activations.shared, activations.layers
-        layer_weights = self.layer_operands if activations.workspace.types.operand == self.operand else self.layer_weights
+        layer_weights = (
+            self.layer_operands if activations.workspace.types.operand == self.operand else self.layer_weights
+        )
         positions = w.get("positions.weight") if config.positions == "learned" else a.get("positions")
         if config.positions == "learned":
-            positions = positions[:activations.steps]
+            positions = positions[: activations.steps]
         if keys[0] is None:
             ops.embedding_forward(layers[0]["x"], tokens, w["embedding.weight"], positions)
         else:
@@ -213,18 +251,31 @@ class Model:
             dx.fill(0)
             norm.backward(config, w, g, a, "norm", dx, a["dnormed"], a["x"])
         for i in reversed(range(config.n_layer)):
-            block_backward(config, self.mixers[i], self.layer_operands[i], self.layer_gradients[i], activations.layers[i], dx, dout, keys[1 + i])
+            block_backward(
+                config,
+                self.mixers[i],
+                self.layer_operands[i],
+                self.layer_gradients[i],
+                activations.layers[i],
+                dx,
+                dout,
+                keys[1 + i],
+            )
             dout = dx
         if keys[0] is not None:
             ops.dropout_backward(a["dnormed"], dx, config.dropout, keys[0])
             dx = a["dnormed"]
-        dpositions = g["positions.weight"][:activations.steps] if config.positions == "learned" else None
+        dpositions = g["positions.weight"][: activations.steps] if config.positions == "learned" else None
         ops.embedding_backward(g["embedding.weight"], dpositions, dx, tokens)
 
     def losses(self, tokens, targets):
         """Cross-entropy of every token in nats, (B, T), dropout off. tokens, targets: (B, T) integers below V, a target of -1 is not counted
         and has loss 0. A view that the next call overwrites."""
-        activations, tokens, targets = self.plan(*tokens.shape), self.arrays.asarray(tokens), self.arrays.asarray(targets)
+        activations, tokens, targets = (
+            self.plan(*tokens.shape),
+            self.arrays.asarray(tokens),
+            self.arrays.asarray(targets),
+        )
         normed = self.forward(activations, tokens, self.keys(None))
         head.forward(self.config, self.parameters.operand, activations.shared, normed, targets.reshape(-1))
         return activations.shared["head.losses"].reshape(tokens.shape)
@@ -241,7 +292,11 @@ class Model:
         states: the layers of `States`, from which the windows go on and where they leave what they carry; gradients stop at the window's edge.
         """
         count = max(1, counted(targets) if count is None else count)
-        activations, tokens, targets = self.plan(*tokens.shape), self.arrays.asarray(tokens), self.arrays.asarray(targets)
+        activations, tokens, targets = (
+            self.plan(*tokens.shape),
+            self.arrays.asarray(tokens),
+            self.arrays.asarray(targets),
+        )
         keys = self.keys(key)
         normed = self.forward(activations, tokens, keys, states)
         self.backward(activations, tokens, targets.reshape(-1), normed, 1 / count, keys)

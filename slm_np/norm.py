@@ -1,4 +1,5 @@
 """The norm before a mixer, a feed-forward or the head: none, layer norm or RMS norm. With none, the stream itself goes on."""
+
 from slm_np import ops
 from slm_np.branch import operand
 from slm_np.params import Tensor
@@ -27,7 +28,15 @@ def forward(config, w, a, name, x):
     if config.norm == "rmsnorm":
         ops.rmsnorm_forward(a["normed"], a[f"{name}.rstd"], x, w[f"{name}.weight"], config.norm_eps)
     else:
-        ops.layernorm_forward(a["normed"], a[f"{name}.mean"], a[f"{name}.rstd"], x, w[f"{name}.weight"], w.get(f"{name}.bias"), config.norm_eps)
+        ops.layernorm_forward(
+            a["normed"],
+            a[f"{name}.mean"],
+            a[f"{name}.rstd"],
+            x,
+            w[f"{name}.weight"],
+            w.get(f"{name}.bias"),
+            config.norm_eps,
+        )
     return a["normed"]
 
 
@@ -38,4 +47,13 @@ def backward(config, w, g, a, name, dx, dnormed, x):
     elif config.norm == "rmsnorm":
         ops.rmsnorm_backward(dx, g[f"{name}.weight"], dnormed, x, w[f"{name}.weight"], a[f"{name}.rstd"])
     else:
-        ops.layernorm_backward(dx, g[f"{name}.weight"], g.get(f"{name}.bias"), dnormed, x, w[f"{name}.weight"], a[f"{name}.mean"], a[f"{name}.rstd"])
+        ops.layernorm_backward(
+            dx,
+            g[f"{name}.weight"],
+            g.get(f"{name}.bias"),
+            dnormed,
+            x,
+            w[f"{name}.weight"],
+            a[f"{name}.mean"],
+            a[f"{name}.rstd"],
+        )

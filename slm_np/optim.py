@@ -1,4 +1,5 @@
 """AdamW over flat memory, the norm of the whole gradient, and the learning rate's schedules."""
+
 import math
 
 from slm_np.ops.device import arrays_of, kernels_of, number
@@ -14,7 +15,9 @@ class AdamW:
     g is the gradient times min(1, grad_clip / (norm + 1e-6)), or as it is if `grad_clip` is 0; the sweep leaves the gradients zero.
     """
 
-    def __init__(self, parameters, learning_rate=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8, grad_clip=1.0):
+    def __init__(
+        self, parameters, learning_rate=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8, grad_clip=1.0
+    ):
         self.parameters, self.learning_rate, self.weight_decay = parameters, learning_rate, weight_decay
         self.beta1, self.beta2, self.eps, self.grad_clip = beta1, beta2, eps, grad_clip
         arrays = arrays_of(parameters.weights)
@@ -37,14 +40,31 @@ class AdamW:
         self.updates += 1
         scale = (min(1.0, self.grad_clip / (norm + 1e-6)) if self.grad_clip else 1.0) / loss_scale
         rate = self.learning_rate if learning_rate is None else learning_rate
-        self.kernels.adamw(self.parameters.weights, self.parameters.gradients, self.mean, self.square, self.parameters.n_decayed, scale, float(rate),
-                           float(self.weight_decay), self.beta1, self.beta2, 1 - self.beta1 ** self.updates, 1 - self.beta2 ** self.updates, self.eps)
+        self.kernels.adamw(
+            self.parameters.weights,
+            self.parameters.gradients,
+            self.mean,
+            self.square,
+            self.parameters.n_decayed,
+            scale,
+            float(rate),
+            float(self.weight_decay),
+            self.beta1,
+            self.beta2,
+            1 - self.beta1**self.updates,
+            1 - self.beta2**self.updates,
+            self.eps,
+        )
         self.parameters.pack()
         return norm
 
     def state(self):
         """The two moments as named tensors: `mean.NAME` and `square.NAME`. Views: loading into them restores the optimiser."""
-        return {f"{role}.{name}": view for role in ("mean", "square") for name, view in self.parameters.like(getattr(self, role)).items()}
+        return {
+            f"{role}.{name}": view
+            for role in ("mean", "square")
+            for name, view in self.parameters.like(getattr(self, role)).items()
+        }
 
 
 def learning_rate(config, step, progress):

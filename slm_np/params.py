@@ -2,6 +2,7 @@
 
 The tensors that decay come first, so that the optimiser, the gradient's norm, clipping and counting need no loop over names.
 """
+
 import functools
 import math
 from typing import Callable, NamedTuple, Union
@@ -15,6 +16,7 @@ from slm_np.workspace import BF16
 class Tensor(NamedTuple):
     """What is known of a tensor before it exists. `law`: "normal", N(0, spread^2), "uniform", U(-spread, spread), "ones", "zeros", or a function
     of (random generator, shape). `multiplies`: whether products take it. `decay`: whether rule "matrices" may take it for a matrix that decays."""
+
     name: str
     shape: tuple
     law: Union[str, Callable] = "normal"
@@ -26,8 +28,10 @@ class Tensor(NamedTuple):
 def weight(config, name, shape, fan_in, residual=False):
     """A matrix of a product under the configuration's initialisation. Projections that write to the stream start smaller, by 1 / sqrt(2 L)."""
     if config.init == "uniform":
-        return Tensor(name, shape, "uniform", fan_in ** -0.5, True)
-    return Tensor(name, shape, "normal", config.init_std / (2 * config.n_layer) ** 0.5 if residual else config.init_std, True)
+        return Tensor(name, shape, "uniform", fan_in**-0.5, True)
+    return Tensor(
+        name, shape, "normal", config.init_std / (2 * config.n_layer) ** 0.5 if residual else config.init_std, True
+    )
 
 
 def decays(tensor, rule):
@@ -71,7 +75,7 @@ class Parameters:
         views, start = {}, 0
         for t in tensors:
             size = math.prod(t.shape)
-            views[t.name] = flat[start:start + size].reshape(t.shape)
+            views[t.name] = flat[start : start + size].reshape(t.shape)
             start += size
         return views
 
@@ -97,4 +101,4 @@ class Parameters:
 
 def within(views, prefix):
     """The views whose name starts with `prefix.`, under the rest of their name."""
-    return {name[len(prefix) + 1:]: view for name, view in views.items() if name.startswith(prefix + ".")}
+    return {name[len(prefix) + 1 :]: view for name, view in views.items() if name.startswith(prefix + ".")}

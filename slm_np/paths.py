@@ -1,4 +1,5 @@
 """Where things are kept between runs: the cache folder, and folders that appear whole or not at all."""
+
 import atexit
 import contextlib
 import functools
@@ -41,8 +42,11 @@ def _writable(folder):
         # A fresh private folder, not a fixed name in /tmp that somebody else may have filled.
         temporary = Path(tempfile.mkdtemp(prefix="slm_np-"))
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        print(f"slm_np: the cache folder {path} cannot be written ({error.strerror}); {temporary} serves for this run, "
-              "or set SLM_NP_CACHE to another folder", file=sys.stderr)
+        print(
+            f"slm_np: the cache folder {path} cannot be written ({error.strerror}); {temporary} serves for this run, "
+            "or set SLM_NP_CACHE to another folder",
+            file=sys.stderr,
+        )
         return temporary
 
 
@@ -65,8 +69,10 @@ def published(folder):
             if not folder.is_dir():
                 raise
     except OSError as error:
-        raise UserError(f"the cache {folder.parent} cannot be written ({error.strerror}); free some space, "
-                        "or set SLM_NP_CACHE to another folder") from None
+        raise UserError(
+            f"the cache {folder.parent} cannot be written ({error.strerror}); free some space, "
+            "or set SLM_NP_CACHE to another folder"
+        ) from None
     finally:
         if part:
             shutil.rmtree(part, ignore_errors=True)

@@ -1,4 +1,5 @@
 """Build a vocabulary from a large corpus, then train on it: `python -m slm_np.pretrain CORPUS [--preset P]`."""
+
 from slm_np import flags, train
 from slm_np.config import TrainConfig
 from slm_np.errors import UserError, exit_with_sentence
@@ -8,8 +9,18 @@ PRESET, TOKENIZER = "slim", "bpe:4096"
 
 
 def parser():
-    p = train.parser("slm-np pretrain", "Build a vocabulary from a corpus, then train a model on it from scratch: as train, with other defaults.", PRESET, tokenizer=TOKENIZER)
-    p.add_argument("corpus", nargs="*", metavar="CORPUS", help="what to train on, as --data: files, folders, globs, or a name such as tinystories")
+    p = train.parser(
+        "slm-np pretrain",
+        "Build a vocabulary from a corpus, then train a model on it from scratch: as train, with other defaults.",
+        PRESET,
+        tokenizer=TOKENIZER,
+    )
+    p.add_argument(
+        "corpus",
+        nargs="*",
+        metavar="CORPUS",
+        help="what to train on, as --data: files, folders, globs, or a name such as tinystories",
+    )
     return p
 
 
@@ -27,7 +38,9 @@ def main(argv=None):
         return
     name = name or PRESET
     if "data" not in given:
-        raise UserError("what to train on is missing; give files, folders, globs or a name, such as: python -m slm_np.pretrain tinystories")
+        raise UserError(
+            "what to train on is missing; give files, folders, globs or a name, such as: python -m slm_np.pretrain tinystories"
+        )
     if name in PRESETS and "tokenizer" not in PRESETS[name]["train"]:
         given.setdefault("tokenizer", TOKENIZER)
     train.begin(name, model, given)

@@ -2,18 +2,19 @@
 
 Source: R. Freivalds, Probabilistic machines can use less running time, IFIP Congress 1977; here with a tolerance for rounding.
 """
+
 import contextlib
 
 import numpy as np
 
 from slm_np.ops.device import kernels_of
 
-INTERVAL = 50      # updates between two checks
-PRODUCTS = 16      # which product of an update is checked goes round among the first of them
-DOUBT = 1e-12      # the chance that a right product is taken for a wrong one
-UNIT = 2.0**-24    # of rounding to float32
-TINY = 2.0**-126   # what tiles flush to zero is smaller
-BLOCK = 1 << 18    # numbers taken to float64 at once
+INTERVAL = 50  # updates between two checks
+PRODUCTS = 16  # which product of an update is checked goes round among the first of them
+DOUBT = 1e-12  # the chance that a right product is taken for a wrong one
+UNIT = 2.0**-24  # of rounding to float32
+TINY = 2.0**-126  # what tiles flush to zero is smaller
+BLOCK = 1 << 18  # numbers taken to float64 at once
 
 
 class WrongProduct(Exception):
@@ -72,7 +73,7 @@ def projection_error(c, a, b, seed, before=None):
         projected = projected.reshape(-1)
         for rows in _blocks(a):
             halves = _halves(a[rows])
-            expected[rows] = sum(numbers @ projected[half::len(halves)] for half, numbers in enumerate(halves))
+            expected[rows] = sum(numbers @ projected[half :: len(halves)] for half, numbers in enumerate(halves))
             lengths[rows] = np.sqrt(sum(map(_squares, halves)))
         size, k = np.sqrt(squares), len(projected)
         spread = lengths * size
@@ -81,7 +82,9 @@ def projection_error(c, a, b, seed, before=None):
             spread *= 2
             for rows in _blocks(c):
                 spread[rows] += np.sqrt(_squares(c[rows].astype(np.float64)))
-        tolerance = np.sqrt(2 * np.log(2 * len(a) / DOUBT)) * (18 + k / 32) * UNIT * spread + 4 * TINY * k * len(signs) * (1 + lengths + size)
+        tolerance = np.sqrt(2 * np.log(2 * len(a) / DOUBT)) * (18 + k / 32) * UNIT * spread + 4 * TINY * k * len(
+            signs
+        ) * (1 + lengths + size)
         error = np.abs(projection(c, seed) - expected) / tolerance
     told = np.isfinite(expected)
     return float(np.where(np.isnan(error), np.inf, error)[told].max(initial=0.0))

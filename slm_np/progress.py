@@ -1,4 +1,5 @@
 """Progress of long work: a bar with an ETA on a terminal or in a notebook, plain lines in a log."""
+
 import sys
 import time
 
@@ -19,6 +20,7 @@ def interactive():
 def bar(quiet=False, **options):
     """tqdm's bar, which draws nothing where no bar can be drawn."""
     from tqdm.auto import tqdm
+
     return tqdm(dynamic_ncols=True, disable=quiet or not interactive(), **options)
 
 
@@ -32,7 +34,12 @@ class Progress:
         self.quiet, self.fraction, self.begun = quiet, fraction, time.perf_counter()
         self.bar = None
         if not quiet and interactive():
-            self.bar = bar(total=1.0, initial=fraction, smoothing=0.05, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, ETA {remaining}{postfix}")
+            self.bar = bar(
+                total=1.0,
+                initial=fraction,
+                smoothing=0.05,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}, ETA {remaining}{postfix}",
+            )
 
     def update(self, step, fraction, text, log):
         """step: what to call it, such as "step 3/100".   fraction: share of the run that is over.   text: what else to show.   log: whether to."""

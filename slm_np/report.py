@@ -1,4 +1,5 @@
 """What a training command says: before the first update, what it works on; after the last, what came of it."""
+
 import sys
 
 
@@ -6,18 +7,30 @@ def describe(run, corpus, memory):
     """The lines before training: machine, corpus, model, memory plan."""
     from slm_np.model import parameter_count
     from slm_np.precision import described
+
     n, train, validation = parameter_count(run.model), corpus.train, corpus.validation
     length = f"{train.n_bytes:,} bytes{' of answers' * (train.mask is not None)}, " if train.n_bytes else ""
-    lines = [f"slm_np: on {place(run.train.device)}, {described(run)}",
-             f"corpus {corpus.source}: {length}{documents(corpus)}{len(train):,} training and {len(validation):,} validation tokens, vocabulary {run.model.vocab_size:,}"]
+    lines = [
+        f"slm_np: on {place(run.train.device)}, {described(run)}",
+        f"corpus {corpus.source}: {length}{documents(corpus)}{len(train):,} training and {len(validation):,} validation tokens, vocabulary {run.model.vocab_size:,}",
+    ]
     if train.mask is not None:
-        lines.append(f"loss on the answers only: {train.n_learnt:,} of the training tokens; their template is kept as chat_template.json")
-    lines += [f"model {run.preset}: {n:,} parameters" + (f", from step {run.base['step']} of {run.base['run']}" if run.base else ""),
-              f"memory: {', '.join(f'{name} {size / 2**20:,.1f}' for name, size in memory.items())}, together {sum(memory.values()) / 2**20:,.1f} MiB"]
+        lines.append(
+            f"loss on the answers only: {train.n_learnt:,} of the training tokens; their template is kept as chat_template.json"
+        )
+    lines += [
+        f"model {run.preset}: {n:,} parameters"
+        + (f", from step {run.base['step']} of {run.base['run']}" if run.base else ""),
+        f"memory: {', '.join(f'{name} {size / 2**20:,.1f}' for name, size in memory.items())}, together {sum(memory.values()) / 2**20:,.1f} MiB",
+    ]
     if run.base.get("vocab_size", run.model.vocab_size) < run.model.vocab_size:
-        lines.append(f"the vocabulary grows from {run.base['vocab_size']} to {run.model.vocab_size} by end-of-text, whose weights start as the mean of the others")
+        lines.append(
+            f"the vocabulary grows from {run.base['vocab_size']} to {run.model.vocab_size} by end-of-text, whose weights start as the mean of the others"
+        )
     if 5 * len(train) < n and not run.base:
-        lines.append(f"the corpus has {len(train):,} tokens for {n:,} parameters: expect gibberish; more text or a smaller model would help")
+        lines.append(
+            f"the corpus has {len(train):,} tokens for {n:,} parameters: expect gibberish; more text or a smaller model would help"
+        )
     print("\n".join(lines), file=sys.stderr)
 
 
@@ -25,8 +38,10 @@ def place(device):
     """The device in words, for "on ..."."""
     if device == "cuda":
         from slm_np.machine import gpu
+
         return str(gpu())
     import numba
+
     threads = numba.get_num_threads()
     return f"the CPU, {threads} thread{'s' * (threads > 1)}"
 
@@ -43,6 +58,7 @@ def words(tokenizer):
         return None
     from slm_np.generation import printable, text_of
     from slm_np.sampling import SamplingConfig
+
     return lambda model: printable(" ".join(text_of(model, tokenizer, "", 64, SamplingConfig(seed=1)).split()))[:60]
 
 
@@ -51,12 +67,15 @@ def finish(trainer):
     from slm_np import checkpoint
     from slm_np.evaluate import TOKENS, evaluate
     from slm_np.generation import printable
+
     corpus, model, directory = trainer.corpus, trainer.model.exact(), trainer.out_dir
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
     trainer.model.parameters.pack()
     print(f"evaluating the best model, of step {metadata['step']}, on all of the validation split", file=sys.stderr)
     trainer.model.activations = trainer.ahead = None  # what was enough for training is enough here
-    found = evaluate(model, corpus.validation, corpus.tokenizer, quiet=trainer.quiet, batch=min(TOKENS, trainer.tokens.size))
+    found = evaluate(
+        model, corpus.validation, corpus.tokenizer, quiet=trainer.quiet, batch=min(TOKENS, trainer.tokens.size)
+    )
     stories = corpus.source == "stories"
     if corpus.tokenizer is not None:
         print(f"\n{printable(sample(trainer, stories).strip())}\n")
@@ -74,18 +93,27 @@ def sample(trainer, stories):
     """A text by the model: after whole texts of the validation split, or an answer after the first question there."""
     from slm_np.generation import text_of
     from slm_np.sampling import SamplingConfig
+
     corpus, model = trainer.corpus, trainer.model
     if corpus.train.mask is not None:
         asked = question(corpus)
         return asked + text_of(model, corpus.tokenizer, asked, 100, SamplingConfig(temp=0.0))
-    return text_of(model, corpus.tokenizer, before(corpus), 1000 if stories else 300, SamplingConfig(seed=trainer.config.seed), ["\n\n"] if stories else [])
+    return text_of(
+        model,
+        corpus.tokenizer,
+        before(corpus),
+        1000 if stories else 300,
+        SamplingConfig(seed=trainer.config.seed),
+        ["\n\n"] if stories else [],
+    )
 
 
 def before(corpus):
     """What the model reads before it writes: whole texts from the start of the validation split, or "" where no blank line ends one."""
     from slm_np.generation import START
+
     start = corpus.tokenizer.decode(corpus.validation.ids[:2000])
-    return start[:start.rfind(START) + len(START)].decode("utf-8", "replace") if START in start else ""
+    return start[: start.rfind(START) + len(START)].decode("utf-8", "replace") if START in start else ""
 
 
 def question(corpus):
@@ -97,6 +125,7 @@ def question(corpus):
 def curve(directory, floor):
     """What to say of the loss curve, which is drawn where that is possible: a run is no worse for want of a picture."""
     from slm_np.plot import loss_curve
+
     try:
         return f"loss curve: {loss_curve(directory, floor)}"
     except ImportError:

@@ -1,4 +1,5 @@
 """Runs on disk: the directory of a new one, the newest, and a run as a model in memory with its tokenizer and its defaults for sampling."""
+
 import contextlib
 import itertools
 import os
@@ -16,7 +17,9 @@ def check_free(out_dir):
     if os.path.lexists(out_dir) and not os.path.isdir(out_dir):
         raise UserError(f"--out-dir {out_dir} is a file; name a directory")
     if any(os.path.lexists(Path(out_dir) / name) for name in ("config.json", "model.safetensors", "metrics.jsonl")):
-        raise UserError(f"{out_dir} already holds a run; go on with it by --resume {out_dir}, or choose another --out-dir")
+        raise UserError(
+            f"{out_dir} already holds a run; go on with it by --resume {out_dir}, or choose another --out-dir"
+        )
 
 
 @contextlib.contextmanager
@@ -27,7 +30,9 @@ def new_directory(out_dir, name):
     """
     names = [Path(out_dir)] if out_dir else (RUNS / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
     for directory in names:
-        made = _made(directory)  # the name is taken by making it, so that two programs that start at once do not share it
+        made = _made(
+            directory
+        )  # the name is taken by making it, so that two programs that start at once do not share it
         if made or out_dir:
             break
     check_free(directory)
@@ -51,7 +56,9 @@ def _made(directory):
     except (OSError, ValueError) as error:  # ValueError: a character that no path may have
         if isinstance(error, FileExistsError) and os.path.lexists(directory):
             return False
-        raise UserError(f"the run's directory {str(directory)!r} cannot be made ({getattr(error, 'strerror', error)}); choose another --out-dir") from None
+        raise UserError(
+            f"the run's directory {str(directory)!r} cannot be made ({getattr(error, 'strerror', error)}); choose another --out-dir"
+        ) from None
 
 
 def newest_run():
@@ -60,12 +67,18 @@ def newest_run():
     if not found:
         raise UserError("there is no run in runs/ yet; train one by python -m slm_np.train, or name its directory")
     # Not whatever lies in the run: a training that saves renames files meanwhile.
-    return max(found, key=lambda path: max(file.stat().st_mtime for name in ("config.json", "metrics.jsonl") if (file := path / name).exists()))
+    return max(
+        found,
+        key=lambda path: max(
+            file.stat().st_mtime for name in ("config.json", "metrics.jsonl") if (file := path / name).exists()
+        ),
+    )
 
 
 @dataclass
 class Run:
     """A loaded run: `model`, `tokenizer` (None for bare token files), `config` (RunConfig), `step` its weights are of, `sampling` its defaults."""
+
     path: Path
     model: object
     tokenizer: object
@@ -83,6 +96,7 @@ def load(path, device="cpu"):
     from slm_np.machine import check_memory
     from slm_np.model import Model, parameter_count
     from slm_np.ops.device import arrays_for
+
     path = Path(path)
     config = checkpoint.read_config(path)
     check_memory(8 * parameter_count(config.model), f"the model in {path}", arrays=arrays_for(device))
@@ -94,6 +108,7 @@ def load(path, device="cpu"):
 def best_weights(path, into=None):
     """({name: array}, step) of the best model in the run `path`; before a first evaluation, of its newest checkpoint. `into` as of `load_tensors`."""
     from slm_np import checkpoint
+
     if (Path(path) / "model.safetensors").exists():
         weights, metadata = checkpoint.load_best(path, into=into)
         return weights, int(metadata["step"])
@@ -104,12 +119,15 @@ def best_weights(path, into=None):
 def tokenizer_of(path, config):
     """The tokenizer in the run `path`, None if it has none. UserError if it does not fit the model of `config` (RunConfig)."""
     from slm_np.data.tokenizer import load_tokenizer
+
     file = Path(path) / "tokenizer.json"
     if not file.exists():
         return None
     tokenizer = load_tokenizer(file)
     if tokenizer.vocab_size != config.model.vocab_size:
-        raise UserError(f"{file} has {tokenizer.vocab_size} pieces, the model {config.model.vocab_size}; restore the tokenizer the run was trained with")
+        raise UserError(
+            f"{file} has {tokenizer.vocab_size} pieces, the model {config.model.vocab_size}; restore the tokenizer the run was trained with"
+        )
     tokenizer.trained_ends = config.data.get("separated", True)
     return tokenizer
 
@@ -118,5 +136,6 @@ def sampling_of(path):
     """The defaults for sampling of the run `path`."""
     from slm_np import checkpoint
     from slm_np.sampling import SamplingConfig, from_generation_config
+
     file = Path(path) / "generation_config.json"
     return from_generation_config(checkpoint.read_json(file)) if file.exists() else SamplingConfig()

@@ -5,6 +5,7 @@ computes in float64; the logits come as the model has them, so that top-k need n
 `distribution` chains the filters, by default in llama.cpp's order: repetition penalty, top-k, top-p, min-p, temperature. (The
 transformers library applies the temperature right after the penalty, so the same numbers cut more or less there.)
 """
+
 import math
 from dataclasses import dataclass
 
@@ -20,21 +21,33 @@ GREEDY = 1e-6  # a temperature up to here is none: float32 logits hardly differ 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How the next token is chosen."""
+
     temp: float = setting(0.8, "temperature: logits are divided by it; 0 always takes the likeliest token", low=0.0)
     top_k: int = setting(40, "keep the k likeliest tokens; 0 is off", low=0)
-    top_p: float = setting(0.95, "keep the fewest likeliest tokens whose probability reaches p; 1 is off", above=0.0, high=1.0)
-    min_p: float = setting(0.05, "keep tokens at least this share as likely as the likeliest; 0 is off", low=0.0, high=1.0)
+    top_p: float = setting(
+        0.95, "keep the fewest likeliest tokens whose probability reaches p; 1 is off", above=0.0, high=1.0
+    )
+    min_p: float = setting(
+        0.05, "keep tokens at least this share as likely as the likeliest; 0 is off", low=0.0, high=1.0
+    )
     repeat_penalty: float = setting(1.0, "weakens tokens that occurred lately; 1 is off", low=1e-6, high=1e6)
     repeat_last_n: int = setting(64, "how many tokens back the penalty looks; 0 is off", low=0)
     samplers: str = setting(",".join(SAMPLERS), "which of these are applied, and in what order, with commas between")
-    min_confidence: float = setting(0.0, "end where the likeliest token stays less probable than this, which shows nothing uncertain; 0 is off", low=0.0, high=1.0)
+    min_confidence: float = setting(
+        0.0,
+        "end where the likeliest token stays less probable than this, which shows nothing uncertain; 0 is off",
+        low=0.0,
+        high=1.0,
+    )
     confidence_patience: int = setting(3, "for how many tokens it must stay so", low=1)
     seed: int = setting(0, "seed of the draws", low=0, high=(1 << 63) - 1)
 
     def __post_init__(self):
         check(self)
         if self.min_p == 1.0:
-            raise UserError(f"--min-p is {self.min_p}; it must be less than 1 (for the likeliest token alone use --temp 0)")
+            raise UserError(
+                f"--min-p is {self.min_p}; it must be less than 1 (for the likeliest token alone use --temp 0)"
+            )
         names = self.samplers.split(",")
         for i, name in enumerate(names):
             if name not in SAMPLERS:
@@ -44,20 +57,33 @@ class SamplingConfig:
 
 
 # The names of generation_config.json: Hugging Face's where its layout has the field. The seed is no property of a run.
-GENERATION_NAMES = dict(temp="temperature", top_k="top_k", top_p="top_p", min_p="min_p", repeat_penalty="repetition_penalty", repeat_last_n="repeat_last_n",
-                        samplers="samplers", min_confidence="min_confidence", confidence_patience="confidence_patience")
+GENERATION_NAMES = dict(
+    temp="temperature",
+    top_k="top_k",
+    top_p="top_p",
+    min_p="min_p",
+    repeat_penalty="repetition_penalty",
+    repeat_last_n="repeat_last_n",
+    samplers="samplers",
+    min_confidence="min_confidence",
+    confidence_patience="confidence_patience",
+)
 
 
 def to_generation_config(settings):
     """The fields of generation_config.json for a `SamplingConfig`."""
-    return {"do_sample": settings.temp > GREEDY} | {theirs: getattr(settings, ours) for ours, theirs in GENERATION_NAMES.items()}
+    return {"do_sample": settings.temp > GREEDY} | {
+        theirs: getattr(settings, ours) for ours, theirs in GENERATION_NAMES.items()
+    }
 
 
 def from_generation_config(fields, **others):
     """A `SamplingConfig` from the fields of generation_config.json, then `others`. UserError for values out of range; unknown fields of
     the layout are passed over, as other programs add theirs."""
     given = {ours: fields[theirs] for ours, theirs in GENERATION_NAMES.items() if fields.get(theirs) is not None}
-    greedy = {"temp": 0.0} if fields.get("do_sample") is False else {}  # other programs keep the temperature that they do not use
+    greedy = (
+        {"temp": 0.0} if fields.get("do_sample") is False else {}
+    )  # other programs keep the temperature that they do not use
     return SamplingConfig(**(given | greedy | others))
 
 
@@ -84,11 +110,11 @@ def top_k(ids, logits, k):
     if len(ids) >= 8 * k:
         # The k-th largest of the blocks' maxima is no more than the k-th largest of all, and little reaches it: a look instead of a partition.
         size = len(ids) // (4 * k)
-        reached = np.flatnonzero(logits >= np.partition(logits[:4 * k * size].reshape(4 * k, size).max(1), -k)[-k])
+        reached = np.flatnonzero(logits >= np.partition(logits[: 4 * k * size].reshape(4 * k, size).max(1), -k)[-k])
         ids, logits = ids[reached], logits[reached]
     threshold = np.partition(logits, -k)[-k]
     above = np.flatnonzero(logits > threshold)
-    kept = np.sort(np.concatenate([above, np.flatnonzero(logits == threshold)[:k - len(above)]]))
+    kept = np.sort(np.concatenate([above, np.flatnonzero(logits == threshold)[: k - len(above)]]))
     return ids[kept], logits[kept]
 
 
@@ -122,7 +148,7 @@ def temperature(ids, logits, temp):
     """z / temp; up to a temperature of 1e-6 the largest logit alone, of the lowest id at a tie."""
     if temp <= GREEDY:
         best = np.argmax(logits)
-        return ids[best:best + 1], logits[best:best + 1]
+        return ids[best : best + 1], logits[best : best + 1]
     return ids, np.asarray(logits, np.float64) / temp
 
 
@@ -137,9 +163,14 @@ def distribution(logits, settings, recent=()):
     if logits.ndim != 1:
         raise ValueError(f"logits have shape {logits.shape}; one row (V,) is sampled at a time")
     ids, logits = checked(logits)
-    recent = recent[len(recent) - min(settings.repeat_last_n, len(recent)):]
-    steps = {"penalty": lambda row: repetition_penalty(*row, recent, settings.repeat_penalty), "top-k": lambda row: top_k(*row, settings.top_k),
-             "top-p": lambda row: top_p(*row, settings.top_p), "min-p": lambda row: min_p(*row, settings.min_p), "temp": lambda row: temperature(*row, settings.temp)}
+    recent = recent[len(recent) - min(settings.repeat_last_n, len(recent)) :]
+    steps = {
+        "penalty": lambda row: repetition_penalty(*row, recent, settings.repeat_penalty),
+        "top-k": lambda row: top_k(*row, settings.top_k),
+        "top-p": lambda row: top_p(*row, settings.top_p),
+        "min-p": lambda row: min_p(*row, settings.min_p),
+        "temp": lambda row: temperature(*row, settings.temp),
+    }
     for name in settings.samplers.split(","):
         ids, logits = steps[name]((ids, logits))
     return ids, softmax(logits)
@@ -149,7 +180,9 @@ def checked(logits):
     """(ids, logits) of the tokens of a row (V,) that are not ruled out. UserError if there is none, or a logit is NaN or +inf."""
     high, low = float(logits.max()), float(logits.min())
     if not high < math.inf:
-        raise UserError("the model's logits hold NaN or infinity, it has diverged; use an earlier checkpoint, or train with a lower --learning-rate")
+        raise UserError(
+            "the model's logits hold NaN or infinity, it has diverged; use an earlier checkpoint, or train with a lower --learning-rate"
+        )
     if high == -math.inf:
         raise UserError("every token is ruled out (all logits are -inf); allow at least one")
     ids = np.arange(len(logits)) if low > -math.inf else np.flatnonzero(logits > -np.inf)
@@ -170,8 +203,10 @@ def uniform(seed, stream, counter):
     Counter-based, so it does not matter what was drawn before. Source: Philox, Salmon et al. 2011. The raw bits are used because NumPy
     promises them to stay the same in all versions.
     """
-    bits = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, counter, 0, 0], np.uint64)).random_raw()
-    return (int(bits) >> 11) * 2.0 ** -53
+    bits = np.random.Philox(
+        key=np.array([seed, stream], np.uint64), counter=np.array([0, counter, 0, 0], np.uint64)
+    ).random_raw()
+    return (int(bits) >> 11) * 2.0**-53
 
 
 def sample(logits, settings, recent, counter, stream=0):

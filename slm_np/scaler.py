@@ -3,13 +3,14 @@
 A scale that makes a gradient overflow is halved and the update left out; one that has not for a while is doubled (Micikevicius et al. 2018).
 float32 and bfloat16, whose exponents are as long as each other's, need none of this.
 """
+
 import math
 
 
 class GradientScaler:
     """The scale of the loss. `step` makes the update of gradients that were computed from the loss times `scale`."""
 
-    def __init__(self, scale=2.0 ** 16, growth=2.0, backoff=0.5, interval=2000, lowest=1.0):
+    def __init__(self, scale=2.0**16, growth=2.0, backoff=0.5, interval=2000, lowest=1.0):
         self.scale, self.growth, self.backoff, self.interval, self.lowest = scale, growth, backoff, interval, lowest
         self.good = 0  # updates since the scale last changed
 

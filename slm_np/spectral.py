@@ -3,6 +3,7 @@
 H_t = U_t + H_(t-1) A forgets, and its gradient fades, if A makes no vector longer: if its spectral norm, the largest singular value, is below 1.
 Nothing in training keeps it there, and what grows a little at every step grows beyond all bounds over a long window.
 """
+
 import math
 
 import numpy as np
@@ -10,7 +11,10 @@ import numpy as np
 from slm_np.ops.device import arrays_of, host, put
 
 VECTORS = 8  # an update may set another singular vector first, and it is then mostly among them
-BEGINNING, ROUNDS = 16, 2  # rounds for vectors that begin, and per update, as those of the update before are nearly right already
+BEGINNING, ROUNDS = (
+    16,
+    2,
+)  # rounds for vectors that begin, and per update, as those of the update before are nearly right already
 
 
 class SpectralNorms:
@@ -21,8 +25,12 @@ class SpectralNorms:
     """
 
     def __init__(self, parameters):
-        self.matrices = {name: view for name, view in parameters.weight.items() if name.endswith("recurrence.state.weight")}
-        self.vectors = {name: arrays_of(a).zeros((min(VECTORS, len(a)), len(a)), a.dtype) for name, a in self.matrices.items()}
+        self.matrices = {
+            name: view for name, view in parameters.weight.items() if name.endswith("recurrence.state.weight")
+        }
+        self.vectors = {
+            name: arrays_of(a).zeros((min(VECTORS, len(a)), len(a)), a.dtype) for name, a in self.matrices.items()
+        }
         self.norms = dict.fromkeys(self.matrices, 0.0)
         self.images = {v.shape: arrays_of(v).zeros_like(v) for v in self.vectors.values()}
         self.found, self.products = {}, {}  # of a GPU
@@ -51,9 +59,12 @@ class SpectralNorms:
     def launch(self, limit=0.0):
         """`update` on a GPU, which nobody waits for; `read` says what it found."""
         from slm_np.kernels.gpu import spectral
+
         for name, a in self.matrices.items():
             vectors = self.vectors[name]
-            spectral.spectral_norm(self.found[name], a, vectors, self.images[vectors.shape], self.products[len(vectors)], ROUNDS, limit)
+            spectral.spectral_norm(
+                self.found[name], a, vectors, self.images[vectors.shape], self.products[len(vectors)], ROUNDS, limit
+            )
 
     def read(self):
         """Fill `norms` with what the last `launch` found."""

@@ -5,6 +5,7 @@ The default writes
     A: An animal.
 with end-of-text after the last answer. Only answers are learnt, from their first space to their line's end.
 """
+
 import dataclasses
 import json
 import os
@@ -25,6 +26,7 @@ class Template:
     A space at the end of `before_assistant` is written with the answer: in most vocabularies a word's piece begins with its space, so
     that a prompt has to end before it.
     """
+
     before_system: str = ""
     after_system: str = "\n"
     before_user: str = "Q: "
@@ -38,7 +40,9 @@ class Template:
         is no conversation that ends with an answer."""
         check_messages(messages, "the conversation")
         if messages[-1]["role"] != "assistant":
-            raise UserError(f"the conversation ends with the {messages[-1]['role']}'s words, so there is no answer to learn; add the assistant's")
+            raise UserError(
+                f"the conversation ends with the {messages[-1]['role']}'s words, so there is no answer to learn; add the assistant's"
+            )
         return self._pieces(messages)
 
     def prompt(self, messages):
@@ -54,7 +58,7 @@ class Template:
             role = message["role"]
             before, after = (getattr(self, f"{side}_{role}") for side in ("before", "after"))
             marker = before.rstrip(" ") if role == "assistant" else before
-            said = before[len(marker):] + message["content"].strip() + after
+            said = before[len(marker) :] + message["content"].strip() + after
             for text, learn in ((marker, False), (said, role == "assistant")):
                 if found and found[-1][1] == learn:
                     found[-1][0] += text
@@ -91,10 +95,18 @@ def load(run_dir):
         raise UserError(f"{path} cannot be read ({error.strerror}); give yourself the right to read it") from None
     except ValueError:
         found = None
-    if not isinstance(found, dict) or sorted(found) != sorted(names) or not all(isinstance(text, str) for text in found.values()):
-        raise UserError(f"{path} is not a chat template, an object of the strings {', '.join(names)}; copy it again, or remove it to chat without one")
+    if (
+        not isinstance(found, dict)
+        or sorted(found) != sorted(names)
+        or not all(isinstance(text, str) for text in found.values())
+    ):
+        raise UserError(
+            f"{path} is not a chat template, an object of the strings {', '.join(names)}; copy it again, or remove it to chat without one"
+        )
     if not found["after_assistant"] or not found["before_assistant"].strip():
-        raise UserError(f"{path} leaves before_assistant or after_assistant empty, so that answers have no beginning or no end; copy it again")
+        raise UserError(
+            f"{path} leaves before_assistant or after_assistant empty, so that answers have no beginning or no end; copy it again"
+        )
     return Template(**found)
 
 
@@ -108,13 +120,15 @@ def check_messages(messages, where):
             raise UserError(f"{where}, message {n}, is no object; write {EXAMPLE}")
         role = message.get("role")
         if role not in ROLES:
-            raise UserError(f'{where}, message {n}, has the role {role!r}; {near(str(role), ROLES)}')
+            raise UserError(f"{where}, message {n}, has the role {role!r}; {near(str(role), ROLES)}")
         check_text(message, "content", f"{where}, message {n},")
         if role == "system" and n > 1:
             raise UserError(f"{where}, message {n}, is the system's; put it first, and only once")
         if role != "system" and role != ("assistant" if before == "user" else "user"):
-            raise UserError(f"{where}, message {n}, is the {role}'s where the {'assistant' if before == 'user' else 'user'}'s is due; "
-                            "let user and assistant take turns, the user first")
+            raise UserError(
+                f"{where}, message {n}, is the {role}'s where the {'assistant' if before == 'user' else 'user'}'s is due; "
+                "let user and assistant take turns, the user first"
+            )
         before = role
 
 
@@ -127,7 +141,9 @@ def check_text(row, field, where):
     try:
         row[field].encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise UserError(f'{where} has {ascii(row[field][error.start])} in its "{field}", half of a character; write the whole one') from None
+        raise UserError(
+            f'{where} has {ascii(row[field][error.start])} in its "{field}", half of a character; write the whole one'
+        ) from None
 
 
 def parse_row(line, file, number):
@@ -143,14 +159,18 @@ def parse_row(line, file, number):
         raise UserError(f"{where} is not UTF-8; save the file in that encoding") from None
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "it is nested too deep")
-        raise UserError(f"{where} is not JSON ({reason}{f' at column {error.colno}' if hasattr(error, 'colno') else ''}); write one object per line") from None
+        raise UserError(
+            f"{where} is not JSON ({reason}{f' at column {error.colno}' if hasattr(error, 'colno') else ''}); write one object per line"
+        ) from None
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a JSON object; write {EXAMPLE}")
     if "messages" in row:
         messages = row["messages"]
         check_messages(messages, where.rstrip(","))
         if messages[-1]["role"] != "assistant":
-            raise UserError(f"{where} ends with the {messages[-1]['role']}'s words, so there is no answer to learn; add the assistant's or remove the row")
+            raise UserError(
+                f"{where} ends with the {messages[-1]['role']}'s words, so there is no answer to learn; add the assistant's or remove the row"
+            )
         return messages
     if "prompt" in row or "completion" in row:
         for field in ("prompt", "completion"):
@@ -160,4 +180,6 @@ def parse_row(line, file, number):
         check_text(row, "text", where)
         return row["text"]
     shown = ", ".join(sorted(map(repr, row))[:5]) or "nothing"
-    raise UserError(f'{where} has neither "messages" nor "prompt" and "completion" nor "text" but {shown}; write {EXAMPLE}')
+    raise UserError(
+        f'{where} has neither "messages" nor "prompt" and "completion" nor "text" but {shown}; write {EXAMPLE}'
+    )

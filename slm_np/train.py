@@ -1,4 +1,5 @@
 """Train a model from scratch: `python -m slm_np.train [--preset P] [--data TEXT]`."""
+
 from slm_np import flags
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, exit_with_sentence
@@ -6,7 +7,12 @@ from slm_np.presets import PRESETS, preset
 from slm_np.resume import LENGTHS, directory_of, resumed
 
 
-def parser(prog="slm-np train", description="Train a small language model from scratch. Without arguments: the preset stories.", default="stories", **changes):
+def parser(
+    prog="slm-np train",
+    description="Train a small language model from scratch. Without arguments: the preset stories.",
+    default="stories",
+    **changes,
+):
     """Flags of a command that trains from scratch. default: its preset; changes: its other defaults that differ from that preset's."""
     presets = "\n".join(f"  {name:<24}{about['about']}" for name, about in PRESETS.items())
     p = flags.Parser(prog=prog, description=f"{description}\n\npresets:\n{presets}")
@@ -20,8 +26,16 @@ def parser(prog="slm-np train", description="Train a small language model from s
 
 def add_source(group):
     """The flags of every training command that say where settings come from besides the flags."""
-    group.add_argument("-c", "--config", metavar="FILE.toml", help="settings from a file, by the names of the flags; flags win")
-    group.add_argument("--resume", nargs="?", const="", metavar="DIR", help="go on with the run in DIR (default: --out-dir, else the newest in runs/)")
+    group.add_argument(
+        "-c", "--config", metavar="FILE.toml", help="settings from a file, by the names of the flags; flags win"
+    )
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="go on with the run in DIR (default: --out-dir, else the newest in runs/)",
+    )
 
 
 def settings(args):
@@ -53,6 +67,7 @@ def begin(name, model, train):
     from slm_np.checkpoint import RunConfig
     from slm_np.launch import train_run
     from slm_np.runs import check_free
+
     run = RunConfig(*preset(name, model, train), preset=name)
     if run.train.replay_data:
         raise UserError("--replay-data is what a finetuned model learnt before; it belongs to finetune")
@@ -64,10 +79,12 @@ def begin(name, model, train):
 def go_on(directory, name, model, train):
     """Go on with a run, whichever command began it."""
     from slm_np.launch import train_run
+
     directory = directory_of(directory, train.get("out_dir"))
     run = resumed(directory, name, model, train)
     if run.base:
         from slm_np.finetune import go_on_finetuning
+
         go_on_finetuning(run, directory)
     else:
         train_run(run, directory)

@@ -1,4 +1,5 @@
 """The training loop: batches in, updates, evaluations, checkpoints; it can stop and go on at any update with the same bits."""
+
 import contextlib
 import math
 import os
@@ -25,7 +26,11 @@ BAD_STEPS = 5
 
 def bits_per_byte(nats_per_token, tokens):
     """Nats per token that is learnt as bits per byte of the original text that is learnt, or NaN where its length in bytes is not known."""
-    return nats_per_token / math.log(2) * tokens.n_learnt / tokens.n_bytes if tokens.n_bytes and tokens.n_learnt else math.nan
+    return (
+        nats_per_token / math.log(2) * tokens.n_learnt / tokens.n_bytes
+        if tokens.n_bytes and tokens.n_learnt
+        else math.nan
+    )
 
 
 def batches_of(tokens, block_size, seed, purpose, end_of_text=None):
@@ -35,6 +40,7 @@ def batches_of(tokens, block_size, seed, purpose, end_of_text=None):
     """
     from slm_np.answers import AnswerOrder
     from slm_np.data.tokens import random_batch
+
     if tokens.mask is None:
         return lambda x, y, i: random_batch(x, y, tokens, seed, purpose, i)
     order = AnswerOrder(tokens, block_size, seed, end_of_text)
@@ -45,8 +51,13 @@ def epoch_order(corpus, block_size, seed):
     """The order in which an epoch visits the windows of the training split, or of its answers."""
     from slm_np.answers import AnswerOrder
     from slm_np.data.tokens import EpochOrder
+
     train = corpus.train
-    return EpochOrder(train, block_size, seed) if train.mask is None else AnswerOrder(train, block_size, seed, corpus.tokenizer.end_of_text)
+    return (
+        EpochOrder(train, block_size, seed)
+        if train.mask is None
+        else AnswerOrder(train, block_size, seed, corpus.tokenizer.end_of_text)
+    )
 
 
 def updates_of(config, n_windows):
@@ -75,39 +86,70 @@ class Trainer:
         self.out_dir = None
         train = self.config
         if train.carry_state and (run.model.attends or corpus.train.mask is not None):
-            raise UserError(f"--carry-state hands on a state, but {'attention has none' if run.model.attends else 'answers are no stream'}; "
-                            f"{'choose a --pattern of M and S' if run.model.attends else 'leave it out'}")
-        self.model = Model(run.model, train.seed if fresh else None, train.decay, operand=operand(run), arrays=arrays_for(train.device))
-        self.optimizer = AdamW(self.model.parameters, train.learning_rate, train.weight_decay, train.beta1, train.beta2, grad_clip=train.grad_clip)
+            raise UserError(
+                f"--carry-state hands on a state, but {'attention has none' if run.model.attends else 'answers are no stream'}; "
+                f"{'choose a --pattern of M and S' if run.model.attends else 'leave it out'}"
+            )
+        self.model = Model(
+            run.model, train.seed if fresh else None, train.decay, operand=operand(run), arrays=arrays_for(train.device)
+        )
+        self.optimizer = AdamW(
+            self.model.parameters,
+            train.learning_rate,
+            train.weight_decay,
+            train.beta1,
+            train.beta2,
+            grad_clip=train.grad_clip,
+        )
         shape = train.batch_size, run.model.block_size
         self.model.plan(*shape)
         self.tokens, self.targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         end_of_text, T = getattr(corpus.tokenizer, "end_of_text", None), run.model.block_size
-        self.evaluated_splits = [(name, batches_of(tokens, T, train.seed, purpose, end_of_text)) for name, tokens, purpose in (
-            ("train_loss", corpus.train, EVALUATE_TRAIN), ("val_loss", corpus.validation, EVALUATE_VALIDATION), ("replay_loss", replay, EVALUATE_REPLAY)) if tokens is not None]
+        self.evaluated_splits = [
+            (name, batches_of(tokens, T, train.seed, purpose, end_of_text))
+            for name, tokens, purpose in (
+                ("train_loss", corpus.train, EVALUATE_TRAIN),
+                ("val_loss", corpus.validation, EVALUATE_VALIDATION),
+                ("replay_loss", replay, EVALUATE_REPLAY),
+            )
+            if tokens is not None
+        ]
         self.spectral = SpectralNorms(self.model.parameters)
         self.carried = None  # the mixers' states, where they are handed from window to window
         if train.carry_state:
             from slm_np.data.tokens import StreamOrder
+
             order = StreamOrder(corpus.train, T, train.batch_size)
             self.carried, self.windows = States(self.model, train.batch_size), order.n_windows
             self.batches = order.batch
-            self.max_iters = math.ceil(train.epochs * order.n_windows / train.grad_accumulation_steps) if train.epochs else train.max_iters
+            self.max_iters = (
+                math.ceil(train.epochs * order.n_windows / train.grad_accumulation_steps)
+                if train.epochs
+                else train.max_iters
+            )
         elif train.epochs:
             order = epoch_order(corpus, T, train.seed)
-            self.batches, self.max_iters = lambda x, y, i: order.batch(x, y, i * len(x)), updates_of(train, order.n_windows)
+            self.batches, self.max_iters = (
+                lambda x, y, i: order.batch(x, y, i * len(x)),
+                updates_of(train, order.n_windows),
+            )
         else:
             self.batches, self.max_iters = batches_of(corpus.train, T, train.seed, TRAIN, end_of_text), train.max_iters
         self.scaler = GradientScaler() if self.model.operand == np.float16 else None
         self.ahead = None  # where steps run on a GPU, ahead of the host
         if self.model.arrays is not np:
             from slm_np.graph import DeviceStep
-            self.ahead = DeviceStep(self.model, self.optimizer, self.spectral, shape, train.max_spectral_norm, self.carried, self.scaler)
-        self.updates = 0          # updates tried, those skipped for a bad gradient included: the step of every schedule and batch
-        self.bad_steps = 0        # skipped in a row
-        self.elapsed = 0.0        # seconds of training, evaluations and saving included, over all sessions
-        self.best = math.inf      # lowest validation loss so far, nats per token
-        self.stale = 0            # evaluations since then
+
+            self.ahead = DeviceStep(
+                self.model, self.optimizer, self.spectral, shape, train.max_spectral_norm, self.carried, self.scaler
+            )
+        self.updates = (
+            0  # updates tried, those skipped for a bad gradient included: the step of every schedule and batch
+        )
+        self.bad_steps = 0  # skipped in a row
+        self.elapsed = 0.0  # seconds of training, evaluations and saving included, over all sessions
+        self.best = math.inf  # lowest validation loss so far, nats per token
+        self.stale = 0  # evaluations since then
         self.evaluated = self.saved = -1  # the step of the last evaluation and of the last checkpoint
         self.timed_steps, self.timed_seconds = 0, 0.0  # since the last line of the log
         self.stop_signal = None
@@ -141,12 +183,20 @@ class Trainer:
 
     def spectral_row(self):
         """The spectral norm of each linear recurrence's A for the metrics, where there are any."""
-        return dict(spectral_norms=[round(norm, 6) for norm in self.spectral.norms.values()]) if self.spectral.norms else {}
+        return (
+            dict(spectral_norms=[round(norm, 6) for norm in self.spectral.norms.values()])
+            if self.spectral.norms
+            else {}
+        )
 
     def moments(self):
         """{name: array} of what a checkpoint holds beside weights and counters: the optimiser's moments, the vectors that show
         spectral norms, and the states that are carried."""
-        return {**self.optimizer.state(), **self.spectral.state(), **({"carried": self.carried.memory} if self.carried else {})}
+        return {
+            **self.optimizer.state(),
+            **self.spectral.state(),
+            **({"carried": self.carried.memory} if self.carried else {}),
+        }
 
     def counted(self):
         """Targets that count in all micro-batches of the present update: its loss is their mean, however they spread over the batches."""
@@ -172,7 +222,9 @@ class Trainer:
         with watched(self.model.parameters.weights, self.updates):
             for micro in range(self.config.grad_accumulation_steps):
                 self.batch(micro)
-                loss += self.model.loss_and_gradient(self.tokens, self.targets, count, (self.config.seed, self.updates, micro), self.states(micro))
+                loss += self.model.loss_and_gradient(
+                    self.tokens, self.targets, count, (self.config.seed, self.updates, micro), self.states(micro)
+                )
         if math.isfinite(loss):
             norm = self.optimizer.step(rate)
             if math.isfinite(norm):
@@ -192,7 +244,9 @@ class Trainer:
         for micro in range(self.config.grad_accumulation_steps):
             self.batch(micro)
             self.states(micro)  # new texts begin
-            self.ahead.gradient(self.tokens, self.targets, (self.config.seed, self.updates, micro), count, rate, micro == 0)
+            self.ahead.gradient(
+                self.tokens, self.targets, (self.config.seed, self.updates, micro), count, rate, micro == 0
+            )
         self.updates += 1
         return self.ahead.update()
 
@@ -221,12 +275,16 @@ class Trainer:
         """Keep the run in a new directory: tokenizer, defaults for sampling (its preset's, or as given), template of conversations (that of its
         text, if it learns from any, or as given), the checkpoint of step 0 and, last, the settings, which make it a run."""
         from slm_np.presets import generation_defaults
-        from slm_np.template import DEFAULT
         from slm_np.sampling import to_generation_config
+        from slm_np.template import DEFAULT
+
         self.out_dir = Path(directory)
         if self.corpus.tokenizer is not None:
             self.corpus.tokenizer.save(self.out_dir / "tokenizer.json")
-        checkpoint.write_json(self.out_dir / "generation_config.json", to_generation_config(sampling or generation_defaults(self.run.preset)))
+        checkpoint.write_json(
+            self.out_dir / "generation_config.json",
+            to_generation_config(sampling or generation_defaults(self.run.preset)),
+        )
         template = template if self.corpus.train.mask is None else DEFAULT
         if template is not None:
             template.save(self.out_dir)
@@ -238,7 +296,12 @@ class Trainer:
         if self.out_dir is not None and self.saved != self.updates:
             if self.ahead:
                 self.catch_up()
-            state = dict(optimizer_updates=self.optimizer.updates, bad_steps=self.bad_steps, elapsed=self.elapsed, **(self.scaler.state() if self.scaler else {}))
+            state = dict(
+                optimizer_updates=self.optimizer.updates,
+                bad_steps=self.bad_steps,
+                elapsed=self.elapsed,
+                **(self.scaler.state() if self.scaler else {}),
+            )
             checkpoint.save_checkpoint(self.out_dir, self.updates, self.model.parameters.weight, self.moments(), state)
         self.saved = self.updates
 
@@ -248,7 +311,9 @@ class Trainer:
         found = checkpoint.newest_checkpoint(self.out_dir, self.model.parameters.weight, self.moments())
         self.model.parameters.pack()
         self.updates = self.saved = found.step
-        self.optimizer.updates, self.bad_steps, self.elapsed = (found.state[k] for k in ("optimizer_updates", "bad_steps", "elapsed"))
+        self.optimizer.updates, self.bad_steps, self.elapsed = (
+            found.state[k] for k in ("optimizer_updates", "bad_steps", "elapsed")
+        )
         if self.scaler and "scale" in found.state:  # a run of another precision has none
             self.scaler.load(found.state)
         if self.ahead:
@@ -276,7 +341,9 @@ class Trainer:
         return 0 < self.config.patience <= self.stale
 
     def finished(self):
-        return self.out_of_patience() or (self.elapsed >= self.config.max_seconds if self.config.max_seconds else self.updates >= self.max_iters)
+        return self.out_of_patience() or (
+            self.elapsed >= self.config.max_seconds if self.config.max_seconds else self.updates >= self.max_iters
+        )
 
     def train(self):
         """Run to the end, or until `patience` evaluations in a row brought no lower validation loss. Interrupted after SIGINT or SIGTERM, UserError after five bad steps; both leave a checkpoint to resume from."""
@@ -289,8 +356,12 @@ class Trainer:
                     self.elapsed = time.perf_counter() - begun
                     if self.updates % config.save_interval == 0 or self.finished():
                         self.save()
-                    first = 0 if self.run.base else 1  # a base is measured as it came, so that what it gains and forgets shows
-                    if self.evaluated != self.updates and (self.updates >= first and self.updates % config.eval_interval == 0 or self.finished()):
+                    first = (
+                        0 if self.run.base else 1
+                    )  # a base is measured as it came, so that what it gains and forgets shows
+                    if self.evaluated != self.updates and (
+                        self.updates >= first and self.updates % config.eval_interval == 0 or self.finished()
+                    ):
                         self.evaluate(progress)
                     if self.finished():
                         break
@@ -320,7 +391,10 @@ class Trainer:
             with contextlib.suppress(UserError):  # for want of memory, say: no words are no reason to stop
                 words = self.sampler(self.model)
         replay = f", replay loss {losses['replay_loss']:.4f}" if "replay_loss" in losses else ""
-        progress.say(f"step {self.updates}: train loss {losses['train_loss']:.4f}, validation loss {val_loss:.4f}, {shown}{replay}" + (f"  | {words}" if words else ""))
+        progress.say(
+            f"step {self.updates}: train loss {losses['train_loss']:.4f}, validation loss {val_loss:.4f}, {shown}{replay}"
+            + (f"  | {words}" if words else "")
+        )
 
     def advance(self, progress):
         """A step, shown and logged. UserError after five in a row without an update; the last good weights are saved before."""
@@ -336,12 +410,28 @@ class Trainer:
         if bad:
             progress.say(f"step {self.updates}: the loss is {loss} and the gradient's norm {norm}: update skipped")
         if due or bad:
-            self.log(dict(step=self.updates, loss=loss, lr=rate, grad_norm=norm, step_ms=round(1e3 * per_step, 3), tokens_per_s=round(per_second, 1), **self.spectral_row()))
+            self.log(
+                dict(
+                    step=self.updates,
+                    loss=loss,
+                    lr=rate,
+                    grad_norm=norm,
+                    step_ms=round(1e3 * per_step, 3),
+                    tokens_per_s=round(per_second, 1),
+                    **self.spectral_row(),
+                )
+            )
         text = ""
         if due:
             bits = bits_per_byte(loss, self.corpus.train)
-            text = f"loss {loss:.3f}" + (f"  {bits:.2f} bits/byte" if math.isfinite(bits) else "") + f"  {per_second:,.0f} tokens/s"
-        progress.update(f"step {self.updates}" + ("" if self.config.max_seconds else f"/{self.max_iters}"), self.progress, text, due)
+            text = (
+                f"loss {loss:.3f}"
+                + (f"  {bits:.2f} bits/byte" if math.isfinite(bits) else "")
+                + f"  {per_second:,.0f} tokens/s"
+            )
+        progress.update(
+            f"step {self.updates}" + ("" if self.config.max_seconds else f"/{self.max_iters}"), self.progress, text, due
+        )
         if due:
             self.timed_steps, self.timed_seconds = 0, 0.0
         if bad >= BAD_STEPS:
@@ -349,8 +439,10 @@ class Trainer:
             if self.ahead:
                 self.ahead.write(0)
             self.save()
-            raise UserError(f"{BAD_STEPS} updates in a row had a loss or gradient that is not finite; the last good weights are saved, "
-                            "resume with a lower --learning-rate or --grad-clip")
+            raise UserError(
+                f"{BAD_STEPS} updates in a row had a loss or gradient that is not finite; the last good weights are saved, "
+                "resume with a lower --learning-rate or --grad-clip"
+            )
 
     def check_stop(self):
         """Interrupted, if a signal has asked for it."""
@@ -360,6 +452,7 @@ class Trainer:
     @contextlib.contextmanager
     def signals(self):
         """Within, the first SIGINT or SIGTERM asks the loop to stop after this step, the second leaves at once. Only a main thread can catch them."""
+
         def ask(number, frame):
             if self.stop_signal is not None:
                 signal.signal(number, signal.SIG_DFL)
@@ -367,6 +460,7 @@ class Trainer:
             self.stop_signal = number
             if not self.quiet:  # not by print, which the signal may have come in the middle of
                 os.write(2, b"\nstopping after this step; once more leaves at once\n")
+
         previous, self.stop_signal = {}, None
         try:
             with contextlib.suppress(ValueError):

@@ -4,6 +4,7 @@ Three lifetimes: `saved` lives until its layer's backward, `stream` is the one g
 set that all layers share and that the parts of a block lay on top of each other's. The storage type is a property of this plan, not of an op:
 numbers that are added up (the stream, statistics, losses) are of one type, what only feeds products may be of a shorter one.
 """
+
 import math
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ class Request(NamedTuple):
     number: what is added up.   operand: what only feeds products.   rounded: an operand of which there is a number as well; it exists only
     where the two types differ.
     """
+
     name: str
     shape: tuple
     lifetime: str
@@ -37,6 +39,7 @@ def room(request):
 
 class Types(NamedTuple):
     """The types of an arena: of numbers, and of operands."""
+
     number: np.dtype
     operand: np.dtype
 
@@ -78,13 +81,15 @@ class Workspace:
         for request in filter(self.types.exists, requests):
             known = self.plan.setdefault(request.name, request)
             if known != request:
-                raise ValueError(f"{request.name} is planned as {known.shape} {known.lifetime} and as {request.shape} {request.lifetime}")
+                raise ValueError(
+                    f"{request.name} is planned as {known.shape} {known.lifetime} and as {request.shape} {request.lifetime}"
+                )
         starts, self.n_bytes = layout(self.plan.values(), self.types)
         block = memory(arrays, self.n_bytes, ALIGN)
         self.arrays = {}
         for name, request in self.plan.items():
             end = starts[name] + math.prod(request.shape) * self.types.of(request).itemsize
-            self.arrays[name] = block[starts[name]:end].view(self.types.of(request)).reshape(request.shape)
+            self.arrays[name] = block[starts[name] : end].view(self.types.of(request)).reshape(request.shape)
 
     def fill(self, value):
         """Set every array to 0 or NaN: tests prefill with NaN to show that nothing stale is read."""
@@ -103,5 +108,7 @@ class Workspace:
             for (name, shape, life, kind), n in groups.items():
                 if life == lifetime:
                     size = n * layout([Request(name, shape, life, kind)], self.types)[1] / 2**20
-                    lines.append(f"{name:<28} {f'{n} x ' if n > 1 else ''}{' x '.join(map(str, shape)):<22} {life:<8} {size:9.2f} MiB")
+                    lines.append(
+                        f"{name:<28} {f'{n} x ' if n > 1 else ''}{' x '.join(map(str, shape)):<22} {life:<8} {size:9.2f} MiB"
+                    )
         return "\n".join(lines + [f"{'activations':<60} {self.n_bytes / 2**20:9.2f} MiB"])

@@ -7,6 +7,7 @@ the signal that Linux sends for #UD or #GP. `emulated_environment()` is what a p
 What each instruction does follows Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (LDTILECFG ... TDPBF16PS) and
 volume 1, chapter 18. Left out are what no compiler emits: restarting an instruction halfway (start_row), segment and address-size prefixes.
 """
+
 import ctypes
 import os
 import platform
@@ -22,14 +23,23 @@ from numba.extending import intrinsic
 
 POSSIBLE = sys.platform == "linux" and platform.machine() == "x86_64"
 REGISTERS = 13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7  # where rax, rcx ... r15 lie among the saved registers
-RIP, SAVED = 16, 40                                               # the next instruction among them, and the bytes before them in a ucontext
-THREADS, CONFIG, TILE, SLOT = 1024, 64, 1024, 9 * 1024            # a thread's slot: its number, its configuration, tiles
-COUNT, LOSE = 0, 8                                                # before the slots: instructions performed; every how manieth sum loses a tile
+RIP, SAVED = 16, 40  # the next instruction among them, and the bytes before them in a ucontext
+THREADS, CONFIG, TILE, SLOT = 1024, 64, 1024, 9 * 1024  # a thread's slot: its number, its configuration, tiles
+COUNT, LOSE = 0, 8  # before the slots: instructions performed; every how manieth sum loses a tile
 HEAD = 64
 SIGILL, SIGSEGV = 4, 11
 
-SENTENCES = ["", "not an AMX instruction that the emulator knows", "no tiles are configured", "the configuration is invalid", "the tile has no rows or columns",
-             "one tile is used twice", "the shapes of the tiles do not agree", "too many threads use tiles", "a configuration that starts halfway is not emulated"]
+SENTENCES = [
+    "",
+    "not an AMX instruction that the emulator knows",
+    "no tiles are configured",
+    "the configuration is invalid",
+    "the tile has no rows or columns",
+    "one tile is used twice",
+    "the shapes of the tiles do not agree",
+    "too many threads use tiles",
+    "a configuration that starts halfway is not emulated",
+]
 UNKNOWN, NOT_CONFIGURED, INVALID, NO_SHAPE, SAME, DISAGREE, CROWDED, HALFWAY = range(1, len(SENTENCES))
 
 _syscall = types.ExternalFunction("syscall", types.int64(types.int64))
@@ -54,12 +64,15 @@ def _at(builder, address, kind):
 
 def _reader(bits, extend):
     """An intrinsic that reads the integer of so many bits at an address."""
+
     @intrinsic
     def read(typingctx, address):
         def codegen(context, builder, signature, args):
             value = builder.load(_at(builder, args[0], ir.IntType(bits)), align=1)
             return value if bits == 64 else getattr(builder, extend)(value, ir.IntType(64))
+
         return types.int64(types.int64), codegen
+
     return read
 
 
@@ -69,18 +82,24 @@ _byte, _signed_byte, _signed_word, _long = _reader(8, "zext"), _reader(8, "sext"
 @intrinsic
 def _set(typingctx, address, value):
     """Write the int64 at an address."""
+
     def codegen(context, builder, signature, args):
         builder.store(args[1], _at(builder, args[0], ir.IntType(64)), align=8)
         return context.get_dummy_value()
+
     return types.void(types.int64, types.int64), codegen
 
 
 @intrinsic
 def _claim(typingctx, address, owner):
     """Write `owner` to the int64 at an address if that is 0, as one step; returns what was there."""
+
     def codegen(context, builder, signature, args):
         word = ir.IntType(64)
-        return builder.extract_value(builder.cmpxchg(_at(builder, args[0], word), ir.Constant(word, 0), args[1], "seq_cst", "seq_cst"), 0)
+        return builder.extract_value(
+            builder.cmpxchg(_at(builder, args[0], word), ir.Constant(word, 0), args[1], "seq_cst", "seq_cst"), 0
+        )
+
     return types.int64(types.int64, types.int64), codegen
 
 
@@ -91,9 +110,13 @@ def _dot_row(typingctx, c, a, b, pairs):
     The products with the first of each pair and with the second are summed apart, each step rounded once, then both sums are added, and
     that to C. Rounding is to nearest, ties to even, and denormal numbers are zeros, before and after.
     """
+
     def codegen(context, builder, signature, args):
         c, a, b, pairs = args
-        word, fused = ir.IntType(64), cgutils.get_or_insert_function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), "llvm.fma.v16f32")
+        word, fused = (
+            ir.IntType(64),
+            cgutils.get_or_insert_function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), "llvm.fma.v16f32"),
+        )
 
         def lanes(number):
             return ir.Constant(WORDS, [number] * 16)
@@ -104,22 +127,33 @@ def _dot_row(typingctx, c, a, b, pairs):
             return builder.bitcast(builder.select(denormal, builder.and_(bits, lanes(0x80000000)), bits), VECTOR)
 
         def halves(pairs):
-            return [flushed(builder.bitcast(bits, VECTOR)) for bits in (builder.shl(pairs, lanes(16)), builder.and_(pairs, lanes(0xFFFF0000)))]
+            return [
+                flushed(builder.bitcast(bits, VECTOR))
+                for bits in (builder.shl(pairs, lanes(16)), builder.and_(pairs, lanes(0xFFFF0000)))
+            ]
 
         sums = [cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * 16)) for _ in range(2)]
         for place in sums:
             builder.store(ir.Constant(VECTOR, [0.0] * 16), place)
         with cgutils.for_range(builder, pairs) as loop:
-            pair = builder.load(_at(builder, builder.add(a, builder.mul(loop.index, ir.Constant(word, 4))), ir.IntType(32)), align=4)
-            spread = builder.shuffle_vector(builder.insert_element(ir.Constant(WORDS, ir.Undefined), pair, ir.Constant(ir.IntType(32), 0)),
-                                            ir.Constant(WORDS, ir.Undefined), lanes(0))
-            row = builder.load(_at(builder, builder.add(b, builder.mul(loop.index, ir.Constant(word, 64))), WORDS), align=4)
+            pair = builder.load(
+                _at(builder, builder.add(a, builder.mul(loop.index, ir.Constant(word, 4))), ir.IntType(32)), align=4
+            )
+            spread = builder.shuffle_vector(
+                builder.insert_element(ir.Constant(WORDS, ir.Undefined), pair, ir.Constant(ir.IntType(32), 0)),
+                ir.Constant(WORDS, ir.Undefined),
+                lanes(0),
+            )
+            row = builder.load(
+                _at(builder, builder.add(b, builder.mul(loop.index, ir.Constant(word, 64))), WORDS), align=4
+            )
             for place, x, y in zip(sums, halves(spread), halves(row)):
                 builder.store(flushed(builder.call(fused, [x, y, builder.load(place)])), place)
         place = _at(builder, c, VECTOR)
         both = flushed(builder.fadd(*map(builder.load, sums)))
         builder.store(flushed(builder.fadd(flushed(builder.load(place, align=4)), both)), place, align=4)
         return context.get_dummy_value()
+
     return types.void(*[types.int64] * 4), codegen
 
 
@@ -155,7 +189,10 @@ def _configure(address):
         if _byte(address + i) and (2 <= i < 16 or 32 <= i < 48 or 56 <= i):
             return INVALID
     for tile in range(8):
-        columns, rows = _byte(address + 16 + 2 * tile) + 256 * _byte(address + 17 + 2 * tile), _byte(address + 48 + tile)
+        columns, rows = (
+            _byte(address + 16 + 2 * tile) + 256 * _byte(address + 17 + 2 * tile),
+            _byte(address + 48 + tile),
+        )
         if columns > 64 or rows > 16 or (columns == 0) != (rows == 0):
             return INVALID
     slot = _slot(True)
@@ -200,10 +237,21 @@ def _dot(slot, to, left, right):
     """TDPBF16PS"""
     if to == left or to == right or left == right:
         return SAME
-    (rows, columns), (left_rows, left_columns), (right_rows, right_columns) = _shape(slot, to), _shape(slot, left), _shape(slot, right)
+    (rows, columns), (left_rows, left_columns), (right_rows, right_columns) = (
+        _shape(slot, to),
+        _shape(slot, left),
+        _shape(slot, right),
+    )
     if rows == 0 or left_rows == 0 or right_rows == 0:
         return NO_SHAPE
-    if columns % 4 or left_columns % 4 or right_columns % 4 or rows != left_rows or columns != right_columns or left_columns // 4 != right_rows:
+    if (
+        columns % 4
+        or left_columns % 4
+        or right_columns % 4
+        or rows != left_rows
+        or columns != right_columns
+        or left_columns // 4 != right_rows
+    ):
         return DISAGREE
     c, a, b = slot + TILE + to * 1024, slot + TILE + left * 1024, slot + TILE + right * 1024
     for m in range(rows):
@@ -222,7 +270,12 @@ def _perform(registers):
     if _byte(at) != 0xC4 or _byte(at + 1) & 0x1F != 2 or _byte(at + 2) & 0x84:
         return UNKNOWN
     r, x, b = (~_byte(at + 1) >> 7) & 1, (~_byte(at + 1) >> 6) & 1, (~_byte(at + 1) >> 5) & 1
-    operand, prefix, opcode, modrm = (~_byte(at + 2) >> 3) & 15, _byte(at + 2) & 3, _byte(at + 3), _byte(at + 4)  # prefixes: none, 66, F3, F2
+    operand, prefix, opcode, modrm = (
+        (~_byte(at + 2) >> 3) & 15,
+        _byte(at + 2) & 3,
+        _byte(at + 3),
+        _byte(at + 4),
+    )  # prefixes: none, 66, F3, F2
     mode, reg, rm = modrm >> 6, (modrm >> 3) & 7, modrm & 7
     if r or (operand and opcode != 0x5C):
         return UNKNOWN
@@ -284,7 +337,13 @@ def _handler(number, information, context):
 
 class _Action(ctypes.Structure):
     """struct sigaction of glibc and musl."""
-    _fields_ = [("handler", ctypes.c_void_p), ("mask", ctypes.c_byte * 128), ("flags", ctypes.c_int), ("restorer", ctypes.c_void_p)]
+
+    _fields_ = [
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_byte * 128),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    ]
 
 
 _installed = []
@@ -316,7 +375,11 @@ def lose_tiles(every):
 
 def emulated_environment(**more):
     """The environment of a process in which Numba generates AMX code."""
-    return {**os.environ, "NUMBA_CPU_FEATURES": binding.get_host_cpu_features().flatten() + ",+amx-tile,+amx-bf16", **more}
+    return {
+        **os.environ,
+        "NUMBA_CPU_FEATURES": binding.get_host_cpu_features().flatten() + ",+amx-tile,+amx-bf16",
+        **more,
+    }
 
 
 def pretend():
@@ -332,4 +395,5 @@ def pretend():
         found = features()
         found.update({"amx-tile": True, "amx-bf16": True})
         return found
+
     binding.get_host_cpu_features, ctypes.CDLL = with_tiles, Lending

@@ -1,4 +1,5 @@
 """What several test files share: where things lie, test data of other programs, the number of threads."""
+
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ def test_data():
 def threads():
     """threads(n) sets the number of threads of all kernels until the test ends."""
     import numba
+
     before = numba.get_num_threads()
     yield numba.set_num_threads
     numba.set_num_threads(before)

@@ -8,6 +8,7 @@ and writes past an array (`Memory` ends at a page that may not be touched) and p
 before an array; vectors that are not aligned. Shared memory starts as NaN in each block. `emulating(order="reversed")` or "shuffled" runs threads
 and blocks in another order: where a result changes, there is a race.
 """
+
 import contextlib
 import ctypes
 import functools
@@ -29,7 +30,7 @@ from slm_np.paths import cache_dir
 MOST_SHARED = 232448  # bytes of shared memory that a block can have on an H100 or H200
 ORDERS = ("forward", "reversed", "shuffled")
 
-RUNTIME = r'''
+RUNTIME = r"""
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
@@ -259,9 +260,9 @@ extern "C" int emulated_launch(Kernel run, void** values, const unsigned* blocks
     *where = fault;
     return failed;
 }
-'''
+"""
 
-HEADER = r'''
+HEADER = r"""
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -448,9 +449,9 @@ template <class T> static inline void mma(float d[4], const unsigned a[4], const
     EmulatedProduct request{d, a, b};
     emulated_collective(&request, emulated_product<T>, 0xffffffffu, 0);
 }
-'''
+"""
 
-FOOTER = r'''
+FOOTER = r"""
 template <class... A, size_t... I> static inline void emulated_call(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
     kernel(*(A*)values[I]...);
 }
@@ -465,7 +466,7 @@ extern "C" void emulated_shared_room(char** room) {
     room[0] = __start_emulated_shared, room[1] = __stop_emulated_shared;
 #endif
 }
-'''
+"""
 
 
 class LaunchError(RuntimeError):
@@ -500,13 +501,28 @@ def _library(source, *flags):
     """The path of the compiled library, from the cache if it was compiled before."""
     if missing():
         raise RuntimeError(missing())
-    flags = ("-std=gnu++17", "-shared", "-fPIC", "-w", *flags, *(("-undefined", "dynamic_lookup") if platform.system() == "Darwin" else ()))
-    path = cache_dir() / "cuda_emulator" / (hashlib.sha256(f"{platform.machine()} {flags} {source}".encode()).hexdigest()[:24] + ".so")
+    flags = (
+        "-std=gnu++17",
+        "-shared",
+        "-fPIC",
+        "-w",
+        *flags,
+        *(("-undefined", "dynamic_lookup") if platform.system() == "Darwin" else ()),
+    )
+    path = (
+        cache_dir()
+        / "cuda_emulator"
+        / (hashlib.sha256(f"{platform.machine()} {flags} {source}".encode()).hexdigest()[:24] + ".so")
+    )
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # renamed when complete: another process may compile the same
+        with tempfile.TemporaryDirectory(
+            dir=path.parent
+        ) as folder:  # renamed when complete: another process may compile the same
             made = os.path.join(folder, "kernel.so")
-            run = subprocess.run(["g++", "-x", "c++", "-", *flags, "-o", made], input=source.encode(), capture_output=True)
+            run = subprocess.run(
+                ["g++", "-x", "c++", "-", *flags, "-o", made], input=source.encode(), capture_output=True
+            )
             if run.returncode:
                 raise ValueError("the emulator cannot compile this kernel:\n" + run.stderr.decode()[:6000])
             os.replace(made, path)
@@ -520,6 +536,7 @@ def _runtime():
 
 class Memory:
     """`nbytes` of memory that starts as NaN and ends, as far as 16-byte alignment allows, at a page that may not be touched. `buffer` is its bytes."""
+
     live = weakref.WeakValueDictionary()  # by address
 
     def __init__(self, nbytes):
@@ -528,11 +545,11 @@ class Memory:
         mapped = mmap.mmap(-1, room + page)
         whole = np.frombuffer(mapped, np.uint8)
         start = room - -(-nbytes // 16) * 16
-        self.address, self.nbytes, self.buffer = whole.ctypes.data + start, nbytes, whole[start:start + nbytes]
-        self._before, self._after = whole[start - 64:start], whole[start + nbytes:room]
-        self.buffer.fill(0xff)
-        self._before.fill(0xca)
-        self._after.fill(0xca)
+        self.address, self.nbytes, self.buffer = whole.ctypes.data + start, nbytes, whole[start : start + nbytes]
+        self._before, self._after = whole[start - 64 : start], whole[start + nbytes : room]
+        self.buffer.fill(0xFF)
+        self._before.fill(0xCA)
+        self._after.fill(0xCA)
         protect = ctypes.CDLL(None).mprotect
         if protect(ctypes.c_void_p(whole.ctypes.data + room), ctypes.c_size_t(page), 0):
             raise OSError("mprotect")
@@ -541,8 +558,8 @@ class Memory:
     def outside(self, kernel):
         """What a kernel has written just outside, if anything."""
         for guard, where in ((self._before, "before the start"), (self._after, "past the end")):
-            if (guard != 0xca).any():
-                guard.fill(0xca)
+            if (guard != 0xCA).any():
+                guard.fill(0xCA)
                 return f"{kernel}: out of bounds: writes {where} of an array of {self.nbytes} bytes"
 
 
@@ -568,15 +585,33 @@ class Program:
         if cores not in self._libraries:
             _runtime()
             # Dynamic shared memory: its address is known only when the block runs.
-            aligned, bounds = r"(?:(?:__align__|alignas)\s*\(\d+\)\s*)?", r"(?:__launch_bounds__\s*\(((?:[^(),]|\([^()]*\))*)[^()]*\)\s*)?"
-            text = re.sub(rf"extern\s+{aligned}__shared__\s+{aligned}([\w:<> ]+?)\s*\b(\w+)\s*\[\s*\]\s*;", r"\1* \2 = (\1*)emulated_dynamic;", self.code)
+            aligned, bounds = (
+                r"(?:(?:__align__|alignas)\s*\(\d+\)\s*)?",
+                r"(?:__launch_bounds__\s*\(((?:[^(),]|\([^()]*\))*)[^()]*\)\s*)?",
+            )
+            text = re.sub(
+                rf"extern\s+{aligned}__shared__\s+{aligned}([\w:<> ]+?)\s*\b(\w+)\s*\[\s*\]\s*;",
+                r"\1* \2 = (\1*)emulated_dynamic;",
+                self.code,
+            )
             names = re.findall(rf'extern\s+"C"\s+__global__\s+{bounds}void\s+{bounds}(\w+)\s*\(', text)
-            launchers = "".join(f'extern "C" void emulated_run_{name}(void** values) {{ emulated_call({name}, values); }}\n'
-                                f'extern "C" int emulated_sizes_{name}(int* sizes) {{ return emulated_sizes({name}, sizes); }}\n'
-                                f'extern "C" int emulated_most_{name}() {{ return {before or after or 1024}; }}\n' for before, after, name in names)
+            launchers = "".join(
+                f'extern "C" void emulated_run_{name}(void** values) {{ emulated_call({name}, values); }}\n'
+                f'extern "C" int emulated_sizes_{name}(int* sizes) {{ return emulated_sizes({name}, sizes); }}\n'
+                f'extern "C" int emulated_most_{name}() {{ return {before or after or 1024}; }}\n'
+                for before, after, name in names
+            )
             # Without external linkage the statics of templates are ordinary variables, which can share a section.
-            source = f"{HEADER}\n#define TENSOR_CORES {int(cores)}\nnamespace {{\n#line 1\n{text}\n}}\n{FOOTER}{launchers}"
-            flags = ("-O1", "-fsanitize=bounds,alignment", "-fsanitize-undefined-trap-on-error", "-fno-strict-aliasing", "-ffp-contract=off")
+            source = (
+                f"{HEADER}\n#define TENSOR_CORES {int(cores)}\nnamespace {{\n#line 1\n{text}\n}}\n{FOOTER}{launchers}"
+            )
+            flags = (
+                "-O1",
+                "-fsanitize=bounds,alignment",
+                "-fsanitize-undefined-trap-on-error",
+                "-fno-strict-aliasing",
+                "-ffp-contract=off",
+            )
             self._libraries[cores] = ctypes.PyDLL(str(_library(source, *flags)))
         return self._libraries[cores]
 
@@ -587,22 +622,42 @@ class Program:
         library = self._compiled()
         blocks, threads = ((tuple(map(int, size)) + (1, 1))[:3] for size in (blocks, threads))
         most = min(1024, getattr(library, f"emulated_most_{name}")())
-        if threads[0] * threads[1] * threads[2] > most or threads[2] > 64 or min(blocks + threads) < 1 or max(blocks[1:]) > 65535 or blocks[0] > 2 ** 31 - 1:
-            raise LaunchError(f"{name}: no GPU launches {blocks} blocks of {threads} threads, where a block has at most {most}")
+        if (
+            threads[0] * threads[1] * threads[2] > most
+            or threads[2] > 64
+            or min(blocks + threads) < 1
+            or max(blocks[1:]) > 65535
+            or blocks[0] > 2**31 - 1
+        ):
+            raise LaunchError(
+                f"{name}: no GPU launches {blocks} blocks of {threads} threads, where a block has at most {most}"
+            )
         if shared > MOST_SHARED:
             raise LaunchError(f"{name}: a block has at most {MOST_SHARED} bytes of shared memory, not {shared}")
         sizes = (ctypes.c_int * 256)()
         count = getattr(library, f"emulated_sizes_{name}")(sizes)
         values = [np.ascontiguousarray(value) for value in values]
         if [value.nbytes for value in values] != list(sizes[:count]):
-            raise LaunchError(f"{name} takes arguments of {list(sizes[:count])} bytes, not {[value.nbytes for value in values]}")
+            raise LaunchError(
+                f"{name} takes arguments of {list(sizes[:count])} bytes, not {[value.nbytes for value in values]}"
+            )
         pointers = (ctypes.c_void_p * max(1, count))(*(value.ctypes.data for value in values))
         room, why, where = (ctypes.c_void_p * 2)(), ctypes.create_string_buffer(512), ctypes.c_void_p()
         library.emulated_shared_room(room)
         three = ctypes.c_uint * 3
         failed = _runtime().emulated_launch(
-            ctypes.cast(getattr(library, f"emulated_run_{name}"), ctypes.c_void_p), pointers, three(*blocks), three(*threads), ctypes.c_size_t(shared),
-            ORDERS.index(settings.order), ctypes.c_uint64(settings.seed), ctypes.c_void_p(room[0]), ctypes.c_void_p(room[1]), why, ctypes.byref(where))
+            ctypes.cast(getattr(library, f"emulated_run_{name}"), ctypes.c_void_p),
+            pointers,
+            three(*blocks),
+            three(*threads),
+            ctypes.c_size_t(shared),
+            ORDERS.index(settings.order),
+            ctypes.c_uint64(settings.seed),
+            ctypes.c_void_p(room[0]),
+            ctypes.c_void_p(room[1]),
+            why,
+            ctypes.byref(where),
+        )
         told = f"{name}: {self._told(why.value.decode(), where.value or 0)}" if failed else None
         for memory in memories:
             told = memory.outside(name) or told
@@ -613,9 +668,15 @@ class Program:
         if why == "address":
             return f"out of bounds: {_nearest(address)}"
         if why == "index":
-            return ("out of bounds or not aligned: an index outside an array of shared memory or registers, or several numbers read or written at once "
-                    "at no multiple of their size")
+            return (
+                "out of bounds or not aligned: an index outside an array of shared memory or registers, or several numbers read or written at once "
+                "at no multiple of their size"
+            )
         if why == "division":
             return "an integer is divided by zero"
         lines = self.code.splitlines()
-        return re.sub(r" @(\d+)", lambda line: f", in `{lines[int(line[1]) - 1].strip()}`" if 0 < int(line[1]) <= len(lines) else "", why)
+        return re.sub(
+            r" @(\d+)",
+            lambda line: f", in `{lines[int(line[1]) - 1].strip()}`" if 0 < int(line[1]) <= len(lines) else "",
+            why,
+        )

@@ -7,6 +7,7 @@ kernels were launched, parts of arrays were copied, and how many of all these to
 
 `install()` puts it in the place of `cupy`; the fixture `cupy` does so for one test, or gives the real one where there is a device.
 """
+
 import contextlib
 import ctypes
 import functools
@@ -24,10 +25,17 @@ from cuda_emulator import LaunchError, Memory, Program
 
 counts = SimpleNamespace(synchronisations=0, allocations=0, launches=0, copies=0, own=0)
 TOTAL = 16 << 30  # bytes of the device's memory
-UNSUPPORTED, INVALIDATED = 900, 901  # CUDA's words for: not permitted while a stream is captured; the capture has failed
-NAMES = {1: "cudaErrorInvalidValue: invalid argument", 2: "cudaErrorMemoryAllocation: out of memory", 101: "cudaErrorInvalidDevice: invalid device ordinal",
-         UNSUPPORTED: "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing",
-         INVALIDATED: "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error during capture"}
+UNSUPPORTED, INVALIDATED = (
+    900,
+    901,
+)  # CUDA's words for: not permitted while a stream is captured; the capture has failed
+NAMES = {
+    1: "cudaErrorInvalidValue: invalid argument",
+    2: "cudaErrorMemoryAllocation: out of memory",
+    101: "cudaErrorInvalidDevice: invalid device ordinal",
+    UNSUPPORTED: "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing",
+    INVALIDATED: "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error during capture",
+}
 
 
 class CUDARuntimeError(RuntimeError):
@@ -49,8 +57,10 @@ class CUBLASError(RuntimeError):
 
 # Streams and graphs
 
+
 class Stream:
     """Work runs when it is submitted; while the stream is captured it is kept for the graph instead."""
+
     null = None
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
@@ -173,6 +183,7 @@ def _stream_of(pointer):
 
 # Memory
 
+
 def _allocated(nbytes):
     _refuse("memory is allocated", _state.stream)
     if _state.used + nbytes > (_state.limit or TOTAL):
@@ -236,6 +247,7 @@ class PinnedMemoryPointer(bytearray):
 
 # Arrays
 
+
 def _own(x):
     """NumPy's array behind an argument: arrays of the device, numbers, sequences of these. NumPy's own arrays are refused as CuPy refuses them."""
     if isinstance(x, ndarray):
@@ -270,6 +282,7 @@ def _made(result, sources=()):
 
 def _apply(function):
     """A function of NumPy's as one of CuPy's."""
+
     @functools.wraps(function)
     def applied(*arguments, out=None, **named):
         if out is not None:
@@ -287,6 +300,7 @@ def _apply(function):
             counts.own += 1
         with np.errstate(all="ignore"):
             return _made(function(*views, **{name: _own(x) for name, x in named.items()}), sources if shaped else ())
+
     return applied
 
 
@@ -297,6 +311,7 @@ class Flags(SimpleNamespace):
 
 class ndarray:
     """An array of the device: NumPy's behind `_a`, in `_memory`."""
+
     __array_ufunc__ = None  # NumPy's functions and operators refuse it
     __array_priority__ = 100
     __hash__ = None
@@ -326,11 +341,19 @@ class ndarray:
     itemsize = property(lambda self: self._a.itemsize)
     T = property(lambda self: self.transpose())
     device = property(lambda self: Device(0))
-    flags = property(lambda self: Flags(c_contiguous=self._a.flags.c_contiguous, f_contiguous=self._a.flags.f_contiguous, owndata=self.base is None))
-    data = property(lambda self: MemoryPointer(self._memory, self._a.__array_interface__["data"][0] - self._memory.address))
+    flags = property(
+        lambda self: Flags(
+            c_contiguous=self._a.flags.c_contiguous, f_contiguous=self._a.flags.f_contiguous, owndata=self.base is None
+        )
+    )
+    data = property(
+        lambda self: MemoryPointer(self._memory, self._a.__array_interface__["data"][0] - self._memory.address)
+    )
 
     def __array__(self, *arguments, **named):
-        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
+        )
 
     def __array_function__(self, function, types, arguments, named):
         raise TypeError(f"{function.__name__} of NumPy does not take arrays of the device")
@@ -344,7 +367,11 @@ class ndarray:
         found = self._a[index]
         if any(isinstance(one, (np.ndarray, list)) for one in (index if isinstance(index, tuple) else (index,))):
             return _made(found)
-        return self._view(found if isinstance(found, np.ndarray) else self._a[(*index, ...) if isinstance(index, tuple) else (index, ...)])
+        return self._view(
+            found
+            if isinstance(found, np.ndarray)
+            else self._a[(*index, ...) if isinstance(index, tuple) else (index, ...)]
+        )
 
     def __setitem__(self, index, value):
         if not isinstance(value, (ndarray, int, float, complex, np.generic)):
@@ -360,6 +387,7 @@ class ndarray:
         def write():
             with np.errstate(all="ignore"):
                 self._a[index] = value
+
         _submit(write)
 
     @staticmethod
@@ -473,7 +501,11 @@ def _named(names, where=None):
 
 
 # Functions that return views where they can; those that compute, with out= where NumPy has it; those of shapes; reductions, which give arrays of no axes
-VIEWS = tuple(_named("reshape ravel transpose broadcast_to squeeze expand_dims swapaxes moveaxis split array_split flip diagonal", np).values())
+VIEWS = tuple(
+    _named(
+        "reshape ravel transpose broadcast_to squeeze expand_dims swapaxes moveaxis split array_split flip diagonal", np
+    ).values()
+)
 COMPUTED = """add subtract multiply divide true_divide floor_divide power mod remainder negative absolute abs sqrt square reciprocal exp exp2 expm1 log
               log1p log2 sin cos tan tanh arctan2 hypot maximum minimum fmax fmin greater less greater_equal less_equal equal not_equal logical_and
               logical_or logical_not bitwise_and bitwise_or bitwise_xor invert left_shift right_shift isnan isfinite isinf sign floor ceil rint clip
@@ -494,25 +526,44 @@ def _operator(name, function, swapped=False, inplace=False):
             def work():
                 with np.errstate(all="ignore"):
                     function(view, other, out=view, casting="same_kind")
+
             _submit(work)
             return self
         return _apply(function)(*((other, self) if swapped else (self, other)))
+
     setattr(ndarray, name, operate)
 
 
-for _name, _function in dict(add=np.add, sub=np.subtract, mul=np.multiply, truediv=np.true_divide, floordiv=np.floor_divide, mod=np.mod, pow=np.power,
-                             matmul=np.matmul, lshift=np.left_shift, rshift=np.right_shift, xor=np.bitwise_xor,
-                             **{"and": np.bitwise_and, "or": np.bitwise_or}).items():
+for _name, _function in dict(
+    add=np.add,
+    sub=np.subtract,
+    mul=np.multiply,
+    truediv=np.true_divide,
+    floordiv=np.floor_divide,
+    mod=np.mod,
+    pow=np.power,
+    matmul=np.matmul,
+    lshift=np.left_shift,
+    rshift=np.right_shift,
+    xor=np.bitwise_xor,
+    **{"and": np.bitwise_and, "or": np.bitwise_or},
+).items():
     _operator(f"__{_name}__", _function)
     _operator(f"__r{_name}__", _function, swapped=True)
     if _name != "matmul":
         _operator(f"__i{_name}__", _function, inplace=True)
-for _name, _function in dict(lt=np.less, le=np.less_equal, gt=np.greater, ge=np.greater_equal, eq=np.equal, ne=np.not_equal).items():
+for _name, _function in dict(
+    lt=np.less, le=np.less_equal, gt=np.greater, ge=np.greater_equal, eq=np.equal, ne=np.not_equal
+).items():
     _operator(f"__{_name}__", _function)
 for _name, _function in dict(neg=np.negative, abs=np.absolute, invert=np.invert, pos=np.positive).items():
     setattr(ndarray, f"__{_name}__", lambda self, function=_function: _apply(function)(self))
 for _name in "sum max min mean var std prod any all argmax argmin cumsum dot take repeat clip argsort round".split():
-    setattr(ndarray, _name, lambda self, *arguments, function=getattr(np, _name), **named: _apply(function)(self, *arguments, **named))
+    setattr(
+        ndarray,
+        _name,
+        lambda self, *arguments, function=getattr(np, _name), **named: _apply(function)(self, *arguments, **named),
+    )
 
 
 def empty(shape, dtype=float, order="C"):
@@ -595,6 +646,7 @@ def shares_memory(a, b, max_work=None):
 
 # Kernels
 
+
 @functools.lru_cache(maxsize=None)
 def _program(code):
     return Program(code)
@@ -605,8 +657,18 @@ def _shared_of_block():
 
 
 class RawModule:
-    def __init__(self, *, code=None, path=None, options=(), backend="nvrtc", translate_cucomplex=False, enable_cooperative_groups=False,
-                 name_expressions=None, jitify=False):
+    def __init__(
+        self,
+        *,
+        code=None,
+        path=None,
+        options=(),
+        backend="nvrtc",
+        translate_cucomplex=False,
+        enable_cooperative_groups=False,
+        name_expressions=None,
+        jitify=False,
+    ):
         if not isinstance(code, str) or path is not None:
             raise TypeError("Exactly one of `code` and `path` keyword arguments must be given.")
         if not isinstance(options, tuple):
@@ -631,14 +693,20 @@ class RawKernel:
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, n):
         if n > _shared_of_block():
-            raise CUDARuntimeError(1, f"{self.name}: a block of this device has at most {_shared_of_block()} bytes of shared memory, not {n}")
+            raise CUDARuntimeError(
+                1,
+                f"{self.name}: a block of this device has at most {_shared_of_block()} bytes of shared memory, not {n}",
+            )
         self._most_shared = n
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         if not isinstance(grid, tuple) or not isinstance(block, tuple):
             raise TypeError("grid and block must be tuples")
         if shared_mem > self._most_shared:
-            raise CUDARuntimeError(1, f"{self.name}: {shared_mem} bytes of shared memory, {self._most_shared} allowed: set max_dynamic_shared_size_bytes")
+            raise CUDARuntimeError(
+                1,
+                f"{self.name}: {shared_mem} bytes of shared memory, {self._most_shared} allowed: set max_dynamic_shared_size_bytes",
+            )
         program, values, memories = _program(self.code), [], []
         for x in args:
             if x is None:
@@ -665,7 +733,10 @@ class RawKernel:
             memories = [one() for one in alive]
             if None in memories:
                 raise LaunchError(f"{self.name}: a graph uses an array that is gone")
-            program.launch(self.name, tuple(max(1, n) for n in grid), tuple(max(1, n) for n in block), values, shared_mem, memories)
+            program.launch(
+                self.name, tuple(max(1, n) for n in grid), tuple(max(1, n) for n in block), values, shared_mem, memories
+            )
+
         _submit(launch)
 
 
@@ -678,8 +749,22 @@ def _pointed(struct):
 
 # cuBLAS, which counts in columns
 
-TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16), 14: np.dtype(np.uint16)}  # cudaDataType; 14 is bfloat16
-KNOWN = {(0, 0, 68), (1, 1, 70), (2, 2, 68), (2, 0, 68), (14, 14, 68), (14, 0, 68), (0, 0, 69), (0, 0, 77)}      # types of A and B, of C, and of the sums
+TYPES = {
+    0: np.dtype(np.float32),
+    1: np.dtype(np.float64),
+    2: np.dtype(np.float16),
+    14: np.dtype(np.uint16),
+}  # cudaDataType; 14 is bfloat16
+KNOWN = {
+    (0, 0, 68),
+    (1, 1, 70),
+    (2, 2, 68),
+    (2, 0, 68),
+    (14, 14, 68),
+    (14, 0, 68),
+    (0, 0, 69),
+    (0, 0, 77),
+}  # types of A and B, of C, and of the sums
 
 
 def _matrix(address, rows, columns, leading, batch, stride, kind, what):
@@ -689,9 +774,11 @@ def _matrix(address, rows, columns, leading, batch, stride, kind, what):
         raise CUBLASError("CUBLAS_STATUS_INVALID_VALUE")
     last = (batch - 1) * abs(stride) + (columns - 1) * leading + rows
     memory = _holding(address, max(0, last) * dtype.itemsize, f"cuBLAS' {what}")
-    whole = memory.buffer[address - memory.address:][:memory.nbytes // dtype.itemsize * dtype.itemsize]
-    whole = whole[:len(whole) // dtype.itemsize * dtype.itemsize].view(dtype)
-    return np.lib.stride_tricks.as_strided(whole, (batch, rows, columns), [dtype.itemsize * n for n in (stride, 1, leading)])
+    whole = memory.buffer[address - memory.address :][: memory.nbytes // dtype.itemsize * dtype.itemsize]
+    whole = whole[: len(whole) // dtype.itemsize * dtype.itemsize].view(dtype)
+    return np.lib.stride_tricks.as_strided(
+        whole, (batch, rows, columns), [dtype.itemsize * n for n in (stride, 1, leading)]
+    )
 
 
 def _wide(x, dtype):
@@ -703,7 +790,30 @@ def _bfloat16(x):
     return np.where(np.isnan(x), 0x7FFF, (bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
-def _gemm(stream, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, batch, compute):
+def _gemm(
+    stream,
+    transa,
+    transb,
+    m,
+    n,
+    k,
+    alpha,
+    A,
+    Atype,
+    lda,
+    strideA,
+    B,
+    Btype,
+    ldb,
+    strideB,
+    beta,
+    C,
+    Ctype,
+    ldc,
+    strideC,
+    batch,
+    compute,
+):
     if Atype != Btype or (Atype, Ctype, compute) not in KNOWN:
         raise CUBLASError("CUBLAS_STATUS_NOT_SUPPORTED")
     if Atype == 14 and not cuda_emulator.settings.tensor_cores:
@@ -727,10 +837,13 @@ def _gemm(stream, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Bty
     def product():
         scale, keep = factors or [number.from_address(address).value for address in (alpha, beta)]
         with np.errstate(all="ignore"):
-            result = sums.type(scale) * np.matmul(_wide(a.swapaxes(1, 2) if transa else a, sums), _wide(b.swapaxes(1, 2) if transb else b, sums))
+            result = sums.type(scale) * np.matmul(
+                _wide(a.swapaxes(1, 2) if transa else a, sums), _wide(b.swapaxes(1, 2) if transb else b, sums)
+            )
             if keep:
                 result += sums.type(keep) * _wide(c, sums)
             c[...] = _bfloat16(result) if Ctype == 14 else result
+
     _submit(product, stream)
 
 
@@ -741,13 +854,84 @@ def _stream_of_cupy():
     return _state.stream
 
 
-def gemmEx(handle, transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ldb, beta, C, Ctype, ldc, computeType, algo):
-    _gemm(_stream_of_cupy(), transa, transb, m, n, k, alpha, A, Atype, lda, 0, B, Btype, ldb, 0, beta, C, Ctype, ldc, 0, 1, computeType)
+def gemmEx(
+    handle, transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ldb, beta, C, Ctype, ldc, computeType, algo
+):
+    _gemm(
+        _stream_of_cupy(),
+        transa,
+        transb,
+        m,
+        n,
+        k,
+        alpha,
+        A,
+        Atype,
+        lda,
+        0,
+        B,
+        Btype,
+        ldb,
+        0,
+        beta,
+        C,
+        Ctype,
+        ldc,
+        0,
+        1,
+        computeType,
+    )
 
 
-def gemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC,
-                         batchCount, computeType, algo):
-    _gemm(_stream_of_cupy(), transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, batchCount, computeType)
+def gemmStridedBatchedEx(
+    handle,
+    transa,
+    transb,
+    m,
+    n,
+    k,
+    alpha,
+    A,
+    Atype,
+    lda,
+    strideA,
+    B,
+    Btype,
+    ldb,
+    strideB,
+    beta,
+    C,
+    Ctype,
+    ldc,
+    strideC,
+    batchCount,
+    computeType,
+    algo,
+):
+    _gemm(
+        _stream_of_cupy(),
+        transa,
+        transb,
+        m,
+        n,
+        k,
+        alpha,
+        A,
+        Atype,
+        lda,
+        strideA,
+        B,
+        Btype,
+        ldb,
+        strideB,
+        beta,
+        C,
+        Ctype,
+        ldc,
+        strideC,
+        batchCount,
+        computeType,
+    )
 
 
 # cuBLAS' C interface, as a library that calls back
@@ -776,6 +960,7 @@ _handles = {}  # of which stream each is, and whether it has a workspace
 
 def _guarded(function):
     """As a callback: what it raises, `CUBLASError` will tell."""
+
     def guarded(*arguments):
         try:
             function(*arguments)
@@ -783,16 +968,78 @@ def _guarded(function):
             _state.cublas_error = error
             return getattr(error, "status", None) if isinstance(getattr(error, "status", None), int) else 14
         return 0
+
     return guarded
 
 
-@ctypes.CFUNCTYPE(_int, _pointer, *[_int] * 5, _pointer, *[_pointer, _int, _int, _long] * 2, _pointer, _pointer, _int, _int, _long, _int, _int, _int)
+@ctypes.CFUNCTYPE(
+    _int,
+    _pointer,
+    *[_int] * 5,
+    _pointer,
+    *[_pointer, _int, _int, _long] * 2,
+    _pointer,
+    _pointer,
+    _int,
+    _int,
+    _long,
+    _int,
+    _int,
+    _int,
+)
 @_guarded
-def _called(handle, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, batch, compute, algo):
+def _called(
+    handle,
+    transa,
+    transb,
+    m,
+    n,
+    k,
+    alpha,
+    A,
+    Atype,
+    lda,
+    strideA,
+    B,
+    Btype,
+    ldb,
+    strideB,
+    beta,
+    C,
+    Ctype,
+    ldc,
+    strideC,
+    batch,
+    compute,
+    algo,
+):
     stream, roomy = _handles[handle]
     if stream.is_capturing() and not roomy:
         _refuse("cuBLAS allocates its workspace", stream)
-    _gemm(stream, transa, transb, m, n, k, alpha, A or 0, Atype, lda, strideA, B or 0, Btype, ldb, strideB, beta, C or 0, Ctype, ldc, strideC, batch, compute)
+    _gemm(
+        stream,
+        transa,
+        transb,
+        m,
+        n,
+        k,
+        alpha,
+        A or 0,
+        Atype,
+        lda,
+        strideA,
+        B or 0,
+        Btype,
+        ldb,
+        strideB,
+        beta,
+        C or 0,
+        Ctype,
+        ldc,
+        strideC,
+        batch,
+        compute,
+    )
 
 
 @ctypes.CFUNCTYPE(_int, _int, _pointer, _pointer, ctypes.c_ulong)
@@ -822,6 +1069,7 @@ def _create():
 
 # The device and the runtime
 
+
 class Device:
     def __init__(self, device=None):
         self.id = 0 if device is None else int(device)
@@ -831,9 +1079,17 @@ class Device:
     compute_capability = property(lambda self: "90" if cuda_emulator.settings.tensor_cores else "75")
     mem_info = property(lambda self: memGetInfo())
     cublas_handle = property(lambda self: 1)
-    attributes = property(lambda self: {
-        "MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": _shared_of_block(), "MaxSharedMemoryPerBlock": 48 * 1024, "WarpSize": 32,
-        "MaxThreadsPerBlock": 1024, "ComputeCapabilityMajor": int(self.compute_capability[0]), "ComputeCapabilityMinor": int(self.compute_capability[1])})
+    attributes = property(
+        lambda self: {
+            "MultiProcessorCount": 132,
+            "MaxSharedMemoryPerBlockOptin": _shared_of_block(),
+            "MaxSharedMemoryPerBlock": 48 * 1024,
+            "WarpSize": 32,
+            "MaxThreadsPerBlock": 1024,
+            "ComputeCapabilityMajor": int(self.compute_capability[0]),
+            "ComputeCapabilityMinor": int(self.compute_capability[1]),
+        }
+    )
 
     def use(self):
         pass
@@ -865,9 +1121,23 @@ def memGetInfo():
 def getDeviceProperties(device):
     Device(device)
     major, minor = map(int, Device(0).compute_capability)
-    return {"name": b"emulated GPU", "major": major, "minor": minor, "multiProcessorCount": 132, "totalGlobalMem": TOTAL, "sharedMemPerBlock": 48 * 1024,
-            "sharedMemPerBlockOptin": _shared_of_block(), "sharedMemPerMultiprocessor": _shared_of_block() + 1024, "maxThreadsPerBlock": 1024, "warpSize": 32,
-            "regsPerBlock": 65536, "l2CacheSize": 50 << 20, "clockRate": 1980000, "memoryClockRate": 3201000, "memoryBusWidth": 6144}
+    return {
+        "name": b"emulated GPU",
+        "major": major,
+        "minor": minor,
+        "multiProcessorCount": 132,
+        "totalGlobalMem": TOTAL,
+        "sharedMemPerBlock": 48 * 1024,
+        "sharedMemPerBlockOptin": _shared_of_block(),
+        "sharedMemPerMultiprocessor": _shared_of_block() + 1024,
+        "maxThreadsPerBlock": 1024,
+        "warpSize": 32,
+        "regsPerBlock": 65536,
+        "l2CacheSize": 50 << 20,
+        "clockRate": 1980000,
+        "memoryClockRate": 3201000,
+        "memoryBusWidth": 6144,
+    }
 
 
 def deviceGetAttribute(attribute, device):
@@ -906,47 +1176,129 @@ def _module(name, **members):
 def _modules():
     """The modules by name."""
     runtime = _module(
-        "cupy.cuda.runtime", **_named("CUDARuntimeError memGetInfo getDeviceProperties deviceGetAttribute memcpyAsync memcpy memsetAsync"), is_hip=False,
-        getDeviceCount=lambda: 1, getDevice=lambda: 0, setDevice=lambda device: Device(device).use(), driverGetVersion=lambda: 12090, runtimeGetVersion=lambda: 12090,
-        deviceSynchronize=lambda: _wait("deviceSynchronize", None), streamSynchronize=lambda stream: _wait("streamSynchronize", _stream_of(stream)),
-        memcpyHostToHost=0, memcpyHostToDevice=1, memcpyDeviceToHost=2, memcpyDeviceToDevice=3, memcpyDefault=4,
-        CUDA_R_32F=0, CUDA_R_64F=1, CUDA_R_16F=2, CUDA_R_16BF=14, streamCaptureModeGlobal=0, streamCaptureModeThreadLocal=1, streamCaptureModeRelaxed=2,
-        cudaDevAttrMultiProcessorCount=16, cudaDevAttrMaxSharedMemoryPerBlockOptin=97, cudaDevAttrMaxSharedMemoryPerBlock=8, cudaDevAttrWarpSize=10,
-        cudaDevAttrComputeCapabilityMajor=75, cudaDevAttrComputeCapabilityMinor=76)
+        "cupy.cuda.runtime",
+        **_named("CUDARuntimeError memGetInfo getDeviceProperties deviceGetAttribute memcpyAsync memcpy memsetAsync"),
+        is_hip=False,
+        getDeviceCount=lambda: 1,
+        getDevice=lambda: 0,
+        setDevice=lambda device: Device(device).use(),
+        driverGetVersion=lambda: 12090,
+        runtimeGetVersion=lambda: 12090,
+        deviceSynchronize=lambda: _wait("deviceSynchronize", None),
+        streamSynchronize=lambda stream: _wait("streamSynchronize", _stream_of(stream)),
+        memcpyHostToHost=0,
+        memcpyHostToDevice=1,
+        memcpyDeviceToHost=2,
+        memcpyDeviceToDevice=3,
+        memcpyDefault=4,
+        CUDA_R_32F=0,
+        CUDA_R_64F=1,
+        CUDA_R_16F=2,
+        CUDA_R_16BF=14,
+        streamCaptureModeGlobal=0,
+        streamCaptureModeThreadLocal=1,
+        streamCaptureModeRelaxed=2,
+        cudaDevAttrMultiProcessorCount=16,
+        cudaDevAttrMaxSharedMemoryPerBlockOptin=97,
+        cudaDevAttrMaxSharedMemoryPerBlock=8,
+        cudaDevAttrWarpSize=10,
+        cudaDevAttrComputeCapabilityMajor=75,
+        cudaDevAttrComputeCapabilityMinor=76,
+    )
     cublas = _module(
-        "cupy_backends.cuda.libs.cublas", **_named("CUBLASError gemmEx gemmStridedBatchedEx"), __file__=_shim(), create=_create, setStream=lambda handle, stream: None,
-        setPointerMode=lambda handle, mode: setattr(_state, "pointer_mode", mode), getPointerMode=lambda handle: _state.pointer_mode,
-        setMathMode=lambda handle, mode: setattr(_state, "math_mode", mode), getMathMode=lambda handle: _state.math_mode,
-        CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_POINTER_MODE_HOST=0, CUBLAS_POINTER_MODE_DEVICE=1, CUBLAS_GEMM_DEFAULT=-1, CUBLAS_GEMM_DEFAULT_TENSOR_OP=99,
-        CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_PEDANTIC=69, CUBLAS_COMPUTE_64F=70, CUBLAS_COMPUTE_32F_FAST_TF32=77,
-        CUBLAS_DEFAULT_MATH=0, CUBLAS_PEDANTIC_MATH=2, CUBLAS_TF32_TENSOR_OP_MATH=3)
+        "cupy_backends.cuda.libs.cublas",
+        **_named("CUBLASError gemmEx gemmStridedBatchedEx"),
+        __file__=_shim(),
+        create=_create,
+        setStream=lambda handle, stream: None,
+        setPointerMode=lambda handle, mode: setattr(_state, "pointer_mode", mode),
+        getPointerMode=lambda handle: _state.pointer_mode,
+        setMathMode=lambda handle, mode: setattr(_state, "math_mode", mode),
+        getMathMode=lambda handle: _state.math_mode,
+        CUBLAS_OP_N=0,
+        CUBLAS_OP_T=1,
+        CUBLAS_POINTER_MODE_HOST=0,
+        CUBLAS_POINTER_MODE_DEVICE=1,
+        CUBLAS_GEMM_DEFAULT=-1,
+        CUBLAS_GEMM_DEFAULT_TENSOR_OP=99,
+        CUBLAS_COMPUTE_32F=68,
+        CUBLAS_COMPUTE_32F_PEDANTIC=69,
+        CUBLAS_COMPUTE_64F=70,
+        CUBLAS_COMPUTE_32F_FAST_TF32=77,
+        CUBLAS_DEFAULT_MATH=0,
+        CUBLAS_PEDANTIC_MATH=2,
+        CUBLAS_TF32_TENSOR_OP_MATH=3,
+    )
     handle, current, capability = lambda: 1, lambda device_id=-1: _state.stream, lambda: Device().compute_capability
     parts = dict(
-        runtime=runtime, cublas=cublas, memory=_module("cupy.cuda.memory", **_named("OutOfMemoryError MemoryPointer MemoryPool")),
-        device=_module("cupy.cuda.device", Device=Device, get_cublas_handle=handle, get_device_id=lambda: 0, get_compute_capability=capability),
+        runtime=runtime,
+        cublas=cublas,
+        memory=_module("cupy.cuda.memory", **_named("OutOfMemoryError MemoryPointer MemoryPool")),
+        device=_module(
+            "cupy.cuda.device",
+            Device=Device,
+            get_cublas_handle=handle,
+            get_device_id=lambda: 0,
+            get_compute_capability=capability,
+        ),
         nvrtc=_module("cupy.cuda.nvrtc", getVersion=lambda: (12, 9)),
-        stream=_module("cupy.cuda.stream", **_named("Stream Event get_elapsed_time"), get_current_stream=current))
+        stream=_module("cupy.cuda.stream", **_named("Stream Event get_elapsed_time"), get_current_stream=current),
+    )
     cuda = _module(
-        "cupy.cuda", **parts, **_named("Device Stream Event Graph MemoryPointer MemoryPool PinnedMemoryPointer get_elapsed_time"), get_cublas_handle=handle,
-        get_device_id=lambda: 0, get_current_stream=current, alloc_pinned_memory=lambda size: PinnedMemoryPointer(size), is_available=lambda: True,
-        alloc=lambda size: MemoryPointer(_allocated(size), 0))
+        "cupy.cuda",
+        **parts,
+        **_named("Device Stream Event Graph MemoryPointer MemoryPool PinnedMemoryPointer get_elapsed_time"),
+        get_cublas_handle=handle,
+        get_device_id=lambda: 0,
+        get_current_stream=current,
+        alloc_pinned_memory=lambda size: PinnedMemoryPointer(size),
+        is_available=lambda: True,
+        alloc=lambda size: MemoryPointer(_allocated(size), 0),
+    )
     pool = MemoryPool()
     cupy = _module(
-        "cupy", __version__="14.2.0", cuda=cuda, linalg=_module("cupy.linalg", norm=_apply(np.linalg.norm)),
-        **_named("ndarray RawModule RawKernel empty zeros ones full empty_like zeros_like ones_like full_like arange array asarray ascontiguousarray asnumpy copyto"),
-        **_named("get_array_module shares_memory"), may_share_memory=shares_memory, get_default_memory_pool=lambda: pool, get_default_pinned_memory_pool=lambda: pool,
-        **_named("dtype newaxis pi inf nan float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool_ generic floating integer", np),
-        **{function.__name__: _apply(function) for function in VIEWS}, **{name: _apply(getattr(np, name)) for name in COMPUTED})
+        "cupy",
+        __version__="14.2.0",
+        cuda=cuda,
+        linalg=_module("cupy.linalg", norm=_apply(np.linalg.norm)),
+        **_named(
+            "ndarray RawModule RawKernel empty zeros ones full empty_like zeros_like ones_like full_like arange array asarray ascontiguousarray asnumpy copyto"
+        ),
+        **_named("get_array_module shares_memory"),
+        may_share_memory=shares_memory,
+        get_default_memory_pool=lambda: pool,
+        get_default_pinned_memory_pool=lambda: pool,
+        **_named(
+            "dtype newaxis pi inf nan float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool_ generic floating integer",
+            np,
+        ),
+        **{function.__name__: _apply(function) for function in VIEWS},
+        **{name: _apply(getattr(np, name)) for name in COMPUTED},
+    )
 
     def pinned(shape, dtype=float, order="C"):
         return np.zeros(shape, dtype, order)
-    backends = {name: _module(name) for name in ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs", "cupy_backends.cuda.api")}
+
+    backends = {
+        name: _module(name)
+        for name in ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs", "cupy_backends.cuda.api")
+    }
     backends["cupy_backends"].cuda = backends["cupy_backends.cuda"]
-    backends["cupy_backends.cuda"].libs, backends["cupy_backends.cuda"].api = backends["cupy_backends.cuda.libs"], backends["cupy_backends.cuda.api"]
+    backends["cupy_backends.cuda"].libs, backends["cupy_backends.cuda"].api = (
+        backends["cupy_backends.cuda.libs"],
+        backends["cupy_backends.cuda.api"],
+    )
     backends["cupy_backends.cuda.libs"].cublas, backends["cupy_backends.cuda.api"].runtime = cublas, runtime
-    return {"cupy": cupy, "cupy.cuda": cuda, "cupy.linalg": cupy.linalg, "cupyx": _module("cupyx", empty_pinned=pinned, zeros_pinned=pinned), **backends,
-            "cupy_backends.cuda.libs.cublas": cublas, "cupy_backends.cuda.api.runtime": runtime,
-            **{f"cupy.cuda.{name}": module for name, module in parts.items() if name != "cublas"}}
+    return {
+        "cupy": cupy,
+        "cupy.cuda": cuda,
+        "cupy.linalg": cupy.linalg,
+        "cupyx": _module("cupyx", empty_pinned=pinned, zeros_pinned=pinned),
+        **backends,
+        "cupy_backends.cuda.libs.cublas": cublas,
+        "cupy_backends.cuda.api.runtime": runtime,
+        **{f"cupy.cuda.{name}": module for name, module in parts.items() if name != "cublas"},
+    }
 
 
 @functools.lru_cache(maxsize=None)
@@ -954,6 +1306,7 @@ def real():
     """The real CuPy, where it is installed and finds a device, else None."""
     try:
         import cupy
+
         if os.environ.get("SLM_NP_NO_POOL"):
             cupy.cuda.set_allocator(None)  # so that compute-sanitizer knows where each array ends
         return cupy if cupy.cuda.runtime.getDeviceCount() else None

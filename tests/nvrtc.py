@@ -1,4 +1,5 @@
 """NVRTC through ctypes: CUDA source to machine code for a named architecture, without CuPy, a driver or a GPU (package nvidia-cuda-nvrtc-cu12)."""
+
 import ctypes
 import functools
 import glob
@@ -27,10 +28,21 @@ def library():
 def compile(code, architecture, options=()):
     """(machine code: a cubin, so that the assembler has read it too; NVRTC's log), compiled as CuPy does. ValueError with the log if it is not valid."""
     nvrtc, program = library(), ctypes.c_void_p()
-    options = [option.encode() for option in (*options, f"--gpu-architecture={architecture}", "-ftz=true", "--device-as-default-execution-space")]
+    options = [
+        option.encode()
+        for option in (
+            *options,
+            f"--gpu-architecture={architecture}",
+            "-ftz=true",
+            "--device-as-default-execution-space",
+        )
+    ]
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernel.cu", 0, None, None) == 0
     try:
-        failed, size = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)), ctypes.c_size_t()
+        failed, size = (
+            nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)),
+            ctypes.c_size_t(),
+        )
         nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)
@@ -48,9 +60,14 @@ def check(kernel, types, architecture):
     """Compile one variant of a `Kernel`, see that its function is there and that a block of its threads finds the registers it needs, which a
     launch would ask for; what has compiled once is remembered by the hash of its source."""
     from slm_np.kernels.gpu.source import OPTIONS
+
     code, version = kernel.code(**types), (ctypes.c_int * 2)()
     library().nvrtcVersion(ctypes.byref(version), ctypes.byref(version, 4))
-    done = cache_dir() / "nvrtc" / hashlib.sha256(f"{tuple(version)} {architecture} {OPTIONS} {kernel.threads} {code}".encode()).hexdigest()[:24]
+    done = (
+        cache_dir()
+        / "nvrtc"
+        / hashlib.sha256(f"{tuple(version)} {architecture} {OPTIONS} {kernel.threads} {code}".encode()).hexdigest()[:24]
+    )
     if not done.exists():
         try:
             cubin, log = compile(code, architecture, (*OPTIONS, "--ptxas-options=-v"))
@@ -59,6 +76,8 @@ def check(kernel, types, architecture):
             raise ValueError(f"{kernel.name} of {types} for {error}") from None
         each = int(re.search(r"Used (\d+) registers", log)[1])
         if -(-each // 8) * 8 * kernel.threads > REGISTERS:  # given out by eights
-            raise ValueError(f"{kernel.name} of {types} for {architecture}: {kernel.threads} threads of {each} registers do not fit into a multiprocessor")
+            raise ValueError(
+                f"{kernel.name} of {types} for {architecture}: {kernel.threads} threads of {each} registers do not fit into a multiprocessor"
+            )
         done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()

@@ -4,31 +4,36 @@ Functions take arrays of any float type, compute in float64 and return new array
 and returns the gradients in their order. Derivatives are whole Jacobians, or rotations, or outer products, never the kernels' rearrangements.
 Sizes: B batch, T time, N = B T rows, D width, H query heads, G key-value heads, W width of a head, F hidden width, V vocabulary, L layers.
 """
+
 import functools
 import math
 
 import numpy as np
-from scipy.special import expit as sigmoid, ndtr as normal  # neither cancels nor overflows in its tails
+from scipy.special import expit as sigmoid  # neither cancels nor overflows in its tails
+from scipy.special import ndtr as normal
 
 
 def exact(function):
     """Turn every float array among the arguments into float64 first."""
+
     def widen(x):
         return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
 
     @functools.wraps(function)
     def wide(*arguments, **named):
         return function(*map(widen, arguments), **{name: widen(x) for name, x in named.items()})
+
     return wide
 
 
 # Embedding and positions
 
+
 @exact
 def embedding(tokens, weight, places=None):
     """out[b, t] = weight[tokens[b, t]] + places[t]        tokens (B, T), weight (V, D), places (at least T, D) or None, out (B, T, D)"""
     out = weight[tokens]
-    return out if places is None else out + places[:tokens.shape[1]]
+    return out if places is None else out + places[: tokens.shape[1]]
 
 
 @exact
@@ -40,13 +45,15 @@ def embedding_backward(dout, tokens, weight, places=None):
     if places is None:
         return dweight, None
     dplaces = np.zeros_like(places)
-    dplaces[:tokens.shape[1]] = dout.sum(0)
+    dplaces[: tokens.shape[1]] = dout.sum(0)
     return dweight, dplaces
 
 
 def sinusoidal(T, D):
     """(T, D): column 2i is sin(t / 10000^(2i/D)), column 2i+1 its cosine ("Attention is all you need")."""
-    return np.array([[(math.cos if d % 2 else math.sin)(t / 10000.0 ** ((d - d % 2) / D)) for d in range(D)] for t in range(T)]).reshape(T, D)
+    return np.array(
+        [[(math.cos if d % 2 else math.sin)(t / 10000.0 ** ((d - d % 2) / D)) for d in range(D)] for t in range(T)]
+    ).reshape(T, D)
 
 
 def rotation(t, W, theta):
@@ -54,7 +61,12 @@ def rotation(t, W, theta):
     matrix = np.zeros((W, W))
     for i in range(W // 2):
         angle, j = t * theta ** (-2.0 * i / W), i + W // 2
-        matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
+        matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = (
+            math.cos(angle),
+            -math.sin(angle),
+            math.sin(angle),
+            math.cos(angle),
+        )
     return matrix
 
 
@@ -74,6 +86,7 @@ def rotary_backward(dout, x, theta=10000.0, start=0):
 
 # Linear and norms; x (..., D)
 
+
 @exact
 def linear(x, weight, bias=None):
     """out = x weight + bias        weight (D, F), bias (F,) or None"""
@@ -92,7 +105,7 @@ def linear_backward(dout, x, weight, bias=None):
 def layernorm(x, weight, bias=None, eps=1e-5):
     """out = (x - mean) / sqrt(variance + eps) * weight + bias, the variance over D, not D - 1"""
     centred = x - x.mean(-1, keepdims=True)
-    out = centred / np.sqrt((centred ** 2).mean(-1, keepdims=True) + eps) * weight
+    out = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * weight
     return out if bias is None else out + bias
 
 
@@ -103,8 +116,8 @@ def layernorm_backward(dout, x, weight, bias=None, eps=1e-5):
     dx, dweight = np.zeros_like(x), np.zeros_like(weight)
     for row in np.ndindex(x.shape[:-1]):
         c = x[row] - x[row].mean()
-        r = ((c ** 2).mean() + eps) ** -0.5
-        jacobian = r * (np.eye(D) - 1 / D) - r ** 3 * np.outer(c, c) / D
+        r = ((c**2).mean() + eps) ** -0.5
+        jacobian = r * (np.eye(D) - 1 / D) - r**3 * np.outer(c, c) / D
         dx[row] = (dout[row] * weight) @ jacobian
         dweight += dout[row] * c * r
     return dx, dweight, None if bias is None else dout.reshape(-1, D).sum(0)
@@ -113,7 +126,7 @@ def layernorm_backward(dout, x, weight, bias=None, eps=1e-5):
 @exact
 def rmsnorm(x, weight, eps=1e-5):
     """out = x / sqrt(mean(x^2) + eps) * weight"""
-    return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + eps) * weight
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
 
 
 @exact
@@ -123,7 +136,7 @@ def rmsnorm_backward(dout, x, weight, eps=1e-5):
     dx, dweight = np.zeros_like(x), np.zeros_like(weight)
     for row in np.ndindex(x.shape[:-1]):
         r = ((x[row] ** 2).mean() + eps) ** -0.5
-        jacobian = r * np.eye(D) - r ** 3 * np.outer(x[row], x[row]) / D
+        jacobian = r * np.eye(D) - r**3 * np.outer(x[row], x[row]) / D
         dx[row] = (dout[row] * weight) @ jacobian
         dweight += dout[row] * x[row] * r
     return dx, dweight
@@ -131,10 +144,11 @@ def rmsnorm_backward(dout, x, weight, eps=1e-5):
 
 # Attention; q (B, T, H, W), k and v (B, T, G, W)
 
+
 def split_heads(qkv, H, G):
     """q, k, v of the rows qkv (B, T, (H + 2 G) W): the queries' columns first, then the keys', then the values'."""
     heads = qkv.reshape(*qkv.shape[:2], H + 2 * G, -1)
-    return heads[:, :, :H], heads[:, :, H:H + G], heads[:, :, H + G:]
+    return heads[:, :, :H], heads[:, :, H : H + G], heads[:, :, H + G :]
 
 
 def softmax(x):
@@ -175,6 +189,7 @@ def attention_backward(dout, q, k, v):
 
 # Activations, element by element
 
+
 @exact
 def swish(x):
     """x sigmoid(x), also called SiLU"""
@@ -196,19 +211,19 @@ def gelu(x):
 @exact
 def gelu_backward(dout, x):
     """gelu' = P(x) + x p(x),   p the density of the standard normal"""
-    return dout * (normal(x) + x * np.exp(-x ** 2 / 2) / math.sqrt(2 * math.pi))
+    return dout * (normal(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi))
 
 
 @exact
 def gelu_tanh(x):
     """x (1 + tanh u) / 2 = x sigmoid(2u),   u = sqrt(2/pi) (x + 0.044715 x^3): GPT-2's approximation"""
-    return x * sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3))
+    return x * sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
 
 
 @exact
 def gelu_tanh_backward(dout, x):
     """out' = (1 + tanh u) / 2 + x (1 - tanh^2 u) u' / 2"""
-    u, du = math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3), math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x ** 2)
+    u, du = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3), math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
     return dout * (sigmoid(2 * u) + x * du / 2 / np.cosh(np.clip(u, -300, 300)) ** 2)
 
 
@@ -228,23 +243,24 @@ def swiglu_backward(dout, x):
 
 # Recurrences
 
+
 @exact
 def convolution(x, past, weight, bias):
     """out[b, t] = swish(bias + sum_k weight[k] x[b, t - K + 1 + k])        x (B, T, E), past (B, K - 1, E) before it, weight (K, E), bias (E,)"""
     seen = np.concatenate((past, x), axis=1)
-    return swish(np.stack([(seen[:, t:t + len(weight)] * weight).sum(1) for t in range(x.shape[1])], axis=1) + bias)
+    return swish(np.stack([(seen[:, t : t + len(weight)] * weight).sum(1) for t in range(x.shape[1])], axis=1) + bias)
 
 
 @exact
 def convolution_backward(dout, x, past, weight, bias):
     """(dx, dweight, dbias): what a token gives to each of the K that see it; nothing for what came before."""
     seen, K = np.concatenate((past, x), axis=1), len(weight)
-    summed = np.stack([(seen[:, t:t + K] * weight).sum(1) for t in range(x.shape[1])], axis=1) + bias
+    summed = np.stack([(seen[:, t : t + K] * weight).sum(1) for t in range(x.shape[1])], axis=1) + bias
     dsum, dseen, dweight = swish_backward(dout, summed), np.zeros_like(seen), np.zeros_like(weight)
     for t, k in np.ndindex(x.shape[1], K):
         dseen[:, t + k] += dsum[:, t] * weight[k]
         dweight[k] += (dsum[:, t] * seen[:, t + k]).sum(0)
-    return dseen[:, K - 1:], dweight, dsum.sum((0, 1))
+    return dseen[:, K - 1 :], dweight, dsum.sum((0, 1))
 
 
 def softplus(x):
@@ -259,7 +275,7 @@ def selective_scan(x, delta, selected, projected, a_log, skip, first):
     first (B, S, E): h before the first step. Returns (out (B, T, E), every h (B, T + 1, S, E)).
     """
     S, E = a_log.shape
-    enter, leave, gate, hs, out = selected[..., -2 * S:-S], selected[..., -S:], projected[..., E:], [first], []
+    enter, leave, gate, hs, out = selected[..., -2 * S : -S], selected[..., -S:], projected[..., E:], [first], []
     for t in range(x.shape[1]):
         step = softplus(delta[:, t])
         hs.append(np.exp(-step[:, None] * np.exp(a_log)) * hs[-1] + (step * x[:, t])[:, None] * enter[:, t, :, None])
@@ -271,8 +287,11 @@ def selective_scan(x, delta, selected, projected, a_log, skip, first):
 def selective_scan_backward(dout, x, delta, selected, projected, a_log, skip, first):
     """(dx, ddelta, dselected, dprojected, da_log, dskip): the adjoint of each step, from the last to the first, with every state kept."""
     (S, E), (out, hs) = a_log.shape, selective_scan(x, delta, selected, projected, a_log, skip, first)
-    enter, leave, gate, rate = selected[..., -2 * S:-S], selected[..., -S:], projected[..., E:], np.exp(a_log)
-    dx, ddelta, dselected, dprojected, da_log, dskip, dh = *map(np.zeros_like, (x, delta, selected, projected, a_log, skip)), np.zeros_like(first)
+    enter, leave, gate, rate = selected[..., -2 * S : -S], selected[..., -S:], projected[..., E:], np.exp(a_log)
+    dx, ddelta, dselected, dprojected, da_log, dskip, dh = (
+        *map(np.zeros_like, (x, delta, selected, projected, a_log, skip)),
+        np.zeros_like(first),
+    )
     for t in reversed(range(x.shape[1])):
         step, before, after = softplus(delta[:, t]), hs[:, t], hs[:, t + 1]
         decay = np.exp(-step[:, None] * rate)
@@ -280,7 +299,10 @@ def selective_scan_backward(dout, x, delta, selected, projected, a_log, skip, fi
         dprojected[:, t, E:] = swish_backward(dout[:, t] * plain, gate[:, t])
         dy = dout[:, t] * swish(gate[:, t])
         dh = dh + dy[:, None] * leave[:, t, :, None]
-        dselected[:, t, -S:], dselected[:, t, -2 * S:-S] = (after * dy[:, None]).sum(2), (dh * (step * x[:, t])[:, None]).sum(2)
+        dselected[:, t, -S:], dselected[:, t, -2 * S : -S] = (
+            (after * dy[:, None]).sum(2),
+            (dh * (step * x[:, t])[:, None]).sum(2),
+        )
         dinput, ddecay = (dh * enter[:, t, :, None]).sum(1), dh * before
         dstep = dinput * x[:, t] - (ddecay * decay * rate).sum(1)
         dx[:, t], ddelta[:, t] = dinput * step + dy * skip, dstep * sigmoid(delta[:, t])
@@ -291,6 +313,7 @@ def selective_scan_backward(dout, x, delta, selected, projected, a_log, skip, fi
 
 
 # Loss; logits (..., V), targets (...)
+
 
 @exact
 def cross_entropy(logits, targets):
@@ -310,10 +333,11 @@ def cross_entropy_backward(dout, logits, targets):
 
 # Optimiser
 
+
 def clip(gradients, limit, eps=1e-6):
     """({name: gradient}, norm): all gradients times min(1, limit / (norm + eps)), the norm that of all of them together; limit 0 is off."""
     gradients = {name: gradient.astype(np.float64) for name, gradient in gradients.items()}
-    norm = math.sqrt(sum((gradient ** 2).sum() for gradient in gradients.values()))
+    norm = math.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
     scale = min(1.0, limit / (norm + eps)) if limit else 1.0
     return {name: gradient * scale for name, gradient in gradients.items()}, norm
 
@@ -326,12 +350,13 @@ def adamw(weight, gradient, m, v, step, learning_rate, beta1=0.9, beta2=0.95, ep
     weight = (1 - lr decay) weight - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
     """
     m = beta1 * m + (1 - beta1) * gradient
-    v = beta2 * v + (1 - beta2) * gradient ** 2
-    update = (m / (1 - beta1 ** step)) / (np.sqrt(v / (1 - beta2 ** step)) + eps)
+    v = beta2 * v + (1 - beta2) * gradient**2
+    update = (m / (1 - beta1**step)) / (np.sqrt(v / (1 - beta2**step)) + eps)
     return (1 - learning_rate * weight_decay) * weight - learning_rate * update, m, v
 
 
 # The whole model, dropout 0
+
 
 def shapes(config):
     """{name: shape} of the weights that a `ModelConfig` calls for."""
@@ -355,19 +380,34 @@ def shapes(config):
         found["positions.weight"] = (T, D)
     for i in range(config.n_layer):
         add_norm(f"layers.{i}.mixer_norm")
-        mixer, out = config.pattern[i % len(config.pattern)], V if config.head == "none" and i == config.n_layer - 1 else D
+        mixer, out = (
+            config.pattern[i % len(config.pattern)],
+            V if config.head == "none" and i == config.n_layer - 1 else D,
+        )
         if mixer == "A":
             add_linear(f"layers.{i}.attention.qkv", D, (H + 2 * G) * W)
             add_linear(f"layers.{i}.attention.output", H * W, out)
         elif mixer == "M":
             E, S, R = config.n_inner, config.channel_states, config.time_step_rank
             add_linear(f"layers.{i}.mamba.input", D, 2 * E)
-            for name, shape in (("convolution.weight", (config.conv_kernel, E)), ("convolution.bias", (E,)), ("select.weight", (E, R + 2 * S)),
-                                ("step.weight", (R, E)), ("step.bias", (E,)), ("a_log", (S, E)), ("skip", (E,))):
+            for name, shape in (
+                ("convolution.weight", (config.conv_kernel, E)),
+                ("convolution.bias", (E,)),
+                ("select.weight", (E, R + 2 * S)),
+                ("step.weight", (R, E)),
+                ("step.bias", (E,)),
+                ("a_log", (S, E)),
+                ("skip", (E,)),
+            ):
                 found[f"layers.{i}.mamba.{name}"] = shape
             add_linear(f"layers.{i}.mamba.output", E, out)
         else:
-            for name, shape in (("input", (D, config.state_size)), ("state", (config.state_size,) * 2), ("output", (config.state_size, out)), ("skip", (D, out))):
+            for name, shape in (
+                ("input", (D, config.state_size)),
+                ("state", (config.state_size,) * 2),
+                ("output", (config.state_size, out)),
+                ("skip", (D, out)),
+            ):
                 found[f"layers.{i}.recurrence.{name}.weight"] = shape
         if config.feed_forward != "none":
             add_norm(f"layers.{i}.feed_forward_norm")
@@ -385,6 +425,7 @@ def shapes(config):
 
 def reference_logits(config, arrays, tokens):
     """Logits (B, T, V), float64, of the model `config` with the weights `arrays` {name: array} after integer `tokens` (B, T)."""
+
     def normed(name, x):
         if config.norm == "none":
             return x
@@ -402,16 +443,37 @@ def reference_logits(config, arrays, tokens):
         return matrix(f"layers.{i}.attention.output", attention(q, k, v).reshape(B, T, -1))
 
     def select(i, x):
-        w = {name: arrays[f"layers.{i}.mamba.{name}"] for name in ("convolution.weight", "convolution.bias", "select.weight", "step.weight", "step.bias", "a_log", "skip")}
+        w = {
+            name: arrays[f"layers.{i}.mamba.{name}"]
+            for name in (
+                "convolution.weight",
+                "convolution.bias",
+                "select.weight",
+                "step.weight",
+                "step.bias",
+                "a_log",
+                "skip",
+            )
+        }
         projected = matrix(f"layers.{i}.mamba.input", x)
         S, E = w["a_log"].shape
-        inner = convolution(projected[..., :E], np.zeros((B, len(w["convolution.weight"]) - 1, E)), w["convolution.weight"], w["convolution.bias"])
+        inner = convolution(
+            projected[..., :E],
+            np.zeros((B, len(w["convolution.weight"]) - 1, E)),
+            w["convolution.weight"],
+            w["convolution.bias"],
+        )
         selected = linear(inner, w["select.weight"])
-        delta = linear(selected[..., :config.time_step_rank], w["step.weight"], w["step.bias"])
-        return matrix(f"layers.{i}.mamba.output", selective_scan(inner, delta, selected, projected, w["a_log"], w["skip"], np.zeros((B, S, E)))[0])
+        delta = linear(selected[..., : config.time_step_rank], w["step.weight"], w["step.bias"])
+        return matrix(
+            f"layers.{i}.mamba.output",
+            selective_scan(inner, delta, selected, projected, w["a_log"], w["skip"], np.zeros((B, S, E)))[0],
+        )
 
     def recur(i, x):
-        enter, pass_on, leave, beside = (arrays[f"layers.{i}.recurrence.{name}.weight"] for name in ("input", "state", "output", "skip"))
+        enter, pass_on, leave, beside = (
+            arrays[f"layers.{i}.recurrence.{name}.weight"] for name in ("input", "state", "output", "skip")
+        )
         h, out = np.zeros((B, len(pass_on))), []
         for t in range(T):
             h = linear(x[:, t], enter) + linear(h, pass_on)
@@ -420,10 +482,14 @@ def reference_logits(config, arrays, tokens):
 
     activation = {"swish": swish, "gelu": gelu, "gelu-tanh": gelu_tanh, "swiglu": swiglu}.get(config.feed_forward)
     B, T = tokens.shape
-    places = {"learned": arrays.get("positions.weight"), "sinusoidal": sinusoidal(T, config.n_embd)}.get(config.positions)
+    places = {"learned": arrays.get("positions.weight"), "sinusoidal": sinusoidal(T, config.n_embd)}.get(
+        config.positions
+    )
     x = embedding(tokens, arrays["embedding.weight"], places)
     for i in range(config.n_layer):
-        mixed = {"A": attend, "M": select, "S": recur}[config.pattern[i % len(config.pattern)]](i, normed(f"layers.{i}.mixer_norm", x))
+        mixed = {"A": attend, "M": select, "S": recur}[config.pattern[i % len(config.pattern)]](
+            i, normed(f"layers.{i}.mixer_norm", x)
+        )
         x = x + mixed if config.residual else mixed
         if activation:
             inner = activation(matrix(f"layers.{i}.feed_forward.input", normed(f"layers.{i}.feed_forward_norm", x)))

@@ -1,4 +1,5 @@
 """Tiny runs: a text and a model of which an update takes less than a millisecond, in this process or in one of their own."""
+
 import os
 import random
 import subprocess
@@ -15,15 +16,32 @@ from slm_np.data.tokens import load_corpus
 from slm_np.trainer import Trainer
 
 MODEL = dict(n_layer=1, n_head=2, n_embd=16, n_hidden=24, block_size=16)
-TRAIN = dict(batch_size=4, max_iters=12, learning_rate=3e-3, min_lr=1e-4, warmup_iters=2, beta2=0.99, eval_interval=4, eval_iters=2, log_interval=3,
-             save_interval=4, threads=1)
+TRAIN = dict(
+    batch_size=4,
+    max_iters=12,
+    learning_rate=3e-3,
+    min_lr=1e-4,
+    warmup_iters=2,
+    beta2=0.99,
+    eval_interval=4,
+    eval_iters=2,
+    log_interval=3,
+    save_interval=4,
+    threads=1,
+)
 TIMED = {"step_ms", "tokens_per_s", "time_s"}  # what two equal runs differ in
 
 
 def text(seed=0, lines=300):
     """A text of few words, always the same for a seed."""
     draw = random.Random(seed)
-    return "\n".join(" ".join(draw.choices("the cat dog sat ran saw a big red ball and home".split(), k=8)) + "." for _ in range(lines)) + "\n"
+    return (
+        "\n".join(
+            " ".join(draw.choices("the cat dog sat ran saw a big red ball and home".split(), k=8)) + "."
+            for _ in range(lines)
+        )
+        + "\n"
+    )
 
 
 def text_file(folder, name="text.txt", **options):
@@ -35,15 +53,33 @@ def text_file(folder, name="text.txt", **options):
 
 def config(data, **changes):
     """The RunConfig of a tiny run on the file `data`; changes go to the field of that name, in the model's or the training's settings."""
-    model = {**MODEL, "vocab_size": 256, **{name: value for name, value in changes.items() if name in ModelConfig.__dataclass_fields__}}
-    train = {**TRAIN, "data": str(data), **{name: value for name, value in changes.items() if name not in model and name in TrainConfig.__dataclass_fields__}}
+    model = {
+        **MODEL,
+        "vocab_size": 256,
+        **{name: value for name, value in changes.items() if name in ModelConfig.__dataclass_fields__},
+    }
+    train = {
+        **TRAIN,
+        "data": str(data),
+        **{
+            name: value
+            for name, value in changes.items()
+            if name not in model and name in TrainConfig.__dataclass_fields__
+        },
+    }
     return RunConfig(ModelConfig(**model), TrainConfig(**train), preset="stories")
 
 
 def trainer(data, directory=None, **changes):
     """A quiet Trainer of a tiny run, started in `directory` if there is one."""
     run = config(data, **changes)
-    made = Trainer(run, load_corpus(run.train.data, run.train.val_data, run.train.tokenizer, documents=run.train.documents, progress=False), quiet=True)
+    made = Trainer(
+        run,
+        load_corpus(
+            run.train.data, run.train.val_data, run.train.tokenizer, documents=run.train.documents, progress=False
+        ),
+        quiet=True,
+    )
     if directory:
         Path(directory).mkdir()
         made.start(directory)
@@ -52,30 +88,60 @@ def trainer(data, directory=None, **changes):
 
 def flags(data, **changes):
     """The flags of a tiny run for `train`."""
-    given = {name.replace("_", "-"): value for name, value in {**MODEL, **TRAIN, "data": data, **changes}.items() if value is not None}
-    return [word for name, value in given.items() for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
+    given = {
+        name.replace("_", "-"): value
+        for name, value in {**MODEL, **TRAIN, "data": data, **changes}.items()
+        if value is not None
+    }
+    return [
+        word
+        for name, value in given.items()
+        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
 
 
 def environment(**more):
     """For a process that imports the slm_np that this one has, and uses one thread."""
-    return {**os.environ, "PYTHONPATH": str(Path(slm_np.__file__).resolve().parents[1]), "NUMBA_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(Path(slm_np.__file__).resolve().parents[1]),
+        "NUMBA_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
 
 
 def command(verb, *words, cwd, **options):
     """Run `python -m slm_np.VERB WORDS` in the folder `cwd`. Returns what subprocess.run does, its output as text."""
-    return subprocess.run([sys.executable, "-m", f"slm_np.{verb}", *map(str, words)], cwd=cwd, env=environment(), capture_output=True, encoding="utf-8",
-                          errors="replace", timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-m", f"slm_np.{verb}", *map(str, words)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=120,
+        **options,
+    )
 
 
 def process(verb, *words, cwd):
     """The same, running: a Popen whose stderr is to be read."""
-    return subprocess.Popen([sys.executable, "-m", f"slm_np.{verb}", *map(str, words)], cwd=cwd, env=environment(), stdout=subprocess.DEVNULL,
-                            stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
+    return subprocess.Popen(
+        [sys.executable, "-m", f"slm_np.{verb}", *map(str, words)],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+    )
 
 
 def status(verb, *words):
     """Exit status of a command run in this process."""
     import importlib
+
     try:
         importlib.import_module(f"slm_np.{verb}").main(list(map(str, words)))
     except SystemExit as left:

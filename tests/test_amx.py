@@ -1,4 +1,5 @@
 """AMX: products on tiles, and whether they are used at all. Where the processor has no tiles, this file runs again on emulated ones."""
+
 import ctypes
 import mmap
 import os
@@ -116,7 +117,9 @@ def test_integers_are_exact(accumulate):
 @tiles
 def test_order_and_rounding_are_the_manual_s():
     rng = np.random.default_rng(1)
-    a, b, before, a_pairs, b_pairs = operands(4 * PAIRS, draw=lambda *shape: bfloat16(rng.standard_normal(shape) * 2.0 ** rng.integers(-5, 6, shape)))
+    a, b, before, a_pairs, b_pairs = operands(
+        4 * PAIRS, draw=lambda *shape: bfloat16(rng.standard_normal(shape) * 2.0 ** rng.integers(-5, 6, shape))
+    )
     c = before.copy()
     multiply(c, a_pairs, b_pairs, 4 * PAIRS, 1)
     expected = as_the_manual_says(a, b, before)
@@ -127,7 +130,14 @@ def test_order_and_rounding_are_the_manual_s():
 @tiles
 def test_denormal_numbers_are_zeros():
     tiny, small = 2.0**-130, 2.0**-70
-    for left, right, before, expected in ((tiny, 1, 0, 0), (1, tiny, 0, 0), (small, small, 0, 0), (1, 1, tiny, 2), (0, 0, -tiny, 0), (0, 0, 2.0**-126, 2.0**-126)):
+    for left, right, before, expected in (
+        (tiny, 1, 0, 0),
+        (1, tiny, 0, 0),
+        (small, small, 0, 0),
+        (1, 1, tiny, 2),
+        (0, 0, -tiny, 0),
+        (0, 0, 2.0**-126, 2.0**-126),
+    ):
         a, b, c, a_pairs, b_pairs = operands(PAIRS, draw=lambda *shape: np.zeros(shape, np.float32))
         a[:, :2], b[:2], c[:] = left, right, before
         multiply(c, pairs(a).reshape(-1), np.ascontiguousarray(pairs(b.T).T).reshape(-1), PAIRS, 1)
@@ -149,14 +159,31 @@ def test_nan_and_infinity_stay():
 def test_offsets_and_strides_touch_nothing_else(accumulate):
     k, c_row, a_row, b_step = 2 * PAIRS, COLUMNS + 5, 2 * PAIRS + 3, COLUMNS + 7
     a, b, before, a_pairs, b_pairs = operands(k)
-    c, big_a, big_b = np.full((ROWS + 2, c_row), np.nan, np.float32), np.full((ROWS + 1, a_row), -1, np.int32), np.full((k + 1, b_step), -1, np.int32)
-    c[1:-1, 2:2 + COLUMNS] = before
-    big_a[1:, 1:1 + k], big_b[1:, 4:4 + COLUMNS] = a_pairs.reshape(ROWS, k), b_pairs.reshape(k, COLUMNS)
-    product(TILES, c.reshape(-1), c_row + 2, c_row, big_a.reshape(-1), a_row + 1, a_row, big_b.reshape(-1), b_step + 4, b_step, k, accumulate)
+    c, big_a, big_b = (
+        np.full((ROWS + 2, c_row), np.nan, np.float32),
+        np.full((ROWS + 1, a_row), -1, np.int32),
+        np.full((k + 1, b_step), -1, np.int32),
+    )
+    c[1:-1, 2 : 2 + COLUMNS] = before
+    big_a[1:, 1 : 1 + k], big_b[1:, 4 : 4 + COLUMNS] = a_pairs.reshape(ROWS, k), b_pairs.reshape(k, COLUMNS)
+    product(
+        TILES,
+        c.reshape(-1),
+        c_row + 2,
+        c_row,
+        big_a.reshape(-1),
+        a_row + 1,
+        a_row,
+        big_b.reshape(-1),
+        b_step + 4,
+        b_step,
+        k,
+        accumulate,
+    )
     alone = before.copy()
     multiply(alone, a_pairs, b_pairs, k, accumulate)
-    assert (c[1:-1, 2:2 + COLUMNS] == alone).all()
-    c[1:-1, 2:2 + COLUMNS] = np.nan
+    assert (c[1:-1, 2 : 2 + COLUMNS] == alone).all()
+    c[1:-1, 2 : 2 + COLUMNS] = np.nan
     assert np.isnan(c).all()
 
 
@@ -221,6 +248,7 @@ def fate(function):
 def test_fork_after_use():
     def exact():
         assert amx.exact_products(0)[1] == 0
+
     exact()
     assert fate(exact)[0] == 0
     exact()
@@ -233,12 +261,15 @@ def test_tiles_must_be_configured():
     def released():
         multiply(c, a_pairs, b_pairs, PAIRS)
         unconfigured(c.reshape(-1), a_pairs, b_pairs, PAIRS)
+
     end, words = fate(released)
     assert end == signal.SIGILL and (not EMULATED or "no tiles are configured" in words)
 
 
 @tiles
-@pytest.mark.parametrize("place, value", [(0, 2), (2, 1), (15, 1), (16, 65), (16, 0), (17, 1), (32, 64), (48, 17), (48, 0), (56, 16)])
+@pytest.mark.parametrize(
+    "place, value", [(0, 2), (2, 1), (15, 1), (16, 65), (16, 0), (17, 1), (32, 64), (48, 17), (48, 0), (56, 16)]
+)
 def test_invalid_configurations_are_refused(place, value):
     config = TILES.copy()
     config[place] = value
@@ -248,7 +279,9 @@ def test_invalid_configurations_are_refused(place, value):
 
 
 @tiles
-@pytest.mark.parametrize("place, value", [(16 + 2 * 4, 60), (48 + 6, 15), (48 + 0, 8), (16 + 2 * 0, 32), (16 + 2 * 7, 62)])
+@pytest.mark.parametrize(
+    "place, value", [(16 + 2 * 4, 60), (48 + 6, 15), (48 + 0, 8), (16 + 2 * 0, 32), (16 + 2 * 7, 62)]
+)
 def test_tiles_whose_shapes_disagree_are_refused(place, value):
     config = TILES.copy()
     config[place] = value
@@ -261,7 +294,7 @@ def test_tiles_whose_shapes_disagree_are_refused(place, value):
 def test_a_k_that_is_no_multiple_reads_past_the_arrays():
     a, b, c, a_pairs, b_pairs = operands(PAIRS)
     k = PAIRS - 1
-    a_pairs, b_pairs = before_a_wall(a_pairs[:ROWS * k]), before_a_wall(b_pairs[:k * COLUMNS])
+    a_pairs, b_pairs = before_a_wall(a_pairs[: ROWS * k]), before_a_wall(b_pairs[: k * COLUMNS])
     assert fate(lambda: multiply(c, a_pairs, b_pairs, k))[0] == signal.SIGSEGV
 
 
@@ -276,33 +309,49 @@ def compiled(module, name, *arguments):
     """A function of LLVM's text as Python's."""
     binding.initialize_native_asmparser()
     features = os.environ["NUMBA_CPU_FEATURES"]
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(module), binding.Target.from_default_triple().create_target_machine(features=features))
+    engine = binding.create_mcjit_compiler(
+        binding.parse_assembly(module), binding.Target.from_default_triple().create_target_machine(features=features)
+    )
     engine.finalize_object()
     return engine, ctypes.CFUNCTYPE(None, *arguments)(engine.get_function_address(name))
 
 
-BASES, INDICES = ("rax", "rbx", "rbp", "rsi", "r8", "r12", "r13", "r15"), ("rax", "rcx", "rbp", "r9", "r12", "r13", "r14", "")
+BASES, INDICES = (
+    ("rax", "rbx", "rbp", "rsi", "r8", "r12", "r13", "r15"),
+    ("rax", "rcx", "rbp", "r9", "r12", "r13", "r14", ""),
+)
 
 
 @emulated
 def test_every_way_to_address_memory():
     """LLVM's assembler encodes them: registers old and new as base and index, scales, displacements of no, one and four bytes, every tile."""
-    cases = [(base, index, 1 << i % 4, (0, 8, -8, 0x1234, -0x5678)[i % 5], i % 8, "t1" * (i % 3 == 0))
-             for i, (base, index) in enumerate((base, index) for base in BASES for index in INDICES if base != index)]
+    cases = [
+        (base, index, 1 << i % 4, (0, 8, -8, 0x1234, -0x5678)[i % 5], i % 8, "t1" * (i % 3 == 0))
+        for i, (base, index) in enumerate((base, index) for base in BASES for index in INDICES if base != index)
+    ]
     source = np.random.default_rng(0).integers(0, 256, 16 * 96).astype(np.uint8)
     target = np.zeros((len(cases), 16, 80), np.uint8)
-    code = ["movq %rbp, %xmm0", "jmp 1f", f"2: .byte {', '.join(map(str, TILES))}", "1: ldtilecfg 2b(%rip)", "ldtilecfg (%rdi)"]
+    code = [
+        "movq %rbp, %xmm0",
+        "jmp 1f",
+        f"2: .byte {', '.join(map(str, TILES))}",
+        "1: ldtilecfg 2b(%rip)",
+        "ldtilecfg (%rdi)",
+    ]
     for number, (base, index, scale, displacement, tile, hint) in enumerate(cases):
         code += [f"lea {-displacement}(%rdx), %{base}"]
         if index:
             code += [f"mov $$ {96 // scale}, %{index}"]
-        code += [f"tileloadd{hint} {displacement}(%{base}" + (f",%{index},{scale})" if index else ")") + f", %tmm{tile}",
-                 "mov $$ 20, %r10", f"tilestored %tmm{tile}, {number * 1280}(%r11,%r10,4)"]
+        code += [
+            f"tileloadd{hint} {displacement}(%{base}" + (f",%{index},{scale})" if index else ")") + f", %tmm{tile}",
+            "mov $$ 20, %r10",
+            f"tilestored %tmm{tile}, {number * 1280}(%r11,%r10,4)",
+        ]
     code += ["tilezero %tmm3", "movq %xmm0, %rbp", "tilerelease"]
     registers = "rax rbx rcx rsi r8 r9 r10 r12 r13 r14 r15 xmm0".split()
     text = "\\0A".join(code).replace('"', "")
     module = f"""define void @run(ptr %config, ptr %source, ptr %target) {{
-        call void asm sideeffect "{text}", "{{rdi}},{{rdx}},{{r11}},{','.join(f'~{{{name}}}' for name in registers)},~{{memory}}"(ptr %config, ptr %source, ptr %target)
+        call void asm sideeffect "{text}", "{{rdi}},{{rdx}},{{r11}},{",".join(f"~{{{name}}}" for name in registers)},~{{memory}}"(ptr %config, ptr %source, ptr %target)
         ret void
     }}"""
     before = performed()
@@ -387,12 +436,22 @@ print(max(("zmm", "ymm", "xmm"), key=lambda register: register in next(iter(add.
 """
 
 
-@pytest.mark.skipif(not binding.get_host_cpu_features().get("avx512f"), reason="this processor has no 512-bit registers")
+@pytest.mark.skipif(
+    not binding.get_host_cpu_features().get("avx512f"), reason="this processor has no 512-bit registers"
+)
 @pytest.mark.parametrize("tiles, found", [(True, "zmm"), (False, "None")])
 def test_loops_use_whole_registers_where_there_are_tiles(tiles, found, tmp_path):
     """Of LLVM's own accord they use half of one on such a processor; without tiles it is left to LLVM."""
-    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CPU_FEATURES"} | dict(NUMBA_CPU_NAME="sapphirerapids", SLM_NP_CACHE=str(tmp_path))
-    run = subprocess.run([sys.executable, "-c", LOOP.format(tiles=tiles)], env=environment, capture_output=True, text=True, encoding="utf-8")
+    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CPU_FEATURES"} | dict(
+        NUMBA_CPU_NAME="sapphirerapids", SLM_NP_CACHE=str(tmp_path)
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", LOOP.format(tiles=tiles)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
     assert run.stdout.strip() == found, run.stderr
 
 
@@ -409,7 +468,10 @@ def test_permission_is_asked_once(machine):
     assert amx.available() == amx.available() and len(asked) == 1 and amx.available()[0]
 
 
-@pytest.mark.skipif(not POSSIBLE or any(binding.get_host_cpu_features().get(name) for name in amx.FEATURES), reason="no Linux, or one that may grant tiles")
+@pytest.mark.skipif(
+    not POSSIBLE or any(binding.get_host_cpu_features().get(name) for name in amx.FEATURES),
+    reason="no Linux, or one that may grant tiles",
+)
 def test_the_system_refuses_what_the_processor_has_not():
     assert amx.ask_permission() > 0
 
@@ -418,7 +480,10 @@ def test_the_system_refuses_what_the_processor_has_not():
 def test_a_self_test_that_fails_is_remembered_until_the_next_start(machine):
     lose_tiles(499)
     try:
-        assert amx.available() == (False, "AMX products of integers are wrong on this machine, so its tiles stay unused until it restarts")
+        assert amx.available() == (
+            False,
+            "AMX products of integers are wrong on this machine, so its tiles stay unused until it restarts",
+        )
     finally:
         lose_tiles(0)
     assert not amx.available()[0]
@@ -456,7 +521,9 @@ def test_stress_counts_wrong_products(machine, capsys):
             amx_stress.main(["--seconds", "1"])
     finally:
         lose_tiles(0)
-    assert stopped.value.code == 1 and int(re.search(r"([\d,]+) wrong", capsys.readouterr().out)[1].replace(",", "")) > 0
+    assert (
+        stopped.value.code == 1 and int(re.search(r"([\d,]+) wrong", capsys.readouterr().out)[1].replace(",", "")) > 0
+    )
 
 
 def test_stress_without_tiles(machine, capsys):

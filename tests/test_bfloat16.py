@@ -1,18 +1,19 @@
 """bfloat16: only operands are rounded, once and to nearest; everything else is as in float32. Conversions, products, attention, the other ops,
 whole models, runs, and the same on other processors."""
+
 import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 import reference as ref
 import small
 from amx_emulator import POSSIBLE
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llvmlite import binding
 from test_threads import over_threads, several
 
@@ -30,8 +31,8 @@ from slm_np.workspace import BF16
 pytestmark = pytest.mark.usefixtures("one_thread")
 kernels = cpu_kernels()
 ROWS, COLUMNS, TERMS = pair_tile.ROWS, pair_tile.COLUMNS, product_pairs.TERMS
-UNIT, HALF_ULP = 2.0 ** -24, 2.0 ** -8  # the largest relative error of rounding to float32 and to bfloat16
-SMALLEST = 2.0 ** -126                  # what is smaller is denormal, and may count as zero
+UNIT, HALF_ULP = 2.0**-24, 2.0**-8  # the largest relative error of rounding to float32 and to bfloat16
+SMALLEST = 2.0**-126  # what is smaller is denormal, and may count as zero
 
 
 def floats(x):
@@ -45,7 +46,9 @@ def bfloats(x):
     below = x.view(np.uint32) >> 16
     with np.errstate(invalid="ignore"):
         exact, *values = (z.view(np.float32).astype(np.float64) for z in (x, below << 16, below + 1 << 16))
-        values[1] = np.where(below & 0x7FFF == 0x7F7F, np.copysign(2.0 ** 128, exact), values[1])  # the next, were there one, stands for infinity
+        values[1] = np.where(
+            below & 0x7FFF == 0x7F7F, np.copysign(2.0**128, exact), values[1]
+        )  # the next, were there one, stands for infinity
         down, up = (np.abs(exact - value) for value in values)
     above = (up < down) | ((up == down) & (below % 2 == 1))
     return np.where(np.isnan(x), 0x7FC0, np.where(np.isinf(x), below, below + above)).astype(BF16)
@@ -98,6 +101,7 @@ def size(x):
 
 # Conversion
 
+
 def assert_rounded(x):
     found = np.empty(x.shape, BF16)
     ops.convert(found, x)
@@ -113,14 +117,18 @@ def test_every_upper_half_is_rounded_to_nearest_even():
 
 
 @settings(max_examples=100, deadline=None)
-@given(bits=st.lists(st.integers(0, 2 ** 32 - 1), min_size=1, max_size=70), repeats=st.sampled_from([1, 1, 1, 300]))
+@given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=70), repeats=st.sampled_from([1, 1, 1, 300]))
 def test_any_bits_are_rounded_to_nearest_even(bits, repeats):
     assert_rounded(np.tile(np.array(bits, np.uint32), repeats).view(np.float32))
 
 
 def test_the_oracle_of_rounding():
-    x = np.float32([0, -0.0, 1, 1 + 2 ** -8, 1 + 3 * 2 ** -8, 1 + 2 ** -8 + 2 ** -20, 1.001, -1.999, 3.4e38, np.inf, -np.inf, np.nan])
-    np.testing.assert_array_equal(nearest(x), [0, 0, 1, 1, 1 + 2 ** -6, 1 + 2 ** -7, 1, -2, np.inf, np.inf, -np.inf, np.nan])
+    x = np.float32(
+        [0, -0.0, 1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, 1.001, -1.999, 3.4e38, np.inf, -np.inf, np.nan]
+    )
+    np.testing.assert_array_equal(
+        nearest(x), [0, 0, 1, 1, 1 + 2**-6, 1 + 2**-7, 1, -2, np.inf, np.inf, -np.inf, np.nan]
+    )
     assert bfloats(x)[1] == 0x8000
 
 
@@ -133,6 +141,7 @@ def test_widening_is_exact():
 
 # Products
 
+
 @pytest.mark.parametrize("d, e", [(1, 1), (2, 3), (3, 2), (32, 32), (33, 65), (64, 31), (67, 98)])
 def test_weights_are_packed_for_both_directions(d, e):
     weight = normal(d, e)
@@ -143,8 +152,8 @@ def test_weights_are_packed_for_both_directions(d, e):
     kernels.pack(operand)
     for panels, w in ((operand.forward, weight), (operand.backward, weight.T)):
         found = unpaired(product_pairs.unpacked(panels, panels.size))
-        np.testing.assert_array_equal(found[:len(w), :w.shape[1]], bfloats(w))
-        assert not found[len(w):].any() and not found[:, w.shape[1]:].any()
+        np.testing.assert_array_equal(found[: len(w), : w.shape[1]], bfloats(w))
+        assert not found[len(w) :].any() and not found[:, w.shape[1] :].any()
 
 
 def assert_sum_of_products(found, before, a, b, under=0.0, more=0.0):
@@ -182,14 +191,20 @@ def check_products(m, k, n):
             if k <= 2 * TERMS and not with_residual:
                 np.testing.assert_array_equal(exact[1], bfloats(exact[0]))  # the same sum, then one rounding
     for dtype in (np.float32, BF16):
-        for product, given, numbers, shape in ((lambda out: ops.linear_backward_input(out, dy16, operand), (dy, w.T), (DY, W.T), (m, k)),
-                                               (lambda out: ops.linear_transposed_forward(out, x16, turned), (x, w), (X, W), (m, n))):
+        for product, given, numbers, shape in (
+            (lambda out: ops.linear_backward_input(out, dy16, operand), (dy, w.T), (DY, W.T), (m, k)),
+            (lambda out: ops.linear_transposed_forward(out, x16, turned), (x, w), (X, W), (m, n)),
+        ):
             whole, out = guarded(shape, dtype)
             poisoned(product_pairs.MEMORY.of(1))
             product(out)
             untouched(whole)
             assert_sum_of_products(out, given, *numbers)
-    dweight, dbias, before = guarded(normal(k, n, seed=5), np.float32), guarded(normal(n, seed=6), np.float32), (normal(k, n, seed=5), normal(n, seed=6))
+    dweight, dbias, before = (
+        guarded(normal(k, n, seed=5), np.float32),
+        guarded(normal(n, seed=6), np.float32),
+        (normal(k, n, seed=5), normal(n, seed=6)),
+    )
     poisoned(product_pairs.MEMORY.of(1))
     ops.linear_backward_weight(dweight[1], dbias[1], dy16, x16)
     untouched(dweight[0], dbias[0])
@@ -197,9 +212,26 @@ def check_products(m, k, n):
     np.testing.assert_allclose(dbias[1], before[1] + DY.sum(0), rtol=0, atol=8 * UNIT * (np.abs(DY).sum(0).max() + 9))
 
 
-SHAPES = [(1, 1, 1), (1, 2, 1), (2, 1, 3), (ROWS, 2, COLUMNS), (ROWS - 1, 3, COLUMNS - 1), (ROWS + 1, 5, COLUMNS + 1), (2 * ROWS, 64, 2 * COLUMNS),
-          (3, 33, 2 * COLUMNS + 1), (65, 129, 40), (COLUMNS + 1, 2 * COLUMNS - 1, 66), (9, 2 * TERMS, 33), (9, 2 * TERMS + 1, 33), (9, 2 * TERMS + 2, 33),
-          (17, 5 * TERMS + 7, 34), (2 * product_pairs.OUTER_TERMS + 3, 3, 5), (2100, 11, 7), (13, product_pairs.OUTER_ROWS + 9, 35), (13, 35, 390)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 2, 1),
+    (2, 1, 3),
+    (ROWS, 2, COLUMNS),
+    (ROWS - 1, 3, COLUMNS - 1),
+    (ROWS + 1, 5, COLUMNS + 1),
+    (2 * ROWS, 64, 2 * COLUMNS),
+    (3, 33, 2 * COLUMNS + 1),
+    (65, 129, 40),
+    (COLUMNS + 1, 2 * COLUMNS - 1, 66),
+    (9, 2 * TERMS, 33),
+    (9, 2 * TERMS + 1, 33),
+    (9, 2 * TERMS + 2, 33),
+    (17, 5 * TERMS + 7, 34),
+    (2 * product_pairs.OUTER_TERMS + 3, 3, 5),
+    (2100, 11, 7),
+    (13, product_pairs.OUTER_ROWS + 9, 35),
+    (13, 35, 390),
+]
 
 
 @pytest.mark.parametrize("m, k, n", SHAPES)
@@ -215,10 +247,13 @@ def test_any_products(m, k, n):
 
 # Attention
 
+
 def attention_in_numpy(qkv, dout, heads, kv_heads, steps, dropout, key, rounding):
     """(out, lse, dqkv) in float64, every operand of every product and every result rounded by `rounding`."""
     batch, width, group = len(qkv) // steps, dout.shape[1] // heads, heads // kv_heads
-    q, k, v = (np.ascontiguousarray(x.swapaxes(1, 2)) for x in ref.split_heads(qkv.reshape(batch, steps, -1), heads, kv_heads))
+    q, k, v = (
+        np.ascontiguousarray(x.swapaxes(1, 2)) for x in ref.split_heads(qkv.reshape(batch, steps, -1), heads, kv_heads)
+    )
     k, v, dout = np.repeat(k, group, 1), np.repeat(v, group, 1), dout.reshape(batch, steps, heads, width).swapaxes(1, 2)
     scores = np.where(np.tril(np.ones((steps, steps), bool)), q @ k.swapaxes(2, 3) / math.sqrt(width), -np.inf)
     largest = scores.max(-1, keepdims=True)
@@ -229,9 +264,16 @@ def attention_in_numpy(qkv, dout, heads, kv_heads, steps, dropout, key, rounding
         ops.dropout_forward(mask, np.ones(scores.shape), None, dropout, key)
     dp = dout @ v.swapaxes(2, 3) * mask
     ds, dropped = rounding(p * (dp - (p * dp).sum(-1, keepdims=True))), rounding(p * mask)
-    summed = [x.reshape(batch, kv_heads, group, steps, width).sum(2) for x in (ds.swapaxes(2, 3) @ q / math.sqrt(width), dropped.swapaxes(2, 3) @ dout)]
+    summed = [
+        x.reshape(batch, kv_heads, group, steps, width).sum(2)
+        for x in (ds.swapaxes(2, 3) @ q / math.sqrt(width), dropped.swapaxes(2, 3) @ dout)
+    ]
     dqkv = np.concatenate([ds @ k / math.sqrt(width), *summed], axis=1)
-    return rounding(dropped @ v).swapaxes(1, 2).reshape(dout.shape[0] * steps, -1), lse.reshape(-1, steps), rounding(dqkv.swapaxes(1, 2).reshape(qkv.shape))
+    return (
+        rounding(dropped @ v).swapaxes(1, 2).reshape(dout.shape[0] * steps, -1),
+        lse.reshape(-1, steps),
+        rounding(dqkv.swapaxes(1, 2).reshape(qkv.shape)),
+    )
 
 
 def attended(qkv, dout, heads, kv_heads, steps, dropout, key):
@@ -251,9 +293,16 @@ def attended(qkv, dout, heads, kv_heads, steps, dropout, key):
 
 
 def check_attention(batch, steps, heads, kv_heads, width, dropout=0.0):
-    qkv, dout = bfloats(normal(batch * steps, (heads + 2 * kv_heads) * width)), bfloats(normal(batch * steps, heads * width, seed=1))
+    qkv, dout = (
+        bfloats(normal(batch * steps, (heads + 2 * kv_heads) * width)),
+        bfloats(normal(batch * steps, heads * width, seed=1)),
+    )
     sizes, wide = (heads, kv_heads, steps, dropout, 7), (nearest(floats(qkv)), nearest(floats(dout)))
-    found, exact, ideal = attended(qkv, dout, *sizes), attended(*wide, *sizes), attention_in_numpy(*wide, *sizes, nearest)
+    found, exact, ideal = (
+        attended(qkv, dout, *sizes),
+        attended(*wide, *sizes),
+        attention_in_numpy(*wide, *sizes, nearest),
+    )
     for a, b in zip(attention_in_numpy(*wide, *sizes, lambda x: x), exact):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)  # both oracles agree
     np.testing.assert_allclose(found[1], exact[1], rtol=1e-5, atol=1e-5)
@@ -264,8 +313,17 @@ def check_attention(batch, steps, heads, kv_heads, width, dropout=0.0):
             assert error <= 2 * unavoidable + 1e-6 * math.sqrt(steps) * size(exact[0]), (place, c)
 
 
-HEADS = [(1, 1, 1, 1, 4, 0), (2, 7, 4, 2, 3, 0), (1, 65, 2, 1, 5, 0), (2, 70, 2, 1, 32, 0), (1, 130, 1, 1, 7, 0), (2, 9, 2, 2, 3, 0.3), (1, 150, 4, 2, 33, 0.2),
-         (1, 64, 4, 4, 32, 0), (1, 2 * 256 + 70, 1, 1, 6, 0)]  # the last one has more than 256 pairs of keys
+HEADS = [
+    (1, 1, 1, 1, 4, 0),
+    (2, 7, 4, 2, 3, 0),
+    (1, 65, 2, 1, 5, 0),
+    (2, 70, 2, 1, 32, 0),
+    (1, 130, 1, 1, 7, 0),
+    (2, 9, 2, 2, 3, 0.3),
+    (1, 150, 4, 2, 33, 0.2),
+    (1, 64, 4, 4, 32, 0),
+    (1, 2 * 256 + 70, 1, 1, 6, 0),
+]  # the last one has more than 256 pairs of keys
 
 
 @pytest.mark.parametrize("sizes", HEADS, ids=["x".join(map(str, sizes)) for sizes in HEADS])
@@ -274,12 +332,20 @@ def test_attention(sizes):
 
 
 @settings(max_examples=25, deadline=None)
-@given(batch=st.integers(1, 2), steps=st.integers(1, 140), kv_heads=st.integers(1, 2), group=st.integers(1, 2), width=st.integers(1, 40), dropout=st.sampled_from([0.0, 0.25]))
+@given(
+    batch=st.integers(1, 2),
+    steps=st.integers(1, 140),
+    kv_heads=st.integers(1, 2),
+    group=st.integers(1, 2),
+    width=st.integers(1, 40),
+    dropout=st.sampled_from([0.0, 0.25]),
+)
 def test_any_attention(batch, steps, kv_heads, group, width, dropout):
     check_attention(batch, steps, kv_heads * group, kv_heads, width, dropout)
 
 
 # Other ops: what float32 makes of the same numbers, rounded
+
 
 def assert_rounds(found, expected):
     """found is what rounding makes of float32's result, or of a neighbour of that: the compiler may fuse other steps of another loop."""
@@ -336,19 +402,24 @@ def test_norms(bias):
 
 def test_rotary():
     steps, heads, width = 5, 3, 14
-    x, cos, sin = bfloats(normal(4 * steps, (heads + 2) * width)), *(np.empty((steps, width // 2), np.float32) for _ in range(2))
+    x, cos, sin = (
+        bfloats(normal(4 * steps, (heads + 2) * width)),
+        *(np.empty((steps, width // 2), np.float32) for _ in range(2)),
+    )
     ops.rotary_table(cos, sin, 10000.0)
     for rotate in (ops.rotary_forward, ops.rotary_backward):
         found, expected = x.copy(), floats(x)
         rotate(found, cos, sin, heads)
         rotate(expected, cos, sin, heads)
         assert_rounds(found, expected)
-        np.testing.assert_array_equal(found[:, heads * width:], x[:, heads * width:])
+        np.testing.assert_array_equal(found[:, heads * width :], x[:, heads * width :])
 
 
 def test_dropout():
     x, residual = bfloats(normal(N, D)), normal(N, D, seed=1)
-    found, expected, gradient, exact = (poisoned(np.empty((N, D), dtype)) for dtype in (np.float32, np.float32, BF16, np.float32))
+    found, expected, gradient, exact = (
+        poisoned(np.empty((N, D), dtype)) for dtype in (np.float32, np.float32, BF16, np.float32)
+    )
     ops.dropout_forward(found, x, residual, 0.3, 5)
     ops.dropout_forward(expected, floats(x), residual, 0.3, 5)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
@@ -377,7 +448,11 @@ def test_softmax_cross_entropy():
 def test_head_cross_entropy(rows, columns):
     """The gradient of the logits in rows as long as the logits', in longer ones, and in those of a model."""
     d, pieces, scale = 33, 71, 1 / N
-    x, weight, targets = normal(N, d), normal(pieces, d, seed=1), np.random.default_rng(0).integers(0, pieces, N).astype(np.int32)
+    x, weight, targets = (
+        normal(N, d),
+        normal(pieces, d, seed=1),
+        np.random.default_rng(0).integers(0, pieces, N).astype(np.int32),
+    )
     targets[3] = -1
     X, W, operand = nearest(x), nearest(weight), packed(weight)
     logits, dlogits = poisoned(np.empty((rows, pieces), np.float32)), poisoned(np.empty((rows, columns), BF16))
@@ -385,11 +460,14 @@ def test_head_cross_entropy(rows, columns):
     dweight = normal(pieces, d, seed=2)
     ops.head_cross_entropy_forward(losses, logits, bfloats(x), operand, targets)
     ops.head_cross_entropy_backward(dx, dweight, again, logits, dlogits, bfloats(x), operand, targets, scale)
-    exact = [ref.cross_entropy((X @ W.T)[i:i + 1], targets[i:i + 1]) for i in range(N)]
+    exact = [ref.cross_entropy((X @ W.T)[i : i + 1], targets[i : i + 1]) for i in range(N)]
     np.testing.assert_allclose(losses, exact, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(again, exact, rtol=1e-5, atol=1e-5)
     dz = ref.cross_entropy_backward(scale * (N - 1), X @ W.T, targets)
-    for found, exact, ideal in ((dx, dz @ W, nearest(dz) @ W), (dweight - normal(pieces, d, seed=2), dz.T @ X, nearest(dz).T @ X)):
+    for found, exact, ideal in (
+        (dx, dz @ W, nearest(dz) @ W),
+        (dweight - normal(pieces, d, seed=2), dz.T @ X, nearest(dz).T @ X),
+    ):
         assert size(found - exact) <= 2 * size(ideal - exact)
 
 
@@ -397,9 +475,13 @@ def test_head_cross_entropy(rows, columns):
 
 SIZES = dict(vocab_size=65, block_size=40, n_layer=2, n_embd=32, n_head=4, n_hidden=64)
 MODELS = {
-    "gpt2-dropout": dict(GPT2, bias=True, dropout=0.1), "llama": LLAMA, "byte-transformer": BYTE_TRANSFORMER,
-    "grouped-queries": dict(LLAMA, n_kv_head=2, head="linear"), "odd-widths": dict(GPT2, n_embd=33, n_head=3, n_hidden=37, vocab_size=61, head="linear", bias=True),
-    "mlp-head": dict(feed_forward="gelu-tanh", head="mlp", bias=True, head_hidden=45), "bare": dict(feed_forward="swish", norm="none", positions="none"),
+    "gpt2-dropout": dict(GPT2, bias=True, dropout=0.1),
+    "llama": LLAMA,
+    "byte-transformer": BYTE_TRANSFORMER,
+    "grouped-queries": dict(LLAMA, n_kv_head=2, head="linear"),
+    "odd-widths": dict(GPT2, n_embd=33, n_head=3, n_hidden=37, vocab_size=61, head="linear", bias=True),
+    "mlp-head": dict(feed_forward="gelu-tanh", head="mlp", bias=True, head_hidden=45),
+    "bare": dict(feed_forward="swish", norm="none", positions="none"),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -412,7 +494,9 @@ def made(config, operand=BF16, dtype=np.float32):
     """A model whose biases are not zero and whose norms are not one, its weights those of float32 in any type."""
     model = Model(config, 0, dtype=dtype, operand=operand)
     weights = model.parameters.weights
-    weights[:] = weights.astype(np.float32) + (0.1 * np.random.default_rng(1).standard_normal(weights.size)).astype(np.float32)
+    weights[:] = weights.astype(np.float32) + (0.1 * np.random.default_rng(1).standard_normal(weights.size)).astype(
+        np.float32
+    )
     model.parameters.pack()
     return model
 
@@ -438,14 +522,24 @@ def float64_s(config):
 def check_model(config, loss, gradients):
     """Gradients point where float64's do, whatever the arena held before; the loss is near float64's."""
     found = []
-    for fill in (lambda workspace: workspace.fill(np.nan), lambda workspace: poisoned(*workspace.arrays.values()), lambda workspace: workspace.fill(0.0)):
+    for fill in (
+        lambda workspace: workspace.fill(np.nan),
+        lambda workspace: poisoned(*workspace.arrays.values()),
+        lambda workspace: workspace.fill(0.0),
+    ):
         model = made(config)
         prefilled(model, 3, fill)
-        assert model.loss_and_gradient(text(config), text(config, seed=1), key=(1, 2)) == pytest.approx(float(loss), rel=3e-3)
+        assert model.loss_and_gradient(text(config), text(config, seed=1), key=(1, 2)) == pytest.approx(
+            float(loss), rel=3e-3
+        )
         found.append(model.parameters.gradients)
         np.testing.assert_array_equal(found[-1], found[0])
     for name, exact in model.parameters.like(gradients).items():
-        assert np.vdot(exact, model.parameters.gradient[name]) > 0.99 * size(exact) * size(model.parameters.gradient[name]) > 0, name
+        assert (
+            np.vdot(exact, model.parameters.gradient[name])
+            > 0.99 * size(exact) * size(model.parameters.gradient[name])
+            > 0
+        ), name
     assert gradients @ found[0] > 0.999 * size(gradients) * size(found[0])
     assert size(found[0]) == pytest.approx(size(gradients), rel=0.01)
 
@@ -478,12 +572,18 @@ def test_a_token_changes_no_earlier_logits(name):
 
 @every_model
 def test_exact_is_the_float32_model(name):
-    rounded, plain, (tokens, targets) = made(config(name)), made(config(name), None), (text(config(name), seed=seed) for seed in range(2))
+    rounded, plain, (tokens, targets) = (
+        made(config(name)),
+        made(config(name), None),
+        (text(config(name), seed=seed) for seed in range(2)),
+    )
     rounded.loss(tokens, targets)
     arena, exact = rounded.activations, rounded.exact()
     assert exact.loss(tokens, targets) == plain.loss(tokens, targets) != rounded.loss(tokens, targets)
     np.testing.assert_array_equal(exact.logits(tokens), plain.logits(tokens))
-    assert rounded.activations is arena is not exact.activations and np.shares_memory(exact.parameters.weights, rounded.parameters.weights)
+    assert rounded.activations is arena is not exact.activations and np.shares_memory(
+        exact.parameters.weights, rounded.parameters.weights
+    )
 
 
 def test_decoding_multiplies_the_weights_as_they_are():
@@ -494,8 +594,12 @@ def test_decoding_multiplies_the_weights_as_they_are():
         np.testing.assert_array_equal(a.step(tokens[:, prompt]), b.step(tokens[:, prompt]))
 
 
-WIDE = {"llama": dict(LLAMA, n_embd=96, n_head=6, n_kv_head=2, n_hidden=160, block_size=130, vocab_size=300),
-        "gpt2-dropout": dict(GPT2, n_embd=95, n_head=5, n_hidden=201, block_size=130, vocab_size=301, bias=True, dropout=0.2)}
+WIDE = {
+    "llama": dict(LLAMA, n_embd=96, n_head=6, n_kv_head=2, n_hidden=160, block_size=130, vocab_size=300),
+    "gpt2-dropout": dict(
+        GPT2, n_embd=95, n_head=5, n_hidden=201, block_size=130, vocab_size=301, bias=True, dropout=0.2
+    ),
+}
 
 
 @several
@@ -508,19 +612,28 @@ def test_the_same_bits_for_any_number_of_threads(name):
         optimizer, found = AdamW(model.parameters, 1e-2), []
         for update in range(2):
             found.append(model.loss_and_gradient(text(settings, 4), text(settings, 4, seed=1), key=(1, update)))
-            found += [model.parameters.gradients.copy(), optimizer.step(), model.parameters.weights.copy(), *model.parameters.packed[-1][1:]]
+            found += [
+                model.parameters.gradients.copy(),
+                optimizer.step(),
+                model.parameters.weights.copy(),
+                *model.parameters.packed[-1][1:],
+            ]
         return found
+
     over_threads(run)
 
 
 # Copies of the weights
+
 
 def assert_packed(parameters):
     """What products take are the weights as they are now, rounded."""
     assert len(parameters.packed) > 3
     for operand in parameters.packed:
         for panels, weight in ((operand.forward, operand.weight), (operand.backward, operand.weight.T)):
-            np.testing.assert_array_equal(unpaired(product_pairs.unpacked(panels, weight.shape[1]))[:len(weight)], bfloats(weight))
+            np.testing.assert_array_equal(
+                unpaired(product_pairs.unpacked(panels, weight.shape[1]))[: len(weight)], bfloats(weight)
+            )
         assert np.shares_memory(operand.weight, parameters.weights)
 
 
@@ -538,6 +651,7 @@ def test_an_update_packs_the_weights():
 
 # Runs
 
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return small.text_file(tmp_path_factory.mktemp("data"))
@@ -550,7 +664,12 @@ def dtype(run):
 def test_a_run_learns_and_resumes_with_the_same_bits_in_another_process(tmp_path, data):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     for run, length in ((whole, 12), (halves, 8)):
-        assert small.status("train", *small.flags(data, dtype="bf16", out_dir=run, max_iters=length, lr_decay_iters=12, dropout=0.1)) == 0
+        assert (
+            small.status(
+                "train", *small.flags(data, dtype="bf16", out_dir=run, max_iters=length, lr_decay_iters=12, dropout=0.1)
+            )
+            == 0
+        )
         assert dtype(run) == "bf16"
     losses = [row["val_loss"] for row in small.rows(whole) if "val_loss" in row]
     assert losses == sorted(losses, reverse=True) and losses[-1] < math.log(256) - 0.3
@@ -574,7 +693,10 @@ def test_a_trainer_resumes_with_the_same_bits_and_packed_weights(tmp_path, data)
     assert_packed(again.model.parameters)
     for _ in range(3):
         again.step()
-    for a, b in ((whole.model.parameters.weights, again.model.parameters.weights), (whole.optimizer.mean, again.optimizer.mean)):
+    for a, b in (
+        (whole.model.parameters.weights, again.model.parameters.weights),
+        (whole.optimizer.mean, again.optimizer.mean),
+    ):
         np.testing.assert_array_equal(a, b)
     plain = small.trainer(data, dtype="fp32")
     for _ in range(6):
@@ -626,8 +748,18 @@ def test_finetuning_starts_from_the_base_s_weights(tmp_path, data, monkeypatch):
         assert_packed(self.model.parameters)
         seen.append({name: view.copy() for name, view in self.model.parameters.weight.items()})
         train(self)
+
     monkeypatch.setattr(Trainer, "train", checked)
-    flags = "--base", tmp_path / "base", "--data", small.text_file(tmp_path, "other.txt", seed=1), "--dtype", "bf16", "--max-iters", 2
+    flags = (
+        "--base",
+        tmp_path / "base",
+        "--data",
+        small.text_file(tmp_path, "other.txt", seed=1),
+        "--dtype",
+        "bf16",
+        "--max-iters",
+        2,
+    )
     assert small.status("finetune", *flags, "--out-dir", tmp_path / "tuned") == 0
     assert dtype(tmp_path / "tuned") == "bf16" and len(seen) == 1
     for name, array in seen[0].items():
@@ -677,12 +809,25 @@ def test_on_another_processor(tmp_path, kernel_cache, processor):
     """Without AVX-512, where SLM_NP_AMX=0 keeps products on registers although there are tiles; and on emulated tiles."""
     if not HOST.get("avx2" if processor == "avx2" else "avx512f"):
         pytest.skip("its other instructions are run, not emulated")
-    features = dict(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=",".join(f"+{name}" for name in HASWELL.split()), SLM_NP_AMX="0")
+    features = dict(
+        NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=",".join(f"+{name}" for name in HASWELL.split()), SLM_NP_AMX="0"
+    )
     if processor == "amx":
         features = dict(NUMBA_CPU_FEATURES=HOST.flatten() + ",+amx-tile,+amx-bf16")
-    environment = {name: value for name, value in small.environment(**features, SLM_NP_CACHE=kernel_cache, SLM_NP_COMPILING="1").items() if processor == "avx2" or name != "SLM_NP_AMX"}
+    environment = {
+        name: value
+        for name, value in small.environment(**features, SLM_NP_CACHE=kernel_cache, SLM_NP_COMPILING="1").items()
+        if processor == "avx2" or name != "SLM_NP_AMX"
+    }
     environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], str(Path(__file__).parent)])
     loss, gradients = float64_s(config("bare"))  # here, as compiling for float64 there would take longer than all else
     np.savez(tmp_path / "exact.npz", loss=loss, gradients=gradients)
-    done = subprocess.run([sys.executable, "-c", OTHER, processor, str(tmp_path / "exact.npz")], env=environment, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER, processor, str(tmp_path / "exact.npz")],
+        env=environment,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=600,
+    )
     assert done.returncode == 0 and done.stdout.endswith("right\n"), done.stdout + done.stderr

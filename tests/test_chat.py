@@ -1,4 +1,5 @@
 """Chat as its users meet it: in a pseudo-terminal, through a pipe, every command, every refusal. Models are constructed: what they say is known."""
+
 import dataclasses
 import json
 import os
@@ -9,8 +10,9 @@ import sys
 import time
 
 import pytest
-
 import small
+from test_generation import chain, word_chain
+
 from slm_np import checkpoint
 from slm_np.chat import COMMANDS, Chat
 from slm_np.checkpoint import RunConfig
@@ -21,10 +23,12 @@ from slm_np.generate import Screen, painted
 from slm_np.runs import load
 from slm_np.sampling import SamplingConfig, to_generation_config
 from slm_np.template import DEFAULT
-from test_generation import chain, word_chain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ANSWER = {**word_chain([": yes.\n"]), "\n": ("Q", 0.999)}  # after the template's "A:" comes this, and then the next question
+ANSWER = {
+    **word_chain([": yes.\n"]),
+    "\n": ("Q", 0.999),
+}  # after the template's "A:" comes this, and then the next question
 
 
 def saved(folder, follows, template=None, block_size=64, **sampling):
@@ -34,7 +38,9 @@ def saved(folder, follows, template=None, block_size=64, **sampling):
     checkpoint.write_config(folder, RunConfig(model.config, TrainConfig()))
     checkpoint.save_best(folder, model.parameters.weight, dict(step=7, val_loss=1.0))
     ByteTokenizer().save(folder / "tokenizer.json")
-    checkpoint.write_json(folder / "generation_config.json", to_generation_config(SamplingConfig(**{"temp": 0.0, **sampling})))
+    checkpoint.write_json(
+        folder / "generation_config.json", to_generation_config(SamplingConfig(**{"temp": 0.0, **sampling}))
+    )
     if template:
         template.save(folder)
     return folder
@@ -63,25 +69,42 @@ def conversation(name, max_tokens=30, **options):
 
 
 def piped(folder, *words, said):
-    return subprocess.run([sys.executable, "-m", "slm_np.chat", "--threads", "1", *words], cwd=folder, env=small.environment(), input=said, capture_output=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "slm_np.chat", "--threads", "1", *words],
+        cwd=folder,
+        env=small.environment(),
+        input=said,
+        capture_output=True,
+        timeout=120,
+    )
 
 
 # Answers
+
 
 def test_a_run_with_a_template_answers(folder, capsys):
     chat = conversation("answers")
     assert chat.answer("is it?") is False and chat.answer("so?") is False
     assert capsys.readouterr().out == "yes.\nyes.\n"
-    assert chat.messages == [dict(role=role, content=text) for role, text in (("user", "is it?"), ("assistant", "yes."), ("user", "so?"), ("assistant", "yes."))]
+    assert chat.messages == [
+        dict(role=role, content=text)
+        for role, text in (("user", "is it?"), ("assistant", "yes."), ("user", "so?"), ("assistant", "yes."))
+    ]
     chat.messages.append(dict(role="user", content="well?"))
-    assert chat.run.tokenizer.decode(chat.prompt()) == DEFAULT.prompt(chat.messages) == b"Q: is it?\nA: yes.\nQ: so?\nA: yes.\nQ: well?\nA:"
+    assert (
+        chat.run.tokenizer.decode(chat.prompt())
+        == DEFAULT.prompt(chat.messages)
+        == b"Q: is it?\nA: yes.\nQ: so?\nA: yes.\nQ: well?\nA:"
+    )
 
 
 def test_a_run_without_one_continues_each_text_by_itself(folder, capsys):
     chat = conversation("continues")
     chat.answer("is it?")
     chat.answer("was it?")
-    assert capsys.readouterr().out == " sure.\n\n" * 2  # the model's own line end, then the program's; the run's min_confidence ended it
+    assert (
+        capsys.readouterr().out == " sure.\n\n" * 2
+    )  # the model's own line end, then the program's; the run's min_confidence ended it
     chat.messages.append(dict(role="user", content="and?"))
     assert chat.run.tokenizer.decode(chat.prompt()) == b"and?"
     with pytest.raises(UserError, match="no chat template"):
@@ -89,7 +112,10 @@ def test_a_run_without_one_continues_each_text_by_itself(folder, capsys):
 
 
 def test_chat_and_generate_agree(folder, capsys):
-    assert small.status("generate", "--model", "continues", "-p", "it was?", "--threads", 1, "--seed", 3, "--temp", 1.5) == 0
+    assert (
+        small.status("generate", "--model", "continues", "-p", "it was?", "--threads", 1, "--seed", 3, "--temp", 1.5)
+        == 0
+    )
     generated = capsys.readouterr().out
     run = load("continues")
     Chat(run, dataclasses.replace(run.sampling, seed=3, temp=1.5), 200).answer("it was?")
@@ -110,10 +136,18 @@ def test_oldest_turns_drop_out_once_and_the_system_stays(folder, capsys):
     for turn in range(6):
         chat.answer(f"question {turn}?")
     said = capsys.readouterr()
-    assert said.out == "yes.\n" * 6 and said.err.count("from here on the oldest turns are left out") == 1 and "64 tokens" in said.err
+    assert (
+        said.out == "yes.\n" * 6
+        and said.err.count("from here on the oldest turns are left out") == 1
+        and "64 tokens" in said.err
+    )
     chat.messages.append(dict(role="user", content="last?"))
     ids = chat.prompt()
-    assert len(ids) <= 64 - 8 and chat.run.tokenizer.decode(ids).startswith(b"be brief\nQ: question") and len(chat.messages) == 13
+    assert (
+        len(ids) <= 64 - 8
+        and chat.run.tokenizer.decode(ids).startswith(b"be brief\nQ: question")
+        and len(chat.messages) == 13
+    )
     chat.reset()
     assert chat.messages == [] and chat.first == 0 and not chat.told
 
@@ -122,7 +156,9 @@ def test_a_message_longer_than_the_context(folder, capsys):
     chat = conversation("answers")
     chat.answer("why " * 50 + "?")
     said = capsys.readouterr()
-    assert said.out == "yes.\n" and re.search(r"the message has \d+ tokens and the context 64; its last 64 tokens are kept", said.err)
+    assert said.out == "yes.\n" and re.search(
+        r"the message has \d+ tokens and the context 64; its last 64 tokens are kept", said.err
+    )
 
 
 def test_no_answer_leaves_no_trace(folder, capsys):
@@ -132,6 +168,7 @@ def test_no_answer_leaves_no_trace(folder, capsys):
 
 
 # Commands
+
 
 def test_every_command(folder, capsys):
     chat = conversation("answers")
@@ -145,7 +182,10 @@ def test_every_command(folder, capsys):
     row = json.loads((folder / "chat.jsonl").read_text(encoding="utf-8"))
     assert row == {"messages": [{"role": "user", "content": "is it?"}, {"role": "assistant", "content": "yes."}]}
     assert chat.read("/system be kind") == (True, False) and chat.system == "be kind"
-    assert chat.read("/save")[0] and json.loads((folder / "chat.jsonl").read_text(encoding="utf-8"))["messages"][0] == {"role": "system", "content": "be kind"}
+    assert chat.read("/save")[0] and json.loads((folder / "chat.jsonl").read_text(encoding="utf-8"))["messages"][0] == {
+        "role": "system",
+        "content": "be kind",
+    }
     assert chat.read("/system") == (True, False) and chat.system == ""
     for line in ("/reset", "/r", "r", "/clear", "clear"):
         chat.messages = [dict(role="user", content="x")]
@@ -166,20 +206,37 @@ def test_a_conversation_is_saved_in_the_home_folder(folder, tmp_path, monkeypatc
 
 def test_commands_that_cannot_be_done(folder, tmp_path):
     chat = conversation("answers")
-    for line, message in [("/sav", "did you mean /save"), ("/", "'/' is unknown"), ("/save", "no conversation to save")]:
+    for line, message in [
+        ("/sav", "did you mean /save"),
+        ("/", "'/' is unknown"),
+        ("/save", "no conversation to save"),
+    ]:
         with pytest.raises(UserError, match=message):
             chat.read(line)
     chat.answer("is it?")
     (tmp_path / "mine.jsonl").write_text("precious", encoding="utf-8")
-    for name, message in [(tmp_path / "mine.jsonl", "is already there"), (tmp_path / "no" / "x", "cannot be written"), (tmp_path, "already there"), ("a\0b", "cannot be written")]:
+    for name, message in [
+        (tmp_path / "mine.jsonl", "is already there"),
+        (tmp_path / "no" / "x", "cannot be written"),
+        (tmp_path, "already there"),
+        ("a\0b", "cannot be written"),
+    ]:
         with pytest.raises(UserError, match=message):
             chat.read(f"/save {name}")
     assert (tmp_path / "mine.jsonl").read_text(encoding="utf-8") == "precious"
 
 
-@pytest.mark.parametrize("words, named", [
-    (["--model", "nowhere"], "nowhere is not a run"), (["--model", "answers", "--max-tokens", "x"], "--max-tokens 'x'"), (["--model", "answers", "--samplers", "topk"], "did you mean top-k"),
-    (["--model", "answers", "--top-p", 0], "--top-p is 0.0"), (["--model", "continues", "--system", "x"], "no chat template"), (["--modle", "x"], "did you mean --model")])
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--model", "nowhere"], "nowhere is not a run"),
+        (["--model", "answers", "--max-tokens", "x"], "--max-tokens 'x'"),
+        (["--model", "answers", "--samplers", "topk"], "did you mean top-k"),
+        (["--model", "answers", "--top-p", 0], "--top-p is 0.0"),
+        (["--model", "continues", "--system", "x"], "no chat template"),
+        (["--modle", "x"], "did you mean --model"),
+    ],
+)
 def test_bad_flags(folder, capsys, words, named):
     assert small.status("chat", *words) == 2
     said = capsys.readouterr()
@@ -194,8 +251,14 @@ def test_a_run_without_a_tokenizer(folder, tmp_path, capsys):
 
 # Colours
 
+
 def test_colours_only_where_a_terminal_shows_them(monkeypatch, capsys):
-    assert painted(" word\n", 0.05) == " \033[31mword\033[0m\n" and painted("a", 0.3) == "\033[33ma\033[0m" and painted("ß\x1b", 1.0) == "\033[32mß\ufffd\033[0m" and painted(" \n", 0.0) == " \n"
+    assert (
+        painted(" word\n", 0.05) == " \033[31mword\033[0m\n"
+        and painted("a", 0.3) == "\033[33ma\033[0m"
+        and painted("ß\x1b", 1.0) == "\033[32mß\ufffd\033[0m"
+        and painted(" \n", 0.0) == " \n"
+    )
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert Screen(True).style is None  # no terminal
@@ -211,20 +274,37 @@ def test_colours_only_where_a_terminal_shows_them(monkeypatch, capsys):
 
 # Through a pipe
 
+
 def test_through_a_pipe(folder):
     done = piped(folder, "--model", "answers", said="is it?\r\n\n/help\nund größer?\n/exit\nnever read\n".encode())
-    assert done.returncode == 0 and done.stdout.replace(b"\r", b"") == b"yes.\nyes.\n" and b"weights of step 7" in done.stderr and b"/save FILE" in done.stderr, done
+    assert (
+        done.returncode == 0
+        and done.stdout.replace(b"\r", b"") == b"yes.\nyes.\n"
+        and b"weights of step 7" in done.stderr
+        and b"/save FILE" in done.stderr
+    ), done
     done = piped(folder, "--model", "continues", "--show-confidence", said=b"is it?")
-    assert done.returncode == 0 and done.stdout.replace(b"\r", b"") == b" sure.\n\n" and b"no chat template" in done.stderr
+    assert (
+        done.returncode == 0 and done.stdout.replace(b"\r", b"") == b" sure.\n\n" and b"no chat template" in done.stderr
+    )
 
 
-@pytest.mark.parametrize("said, named", [(b"is it?\n\xff\xfe\n", "line 2 of standard input is not UTF-8"), (b"is it?\n/sav\n", "did you mean /save")])
+@pytest.mark.parametrize(
+    "said, named",
+    [(b"is it?\n\xff\xfe\n", "line 2 of standard input is not UTF-8"), (b"is it?\n/sav\n", "did you mean /save")],
+)
 def test_a_bad_line_in_a_pipe(folder, said, named):
     done = piped(folder, "--model", "answers", said=said)
-    assert done.returncode == 2 and done.stdout.replace(b"\r", b"") == b"yes.\n" and named in done.stderr.decode() and b"Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stdout.replace(b"\r", b"") == b"yes.\n"
+        and named in done.stderr.decode()
+        and b"Traceback" not in done.stderr
+    )
 
 
 # In a terminal
+
 
 class Terminal:
     """A chat in a pseudo-terminal of its own."""
@@ -233,15 +313,25 @@ class Terminal:
         import fcntl
         import pty
         import termios
+
         self.side, other = pty.openpty()
-        self.process = subprocess.Popen([sys.executable, "-m", "slm_np.chat", "--threads", "1", *words], cwd=folder, stdin=other, stdout=other, stderr=other, start_new_session=True,
-                                        env=small.environment(TERM="xterm", **environment), preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "slm_np.chat", "--threads", "1", *words],
+            cwd=folder,
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            start_new_session=True,
+            env=small.environment(TERM="xterm", **environment),
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
         os.close(other)
         self.seen = ""
 
     def until(self, pattern, seconds=100):
         """What is shown up to the pattern, which goes."""
         import select
+
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):
             assert time.monotonic() < end, self.seen
@@ -250,7 +340,7 @@ class Terminal:
                     self.seen += os.read(self.side, 4096).decode("utf-8", "replace")
                 except OSError:  # the other side has gone
                     assert re.search(pattern, self.seen), self.seen
-        before, self.seen = self.seen[:found.start()], self.seen[found.end():]
+        before, self.seen = self.seen[: found.start()], self.seen[found.end() :]
         return before
 
     def type(self, text):

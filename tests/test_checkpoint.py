@@ -1,4 +1,5 @@
 """Checkpoints against everything that happens to files: odd arrays, flipped and missing bytes, full disks, kills."""
+
 import builtins
 import contextlib
 import errno
@@ -19,8 +20,22 @@ from safetensors.numpy import save_file
 
 from slm_np import checkpoint
 from slm_np.checkpoint import (
-    RunConfig, append_metrics, load_best, load_checkpoint, load_tensors, newest_checkpoint, read_config, read_json, read_metrics, save_best,
-    save_checkpoint, save_tensors, trim_metrics, write_config, write_json)
+    RunConfig,
+    append_metrics,
+    load_best,
+    load_checkpoint,
+    load_tensors,
+    newest_checkpoint,
+    read_config,
+    read_json,
+    read_metrics,
+    save_best,
+    save_checkpoint,
+    save_tensors,
+    trim_metrics,
+    write_config,
+    write_json,
+)
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError
 
@@ -30,7 +45,14 @@ def tensors_of(step, size=3):
 
 
 def save(run, step, **more):
-    save_checkpoint(run, step, tensors_of(step), {"m": tensors_of(step)["w"] * 2, "v": tensors_of(step)["b"] * 3}, {"cursor": step * 10}, **more)
+    save_checkpoint(
+        run,
+        step,
+        tensors_of(step),
+        {"m": tensors_of(step)["w"] * 2, "v": tensors_of(step)["b"] * 3},
+        {"cursor": step * 10},
+        **more,
+    )
 
 
 def assert_whole(found):
@@ -49,12 +71,26 @@ def names(folder):
 
 # Tensors
 
+
 def odd_arrays():
     a = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
     return {
-        "plain": a, "transposed": a.T, "strided": a[::2, 1::2], "reversed": a[::-1], "fortran": np.asfortranarray(a), "repeated": np.broadcast_to(a[0], (3, 5)),
-        "empty": np.zeros((0, 4), np.float32), "scalar": np.array(2.5, np.float32), "one byte": np.array([7], np.uint8), "double": a.astype(np.float64).T,
-        "half": a.astype(np.float16), "big-endian": a.astype(">f4"), "ints": np.arange(-3, 4), "bools": a > 0, "größe \"x\"\n": a[:1]}
+        "plain": a,
+        "transposed": a.T,
+        "strided": a[::2, 1::2],
+        "reversed": a[::-1],
+        "fortran": np.asfortranarray(a),
+        "repeated": np.broadcast_to(a[0], (3, 5)),
+        "empty": np.zeros((0, 4), np.float32),
+        "scalar": np.array(2.5, np.float32),
+        "one byte": np.array([7], np.uint8),
+        "double": a.astype(np.float64).T,
+        "half": a.astype(np.float16),
+        "big-endian": a.astype(">f4"),
+        "ints": np.arange(-3, 4),
+        "bools": a > 0,
+        'größe "x"\n': a[:1],
+    }
 
 
 def test_round_trip_of_odd_arrays(tmp_path):
@@ -86,7 +122,7 @@ def test_same_tensors_give_the_same_bytes_and_data_are_aligned(tmp_path):
     raw = (tmp_path / "a").read_bytes()
     assert raw == (tmp_path / "b").read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    assert length % 8 == 0 and json.loads(raw[8:8 + length])["wide"]["data_offsets"] == [0, 24]
+    assert length % 8 == 0 and json.loads(raw[8 : 8 + length])["wide"]["data_offsets"] == [0, 24]
 
 
 def test_no_tensors_at_all(tmp_path):
@@ -114,11 +150,15 @@ def test_loading_into_views_of_a_flat_buffer(tmp_path):
     np.testing.assert_array_equal(columns, 5)
 
 
-@pytest.mark.parametrize("shapes, dtype, message", [
-    ({"w": (3, 2)}, "float32", "holds the unexpected tensor 'b'"),
-    ({"w": (3, 2), "b": (3,), "c": (1,)}, "float32", "lacks tensor 'c'"),
-    ({"w": (2, 3), "b": (3,)}, "float32", r"tensor 'w' with shape \(3, 2\) of float32, not \(2, 3\)"),
-    ({"w": (3, 2), "b": (3,)}, "float64", "tensor 'w' .* of float32, not .* of float64")])
+@pytest.mark.parametrize(
+    "shapes, dtype, message",
+    [
+        ({"w": (3, 2)}, "float32", "holds the unexpected tensor 'b'"),
+        ({"w": (3, 2), "b": (3,), "c": (1,)}, "float32", "lacks tensor 'c'"),
+        ({"w": (2, 3), "b": (3,)}, "float32", r"tensor 'w' with shape \(3, 2\) of float32, not \(2, 3\)"),
+        ({"w": (3, 2), "b": (3,)}, "float64", "tensor 'w' .* of float32, not .* of float64"),
+    ],
+)
 def test_wrong_names_shapes_and_types(tmp_path, shapes, dtype, message):
     save_tensors(tmp_path / "t", tensors_of(5), {})
     with pytest.raises(UserError, match=message):
@@ -130,8 +170,10 @@ def test_every_flipped_byte_of_a_tensor_file_is_noticed(tmp_path):
     save_tensors(path, tensors_of(5), {"step": 5, "note": "a b"})
     raw = path.read_bytes()
     for i, byte in enumerate(raw):
-        for flipped in {byte ^ 1, byte ^ 0x80, byte ^ 0xFF, 0x20, 0x0A} - {byte}:  # with the white space that JSON would not mind
-            path.write_bytes(raw[:i] + bytes([flipped]) + raw[i + 1:])
+        for flipped in {byte ^ 1, byte ^ 0x80, byte ^ 0xFF, 0x20, 0x0A} - {
+            byte
+        }:  # with the white space that JSON would not mind
+            path.write_bytes(raw[:i] + bytes([flipped]) + raw[i + 1 :])
             with pytest.raises(UserError, match=path.name):
                 load_tensors(path)
 
@@ -160,9 +202,20 @@ def test_every_truncation_and_extra_bytes_are_noticed(tmp_path):
         load_tensors(path)
 
 
-@pytest.mark.parametrize("text", [
-    "{}", "[]", "5", "null", '{"__metadata__":{"format":"pt"}}', '{"__metadata__":"crc32"}', '{"__metadata__":null}', "[" * 100_000,
-    '{"x":{"dtype":"BF16","shape":[0],"data_offsets":[0,0]}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "5",
+        "null",
+        '{"__metadata__":{"format":"pt"}}',
+        '{"__metadata__":"crc32"}',
+        '{"__metadata__":null}',
+        "[" * 100_000,
+        '{"x":{"dtype":"BF16","shape":[0],"data_offsets":[0,0]}}',
+    ],
+)
 def test_foreign_files_are_refused(tmp_path, text):
     (tmp_path / "t").write_bytes(len(text).to_bytes(8, "little") + text.encode())
     with pytest.raises(UserError, match="not written by slm_np|no safetensors file"):
@@ -184,6 +237,7 @@ def test_missing_and_unreadable_files(tmp_path):
 
 # Checkpoints
 
+
 def test_checkpoint_round_trip_and_pruning(tmp_path):
     for step in (5, 10, 100, 20):
         save(tmp_path, step)
@@ -198,14 +252,24 @@ def test_checkpoint_round_trip_and_pruning(tmp_path):
 
 def test_loading_a_checkpoint_into_existing_arrays(tmp_path):
     save(tmp_path, 5)
-    model, optimizer = {"w": np.zeros((3, 2), np.float32), "b": np.zeros(3, np.float32)}, {"m": np.zeros((3, 2), np.float32), "v": np.zeros(3, np.float32)}
+    model, optimizer = (
+        {"w": np.zeros((3, 2), np.float32), "b": np.zeros(3, np.float32)},
+        {"m": np.zeros((3, 2), np.float32), "v": np.zeros(3, np.float32)},
+    )
     found = newest_checkpoint(tmp_path, model, optimizer)
     assert found.model["w"] is model["w"] and found.optimizer["v"] is optimizer["v"]
     assert_whole(found)
 
 
 def test_state_keeps_big_integers_and_numpy_scalars(tmp_path):
-    state = {"random": [2 ** 127 + 1, -1], "best": np.float32(0.5), "rows": np.int64(3), "rate": 0.1, "text": "größe \udcff", "nothing": None}
+    state = {
+        "random": [2**127 + 1, -1],
+        "best": np.float32(0.5),
+        "rows": np.int64(3),
+        "rate": 0.1,
+        "text": "größe \udcff",
+        "nothing": None,
+    }
     save_checkpoint(tmp_path, np.int64(1), {}, {}, state)
     assert newest_checkpoint(tmp_path).state == state | {"step": 1}
 
@@ -235,7 +299,7 @@ def test_every_flipped_byte_of_the_trainer_state_is_noticed(tmp_path):
     raw = file.read_bytes()
     for i, byte in enumerate(raw):
         for flipped in {byte ^ 1, byte ^ 0x80, 0x20} - {byte}:
-            file.write_bytes(raw[:i] + bytes([flipped]) + raw[i + 1:])
+            file.write_bytes(raw[:i] + bytes([flipped]) + raw[i + 1 :])
             with pytest.raises(UserError, match="trainer_state.json is damaged"):
                 load_checkpoint(tmp_path / "checkpoint-5")
     for text in (b"[]", b"5", b"[" * 100_000, raw[:-1], raw + b"\n"):
@@ -286,6 +350,7 @@ def test_a_repeated_step_beside_the_remains_of_one_moved_aside(tmp_path):
 
 class FullDisk:
     """From the k-th call of an operation that changes the disk on, that call (and with `broken` each later one) raises ENOSPC."""
+
     CALLS = ("open", "fsync", "replace", "rename", "mkdir", "unlink", "rmdir")
 
     def __init__(self, monkeypatch, k, broken):
@@ -300,11 +365,16 @@ class FullDisk:
             if self.count == self.k or self.broken and self.count > self.k:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return call(*args, **kwargs)
+
         return run
 
     def open(self, path, mode):
         file = self.counted(builtins.open)(path, mode)
-        return contextlib.closing(SimpleNamespace(write=self.counted(file.write), flush=self.counted(file.flush), fileno=file.fileno, close=file.close))
+        return contextlib.closing(
+            SimpleNamespace(
+                write=self.counted(file.write), flush=self.counted(file.flush), fileno=file.fileno, close=file.close
+            )
+        )
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["one call fails", "all later calls fail"])
@@ -322,7 +392,11 @@ def test_the_kth_disk_operation_fails(tmp_path, before, step, broken):
                 failed = False
             except UserError as error:
                 failed, failures = True, failures + 1
-                assert f"checkpoint-{step}" in str(error) and os.strerror(errno.ENOSPC) in str(error) and "intact" in str(error)
+                assert (
+                    f"checkpoint-{step}" in str(error)
+                    and os.strerror(errno.ENOSPC) in str(error)
+                    and "intact" in str(error)
+                )
         if failed and not broken:
             assert not list(run.glob("*.tmp-*"))
         if before or not failed:
@@ -336,10 +410,15 @@ def test_the_kth_disk_operation_fails(tmp_path, before, step, broken):
     assert disk.count < k and not failed and failures > 15
 
 
-@pytest.mark.parametrize("write", [
-    lambda run, step: save_best(run, tensors_of(step), {"step": step}),
-    lambda run, step: write_json(run / "generation_config.json", {"top_k": step}),
-    lambda run, step: (append_metrics(run, {"step": step}), trim_metrics(run, step))], ids=["best", "json", "metrics"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda run, step: save_best(run, tensors_of(step), {"step": step}),
+        lambda run, step: write_json(run / "generation_config.json", {"top_k": step}),
+        lambda run, step: (append_metrics(run, {"step": step}), trim_metrics(run, step)),
+    ],
+    ids=["best", "json", "metrics"],
+)
 def test_the_kth_disk_operation_fails_for_a_single_file(tmp_path, write):
     write(tmp_path, 1)
     [path] = tmp_path.iterdir()
@@ -367,6 +446,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
     def refuse(*args, **kwargs):  # not by chmod: permissions do not bind root
         raise PermissionError(errno.EACCES, "Permission denied")
+
     monkeypatch.setattr(checkpoint, "open", refuse, raising=False)
     with pytest.raises(UserError, match="cannot write .*model.safetensors .Permission denied.*intact"):
         save_best(tmp_path, tensors_of(2), {"step": 2})
@@ -396,13 +476,24 @@ while True:  # the first save repeats the step that was resumed from
 
 def test_kills_at_thirty_moments_leave_a_loadable_run(tmp_path):
     moments, runs = random.Random(0), [tmp_path / str(i) for i in range(3)]
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
-                       OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    environment = dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join([str(Path(checkpoint.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        OMP_NUM_THREADS="1",
+        OPENBLAS_NUM_THREADS="1",
+    )
     for run in runs:
         run.mkdir()
     for _ in range(10):  # three runs at a time, as most of the time goes into starting Python
-        loops = [subprocess.Popen([sys.executable, "-c", LOOP, str(run), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True, env=environment)
-                 for run in runs]
+        loops = [
+            subprocess.Popen(
+                [sys.executable, "-c", LOOP, str(run), str(Path(__file__).parent)],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            for run in runs
+        ]
         for run, loop in zip(runs, loops):
             assert (saved := [loop.stdout.readline()])[0], "the loop died by itself"
             time.sleep(moments.uniform(0, 0.05))
@@ -418,10 +509,13 @@ def test_kills_at_thirty_moments_leave_a_loadable_run(tmp_path):
             assert read_metrics(run)[-1]["step"] >= acknowledged
     for run in runs:
         save(run, step := newest_checkpoint(run).step + 1)
-        assert names(run) == sorted([f"checkpoint-{step}", f"checkpoint-{step - 1}", "metrics.jsonl", "model.safetensors"])
+        assert names(run) == sorted(
+            [f"checkpoint-{step}", f"checkpoint-{step - 1}", "metrics.jsonl", "model.safetensors"]
+        )
 
 
 # The best model, settings, metrics
+
 
 def test_best_model(tmp_path):
     with pytest.raises(UserError, match="holds no model.safetensors yet"):
@@ -434,7 +528,12 @@ def test_best_model(tmp_path):
 
 
 def config():
-    return RunConfig(ModelConfig(n_layer=2, n_embd=32), TrainConfig(max_iters=7), "stories", {"fingerprint": "ab12", "source": "größe.txt"})
+    return RunConfig(
+        ModelConfig(n_layer=2, n_embd=32),
+        TrainConfig(max_iters=7),
+        "stories",
+        {"fingerprint": "ab12", "source": "größe.txt"},
+    )
 
 
 def test_config_round_trip(tmp_path):
@@ -443,21 +542,31 @@ def test_config_round_trip(tmp_path):
     assert read_json(tmp_path / "new" / "run" / "config.json")["model"] == asdict(config().model)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda f: f.update(format=2), "is of format 2, this version reads up to 1; upgrade"),
-    (lambda f: f.update(format="1"), "is not a run of slm_np"),
-    (lambda f: f.update(model_type="gpt2"), "has model_type 'gpt2' .* is not a run of slm_np"),
-    (lambda f: f.pop("model_type"), "is not a run of slm_np"),
-    (lambda f: f.update(extra=1), "unknown field 'extra'"),
-    (lambda f: f["model"].update(n_layers=1), "unknown field 'n_layers'.*did you mean n_layer"),
-    (lambda f: f["train"].update(speed=1), "unknown field 'speed'"),
-    (lambda f: f["model"].update(n_layer=-1), r"config.json: --n-layer is -1; it must be at least 1"),
-    (lambda f: f["model"].update(n_layer=10 ** 400), r"config.json: --n-layer is an integer of 1329 bits; it must be below 1e300"),
-    (lambda f: f["train"].update(learning_rate=-10 ** 400), r"config.json: --learning-rate is an integer of 1329 bits; it must be below 1e300"),
-    (lambda f: f["model"].update(norm=["rmsnorm"]), "config.json: --norm must be of type str"),
-    (lambda f: f.pop("model"), "has None for 'model'; it must be an object"),
-    (lambda f: f.update(train=[]), r"has \[\] for 'train'"),
-    (lambda f: f.update(preset=3), "has 3 for 'preset'; it must be a string")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda f: f.update(format=2), "is of format 2, this version reads up to 1; upgrade"),
+        (lambda f: f.update(format="1"), "is not a run of slm_np"),
+        (lambda f: f.update(model_type="gpt2"), "has model_type 'gpt2' .* is not a run of slm_np"),
+        (lambda f: f.pop("model_type"), "is not a run of slm_np"),
+        (lambda f: f.update(extra=1), "unknown field 'extra'"),
+        (lambda f: f["model"].update(n_layers=1), "unknown field 'n_layers'.*did you mean n_layer"),
+        (lambda f: f["train"].update(speed=1), "unknown field 'speed'"),
+        (lambda f: f["model"].update(n_layer=-1), r"config.json: --n-layer is -1; it must be at least 1"),
+        (
+            lambda f: f["model"].update(n_layer=10**400),
+            r"config.json: --n-layer is an integer of 1329 bits; it must be below 1e300",
+        ),
+        (
+            lambda f: f["train"].update(learning_rate=-(10**400)),
+            r"config.json: --learning-rate is an integer of 1329 bits; it must be below 1e300",
+        ),
+        (lambda f: f["model"].update(norm=["rmsnorm"]), "config.json: --norm must be of type str"),
+        (lambda f: f.pop("model"), "has None for 'model'; it must be an object"),
+        (lambda f: f.update(train=[]), r"has \[\] for 'train'"),
+        (lambda f: f.update(preset=3), "has 3 for 'preset'; it must be a string"),
+    ],
+)
 def test_broken_configs(tmp_path, change, message):
     write_config(tmp_path, config())
     fields = read_json(tmp_path / "config.json")
@@ -486,7 +595,7 @@ def test_metrics_are_trimmed_with_their_torn_line(tmp_path):
     assert read_metrics(tmp_path) == []
     trim_metrics(tmp_path, 3)
     assert names(tmp_path) == []
-    rows = [{"step": step, "loss": np.float32(1 / 2 ** step), "note": "größe\n"} for step in range(1, 6)]
+    rows = [{"step": step, "loss": np.float32(1 / 2**step), "note": "größe\n"} for step in range(1, 6)]
     for row in rows:
         append_metrics(tmp_path, row)
     path = tmp_path / "metrics.jsonl"
@@ -496,7 +605,7 @@ def test_metrics_are_trimmed_with_their_torn_line(tmp_path):
     for length in range(last, len(whole) + 1):  # the kill tore the last line anywhere
         path.write_bytes(whole[:length])
         trim_metrics(tmp_path, 10)
-        assert read_metrics(tmp_path) == rows[:5 if length >= len(whole) - 1 else 4]
+        assert read_metrics(tmp_path) == rows[: 5 if length >= len(whole) - 1 else 4]
         assert path.read_bytes().endswith(b"}\n")
     path.write_bytes(whole + b'{"step": 6, "lo')
     trim_metrics(tmp_path, 3)
@@ -514,4 +623,7 @@ def test_numbers_in_metrics_that_are_not_finite_become_null(tmp_path):
     with open(tmp_path / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 2, "loss": Infinity}\n')
     trim_metrics(tmp_path, 2)
-    assert b"Infinity" not in (tmp_path / "metrics.jsonl").read_bytes() and read_metrics(tmp_path) == [row, {"step": 2, "loss": None}]
+    assert b"Infinity" not in (tmp_path / "metrics.jsonl").read_bytes() and read_metrics(tmp_path) == [
+        row,
+        {"step": 2, "loss": None},
+    ]

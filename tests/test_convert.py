@@ -1,4 +1,5 @@
 """Conversion: llama2.c's checkpoints and tokenizers, against its equations and its encoder written out here in float64 and plain loops."""
+
 import json
 import re
 import struct
@@ -6,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+import small
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-import small
 from slm_np import llama2c, runs
 from slm_np.convert import convert
 from slm_np.data.tokenizer import load_tokenizer
@@ -23,13 +25,27 @@ SHAPE = dict(dim=24, hidden=20, layers=2, heads=6, kv_heads=2, vocab=300, steps=
 
 # llama2.c itself
 
+
 def weights_of(raw):
     """(header, {name: float64 array}) of a checkpoint, read as run.c does."""
     dim, hidden, layers, heads, kv_heads, vocab, steps = header = struct.unpack_from("<7i", raw)
     kv, at, found = dim // heads * kv_heads, 28, {}
-    for name, *shape in [("emb", abs(vocab), dim), ("att", layers, dim), ("wq", layers, dim, dim), ("wk", layers, kv, dim), ("wv", layers, kv, dim), ("wo", layers, dim, dim),
-                         ("ffn", layers, dim), ("w1", layers, hidden, dim), ("w2", layers, dim, hidden), ("w3", layers, hidden, dim), ("final", dim),
-                         ("cos", steps, dim // heads // 2), ("sin", steps, dim // heads // 2), *([("cls", -vocab, dim)] if vocab < 0 else [])]:
+    for name, *shape in [
+        ("emb", abs(vocab), dim),
+        ("att", layers, dim),
+        ("wq", layers, dim, dim),
+        ("wk", layers, kv, dim),
+        ("wv", layers, kv, dim),
+        ("wo", layers, dim, dim),
+        ("ffn", layers, dim),
+        ("w1", layers, hidden, dim),
+        ("w2", layers, dim, hidden),
+        ("w3", layers, hidden, dim),
+        ("final", dim),
+        ("cos", steps, dim // heads // 2),
+        ("sin", steps, dim // heads // 2),
+        *([("cls", -vocab, dim)] if vocab < 0 else []),
+    ]:
         found[name] = np.frombuffer(raw, "<f4", int(np.prod(shape)), at).reshape(shape).astype(np.float64)
         at += 4 * found[name].size
     assert at == len(raw)
@@ -64,7 +80,9 @@ def reference_logits(raw, ids):
             for head in range(heads):
                 scores = np.array([q[head] @ key[head // group] for key in keys[layer]]) / np.sqrt(width)
                 shares = np.exp(scores - scores.max())
-                attended.append(sum(share * value[head // group] for share, value in zip(shares / shares.sum(), values[layer])))
+                attended.append(
+                    sum(share * value[head // group] for share, value in zip(shares / shares.sum(), values[layer]))
+                )
             x = x + w["wo"][layer] @ np.concatenate(attended)
             normed = norm(x, w["ffn"][layer])
             gate = w["w1"][layer] @ normed
@@ -87,18 +105,27 @@ def reference_encode(pieces, text):
                 best, where = pieces[id][1], (i, id)
         if where is None:
             return ids
-        ids[where[0]:where[0] + 2] = [where[1]]
+        ids[where[0] : where[0] + 2] = [where[1]]
 
 
 # Files of their formats
+
 
 def checkpoint_bytes(tied=True, seed=0, **changes):
     """A checkpoint of random weights."""
     shape = {**SHAPE, **changes}
     dim, hidden, layers, heads, kv_heads, vocab, steps = shape.values()
     kv, draw = dim // heads * kv_heads, np.random.default_rng(seed)
-    n = vocab * dim * (1 if tied else 2) + layers * (2 * dim + 2 * dim * dim + 2 * kv * dim + 3 * hidden * dim) + dim + steps * (dim // heads)
-    return struct.pack("<7i", dim, hidden, layers, heads, kv_heads, vocab if tied else -vocab, steps) + draw.normal(0, 0.4, n).astype("<f4").tobytes()
+    n = (
+        vocab * dim * (1 if tied else 2)
+        + layers * (2 * dim + 2 * dim * dim + 2 * kv * dim + 3 * hidden * dim)
+        + dim
+        + steps * (dim // heads)
+    )
+    return (
+        struct.pack("<7i", dim, hidden, layers, heads, kv_heads, vocab if tied else -vocab, steps)
+        + draw.normal(0, 0.4, n).astype("<f4").tobytes()
+    )
 
 
 def pieces_of(words):
@@ -106,12 +133,15 @@ def pieces_of(words):
     joined = list(dict.fromkeys(words))
     letters = sorted(set("".join(joined)) | {" "})
     return [(name, 0.0) for name in ("<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)))] + [
-        (piece, -float(i)) for i, piece in enumerate([piece for piece in joined if len(piece) > 1] + letters)]
+        (piece, -float(i)) for i, piece in enumerate([piece for piece in joined if len(piece) > 1] + letters)
+    ]
 
 
 def tokenizer_bytes(pieces):
     encoded = [(piece.encode(), score) for piece, score in pieces]
-    return struct.pack("<i", max(len(piece) for piece, _ in encoded)) + b"".join(struct.pack("<fi", score, len(piece)) + piece for piece, score in encoded)
+    return struct.pack("<i", max(len(piece) for piece, _ in encoded)) + b"".join(
+        struct.pack("<fi", score, len(piece)) + piece for piece, score in encoded
+    )
 
 
 def files(folder, pieces=None, **options):
@@ -128,6 +158,7 @@ def library(pieces):
 
 # Weights
 
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kv_heads", [6, 2, 1])
 def test_logits_are_those_of_its_equations(tmp_path, tied, kv_heads):
@@ -136,7 +167,9 @@ def test_logits_are_those_of_its_equations(tmp_path, tied, kv_heads):
     assert run.tokenizer is None and run.step == 0 and run.config.model.head == ("tied" if tied else "linear")
     ids = np.random.default_rng(1).integers(0, len(pieces), SHAPE["steps"])
     wanted = reference_logits(file.read_bytes(), ids)
-    np.testing.assert_allclose(run.model.logits(ids[None].astype(np.int32))[0], wanted, atol=2e-4 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        run.model.logits(ids[None].astype(np.int32))[0], wanted, atol=2e-4 * np.abs(wanted).max()
+    )
 
 
 def test_a_run_like_any_other(tmp_path, capsys, monkeypatch):
@@ -149,13 +182,19 @@ def test_a_run_like_any_other(tmp_path, capsys, monkeypatch):
     (tmp_path / "tok.bin").rename("tokenizer.bin")  # found by its name, and a tokenizer.json serves as well
     for words in (["--out-dir", "beside"], ["--out-dir", "json", "--tokenizer", "runs/model/tokenizer.json"]):
         assert small.status("convert", file, *words) == 0
-        assert json.loads(Path(words[1], "tokenizer.json").read_text(encoding="utf-8")) == json.loads(Path("runs/model/tokenizer.json").read_text(encoding="utf-8"))
+        assert json.loads(Path(words[1], "tokenizer.json").read_text(encoding="utf-8")) == json.loads(
+            Path("runs/model/tokenizer.json").read_text(encoding="utf-8")
+        )
 
 
 # Tokenizer
 
+
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.text("ab c", min_size=1, max_size=4), min_size=1, max_size=25), st.lists(st.text("ab cé☃\n▁<s>", max_size=25), max_size=4))
+@given(
+    st.lists(st.text("ab c", min_size=1, max_size=4), min_size=1, max_size=25),
+    st.lists(st.text("ab cé☃\n▁<s>", max_size=25), max_size=4),
+)
 def test_ids_are_those_of_its_encoder(words, texts):
     """Any vocabulary, texts of many overlaps: also where spaces stand inside pieces, or a piece can never be reached."""
     pieces = pieces_of(words)
@@ -174,17 +213,29 @@ def test_begin_of_text_is_special_and_ends_texts(tmp_path):
     file, tokenizer, pieces = files(tmp_path)
     loaded = runs.load(convert(file, tmp_path / "run", tokenizer)).tokenizer
     assert loaded.end_of_text == 1 and loaded.vocab_size == len(pieces)
-    assert loaded.encode(b"the cat\xff <s>").tolist() == reference_encode(pieces, "the cat") + [0xFF + 3, *reference_encode(pieces, "<s>")]
+    assert loaded.encode(b"the cat\xff <s>").tolist() == reference_encode(pieces, "the cat") + [
+        0xFF + 3,
+        *reference_encode(pieces, "<s>"),
+    ]
     assert loaded.decode(loaded.encode("the  cat ☃".encode())) == "the  cat ☃".encode()
 
 
 # Bad input
 
-@pytest.mark.parametrize("change, said", [
-    (lambda raw: raw[:-1], r"has [\d,]+ bytes but its header \(dim 24, .*\) asks for [\d,]+: it is cut short"), (lambda raw: raw + b"0000", "cut short"),
-    (lambda raw: raw[:20], "has 20 bytes and the header alone takes 28"), (lambda raw: b"", "has 0 bytes"), (lambda raw: b"hello " * 99, "first numbers make no model"),
-    (lambda raw: struct.pack("<Ii", 0x616B3432, 1) + raw, "of version 1; .*--version 0"), (lambda raw: raw[:-4] + b"\0\0\xc0\x7f", "not finite"),
-    (lambda raw: struct.pack("<7i", *[2 ** 31 - 2] * 2, 1, 1, 1, 9, 9) + raw[28:], "cut short")])
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda raw: raw[:-1], r"has [\d,]+ bytes but its header \(dim 24, .*\) asks for [\d,]+: it is cut short"),
+        (lambda raw: raw + b"0000", "cut short"),
+        (lambda raw: raw[:20], "has 20 bytes and the header alone takes 28"),
+        (lambda raw: b"", "has 0 bytes"),
+        (lambda raw: b"hello " * 99, "first numbers make no model"),
+        (lambda raw: struct.pack("<Ii", 0x616B3432, 1) + raw, "of version 1; .*--version 0"),
+        (lambda raw: raw[:-4] + b"\0\0\xc0\x7f", "not finite"),
+        (lambda raw: struct.pack("<7i", *[2**31 - 2] * 2, 1, 1, 1, 9, 9) + raw[28:], "cut short"),
+    ],
+)
 def test_a_file_that_is_no_checkpoint(tmp_path, capsys, change, said):
     file, _, _ = files(tmp_path)
     file.write_bytes(change(file.read_bytes()))
@@ -193,10 +244,16 @@ def test_a_file_that_is_no_checkpoint(tmp_path, capsys, change, said):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("make, said", [
-    (lambda pieces: tokenizer_bytes(pieces)[:-1], "cut short"), (lambda pieces: tokenizer_bytes(pieces[:-1]), r"has \d+ pieces, the model \d+"),
-    (lambda pieces: tokenizer_bytes([pieces[0], *pieces[2:], ("x", 0.0)]), "must be the bytes"), (lambda pieces: tokenizer_bytes(pieces[:-1] + pieces[-2:-1]), "no piece come twice"),
-    (lambda pieces: b"\0" * 4 + struct.pack("<fi", 0, -1), "cut short")])
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda pieces: tokenizer_bytes(pieces)[:-1], "cut short"),
+        (lambda pieces: tokenizer_bytes(pieces[:-1]), r"has \d+ pieces, the model \d+"),
+        (lambda pieces: tokenizer_bytes([pieces[0], *pieces[2:], ("x", 0.0)]), "must be the bytes"),
+        (lambda pieces: tokenizer_bytes(pieces[:-1] + pieces[-2:-1]), "no piece come twice"),
+        (lambda pieces: b"\0" * 4 + struct.pack("<fi", 0, -1), "cut short"),
+    ],
+)
 def test_a_tokenizer_that_does_not_fit(tmp_path, make, said):
     file, tokenizer, pieces = files(tmp_path)
     tokenizer.write_bytes(make(pieces))
@@ -223,6 +280,7 @@ def test_what_is_missing_or_there_already(tmp_path):
 
 # The real files
 
+
 @pytest.fixture(scope="module")
 def stories260k(test_data):
     folder = test_data / "llama2c"
@@ -234,9 +292,19 @@ def stories260k(test_data):
 def test_real_logits_and_greedy_english(stories260k):
     file = stories260k / "stories260K.bin"
     config, tensors = llama2c.read_checkpoint(file)
-    assert (config.n_embd, config.n_hidden, config.n_layer, config.n_head, config.n_kv_head, config.vocab_size, config.block_size) == (64, 172, 5, 8, 4, 512, 512)
+    assert (
+        config.n_embd,
+        config.n_hidden,
+        config.n_layer,
+        config.n_head,
+        config.n_kv_head,
+        config.vocab_size,
+        config.block_size,
+    ) == (64, 172, 5, 8, 4, 512, 512)
     model = Model(config)
-    assert {name: view.shape for name, view in model.parameters.weight.items()} == {name: array.shape for name, array in tensors.items()}
+    assert {name: view.shape for name, view in model.parameters.weight.items()} == {
+        name: array.shape for name, array in tensors.items()
+    }
     for name, array in tensors.items():
         model.parameters.weight[name][...] = array
     words = library(llama2c.read_tokenizer(stories260k / "tok512.bin", 512))
@@ -246,7 +314,9 @@ def test_real_logits_and_greedy_english(stories260k):
     wanted = reference_logits(file.read_bytes(), ids[0])
     np.testing.assert_allclose(model.logits(ids)[0], wanted, atol=1e-4 * np.abs(wanted).max())
     assert wanted[:-1].argmax(1).tolist() == ids[0, 1:].tolist()
-    assert words.decode(ids[0].tolist()).startswith("Once upon a time, there was a little girl named Lily. She loved to play")
+    assert words.decode(ids[0].tolist()).startswith(
+        "Once upon a time, there was a little girl named Lily. She loved to play"
+    )
 
 
 def test_real_ids(stories260k, test_data, tmp_path):

@@ -1,4 +1,5 @@
 """From `--data` strings to batches: what is found, what is kept in the cache, which windows are visited, and every refusal."""
+
 import json
 import os
 import re
@@ -9,12 +10,13 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slm_np import paths
 from slm_np.data import corpus
 from slm_np.data.tokenizer import ByteTokenizer, CharTokenizer
-from slm_np.data.tokens import (EpochOrder, Tokens, check_ids, check_length, gather, permute, load_corpus, random_batch)
+from slm_np.data.tokens import EpochOrder, Tokens, check_ids, check_length, load_corpus, permute, random_batch
 from slm_np.errors import UserError
 
 quick = settings(max_examples=60, deadline=None)
@@ -32,8 +34,15 @@ def texts(tmp_path):
     folder = tmp_path / "texts"
     (folder / "deep" / "deeper").mkdir(parents=True)
     (folder / ".git").mkdir()
-    for name, data in {"a.txt": b"alpha\n", "b.md": b"beta", "deep/c.txt": b"gamma", "deep/deeper/d.txt": b"delta\xff\x00",
-                       ".hidden": b"no", ".git/config": b"no", "deep/empty.txt": b""}.items():
+    for name, data in {
+        "a.txt": b"alpha\n",
+        "b.md": b"beta",
+        "deep/c.txt": b"gamma",
+        "deep/deeper/d.txt": b"delta\xff\x00",
+        ".hidden": b"no",
+        ".git/config": b"no",
+        "deep/empty.txt": b"",
+    }.items():
         (folder / name).write_bytes(data)
         os.utime(folder / name, (LONG_AGO, LONG_AGO))
     return folder
@@ -55,9 +64,12 @@ def of(ids, split="train"):
 
 # ---- what a --data string names
 
+
 def test_a_file_a_list_and_a_folder(texts, cache):
     assert read(texts / "a.txt", cache) == b"alpha\n"
-    assert read(f"{texts / 'b.md'}, {texts / 'a.txt'}", cache) == b"betaalpha\n"  # in the order given, nothing in between
+    assert (
+        read(f"{texts / 'b.md'}, {texts / 'a.txt'}", cache) == b"betaalpha\n"
+    )  # in the order given, nothing in between
     assert read(texts, cache) == b"alpha\nbetagammadelta\xff\x00"  # sorted, recursively, without what is hidden
     assert read(f"{texts / 'b.md'},{texts}", cache) == b"betaalpha\ngammadelta\xff\x00"  # each once
 
@@ -103,23 +115,29 @@ def test_a_border_cuts_no_character(tmp_path, cache):
     assert corpus.find(str(tmp_path / "u"), "train", cache).border(3) == 3
 
 
-@pytest.mark.parametrize("data, sentence", [
-    ("{texts}/aa.txt", r"--data \S+aa.txt does not exist; did you mean \S+a.txt\?"),
-    ("{texts}/zzz", r"--data \S+zzz does not exist; \S+texts holds a.txt, b.md, deep$"),
-    ("{texts}/nope/a.txt", r"--data \S+a.txt does not exist, nor does the folder \S+nope; \S+texts holds a.txt"),
-    ("{texts}/*.tyt", r"--data \S+\*.tyt matches no file; did you mean \S+a.txt\?"),
-    ("{texts}/**/*.xyzzy", r"--data \S+\*.xyzzy matches no file; \S+texts holds a.txt"),
-    ("{texts}/a.txt,{texts}/b.mdd", r"--data \S+b.mdd does not exist; did you mean \S+b.md\?"),
-    ("{texts}/deep/empty.txt", r"--data \S+empty.txt is empty; give a file with text"),
-    ("{texts}/deep/emp*", r"--data \S+emp\* names only empty files; give some text"),
-    ("{texts}/void", r"--data \S+void is a folder without files"),
-    ("{texts}/a.txt/b", r"--data \S+ does not exist"),
-    ("", r"--data is '', which names nothing; give files, folders or globs separated by commas, or stories, dialogues, tinyshakespeare, tinystories"),
-    (" , ", r"--data is ' , ', which names nothing"),
-    ("storys", r"--data storys does not exist; did you mean .*\bstories\b.*\?"),
-    ("x" * 5000, r"--data x+ does not exist"),
-    ("bad\0name", r"--data bad\x00name does not exist"),
-])
+@pytest.mark.parametrize(
+    "data, sentence",
+    [
+        ("{texts}/aa.txt", r"--data \S+aa.txt does not exist; did you mean \S+a.txt\?"),
+        ("{texts}/zzz", r"--data \S+zzz does not exist; \S+texts holds a.txt, b.md, deep$"),
+        ("{texts}/nope/a.txt", r"--data \S+a.txt does not exist, nor does the folder \S+nope; \S+texts holds a.txt"),
+        ("{texts}/*.tyt", r"--data \S+\*.tyt matches no file; did you mean \S+a.txt\?"),
+        ("{texts}/**/*.xyzzy", r"--data \S+\*.xyzzy matches no file; \S+texts holds a.txt"),
+        ("{texts}/a.txt,{texts}/b.mdd", r"--data \S+b.mdd does not exist; did you mean \S+b.md\?"),
+        ("{texts}/deep/empty.txt", r"--data \S+empty.txt is empty; give a file with text"),
+        ("{texts}/deep/emp*", r"--data \S+emp\* names only empty files; give some text"),
+        ("{texts}/void", r"--data \S+void is a folder without files"),
+        ("{texts}/a.txt/b", r"--data \S+ does not exist"),
+        (
+            "",
+            r"--data is '', which names nothing; give files, folders or globs separated by commas, or stories, dialogues, tinyshakespeare, tinystories",
+        ),
+        (" , ", r"--data is ' , ', which names nothing"),
+        ("storys", r"--data storys does not exist; did you mean .*\bstories\b.*\?"),
+        ("x" * 5000, r"--data x+ does not exist"),
+        ("bad\0name", r"--data bad\x00name does not exist"),
+    ],
+)
 def test_what_leads_nowhere_is_named(texts, cache, data, sentence):
     (texts / "void").mkdir() if "void" in data else None
     with pytest.raises(UserError) as error:
@@ -146,6 +164,7 @@ def test_what_may_not_be_read_is_named(texts, cache, name, monkeypatch):
             if os.fspath(path) == str(texts / name):
                 raise PermissionError(13, "Permission denied", str(path))
             return real(path, *rest, **more)
+
         return call
 
     # Where tests run as root no permission bit refuses anything, so the refusal is played.
@@ -169,6 +188,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(texts, cache):
 
 
 # ---- its identity
+
 
 def test_the_hash_is_that_of_the_contents(tmp_path, cache):
     a, b, c = old_file(tmp_path / "a", b"one"), old_file(tmp_path / "b", b"two"), old_file(tmp_path / "c", b"onetwo")
@@ -213,22 +233,32 @@ def test_the_index_does_not_grow_without_bound(tmp_path, cache):
 
 # ---- the token store
 
+
 def test_bytes_are_split_at_the_last_tenth(tmp_path, cache):
     data = bytes(range(256)) * 5
     corpus_ = load_corpus(str(old_file(tmp_path / "a", data)), cache_dir=cache, progress=False)
     assert isinstance(corpus_.train.ids, np.memmap) and corpus_.train.ids.dtype == np.uint16
     with pytest.raises(ValueError):
         corpus_.train.ids[0] = 1
-    assert bytes(corpus_.train.ids.astype(np.uint8)) == data[:1152] and bytes(corpus_.validation.ids.astype(np.uint8)) == data[1152:]
+    assert (
+        bytes(corpus_.train.ids.astype(np.uint8)) == data[:1152]
+        and bytes(corpus_.validation.ids.astype(np.uint8)) == data[1152:]
+    )
     assert (len(corpus_.train), corpus_.train.n_bytes, corpus_.validation.n_bytes) == (1152, 1152, 128)
-    assert corpus_.vocab_size == 256 and corpus_.source == str(tmp_path / "a") and corpus_.validation.bits_per_byte_floor is None
+    assert (
+        corpus_.vocab_size == 256
+        and corpus_.source == str(tmp_path / "a")
+        and corpus_.validation.bits_per_byte_floor is None
+    )
     assert (corpus_.train.split, corpus_.validation.split) == ("train", "validation")
 
 
 def test_characters_are_split_between_characters(tmp_path, cache, monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK", 7)
     for text in ("ab漢🙂é" * 23, "漢" * 10, "🙂" * 3, "é" * 20 + "x"):
-        found = load_corpus(str(old_file(tmp_path / "a", text.encode())), tokenizer="char", cache_dir=cache, progress=False)
+        found = load_corpus(
+            str(old_file(tmp_path / "a", text.encode())), tokenizer="char", cache_dir=cache, progress=False
+        )
         parts = [found.tokenizer.decode(part.ids).decode() for part in (found.train, found.validation)]
         assert "".join(parts) == text and found.tokenizer.characters == "".join(sorted(set(text)))
         assert [len(part.encode()) for part in parts] == [found.train.n_bytes, found.validation.n_bytes]
@@ -260,12 +290,28 @@ def test_an_unknown_tokenizer_and_text_that_is_not_utf8(tmp_path, cache):
 
 
 def test_the_fingerprint_knows_contents_split_and_tokenizer(tmp_path, cache):
-    a, same, other = (old_file(tmp_path / name, data * 9) for name, data in (("a", b"abcabc"), ("same", b"abcabc"), ("other", b"abcabd")))
+    a, same, other = (
+        old_file(tmp_path / name, data * 9)
+        for name, data in (("a", b"abcabc"), ("same", b"abcabc"), ("other", b"abcabd"))
+    )
 
     def mark(*arguments):
         return load_corpus(*map(str, arguments), cache_dir=cache, progress=False).fingerprint
+
     assert mark(a) == mark(same)
-    assert len({mark(a), mark(other), mark(a, other), mark(a, "", "char"), mark(other, a), mark(a, "", "byte", "blank-line")}) == 6
+    assert (
+        len(
+            {
+                mark(a),
+                mark(other),
+                mark(a, other),
+                mark(a, "", "char"),
+                mark(other, a),
+                mark(a, "", "byte", "blank-line"),
+            }
+        )
+        == 6
+    )
 
 
 def stamps(folder):
@@ -277,19 +323,32 @@ def test_the_store_is_reused_and_mended(tmp_path, cache, tokenizer):
     file = old_file(tmp_path / "a", "So it goes, ça va. ".encode() * 50)
     first = load_corpus(str(file), tokenizer=tokenizer, cache_dir=cache, progress=False)
     folder = cache / "corpora" / first.fingerprint
-    assert sorted(path.name for path in folder.iterdir()) == ["meta.json", "tokenizer.json", "train.bin", "validation.bin"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "meta.json",
+        "tokenizer.json",
+        "train.bin",
+        "validation.bin",
+    ]
     expected, before = first.train.ids.tolist(), stamps(folder)
     again = load_corpus(str(file), tokenizer=tokenizer, cache_dir=cache, progress=False)
     assert stamps(folder) == before and again.train.ids.tolist() == expected and again.fingerprint == first.fingerprint
 
     def damage_meta(text):
         return lambda: (folder / "meta.json").write_text(text, encoding="utf-8")
+
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    wrong = [{**meta, **change} for change in (dict(dtype="float99"), dict(dtype="uint32"), dict(tokens=3), dict(vocab_size=7))]
-    for damage in (*(damage_meta(text) for text in ("{", "[]", *map(json.dumps, wrong))),
-                   lambda: (folder / "meta.json").unlink(), lambda: (folder / "validation.bin").unlink(),
-                   lambda: os.truncate(folder / "train.bin", 100), lambda: os.truncate(folder / "train.bin", 101),
-                   lambda: (folder / "tokenizer.json").write_text("", encoding="utf-8")):
+    wrong = [
+        {**meta, **change}
+        for change in (dict(dtype="float99"), dict(dtype="uint32"), dict(tokens=3), dict(vocab_size=7))
+    ]
+    for damage in (
+        *(damage_meta(text) for text in ("{", "[]", *map(json.dumps, wrong))),
+        lambda: (folder / "meta.json").unlink(),
+        lambda: (folder / "validation.bin").unlink(),
+        lambda: os.truncate(folder / "train.bin", 100),
+        lambda: os.truncate(folder / "train.bin", 101),
+        lambda: (folder / "tokenizer.json").write_text("", encoding="utf-8"),
+    ):
         damage()
         again = load_corpus(str(file), tokenizer=tokenizer, cache_dir=cache, progress=False)
         assert again.train.ids.tolist() == expected and again.tokenizer.to_json() == first.tokenizer.to_json()
@@ -298,8 +357,10 @@ def test_the_store_is_reused_and_mended(tmp_path, cache, tokenizer):
 
 def test_a_half_written_store_is_never_used(tmp_path, cache, monkeypatch):
     file = old_file(tmp_path / "a", b"0123456789" * 5)
+
     def interrupted(self, path):
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr(ByteTokenizer, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -330,6 +391,7 @@ def test_the_quicker_of_two_processes_wins(tmp_path):
 def test_a_full_disk_is_an_error_with_a_mend(tmp_path, cache, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device.*SLM_NP_CACHE"):
         load_corpus(str(old_file(tmp_path / "a", b"text" * 9)), cache_dir=cache, progress=False)
@@ -353,13 +415,14 @@ def test_memory_stays_small(tmp_path, cache):
 def test_progress_is_lines_in_a_log(capsys, monkeypatch):
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    assert list(corpus.shown([b"a" * 10 ** 6] * 4, 4 * 10 ** 6, "reading")) == [b"a" * 10 ** 6] * 4
+    assert list(corpus.shown([b"a" * 10**6] * 4, 4 * 10**6, "reading")) == [b"a" * 10**6] * 4
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "reading: 1 of 4 MB, 30 s left" and len(lines) == 2
     assert list(corpus.shown([b"a"], 1, "reading", False)) == [b"a"] and not capsys.readouterr().err
 
 
 # ---- the embedded corpus
+
 
 @pytest.fixture
 def stories(tmp_path, monkeypatch):
@@ -385,18 +448,28 @@ def test_stories_have_a_validation_part_and_a_floor(stories, cache):
     assert stories.calls == [(3000, 1), (500, 2)]
     assert found.train.n_bytes >= 3000 and 500 <= found.validation.n_bytes < 600
     assert found.tokenizer.decode(found.validation.ids).startswith(b"Tale 2000")
-    assert found.validation.bits_per_byte_floor == pytest.approx(4.0) and found.train.bits_per_byte_floor == pytest.approx(2.0)
+    assert found.validation.bits_per_byte_floor == pytest.approx(
+        4.0
+    ) and found.train.bits_per_byte_floor == pytest.approx(2.0)
     meta = json.loads((cache / "corpora" / found.fingerprint / "meta.json").read_text(encoding="utf-8"))
     assert meta["bits_per_byte_floor"] == dict(train=2.0, validation=4.0)
     again = load_corpus("stories", cache_dir=cache, progress=False)
-    assert len(stories.calls) == 2 and again.fingerprint == found.fingerprint and again.validation.bits_per_byte_floor == 4.0
+    assert (
+        len(stories.calls) == 2
+        and again.fingerprint == found.fingerprint
+        and again.validation.bits_per_byte_floor == 4.0
+    )
     assert load_corpus("stories", tokenizer="char", cache_dir=cache, progress=False).fingerprint != found.fingerprint
 
 
 def test_stories_mixed_with_files(stories, tmp_path, cache):
     file = str(old_file(tmp_path / "a.txt", b"Once. " * 100))
     found = load_corpus("stories", file, cache_dir=cache, progress=False)
-    assert found.validation.n_bytes == 600 and found.validation.bits_per_byte_floor is None and found.train.bits_per_byte_floor == 2.0
+    assert (
+        found.validation.n_bytes == 600
+        and found.validation.bits_per_byte_floor is None
+        and found.train.bits_per_byte_floor == 2.0
+    )
     found = load_corpus(file, "stories", cache_dir=cache, progress=False)
     assert found.train.n_bytes == 600 and found.validation.bits_per_byte_floor == 4.0
 
@@ -415,6 +488,7 @@ def test_a_new_writer_or_damage_rewrites_the_stories(stories, cache):
 
 # ---- token files
 
+
 def token_file(path, ids, dtype="<u2"):
     np.asarray(ids, dtype).tofile(path)
     os.utime(path, (LONG_AGO, LONG_AGO))
@@ -425,36 +499,58 @@ def test_a_bare_token_file(tmp_path, cache):
     ids = np.arange(1000) * 7 % 997
     found = load_corpus(token_file(tmp_path / "train.bin", ids), cache_dir=cache, progress=False)
     assert found.train.ids.tolist() == ids[:900].tolist() and found.validation.ids.tolist() == ids[900:].tolist()
-    assert found.tokenizer is None and found.vocab_size == 997 and found.train.n_bytes is None and isinstance(found.train.ids, np.memmap)
+    assert (
+        found.tokenizer is None
+        and found.vocab_size == 997
+        and found.train.n_bytes is None
+        and isinstance(found.train.ids, np.memmap)
+    )
     val = token_file(tmp_path / "val.bin", [5, 50256])
     both = load_corpus(str(tmp_path / "train.bin"), val, cache_dir=cache, progress=False)
     assert (len(both.train), both.validation.ids.tolist(), both.vocab_size) == (1000, [5, 50256], 50257)
-    assert both.fingerprint != found.fingerprint == load_corpus(str(tmp_path / "train.bin"), cache_dir=cache, progress=False).fingerprint
+    assert (
+        both.fingerprint
+        != found.fingerprint
+        == load_corpus(str(tmp_path / "train.bin"), cache_dir=cache, progress=False).fingerprint
+    )
 
 
 def test_what_meta_json_says_of_token_files(tmp_path, cache):
-    train, val = token_file(tmp_path / "train.bin", [1, 70000, 3], "<u4"), token_file(tmp_path / "val.bin", [4, 5], "<u4")
+    train, val = (
+        token_file(tmp_path / "train.bin", [1, 70000, 3], "<u4"),
+        token_file(tmp_path / "val.bin", [4, 5], "<u4"),
+    )
     meta = dict(dtype="uint32", bytes=dict(train=12, val=9), vocab_size=100000)
     (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     found = load_corpus(train, val, cache_dir=cache, progress=False)
-    assert found.train.ids.dtype == np.uint32 and found.train.ids.tolist() == [1, 70000, 3] and found.vocab_size == 100000
+    assert (
+        found.train.ids.dtype == np.uint32 and found.train.ids.tolist() == [1, 70000, 3] and found.vocab_size == 100000
+    )
     assert (found.train.n_bytes, found.validation.n_bytes) == (12, 9)
     (tmp_path / "meta.json").write_text(json.dumps(dict(dtype="uint32", bytes=12)), encoding="utf-8")
     assert load_corpus(train, val, cache_dir=cache, progress=False).train.n_bytes is None  # whose are they?
 
 
 def test_our_own_store_is_readable_as_token_files(tmp_path, cache):
-    found = load_corpus(str(old_file(tmp_path / "a", "naïve text ".encode() * 20)), tokenizer="char", cache_dir=cache, progress=False)
+    found = load_corpus(
+        str(old_file(tmp_path / "a", "naïve text ".encode() * 20)), tokenizer="char", cache_dir=cache, progress=False
+    )
     folder = cache / "corpora" / found.fingerprint
     bare = load_corpus(str(folder / "train.bin"), str(folder / "validation.bin"), cache_dir=cache, progress=False)
     assert bare.train.ids.tolist() == found.train.ids.tolist() and bare.vocab_size == found.vocab_size
     assert (bare.train.n_bytes, bare.validation.n_bytes) == (found.train.n_bytes, found.validation.n_bytes)
 
 
-@pytest.mark.parametrize("meta, sentence", [
-    ("{", "meta.json is not a JSON object"), ('{"dtype": "int64"}', "\"dtype\" 'int64'; token files are uint16 or uint32"),
-    ('{"bytes": -1}', '"bytes" -1; it must be a positive whole number'), ('{"vocab_size": "big"}', "\"vocab_size\" 'big'"),
-    ('{"dtype": "uint32"}', "train.bin has 6 bytes, which is no whole number of uint32 tokens")])
+@pytest.mark.parametrize(
+    "meta, sentence",
+    [
+        ("{", "meta.json is not a JSON object"),
+        ('{"dtype": "int64"}', "\"dtype\" 'int64'; token files are uint16 or uint32"),
+        ('{"bytes": -1}', '"bytes" -1; it must be a positive whole number'),
+        ('{"vocab_size": "big"}', "\"vocab_size\" 'big'"),
+        ('{"dtype": "uint32"}', "train.bin has 6 bytes, which is no whole number of uint32 tokens"),
+    ],
+)
 def test_a_wrong_meta_json_is_named(tmp_path, cache, meta, sentence):
     (tmp_path / "meta.json").write_text(meta, encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(sentence)):
@@ -485,14 +581,23 @@ def test_a_mask_without_a_count_is_counted(tmp_path, cache):
 def test_one_part_taken_whole(tmp_path, cache):
     ids = np.arange(90)
     token_file(tmp_path / "train.bin", ids)
-    for whole, name, wanted in (("validation", "train.bin", ids), ("validation", "val.bin", [1, 2]), ("validation", "validation.bin", [3]), ("train", "train.bin", ids)):
+    for whole, name, wanted in (
+        ("validation", "train.bin", ids),
+        ("validation", "val.bin", [1, 2]),
+        ("validation", "validation.bin", [3]),
+        ("train", "train.bin", ids),
+    ):
         token_file(tmp_path / name, wanted)
         for data in (str(tmp_path), str(tmp_path / name)):
             found = load_corpus(data, whole=whole, cache_dir=cache, progress=False)
             assert found.train.ids.tolist() == list(wanted) and len(found.validation) == 0
     text = old_file(tmp_path / "a.txt", b"one two " * 9)
     found = load_corpus(str(text), whole="validation", limit_bytes=11, cache_dir=cache, progress=False)
-    assert bytes(found.train.ids.astype(np.uint8)) == b"one two one" and len(found.validation) == 0 and found.train.n_bytes == 11
+    assert (
+        bytes(found.train.ids.astype(np.uint8)) == b"one two one"
+        and len(found.validation) == 0
+        and found.train.n_bytes == 11
+    )
     with pytest.raises(UserError, match="--data .*b.txt does not exist"):
         load_corpus(str(tmp_path / "b.txt"), whole="validation", cache_dir=cache, progress=False)
 
@@ -507,13 +612,16 @@ def test_wrong_token_files_are_named(tmp_path, cache):
     train, text = token_file(tmp_path / "train.bin", [1, 2, 3]), str(old_file(tmp_path / "a.txt", b"text"))
     (tmp_path / "odd.bin").write_bytes(b"abc")
     (tmp_path / "none.bin").write_bytes(b"")
-    for data, val, sentence in ((str(tmp_path / "odd.bin"), "", "--data .*odd.bin has 3 bytes, which is no whole number of uint16 tokens"),
-                                (train, str(tmp_path / "odd.bin"), "--val-data .*odd.bin has 3 bytes"),
-                                (str(tmp_path / "none.bin"), "", "none.bin is empty"),
-                                (str(tmp_path / "tran.bin"), "", "did you mean .*train.bin"),
-                                (train, text, "--val-data is .*a.txt, but a .bin token file stands alone"),
-                                (text, train, "--data is .*a.txt, but"),
-                                (f"{train},{text}", "", "stands alone"), (str(tmp_path / "*.bin"), "", "stands alone")):
+    for data, val, sentence in (
+        (str(tmp_path / "odd.bin"), "", "--data .*odd.bin has 3 bytes, which is no whole number of uint16 tokens"),
+        (train, str(tmp_path / "odd.bin"), "--val-data .*odd.bin has 3 bytes"),
+        (str(tmp_path / "none.bin"), "", "none.bin is empty"),
+        (str(tmp_path / "tran.bin"), "", "did you mean .*train.bin"),
+        (train, text, "--val-data is .*a.txt, but a .bin token file stands alone"),
+        (text, train, "--data is .*a.txt, but"),
+        (f"{train},{text}", "", "stands alone"),
+        (str(tmp_path / "*.bin"), "", "stands alone"),
+    ):
         with pytest.raises(UserError, match=sentence):
             load_corpus(data, val, cache_dir=cache, progress=False)
 
@@ -522,16 +630,24 @@ def test_ids_are_checked_against_the_vocabulary(monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK", 4)
     tokens = of([1, 2, 9, 3, 4, 11, 5, 11, 0], "validation")
     check_ids(tokens, 12)
-    with pytest.raises(UserError, match="the validation tokens hold the id 11 at position 5, but the vocabulary has 11.*--vocab-size 12"):
+    with pytest.raises(
+        UserError,
+        match="the validation tokens hold the id 11 at position 5, but the vocabulary has 11.*--vocab-size 12",
+    ):
         check_ids(tokens, 11)
     check_ids(of([]), 1)
 
 
 def test_too_short_a_split_is_refused_with_both_numbers():
     check_length(of(range(9)), 8)
-    with pytest.raises(UserError, match="train split has 8 tokens, but --block-size 8 needs 9; lower --block-size or give more text"):
+    with pytest.raises(
+        UserError, match="train split has 8 tokens, but --block-size 8 needs 9; lower --block-size or give more text"
+    ):
         check_length(of(range(8)), 8)
-    with pytest.raises(UserError, match="validation split has 0 tokens, but --block-size 1 needs 2; .* give a longer text with --val-data"):
+    with pytest.raises(
+        UserError,
+        match="validation split has 0 tokens, but --block-size 1 needs 2; .* give a longer text with --val-data",
+    ):
         check_length(of([], "validation"), 1)
     one = of([1])
     for use in (lambda: EpochOrder(one, 1, 0), lambda: random_batch(*windows(1, 1), one, 0, 0, 0)):
@@ -548,12 +664,20 @@ def test_a_text_of_one_byte_has_splits_that_are_too_short(tmp_path, cache):
 
 # ---- batches
 
+
 def windows(B, T):
     return np.full((B, T), -1, np.int32), np.full((B, T), -1, np.int32)
 
 
 @quick
-@given(st.integers(1, 20), st.integers(1, 9), st.integers(0, 30), st.integers(0, 2 ** 63 - 1), st.integers(0, 9), st.integers(0, 10 ** 12))
+@given(
+    st.integers(1, 20),
+    st.integers(1, 9),
+    st.integers(0, 30),
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 9),
+    st.integers(0, 10**12),
+)
 def test_a_random_batch_depends_on_seed_purpose_and_step_only(B, T, extra, seed, purpose, step):
     tokens = of(np.arange(T + 1 + extra) * 3)
     (x, y), (again_x, again_y) = windows(B, T), windows(B, T)
@@ -602,9 +726,9 @@ def test_batches_allocate_nothing_large(tmp_path):
 
 
 @quick
-@given(st.integers(1, 300), st.integers(0, 2 ** 63 - 1))
+@given(st.integers(1, 300), st.integers(0, 2**63 - 1))
 def test_permute_is_a_permutation(n, seed):
-    keys = np.random.default_rng(seed).integers(0, 2 ** 64, 6, np.uint64)
+    keys = np.random.default_rng(seed).integers(0, 2**64, 6, np.uint64)
     assert sorted(permute(np.arange(n), n, keys)) == list(range(n))
 
 
@@ -617,7 +741,7 @@ def test_permute_of_a_large_range_is_one_to_one_and_spread():
 
 
 @quick
-@given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 5), st.integers(1, 7), st.integers(0, 2 ** 40))
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 5), st.integers(1, 7), st.integers(0, 2**40))
 def test_an_epoch_visits_every_window_once(n, T, extra, B, seed):
     tokens = of(range(n * T + 1 + min(extra, T - 1)))
     order = EpochOrder(tokens, T, seed)
@@ -628,7 +752,7 @@ def test_an_epoch_visits_every_window_once(n, T, extra, B, seed):
         assert (y == x + 1).all() and (x == x[:, :1] + np.arange(T)).all() and (x[:, 0] % T == 0).all()
         seen += (x[:, 0] // T).tolist()
     for epoch in range(3):
-        assert sorted(seen[epoch * n:(epoch + 1) * n]) == list(range(n))
+        assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
 
 
 def test_epochs_are_shuffled_and_each_its_own_way():
@@ -644,6 +768,7 @@ def test_epochs_are_shuffled_and_each_its_own_way():
 
 
 # ---- the cache folder
+
 
 def test_the_cache_folder_of_each_platform(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "_writable", lambda folder: folder)

@@ -1,4 +1,5 @@
 """The main job: `python -m slm_np.train` without arguments, whole. It takes a minute and a half on two cores."""
+
 import re
 import subprocess
 import sys
@@ -9,9 +10,18 @@ import small
 def test_the_default_run_comes_near_the_floor_and_not_below(tmp_path):
     environment = small.environment()
     del environment["NUMBA_NUM_THREADS"]
-    done = subprocess.run([sys.executable, "-m", "slm_np.train"], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-m", "slm_np.train"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr
-    reached, floor = map(float, re.search(r"^validation ([\d.]+) bits/byte, floor ([\d.]+) bits/byte$", done.stdout, re.M).groups())
+    reached, floor = map(
+        float, re.search(r"^validation ([\d.]+) bits/byte, floor ([\d.]+) bits/byte$", done.stdout, re.M).groups()
+    )
     assert floor < reached <= 1.2 * floor, done.stdout
     assert "run: runs" in done.stdout and "python -m slm_np.generate --model" in done.stdout
     assert re.search(r"loss [\d.]+ +[\d.]+ bits/byte +[\d,]+ tokens/s.*ETA", done.stderr)

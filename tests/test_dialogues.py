@@ -1,4 +1,5 @@
 """The second embedded corpus: every answer is what the story says, found again here by reading it, and guessing does not get far."""
+
 import hashlib
 import itertools
 import json
@@ -16,7 +17,9 @@ GOLDEN = "1d4f927a5ab1b385472057ba1ee00a101d2a7eda24fe75706b79379fae51edba"
 
 # A question, where the story answers it, and the answer. X in the story is the word that X was in the question, and "a b" two words of
 # one of the story's phrases. This is written from the stories' English and knows nothing of the writer's roles.
-READING = [line.split(" => ") for line in r"""
+READING = [
+    line.split(" => ")
+    for line in r"""
 What was X like\? => ^X was (\w+ and \w+)\. => (He|She) was {}.
 Where did X live\? => ^X lived by the (a b)\. => By the {}.
 Who lived by the X\? => ^(\w+) lived by the \w+ X\. => {}.
@@ -77,7 +80,8 @@ Who made (a|the) fence\? => so (\w+) made a fence => {}.
 Whose seed was it\? => ^(\w+) .* put a seed => {}'s.
 (What|Which animal) sat on the seed\? => The (a b) sat on it => The {}.
 Where was the X\? => (?:(?:noise|seed) by|X\. \w+ found it by) the (a b)\b|noise by the (a b) and .* X\. => By the {}.
-""".strip().split("\n")]
+""".strip().split("\n")
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +91,10 @@ def some():
 
 def answer_in(story, question):
     """(the reading's number, the answer as a pattern) from the text alone."""
-    story, found = re.sub(r"^(One [a-z ]*day,) (\w+) ", r"\2 came. \1 he ", story), []  # so that all stories begin with the name
+    story, found = (
+        re.sub(r"^(One [a-z ]*day,) (\w+) ", r"\2 came. \1 he ", story),
+        [],
+    )  # so that all stories begin with the name
     for number, (asks, tells, answer) in enumerate(READING):
         match = re.fullmatch(re.sub(r"\b[XY]\b", lambda word: rf"(?P<{word[0]}>\w+)", asks), question)
         if match:
@@ -135,7 +142,12 @@ def test_all_kinds_are_asked_and_no_answer_is_a_good_guess(some):
         assert max(answers.values()) < 0.06 * count
         assert -sum(n / count * math.log2(n / count) for n in answers.values()) > 5
     assert {dialogue.facts["plot"] for dialogue in some} == set(dialogues.PLOTS)
-    heroes = sum(turn.answer == dialogue.facts["hero"] + "." for dialogue in some for turn in dialogue.turns if turn.kind == "who")
+    heroes = sum(
+        turn.answer == dialogue.facts["hero"] + "."
+        for dialogue in some
+        for turn in dialogue.turns
+        if turn.kind == "who"
+    )
     assert 0.4 < heroes / kinds["who"] < 0.7  # so that "the first name" is no way to answer
 
 
@@ -147,7 +159,9 @@ def test_a_whole_dialogue_fits_a_context_of_256_bytes(some):
 
 def test_the_story_is_clean_english_in_the_words_of_stories(some):
     vocabulary = set(re.findall("[a-z]+", "".join(text for text, _ in stories.write(MEGABYTE, 3)).lower()))
-    new = Counter(word for dialogue in some for word in re.findall("[a-z]+", dialogue.story.lower()) if word not in vocabulary)
+    new = Counter(
+        word for dialogue in some for word in re.findall("[a-z]+", dialogue.story.lower()) if word not in vocabulary
+    )
     assert len(new) < 15, new
     for dialogue in some:
         assert re.fullmatch(r"([A-Z][A-Za-z ,]+\.( |$))+", dialogue.story)
@@ -178,12 +192,14 @@ def test_write_gives_whole_rows_and_no_more_than_needed(n):
 
 
 def test_rows_are_written_as_they_are_asked_for():
-    endless = dialogues.write(10 ** 15, 7)
+    endless = dialogues.write(10**15, 7)
     assert list(itertools.islice(endless, 20)) == list(itertools.islice(dialogues.write(10_000, 7), 20))
 
 
 def test_held_out_stories_are_unseen():
     first, second = (list(dialogues.write(MEGABYTE, seed)) for seed in (1, 2))
     assert len(set(first)) == len(first) and not set(first) & set(second)
-    stories_of = [{json.loads(line)["messages"][0]["content"].rsplit(". ", 1)[0] for line in lines} for lines in (first, second)]
+    stories_of = [
+        {json.loads(line)["messages"][0]["content"].rsplit(". ", 1)[0] for line in lines} for lines in (first, second)
+    ]
     assert not stories_of[0] & stories_of[1]

@@ -1,4 +1,5 @@
 """Generation: stop strings, samples, whole characters, the end of a text, prompts."""
+
 import numpy as np
 import pytest
 
@@ -14,7 +15,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def model(vocab_size=256, **changes):
-    made = Model(ModelConfig(**{**dict(vocab_size=vocab_size, block_size=8, n_layer=2, n_head=2, n_embd=16, n_hidden=16), **changes}), seed=3)
+    made = Model(
+        ModelConfig(
+            **{**dict(vocab_size=vocab_size, block_size=8, n_layer=2, n_head=2, n_embd=16, n_hidden=16), **changes}
+        ),
+        seed=3,
+    )
     made.parameters.weights *= 20  # so that it has opinions
     return made
 
@@ -22,7 +28,21 @@ def model(vocab_size=256, **changes):
 def chain(follows, size=256, block_size=32):
     """A constructed model of bytes, or of `size` ids: after the byte a, `follows[a] = (b, p)` makes b the next with probability p; after all
     others every id is as likely. Attention and feed-forward add nothing, so only the last token matters."""
-    made = Model(ModelConfig(vocab_size=size, block_size=block_size, n_layer=1, n_head=1, head_dim=2, n_embd=size, n_hidden=1, norm="none", positions="none", head="linear"), seed=3)
+    made = Model(
+        ModelConfig(
+            vocab_size=size,
+            block_size=block_size,
+            n_layer=1,
+            n_head=1,
+            head_dim=2,
+            n_embd=size,
+            n_hidden=1,
+            norm="none",
+            positions="none",
+            head="linear",
+        ),
+        seed=3,
+    )
     weight = made.parameters.weight
     made.parameters.weights[:] = 0
     weight["embedding.weight"][:] = np.eye(size)
@@ -39,9 +59,23 @@ def word_chain(words, p=1 - 1e-6, **likelihoods):
 
 # Stop strings
 
-@pytest.mark.parametrize("stops, pieces, shown", [
-    (["END"], ["abc", "def"], "abcdef"), (["END"], ["abcENDdef", "x"], "abc"), (["END"], ["abE", "N", "D", "x"], "ab"), (["END"], ["abE", "N", "x"], "abENx"), (["END"], ["abEN"], "abEN"),
-    (["aab"], ["a", "a", "a", "b", "c"], "a"), (["b", "ab"], ["x", "a", "b"], "x"), (["yz", "bc"], ["abcyz"], "a"), (["xx"], ["x", "y", "x", "x"], "xy"), ([], ["a", "b"], "ab"), ([""], ["a"], "a")])
+
+@pytest.mark.parametrize(
+    "stops, pieces, shown",
+    [
+        (["END"], ["abc", "def"], "abcdef"),
+        (["END"], ["abcENDdef", "x"], "abc"),
+        (["END"], ["abE", "N", "D", "x"], "ab"),
+        (["END"], ["abE", "N", "x"], "abENx"),
+        (["END"], ["abEN"], "abEN"),
+        (["aab"], ["a", "a", "a", "b", "c"], "a"),
+        (["b", "ab"], ["x", "a", "b"], "x"),
+        (["yz", "bc"], ["abcyz"], "a"),
+        (["xx"], ["x", "y", "x", "x"], "xy"),
+        ([], ["a", "b"], "ab"),
+        ([""], ["a"], "a"),
+    ],
+)
 def test_stops(stops, pieces, shown):
     held = Stops(stops)
     parts = [held.push(piece) for piece in pieces] + [held.end()]
@@ -58,11 +92,12 @@ def test_any_split_of_a_text_shows_the_same():
     text, stops = "one two\n\nthree", ["\n\n", "two\n\nthree"]
     for size in range(1, len(text) + 1):
         held = Stops(stops)
-        parts = [held.push(text[at:at + size]) for at in range(0, len(text), size)] + [held.end()]
+        parts = [held.push(text[at : at + size]) for at in range(0, len(text), size)] + [held.end()]
         assert "".join(parts) == "one two", size  # the stop that is complete first
 
 
 # One text
+
 
 class Ending(ByteTokenizer):
     """Bytes, of which 0 ends a text."""
@@ -82,9 +117,18 @@ def test_a_text_is_whole_characters_and_ends_with_its_tokenizers_end():
 
 # Confidence: (letter, probability of the likeliest) per token
 
-@pytest.mark.parametrize("letters, chances, pieces", [
-    ("abcdef", "999999", ["a", "b", "c", "d", "e", "f", ""]), ("abcdef", "911999", ["a", "", "", "bcd", "e", "f", ""]), ("abcdef", "991119", ["a", "b", "", "", ""]),
-    ("abc", "111", ["", "", ""]), ("abcdef", "919191", ["a", "", "bc", "", "de", "", "f"]), ("ab", "11", ["", "", "ab"])])
+
+@pytest.mark.parametrize(
+    "letters, chances, pieces",
+    [
+        ("abcdef", "999999", ["a", "b", "c", "d", "e", "f", ""]),
+        ("abcdef", "911999", ["a", "", "", "bcd", "e", "f", ""]),
+        ("abcdef", "991119", ["a", "b", "", "", ""]),
+        ("abc", "111", ["", "", ""]),
+        ("abcdef", "919191", ["a", "", "bc", "", "de", "", "f"]),
+        ("ab", "11", ["", "", "ab"]),
+    ],
+)
 def test_uncertain_tokens_are_held_back(letters, chances, pieces):
     text, shown = Text(ByteTokenizer(), [], 0.15, 3), []
     for letter, chance in zip(letters, chances):
@@ -108,12 +152,18 @@ def test_patience_and_the_threshold_itself():
 def test_an_uncertain_tail_and_the_text_that_stops_held():
     text = Text(ByteTokenizer(), ["END"], 0.15, 2)
     shown = [text.push(ord(letter), 1.0, chance) for letter, chance in zip("abEN", (0.9, 0.9, 0.9, 0.1))]
-    assert shown == ["a", "b", "", ""] and text.push(ord("x"), 1.0, 0.1) == "E" and text.over  # certain, but until then it could have begun the stop string
+    assert (
+        shown == ["a", "b", "", ""] and text.push(ord("x"), 1.0, 0.1) == "E" and text.over
+    )  # certain, but until then it could have begun the stop string
     text = Text(ByteTokenizer(), ["END"], 0.15, 3)
     shown = [text.push(ord(letter), 1.0, chance) for letter, chance in zip("aEND", (0.9, 0.9, 0.1, 0.1))]
     assert shown == ["a", "", "", ""] and text.over
     text = Text(ByteTokenizer(), ["D"], 0.15, 3)
-    assert [text.push(ord(letter), 1.0, 0.1) for letter in "xyD"] == ["", "", "xy"] and text.over  # ended by the stop string: nothing is dropped
+    assert [text.push(ord(letter), 1.0, 0.1) for letter in "xyD"] == [
+        "",
+        "",
+        "xy",
+    ] and text.over  # ended by the stop string: nothing is dropped
     text = Text(Ending(), [], 0.15, 3)
     assert [text.push(id, 1.0, 0.1) for id in (65, 66, 0)] == ["", "", "AB"] and text.over
 
@@ -121,7 +171,13 @@ def test_an_uncertain_tail_and_the_text_that_stops_held():
 def test_an_uncertain_tail_takes_its_unfinished_character_along():
     a, b, c = "€".encode()
     text = Text(ByteTokenizer(), [], 0.15, 2)
-    assert [text.push(65, 1.0, 0.9), text.push(a, 1.0, 0.9), text.push(b, 1.0, 0.1), text.push(c, 1.0, 0.1), text.end()] == ["A", "", "", "", ""]
+    assert [
+        text.push(65, 1.0, 0.9),
+        text.push(a, 1.0, 0.9),
+        text.push(b, 1.0, 0.1),
+        text.push(c, 1.0, 0.1),
+        text.end(),
+    ] == ["A", "", "", "", ""]
     text = Text(ByteTokenizer(), [], 0.15, 3)
     assert [text.push(a, 1.0, 0.9), text.push(b, 1.0, 0.1), text.push(c, 1.0, 0.9)] == ["", "", "€"]
 
@@ -132,14 +188,24 @@ def test_style_dresses_whole_characters_with_their_least_probability():
     def style(piece, probability):
         dressed.append((piece, probability))
         return f"<{piece}>"
+
     text = Text(ByteTokenizer(), ["!!"], style=style)
-    shown = [text.push(byte, p, 0.9) for byte, p in zip("a€!b".encode(), (0.5, 0.4, 0.2, 0.3, 0.6, 0.7))] + [text.push(0x80, 0.1, 0.9), text.push(0xE2, 0.05, 0.9), text.end()]
+    shown = [text.push(byte, p, 0.9) for byte, p in zip("a€!b".encode(), (0.5, 0.4, 0.2, 0.3, 0.6, 0.7))] + [
+        text.push(0x80, 0.1, 0.9),
+        text.push(0xE2, 0.05, 0.9),
+        text.end(),
+    ]
     assert shown == ["<a>", "", "", "<€>", "", "<!><b>", "<\ufffd>", "", "<\ufffd>"]
     assert dressed == [("a", 0.5), ("€", 0.2), ("!", 0.6), ("b", 0.7), ("\ufffd", 0.1), ("\ufffd", 0.05)]
     text = Text(ByteTokenizer(), ["b!"], 0.15, 2, style)
     assert [text.push(ord(letter), 0.3, 0.9) for letter in "ab!"] == ["<a>", "", ""] and text.over
     text = Text(ByteTokenizer(), [], 0.15, 2, style)
-    assert [text.push(65, 0.3, 0.1), text.push(66, 0.3, 0.9), text.push(67, 0.3, 0.1), text.push(68, 0.3, 0.1)] == ["", "<A><B>", "", ""]
+    assert [text.push(65, 0.3, 0.1), text.push(66, 0.3, 0.9), text.push(67, 0.3, 0.1), text.push(68, 0.3, 0.1)] == [
+        "",
+        "<A><B>",
+        "",
+        "",
+    ]
 
 
 def test_half_a_character_at_the_end_is_a_replacement():
@@ -148,6 +214,7 @@ def test_half_a_character_at_the_end_is_a_replacement():
 
 
 # Models
+
 
 def pieces_of(model, tokenizer, prompt, n, sampling=SamplingConfig(), **options):
     return list(generate(model, tokenizer, prompt, n, sampling, **options))
@@ -168,7 +235,7 @@ def test_samples_end_one_by_one_and_generation_with_the_last():
     made = pieces_of(llm, words, "ab", 40, samples=3, stops=stops)
     assert len(made) < 40
     for text, parts in zip(whole, zip(*made)):
-        assert "".join(parts) == text[:min(text.index(stop) for stop in stops if stop in text)]
+        assert "".join(parts) == text[: min(text.index(stop) for stop in stops if stop in text)]
 
 
 @pytest.mark.parametrize("positions", ["none", "sinusoidal", "learned", "rotary"])
@@ -180,7 +247,7 @@ def test_any_number_of_tokens(positions):
     if positions in ("sinusoidal", "learned"):
         text = [*prompt, *ids]
         for at in range(len(prompt), len(text)):
-            last = np.array([text[at - 8:at]], np.int32)
+            last = np.array([text[at - 8 : at]], np.int32)
             assert llm.logits(last)[0, -1].argmax() == text[at]
 
 
@@ -202,22 +269,34 @@ def test_a_constructed_model_stops_where_it_knows_nothing():
     assert pieces_of(llm, ByteTokenizer(), ">", 50, CERTAIN)[:4] == [["t"], ["h"], [""], ["e "]]
     llm = chain(word_chain([">the cy."], h=0.14, e=0.14, **{" ": 0.14}))  # three
     assert pieces_of(llm, ByteTokenizer(), ">", 50, CERTAIN) == [["t"], ["h"], [""], [""], [""]]
-    assert text_of(llm, ByteTokenizer(), ">", 50, SamplingConfig(temp=0.0, min_confidence=0.15, confidence_patience=4)) == "the cy."
+    assert (
+        text_of(llm, ByteTokenizer(), ">", 50, SamplingConfig(temp=0.0, min_confidence=0.15, confidence_patience=4))
+        == "the cy."
+    )
     assert text_of(llm, ByteTokenizer(), ">", 4, CERTAIN) == "the "  # the length ended it, not the doubt
 
 
 def test_confidence_is_taken_before_temperature_penalty_and_truncation():
     llm = chain(word_chain([">the cy."], p=0.5))
-    for sampling in (SamplingConfig(temp=5.0, top_k=1, min_confidence=0.15), SamplingConfig(temp=0.0, repeat_penalty=1.0 + 1e-6, min_confidence=0.15), SamplingConfig(temp=1e-6, min_confidence=0.15)):
+    for sampling in (
+        SamplingConfig(temp=5.0, top_k=1, min_confidence=0.15),
+        SamplingConfig(temp=0.0, repeat_penalty=1.0 + 1e-6, min_confidence=0.15),
+        SamplingConfig(temp=1e-6, min_confidence=0.15),
+    ):
         assert text_of(llm, ByteTokenizer(), ">", 50, sampling) == "the cy."
-        assert text_of(llm, ByteTokenizer(), ">", 50, SamplingConfig(temp=sampling.temp, top_k=1, min_confidence=0.51)) == ""
+        assert (
+            text_of(llm, ByteTokenizer(), ">", 50, SamplingConfig(temp=sampling.temp, top_k=1, min_confidence=0.51))
+            == ""
+        )
 
 
 def test_confident_texts_in_a_batch_end_one_by_one():
     llm = chain({"a": ("b", 0.6), "b": ("a", 0.6)})  # anything but a and b leads into doubt
     sampling = SamplingConfig(temp=1.0, top_k=0, top_p=1.0, min_p=0.0, min_confidence=0.15)
     together = ["".join(parts) for parts in zip(*pieces_of(llm, ByteTokenizer(), "a", 60, sampling, samples=5))]
-    alone = ["".join(piece for piece, in pieces_of(llm, ByteTokenizer(), "a", 60, sampling, stream=i)) for i in range(5)]
+    alone = [
+        "".join(piece for (piece,) in pieces_of(llm, ByteTokenizer(), "a", 60, sampling, stream=i)) for i in range(5)
+    ]
     assert together == alone and len({len(text) for text in together}) > 1
 
 
@@ -236,7 +315,17 @@ def test_end_of_text_ends_generation():
 def test_colours_follow_the_chosen_tokens_probability():
     llm = chain(word_chain([">the cy."], h=0.3))
     seen = {}
-    "".join(piece for piece, in pieces_of(llm, ByteTokenizer(), ">", 7, SamplingConfig(temp=0.0), style=lambda text, p: seen.setdefault(text, round(float(p), 3)) and ""))
+    "".join(
+        piece
+        for (piece,) in pieces_of(
+            llm,
+            ByteTokenizer(),
+            ">",
+            7,
+            SamplingConfig(temp=0.0),
+            style=lambda text, p: seen.setdefault(text, round(float(p), 3)) and "",
+        )
+    )
     assert seen == {"t": 1.0, "h": 1.0, "e": 0.3, " ": 1.0, "c": 1.0, "y": 1.0, ".": 1.0}
 
 
@@ -250,9 +339,14 @@ def test_a_prompt_begins_after_the_end_of_another_text():
 
 def test_a_prompt_longer_than_the_context():
     llm = model()  # of 8 tokens
-    assert cut(llm, np.zeros(8)) == "" and cut(llm, np.zeros(1200)) == "the prompt has 1,200 tokens and the context 8; its last 8 tokens are kept"
+    assert (
+        cut(llm, np.zeros(8)) == ""
+        and cut(llm, np.zeros(1200)) == "the prompt has 1,200 tokens and the context 8; its last 8 tokens are kept"
+    )
     long = "abcdefghijklmnop"
-    assert text_of(llm, ByteTokenizer(), long, 8, SamplingConfig()) == text_of(llm, ByteTokenizer(), long[-8:], 8, SamplingConfig())
+    assert text_of(llm, ByteTokenizer(), long, 8, SamplingConfig()) == text_of(
+        llm, ByteTokenizer(), long[-8:], 8, SamplingConfig()
+    )
 
 
 def test_a_prompt_may_be_ids():
@@ -275,9 +369,12 @@ def test_prompts_that_cannot_be_read_are_refused_at_once():
         generate(model(3), CharTokenizer("abc"), "az", 5, SamplingConfig())
     with pytest.raises(UserError, match="without a tokenizer"):
         generate(model(), None, "a", 5, SamplingConfig())
-    assert encode_prompt(ByteTokenizer(), b"a\xff".decode("utf-8", "surrogateescape")).tolist() == [97, 255]  # bytes that are no text
+    assert encode_prompt(ByteTokenizer(), b"a\xff".decode("utf-8", "surrogateescape")).tolist() == [
+        97,
+        255,
+    ]  # bytes that are no text
 
 
 def test_too_many_texts_for_the_memory():
     with pytest.raises(UserError, match="ask for fewer"):
-        generate(model(), ByteTokenizer(), "a", 5, SamplingConfig(), samples=10 ** 12)
+        generate(model(), ByteTokenizer(), "a", 5, SamplingConfig(), samples=10**12)

@@ -1,4 +1,5 @@
 """The GPU's attention against the float64 oracle: every type, with and without tensor cores, dropout, wide heads, orders of threads, decoding."""
+
 import itertools
 import math
 
@@ -45,25 +46,42 @@ def kept(count, share, key):
             x ^= x >> np.uint32(shift)
             x = x + key if factor is None else x * np.uint32(factor)
         x ^= x >> np.uint32(16)
-    return x >= np.uint32(int(share * 2 ** 32))
+    return x >= np.uint32(int(share * 2**32))
 
 
 def in_numpy(qkv, dout, heads, kv_heads, steps, dropout=0.0, key=0, rounding=lambda x: x):
     """(out, lse, dqkv) in the type of the inputs, every operand of a product and every result rounded by `rounding`."""
     batch, width, group = len(qkv) // steps, dout.shape[1] // heads, heads // kv_heads
-    q, k, v = (x.swapaxes(1, 2) for x in (part.reshape(batch, steps, -1, width) for part in np.split(qkv, [heads * width, (heads + kv_heads) * width], axis=1)))
+    q, k, v = (
+        x.swapaxes(1, 2)
+        for x in (
+            part.reshape(batch, steps, -1, width)
+            for part in np.split(qkv, [heads * width, (heads + kv_heads) * width], axis=1)
+        )
+    )
     k, v, d = np.repeat(k, group, 1), np.repeat(v, group, 1), dout.reshape(batch, steps, heads, width).swapaxes(1, 2)
     scale = qkv.dtype.type(1 / math.sqrt(width))
     scores = np.where(np.tril(np.ones((steps, steps), bool)), q @ k.swapaxes(2, 3) * scale, qkv.dtype.type(-np.inf))
     largest = scores.max(-1, keepdims=True)
     lse = largest + np.log(np.exp(scores - largest).sum(-1, keepdims=True))
     p = np.exp(scores - lse)
-    mask = (kept(p.size, dropout, key).reshape(p.shape) / (1 - dropout)).astype(qkv.dtype) if dropout else qkv.dtype.type(1)
+    mask = (
+        (kept(p.size, dropout, key).reshape(p.shape) / (1 - dropout)).astype(qkv.dtype)
+        if dropout
+        else qkv.dtype.type(1)
+    )
     dp = d @ v.swapaxes(2, 3) * mask
     ds, dropped = rounding(p * (dp - (p * dp).sum(-1, keepdims=True))), rounding(p * mask)
-    summed = [x.reshape(batch, kv_heads, group, steps, width).sum(2) for x in (ds.swapaxes(2, 3) @ q * scale, dropped.swapaxes(2, 3) @ d)]
+    summed = [
+        x.reshape(batch, kv_heads, group, steps, width).sum(2)
+        for x in (ds.swapaxes(2, 3) @ q * scale, dropped.swapaxes(2, 3) @ d)
+    ]
     dqkv = np.concatenate([ds @ k * scale, *summed], axis=1)
-    return rounding(dropped @ v).swapaxes(1, 2).reshape(dout.shape), lse.reshape(-1, steps), rounding(dqkv.swapaxes(1, 2).reshape(qkv.shape))
+    return (
+        rounding(dropped @ v).swapaxes(1, 2).reshape(dout.shape),
+        lse.reshape(-1, steps),
+        rounding(dqkv.swapaxes(1, 2).reshape(qkv.shape)),
+    )
 
 
 def oracle(qkv, dout, heads, kv_heads, steps):
@@ -82,8 +100,14 @@ def attended(cupy, qkv, dout, heads, kv_heads, steps, dropout=0.0, key=0):
         x = cupy.empty(shape, dtype)
         x.view(np.uint8).fill(0xFF)
         return x
+
     scratch = empty(attention.attention_scratch(steps, dout.shape[1] // heads, tasks), number)
-    out, lse, dqkv, dout = empty(dout.shape, qkv.dtype), empty((tasks, steps), number), cupy.asarray(qkv), cupy.asarray(dout)
+    out, lse, dqkv, dout = (
+        empty(dout.shape, qkv.dtype),
+        empty((tasks, steps), number),
+        cupy.asarray(qkv),
+        cupy.asarray(dout),
+    )
     attention.attention_forward(out, lse, scratch, dqkv, heads, kv_heads, steps, dropout, key)
     scratch.view(np.uint8).fill(0xFF)
     attention.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key)
@@ -91,15 +115,25 @@ def attended(cupy, qkv, dout, heads, kv_heads, steps, dropout=0.0, key=0):
 
 
 def inputs(batch, steps, heads, kv_heads, width, dtype=SINGLE):
-    return stored(normal(batch * steps, (heads + 2 * kv_heads) * width), dtype), stored(normal(batch * steps, heads * width, seed=1), dtype)
+    return stored(normal(batch * steps, (heads + 2 * kv_heads) * width), dtype), stored(
+        normal(batch * steps, heads * width, seed=1), dtype
+    )
 
 
 def size(x):
-    return np.sqrt((x ** 2).mean())
+    return np.sqrt((x**2).mean())
 
 
 # (texts, steps, heads, key-value heads, width): no multiples, several blocks of rows, several tiles, groups, heads of several chunks
-SIZES = [(1, 1, 1, 1, 5), (2, 7, 4, 2, 3), (1, 65, 3, 1, 4), (2, 70, 2, 1, 7), (1, 130, 2, 2, 8), (1, 64, 1, 1, 32), (1, 35, 2, 1, 130)]
+SIZES = [
+    (1, 1, 1, 1, 5),
+    (2, 7, 4, 2, 3),
+    (1, 65, 3, 1, 4),
+    (2, 70, 2, 1, 7),
+    (1, 130, 2, 2, 8),
+    (1, 64, 1, 1, 32),
+    (1, 35, 2, 1, 130),
+]
 
 
 def named(*choices):
@@ -122,16 +156,28 @@ def test_float32_is_as_good_as_numpy(cupy, sizes):  # noqa: F811
     qkv, dout = inputs(*sizes[:5])
     qkv *= SINGLE.type(sizes[5])
     heads, kv_heads, steps = sizes[2], sizes[3], sizes[1]
-    found, plain, exact = (f(qkv, dout, heads, kv_heads, steps) for f in (lambda *a: attended(cupy, *a), in_numpy, oracle))
+    found, plain, exact = (
+        f(qkv, dout, heads, kv_heads, steps) for f in (lambda *a: attended(cupy, *a), in_numpy, oracle)
+    )
     for a, b, x in zip((found[0], found[2]), (plain[0], plain[2]), exact):
         assert np.abs(a - x).max() <= max(3 * np.abs(b - x).max(), 4 * np.finfo(np.float32).eps * np.abs(x).max())
 
 
-SHORT = [(1, 1, 1, 1, 5, 0.0), (2, 70, 2, 1, 33, 0.3), (1, 150, 2, 2, 64, 0.0), (1, 40, 1, 1, 96, 0.2), (1, 35, 2, 1, 144, 0.0)]
+SHORT = [
+    (1, 1, 1, 1, 5, 0.0),
+    (2, 70, 2, 1, 33, 0.3),
+    (1, 150, 2, 2, 64, 0.0),
+    (1, 40, 1, 1, 96, 0.2),
+    (1, 35, 2, 1, 144, 0.0),
+]
 
 
 @named(*SHORT)
-@pytest.mark.parametrize("dtype, cores", [(BF16, True), (BF16, False), (HALF, True)], ids=["bfloat16", "bfloat16 without tensor cores", "half"])
+@pytest.mark.parametrize(
+    "dtype, cores",
+    [(BF16, True), (BF16, False), (HALF, True)],
+    ids=["bfloat16", "bfloat16 without tensor cores", "half"],
+)
 def test_short_types_round_operands_alone(cupy, sizes, dtype, cores):  # noqa: F811
     batch, steps, heads, kv_heads, width, dropout = sizes
     qkv, dout = inputs(*sizes[:5], dtype)
@@ -150,7 +196,7 @@ def test_short_types_round_operands_alone(cupy, sizes, dtype, cores):  # noqa: F
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 def test_dropout_is_a_mask_on_probabilities(cupy, dtype):  # noqa: F811
     qkv, dout = inputs(2, 40, 4, 2, 6, dtype)
-    given = 4, 2, 40, 0.3, 2 ** 31 - 5
+    given = 4, 2, 40, 0.3, 2**31 - 5
     for found, exact in zip(attended(cupy, qkv, dout, *given), in_numpy(numbers(qkv), numbers(dout), *given)):
         np.testing.assert_allclose(found, exact, rtol=0, atol=30 * np.finfo(dtype).eps * np.abs(exact).max())
 
@@ -182,15 +228,17 @@ def test_neither_the_future_nor_another_text_is_seen(cupy, dtype):  # noqa: F811
     steps, changed = 70, 33
     before, dout = inputs(3, steps, 2, 1, 8, dtype)
     after = before.copy()
-    after[steps + changed:2 * steps] = stored(normal(steps - changed, before.shape[1], seed=2), dtype)
+    after[steps + changed : 2 * steps] = stored(normal(steps - changed, before.shape[1], seed=2), dtype)
     a, b = (attended(cupy, x, dout, 2, 1, steps, 0.2, 3) for x in (before, after))
     same = np.ones(3 * steps, bool)
-    same[steps + changed:2 * steps] = False
+    same[steps + changed : 2 * steps] = False
     np.testing.assert_array_equal(a[0][same], b[0][same])
     assert (a[0][~same] != b[0][~same]).any(1).mean() > 0.9
     assert (a[1] == b[1]).reshape(3, 2, steps).all(1).reshape(-1)[same].all()
-    np.testing.assert_array_equal(a[2][same, :16], b[2][same, :16])  # the queries' gradient looks back alone, keys' and values' ahead
-    np.testing.assert_array_equal(a[2][2 * steps:], b[2][2 * steps:])
+    np.testing.assert_array_equal(
+        a[2][same, :16], b[2][same, :16]
+    )  # the queries' gradient looks back alone, keys' and values' ahead
+    np.testing.assert_array_equal(a[2][2 * steps :], b[2][2 * steps :])
 
 
 @pytest.mark.parametrize("place", [0, 3, 7])
@@ -218,10 +266,20 @@ def test_decoding_equals_the_last_row_over_the_newest_keys(cupy, dtype, cached, 
     out, place = cupy.empty((batch, heads * width), dtype), cupy.zeros(1, np.int32)
     for t in range(10, total):
         place.fill(t)
-        attention.attention_step(out, keys, values, cupy.asarray(qkv.reshape(batch, total, -1)[:, t].copy()), heads, kv_heads, place if t % 2 else t)
+        attention.attention_step(
+            out,
+            keys,
+            values,
+            cupy.asarray(qkv.reshape(batch, total, -1)[:, t].copy()),
+            heads,
+            kv_heads,
+            place if t % 2 else t,
+        )
         seen = slice(max(0, t + 1 - slots), t + 1)
-        exact = ref.attention(np.pad(q[:, t:t + 1], ((0, 0), (t - seen.start, 0), (0, 0), (0, 0))), k[:, seen], v[:, seen])[:, -1].reshape(batch, -1)
-        accuracy = {SINGLE: 2e-6, BF16: 2.0 ** -8, HALF: 2.0 ** -11}[dtype]
+        exact = ref.attention(
+            np.pad(q[:, t : t + 1], ((0, 0), (t - seen.start, 0), (0, 0), (0, 0))), k[:, seen], v[:, seen]
+        )[:, -1].reshape(batch, -1)
+        accuracy = {SINGLE: 2e-6, BF16: 2.0**-8, HALF: 2.0**-11}[dtype]
         np.testing.assert_allclose(numbers(cupy.asnumpy(out)), exact, rtol=accuracy, atol=accuracy * 0.1)
         np.testing.assert_array_equal(numbers(cupy.asnumpy(keys))[:, :, t % slots], k[:, t])
         np.testing.assert_array_equal(numbers(cupy.asnumpy(values))[:, :, t % slots], v[:, t])
@@ -230,7 +288,13 @@ def test_decoding_equals_the_last_row_over_the_newest_keys(cupy, dtype, cached, 
 def test_every_kernel_fits_a_block():
     """Shared memory that each GPU since Turing has, and a plan for every width and type."""
     for (choices, arrays), width, itemsize, steps in itertools.product(
-            ((attention.FORWARD, 1), (attention.BACKWARD_QUERIES, 2), (attention.BACKWARD_KEYS, 2)), (1, 16, 63, 64, 80, 128, 129, 256, 512, 1000), (2, 4, 8), (1, 64, 1024)):
+        ((attention.FORWARD, 1), (attention.BACKWARD_QUERIES, 2), (attention.BACKWARD_KEYS, 2)),
+        (1, 16, 63, 64, 80, 128, 129, 256, 512, 1000),
+        (2, 4, 8),
+        (1, 64, 1024),
+    ):
         named, shared = attention.constants(choices, width, itemsize, steps, arrays, 1)
-        assert shared <= attention.MOST_SHARED and named["CHUNK"] * named["CHUNKS"] >= width > named["CHUNK"] * (named["CHUNKS"] - 1)
+        assert shared <= attention.MOST_SHARED and named["CHUNK"] * named["CHUNKS"] >= width > named["CHUNK"] * (
+            named["CHUNKS"] - 1
+        )
         assert named["TALL"] >= 1 and (itemsize > 2 or named["COLUMNS"] % 16 == 0) and named["CHUNK"] % 16 == 0

@@ -1,4 +1,5 @@
 """Commands on a GPU: what is missing is said in one sentence, memory is asked for before it is taken, runs move between devices, text is written."""
+
 import dataclasses
 import gc
 import importlib
@@ -51,6 +52,7 @@ def sentence(capsys, *words):
 
 # What is missing
 
+
 class CUDARuntimeError(RuntimeError):
     def __init__(self, status):
         self.status = status
@@ -60,18 +62,27 @@ class CUDARuntimeError(RuntimeError):
 def fails(error):
     def function(*arguments):
         raise error
+
     return function
 
 
 def stub(**runtime):
     """A CuPy of which nothing is there but what is asked first."""
     module = ModuleType("cupy")
-    module.cuda = SimpleNamespace(runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError, driverGetVersion=lambda: 0, runtimeGetVersion=lambda: 12090, **runtime))
+    module.cuda = SimpleNamespace(
+        runtime=SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError, driverGetVersion=lambda: 0, runtimeGetVersion=lambda: 12090, **runtime
+        )
+    )
     return module
 
 
-MISSING = {"CuPy": (lambda: None, "CuPy, which GPUs need, is not installed"), "driver": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(35))), "driver, which GPUs need, is missing"),
-           "device": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(100))), "finds no GPU"), "devices": (lambda: stub(getDeviceCount=lambda: 0), "finds no GPU")}
+MISSING = {
+    "CuPy": (lambda: None, "CuPy, which GPUs need, is not installed"),
+    "driver": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(35))), "driver, which GPUs need, is missing"),
+    "device": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(100))), "finds no GPU"),
+    "devices": (lambda: stub(getDeviceCount=lambda: 0), "finds no GPU"),
+}
 
 
 @pytest.mark.parametrize("what", MISSING)
@@ -92,8 +103,13 @@ def test_other_commands_without_a_gpu(data, capsys, monkeypatch, what):
     small.trainer(data, "run")
     monkeypatch.setitem(sys.modules, "cupy", made())
     before = small.tree(data.parent)
-    for words in (("generate", "--model", "run"), ("evaluate", "--model", "run"), ("chat", "--model", "run"), ("finetune", "--base", "run", "--data", data, "--out-dir", "tuned"),
-                  ("train", "--resume", "run")):
+    for words in (
+        ("generate", "--model", "run"),
+        ("evaluate", "--model", "run"),
+        ("chat", "--model", "run"),
+        ("finetune", "--base", "run", "--data", data, "--out-dir", "tuned"),
+        ("train", "--resume", "run"),
+    ):
         assert said in sentence(capsys, *words, "--device", "cuda")
     assert small.tree(data.parent) == before
 
@@ -101,14 +117,21 @@ def test_other_commands_without_a_gpu(data, capsys, monkeypatch, what):
 def test_devices_and_precisions_are_named(data, capsys):
     assert "--device 'gpu' is unknown" in sentence(capsys, "train", *small.flags(data, device="gpu"))
     assert "invalid choice: 'gpu'" in sentence(capsys, "generate", "--device", "gpu")
-    assert "--dtype fp16 is for GPUs" in str(pytest.raises(UserError, precision.resolved, small.config(data, dtype="fp16")).value)
+    assert "--dtype fp16 is for GPUs" in str(
+        pytest.raises(UserError, precision.resolved, small.config(data, dtype="fp16")).value
+    )
 
 
 # What a GPU can do
 
+
 def capability(monkeypatch, cupy, *version):
     properties = cupy.cuda.runtime.getDeviceProperties
-    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceProperties", lambda number: properties(number) | dict(major=version[0], minor=version[1]))
+    monkeypatch.setattr(
+        cupy.cuda.runtime,
+        "getDeviceProperties",
+        lambda number: properties(number) | dict(major=version[0], minor=version[1]),
+    )
 
 
 @emulated
@@ -121,7 +144,11 @@ def test_auto_takes_the_shorter_type_that_the_gpu_multiplies(cupy, data, monkeyp
             assert precision.resolved(small.config(data, device="cuda", dtype=asked)).train.dtype == asked
     with pytest.raises(UserError, match="--dtype bf16 .* choose fp16"):
         precision.resolved(small.config(data, device="cuda", dtype="bf16"))
-    assert [precision.operand(small.config(data, device="cuda", dtype=name)) for name in ("fp32", "bf16", "fp16")] == [None, np.uint16, np.float16]
+    assert [precision.operand(small.config(data, device="cuda", dtype=name)) for name in ("fp32", "bf16", "fp16")] == [
+        None,
+        np.uint16,
+        np.float16,
+    ]
 
 
 @emulated
@@ -129,13 +156,18 @@ def test_memory_is_asked_for_before_it_is_taken(cupy, data, capsys, monkeypatch)
     parts = launch.memory_plan(small.config(data, device="cuda", dtype="bf16"))
     rounded = launch.memory_plan(small.config(data, device="cuda", dtype="fp16"))
     plain = launch.memory_plan(small.config(data, device="cuda", dtype="fp32"))
-    assert parts == rounded and plain["weights"] < parts["weights"] < 1.5 * plain["weights"] + 1 and parts["moments"] == 2 * plain["weights"]
+    assert (
+        parts == rounded
+        and plain["weights"] < parts["weights"] < 1.5 * plain["weights"] + 1
+        and parts["moments"] == 2 * plain["weights"]
+    )
     monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (4096, 1 << 34))
     assert "GiB of the GPU's memory" in sentence(capsys, "train", *small.flags(data, device="cuda", out_dir="run"))
     assert small.tree(data.parent) == ["text.txt"]
 
 
 # Checkpoints know no device
+
 
 def models(gpu, **settings):
     """The same weights on both devices."""
@@ -161,6 +193,7 @@ def test_what_a_run_may_change_as_it_moves(data, monkeypatch):
         monkeypatch.setattr(checkpoint, "read_config", lambda directory: small.config(data, **began))
         train = resumed("run", None, {}, given).train
         return train.device, train.dtype
+
     assert going_on(dict(device="cuda", dtype="bf16"), device="cpu") == ("cpu", "bf16")
     assert going_on(dict(device="cuda", dtype="fp16"), device="cpu") == ("cpu", "auto")
     assert going_on(dict(device="cuda", dtype="fp16"), device="cpu", dtype="fp32") == ("cpu", "fp32")
@@ -187,7 +220,9 @@ def test_a_run_goes_on_on_another_device(cupy, data, capsys, began, goes_on):
     assert "from step 4" in capsys.readouterr().err
     whole, moved = losses("whole"), losses("moved")
     assert len(whole) == len(moved) == 8 and checkpoint.read_config("moved").train.device == goes_on
-    np.testing.assert_allclose(moved[:4], whole[:4], rtol=1e-5)  # later ones depend on when the rate falls, which --max-iters says
+    np.testing.assert_allclose(
+        moved[:4], whole[:4], rtol=1e-5
+    )  # later ones depend on when the rate falls, which --max-iters says
     assert all(np.isfinite(moved))
     weights = checkpoint.load_best("moved")[0]
     assert all(type(weight) is np.ndarray for weight in weights.values())
@@ -198,12 +233,37 @@ def test_a_run_is_read_evaluated_continued_and_finetuned_on_either_device(cupy, 
     small.trainer(data, "run", device="cuda", dtype="fp32").train()
     found = []
     for device in ("cpu", "cuda"):
-        assert small.status("evaluate", "--model", "run", "--data", data, "--limit-bytes", 500, "--json", "--device", device) == 0
+        assert (
+            small.status(
+                "evaluate", "--model", "run", "--data", data, "--limit-bytes", 500, "--json", "--device", device
+            )
+            == 0
+        )
         fields = json.loads(capsys.readouterr().out)
-        assert small.status("generate", "--model", "run", "--prompt", "the cat", "--temp", 0, "-n", 30, "--device", device) == 0
+        assert (
+            small.status("generate", "--model", "run", "--prompt", "the cat", "--temp", 0, "-n", 30, "--device", device)
+            == 0
+        )
         found.append((fields["nats_per_token"], capsys.readouterr().out))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5) and found[0][1] == found[1][1]
-    assert small.status("finetune", "--base", "run", "--data", small.text_file(data.parent, "other.txt", seed=1), "--out-dir", "tuned", "--max-iters", 2, "--device", "cuda", "--dtype", "fp32") == 0
+    assert (
+        small.status(
+            "finetune",
+            "--base",
+            "run",
+            "--data",
+            small.text_file(data.parent, "other.txt", seed=1),
+            "--out-dir",
+            "tuned",
+            "--max-iters",
+            2,
+            "--device",
+            "cuda",
+            "--dtype",
+            "fp32",
+        )
+        == 0
+    )
     config = checkpoint.read_config("tuned")
     assert config.train.device == "cuda" and runs.load("tuned").model.arrays is np
 
@@ -211,10 +271,22 @@ def test_a_run_is_read_evaluated_continued_and_finetuned_on_either_device(cupy, 
 @needs_kernels
 def test_pieces_that_a_base_lacks_start_as_the_mean_of_the_others(gpu):
     from slm_np.finetune import Base
+
     draw = np.random.default_rng(0)
-    known = {"embedding.weight": draw.standard_normal((5, 3), np.float32), "recurrence.output.weight": draw.standard_normal((4, 5), np.float32), "norm.weight": np.ones(3, np.float32)}
+    known = {
+        "embedding.weight": draw.standard_normal((5, 3), np.float32),
+        "recurrence.output.weight": draw.standard_normal((4, 5), np.float32),
+        "norm.weight": np.ones(3, np.float32),
+    }
     for arrays in (np, gpu):
-        views = {name: arrays.zeros(shape, np.float32) for name, shape in (("embedding.weight", (6, 3)), ("recurrence.output.weight", (4, 6)), ("norm.weight", (3,)))}
+        views = {
+            name: arrays.zeros(shape, np.float32)
+            for name, shape in (
+                ("embedding.weight", (6, 3)),
+                ("recurrence.output.weight", (4, 6)),
+                ("norm.weight", (3,)),
+            )
+        }
         Base(Path("run"), None, dict(known), 0, None, None, None).fill(views)
         rows, columns = host(views["embedding.weight"]), host(views["recurrence.output.weight"])
         np.testing.assert_array_equal(rows[:5], known["embedding.weight"])
@@ -227,16 +299,30 @@ def test_pieces_that_a_base_lacks_start_as_the_mean_of_the_others(gpu):
 
 T, V = 9, 13
 CHOICES = {
-    "llama": dict(n_kv_head=2), "gpt2": dict(positions="learned", norm="layernorm", feed_forward="gelu", bias=True, head="tied"),
-    "byte-transformer": dict(positions="sinusoidal", norm="none", feed_forward="swish", head="mlp", head_hidden=7, n_head=1), "no-positions": dict(positions="none", head="linear"),
-    "mamba": dict(pattern="M", feed_forward="none", n_inner=10, channel_states=3), "filter-of-one": dict(pattern="M", feed_forward="none", conv_kernel=1, n_inner=10, channel_states=3),
-    "byte-ssm": dict(pattern="S", norm="none", feed_forward="none", residual=False, head="none", init="uniform", state_size=7),
-    "hybrid": dict(pattern="SMA", n_layer=3, n_inner=10, channel_states=3, state_size=7), "one-token": dict(block_size=1)}
+    "llama": dict(n_kv_head=2),
+    "gpt2": dict(positions="learned", norm="layernorm", feed_forward="gelu", bias=True, head="tied"),
+    "byte-transformer": dict(
+        positions="sinusoidal", norm="none", feed_forward="swish", head="mlp", head_hidden=7, n_head=1
+    ),
+    "no-positions": dict(positions="none", head="linear"),
+    "mamba": dict(pattern="M", feed_forward="none", n_inner=10, channel_states=3),
+    "filter-of-one": dict(pattern="M", feed_forward="none", conv_kernel=1, n_inner=10, channel_states=3),
+    "byte-ssm": dict(
+        pattern="S", norm="none", feed_forward="none", residual=False, head="none", init="uniform", state_size=7
+    ),
+    "hybrid": dict(pattern="SMA", n_layer=3, n_inner=10, channel_states=3, state_size=7),
+    "one-token": dict(block_size=1),
+}
 
 
 def made(arrays, dtype=np.float64, **settings):
     """A model that has opinions."""
-    model = Model(ModelConfig(**{**dict(vocab_size=V, block_size=T, n_layer=2, n_head=4, n_embd=16, n_hidden=10), **settings}), seed=3, dtype=dtype, arrays=arrays)
+    model = Model(
+        ModelConfig(**{**dict(vocab_size=V, block_size=T, n_layer=2, n_head=4, n_embd=16, n_hidden=10), **settings}),
+        seed=3,
+        dtype=dtype,
+        arrays=arrays,
+    )
     model.parameters.weights *= 3
     return model
 
@@ -247,7 +333,11 @@ def text(batch, steps):
 
 def decoded(decoder, tokens, prompt):
     """Logits at each place from the prompt's last on, (B, places, V)."""
-    return np.stack([decoder.read(tokens[:, :prompt]).copy()] + [decoder.step(tokens[:, place]).copy() for place in range(prompt, tokens.shape[1])], axis=1)
+    return np.stack(
+        [decoder.read(tokens[:, :prompt]).copy()]
+        + [decoder.step(tokens[:, place]).copy() for place in range(prompt, tokens.shape[1])],
+        axis=1,
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -262,7 +352,9 @@ def test_steps_equal_the_whole_text(gpu, name, dtype):
     for prompt in (min(4, steps), 1):
         found = decoded(decoder, tokens, prompt)
         assert type(found) is np.ndarray and found.dtype == dtype
-        np.testing.assert_allclose(found, expected[:, prompt - 1:], atol=(1e-9 if dtype == np.float64 else 1e-4) * np.abs(expected).max())
+        np.testing.assert_allclose(
+            found, expected[:, prompt - 1 :], atol=(1e-9 if dtype == np.float64 else 1e-4) * np.abs(expected).max()
+        )
     assert steps == 1 or decoder.stepper.replayed.graph is not None
 
 
@@ -272,7 +364,7 @@ def test_beyond_the_context(gpu, positions, monkeypatch):
     monkeypatch.setattr("slm_np.decode.ROWS", 5)
     model, tokens = made(gpu, positions=positions, n_layer=1, n_kv_head=2), text(2, 2 * T + 3)
     for place, logits in enumerate(decoded(Decoder(model, 2), tokens, 3).swapaxes(0, 1), 3):
-        expected = host(model.logits(tokens[:, max(0, place - T):place]))[:, -1]
+        expected = host(model.logits(tokens[:, max(0, place - T) : place]))[:, -1]
         np.testing.assert_allclose(logits, expected, atol=1e-9 * np.abs(expected).max())
 
 
@@ -296,12 +388,15 @@ def test_weights_may_change_between_steps(gpu):
 @emulated
 def test_a_step_waits_once_and_allocates_nothing(gpu):
     import fake_cupy
+
     decoder, tokens = Decoder(made(gpu, np.float32), 2), text(2, T)
     decoded(decoder, tokens[:, :5], 2)
     before = dict(vars(fake_cupy.counts))
     decoder.step(tokens[:, 5])
     after = vars(fake_cupy.counts)
-    assert after["allocations"] == before["allocations"] and after["synchronisations"] - before["synchronisations"] <= 2  # for the logits, and the input's last copy
+    assert (
+        after["allocations"] == before["allocations"] and after["synchronisations"] - before["synchronisations"] <= 2
+    )  # for the logits, and the input's last copy
 
 
 @emulated
@@ -317,7 +412,9 @@ def test_memory_is_let_go_at_once(gpu, data, monkeypatch, capsys):
         trained, seen = small.trainer(data, "run", device="cuda", dtype="fp32", max_iters=3), []
         trained.train()
         arena, before = trained.ahead.activations.workspace.n_bytes, used()
-        monkeypatch.setattr("slm_np.evaluate.evaluate", lambda *arguments, **named: seen.append(used()) or fails(UserError("seen"))())
+        monkeypatch.setattr(
+            "slm_np.evaluate.evaluate", lambda *arguments, **named: seen.append(used()) or fails(UserError("seen"))()
+        )
         with pytest.raises(UserError, match="seen"):
             finish(trained)
         assert seen[0] <= before - arena
@@ -331,7 +428,9 @@ def test_text_is_the_same_on_either_device(gpu):
     for model in (ours, theirs):
         model.parameters.weights *= 20
     sampling = SamplingConfig(temp=0.8, seed=3)
-    assert text_of(ours, ByteTokenizer(), "the cat", 40, sampling) == text_of(theirs, ByteTokenizer(), "the cat", 40, sampling)
+    assert text_of(ours, ByteTokenizer(), "the cat", 40, sampling) == text_of(
+        theirs, ByteTokenizer(), "the cat", 40, sampling
+    )
 
 
 def test_the_context_that_is_asked_for_is_checked_against_the_device(gpu, monkeypatch):
@@ -344,10 +443,13 @@ def test_the_context_that_is_asked_for_is_checked_against_the_device(gpu, monkey
 def test_settings_of_a_gpu_run_are_kept(data, tmp_path):
     config = small.config(data, device="cuda", dtype="fp16")
     checkpoint.write_config(tmp_path, config)
-    assert checkpoint.read_config(tmp_path) == config and TrainConfig(**dataclasses.asdict(config.train)) == config.train
+    assert (
+        checkpoint.read_config(tmp_path) == config and TrainConfig(**dataclasses.asdict(config.train)) == config.train
+    )
 
 
 # The benchmark
+
 
 @pytest.fixture
 def benchmark():
@@ -372,10 +474,21 @@ def test_every_kernel_of_the_benchmark_runs(gpu, benchmark, monkeypatch, capsys)
 
 
 def test_the_benchmark_s_sections_on_tiny_shapes(gpu, benchmark, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "TRAINED", {"smallm": (dict(small.MODEL, vocab_size=256), 2), "mamba": (dict(small.MODEL, pattern="M", positions="none", n_layer=1), 2)})
+    monkeypatch.setattr(
+        benchmark,
+        "TRAINED",
+        {
+            "smallm": (dict(small.MODEL, vocab_size=256), 2),
+            "mamba": (dict(small.MODEL, pattern="M", positions="none", n_layer=1), 2),
+        },
+    )
     monkeypatch.setattr(benchmark, "GENERATED", {"smallm": (1, 2), "mamba": (1,)})
     args = SimpleNamespace(quick=True, found={}, shapes="smallm", dtype="fp32")
-    assert [(row["shape"], row["texts"]) for row in benchmark.generation(args)] == [("smallm", 1), ("smallm", 2), ("mamba", 1)]
+    assert [(row["shape"], row["texts"]) for row in benchmark.generation(args)] == [
+        ("smallm", 1),
+        ("smallm", 2),
+        ("mamba", 1),
+    ]
     assert "device" in benchmark.device(args)
     step, settle, memory = benchmark.our_step("smallm", "fp32")
     step(), step(), step(), settle()
@@ -391,11 +504,16 @@ def test_the_benchmark_s_sections_on_tiny_shapes(gpu, benchmark, monkeypatch, ca
 
         def close(self):
             return 7.0
+
     monkeypatch.setattr(benchmark, "Engine", Engine)
     monkeypatch.setattr(benchmark, "Limited", Engine)
     monkeypatch.setattr(benchmark, "peers_of", lambda name, quick: ["graphs"])
     ours, theirs = benchmark.training(args)
-    assert ours["tokens_per_s"] == 2 * 2 * small.MODEL["block_size"] and ours["memory_mb"] == 7 and theirs["error"] == "there is none"
+    assert (
+        ours["tokens_per_s"] == 2 * 2 * small.MODEL["block_size"]
+        and ours["memory_mb"] == 7
+        and theirs["error"] == "there is none"
+    )
     assert "there is none" in capsys.readouterr().out
 
 
@@ -404,16 +522,27 @@ def test_a_kernel_that_fails_costs_no_other(gpu, benchmark, monkeypatch, capsys)
         yield "sound", "3", 12, None, lambda: None
         yield "broken", "3", 12, None, fails(RuntimeError("launch failed"))
         raise RuntimeError("nothing can be made any more")
+
     monkeypatch.setattr(benchmark, "cases", cases)
     monkeypatch.setattr(benchmark, "peaks", lambda clock, size, length: (dict(bfloat16=1e12, float32=1e11), 1e12))
-    monkeypatch.setattr(benchmark, "Clock", lambda rounds, least: SimpleNamespace(seconds=lambda function: function() or 1.0))
+    monkeypatch.setattr(
+        benchmark, "Clock", lambda rounds, least: SimpleNamespace(seconds=lambda function: function() or 1.0)
+    )
     rows = benchmark.kernels(SimpleNamespace(quick=True))["rows"]
-    assert [(row["kernel"], "error" in row) for row in rows] == [("sound", False), ("broken", True), ("the next kernel", True)]
+    assert [(row["kernel"], "error" in row) for row in rows] == [
+        ("sound", False),
+        ("broken", True),
+        ("the next kernel", True),
+    ]
 
 
 def test_a_section_that_fails_or_hangs_or_dies_costs_no_other(benchmark, monkeypatch, capfd):
-    for name, args, seconds, said in (("config_of", "mamba", 60, None), ("config_of", "no such", 60, "KeyError"), ("config_of", "mamba", 0, "its 0 seconds are up"),
-                                      ("main", ["--only", "no such"], 60, "ended with exit status 2")):
+    for name, args, seconds, said in (
+        ("config_of", "mamba", 60, None),
+        ("config_of", "no such", 60, "KeyError"),
+        ("config_of", "mamba", 0, "its 0 seconds are up"),
+        ("main", ["--only", "no such"], 60, "ended with exit status 2"),
+    ):
         monkeypatch.setattr(benchmark, "SECTIONS", {name: seconds})
         found = benchmark.apart(name, args)
         assert found == benchmark.config_of("mamba") if said is None else said in found["error"]
@@ -434,16 +563,30 @@ def test_a_shape_that_cannot_write_costs_no_other(gpu, benchmark, monkeypatch, c
 def test_runs_of_pytest_are_counted_also_where_their_time_is_up(benchmark):
     def script(text):
         return [sys.executable, "-c", text]
+
     lines = "print('tests/t.py::a PASSED [ 50%]', flush=True); print('tests/t.py::b FAILED [100%]', flush=True); "
     found = benchmark.checked(script(lines + "import time; time.sleep(60)"), 3)
     assert found["verdict"] == "time is up" and (found["passed"], found["failed"]) == (1, 1) and found["seconds"] < 30
-    found = benchmark.checked(script(lines + "print('FAILED tests/t.py::b - no'); print('== 3 passed, 1 failed, 2 skipped in 0.1s =='); raise SystemExit(1)"), 60)
-    assert found["verdict"] == "status 1" and (found["passed"], found["failed"], found["skipped"]) == (3, 1, 2) and found["errors"] == ["FAILED tests/t.py::b - no"]
+    found = benchmark.checked(
+        script(
+            lines
+            + "print('FAILED tests/t.py::b - no'); print('== 3 passed, 1 failed, 2 skipped in 0.1s =='); raise SystemExit(1)"
+        ),
+        60,
+    )
+    assert (
+        found["verdict"] == "status 1"
+        and (found["passed"], found["failed"], found["skipped"]) == (3, 1, 2)
+        and found["errors"] == ["FAILED tests/t.py::b - no"]
+    )
 
 
 def test_the_benchmark_says_what_is_missing(benchmark, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    for words, said in (([], "CuPy, which GPUs need, is not installed"), (["--only", "kernel"], "did you mean kernels")):
+    for words, said in (
+        ([], "CuPy, which GPUs need, is not installed"),
+        (["--only", "kernel"], "did you mean kernels"),
+    ):
         with pytest.raises(SystemExit) as left:
             benchmark.main(words)
         assert left.value.code == 2 and said in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Every GPU kernel that goes over numbers and rows: the cases of test_ops against the oracle, 16-bit types, the order of threads, captured graphs,
 and what each promises of its own."""
+
 import functools
 import math
 
@@ -18,8 +19,8 @@ from slm_np.workspace import BF16
 pytestmark = pytest.mark.usefixtures("cupy")
 ULP = np.finfo(np.float32).eps
 F16 = np.dtype(np.float16)
-HALF_ULP = {BF16: 2.0 ** -8, F16: 2.0 ** -11}  # the largest relative error of rounding to a type
-SMALLEST = {BF16: 2.0 ** -126, F16: 2.0 ** -25}
+HALF_ULP = {BF16: 2.0**-8, F16: 2.0**-11}  # the largest relative error of rounding to a type
+SMALLEST = {BF16: 2.0**-126, F16: 2.0**-25}
 SHORT = pytest.mark.parametrize("short", [BF16, F16], ids=["bf16", "fp16"])
 
 
@@ -46,6 +47,7 @@ class OnDevice:
     @staticmethod
     def run(kernel, *arguments):
         import cupy
+
         there = {id(x): (x, cupy.asarray(x)) for x in arguments if isinstance(x, np.ndarray)}
         kernel(*[there[id(x)][1] if id(x) in there else x for x in arguments])
         for x, device in there.values():
@@ -53,7 +55,17 @@ class OnDevice:
 
 
 gpu = OnDevice()
-KINDS = ("swish", "gelu", "swiglu", "rmsnorm", "layernorm", "embedding", "rotary", "accumulate", "softmax_cross_entropy")
+KINDS = (
+    "swish",
+    "gelu",
+    "swiglu",
+    "rmsnorm",
+    "layernorm",
+    "embedding",
+    "rotary",
+    "accumulate",
+    "softmax_cross_entropy",
+)
 CASES = [case for case in test_ops.CASES if case.id.startswith(KINDS)]
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.id.replace(" ", "-") for case in CASES])
 
@@ -105,11 +117,15 @@ def test_activations_far_out_and_of_nan(name, on_gpu):
 
 # 16 bits: what is stored is rounded once, and nothing before it
 
+
 def assert_rounded(found, expected):
     """`found` is `expected` rounded to its type, but for float32's own error before that."""
     found = exact(found) if found.dtype in HALF_ULP else found.astype(np.float64), found.dtype
     bound = HALF_ULP.get(found[1], 0) + 16 * ULP
-    assert (np.abs(found[0] - expected) <= bound * np.abs(expected) + SMALLEST.get(found[1], 0) + 8 * ULP * np.abs(expected).max()).all()
+    assert (
+        np.abs(found[0] - expected)
+        <= bound * np.abs(expected) + SMALLEST.get(found[1], 0) + 8 * ULP * np.abs(expected).max()
+    ).all()
 
 
 @SHORT
@@ -117,7 +133,10 @@ def assert_rounded(found, expected):
 @pytest.mark.parametrize("name", test_ops.PLAIN)
 def test_activations_of_16_bits(name, shape, short):
     gated = name == "swiglu"
-    x, dout = (stored(test_ops.normal(shape[0], columns, seed=i), short) for i, columns in enumerate((shape[1] * (1 + gated), shape[1])))
+    x, dout = (
+        stored(test_ops.normal(shape[0], columns, seed=i), short)
+        for i, columns in enumerate((shape[1] * (1 + gated), shape[1]))
+    )
     out = stored(np.full(shape, np.nan), short)
     getattr(gpu, f"{name}_forward")(out, x)
     assert_rounded(out, getattr(ref, name)(exact(x)))
@@ -131,7 +150,12 @@ def test_activations_of_16_bits(name, shape, short):
 @SHORT
 @pytest.mark.parametrize("width", [7, 72])
 def test_norms_of_16_bits(width, short):
-    x, weight, bias, dout = test_ops.normal(37, width), test_ops.normal(width), test_ops.normal(width, seed=1), stored(test_ops.normal(37, width, seed=1), short)
+    x, weight, bias, dout = (
+        test_ops.normal(37, width),
+        test_ops.normal(width),
+        test_ops.normal(width, seed=1),
+        stored(test_ops.normal(37, width, seed=1), short),
+    )
     out, mean, rstd = stored(np.full(x.shape, np.nan), short), *(np.full(37, np.nan, np.float32) for _ in range(2))
     gpu.layernorm_forward(out, mean, rstd, x, weight, bias, 1e-5)
     assert_rounded(out, ref.layernorm(x, weight, bias))
@@ -146,19 +170,28 @@ def test_norms_of_16_bits(width, short):
 @SHORT
 def test_rotary_of_16_bits(short):
     for width in (6, 32):
-        x, cos, sin = stored(test_ops.normal(2 * 5, 3 * width + 8 * (width == 32)), short), *(np.zeros((5, width // 2), np.float32) for _ in range(2))
+        x, cos, sin = (
+            stored(test_ops.normal(2 * 5, 3 * width + 8 * (width == 32)), short),
+            *(np.zeros((5, width // 2), np.float32) for _ in range(2)),
+        )
         ops.rotary_table(cos, sin, 100.0)
         turned = x.copy()
         gpu.rotary_forward(turned, cos, sin, 2)
-        assert_rounded(turned[:, :2 * width], ref.rotary(exact(x)[:, :2 * width].reshape(2, 5, 2, width), 100.0).reshape(10, -1))
-        np.testing.assert_array_equal(turned[:, 2 * width:], x[:, 2 * width:])
+        assert_rounded(
+            turned[:, : 2 * width], ref.rotary(exact(x)[:, : 2 * width].reshape(2, 5, 2, width), 100.0).reshape(10, -1)
+        )
+        np.testing.assert_array_equal(turned[:, 2 * width :], x[:, 2 * width :])
 
 
 @SHORT
 @pytest.mark.parametrize("width", [7, 64])
 def test_sums_and_conversions_of_16_bits(width, short):
     x = stored(test_ops.normal(9, width), short)
-    total, numbers, back = np.ones((9, width), np.float32), np.zeros((9, width), np.float32), np.zeros((9, width), short)
+    total, numbers, back = (
+        np.ones((9, width), np.float32),
+        np.zeros((9, width), np.float32),
+        np.zeros((9, width), short),
+    )
     gpu.accumulate(total, x)
     np.testing.assert_array_equal(total, np.float32(1) + exact(x).astype(np.float32))
     gpu.convert(numbers, x)
@@ -172,7 +205,9 @@ def test_sums_and_conversions_of_16_bits(width, short):
     np.testing.assert_array_equal(exact(back), exact(stored(numbers, short)))
     places, rows = np.zeros((4, width), np.float32), stored(test_ops.normal(4, width), short)
     gpu.embedding_backward(places, None, rows, np.array([[3, 1, 3, 3]], np.int32))
-    np.testing.assert_allclose(places, np.array([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 1]]) @ exact(rows), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        places, np.array([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 1]]) @ exact(rows), rtol=1e-6, atol=1e-6
+    )
 
 
 @SHORT
@@ -188,7 +223,10 @@ def test_cross_entropy_leaves_its_gradient_in_16_bits(short):
 @pytest.mark.parametrize("falling", [False, True])
 def test_cross_entropy_of_rows_longer_than_a_block_takes_at_once(pieces, falling):
     """The largest logit lies in what threads take last, or first."""
-    logits, targets = test_ops.normal(2, pieces) + np.linspace(-30, 30, pieces).astype(np.float32), np.array([1, pieces - 1], np.int32)
+    logits, targets = (
+        test_ops.normal(2, pieces) + np.linspace(-30, 30, pieces).astype(np.float32),
+        np.array([1, pieces - 1], np.int32),
+    )
     if falling:
         logits = np.ascontiguousarray(logits[:, ::-1])
     kept, losses, again = logits.copy(), np.full(2, np.nan, np.float32), np.full(2, np.nan, np.float32)
@@ -200,7 +238,12 @@ def test_cross_entropy_of_rows_longer_than_a_block_takes_at_once(pieces, falling
 
 
 def test_a_ruled_out_logit_may_be_minus_infinity():
-    logits, targets, losses, again = test_ops.normal(4, 11), np.array([4, 5, 0, 4], np.int32), np.full(4, np.nan, np.float32), np.full(4, np.nan, np.float32)
+    logits, targets, losses, again = (
+        test_ops.normal(4, 11),
+        np.array([4, 5, 0, 4], np.int32),
+        np.full(4, np.nan, np.float32),
+        np.full(4, np.nan, np.float32),
+    )
     logits[:, :4], logits[2, 1:], logits[2, 0] = -np.inf, -np.inf, 0
     logits[3] = -np.inf
     exactly = exact(logits)
@@ -214,6 +257,7 @@ def test_a_ruled_out_logit_may_be_minus_infinity():
 
 # Several numbers a thread
 
+
 def test_numbers_taken_alone_are_the_same(cupy):  # noqa: F811
     """An array that begins between two fours is gone through one by one."""
     for short, several in ((np.dtype(np.float32), 4), (np.dtype(np.float64), 2), (BF16, 8), (F16, 8)):
@@ -221,16 +265,20 @@ def test_numbers_taken_alone_are_the_same(cupy):  # noqa: F811
 
         def at(x, shift):
             room = cupy.zeros(x.size + 8, x.dtype)
-            view = room[shift:shift + x.size].reshape(x.shape)
+            view = room[shift : shift + x.size].reshape(x.shape)
             view[...] = cupy.asarray(x)
             return view
+
         results = []
         for shift in (0, 1):
             assert count(64, at(x, shift)) == (1 if shift else several)
             out, gradient, again, turned = (at(z, shift) for z in (x, x, dout, x))
             kernels.dropout_forward(out, at(x, shift), at(residual_, shift), 0.3, 5)
             kernels.gelu_backward(gradient, again)
-            cos, sin = (at(test_ops.normal(5, 16, seed=7 + i).astype(np.float64 if several == 2 else np.float32), shift) for i in range(2))
+            cos, sin = (
+                at(test_ops.normal(5, 16, seed=7 + i).astype(np.float64 if several == 2 else np.float32), shift)
+                for i in range(2)
+            )
             kernels.rotary_forward(turned, cos, sin, 2)
             results.append([cupy.asnumpy(z) for z in (out, gradient, again, turned)])
         for one, other in zip(*results, strict=True):
@@ -239,19 +287,27 @@ def test_numbers_taken_alone_are_the_same(cupy):  # noqa: F811
 
 # Embedding
 
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.int64, np.uint32])
 def test_tokens_may_be_any_integers(kind, on_gpu):
     test_ops.test_tokens_may_be_any_integers(kind)
 
 
-@pytest.mark.parametrize("n, pieces, width", [(1, 1, 1), (63, 3, 2), (64, 1, 3), (65, 1, 3), (1700, 2, 3), (1100, 256, 5), (1100, 257, 2), (700, 70000, 1)])
+@pytest.mark.parametrize(
+    "n, pieces, width",
+    [(1, 1, 1), (63, 3, 2), (64, 1, 3), (65, 1, 3), (1700, 2, 3), (1100, 256, 5), (1100, 257, 2), (700, 70000, 1)],
+)
 def test_embedding_backward_of_many_tokens(n, pieces, width):
     """Whole numbers, whose sums are exact in any order: runs within a block of places, over two, over many, with digits of one byte, two and three."""
     rng = np.random.default_rng(n)
     tokens = np.minimum(rng.integers(0, pieces, (1, n)), rng.integers(0, pieces, (1, n))).astype(np.int32)
     tokens[0, ::5] = pieces - 1
     dout, positions = rng.integers(-9, 10, (n, width)).astype(np.float32), np.ones((n // 2 + 1, width), np.float32)
-    dweight, expected, where = np.ones((pieces, width), np.float32), np.ones((pieces, width), np.float32), np.ones_like(positions)
+    dweight, expected, where = (
+        np.ones((pieces, width), np.float32),
+        np.ones((pieces, width), np.float32),
+        np.ones_like(positions),
+    )
     gpu.embedding_backward(dweight, positions, dout, tokens)
     np.add.at(expected, tokens.reshape(-1), dout)
     np.add.at(where, np.arange(n) % len(where), dout)
@@ -261,7 +317,11 @@ def test_embedding_backward_of_many_tokens(n, pieces, width):
 
 def test_embedding_backward_is_the_same_bits_in_any_order():
     rng = np.random.default_rng(1)
-    tokens, dout, found = np.minimum(rng.integers(0, 300, (1, 1200)), rng.integers(0, 300, (1, 1200))).astype(np.int32), test_ops.normal(1200, 3), []
+    tokens, dout, found = (
+        np.minimum(rng.integers(0, 300, (1, 1200)), rng.integers(0, 300, (1, 1200))).astype(np.int32),
+        test_ops.normal(1200, 3),
+        [],
+    )
     tokens[0, :300] = 7
     for order in ("forward", "reversed", "shuffled"):
         with emulating(order=order):
@@ -273,16 +333,17 @@ def test_embedding_backward_is_the_same_bits_in_any_order():
 
 # Dropout
 
+
 def kept(n, share, key):
     """The mask as kernels/cpu/dropout.py draws it."""
-    key, mask = np.uint32(key), np.uint32(2 ** 32 - 1)
+    key, mask = np.uint32(key), np.uint32(2**32 - 1)
     x = np.arange(n).astype(np.uint32) ^ key
     x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD) & mask
     x = (x ^ (x >> 15)) * np.uint32(0xD35A2D97) & mask
     x = ((x ^ (x >> 15)) + key).astype(np.uint32)
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B) & mask
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35) & mask
-    return (x ^ (x >> 16)) >= np.uint32(share * 2 ** 32)
+    return (x ^ (x >> 16)) >= np.uint32(share * 2**32)
 
 
 @pytest.mark.parametrize("share, key", [(0.0, 1), (0.1, (1 << 31) - 1), (0.5, 77), (0.95, (1 << 32) - 1)])
@@ -303,7 +364,11 @@ def test_dropout_draws_the_cpus_mask(share, key, cupy):  # noqa: F811
 @SHORT
 def test_dropout_of_16_bits(short):
     for shape in ((3, 7), (4, 64)):
-        x, residual_, mask = stored(test_ops.normal(*shape), short), test_ops.normal(*shape, seed=1), kept(math.prod(shape), 0.4, 9).reshape(shape)
+        x, residual_, mask = (
+            stored(test_ops.normal(*shape), short),
+            test_ops.normal(*shape, seed=1),
+            kept(math.prod(shape), 0.4, 9).reshape(shape),
+        )
         out, dx = np.full(shape, np.nan, np.float32), stored(np.full(shape, np.nan), short)
         gpu.dropout_forward(out, x, residual_, 0.4, 9)
         np.testing.assert_allclose(out, residual_ + mask * exact(x) / 0.6, rtol=1e-6, atol=1e-6)
@@ -313,6 +378,7 @@ def test_dropout_of_16_bits(short):
 
 
 # The optimiser
+
 
 def begun(cupy, dtype, n=70 * 61):  # noqa: F811
     rng = np.random.default_rng(1)
@@ -333,17 +399,29 @@ def test_updates_are_the_oracles(dtype, tolerance, grad_clip, on_device, cupy): 
         g = (rng.standard_normal(w.size) * 10.0 ** rng.integers(-3, 2)).astype(dtype)
         gradients[...] = cupy.asarray(g * dtype(loss_scale))
         total = kernels.square_sum(partial, gradients)
-        np.testing.assert_allclose(cupy.asnumpy(total), [(cupy.asnumpy(gradients).astype(float) ** 2).sum()], rtol=1e-13)
+        np.testing.assert_allclose(
+            cupy.asnumpy(total), [(cupy.asnumpy(gradients).astype(float) ** 2).sum()], rtol=1e-13
+        )
         kernels.clip_scale(found, partial, grad_clip, loss_scale)
         clipped, norm = ref.clip(dict(g=g), grad_clip)
-        np.testing.assert_allclose(cupy.asnumpy(found), [norm, (min(1, grad_clip / (norm + 1e-6)) if grad_clip else 1) / loss_scale], rtol=tolerance)
-        changing = [0.1 / update, 1 - 0.8 ** update, 1 - 0.9 ** update]
-        rate, correction1, correction2 = [cupy.asarray(np.array([x], dtype)) for x in changing] if on_device else changing
+        np.testing.assert_allclose(
+            cupy.asnumpy(found),
+            [norm, (min(1, grad_clip / (norm + 1e-6)) if grad_clip else 1) / loss_scale],
+            rtol=tolerance,
+        )
+        changing = [0.1 / update, 1 - 0.8**update, 1 - 0.9**update]
+        rate, correction1, correction2 = (
+            [cupy.asarray(np.array([x], dtype)) for x in changing] if on_device else changing
+        )
         kernels.adamw(*arrays, decayed, found[1:], rate, 0.3, 0.8, 0.9, correction1, correction2, 1e-6)
         for part, decay in ((slice(0, decayed), 0.3), (slice(decayed, None), 0.0)):
-            w[part], m[part], v[part] = ref.adamw(w[part], clipped["g"][part], m[part], v[part], update, changing[0], 0.8, 0.9, 1e-6, decay)
+            w[part], m[part], v[part] = ref.adamw(
+                w[part], clipped["g"][part], m[part], v[part], update, changing[0], 0.8, 0.9, 1e-6, decay
+            )
         for x, expected in ((weights, w), (mean, m), (square, v)):
-            np.testing.assert_allclose(cupy.asnumpy(x), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+            np.testing.assert_allclose(
+                cupy.asnumpy(x), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max()
+            )
         assert not cupy.asnumpy(gradients).any()
 
 
@@ -368,10 +446,11 @@ def test_a_gradient_whose_square_overflows_float32_is_finite(cupy):  # noqa: F81
     x, partial, found = cupy.asarray(np.full(3, 1e30, np.float32)), cupy.zeros(2, np.float64), cupy.zeros(2, np.float32)
     kernels.square_sum(partial, x)
     kernels.clip_scale(found, partial, 1.0, 1.0)
-    np.testing.assert_allclose(cupy.asnumpy(found), [3 ** 0.5 * 1e30, 3 ** -0.5 * 1e-30], rtol=1e-6)
+    np.testing.assert_allclose(cupy.asnumpy(found), [3**0.5 * 1e30, 3**-0.5 * 1e-30], rtol=1e-6)
 
 
 # What a captured graph needs
+
 
 def test_a_step_of_all_kernels_is_captured_and_replayed(cupy):  # noqa: F811
     """No allocation and no waiting for the device after the first call; replayed, a graph reads the numbers that stand in its arrays by then."""
@@ -379,11 +458,30 @@ def test_a_step_of_all_kernels_is_captured_and_replayed(cupy):  # noqa: F811
     n, width, pieces = 40, 16, 11
     number = lambda *shape: cupy.asarray(rng.standard_normal(shape).astype(np.float32))  # noqa: E731
     tokens, targets = (cupy.asarray(rng.integers(0, pieces, n).astype(np.int32)) for _ in range(2))
-    table, weight, bias, stream, normed, dx, cos, sin, logits = (number(*shape) for shape in (
-        (pieces, width), (width,), (width,), (n, width), (n, width), (n, width), (10, 4), (10, 4), (n, pieces)))
-    dtable, dplaces, dweight, dbias, mean, rstd, losses, short = (*(cupy.zeros(x.shape, np.float32) for x in (table, number(10, width), weight, bias)),
-                                                                  *(cupy.zeros(n, np.float32) for _ in range(3)), cupy.zeros((n, width), BF16))
-    key, scale, rate = cupy.asarray(np.array([3], np.uint32)), cupy.asarray(np.array([0.1], np.float32)), cupy.asarray(np.array([0.01], np.float32))
+    table, weight, bias, stream, normed, dx, cos, sin, logits = (
+        number(*shape)
+        for shape in (
+            (pieces, width),
+            (width,),
+            (width,),
+            (n, width),
+            (n, width),
+            (n, width),
+            (10, 4),
+            (10, 4),
+            (n, pieces),
+        )
+    )
+    dtable, dplaces, dweight, dbias, mean, rstd, losses, short = (
+        *(cupy.zeros(x.shape, np.float32) for x in (table, number(10, width), weight, bias)),
+        *(cupy.zeros(n, np.float32) for _ in range(3)),
+        cupy.zeros((n, width), BF16),
+    )
+    key, scale, rate = (
+        cupy.asarray(np.array([3], np.uint32)),
+        cupy.asarray(np.array([0.1], np.float32)),
+        cupy.asarray(np.array([0.01], np.float32)),
+    )
     flat = begun(cupy, np.float32, 64)
     partial, found = cupy.zeros(kernels.square_sum_blocks(64), np.float64), cupy.zeros(2, np.float32)
 
@@ -408,6 +506,7 @@ def test_a_step_of_all_kernels_is_captured_and_replayed(cupy):  # noqa: F811
     def restore():
         for x, before in zip(state, begin):
             x[...] = before
+
     step()
     first = [cupy.asnumpy(x) for x in state]
     stream_ = cupy.cuda.Stream(non_blocking=True)

@@ -1,4 +1,5 @@
 """GPU products against float64: every type, shapes of any size, views of rows, what lies under a product, NaN around it; sums of rows; the device."""
+
 import itertools
 import os
 import sys
@@ -16,9 +17,9 @@ from slm_np.workspace import BF16
 
 pytestmark = pytest.mark.usefixtures("cupy")
 F32, F64, F16 = map(np.dtype, (np.float32, np.float64, np.float16))
-UNIT = {F32: 2.0 ** -24, F64: 2.0 ** -53}                     # of sums
-SHORT = {BF16: 2.0 ** -8, F16: 2.0 ** -11, F32: 0.0, F64: 0.0}  # what rounding to a type adds to that
-SMALLEST = {BF16: 0.0, F16: 2.0 ** -24, F32: 0.0, F64: 0.0}
+UNIT = {F32: 2.0**-24, F64: 2.0**-53}  # of sums
+SHORT = {BF16: 2.0**-8, F16: 2.0**-11, F32: 0.0, F64: 0.0}  # what rounding to a type adds to that
+SMALLEST = {BF16: 0.0, F16: 2.0**-24, F32: 0.0, F64: 0.0}
 PRODUCTS = [(F32, F32), (F64, F64), (BF16, F32), (BF16, BF16), (F16, F32), (F16, F16)]
 TYPES = pytest.mark.parametrize("operand, output", PRODUCTS, ids=["f32", "f64", "bf16-f32", "bf16", "f16-f32", "f16"])
 OPERANDS = pytest.mark.parametrize("operand", [F32, F64, BF16, F16], ids=["f32", "f64", "bf16", "f16"])
@@ -50,12 +51,14 @@ def exact(x):
 def there(x):
     """A copy on the device."""
     import cupy
+
     return cupy.asarray(x)
 
 
 def back(x):
     """A copy on the host."""
     import cupy
+
     return cupy.asnumpy(x)
 
 
@@ -64,7 +67,7 @@ class Guarded:
 
     def __init__(self, x, dtype, gap=0, shift=0):
         shape = x if isinstance(x, tuple) else x.shape
-        self.inside = np.s_[1:1 + shape[0], shift:shift + shape[1]]
+        self.inside = np.s_[1 : 1 + shape[0], shift : shift + shape[1]]
         whole = np.empty((shape[0] + 2, shift + shape[1] + gap), dtype)
         whole.view(np.uint8).fill(0xFF)
         if shape is not x:
@@ -92,18 +95,25 @@ def given(x):
 def assert_sum_of_products(found, a, b, dtype, under=0.0, more=0.0, operand=None):
     """found = under + a b but for the rounding of sums and of the result; `more` is what else was rounded to the output's type."""
     right, unit = under + a @ b, UNIT[number(operand or dtype)]
-    bound = 8 * unit * (np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=0) + np.abs(under)) + SHORT[dtype] * more
+    bound = (
+        8 * unit * (np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=0) + np.abs(under))
+        + SHORT[dtype] * more
+    )
     bound = bound + SHORT[dtype] * (np.abs(right) + bound) + SMALLEST[dtype]
     assert np.isfinite(found).all() and (np.abs(found - right) <= bound).all()
 
 
 # Products
 
+
 @TYPES
 @pytest.mark.parametrize("m, k, n", SHAPES)
 def test_product(operand, output, m, k, n):
     for ta, tb, gap in itertools.product((False, True), (False, True), (0, 3)):
-        a, b = Guarded(normal(*((k, m) if ta else (m, k))), operand, gap, gap), Guarded(normal(*((n, k) if tb else (k, n)), seed=1), operand, gap)
+        a, b = (
+            Guarded(normal(*((k, m) if ta else (m, k))), operand, gap, gap),
+            Guarded(normal(*((n, k) if tb else (k, n)), seed=1), operand, gap),
+        )
         A, B = (exact(x.before[x.inside]) for x in (a, b))
         A, B = A.T if ta else A, B.T if tb else B
         c = Guarded((m, n), output, gap)
@@ -118,9 +128,9 @@ def test_product(operand, output, m, k, n):
 
 def test_float32_is_not_rounded_to_tf32(cupy):
     """TF32 keeps 10 bits of a number, so that these would be 1."""
-    a, c = cupy.full((64, 64), 1 + 2.0 ** -12, F32), cupy.empty((64, 64), F32)
+    a, c = cupy.full((64, 64), 1 + 2.0**-12, F32), cupy.empty((64, 64), F32)
     gemm(c, a, a)
-    np.testing.assert_allclose(given(c), 64 * (1 + 2.0 ** -12) ** 2, rtol=4 * UNIT[F32])
+    np.testing.assert_allclose(given(c), 64 * (1 + 2.0**-12) ** 2, rtol=4 * UNIT[F32])
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
@@ -133,7 +143,14 @@ def test_sums_of_short_numbers_are_rounded_once(cupy, dtype):
 
 def test_products_that_do_not_fit_are_refused(cupy):
     f, d, h = (cupy.zeros((4, 4), dtype) for dtype in (F32, F64, BF16))
-    for c, a, b in ((d, f, f), (f, f, h), (h, f, f), (f, d, d), (f, h, cupy.zeros((4, 4), F16)), (cupy.zeros((4, 4), np.int32), f, f)):
+    for c, a, b in (
+        (d, f, f),
+        (f, f, h),
+        (h, f, f),
+        (f, d, d),
+        (f, h, cupy.zeros((4, 4), F16)),
+        (cupy.zeros((4, 4), np.int32), f, f),
+    ):
         with pytest.raises(TypeError, match="no product of"):
             gemm(c, a, b)
     for c, a, b in ((f, f[:2], f), (f, f[:, :2], f), (f[:2], f, f)):
@@ -149,6 +166,7 @@ def test_products_that_do_not_fit_are_refused(cupy):
 
 # Linear layers
 
+
 def weights(w, operand, pack):
     """A weight as products take it, and what it is then."""
     if not pack:
@@ -161,14 +179,30 @@ def weights(w, operand, pack):
 @TYPES
 @pytest.mark.parametrize("m, k, n", SHAPES)
 def test_forward_lies_on_bias_and_residual(operand, output, m, k, n):
-    x, (w, W), bias, residual = normal(m, k), weights(normal(k, n, seed=1), operand, operand in (BF16, F16)), normal(n, seed=2), normal(m, n, seed=3)
+    x, (w, W), bias, residual = (
+        normal(m, k),
+        weights(normal(k, n, seed=1), operand, operand in (BF16, F16)),
+        normal(n, seed=2),
+        normal(m, n, seed=3),
+    )
     X = exact(stored(x, operand))
     for with_bias, with_residual, gap in itertools.product((False, True), ("none", "other", "same", "number"), (0, 4)):
         out = Guarded(residual if with_residual == "same" else (m, n), output, gap)
         kind = number(operand) if with_residual == "number" else output
-        other = out.array if with_residual == "same" else Guarded(residual, kind, gap).array if with_residual != "none" else None
-        b, r = with_bias * exact(stored(bias, number(operand))), (with_residual != "none") * exact(stored(residual, kind))
-        linear.linear_forward(out.array, on_device(x, operand), w, on_device(bias, number(operand)) if with_bias else None, other)
+        other = (
+            out.array
+            if with_residual == "same"
+            else Guarded(residual, kind, gap).array
+            if with_residual != "none"
+            else None
+        )
+        b, r = (
+            with_bias * exact(stored(bias, number(operand))),
+            (with_residual != "none") * exact(stored(residual, kind)),
+        )
+        linear.linear_forward(
+            out.array, on_device(x, operand), w, on_device(bias, number(operand)) if with_bias else None, other
+        )
         assert_sum_of_products(out.numbers(), X, W, output, b + r, np.abs(b + r), operand)
 
 
@@ -176,12 +210,21 @@ def test_forward_lies_on_bias_and_residual(operand, output, m, k, n):
 @pytest.mark.parametrize("m, k, n", SHAPES)
 def test_the_other_products_of_a_layer(operand, output, m, k, n):
     packs = operand in (BF16, F16)
-    x, dout, (w, W), (turned, T) = normal(m, k), normal(m, n, seed=1), weights(normal(k, n, seed=2), operand, packs), weights(normal(n, k, seed=3), operand, packs)
+    x, dout, (w, W), (turned, T) = (
+        normal(m, k),
+        normal(m, n, seed=1),
+        weights(normal(k, n, seed=2), operand, packs),
+        weights(normal(n, k, seed=3), operand, packs),
+    )
     X, D = exact(stored(x, operand)), exact(stored(dout, operand))
     longer = Guarded(np.pad(dout, ((0, 0), (0, 3)), constant_values=np.nan), operand, 8).array  # what no product counts
     sums, x, dout = number(operand), Guarded(x, operand, 8).array, Guarded(dout, operand, 8).array
     dx, out, dx_turned = Guarded((m, k), output), Guarded((m, n), output), Guarded((m, k), output)
-    dweight, dturned, dbias = Guarded(np.ones((k, n)), sums), Guarded(np.ones((n, k)), sums), Guarded(np.ones((1, n)), sums, 1)
+    dweight, dturned, dbias = (
+        Guarded(np.ones((k, n)), sums),
+        Guarded(np.ones((n, k)), sums),
+        Guarded(np.ones((1, n)), sums, 1),
+    )
     linear.linear_backward_input(dx.array, dout, w)
     linear.linear_backward_weight(dweight.array, dbias.array[0], dout, x)
     linear.linear_transposed_forward(out.array, x, turned)
@@ -232,9 +275,11 @@ def test_numbers_are_taken_at_once_only_where_they_lie_for_it(cupy):
     for dtype, count in ((F32, 4), (BF16, 8), (F64, 2)):
         flat = cupy.zeros(16 * 64 + count, dtype)
         for start in range(count + 1):
-            x = flat[start:start + 16 * 64].reshape(16, 64)
+            x = flat[start : start + 16 * 64].reshape(16, 64)
             assert linear.divides(count, x) == linear.divides(count, x[1:, :count]) == (start % count == 0)
-            assert not linear.divides(count, x[:, :count + 1]) and not linear.divides(count, flat[:60 * 17].reshape(60, 17)[:, :2 * count])
+            assert not linear.divides(count, x[:, : count + 1]) and not linear.divides(
+                count, flat[: 60 * 17].reshape(60, 17)[:, : 2 * count]
+            )
 
 
 def test_a_residual_that_is_the_output_is_not_moved(cupy, monkeypatch):
@@ -261,7 +306,14 @@ def test_sums_of_rows(cupy, operand):
         np.testing.assert_array_equal(found[2], found[0])
     x[m // 2, 1] = np.nan
     dbias = cupy.zeros(n, sums)
-    linear.add_rows(dbias, there(np.where(np.isnan(x), 0x7FC0, stored(np.nan_to_num(x), BF16)).astype(BF16) if operand == BF16 else stored(x, operand)))
+    linear.add_rows(
+        dbias,
+        there(
+            np.where(np.isnan(x), 0x7FC0, stored(np.nan_to_num(x), BF16)).astype(BF16)
+            if operand == BF16
+            else stored(x, operand)
+        ),
+    )
     np.testing.assert_array_equal(np.isnan(given(dbias)), np.arange(n) == 1)
 
 
@@ -270,8 +322,16 @@ def test_a_layer_is_captured_and_replayed(cupy, operand):
     """No wrapper allocates or waits, which a capture refuses; a replay reads what the arrays hold then, and gives the bits of plain calls."""
     m, k, n = 33, 24, 40
     w, _ = weights(normal(k, n), operand, operand == BF16)
-    x, dout, residual, bias = on_device(normal(m, k), operand), on_device(normal(m, n), operand), on_device(normal(m, n, seed=1), F32), on_device(normal(n), F32)
-    out, hidden, dx, dweight, dbias = (cupy.zeros(shape, dtype) for shape, dtype in (((m, n), F32), ((m, n), operand), ((m, k), F32), ((k, n), F32), ((n,), F32)))
+    x, dout, residual, bias = (
+        on_device(normal(m, k), operand),
+        on_device(normal(m, n), operand),
+        on_device(normal(m, n, seed=1), F32),
+        on_device(normal(n), F32),
+    )
+    out, hidden, dx, dweight, dbias = (
+        cupy.zeros(shape, dtype)
+        for shape, dtype in (((m, n), F32), ((m, n), operand), ((m, k), F32), ((k, n), F32), ((n,), F32))
+    )
 
     def layer():
         if operand == BF16:
@@ -286,6 +346,7 @@ def test_a_layer_is_captured_and_replayed(cupy, operand):
         dweight.fill(0)
         dbias.fill(0)
         return found
+
     stream, new = cupy.cuda.Stream(non_blocking=True), on_device(normal(m, k, seed=7), operand)
     with stream:
         layer()  # kernels are compiled, cuBLAS takes its room
@@ -306,6 +367,7 @@ def test_a_layer_is_captured_and_replayed(cupy, operand):
 
 # The device
 
+
 class Refusal(RuntimeError):
     def __init__(self, status, text="cudaErrorUnknown: unknown error"):
         super().__init__(text)
@@ -314,6 +376,7 @@ class Refusal(RuntimeError):
 
 def stand_in(monkeypatch, count=2, driver=13000, runtime=12090, refusal=None, capability=(9, 0), missing=None):
     """A module `cupy` of so many devices, or one that fails as CuPy does."""
+
     def getDeviceCount():
         if refusal:
             raise refusal
@@ -323,18 +386,32 @@ def stand_in(monkeypatch, count=2, driver=13000, runtime=12090, refusal=None, ca
         if missing == "nvrtc":
             raise RuntimeError('Failure finding "libnvrtc.so.12"\nNo such file')
         return 12, 9
+
     used, cupy = [], ModuleType("cupy")
-    properties = dict(name=b"NVIDIA H200", major=capability[0], minor=capability[1], multiProcessorCount=132, totalGlobalMem=140 << 30)
-    interface = SimpleNamespace(CUDARuntimeError=Refusal, getDeviceCount=getDeviceCount, driverGetVersion=lambda: driver, runtimeGetVersion=lambda: runtime,
-                                getDeviceProperties=lambda number: properties, memGetInfo=lambda: (100 << 30, 140 << 30))
+    properties = dict(
+        name=b"NVIDIA H200", major=capability[0], minor=capability[1], multiProcessorCount=132, totalGlobalMem=140 << 30
+    )
+    interface = SimpleNamespace(
+        CUDARuntimeError=Refusal,
+        getDeviceCount=getDeviceCount,
+        driverGetVersion=lambda: driver,
+        runtimeGetVersion=lambda: runtime,
+        getDeviceProperties=lambda number: properties,
+        memGetInfo=lambda: (100 << 30, 140 << 30),
+    )
 
     class Cuda:
-        runtime, nvrtc, Device = interface, SimpleNamespace(getVersion=getVersion), staticmethod(lambda number: SimpleNamespace(use=lambda: used.append(number)))
+        runtime, nvrtc, Device = (
+            interface,
+            SimpleNamespace(getVersion=getVersion),
+            staticmethod(lambda number: SimpleNamespace(use=lambda: used.append(number))),
+        )
 
         @property
         def cublas(self):
             if missing == "cublas":
                 raise ImportError('Failure finding "libcublas.so.12"\nNo such file')
+
     cupy.cuda, cupy.get_default_memory_pool = Cuda(), lambda: SimpleNamespace(free_bytes=lambda: 5 << 30)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     return used
@@ -348,17 +425,25 @@ def test_a_device_is_described(monkeypatch):
     assert device.free_bytes() == 105 << 30
 
 
-@pytest.mark.parametrize("sentence, number, what", [
-    ("NVIDIA's driver, which GPUs need, is missing here; install it", 0, dict(driver=0, refusal=Refusal(35))),
-    ("NVIDIA's driver here is for CUDA 12 and this CuPy needs one for CUDA 13; update the driver", 0, dict(driver=12080, runtime=13000, refusal=Refusal(35))),
-    ("NVIDIA's driver finds no GPU here; CUDA_VISIBLE_DEVICES=7 may hide it", 0, dict(refusal=Refusal(100))),
-    ("NVIDIA's driver finds no GPU here", 0, dict(count=0)),
-    ("NVIDIA's driver fails (cudaErrorUnknown: unknown error)", 0, dict(refusal=Refusal(999))),
-    ("there is no GPU cuda:2; choose one of cuda:0 to cuda:1", 2, {}),
-    ("there is no GPU cuda:1; choose cuda:0", 1, dict(count=1)),
-    ("older than compute capability 7.5", 0, dict(capability=(6, 1))),
-    ('CuPy finds no cuBLAS of CUDA\'s (Failure finding "libcublas.so.12"); pip install', 0, dict(missing="cublas")),
-    ('CuPy finds no NVRTC of CUDA\'s (Failure finding "libnvrtc.so.12"); pip install', 0, dict(missing="nvrtc"))])
+@pytest.mark.parametrize(
+    "sentence, number, what",
+    [
+        ("NVIDIA's driver, which GPUs need, is missing here; install it", 0, dict(driver=0, refusal=Refusal(35))),
+        (
+            "NVIDIA's driver here is for CUDA 12 and this CuPy needs one for CUDA 13; update the driver",
+            0,
+            dict(driver=12080, runtime=13000, refusal=Refusal(35)),
+        ),
+        ("NVIDIA's driver finds no GPU here; CUDA_VISIBLE_DEVICES=7 may hide it", 0, dict(refusal=Refusal(100))),
+        ("NVIDIA's driver finds no GPU here", 0, dict(count=0)),
+        ("NVIDIA's driver fails (cudaErrorUnknown: unknown error)", 0, dict(refusal=Refusal(999))),
+        ("there is no GPU cuda:2; choose one of cuda:0 to cuda:1", 2, {}),
+        ("there is no GPU cuda:1; choose cuda:0", 1, dict(count=1)),
+        ("older than compute capability 7.5", 0, dict(capability=(6, 1))),
+        ('CuPy finds no cuBLAS of CUDA\'s (Failure finding "libcublas.so.12"); pip install', 0, dict(missing="cublas")),
+        ('CuPy finds no NVRTC of CUDA\'s (Failure finding "libnvrtc.so.12"); pip install', 0, dict(missing="nvrtc")),
+    ],
+)
 def test_one_sentence_says_what_is_missing(monkeypatch, sentence, number, what):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     stand_in(monkeypatch, **what)
@@ -373,8 +458,13 @@ def test_cupy_that_is_missing_or_broken_is_named(monkeypatch, tmp_path):
         device.use_device()
     monkeypatch.delitem(sys.modules, "cupy")
     monkeypatch.setattr(sys, "path", [os.fspath(tmp_path), *sys.path])
-    for text, sentence in (("raise ImportError('\\n=====\\n banner') from ImportError('libcudart.so: none')", r"does not load \(libcudart.so: none\)"),
-                           ("import no_such_package_at_all", "lacks the package no_such_package_at_all")):
+    for text, sentence in (
+        (
+            "raise ImportError('\\n=====\\n banner') from ImportError('libcudart.so: none')",
+            r"does not load \(libcudart.so: none\)",
+        ),
+        ("import no_such_package_at_all", "lacks the package no_such_package_at_all"),
+    ):
         (tmp_path / "cupy.py").write_text(text + "\n", encoding="utf-8")
         with pytest.raises(UserError, match=sentence):
             device.use_device()

@@ -1,4 +1,5 @@
 """Models and training steps on a GPU, or on the stand-in of one, against the same on the CPU: gradients, updates, graphs, and that nobody waits."""
+
 import math
 
 import fake_cupy
@@ -25,8 +26,19 @@ MODELS = {
     "llama": dict(positions="rotary", feed_forward="swiglu", n_kv_head=1, head="linear"),
     "byte-transformer": dict(positions="sinusoidal", norm="layernorm", feed_forward="gelu", head="mlp"),
     "mamba": dict(pattern="M", positions="none", feed_forward="none", bias=True, channel_states=5, n_inner=24),
-    "byte-ssm": dict(pattern="S", positions="none", feed_forward="none", head="none", norm="none", residual=False, n_layer=2, state_size=12),
-    "hybrid": dict(pattern="MAS", n_layer=3, positions="rotary", dropout=0.1, channel_states=4, n_inner=16, state_size=12),
+    "byte-ssm": dict(
+        pattern="S",
+        positions="none",
+        feed_forward="none",
+        head="none",
+        norm="none",
+        residual=False,
+        n_layer=2,
+        state_size=12,
+    ),
+    "hybrid": dict(
+        pattern="MAS", n_layer=3, positions="rotary", dropout=0.1, channel_states=4, n_inner=16, state_size=12
+    ),
 }
 KEY = 1, 2, 3
 
@@ -42,7 +54,9 @@ def config(name, **changes):
 
 def text(seed=0, batch=2):
     """Tokens and targets, one of which is not counted."""
-    tokens, targets = np.random.default_rng(seed).integers(0, BASE["vocab_size"], (2, batch, BASE["block_size"]), np.int32)
+    tokens, targets = np.random.default_rng(seed).integers(
+        0, BASE["vocab_size"], (2, batch, BASE["block_size"]), np.int32
+    )
     targets[0, 3] = -1
     return tokens, targets
 
@@ -64,14 +78,20 @@ def gradient(model, **named):
 
 # Models
 
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-11), (np.float32, 2e-4)], ids=["float64", "float32"])
 def test_loss_and_every_gradient_are_the_cpus(arrays, name, dtype, tolerance):
-    exact, model = Model(config(name), 3, dtype=np.float64), prefilled(Model(config(name), 3, dtype=dtype, arrays=arrays))
+    exact, model = (
+        Model(config(name), 3, dtype=np.float64),
+        prefilled(Model(config(name), 3, dtype=dtype, arrays=arrays)),
+    )
     (loss, expected), (found_loss, found) = gradient(exact), gradient(model)
     assert found_loss == pytest.approx(loss, rel=tolerance)
     for key, view in exact.parameters.like(expected).items():
-        np.testing.assert_allclose(model.parameters.like(found)[key], view, rtol=0, atol=tolerance * max(1e-3, np.abs(view).max()), err_msg=key)
+        np.testing.assert_allclose(
+            model.parameters.like(found)[key], view, rtol=0, atol=tolerance * max(1e-3, np.abs(view).max()), err_msg=key
+        )
     if dtype == np.float64:  # a second time there would say nothing new
         return
     assert model.loss(*text()) == pytest.approx(exact.loss(*text()), rel=tolerance)
@@ -84,7 +104,10 @@ def test_loss_and_every_gradient_are_the_cpus(arrays, name, dtype, tolerance):
 @pytest.mark.parametrize("name", ["gpt2", "llama", "hybrid", "byte-ssm"])
 @pytest.mark.parametrize("operand", [BF16, np.dtype(np.float16)], ids=["bf16", "fp16"])
 def test_gradients_of_16_bits_point_where_the_exact_do(arrays, name, operand):
-    exact, model = Model(config(name), 3, dtype=np.float64), prefilled(Model(config(name), 3, operand=operand, arrays=arrays))
+    exact, model = (
+        Model(config(name), 3, dtype=np.float64),
+        prefilled(Model(config(name), 3, operand=operand, arrays=arrays)),
+    )
     (loss, expected), (found_loss, found) = gradient(exact), gradient(model)
     assert found_loss == pytest.approx(loss, rel=3e-3)
     assert found @ expected / math.sqrt((found @ found) * (expected @ expected)) > 1 - 1e-4
@@ -96,7 +119,10 @@ def test_states_carry_a_text_from_window_to_window(arrays):
     for module in (np, arrays):
         model = Model(config("hybrid", pattern="MS", n_layer=2, dropout=0.0), 3, arrays=module)
         states = States(model, 2)
-        found.append([model.loss_and_gradient(*text(seed), states=states.layers) for seed in range(3)] + [host(states.memory).copy(), host(model.parameters.gradients).copy()])
+        found.append(
+            [model.loss_and_gradient(*text(seed), states=states.layers) for seed in range(3)]
+            + [host(states.memory).copy(), host(model.parameters.gradients).copy()]
+        )
     for one, other in zip(*found):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -116,13 +142,17 @@ def test_adamw_is_the_cpus(arrays):
 
 # Training
 
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return small.text_file(tmp_path_factory.mktemp("data"))
 
 
 def trainer(data, device="cuda", **changes):
-    return small.trainer(data, **{**dict(device=device, dtype="fp32", batch_size=2, block_size=8, tokenizer="char", threads=1), **changes})
+    return small.trainer(
+        data,
+        **{**dict(device=device, dtype="fp32", batch_size=2, block_size=8, tokenizer="char", threads=1), **changes},
+    )
 
 
 def stepped(made, steps):
@@ -135,8 +165,25 @@ def stepped(made, steps):
 
 
 RUNS = {
-    "accumulated": dict(grad_accumulation_steps=2, positions="learned", norm="layernorm", feed_forward="gelu-tanh", bias=True, dropout=0.2),
-    "carried": dict(pattern="MS", n_layer=2, positions="none", feed_forward="none", state_size=12, n_inner=16, channel_states=4, carry_state=True, max_spectral_norm=0.2),
+    "accumulated": dict(
+        grad_accumulation_steps=2,
+        positions="learned",
+        norm="layernorm",
+        feed_forward="gelu-tanh",
+        bias=True,
+        dropout=0.2,
+    ),
+    "carried": dict(
+        pattern="MS",
+        n_layer=2,
+        positions="none",
+        feed_forward="none",
+        state_size=12,
+        n_inner=16,
+        channel_states=4,
+        carry_state=True,
+        max_spectral_norm=0.2,
+    ),
 }
 
 
@@ -152,7 +199,9 @@ def test_ten_steps_are_the_cpus(arrays, data, name):
     assert gpu.estimate_loss() == pytest.approx(cpu.estimate_loss(), rel=1e-3)
 
 
-@pytest.mark.parametrize("changes", [RUNS["accumulated"], dict(dtype="bf16"), dict(dtype="fp16")], ids=["accumulated", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "changes", [RUNS["accumulated"], dict(dtype="bf16"), dict(dtype="fp16")], ids=["accumulated", "bf16", "fp16"]
+)
 def test_replayed_steps_give_the_same_bits(arrays, data, changes):
     replayed, plain = trainer(data, **changes), trainer(data, **changes)
     plain.ahead.batch.captures = plain.ahead.finish.captures = False
@@ -172,13 +221,23 @@ def test_a_step_neither_waits_nor_allocates(arrays, data):
     for captured in (False, True, True):
         made.ahead.batch.captures = made.ahead.finish.captures = captured
         made.step()
-    assert (fake_cupy.counts.synchronisations, fake_cupy.counts.allocations) == (before["synchronisations"], before["allocations"])
+    assert (fake_cupy.counts.synchronisations, fake_cupy.counts.allocations) == (
+        before["synchronisations"],
+        before["allocations"],
+    )
     loss, norm = made.catch_up()
     assert math.isfinite(loss) and math.isfinite(norm) and made.bad_steps == 0
 
 
-@pytest.mark.parametrize("changes", [RUNS["accumulated"], dict(positions="rotary", feed_forward="swiglu", dtype="fp16"), dict(MODELS["byte-ssm"], max_spectral_norm=0.2)],
-                         ids=["gpt2", "llama", "byte-ssm"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        RUNS["accumulated"],
+        dict(positions="rotary", feed_forward="swiglu", dtype="fp16"),
+        dict(MODELS["byte-ssm"], max_spectral_norm=0.2),
+    ],
+    ids=["gpt2", "llama", "byte-ssm"],
+)
 def test_a_step_launches_no_kernel_of_cupys_own(arrays, data, changes):
     if fake_cupy.real():
         pytest.skip("only the stand-in counts")
@@ -220,6 +279,7 @@ def test_a_loss_that_is_not_finite_updates_nothing_and_forgets_what_is_carried(a
 
 def test_a_run_logs_and_resumes_from_what_the_device_counted(arrays, data, tmp_path):
     from slm_np import checkpoint
+
     changes = dict(log_interval=2, save_interval=4, eval_interval=100, max_iters=6, lr_decay_iters=6, eval_iters=1)
     whole, part = trainer(data, **changes), trainer(data, **changes)
     for made, name in ((whole, "whole"), (part, "part")):
@@ -237,6 +297,7 @@ def test_a_run_logs_and_resumes_from_what_the_device_counted(arrays, data, tmp_p
 
 
 # The scaler's rule on the device
+
 
 def test_scaled_updates_are_those_of_the_scaler(arrays):
     scale = dict(scale=8.0, interval=3, lowest=2.0)
@@ -258,12 +319,17 @@ def test_scaled_updates_are_those_of_the_scaler(arrays):
         _, norm, found_bad = steps.read()
         bad = 0 if math.isfinite(expected) else bad + lowest
         assert norm == pytest.approx(expected, rel=1e-6, nan_ok=True) and found_bad == bad
-        assert (steps.scaler.scale, steps.scaler.good, optimizers[0].updates) == (scaler.scale, scaler.good, optimizers[1].updates)
+        assert (steps.scaler.scale, steps.scaler.good, optimizers[0].updates) == (
+            scaler.scale,
+            scaler.good,
+            optimizers[1].updates,
+        )
         assert not host(ours.parameters.gradients).any()
         np.testing.assert_allclose(host(ours.parameters.weights), theirs.parameters.weights, rtol=1e-5, atol=1e-7)
 
 
 # Parts
+
 
 def test_a_function_that_cannot_be_captured_is_run(cupy, arrays, capsys):  # noqa: F811
     x, calls = arrays.zeros(3), []
@@ -271,17 +337,24 @@ def test_a_function_that_cannot_be_captured_is_run(cupy, arrays, capsys):  # noq
     def waits():
         calls.append(float(x[0]))  # which a captured stream may not
         x.fill(len(calls))
+
     replayed = Replayed(cupy)
     for _ in range(4):
         replayed(waits)
     assert replayed.graph is None and host(x)[0] == len(calls) == 4
     line = capsys.readouterr().err
-    assert line.count("\n") == 1 and "cannot be captured" in line and "(get)" in line  # what it was that failed, not that the capture did
+    assert (
+        line.count("\n") == 1 and "cannot be captured" in line and "(get)" in line
+    )  # what it was that failed, not that the capture did
 
 
 def test_spectral_norms_are_held_down(arrays):
     class Some:
-        weight = {f"layers.{i}.recurrence.state.weight": arrays.asarray(a) for i, a in enumerate((np.random.default_rng(0).standard_normal((12, 12)), 3 * np.eye(3), 0.1 * np.eye(9)))}
+        weight = {
+            f"layers.{i}.recurrence.state.weight": arrays.asarray(a)
+            for i, a in enumerate((np.random.default_rng(0).standard_normal((12, 12)), 3 * np.eye(3), 0.1 * np.eye(9)))
+        }
+
     norms, exact = SpectralNorms(Some()), [np.linalg.norm(host(a), 2) for a in Some.weight.values()]
     norms.begin()
     norms.launch()

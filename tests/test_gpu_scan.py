@@ -1,4 +1,5 @@
 """The GPU's selective scan, short convolution and linear recurrence against the float64 oracle, at sizes that fill no block, in every order of threads."""
+
 import numpy as np
 import pytest
 import reference as ref
@@ -9,7 +10,9 @@ from slm_np.kernels.gpu import convolution, recurrence, scan
 from slm_np.workspace import BF16
 
 pytestmark = pytest.mark.usefixtures("cupy")
-FLOATS = pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 3e-6)], ids=["float64", "float32"])
+FLOATS = pytest.mark.parametrize(
+    "dtype, tolerance", [(np.float64, 1e-12), (np.float32, 3e-6)], ids=["float64", "float32"]
+)
 ORDERS = [dict(order="forward"), dict(order="reversed"), dict(order="shuffled", seed=1)]
 
 
@@ -18,12 +21,15 @@ def normal(*shape, seed=0, scale=1.0, dtype=np.float32):
 
 
 def near(found, expected, tolerance):
-    assert found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * max(1e-3, np.abs(expected).max())
+    assert found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * max(
+        1e-3, np.abs(expected).max()
+    )
 
 
 def on_device(kernel, *arrays):
     """Run a kernel on copies; what the arrays (None is none) then hold."""
     import cupy
+
     there = [x if x is None or not isinstance(x, np.ndarray) else cupy.asarray(x) for x in arrays]
     kernel(*there)
     return [cupy.asnumpy(x) for x in there if x is not None and not isinstance(x, int)]
@@ -43,10 +49,20 @@ def in_every_order(run):
 
 # The selective scan
 
+
 def scan_inputs(batch, steps, channels, states, rank, dtype=np.float32):
-    one = [normal(batch, steps, n, seed=i, dtype=dtype) for i, n in enumerate((channels, channels, rank + 2 * states, 2 * channels))]
+    one = [
+        normal(batch, steps, n, seed=i, dtype=dtype)
+        for i, n in enumerate((channels, channels, rank + 2 * states, 2 * channels))
+    ]
     a_log = np.log(np.arange(1, states + 1))[:, None] + 0.3 * normal(states, channels)
-    return [*one, a_log.astype(dtype), normal(channels, dtype=dtype), normal(batch, states, channels, seed=7, dtype=dtype), normal(batch, steps, channels, seed=8, dtype=dtype)]
+    return [
+        *one,
+        a_log.astype(dtype),
+        normal(channels, dtype=dtype),
+        normal(batch, states, channels, seed=7, dtype=dtype),
+        normal(batch, steps, channels, seed=8, dtype=dtype),
+    ]
 
 
 def scanned(x, delta, selected, projected, a_log, skip, first, dout, begun=1.0):
@@ -54,22 +70,61 @@ def scanned(x, delta, selected, projected, a_log, skip, first, dout, begun=1.0):
     (batch, steps, channels), states = x.shape, len(a_log)
     x, delta, selected, projected = (a.reshape(batch * steps, -1) for a in (x, delta, selected, projected))
     kept = np.full((batch, scan.selective_scan_chunks(steps) + 1, states, channels), np.nan, x.dtype)
-    scratch, parts = (np.full(shape, np.nan, x.dtype) for shape in (scan.selective_scan_scratch(channels, states, batch), scan.selective_scan_parts(batch, steps, channels, states)))
+    scratch, parts = (
+        np.full(shape, np.nan, x.dtype)
+        for shape in (
+            scan.selective_scan_scratch(channels, states, batch),
+            scan.selective_scan_parts(batch, steps, channels, states),
+        )
+    )
     kept[:, 0] = first
-    out, kept, *_ = on_device(scan.selective_scan_forward, np.full_like(x, np.nan), kept, scratch, x, delta, selected, projected, a_log, skip)
+    out, kept, *_ = on_device(
+        scan.selective_scan_forward, np.full_like(x, np.nan), kept, scratch, x, delta, selected, projected, a_log, skip
+    )
     dselected = np.full_like(selected, np.nan)
-    dselected[:, :-2 * states] = 5
+    dselected[:, : -2 * states] = 5
     dx, delta, dselected, dprojected, da_log, dskip, *_ = on_device(
-        scan.selective_scan_backward, np.full_like(x, np.nan), delta, dselected, projected, np.full_like(a_log, begun), np.full_like(skip, begun), parts, scratch,
-        dout.reshape(x.shape), kept, x, selected, a_log, skip)
+        scan.selective_scan_backward,
+        np.full_like(x, np.nan),
+        delta,
+        dselected,
+        projected,
+        np.full_like(a_log, begun),
+        np.full_like(skip, begun),
+        parts,
+        scratch,
+        dout.reshape(x.shape),
+        kept,
+        x,
+        selected,
+        a_log,
+        skip,
+    )
     np.testing.assert_array_equal(dprojected[:, :channels], projected[:, :channels])
-    assert (dselected[:, :-2 * states] == 5).all()
-    dprojected[:, :channels], dselected[:, :-2 * states] = 0, 0
-    return [out, dx, delta, dselected, dprojected, da_log - a_log.dtype.type(begun), dskip - skip.dtype.type(begun)], kept
+    assert (dselected[:, : -2 * states] == 5).all()
+    dprojected[:, :channels], dselected[:, : -2 * states] = 0, 0
+    return [
+        out,
+        dx,
+        delta,
+        dselected,
+        dprojected,
+        da_log - a_log.dtype.type(begun),
+        dskip - skip.dtype.type(begun),
+    ], kept
 
 
 CHUNK, WIDE = scan.CHUNK, scan.WIDE
-SCANS = [(2, 5, 3, 2, 1), (1, 1, 1, 1, 1), (3, 1, 7, 1, 2), (2, CHUNK, 5, 4, 1), (1, CHUNK + 1, WIDE + 3, 3, 1), (2, 3 * CHUNK - 1, 17, 5, 2), (1, 70, 2 * WIDE, 16, 1), (2, 20, 33, 35, 1)]
+SCANS = [
+    (2, 5, 3, 2, 1),
+    (1, 1, 1, 1, 1),
+    (3, 1, 7, 1, 2),
+    (2, CHUNK, 5, 4, 1),
+    (1, CHUNK + 1, WIDE + 3, 3, 1),
+    (2, 3 * CHUNK - 1, 17, 5, 2),
+    (1, 70, 2 * WIDE, 16, 1),
+    (2, 20, 33, 35, 1),
+]
 
 
 @pytest.mark.parametrize("shape", SCANS, ids=["x".join(map(str, shape)) for shape in SCANS])
@@ -95,11 +150,17 @@ def test_scan_at_the_ends_of_its_steps(delta):
     """A step of nearly no time keeps the state, an endless one forgets it; nothing overflows."""
     x, _, *rest, dout = scan_inputs(1, 20, 20, 3, 1)
     inputs = [x, np.full_like(x, delta), *rest]
-    for one, other in zip(scanned(*inputs, dout, begun=0.0)[0], (ref.selective_scan(*inputs)[0], *ref.selective_scan_backward(dout, *inputs))):
+    for one, other in zip(
+        scanned(*inputs, dout, begun=0.0)[0],
+        (ref.selective_scan(*inputs)[0], *ref.selective_scan_backward(dout, *inputs)),
+    ):
         near(one.reshape(other.shape), other, 1e-5)
 
 
-@pytest.mark.parametrize("name, place, column, remembered", [("x", 0, 3, True), ("delta", 1, 3, True), ("B", 2, 2, True), ("C", 2, -1, False), ("gate", 3, -1, False)])
+@pytest.mark.parametrize(
+    "name, place, column, remembered",
+    [("x", 0, 3, True), ("delta", 1, 3, True), ("B", 2, 2, True), ("C", 2, -1, False), ("gate", 3, -1, False)],
+)
 def test_scan_keeps_nan(name, place, column, remembered):
     *inputs, dout = scan_inputs(2, 20, 20, 3, 1)
     clean, _ = scanned(*inputs, dout)
@@ -131,23 +192,47 @@ def test_scan_keeps_infinity():
 
 # The convolution
 
+
 def convolved(x, past, weight, bias, dout):
     """(out, dx, dweight - 1, dbias - 1, what dout becomes); x gets columns that are not the convolution's."""
     (batch, steps, channels), rows = x.shape, x.shape[0] * x.shape[1]
     wide = np.concatenate((x, normal(batch, steps, 3, seed=5, dtype=x.dtype)), axis=2).reshape(rows, -1)
-    out, *_ = on_device(convolution.convolution_forward, np.full((rows, channels), np.nan, x.dtype), wide, past, weight, bias)
-    dx, dweight, dbias, _, again, *_ = on_device(convolution.convolution_backward, wide, np.ones_like(weight), np.ones_like(bias), np.full_like(out, np.nan),
-                                                 dout.reshape(rows, -1), past, weight, bias)
+    out, *_ = on_device(
+        convolution.convolution_forward, np.full((rows, channels), np.nan, x.dtype), wide, past, weight, bias
+    )
+    dx, dweight, dbias, _, again, *_ = on_device(
+        convolution.convolution_backward,
+        wide,
+        np.ones_like(weight),
+        np.ones_like(bias),
+        np.full_like(out, np.nan),
+        dout.reshape(rows, -1),
+        past,
+        weight,
+        bias,
+    )
     np.testing.assert_array_equal(dx[:, channels:], wide[:, channels:])
     return [out.reshape(x.shape), dx[:, :channels].reshape(x.shape), dweight - 1, dbias - 1, again.reshape(x.shape)]
 
 
 def convolution_inputs(batch, steps, channels, size, dtype=np.float32):
-    return [normal(*s, dtype=dtype) for s in ((batch, steps, channels), (batch, size - 1, channels), (size, channels), (channels,))] + [normal(batch, steps, channels, seed=1, dtype=dtype)]
+    return [
+        normal(*s, dtype=dtype)
+        for s in ((batch, steps, channels), (batch, size - 1, channels), (size, channels), (channels,))
+    ] + [normal(batch, steps, channels, seed=1, dtype=dtype)]
 
 
 # Texts of one span, of several, shorter than the filter and in groups, of one row; fewer rows than sums.
-CONVOLUTIONS = [(2, 7, 5, 4), (1, 1, 1, 4), (2, 2, 70, 5), (1, 9, 130, 1), (2, 100, 33, 4), (11, 3, 5, 4), (40, 1, 3, 2), (3, 70, 2, 20)]
+CONVOLUTIONS = [
+    (2, 7, 5, 4),
+    (1, 1, 1, 4),
+    (2, 2, 70, 5),
+    (1, 9, 130, 1),
+    (2, 100, 33, 4),
+    (11, 3, 5, 4),
+    (40, 1, 3, 2),
+    (3, 70, 2, 20),
+]
 
 
 @pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
@@ -191,6 +276,7 @@ def test_convolution_keeps_nan():
 
 # The linear recurrence
 
+
 def slow_walk(states, weight, backwards):
     states, weight = states.astype(np.float64), weight.astype(np.float64)
     for t in range(len(states) - 1):
@@ -200,16 +286,31 @@ def slow_walk(states, weight, backwards):
 
 
 def walked(states, weight, backwards):
-    (_, batch, width), kernel = states.shape, recurrence.linear_recurrence_backward if backwards else recurrence.linear_recurrence_forward
-    return on_device(kernel, states, np.full(recurrence.linear_recurrence_scratch(batch, width), np.nan, states.dtype), weight)[0]
+    (_, batch, width), kernel = (
+        states.shape,
+        recurrence.linear_recurrence_backward if backwards else recurrence.linear_recurrence_forward,
+    )
+    return on_device(
+        kernel, states, np.full(recurrence.linear_recurrence_scratch(batch, width), np.nan, states.dtype), weight
+    )[0]
 
 
 def walk_inputs(steps, batch, width, dtype=np.float32):
-    return normal(steps + 1, batch, width, dtype=dtype), normal(width, width, scale=width ** -0.5, dtype=dtype)
+    return normal(steps + 1, batch, width, dtype=dtype), normal(width, width, scale=width**-0.5, dtype=dtype)
 
 
 BLOCK = recurrence.BLOCK
-WALKS = [(1, 1, 1), (5, 1, 7), (9, 3, 33), (2 * BLOCK - 1, 2, 5), (2 * BLOCK, 3, 17), (2 * BLOCK + 1, 1, 1), (3 * BLOCK + 5, 4, 30), (100, 16, 96), (6 * BLOCK, 70, 8)]
+WALKS = [
+    (1, 1, 1),
+    (5, 1, 7),
+    (9, 3, 33),
+    (2 * BLOCK - 1, 2, 5),
+    (2 * BLOCK, 3, 17),
+    (2 * BLOCK + 1, 1, 1),
+    (3 * BLOCK + 5, 4, 30),
+    (100, 16, 96),
+    (6 * BLOCK, 70, 8),
+]
 
 
 @pytest.mark.parametrize("backwards", [False, True], ids=["forward", "backward"])
@@ -258,6 +359,7 @@ def test_missing_numbers_stay_with_their_text_and_its_future():
 
 # The order of rows
 
+
 def stored(x, dtype):
     if dtype != BF16:
         return x.astype(dtype)
@@ -273,7 +375,9 @@ F32, F16, F64 = map(np.dtype, (np.float32, np.float16, np.float64))
 
 
 @pytest.mark.parametrize("steps, batch, columns", [(1, 1, 1), (5, 3, 7), (4, 1, 33), (1, 6, 2)])
-@pytest.mark.parametrize("number, operand", [(F32, F32), (F64, F64), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16)], ids=str)
+@pytest.mark.parametrize(
+    "number, operand", [(F32, F32), (F64, F64), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16)], ids=str
+)
 def test_time_major_and_back(steps, batch, columns, number, operand, cupy):  # noqa: F811
     """`number`: the stream's type; `operand`: that of the turned rows."""
     x, residual = (stored(normal(batch, steps, columns, seed=seed), number) for seed in (0, 1))
@@ -289,26 +393,49 @@ def test_time_major_and_back(steps, batch, columns, number, operand, cupy):  # n
         recurrence.batch_major(back, y, None, first)
         recurrence.batch_major(summed, y, cupy.asarray(residual.reshape(-1, columns)), first)
     np.testing.assert_array_equal(cupy.asnumpy(back), x.reshape(-1, columns))
-    np.testing.assert_array_equal(cupy.asnumpy(summed), stored((exact(x).astype(wide) + exact(residual).astype(wide)), number).reshape(-1, columns))
+    np.testing.assert_array_equal(
+        cupy.asnumpy(summed),
+        stored((exact(x).astype(wide) + exact(residual).astype(wide)), number).reshape(-1, columns),
+    )
 
 
 # All of it in a graph
+
 
 def test_scan_and_walk_are_captured_and_replayed(cupy):  # noqa: F811
     """No allocation and no waiting for the device after the first call; a replayed graph gives the same bits."""
     batch, steps, channels, states = 2, 40, 5, 3
     *arrays, first, dout = scan_inputs(batch, steps, channels, states, 1)
-    x, delta, selected, projected, a_log, skip = (cupy.asarray(a.reshape(batch * steps, -1) if a.ndim == 3 else a) for a in arrays)
-    dout, dselected, da_log, dskip, out, dx = (cupy.asarray(dout.reshape(x.shape)), *map(cupy.zeros_like, (selected, a_log, skip, x, x)))
-    kept, parts = cupy.zeros((batch, scan.selective_scan_chunks(steps) + 1, states, channels), x.dtype), cupy.zeros(scan.selective_scan_parts(batch, steps, channels, states), x.dtype)
-    past, weight, bias, room = (cupy.asarray(normal(*shape)) for shape in ((batch, 3, channels), (4, channels), (channels,), x.shape))
-    dweight, dbias, walk, square = cupy.zeros_like(weight), cupy.zeros_like(bias), *map(cupy.asarray, walk_inputs(steps, batch, channels))
-    powers, turned = cupy.zeros(recurrence.linear_recurrence_scratch(batch, channels), x.dtype), cupy.zeros((steps, batch, channels), x.dtype)
+    x, delta, selected, projected, a_log, skip = (
+        cupy.asarray(a.reshape(batch * steps, -1) if a.ndim == 3 else a) for a in arrays
+    )
+    dout, dselected, da_log, dskip, out, dx = (
+        cupy.asarray(dout.reshape(x.shape)),
+        *map(cupy.zeros_like, (selected, a_log, skip, x, x)),
+    )
+    kept, parts = (
+        cupy.zeros((batch, scan.selective_scan_chunks(steps) + 1, states, channels), x.dtype),
+        cupy.zeros(scan.selective_scan_parts(batch, steps, channels, states), x.dtype),
+    )
+    past, weight, bias, room = (
+        cupy.asarray(normal(*shape)) for shape in ((batch, 3, channels), (4, channels), (channels,), x.shape)
+    )
+    dweight, dbias, walk, square = (
+        cupy.zeros_like(weight),
+        cupy.zeros_like(bias),
+        *map(cupy.asarray, walk_inputs(steps, batch, channels)),
+    )
+    powers, turned = (
+        cupy.zeros(recurrence.linear_recurrence_scratch(batch, channels), x.dtype),
+        cupy.zeros((steps, batch, channels), x.dtype),
+    )
 
     def step():
         convolution.convolution_forward(x, projected, past, weight, bias)
         scan.selective_scan_forward(out, kept, None, x, delta, selected, projected, a_log, skip)
-        scan.selective_scan_backward(dx, delta, dselected, projected, da_log, dskip, parts, None, dout, kept, x, selected, a_log, skip)
+        scan.selective_scan_backward(
+            dx, delta, dselected, projected, da_log, dskip, parts, None, dout, kept, x, selected, a_log, skip
+        )
         convolution.convolution_backward(projected, dweight, dbias, room, dx, past, weight, bias)
         recurrence.time_major(turned, dx, 0)
         recurrence.linear_recurrence_forward(walk, powers, square)

@@ -1,4 +1,5 @@
 """Every derivative against finite differences: each op, each preset, odd architectures; and the checker against wrong derivatives."""
+
 import dataclasses
 import os
 import subprocess
@@ -41,11 +42,16 @@ MODELS = {
     "one-token-learned": dict(GPT2, block_size=1),
     "one-piece": dict(TINY, vocab_size=1),
     "odd-width": dict(GPT2, n_head=1, n_embd=7),
-    "odd-width-no-norm": dict(TINY, positions="sinusoidal", norm="none", feed_forward="swish", head="mlp", n_head=1, n_embd=7),
+    "odd-width-no-norm": dict(
+        TINY, positions="sinusoidal", norm="none", feed_forward="swish", head="mlp", n_head=1, n_embd=7
+    ),
     "width-one": dict(TINY, positions="none", n_head=1, n_embd=1, n_hidden=1),
     "longer-than-a-block-of-queries": dict(TINY, block_size=70, n_layer=1),
-    **{f"{norm}-{kind}": dict(TINY, norm=norm, feed_forward=kind, bias=kind != "swish")
-       for norm in ("none", "layernorm", "rmsnorm") for kind in ("none", "swish", "gelu", "gelu-tanh", "swiglu")},
+    **{
+        f"{norm}-{kind}": dict(TINY, norm=norm, feed_forward=kind, bias=kind != "swish")
+        for norm in ("none", "layernorm", "rmsnorm")
+        for kind in ("none", "swish", "gelu", "gelu-tanh", "swiglu")
+    },
 }
 
 
@@ -69,6 +75,7 @@ def test_model(name):
 
 
 # The checker itself: what it must not let through
+
 
 def scaled(gradient):
     return gradient * 1.001
@@ -96,6 +103,7 @@ def test_a_wrong_backward_is_caught(case, harm):
 
         def backward(dout, *inputs):
             return [harm(g) if i == wrong else g for i, g in enumerate(case.backward(dout, *inputs))]
+
         assert not case._replace(backward=backward).error() <= TOLERANCE, f"gradient {wrong}"
 
 
@@ -106,8 +114,11 @@ def test_a_wrong_tensor_of_a_model_is_caught(harm, monkeypatch):
     class Wrong(Model):
         def loss_and_gradient(self, *args, **named):
             loss = super().loss_and_gradient(*args, **named)
-            self.parameters.gradient[name][...] = 1 + harm(self.parameters.gradient[name] - 1)  # they begin as ones here
+            self.parameters.gradient[name][...] = 1 + harm(
+                self.parameters.gradient[name] - 1
+            )  # they begin as ones here
             return loss
+
     monkeypatch.setattr(gradcheck, "Model", Wrong)
     errors = model_error(config)
     assert [n for n, error in errors.items() if not error <= TOLERANCE] == [name, ""]
@@ -121,6 +132,7 @@ def test_an_output_left_unwritten_is_caught():
         out = gradcheck.overwritten(x.shape)
         out[1:] = swish.forward(x[1:])
         return out
+
     assert not swish._replace(forward=forward).error() <= TOLERANCE
 
 
@@ -129,18 +141,27 @@ def test_directional_error_restores_its_inputs_and_measures_slopes():
     before = x.copy(), y.copy()
 
     def function():
-        return float((x ** 2).sum() * y)
-    assert directional_error(function, [x, y], [2 * x * y, (x ** 2).sum()], rng) < 1e-9
-    assert 1e-4 < directional_error(function, [x, y], [2 * x * y * 1.001, (x ** 2).sum()], rng) < 1e-2
+        return float((x**2).sum() * y)
+
+    assert directional_error(function, [x, y], [2 * x * y, (x**2).sum()], rng) < 1e-9
+    assert 1e-4 < directional_error(function, [x, y], [2 * x * y * 1.001, (x**2).sum()], rng) < 1e-2
     np.testing.assert_array_equal(x, before[0])
     np.testing.assert_array_equal(y, before[1])
 
 
 # The command
 
+
 def test_command_prints_a_line_per_tensor():
-    done = subprocess.run([sys.executable, "-m", "slm_np.gradcheck", "--preset", "stories"], capture_output=True, text=True, encoding="utf-8",
-                          cwd=Path(slm_np.__file__).resolve().parents[1], env={**os.environ, "NUMBA_NUM_THREADS": "1"}, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "slm_np.gradcheck", "--preset", "stories"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=Path(slm_np.__file__).resolve().parents[1],
+        env={**os.environ, "NUMBA_NUM_THREADS": "1"},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()[1:]]
     assert [line[0] for line in lines[:-1]] == list(Model(shrunk(preset("stories")[0])).parameters.weight)
@@ -149,12 +170,16 @@ def test_command_prints_a_line_per_tensor():
 
 
 def test_command_without_a_preset_covers_every_op_and_preset(monkeypatch, capsys):
-    monkeypatch.setattr(gradcheck, "shrunk", lambda config: dataclasses.replace(shrunk(config), n_layer=1, block_size=3))
+    monkeypatch.setattr(
+        gradcheck, "shrunk", lambda config: dataclasses.replace(shrunk(config), n_layer=1, block_size=3)
+    )
     with pytest.raises(SystemExit) as left:
         gradcheck.main([])
     shown = capsys.readouterr().out.splitlines()[1:]
     assert left.value.code == 0
-    assert [line[:44].strip() for line in shown] == [case.name for case in CASES] + [f"model of {name}" for name in PRESETS]
+    assert [line[:44].strip() for line in shown] == [case.name for case in CASES] + [
+        f"model of {name}" for name in PRESETS
+    ]
 
 
 def test_command_reports_wrong_derivatives(monkeypatch, capsys):

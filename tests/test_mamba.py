@@ -1,4 +1,5 @@
 """Mamba beside transformers' MambaForCausalLM, its scan and convolution beside the oracle, and states that are carried from window to window."""
+
 import numba
 import numpy as np
 import pytest
@@ -31,7 +32,9 @@ def text(config, batch, steps, seed=0):
 
 def made(dtype=np.float64, noise=0.1, **settings):
     model = Model(ModelConfig(**{**SMALL, **settings}), 3, dtype=dtype)
-    model.parameters.weights += (noise * np.random.default_rng(4).standard_normal(model.parameters.weights.size)).astype(dtype)
+    model.parameters.weights += (
+        noise * np.random.default_rng(4).standard_normal(model.parameters.weights.size)
+    ).astype(dtype)
     return model
 
 
@@ -41,28 +44,71 @@ def near(found, expected, tolerance):
 
 # The scan and the convolution beside the oracle
 
+
 def scanned(x, delta, selected, projected, a_log, skip, first, dout):
     """(out, every gradient, the states that are kept) by the engine, from arrays (B, T, .)."""
     batch, steps, channels = x.shape
     rows = [a.reshape(batch * steps, -1).copy() for a in (x, delta, selected, projected)]
     states = np.full((batch, ops.selective_scan_chunks(steps, x) + 1, *a_log.shape), np.nan, x.dtype)
-    scratch, parts = (np.full(shape, np.nan, x.dtype) for shape in (ops.selective_scan_scratch(channels, len(a_log), batch, x), ops.selective_scan_parts(batch, steps, channels, len(a_log), x)))
+    scratch, parts = (
+        np.full(shape, np.nan, x.dtype)
+        for shape in (
+            ops.selective_scan_scratch(channels, len(a_log), batch, x),
+            ops.selective_scan_parts(batch, steps, channels, len(a_log), x),
+        )
+    )
     states[:, 0] = first
-    out, dx, dselected, da_log, dskip = np.full_like(rows[0], np.nan), np.full_like(rows[0], np.nan), *map(np.zeros_like, (rows[2], a_log, skip))
+    out, dx, dselected, da_log, dskip = (
+        np.full_like(rows[0], np.nan),
+        np.full_like(rows[0], np.nan),
+        *map(np.zeros_like, (rows[2], a_log, skip)),
+    )
     ops.selective_scan_forward(out, states, scratch, *rows, a_log, skip)
     scratch.fill(np.nan)
-    ops.selective_scan_backward(dx, rows[1], dselected, rows[3], da_log, dskip, parts, scratch, dout.reshape(out.shape), states, rows[0], rows[2], a_log, skip)
+    ops.selective_scan_backward(
+        dx,
+        rows[1],
+        dselected,
+        rows[3],
+        da_log,
+        dskip,
+        parts,
+        scratch,
+        dout.reshape(out.shape),
+        states,
+        rows[0],
+        rows[2],
+        a_log,
+        skip,
+    )
     rows[3][:, :channels] = 0
     return [out, dx, rows[1], dselected, rows[3], da_log, dskip], states
 
 
 def scan_inputs(batch, steps, channels, states, rank, dtype):
-    one = [normal(batch, steps, n, seed=i, dtype=dtype) for i, n in enumerate((channels, channels, rank + 2 * states, 2 * channels))]
+    one = [
+        normal(batch, steps, n, seed=i, dtype=dtype)
+        for i, n in enumerate((channels, channels, rank + 2 * states, 2 * channels))
+    ]
     a_log = np.log(np.arange(1, states + 1))[:, None] + 0.3 * normal(states, channels)
-    return [*one, a_log.astype(dtype), normal(channels, dtype=dtype), normal(batch, states, channels, seed=7, dtype=dtype), normal(batch, steps, channels, seed=8, dtype=dtype)]
+    return [
+        *one,
+        a_log.astype(dtype),
+        normal(channels, dtype=dtype),
+        normal(batch, states, channels, seed=7, dtype=dtype),
+        normal(batch, steps, channels, seed=8, dtype=dtype),
+    ]
 
 
-SCANS = [(2, 5, 3, 2, 1), (1, 1, 1, 1, 1), (3, 1, 7, 1, 2), (2, CHUNK, 5, PASS, 1), (1, CHUNK + 1, GROUP + 3, 3, 1), (2, 3 * CHUNK - 1, 17, PASS + 1, 2), (1, 70, 2 * GROUP, 16, 1)]
+SCANS = [
+    (2, 5, 3, 2, 1),
+    (1, 1, 1, 1, 1),
+    (3, 1, 7, 1, 2),
+    (2, CHUNK, 5, PASS, 1),
+    (1, CHUNK + 1, GROUP + 3, 3, 1),
+    (2, 3 * CHUNK - 1, 17, PASS + 1, 2),
+    (1, 70, 2 * GROUP, 16, 1),
+]
 
 
 @pytest.mark.parametrize("shape", SCANS, ids=["x".join(map(str, shape)) for shape in SCANS])
@@ -88,7 +134,10 @@ def test_scan_at_the_ends_of_its_steps(delta):
         near(one.reshape(other.shape), other, 1e-5)
 
 
-@pytest.mark.parametrize("name, place, column, remembered", [("x", 0, 3, True), ("delta", 1, 3, True), ("B", 2, 2, True), ("C", 2, -1, False), ("gate", 3, -1, False)])
+@pytest.mark.parametrize(
+    "name, place, column, remembered",
+    [("x", 0, 3, True), ("delta", 1, 3, True), ("B", 2, 2, True), ("C", 2, -1, False), ("gate", 3, -1, False)],
+)
 def test_scan_keeps_nan(name, place, column, remembered):
     *inputs, dout = scan_inputs(1, 40, 20, 3, 1, np.float32)
     inputs[place][0, 35, column] = np.nan
@@ -100,9 +149,24 @@ def test_scan_keeps_nan(name, place, column, remembered):
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 2e-6)], ids=["float64", "float32"])
 def test_convolution_is_the_oracles(shape, dtype, tolerance):
     batch, steps, channels, size = shape
-    x, past, weight, bias, dout = (normal(*s, dtype=dtype) for s in ((batch, steps, channels), (batch, size - 1, channels), (size, channels), (channels,), (batch, steps, channels)))
+    x, past, weight, bias, dout = (
+        normal(*s, dtype=dtype)
+        for s in (
+            (batch, steps, channels),
+            (batch, size - 1, channels),
+            (size, channels),
+            (channels,),
+            (batch, steps, channels),
+        )
+    )
     wide = np.concatenate((x, normal(batch, steps, 3, seed=5, dtype=dtype)), axis=2).reshape(batch * steps, -1)
-    out, dweight, dbias, dx, down = np.full((batch * steps, channels), np.nan, dtype), np.ones_like(weight), np.ones_like(bias), wide.copy(), dout.reshape(-1, channels).copy()
+    out, dweight, dbias, dx, down = (
+        np.full((batch * steps, channels), np.nan, dtype),
+        np.ones_like(weight),
+        np.ones_like(bias),
+        wide.copy(),
+        dout.reshape(-1, channels).copy(),
+    )
     ops.convolution_forward(out, wide, past, weight, bias)
     ops.convolution_backward(dx, dweight, dbias, np.full_like(out, np.nan), down, past, weight, bias)
     expected = ref.convolution_backward(dout, x, past, weight, bias)
@@ -127,44 +191,85 @@ def test_scan_and_convolution_give_the_same_bits_for_any_number_of_threads(threa
 
 # transformers' twin
 
+
 def hugging_face(model):
     """transformers' model of the same weights, in float32."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     torch.set_num_threads(1)
     c = model.config
-    twin = transformers.MambaForCausalLM(transformers.MambaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.n_embd, state_size=c.channel_states, num_hidden_layers=c.n_layer, layer_norm_epsilon=c.norm_eps, expand=c.n_inner // c.n_embd,
-        conv_kernel=c.conv_kernel, use_bias=c.bias, time_step_rank=c.time_step_rank, tie_word_embeddings=c.head == "tied", pad_token_id=0, bos_token_id=0, eos_token_id=0))
-    twin.load_state_dict({name: torch.tensor(array) for name, array in named(c, model.parameters.weight).items()}, strict=False)
+    twin = transformers.MambaForCausalLM(
+        transformers.MambaConfig(
+            vocab_size=c.vocab_size,
+            hidden_size=c.n_embd,
+            state_size=c.channel_states,
+            num_hidden_layers=c.n_layer,
+            layer_norm_epsilon=c.norm_eps,
+            expand=c.n_inner // c.n_embd,
+            conv_kernel=c.conv_kernel,
+            use_bias=c.bias,
+            time_step_rank=c.time_step_rank,
+            tie_word_embeddings=c.head == "tied",
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    twin.load_state_dict(
+        {name: torch.tensor(array) for name, array in named(c, model.parameters.weight).items()}, strict=False
+    )
     return torch, twin
 
 
-NAMES = {"input.weight": ("in_proj.weight", lambda a: a.T), "input.bias": ("in_proj.bias", None), "convolution.weight": ("conv1d.weight", lambda a: a.T[:, None]),
-         "convolution.bias": ("conv1d.bias", None), "select.weight": ("x_proj.weight", lambda a: a.T), "step.weight": ("dt_proj.weight", lambda a: a.T),
-         "step.bias": ("dt_proj.bias", None), "a_log": ("A_log", lambda a: a.T), "skip": ("D", None), "output.weight": ("out_proj.weight", lambda a: a.T), "output.bias": ("out_proj.bias", None)}
+NAMES = {
+    "input.weight": ("in_proj.weight", lambda a: a.T),
+    "input.bias": ("in_proj.bias", None),
+    "convolution.weight": ("conv1d.weight", lambda a: a.T[:, None]),
+    "convolution.bias": ("conv1d.bias", None),
+    "select.weight": ("x_proj.weight", lambda a: a.T),
+    "step.weight": ("dt_proj.weight", lambda a: a.T),
+    "step.bias": ("dt_proj.bias", None),
+    "a_log": ("A_log", lambda a: a.T),
+    "skip": ("D", None),
+    "output.weight": ("out_proj.weight", lambda a: a.T),
+    "output.bias": ("out_proj.bias", None),
+}
 
 
 def named(config, arrays):
     """{transformers' name: array} of our weights or gradients."""
-    found = {"backbone.embeddings.weight": arrays["embedding.weight"], "backbone.norm_f.weight": arrays["norm.weight"],
-             "lm_head.weight": arrays["embedding.weight" if config.head == "tied" else "head.weight"]}
+    found = {
+        "backbone.embeddings.weight": arrays["embedding.weight"],
+        "backbone.norm_f.weight": arrays["norm.weight"],
+        "lm_head.weight": arrays["embedding.weight" if config.head == "tied" else "head.weight"],
+    }
     for layer in range(config.n_layer):
         found[f"backbone.layers.{layer}.norm.weight"] = arrays[f"layers.{layer}.mixer_norm.weight"]
         for ours, (theirs, turned) in NAMES.items():
             if (array := arrays.get(f"layers.{layer}.mamba.{ours}")) is not None:
-                found[f"backbone.layers.{layer}.mixer.{theirs}"] = np.ascontiguousarray(turned(array) if turned else array)
+                found[f"backbone.layers.{layer}.mixer.{theirs}"] = np.ascontiguousarray(
+                    turned(array) if turned else array
+                )
     return found
 
 
-TWINS = {"preset": dict(), "bias": dict(bias=True, head="linear"), "odd": dict(n_embd=25, n_inner=50, channel_states=5, conv_kernel=3, time_step_rank=3), "one-state": dict(channel_states=1), "one-token": dict(block_size=1)}
+TWINS = {
+    "preset": dict(),
+    "bias": dict(bias=True, head="linear"),
+    "odd": dict(n_embd=25, n_inner=50, channel_states=5, conv_kernel=3, time_step_rank=3),
+    "one-state": dict(channel_states=1),
+    "one-token": dict(block_size=1),
+}
 
 
 @pytest.mark.parametrize("name", TWINS)
 def test_logits_and_gradients_are_transformers(name):
     model = made(np.float32, noise=0.02, **TWINS[name])
     torch, twin = hugging_face(model)
-    tokens, targets = text(model.config, 3, model.config.block_size), text(model.config, 3, model.config.block_size, seed=1)
+    tokens, targets = (
+        text(model.config, 3, model.config.block_size),
+        text(model.config, 3, model.config.block_size, seed=1),
+    )
     logits = twin(torch.tensor(tokens).long()).logits
     assert np.abs(model.logits(tokens) - logits.detach().numpy()).max() <= 1e-4
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(targets).long().flatten())
@@ -184,10 +289,17 @@ def test_ten_updates_are_transformers():
     optimizer = AdamW(model.parameters, 3e-3, 0.1, 0.9, 0.95, grad_clip=1.0)
     decayed = [p for n, p in twin.named_parameters() if p.ndim > 1 and "A_log" not in n]
     rest = [p for n, p in twin.named_parameters() if p.ndim < 2 or "A_log" in n]
-    other = torch.optim.AdamW([dict(params=decayed, weight_decay=0.1), dict(params=rest, weight_decay=0.0)], lr=3e-3, betas=(0.9, 0.95), eps=1e-8)
+    other = torch.optim.AdamW(
+        [dict(params=decayed, weight_decay=0.1), dict(params=rest, weight_decay=0.0)],
+        lr=3e-3,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
     tokens, targets, losses = text(model.config, 3, 40), text(model.config, 3, 40, seed=1), []
     for _ in range(10):
-        loss = torch.nn.functional.cross_entropy(twin(torch.tensor(tokens).long()).logits.flatten(0, 1), torch.tensor(targets).long().flatten())
+        loss = torch.nn.functional.cross_entropy(
+            twin(torch.tensor(tokens).long()).logits.flatten(0, 1), torch.tensor(targets).long().flatten()
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
         other.step()
@@ -206,20 +318,34 @@ def test_initial_weights_are_transformers_laws():
     steps = np.log1p(np.exp(w["mamba.step.bias"].astype(float)))
     assert 1e-3 * 0.999 <= steps.min() < 1.3e-3 and 0.08 < steps.max() <= 0.1 * 1.001
     assert abs(np.log(steps).mean() - np.log(1e-2)) < 0.2
-    for name, bound in (("convolution.weight", 0.5), ("step.weight", 0.25), ("output.weight", 512 ** -0.5)):
+    for name, bound in (("convolution.weight", 0.5), ("step.weight", 0.25), ("output.weight", 512**-0.5)):
         assert 0.98 * bound < np.abs(w[f"mamba.{name}"]).max() <= bound
-    assert w["mamba.input.weight"].std() == pytest.approx(0.1, rel=0.01) == pytest.approx(model.parameters.weight["embedding.weight"].std(), rel=0.02)
+    assert (
+        w["mamba.input.weight"].std()
+        == pytest.approx(0.1, rel=0.01)
+        == pytest.approx(model.parameters.weight["embedding.weight"].std(), rel=0.02)
+    )
     assert (w["mamba.skip"] == 1).all() and (w["mamba.convolution.bias"] == 0).all()
     np.testing.assert_array_equal(model.parameters.weights, twin.parameters.weights)
-    decayed = {name for name, view in model.parameters.weight.items() if view.ctypes.data < model.parameters.weights.ctypes.data + 4 * model.parameters.n_decayed}
+    decayed = {
+        name
+        for name, view in model.parameters.weight.items()
+        if view.ctypes.data < model.parameters.weights.ctypes.data + 4 * model.parameters.n_decayed
+    }
     assert "layers.0.mamba.input.weight" in decayed and "layers.0.mamba.a_log" not in decayed
     assert mamba.rates(None, (3, 2)).shape == (3, 2)
 
 
 # States that are carried
 
-CARRIERS = {"mamba": dict(), "one-state": dict(channel_states=1, conv_kernel=1), "longer-filter": dict(conv_kernel=9, n_inner=17), "recurrence": dict(pattern="S", state_size=10),
-            "both": dict(pattern="MS", state_size=9, feed_forward="swiglu", bias=True), "system-2": dict(pattern="S", norm="none", residual=False, head="none", state_size=12)}
+CARRIERS = {
+    "mamba": dict(),
+    "one-state": dict(channel_states=1, conv_kernel=1),
+    "longer-filter": dict(conv_kernel=9, n_inner=17),
+    "recurrence": dict(pattern="S", state_size=10),
+    "both": dict(pattern="MS", state_size=9, feed_forward="swiglu", bias=True),
+    "system-2": dict(pattern="S", norm="none", residual=False, head="none", state_size=12),
+}
 every_carrier = pytest.mark.parametrize("name", CARRIERS)
 
 
@@ -231,10 +357,10 @@ def test_windows_that_carry_on_equal_one_long_window(name, cut):
     whole = model.logits(tokens).copy()
     losses = model.losses(tokens, tokens).copy()
     for start in range(0, 40, cut):
-        part = np.ascontiguousarray(tokens[:, start:start + cut])
+        part = np.ascontiguousarray(tokens[:, start : start + cut])
         n = part.size
         loss = model.loss_and_gradient(part, part, states=states.layers)
-        assert loss == pytest.approx(losses[:, start:start + cut].sum() / n, rel=1e-10)
+        assert loss == pytest.approx(losses[:, start : start + cut].sum() / n, rel=1e-10)
         found.append(states.memory.copy())
     stepper = Decoder(model, 2)
     near(stepper.read(tokens), whole[:, -1], 1e-9)
@@ -263,7 +389,10 @@ def test_gradients_stop_at_the_edge(name):
     kept, later = states.memory.copy(), text(model.config, 2, 9, seed=5)
     model.parameters.gradients.fill(0)
     model.loss_and_gradient(later, later, states=states.layers)
-    gradient, direction = model.parameters.gradients.copy(), np.random.default_rng(0).standard_normal(model.parameters.weights.size)
+    gradient, direction = (
+        model.parameters.gradients.copy(),
+        np.random.default_rng(0).standard_normal(model.parameters.weights.size),
+    )
     direction /= np.linalg.norm(direction)
     values = []
     for sign in (1, -1):
@@ -286,6 +415,7 @@ def test_a_step_takes_the_same_memory_however_long_the_text():
 
 
 # Streams
+
 
 def test_streams_read_the_text_in_order():
     tokens = Tokens("train", np.arange(103, dtype=np.uint16))
@@ -353,9 +483,17 @@ def test_attention_has_no_state_to_carry(tmp_path):
 
 # Settings
 
-@pytest.mark.parametrize("settings, words", [
-    (dict(pattern="MX"), "letters A"), (dict(head="none"), "--no-residual"), (dict(pattern="M", head="none", residual=False), "--feed-forward none"),
-    (dict(conv_kernel=0), "--conv-kernel is 0"), (dict(channel_states=0), "--channel-states is 0")])
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (dict(pattern="MX"), "letters A"),
+        (dict(head="none"), "--no-residual"),
+        (dict(pattern="M", head="none", residual=False), "--feed-forward none"),
+        (dict(conv_kernel=0), "--conv-kernel is 0"),
+        (dict(channel_states=0), "--channel-states is 0"),
+    ],
+)
 def test_settings_that_do_not_go_together_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
         ModelConfig(**settings)
@@ -363,15 +501,27 @@ def test_settings_that_do_not_go_together_are_refused(settings, words):
 
 def test_sizes_have_defaults():
     config = ModelConfig(pattern="M", n_embd=250)
-    assert (config.n_inner, config.time_step_rank, config.channel_states, config.state_size, config.attends) == (500, 16, 16, 500, False)
+    assert (config.n_inner, config.time_step_rank, config.channel_states, config.state_size, config.attends) == (
+        500,
+        16,
+        16,
+        500,
+        False,
+    )
     hybrid = dict(pattern="MMMA", n_embd=128, n_head=4)
     assert ModelConfig(**hybrid, n_layer=4).attends and not ModelConfig(**hybrid, n_layer=4).endless
     assert ModelConfig(**hybrid, n_layer=3).endless
 
 
 def test_the_spectral_norm_is_logged_and_held_down(tmp_path):
-    data, settings = small.text_file(tmp_path), dict(pattern="S", positions="none", feed_forward="none", learning_rate=0.05)
-    free, held = (small.trainer(data, tmp_path / name, **settings, max_spectral_norm=limit) for name, limit in (("free", 0.0), ("held", 0.6)))
+    data, settings = (
+        small.text_file(tmp_path),
+        dict(pattern="S", positions="none", feed_forward="none", learning_rate=0.05),
+    )
+    free, held = (
+        small.trainer(data, tmp_path / name, **settings, max_spectral_norm=limit)
+        for name, limit in (("free", 0.0), ("held", 0.6))
+    )
     free.train()
     held.train()
     for trainer, low, high in ((free, 0.7, 100), (held, 0.5, 0.6001)):

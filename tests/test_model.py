@@ -1,4 +1,5 @@
 """Whole models: sizes, the oracle's logits and losses, causality, memory that holds nothing stale, decoding, allocation."""
+
 import tracemalloc
 
 import numpy as np
@@ -23,18 +24,36 @@ MODELS = {
     "grouped-queries": ModelConfig(**TINY, n_embd=12, n_head=4, n_kv_head=2, head_dim=6, head="linear", bias=True),
     "no-positions": ModelConfig(**TINY, n_embd=12, n_head=2, positions="none", feed_forward="gelu-tanh", head="mlp"),
     "hybrid": ModelConfig(**TINY, n_embd=12, n_head=2, pattern="MA", n_inner=10, channel_states=3, bias=True),
-    "three-mixers": ModelConfig(**{**TINY, "n_layer": 3}, n_embd=12, n_head=2, pattern="SMA", feed_forward="none", n_inner=20, channel_states=5, state_size=7, positions="none"),
-    "logits-from-mamba": ModelConfig(**TINY, n_embd=7, pattern="M", feed_forward="none", residual=False, head="none", channel_states=1, conv_kernel=3),
-    "attention-only": ModelConfig(**TINY, n_embd=7, n_head=1, positions="sinusoidal", feed_forward="none", norm="layernorm"),
+    "three-mixers": ModelConfig(
+        **{**TINY, "n_layer": 3},
+        n_embd=12,
+        n_head=2,
+        pattern="SMA",
+        feed_forward="none",
+        n_inner=20,
+        channel_states=5,
+        state_size=7,
+        positions="none",
+    ),
+    "logits-from-mamba": ModelConfig(
+        **TINY, n_embd=7, pattern="M", feed_forward="none", residual=False, head="none", channel_states=1, conv_kernel=3
+    ),
+    "attention-only": ModelConfig(
+        **TINY, n_embd=7, n_head=1, positions="sinusoidal", feed_forward="none", norm="layernorm"
+    ),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
-both_types = pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-10), (np.float32, 1e-5)], ids=["float64", "float32"])
+both_types = pytest.mark.parametrize(
+    "dtype, tolerance", [(np.float64, 1e-10), (np.float32, 1e-5)], ids=["float64", "float32"]
+)
 
 
 def made(config, dtype=np.float32, seed=0, noise=0.3):
     """A model whose biases are not zero and whose norms are not one."""
     model = Model(config, seed, dtype=dtype)
-    model.parameters.weights += (noise * np.random.default_rng(seed).standard_normal(model.parameters.weights.size)).astype(dtype)
+    model.parameters.weights += (
+        noise * np.random.default_rng(seed).standard_normal(model.parameters.weights.size)
+    ).astype(dtype)
     return model
 
 
@@ -48,6 +67,7 @@ def largest_error(found, expected):
 
 # Sizes
 
+
 def test_parameter_counts():
     assert parameter_count(preset("byte-transformer")[0]) == 2424832
     assert parameter_count(preset("gpt2-stories")[0]) == 29995392
@@ -58,7 +78,11 @@ def test_parameters_are_the_oracles(name):
     config = MODELS[name]
     model = Model(config)
     assert {n: w.shape for n, w in model.parameters.weight.items()} == ref.shapes(config)
-    assert model.parameters.weights.size == parameter_count(config) == sum(np.prod(shape) for shape in ref.shapes(config).values())
+    assert (
+        model.parameters.weights.size
+        == parameter_count(config)
+        == sum(np.prod(shape) for shape in ref.shapes(config).values())
+    )
 
 
 def test_a_window_longer_than_the_context_is_refused():
@@ -67,6 +91,7 @@ def test_a_window_longer_than_the_context_is_refused():
 
 
 # Values
+
 
 @both_types
 @every_model
@@ -94,7 +119,9 @@ def test_more_rows_than_a_chunk_of_logits(dtype, tolerance, monkeypatch):
     config = ModelConfig(vocab_size=300, block_size=70, n_layer=1, n_head=2, n_embd=16, n_hidden=24)
     model, tokens, targets = made(config, dtype, noise=0.1), text(config, 11, 70), text(config, 11, 70, seed=1)
     assert model.plan(11, 70).shared["head.logits"].shape == (64, 300)
-    assert largest_error(model.logits(tokens), ref.reference_logits(config, model.parameters.weight, tokens)) <= tolerance
+    assert (
+        largest_error(model.logits(tokens), ref.reference_logits(config, model.parameters.weight, tokens)) <= tolerance
+    )
     loss = ref.reference_loss(config, model.parameters.weight, tokens, targets)
     assert model.loss(tokens, targets) == pytest.approx(loss, rel=tolerance)
     assert model.loss_and_gradient(tokens, targets) == pytest.approx(loss, rel=tolerance)
@@ -125,6 +152,7 @@ def test_a_token_changes_no_earlier_logits_in_a_long_window():
 
 # Memory
 
+
 @every_model
 @pytest.mark.parametrize("dropped", [False, True], ids=["", "dropout"])
 def test_nothing_stale_is_read_from_the_arena(name, dropped):
@@ -154,7 +182,7 @@ def test_micro_batches_add_up_to_the_whole_batch(name):
     loss = model.loss_and_gradient(tokens, targets)
     whole = model.parameters.gradients.copy()
     model.parameters.gradients.fill(0)
-    parts = [model.loss_and_gradient(tokens[i:i + 3], targets[i:i + 3], targets.size) for i in range(0, 12, 3)]
+    parts = [model.loss_and_gradient(tokens[i : i + 3], targets[i : i + 3], targets.size) for i in range(0, 12, 3)]
     assert sum(parts) == pytest.approx(loss, rel=1e-13)
     assert largest_error(model.parameters.gradients, whole) < 1e-13
 
@@ -167,7 +195,7 @@ def test_windows_shorter_than_the_context_add_up_too(name):
     whole = model.parameters.gradients.copy()
     model.parameters.gradients.fill(0)
     for i in range(3):
-        model.loss_and_gradient(tokens[i:i + 1], targets[i:i + 1], targets.size)
+        model.loss_and_gradient(tokens[i : i + 1], targets[i : i + 1], targets.size)
     np.testing.assert_allclose(model.parameters.gradients, whole, rtol=0, atol=1e-12 * np.abs(whole).max())
 
 
@@ -178,15 +206,20 @@ def test_dropout_is_a_function_of_its_key():
     def run(key):
         model.parameters.gradients.fill(0)
         return model.loss_and_gradient(tokens, targets, key=key), model.parameters.gradients.tobytes()
+
     assert run((1, 2, 3)) == run((1, 2, 3))
     assert len({run(key) for key in (None, (1, 2, 3), (1, 2, 4), (1, 3, 3), (2, 2, 3))}) == 5
-    assert run(None)[0] == model.loss_and_gradient(tokens, targets) == pytest.approx(model.loss(tokens, targets), rel=1e-6)
+    assert (
+        run(None)[0] == model.loss_and_gradient(tokens, targets) == pytest.approx(model.loss(tokens, targets), rel=1e-6)
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_warm_training_step_allocates_almost_nothing(name):
     """No array of the model's or the batch's size: less than 64 KiB, where one activation is 128 KiB."""
-    config = preset(name, dict(vocab_size=256, n_layer=2, n_head=1 if "byte" in name else 4, n_embd=64, n_hidden=128, block_size=64))[0]
+    config = preset(
+        name, dict(vocab_size=256, n_layer=2, n_head=1 if "byte" in name else 4, n_embd=64, n_hidden=128, block_size=64)
+    )[0]
     model = Model(config)
     optimizer = AdamW(model.parameters)
     tokens, targets = text(config, 8, 64), text(config, 8, 64, seed=1)
@@ -195,6 +228,7 @@ def test_a_warm_training_step_allocates_almost_nothing(name):
     def step(i):
         model.loss_and_gradient(tokens, targets, key=(1, i, 0))
         optimizer.step(1e-3)
+
     for i in range(2):
         step(i)
     tracemalloc.start()
@@ -208,7 +242,9 @@ def test_a_warm_training_step_allocates_almost_nothing(name):
 
 # Decoding
 
-decoded = pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-9), (np.float32, 1e-4)], ids=["float64", "float32"])
+decoded = pytest.mark.parametrize(
+    "dtype, tolerance", [(np.float64, 1e-9), (np.float32, 1e-4)], ids=["float64", "float32"]
+)
 
 
 @decoded
@@ -220,7 +256,9 @@ def test_decoding_equals_the_full_text_at_each_place(name, dtype, tolerance, bat
     model, tokens = made(config, dtype), text(config, batch, T)
     expected, decoder = model.logits(tokens), Decoder(model, batch)
     for again in range(2):  # a new text forgets the one before
-        found = [decoder.read(tokens[:, :prompt]).copy()] + [decoder.step(tokens[:, place]).copy() for place in range(prompt, T)]
+        found = [decoder.read(tokens[:, :prompt]).copy()] + [
+            decoder.step(tokens[:, place]).copy() for place in range(prompt, T)
+        ]
         for place, logits in enumerate(found, prompt - 1):
             assert logits.shape == (batch, V) and logits.dtype == dtype
             assert largest_error(logits, expected[:, place]) <= tolerance, place
@@ -250,7 +288,9 @@ def test_of_a_long_prompt_the_last_tokens_count_or_all(name):
     assert largest_error(one.step(tokens[:, 0]), other.step(tokens[:, 0])) <= 1e-9
 
 
-@pytest.mark.parametrize("name", [name for name, config in MODELS.items() if config.positions in ("learned", "sinusoidal")])
+@pytest.mark.parametrize(
+    "name", [name for name, config in MODELS.items() if config.positions in ("learned", "sinusoidal")]
+)
 @pytest.mark.parametrize("prompt", [1, T, 2 * T])
 def test_beyond_the_context_absolute_positions_read_the_last_tokens_again(name, prompt):
     model = made(MODELS[name], np.float64)
@@ -258,7 +298,7 @@ def test_beyond_the_context_absolute_positions_read_the_last_tokens_again(name, 
     logits = decoder.read(tokens[:, :prompt])
     for place in range(prompt, tokens.shape[1]):
         logits = decoder.step(tokens[:, place])
-        window = tokens[:, max(0, place + 1 - T):place + 1]
+        window = tokens[:, max(0, place + 1 - T) : place + 1]
         assert largest_error(logits, model.logits(window)[:, -1]) <= 1e-9, place
 
 
@@ -266,13 +306,23 @@ def test_beyond_the_context_absolute_positions_read_the_last_tokens_again(name, 
 @pytest.mark.parametrize("prompt", [1, T, 2 * T])
 def test_beyond_the_context_one_layer_attends_to_the_last_tokens(positions, prompt):
     """Angles go on rising, but scores depend on their differences only: with one layer, a window that starts at place zero gives the same."""
-    config = ModelConfig(vocab_size=V, block_size=T, n_layer=1, n_embd=12, n_head=4, n_kv_head=2, head_dim=6, n_hidden=10, positions=positions)
+    config = ModelConfig(
+        vocab_size=V,
+        block_size=T,
+        n_layer=1,
+        n_embd=12,
+        n_head=4,
+        n_kv_head=2,
+        head_dim=6,
+        n_hidden=10,
+        positions=positions,
+    )
     model = made(config, np.float64)
     tokens, decoder = text(config, 2, 4 * T + 2), Decoder(model, 2)
     logits = decoder.read(tokens[:, :prompt])
     for place in range(prompt, tokens.shape[1]):
         logits = decoder.step(tokens[:, place])
-        assert largest_error(logits, model.logits(tokens[:, max(0, place + 1 - T):place + 1])[:, -1]) <= 1e-9, place
+        assert largest_error(logits, model.logits(tokens[:, max(0, place + 1 - T) : place + 1])[:, -1]) <= 1e-9, place
 
 
 @pytest.mark.parametrize("name", ["stories", "slim", "grouped-queries", "no-positions"])
@@ -286,7 +336,9 @@ def test_sliding_decoding_runs_on(name):
     assert (np.abs(np.diff(logits, axis=0)).max(1) > 0).all() or (np.diff(tokens[0, 2:]) == 0).any()
 
 
-@pytest.mark.parametrize("tokens", [np.zeros((1, 0)), np.zeros((2, 3)), np.zeros((3, 2))], ids=["no-token", "two-texts", "three-texts"])
+@pytest.mark.parametrize(
+    "tokens", [np.zeros((1, 0)), np.zeros((2, 3)), np.zeros((3, 2))], ids=["no-token", "two-texts", "three-texts"]
+)
 def test_a_prompt_of_the_wrong_shape_is_refused(tokens):
     with pytest.raises(UserError, match="cannot start 1 texts"):
         Decoder(Model(MODELS["stories"])).read(tokens)
@@ -294,7 +346,10 @@ def test_a_prompt_of_the_wrong_shape_is_refused(tokens):
 
 # The feed-forward in chunks of rows
 
-@pytest.mark.parametrize("settings", [dict(feed_forward="gelu", bias=True), dict(feed_forward="swiglu", norm="none")], ids=["gelu", "swiglu"])
+
+@pytest.mark.parametrize(
+    "settings", [dict(feed_forward="gelu", bias=True), dict(feed_forward="swiglu", norm="none")], ids=["gelu", "swiglu"]
+)
 def test_chunks_of_rows_change_nothing_but_rounding(settings, monkeypatch):
     config = ModelConfig(**settings, vocab_size=11, block_size=9, n_layer=2, n_embd=12, n_head=2)
     tokens, targets = np.random.default_rng(0).integers(0, 11, (2, 3, 9)).astype(np.int32)

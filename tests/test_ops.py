@@ -2,6 +2,7 @@
 
 A case runs an op and its derivative three ways: by the engine, by the same formula in NumPy in the inputs' own type, and by the oracle.
 """
+
 import math
 from typing import Callable, NamedTuple
 
@@ -15,17 +16,19 @@ from slm_np import ops
 pytestmark = pytest.mark.usefixtures("one_thread")
 ULP = np.finfo(np.float32).eps
 EPS = 1e-5  # of the norms
-ONE_WIDE = EPS ** -0.5  # one number less its mean, or over its size, hardly changes with it: a gradient times 1/sqrt(eps) cancels
+ONE_WIDE = (
+    EPS**-0.5
+)  # one number less its mean, or over its size, hardly changes with it: a gradient times 1/sqrt(eps) cancels
 
 
 class Case(NamedTuple):
     id: str
-    inputs: list       # float32 arrays
-    engine: Callable   # (start, *inputs) -> outputs; those that accumulate begin as `start`, the others as NaN
-    plain: Callable    # (*inputs) -> the same by NumPy, in the type of the inputs
-    exact: Callable    # (*inputs) -> the same by the oracle
-    sums: int = 0      # how many outputs, the last ones, accumulate
-    terms: float = 0   # size of what cancels inside an output, where nearly all of it does
+    inputs: list  # float32 arrays
+    engine: Callable  # (start, *inputs) -> outputs; those that accumulate begin as `start`, the others as NaN
+    plain: Callable  # (*inputs) -> the same by NumPy, in the type of the inputs
+    exact: Callable  # (*inputs) -> the same by the oracle
+    sums: int = 0  # how many outputs, the last ones, accumulate
+    terms: float = 0  # size of what cancels inside an output, where nearly all of it does
 
 
 def normal(*shape, scale=1.0, seed=0):
@@ -46,6 +49,7 @@ def begun(start, like):
 
 # Activations
 
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
@@ -59,7 +63,7 @@ def cubic(x):
 
 
 def halves(x):
-    return x[:, :x.shape[1] // 2], x[:, x.shape[1] // 2:]
+    return x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
 
 
 def swish_slope(x):
@@ -74,10 +78,17 @@ def gelu_tanh_slope(x):
 
 PLAIN = {
     "swish": (lambda x: x * sigmoid(x), lambda dout, x: dout * swish_slope(x)),
-    "gelu": (lambda x: x * distribution(x), lambda dout, x: dout * (distribution(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi))),
+    "gelu": (
+        lambda x: x * distribution(x),
+        lambda dout, x: dout * (distribution(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)),
+    ),
     "gelu_tanh": (lambda x: x * sigmoid(cubic(x)), lambda dout, x: dout * gelu_tanh_slope(x)),
-    "swiglu": (lambda x: halves(x)[0] * sigmoid(halves(x)[0]) * halves(x)[1],
-               lambda dout, x: np.hstack((dout * halves(x)[1] * swish_slope(halves(x)[0]), dout * halves(x)[0] * sigmoid(halves(x)[0])))),
+    "swiglu": (
+        lambda x: halves(x)[0] * sigmoid(halves(x)[0]) * halves(x)[1],
+        lambda dout, x: np.hstack(
+            (dout * halves(x)[1] * swish_slope(halves(x)[0]), dout * halves(x)[0] * sigmoid(halves(x)[0]))
+        ),
+    ),
 }
 
 
@@ -94,13 +105,21 @@ def activation(name, label, x):
     def exact(x, dout):
         out = getattr(ref, name)(x)
         return out, getattr(ref, f"{name}_backward")(dout, x), out
-    return Case(f"{name} {label}", [x, dout], engine, lambda x, dout: (forward(x), backward(dout, x), forward(x)), exact)
+
+    return Case(
+        f"{name} {label}", [x, dout], engine, lambda x, dout: (forward(x), backward(dout, x), forward(x)), exact
+    )
 
 
 # Linear
 
+
 def linear(n, d, e, bias=False, residual=False, scale=1.0):
-    inputs = [normal(n, d, scale=scale), normal(d, e), normal(n, e, seed=1)] + [normal(e)] * bias + [normal(n, e, seed=2)] * residual
+    inputs = (
+        [normal(n, d, scale=scale), normal(d, e), normal(n, e, seed=1)]
+        + [normal(e)] * bias
+        + [normal(n, e, seed=2)] * residual
+    )
 
     def parts(more):
         return more[0] if bias else None, more[-1] if residual else None
@@ -122,7 +141,15 @@ def linear(n, d, e, bias=False, residual=False, scale=1.0):
         b, r = parts(more)
         out, (dx, dweight, dbias) = ref.linear(x, weight, b), ref.linear_backward(dout, x, weight, b)
         return (out + r.astype(float) if residual else out, dx, dweight) + ((dbias,) if bias else ())
-    return Case(f"linear {n}x{d}x{e}{' bias' * bias}{' residual' * residual}{scaled_by(scale)}", inputs, engine, plain, exact, 1 + bias)
+
+    return Case(
+        f"linear {n}x{d}x{e}{' bias' * bias}{' residual' * residual}{scaled_by(scale)}",
+        inputs,
+        engine,
+        plain,
+        exact,
+        1 + bias,
+    )
 
 
 def linear_transposed(n, d, v):
@@ -135,11 +162,19 @@ def linear_transposed(n, d, v):
     def exact(x, weight, dout):
         dx, dweight, _ = ref.linear_backward(dout, x, weight.T)
         return ref.linear(x, weight.T), dx, dweight.T
-    return Case(f"linear_transposed {n}x{d}x{v}", [normal(n, d), normal(v, d), normal(n, v)], engine,
-                lambda x, weight, dout: (x @ weight.T, dout @ weight, dout.T @ x), exact, 1)
+
+    return Case(
+        f"linear_transposed {n}x{d}x{v}",
+        [normal(n, d), normal(v, d), normal(n, v)],
+        engine,
+        lambda x, weight, dout: (x @ weight.T, dout @ weight, dout.T @ x),
+        exact,
+        1,
+    )
 
 
 # Norms; dx accumulates as well
+
 
 def rmsnorm(n, d, scale=1.0):
     def engine(start, x, weight, dout):
@@ -152,8 +187,16 @@ def rmsnorm(n, d, scale=1.0):
         r = 1 / np.sqrt((x * x).mean(1, keepdims=True) + EPS)
         g, unit = dout * weight, x * r
         return x * r * weight, r * (g - unit * (g * unit).mean(1, keepdims=True)), (dout * unit).sum(0)
-    return Case(f"rmsnorm {n}x{d}{scaled_by(scale)}", [normal(n, d, scale=scale), normal(d), normal(n, d, seed=1)], engine, plain,
-                lambda x, weight, dout: (ref.rmsnorm(x, weight, EPS), *ref.rmsnorm_backward(dout, x, weight, EPS)), 2, terms=ONE_WIDE * (d == 1))
+
+    return Case(
+        f"rmsnorm {n}x{d}{scaled_by(scale)}",
+        [normal(n, d, scale=scale), normal(d), normal(n, d, seed=1)],
+        engine,
+        plain,
+        lambda x, weight, dout: (ref.rmsnorm(x, weight, EPS), *ref.rmsnorm_backward(dout, x, weight, EPS)),
+        2,
+        terms=ONE_WIDE * (d == 1),
+    )
 
 
 def layernorm(n, d, bias=True, offset=0.0):
@@ -162,43 +205,65 @@ def layernorm(n, d, bias=True, offset=0.0):
         grads = begun(start, x), begun(start, weight), begun(start, weight) if bias else None
         ops.layernorm_forward(out, mean, rstd, x, weight, b, EPS)
         ops.layernorm_backward(*grads, dout, x, weight, mean, rstd)
-        return (out, *grads[:2 + bias])
+        return (out, *grads[: 2 + bias])
 
     def plain(x, weight, dout, b=None):
         centred = x - x.mean(1, keepdims=True)
         r = 1 / np.sqrt((centred * centred).mean(1, keepdims=True) + EPS)
         g, unit = dout * weight, centred * r
         dx = r * (g - g.mean(1, keepdims=True) - unit * (g * unit).mean(1, keepdims=True))
-        return (unit * weight + (b if bias else 0), dx, (dout * unit).sum(0), dout.sum(0))[:3 + bias]
+        return (unit * weight + (b if bias else 0), dx, (dout * unit).sum(0), dout.sum(0))[: 3 + bias]
 
     def exact(x, weight, dout, b=None):
-        return (ref.layernorm(x, weight, b, EPS), *ref.layernorm_backward(dout, x, weight, b, EPS))[:3 + bias]
-    return Case(f"layernorm {n}x{d}{' bias' * bias}{f' offset {offset}' if offset else ''}",
-                [normal(n, d) + np.float32(offset), normal(d), normal(n, d, seed=1)] + [normal(d)] * bias, engine, plain, exact, 2 + bias, terms=ONE_WIDE * (d == 1))
+        return (ref.layernorm(x, weight, b, EPS), *ref.layernorm_backward(dout, x, weight, b, EPS))[: 3 + bias]
+
+    return Case(
+        f"layernorm {n}x{d}{' bias' * bias}{f' offset {offset}' if offset else ''}",
+        [normal(n, d) + np.float32(offset), normal(d), normal(n, d, seed=1)] + [normal(d)] * bias,
+        engine,
+        plain,
+        exact,
+        2 + bias,
+        terms=ONE_WIDE * (d == 1),
+    )
 
 
 # Embedding, rotary positions, the residual's gradient
 
+
 def embedding(batch, steps, pieces, d, positions=True, one=None):
-    tokens = np.random.default_rng(3).integers(0, pieces, (batch, steps)) if one is None else np.full((batch, steps), one)
+    tokens = (
+        np.random.default_rng(3).integers(0, pieces, (batch, steps)) if one is None else np.full((batch, steps), one)
+    )
 
     def engine(start, weight, dout, places=None):
-        out, dweight, dplaces = empty((batch * steps, d), weight), begun(start, weight), begun(start, places) if positions else None
+        out, dweight, dplaces = (
+            empty((batch * steps, d), weight),
+            begun(start, weight),
+            begun(start, places) if positions else None,
+        )
         ops.embedding_forward(out, tokens.astype(np.int32), weight, places)
         ops.embedding_backward(dweight, dplaces, dout, tokens.astype(np.int32))
-        return (out, dweight, dplaces)[:2 + positions]
+        return (out, dweight, dplaces)[: 2 + positions]
 
     def plain(weight, dout, places=None):
         dweight = np.zeros_like(weight)
         np.add.at(dweight, tokens.reshape(-1), dout)
         out = weight[tokens] + (places if positions else 0)
-        return (out.reshape(-1, d), dweight, dout.reshape(batch, steps, d).sum(0))[:2 + positions]
+        return (out.reshape(-1, d), dweight, dout.reshape(batch, steps, d).sum(0))[: 2 + positions]
 
     def exact(weight, dout, places=None):
         gradients = ref.embedding_backward(dout.reshape(batch, steps, d), tokens, weight, places)
-        return (ref.embedding(tokens, weight, places).reshape(-1, d), *gradients)[:2 + positions]
-    return Case(f"embedding {batch}x{steps} of {pieces}x{d}{' positions' * positions}{'' if one is None else ' one token'}",
-                [normal(pieces, d), normal(batch * steps, d)] + [normal(steps, d)] * positions, engine, plain, exact, 1 + positions)
+        return (ref.embedding(tokens, weight, places).reshape(-1, d), *gradients)[: 2 + positions]
+
+    return Case(
+        f"embedding {batch}x{steps} of {pieces}x{d}{' positions' * positions}{'' if one is None else ' one token'}",
+        [normal(pieces, d), normal(batch * steps, d)] + [normal(steps, d)] * positions,
+        engine,
+        plain,
+        exact,
+        1 + positions,
+    )
 
 
 def rotary(batch, steps, heads, width, first=0, more=0):
@@ -214,18 +279,35 @@ def rotary(batch, steps, heads, width, first=0, more=0):
         return out, dx
 
     def turned(x, sign):
-        angle = (np.arange(first, first + steps)[:, None] * 100.0 ** (-np.arange(width // 2) * 2 / width))[None, :, None]
+        angle = (np.arange(first, first + steps)[:, None] * 100.0 ** (-np.arange(width // 2) * 2 / width))[
+            None, :, None
+        ]
         cos, sin = np.cos(angle).astype(x.dtype), sign * np.sin(angle).astype(x.dtype)
-        a, b = np.split(x[:, :heads * width].reshape(batch, steps, heads, width), 2, axis=3)
-        return np.hstack((np.concatenate((a * cos - b * sin, b * cos + a * sin), 3).reshape(len(x), -1), x[:, heads * width:]))
+        a, b = np.split(x[:, : heads * width].reshape(batch, steps, heads, width), 2, axis=3)
+        return np.hstack(
+            (np.concatenate((a * cos - b * sin, b * cos + a * sin), 3).reshape(len(x), -1), x[:, heads * width :])
+        )
 
     def exactly(function, x):
-        return np.hstack((function(x[:, :heads * width].reshape(batch, steps, heads, width)).reshape(len(x), -1), x[:, heads * width:]))
+        return np.hstack(
+            (
+                function(x[:, : heads * width].reshape(batch, steps, heads, width)).reshape(len(x), -1),
+                x[:, heads * width :],
+            )
+        )
 
     def exact(x, dout):
-        return exactly(lambda x: ref.rotary(x, 100.0, first), x), exactly(lambda d: ref.rotary_backward(d, d, 100.0, first), dout)
-    return Case(f"rotary {batch}x{steps} heads {heads}x{width} from {first}", [normal(batch * steps, columns), normal(batch * steps, columns, seed=1)], engine,
-                lambda x, dout: (turned(x, 1), turned(dout, -1)), exact)
+        return exactly(lambda x: ref.rotary(x, 100.0, first), x), exactly(
+            lambda d: ref.rotary_backward(d, d, 100.0, first), dout
+        )
+
+    return Case(
+        f"rotary {batch}x{steps} heads {heads}x{width} from {first}",
+        [normal(batch * steps, columns), normal(batch * steps, columns, seed=1)],
+        engine,
+        lambda x, dout: (turned(x, 1), turned(dout, -1)),
+        exact,
+    )
 
 
 def accumulate(n, d):
@@ -233,10 +315,12 @@ def accumulate(n, d):
         total = begun(start, x)
         ops.accumulate(total, x)
         return (total,)
+
     return Case(f"accumulate {n}x{d}", [normal(n, d)], engine, lambda x: (x,), lambda x: (x.astype(float),), 1)
 
 
 # Attention
+
 
 def split(qkv, batch, heads, kv_heads):
     return ref.split_heads(qkv.reshape(batch, len(qkv) // batch, -1), heads, kv_heads)
@@ -254,7 +338,11 @@ def attention(batch, steps, heads, kv_heads, width, scale=1.0):
     def plain(qkv, dout):
         group = heads // kv_heads
         q, k, v = (x.swapaxes(1, 2) for x in split(qkv, batch, heads, kv_heads))
-        k, v, dout = np.repeat(k, group, 1), np.repeat(v, group, 1), dout.reshape(batch, steps, heads, width).swapaxes(1, 2)
+        k, v, dout = (
+            np.repeat(k, group, 1),
+            np.repeat(v, group, 1),
+            dout.reshape(batch, steps, heads, width).swapaxes(1, 2),
+        )
         scores = q @ k.swapaxes(2, 3) * (1 / math.sqrt(width))
         scores[..., ~np.tril(np.ones((steps, steps), bool))] = -np.inf
         top = scores.max(3, keepdims=True)
@@ -263,23 +351,35 @@ def attention(batch, steps, heads, kv_heads, width, scale=1.0):
         out, p = e / total @ v, np.exp(scores - (np.log(total) + top))
         dp = dout @ v.swapaxes(2, 3)
         ds = p * (dp - (p * dp).sum(3, keepdims=True)) * (1 / math.sqrt(width))
-        summed = [x.reshape(batch, kv_heads, group, steps, width).sum(2) for x in (ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ dout)]
+        summed = [
+            x.reshape(batch, kv_heads, group, steps, width).sum(2)
+            for x in (ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ dout)
+        ]
         dqkv = np.concatenate([x.swapaxes(1, 2).reshape(batch * steps, -1) for x in (ds @ k, *summed)], axis=1)
         return out.swapaxes(1, 2).reshape(batch * steps, -1), dqkv
 
     def exact(qkv, dout):
         parts = split(qkv, batch, heads, kv_heads)
         grads = ref.attention_backward(dout.reshape(batch, steps, heads, width), *parts)
-        return ref.attention(*parts).reshape(batch * steps, -1), np.concatenate([g.reshape(batch * steps, -1) for g in grads], axis=1)
-    return Case(f"attention {batch}x{steps} heads {heads}/{kv_heads}x{width}{scaled_by(scale)}",
-                [normal(batch * steps, (heads + 2 * kv_heads) * width, scale=scale), normal(batch * steps, heads * width)], engine, plain, exact)
+        return ref.attention(*parts).reshape(batch * steps, -1), np.concatenate(
+            [g.reshape(batch * steps, -1) for g in grads], axis=1
+        )
+
+    return Case(
+        f"attention {batch}x{steps} heads {heads}/{kv_heads}x{width}{scaled_by(scale)}",
+        [normal(batch * steps, (heads + 2 * kv_heads) * width, scale=scale), normal(batch * steps, heads * width)],
+        engine,
+        plain,
+        exact,
+    )
 
 
 # Loss
 
+
 def row_losses(logits, targets):
     """The oracle's loss of each row."""
-    return np.array([ref.cross_entropy(logits[i:i + 1], targets[i:i + 1]) for i in range(len(logits))])
+    return np.array([ref.cross_entropy(logits[i : i + 1], targets[i : i + 1]) for i in range(len(logits))])
 
 
 def plain_cross_entropy(logits, targets, scale):
@@ -288,7 +388,9 @@ def plain_cross_entropy(logits, targets, scale):
     total = e.sum(1, keepdims=True)
     gradient = e / total * logits.dtype.type(scale)
     gradient[np.arange(len(logits)), targets] -= logits.dtype.type(scale)
-    return counted * (np.log(total)[:, 0] + (top[:, 0] - logits[np.arange(len(logits)), targets])), counted[:, None] * gradient
+    return counted * (np.log(total)[:, 0] + (top[:, 0] - logits[np.arange(len(logits)), targets])), counted[
+        :, None
+    ] * gradient
 
 
 def some_targets(seed, n, v, masked):
@@ -315,6 +417,7 @@ def cross_entropy(label, logits, masked=False):
     def exact(logits):
         losses = row_losses(logits, targets)
         return losses, losses, ref.cross_entropy_backward(1.0, logits, targets)
+
     return Case(f"softmax_cross_entropy {label}", [logits], engine, plain, exact)
 
 
@@ -337,7 +440,15 @@ def head_cross_entropy(n, d, v, rows, scale=1.0, masked=False):
         losses = row_losses(logits, targets)
         dx, dweight, _ = ref.linear_backward(ref.cross_entropy_backward(1.0, logits, targets), x, weight.T)
         return losses, losses, dx, dweight.T
-    return Case(f"head_cross_entropy {n}x{d}x{v} chunks of {rows}{scaled_by(scale)}{' masked' * masked}", [normal(n, d, scale=scale), normal(v, d)], engine, plain, exact, 1)
+
+    return Case(
+        f"head_cross_entropy {n}x{d}x{v} chunks of {rows}{scaled_by(scale)}{' masked' * masked}",
+        [normal(n, d, scale=scale), normal(v, d)],
+        engine,
+        plain,
+        exact,
+        1,
+    )
 
 
 def wide(reach, *shape):
@@ -354,28 +465,80 @@ def with_masked(logits, value):
 
 
 CASES = [
-    *(activation(name, label, x) for name in PLAIN for label, x in (
-        ("1x2", normal(1, 2)), ("1x14", normal(1, 14)), ("70x130", 2 * normal(70, 130)), ("within 12", wide(12, 7, 286)),
-        ("within 100", wide(100, 5, 402)), ("tiny", 1e-20 * normal(5, 14)))),
-    linear(1, 7, 11, bias=True, residual=True), linear(1, 1, 1), linear(1, 1, 1, bias=True), linear(70, 130, 65, residual=True),
-    linear(130, 7, 257, bias=True), linear(5, 70, 11, scale=1e3), linear(300, 3, 1, bias=True, residual=True),
-    linear_transposed(1, 7, 11), linear_transposed(1, 1, 1), linear_transposed(70, 130, 65),
-    rmsnorm(1, 7), rmsnorm(5, 1), rmsnorm(70, 130), rmsnorm(3, 64), rmsnorm(3, 64, scale=1e4), rmsnorm(3, 11, scale=1e-4), rmsnorm(130, 7),
-    *(layernorm(n, d, bias) for n, d in ((1, 7), (5, 1), (70, 130), (3, 64), (130, 7)) for bias in (True, False)), layernorm(9, 130, offset=100.0),
-    embedding(1, 1, 1, 1), embedding(2, 5, 11, 7), embedding(2, 5, 11, 7, positions=False), embedding(3, 70, 11, 130), embedding(130, 1, 11, 33),
-    embedding(4, 70, 11, 7, one=3), embedding(4, 70, 11, 7, positions=False, one=10),
-    rotary(1, 1, 1, 2), rotary(2, 5, 2, 6, more=7), rotary(1, 70, 3, 10), rotary(2, 13, 2, 8, first=100000, more=8),
-    accumulate(1, 1), accumulate(1, 7), accumulate(130, 70),
-    attention(1, 1, 1, 1, 5), attention(2, 7, 4, 2, 3), attention(1, 64, 2, 2, 16), attention(1, 65, 3, 1, 4), attention(2, 70, 2, 1, 7),
-    attention(1, 130, 2, 2, 8), attention(2, 9, 2, 2, 7, scale=5.0), attention(1, 70, 2, 1, 8, scale=5.0),
-    *(cross_entropy(label, logits) for label, logits in (
-        ("1x11", normal(1, 11)), ("1x1", normal(1, 1)), ("70x130", normal(70, 130)), ("7x11 within 80", wide(80, 7, 11)),
-        ("7x1030 within 80", normal(7, 1030, scale=30).clip(-80, 80)), ("5x11 equal", np.full((5, 11), -1e30, np.float32)),
-        ("9x11 offset", normal(9, 11) + np.float32(1000)), ("9x11 masked", with_masked(normal(9, 11), np.finfo(np.float32).min)),
-        ("9x12 masked", with_masked(normal(9, 12), -1e4)))),
-    *(head_cross_entropy(7, 5, 11, rows) for rows in (1, 3, 7)), head_cross_entropy(1, 7, 11, 4), head_cross_entropy(70, 130, 257, 64),
+    *(
+        activation(name, label, x)
+        for name in PLAIN
+        for label, x in (
+            ("1x2", normal(1, 2)),
+            ("1x14", normal(1, 14)),
+            ("70x130", 2 * normal(70, 130)),
+            ("within 12", wide(12, 7, 286)),
+            ("within 100", wide(100, 5, 402)),
+            ("tiny", 1e-20 * normal(5, 14)),
+        )
+    ),
+    linear(1, 7, 11, bias=True, residual=True),
+    linear(1, 1, 1),
+    linear(1, 1, 1, bias=True),
+    linear(70, 130, 65, residual=True),
+    linear(130, 7, 257, bias=True),
+    linear(5, 70, 11, scale=1e3),
+    linear(300, 3, 1, bias=True, residual=True),
+    linear_transposed(1, 7, 11),
+    linear_transposed(1, 1, 1),
+    linear_transposed(70, 130, 65),
+    rmsnorm(1, 7),
+    rmsnorm(5, 1),
+    rmsnorm(70, 130),
+    rmsnorm(3, 64),
+    rmsnorm(3, 64, scale=1e4),
+    rmsnorm(3, 11, scale=1e-4),
+    rmsnorm(130, 7),
+    *(layernorm(n, d, bias) for n, d in ((1, 7), (5, 1), (70, 130), (3, 64), (130, 7)) for bias in (True, False)),
+    layernorm(9, 130, offset=100.0),
+    embedding(1, 1, 1, 1),
+    embedding(2, 5, 11, 7),
+    embedding(2, 5, 11, 7, positions=False),
+    embedding(3, 70, 11, 130),
+    embedding(130, 1, 11, 33),
+    embedding(4, 70, 11, 7, one=3),
+    embedding(4, 70, 11, 7, positions=False, one=10),
+    rotary(1, 1, 1, 2),
+    rotary(2, 5, 2, 6, more=7),
+    rotary(1, 70, 3, 10),
+    rotary(2, 13, 2, 8, first=100000, more=8),
+    accumulate(1, 1),
+    accumulate(1, 7),
+    accumulate(130, 70),
+    attention(1, 1, 1, 1, 5),
+    attention(2, 7, 4, 2, 3),
+    attention(1, 64, 2, 2, 16),
+    attention(1, 65, 3, 1, 4),
+    attention(2, 70, 2, 1, 7),
+    attention(1, 130, 2, 2, 8),
+    attention(2, 9, 2, 2, 7, scale=5.0),
+    attention(1, 70, 2, 1, 8, scale=5.0),
+    *(
+        cross_entropy(label, logits)
+        for label, logits in (
+            ("1x11", normal(1, 11)),
+            ("1x1", normal(1, 1)),
+            ("70x130", normal(70, 130)),
+            ("7x11 within 80", wide(80, 7, 11)),
+            ("7x1030 within 80", normal(7, 1030, scale=30).clip(-80, 80)),
+            ("5x11 equal", np.full((5, 11), -1e30, np.float32)),
+            ("9x11 offset", normal(9, 11) + np.float32(1000)),
+            ("9x11 masked", with_masked(normal(9, 11), np.finfo(np.float32).min)),
+            ("9x12 masked", with_masked(normal(9, 12), -1e4)),
+        )
+    ),
+    *(head_cross_entropy(7, 5, 11, rows) for rows in (1, 3, 7)),
+    head_cross_entropy(1, 7, 11, 4),
+    head_cross_entropy(70, 130, 257, 64),
     head_cross_entropy(9, 64, 130, 9, scale=4.0),
-    cross_entropy("masked", normal(9, 130), masked=True), head_cross_entropy(70, 130, 257, 64, masked=True), head_cross_entropy(1, 7, 11, 4, masked=True),
+    cross_entropy("masked", normal(9, 130), masked=True),
+    head_cross_entropy(70, 130, 257, 64, masked=True),
+    head_cross_entropy(1, 7, 11, 4, masked=True),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.id.replace(" ", "-") for case in CASES])
 
@@ -398,7 +561,9 @@ def test_float64_is_exact_and_sums_are_added(case):
     found, exact = case.engine(1, *inputs), case.exact(*inputs)
     for place, (got, value) in enumerate(zip(found, exact, strict=True)):
         assert got.dtype == np.float64
-        np.testing.assert_allclose(got, value + (place >= len(found) - case.sums), rtol=1e-12, atol=1e-13 * max(1, np.abs(value).max()))
+        np.testing.assert_allclose(
+            got, value + (place >= len(found) - case.sums), rtol=1e-12, atol=1e-13 * max(1, np.abs(value).max())
+        )
     for x, kept in zip(inputs, before):
         np.testing.assert_array_equal(x, kept)
 
@@ -414,11 +579,13 @@ def test_plain_formula_is_the_oracles(case):
 
 # The functions under the ops, float32 without the C library
 
+
 @pytest.fixture(scope="module")
 def elementary():
     """{name: function of a float32 array} for exp, sigmoid and normal, which returns (distribution, density)."""
     from slm_np.kernels.cpu import elementary as e
     from slm_np.kernels.cpu.jit import row
+
     exp, sigmoid, normal = e.exp, e.sigmoid, e.normal
 
     @row
@@ -441,14 +608,18 @@ def elementary():
             found = [empty(x.shape, x) for _ in range(outputs)]
             function(*found, x)
             return found if outputs > 1 else found[0]
+
         return run
+
     return dict(exp=over(exp_of), sigmoid=over(sigmoid_of), normal=over(normal_of, 2))
 
 
 def grid(low, high):
     """A million floats evenly in [low, high], and every power of two in it from 2^-149 on with its neighbours."""
     powers = np.ldexp(np.float32(1), np.arange(-149, 10)).astype(np.float32)
-    special = np.concatenate([np.nextafter(powers, np.float32(to)) for to in (-np.inf, np.inf)] + [powers, [0]]).astype(np.float32)
+    special = np.concatenate([np.nextafter(powers, np.float32(to)) for to in (-np.inf, np.inf)] + [powers, [0]]).astype(
+        np.float32
+    )
     x = np.concatenate([np.linspace(low, high, 1_000_003, dtype=np.float32), special, -special])
     return x[(x >= low) & (x <= high)]
 
@@ -484,7 +655,7 @@ def test_normal(elementary):
     exact, wide = ref.normal(x.astype(float)), 1 + x.astype(float) ** 2 / 2
     assert np.abs(distribution - exact).max() < 3e-7
     assert (relative_error(distribution, exact) / wide).max() < 6e-7
-    assert (relative_error(density, np.exp(-x.astype(float) ** 2 / 2) / math.sqrt(2 * math.pi)) / wide).max() < 2e-7
+    assert (relative_error(density, np.exp(-(x.astype(float) ** 2) / 2) / math.sqrt(2 * math.pi)) / wide).max() < 2e-7
 
 
 def test_elementary_functions_keep_nan(elementary):
@@ -496,6 +667,7 @@ def test_elementary_functions_keep_nan(elementary):
 
 
 # What is not finite must be seen
+
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("place", [0, 5, 10])
@@ -519,7 +691,9 @@ def test_a_target_of_minus_one_is_not_counted_whatever_its_logits(dtype):
     ops.softmax_cross_entropy_backward(logits, again, logits, targets, 0.5)
     np.testing.assert_array_equal(losses, again)
     assert losses[0] > 0 and np.isnan(losses[2]) and losses[1] == losses[3] == 0
-    assert (logits[1] == 0).all() and (logits[3] == 0).all() and np.isnan(logits[2]).all() and np.isfinite(logits[0]).all()
+    assert (
+        (logits[1] == 0).all() and (logits[3] == 0).all() and np.isnan(logits[2]).all() and np.isfinite(logits[0]).all()
+    )
 
 
 @pytest.mark.parametrize("place", [0, 3, 7])
@@ -550,6 +724,7 @@ def test_activations_far_out_and_of_nan(name):
 
 # Embedding, fused head, attention: promises of their own
 
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_embedding_backward_of_one_token_is_numpys(dtype):
     dout, tokens = normal(4 * 70, 33).astype(dtype), np.full((4, 70), 5, np.int32)
@@ -566,7 +741,9 @@ def test_tokens_may_be_any_integers(kind):
     ops.embedding_forward(out, tokens, weight, None)
     ops.embedding_backward(dweight, None, out, tokens)
     np.testing.assert_array_equal(out, weight[tokens.reshape(-1)])
-    np.testing.assert_allclose(dweight[[0, 10, 3, 1]], weight[[0, 10, 3, 1]] * np.array([[2], [3], [1], [0]], np.float32), rtol=1e-6)
+    np.testing.assert_allclose(
+        dweight[[0, 10, 3, 1]], weight[[0, 10, 3, 1]] * np.array([[2], [3], [1], [0]], np.float32), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 9], ids=lambda rows: f"chunks-of-{rows}")
@@ -589,7 +766,17 @@ def test_fused_head_equals_the_ops_it_is_made_of(rows):
 def attend(qkv, heads, kv_heads, steps, dropout=0.0, key=0):
     width = qkv.shape[1] // (heads + 2 * kv_heads)
     out, lse = empty((len(qkv), heads * width), qkv), empty((len(qkv) // steps * heads, steps), qkv)
-    ops.attention_forward(out, lse, empty(ops.attention_scratch(steps, width, len(lse), qkv), qkv), qkv, heads, kv_heads, steps, dropout, key)
+    ops.attention_forward(
+        out,
+        lse,
+        empty(ops.attention_scratch(steps, width, len(lse), qkv), qkv),
+        qkv,
+        heads,
+        kv_heads,
+        steps,
+        dropout,
+        key,
+    )
     return out, lse
 
 
@@ -623,11 +810,23 @@ def test_dropout_in_attention_replays_its_mask():
     other = attend(qkv, 1, 1, steps, share, 6)[0][causal] != 0
     assert abs((kept != other).mean() - 2 * share * (1 - share)) < 4 * math.sqrt(0.25 / kept.size)
     dqkv = qkv.copy()
-    ops.attention_backward(dqkv, empty(ops.attention_scratch(steps, steps, 1, qkv), qkv), np.eye(steps, dtype=np.float32), dropped, lse, 1, 1, steps, share, 5)
-    np.testing.assert_allclose(dqkv[:, 2 * steps:], dropped.T, rtol=1e-5, atol=1e-7)
+    ops.attention_backward(
+        dqkv,
+        empty(ops.attention_scratch(steps, steps, 1, qkv), qkv),
+        np.eye(steps, dtype=np.float32),
+        dropped,
+        lse,
+        1,
+        1,
+        steps,
+        share,
+        5,
+    )
+    np.testing.assert_allclose(dqkv[:, 2 * steps :], dropped.T, rtol=1e-5, atol=1e-7)
 
 
 # Dropout
+
 
 def drop(x, share, key, residual=None):
     out = empty(x.shape, x)
@@ -670,7 +869,13 @@ def test_dropout_backward_draws_the_mask_of_forward(shape):
 
 
 def test_dropout_keys_of_different_parts_differ():
-    parts = [(seed, step, micro, place) for seed in range(3) for step in range(20) for micro in range(3) for place in range(5)]
+    parts = [
+        (seed, step, micro, place)
+        for seed in range(3)
+        for step in range(20)
+        for micro in range(3)
+        for place in range(5)
+    ]
     keys = [ops.dropout_key(*p) for p in parts]
     assert keys == [ops.dropout_key(*p) for p in parts]
     assert len(set(keys)) == len(keys) and 0 <= min(keys) and max(keys) < 1 << 31

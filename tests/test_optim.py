@@ -1,4 +1,5 @@
 """AdamW against the oracle, gradients that are not finite, and the course of the learning rate."""
+
 import math
 
 import numpy as np
@@ -10,7 +11,13 @@ from slm_np.optim import AdamW, learning_rate
 from slm_np.params import Parameters, Tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TENSORS = [Tensor("bias", (70,)), Tensor("matrix", (1100, 61)), Tensor("norm", (7,)), Tensor("row", (1, 33)), Tensor("cube", (3, 4, 5))]
+TENSORS = [
+    Tensor("bias", (70,)),
+    Tensor("matrix", (1100, 61)),
+    Tensor("norm", (7,)),
+    Tensor("row", (1, 33)),
+    Tensor("cube", (3, 4, 5)),
+]
 MATRICES = {"matrix", "row", "cube"}
 
 
@@ -37,11 +44,23 @@ def test_ten_updates_are_the_oracles(dtype, tolerance, decay, grad_clip):
         assert not p.gradients.any() and optimizer.updates == update
         for name in weights:
             weight_decay = 0.3 if decay == "all" or name in MATRICES else 0.0
-            weights[name], m[name], v[name] = ref.adamw(weights[name], clipped[name], m[name], v[name], update, rate, 0.8, 0.9, 1e-6, weight_decay)
+            weights[name], m[name], v[name] = ref.adamw(
+                weights[name], clipped[name], m[name], v[name], update, rate, 0.8, 0.9, 1e-6, weight_decay
+            )
         state = optimizer.state()
         for name in weights:
-            for found, expected in ((p.weight[name], weights[name]), (state[f"mean.{name}"], m[name]), (state[f"square.{name}"], v[name])):
-                np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * np.abs(expected).max(), err_msg=f"{name}, update {update}")
+            for found, expected in (
+                (p.weight[name], weights[name]),
+                (state[f"mean.{name}"], m[name]),
+                (state[f"square.{name}"], v[name]),
+            ):
+                np.testing.assert_allclose(
+                    found,
+                    expected,
+                    rtol=tolerance,
+                    atol=tolerance * np.abs(expected).max(),
+                    err_msg=f"{name}, update {update}",
+                )
 
 
 def test_the_rate_given_at_construction_is_the_default():
@@ -93,7 +112,9 @@ def test_the_norm_of_large_and_small_gradients():
     p = parameters(np.float32)
     for value in (1e30, 1e-30):
         p.gradients[:] = value
-        assert AdamW(p).gradient_norm() == pytest.approx(float(np.float32(value)) * math.sqrt(p.gradients.size), rel=1e-12)
+        assert AdamW(p).gradient_norm() == pytest.approx(
+            float(np.float32(value)) * math.sqrt(p.gradients.size), rel=1e-12
+        )
 
 
 def test_state_is_made_of_views():
@@ -107,17 +128,21 @@ def test_state_is_made_of_views():
 
 # The course of the learning rate
 
-def rate(schedule, progress, step=10 ** 6, warmup=0):
+
+def rate(schedule, progress, step=10**6, warmup=0):
     config = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=warmup, lr_schedule=schedule)
     return learning_rate(config, step, progress)
 
 
-@pytest.mark.parametrize("schedule, points", [
-    ("constant", {0: 1, 0.5: 1, 1: 1}),
-    ("cosine", {0: 1, 0.25: 0.1 + 0.9 * (0.5 + math.sqrt(0.125)), 0.5: 0.55, 1: 0.1}),
-    ("linear", {0: 1, 0.25: 0.775, 0.5: 0.55, 1: 0.1}),
-    ("stable-decay", {0: 1, 0.5: 1, 0.8: 1, 0.9: 0.55, 1: 0.1}),
-])
+@pytest.mark.parametrize(
+    "schedule, points",
+    [
+        ("constant", {0: 1, 0.5: 1, 1: 1}),
+        ("cosine", {0: 1, 0.25: 0.1 + 0.9 * (0.5 + math.sqrt(0.125)), 0.5: 0.55, 1: 0.1}),
+        ("linear", {0: 1, 0.25: 0.775, 0.5: 0.55, 1: 0.1}),
+        ("stable-decay", {0: 1, 0.5: 1, 0.8: 1, 0.9: 0.55, 1: 0.1}),
+    ],
+)
 def test_schedules(schedule, points):
     for progress, expected in points.items():
         assert rate(schedule, progress) == pytest.approx(expected, rel=1e-12), progress

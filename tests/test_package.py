@@ -1,4 +1,5 @@
 """What is installed: no package of ours but slm_np, imports that are quick, and a wheel that trains in a clean environment."""
+
 import importlib.util
 import os
 import shutil
@@ -11,14 +12,20 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-
 import small
 from conftest import ROOT
 
 
 def python(script, cwd, **options):
     """Run a script with the slm_np of this process. Returns its stdout."""
-    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, env=small.environment(), capture_output=True, encoding="utf-8", **options)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=cwd,
+        env=small.environment(),
+        capture_output=True,
+        encoding="utf-8",
+        **options,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -42,6 +49,7 @@ def test_importing_slm_np_is_quick_and_loads_no_numerics(tmp_path):
 
 def test_every_public_name_is_there(tmp_path):
     import slm_np
+
     assert all(getattr(slm_np, name) is not None for name in slm_np.__all__)
     assert set(slm_np.__all__) <= set(dir(slm_np))
     with pytest.raises(AttributeError, match="no attribute 'modle'"):
@@ -64,9 +72,16 @@ def closure(name):
 def wheel_of(tree, folder):
     """A wheel of the clean source tree. Skips where neither setuptools nor a package index is at hand."""
     options = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *options, "-w", str(folder), str(tree)], capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *options, "-w", str(folder), str(tree)],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
     if done.returncode and not options:
-        pytest.skip(f"setuptools is not installed and no package index gave it: {done.stderr.strip().splitlines()[-1:]}")
+        pytest.skip(
+            f"setuptools is not installed and no package index gave it: {done.stderr.strip().splitlines()[-1:]}"
+        )
     assert done.returncode == 0, done.stderr
     return next(Path(folder).glob("*.whl"))
 
@@ -85,7 +100,9 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(tmp_path):
     wheel = wheel_of(source, tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        assert {"slm_np/train.py", "slm_np/kernels/cpu/gemm.py", "slm_np/data/stories.py", "slm_np/ops/norm.py"} <= set(names)
+        assert {"slm_np/train.py", "slm_np/kernels/cpu/gemm.py", "slm_np/data/stories.py", "slm_np/ops/norm.py"} <= set(
+            names
+        )
         assert {name.split("/")[0] for name in names} == {"slm_np", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
         assert not any(info.external_attr >> 28 == 0xA for info in archive.infolist())  # links
         [described] = [archive.read(name).decode() for name in names if name.endswith("METADATA")]
@@ -93,9 +110,34 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(tmp_path):
     home = tmp_path / "venv"
     venv.create(home, with_pip=False, symlinks=os.name != "nt")
     inside = home / ("Scripts" if os.name == "nt" else "bin") / "python"
-    site = Path(subprocess.run([inside, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, encoding="utf-8", check=True).stdout.strip())
-    subprocess.run([sys.executable, "-m", "pip", "--python", str(inside), "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
-    needed = [line.split(":", 1)[1].strip() for line in described.splitlines() if line.startswith("Requires-Dist:") and "extra" not in line]
+    site = Path(
+        subprocess.run(
+            [inside, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        ).stdout.strip()
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(inside),
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            str(wheel),
+        ],
+        check=True,
+    )
+    needed = [
+        line.split(":", 1)[1].strip()
+        for line in described.splitlines()
+        if line.startswith("Requires-Dist:") and "extra" not in line
+    ]
     assert len(needed) >= 7
     for requirement in needed:
         for distribution in closure(requirement).values():
@@ -106,12 +148,40 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(tmp_path):
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SLM_NP"))} | {"SLM_NP_CACHE": str(tmp_path / "cache")}
-    where = subprocess.run([inside, "-c", "import slm_np; print(slm_np.__file__)"], cwd=elsewhere, env=environment, capture_output=True, encoding="utf-8", check=True).stdout
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SLM_NP"))} | {
+        "SLM_NP_CACHE": str(tmp_path / "cache")
+    }
+    where = subprocess.run(
+        [inside, "-c", "import slm_np; print(slm_np.__file__)"],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    ).stdout
     assert Path(where).resolve().is_relative_to(site.resolve())
     words = "--n-layer 1 --n-head 2 --n-embd 16 --n-hidden 24 --block-size 64 --max-iters 2 --eval-interval 2 --eval-iters 1 --log-interval 1".split()
-    done = subprocess.run([inside, "-m", "slm_np.train", *words], cwd=elsewhere, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(
+        [inside, "-m", "slm_np.train", *words],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
-    assert "compiling kernels" in done.stderr and "step 2/2" in done.stderr and "validation" in done.stdout and "matplotlib is missing" in done.stdout
+    assert (
+        "compiling kernels" in done.stderr
+        and "step 2/2" in done.stderr
+        and "validation" in done.stdout
+        and "matplotlib is missing" in done.stdout
+    )
     assert sorted(path.name for path in (elsewhere / "runs" / "stories").iterdir()) == [
-        "checkpoint-0", "checkpoint-2", "config.json", "generation_config.json", "metrics.jsonl", "model.safetensors", "tokenizer.json"]
+        "checkpoint-0",
+        "checkpoint-2",
+        "config.json",
+        "generation_config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "tokenizer.json",
+    ]

@@ -1,4 +1,5 @@
 """The check of a product by a random projection: right products pass, one wrong tile or number does not."""
+
 import os
 from types import SimpleNamespace
 
@@ -11,7 +12,9 @@ from slm_np.kernels.cpu import product_pairs
 from slm_np.kernels.cpu.product_blas import NOTHING
 from slm_np.product_check import projection, projection_error
 
-SHAPES = pytest.mark.parametrize("m, k, n", [(1, 2, 1), (64, 32, 48), (192, 384, 1536), (96, 1536, 384), (96, 4096, 640), (48, 384, 8192)])
+SHAPES = pytest.mark.parametrize(
+    "m, k, n", [(1, 2, 1), (64, 32, 48), (192, 384, 1536), (96, 1536, 384), (96, 4096, 640), (48, 384, 8192)]
+)
 
 
 def bfloat16(x):
@@ -31,7 +34,7 @@ def operands(m, k, n, seed=0):
 def summed_by_32(a, b, c):
     """A product in the order of tiles: 32 terms of k at a time are added to C."""
     for start in range(0, a.shape[1], 32):
-        c = c + a[:, start:start + 32] @ b[start:start + 32]
+        c = c + a[:, start : start + 32] @ b[start : start + 32]
     return c
 
 
@@ -43,10 +46,10 @@ def test_right_products_pass_and_one_wrong_tile_does_not(m, k, n):
     rng = np.random.default_rng(1)
     for seed in range(5):
         i, j = rng.integers(0, max(1, m - 16), 2)[0], rng.integers(0, max(1, n - 16))
-        tile = np.s_[i:i + 16, j:j + 16]
+        tile = np.s_[i : i + 16, j : j + 16]
         lost, partial, swapped = c.copy(), c.copy(), c.copy()
         lost[tile] = 0
-        partial[tile] -= a[i:i + 16, -32:] @ b[-32:, j:j + 16]  # one of its sums of 32
+        partial[tile] -= a[i : i + 16, -32:] @ b[-32:, j : j + 16]  # one of its sums of 32
         assert projection_error(lost, a, b, seed) > 5
         assert projection_error(partial, a, b, seed) > (2 if k < 4096 else 1)
         swapped[tile] = swapped[tile][::-1]
@@ -80,7 +83,13 @@ def test_pairs_are_the_numbers_they_hold():
     c[3, 4] += 0.01
     expected = projection_error(c, a, b, (1, 2))
     packed = np.ascontiguousarray(pairs(b.T).T)  # (k/2, n), as tiles read it
-    for left, right in ((pairs(a), packed), (pairs(a), pairs(b.T).T), (a, packed), (pairs(a), b), (a.astype(float), np.asfortranarray(b))):
+    for left, right in (
+        (pairs(a), packed),
+        (pairs(a), pairs(b.T).T),
+        (a, packed),
+        (pairs(a), b),
+        (a.astype(float), np.asfortranarray(b)),
+    ):
         assert projection_error(c, left, right, (1, 2)) == pytest.approx(expected, rel=1e-9)
 
 
@@ -130,6 +139,7 @@ def test_operands_stay_as_they_are():
 
 # In training
 
+
 @pytest.fixture
 def tiles(monkeypatch):
     """A machine whose products are watched."""
@@ -145,8 +155,11 @@ def multiplied(m=70, k=67, n=90, longer=0):
     weight = product_pairs.packed(w)
     product_pairs.pack(weight)
     out, dx, dw = np.zeros((m, n), np.float32), np.zeros((m, k), np.float32), np.full((k, n), 0.5, np.float32)
-    return [("x W", lambda: product_pairs.product(out, a, weight.forward, NOTHING, w[0], out)), ("dy W^T", lambda: product_pairs.product(dx, b, weight.backward, NOTHING, w[0], dx)),
-            ("x^T dy", lambda: product_pairs.add_outer_products(dw, a, b))]
+    return [
+        ("x W", lambda: product_pairs.product(out, a, weight.forward, NOTHING, w[0], out)),
+        ("dy W^T", lambda: product_pairs.product(dx, b, weight.backward, NOTHING, w[0], dx)),
+        ("x^T dy", lambda: product_pairs.add_outer_products(dw, a, b)),
+    ]
 
 
 @pytest.mark.parametrize("longer", [0, 6, 38])
@@ -166,6 +179,7 @@ def test_a_watched_product_that_is_wrong(tiles, kind, monkeypatch):
     def wrong(c, *rest):
         kernel(c, *rest)
         c[3:19, 5:21] = 0  # a tile is lost
+
     monkeypatch.setattr(product_pairs, name, wrong)
     _, product = multiplied()[kind]
     product_pairs.watch_product(1)
@@ -184,11 +198,17 @@ def test_nothing_is_watched_without_tiles(monkeypatch):
 
 def test_an_update_in_fifty_is_watched(monkeypatch):
     errors, asked = iter([0.5, 3.0]), []
-    monkeypatch.setattr(product_check, "kernels_of", lambda array: SimpleNamespace(watch_product=asked.append, watched_error=lambda: next(errors)))
+    monkeypatch.setattr(
+        product_check,
+        "kernels_of",
+        lambda array: SimpleNamespace(watch_product=asked.append, watched_error=lambda: next(errors)),
+    )
     for update in range(50):
         with product_check.watched(None, update):
             pass
-    with pytest.raises(product_check.WrongProduct, match="a product of update 50 is 3 times as wrong as rounding can make it"):
+    with pytest.raises(
+        product_check.WrongProduct, match="a product of update 50 is 3 times as wrong as rounding can make it"
+    ):
         with product_check.watched(None, 50):
             pass
     assert asked == [0, 1]
@@ -203,11 +223,19 @@ def test_a_wrong_product_sends_the_run_back_without_amx(tmp_path, monkeypatch, c
     def execve(program, words, environment):
         started.update(words=words, environment=environment)
         raise Gone
+
     monkeypatch.setattr(os, "execve", execve)
-    monkeypatch.setattr(product_check, "kernels_of", lambda array: SimpleNamespace(watch_product=lambda number: None, watched_error=lambda: 9.0))
+    monkeypatch.setattr(
+        product_check,
+        "kernels_of",
+        lambda array: SimpleNamespace(watch_product=lambda number: None, watched_error=lambda: 9.0),
+    )
     with pytest.raises(Gone):
         train.main([*small.flags(small.text_file(tmp_path)), "--out-dir", str(tmp_path / "run")])
-    assert started["words"][1:] == ["-m", "slm_np.train", "--resume", str(tmp_path / "run")] and started["environment"]["SLM_NP_AMX"] == "0"
+    assert (
+        started["words"][1:] == ["-m", "slm_np.train", "--resume", str(tmp_path / "run")]
+        and started["environment"]["SLM_NP_AMX"] == "0"
+    )
     assert "AMX is switched off for this run, which goes back to its last checkpoint" in capsys.readouterr().err
     run = small.command("train", "--resume", str(tmp_path / "run"), cwd=tmp_path)
     assert run.returncode == 0, run.stderr  # what was saved can be gone on with

@@ -1,16 +1,27 @@
 """Both ways to multiply, against float64: any shape, tails of every kind, what lies under a product, NaN around it."""
+
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slm_np.kernels.cpu import product_blas, product_tile
+from slm_np.kernels.cpu.jit import row
 from slm_np.kernels.cpu.product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from slm_np.kernels.cpu.tile import COLUMNS, LANES, ROWS, transpose
-from slm_np.kernels.cpu.jit import row
 
 WAYS = pytest.mark.parametrize("way", [product_tile, product_blas], ids=["tile", "blas"])
 TYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-SHAPES = [(1, 1, 1), (ROWS, COLUMNS, 1), (ROWS - 1, COLUMNS - 1, 3), (ROWS + 1, COLUMNS + 1, 7), (130, 7, 257), (7, 130, 65), (300, 70, 513), (65, 257, 1030)]
+SHAPES = [
+    (1, 1, 1),
+    (ROWS, COLUMNS, 1),
+    (ROWS - 1, COLUMNS - 1, 3),
+    (ROWS + 1, COLUMNS + 1, 7),
+    (130, 7, 257),
+    (7, 130, 65),
+    (300, 70, 513),
+    (65, 257, 1030),
+]
 
 
 def normal(*shape, seed=0):
@@ -24,7 +35,9 @@ def guarded(shape, dtype):
 
 
 def close(found, exact, terms, dtype):
-    np.testing.assert_allclose(found, exact, rtol=0, atol=4 * np.finfo(dtype).eps * np.sqrt(terms) * (1 + np.abs(exact).max()))
+    np.testing.assert_allclose(
+        found, exact, rtol=0, atol=4 * np.finfo(dtype).eps * np.sqrt(terms) * (1 + np.abs(exact).max())
+    )
 
 
 @WAYS
@@ -33,13 +46,18 @@ def close(found, exact, terms, dtype):
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("m, n, k", SHAPES)
 def test_product(way, dtype, under, transposed, m, n, k):
-    a, b, bias, residual, before = (normal(*shape, seed=i).astype(dtype) for i, shape in enumerate([(m, k), (n, k) if transposed else (k, n), (n,), (m, n), (m, n)]))
+    a, b, bias, residual, before = (
+        normal(*shape, seed=i).astype(dtype)
+        for i, shape in enumerate([(m, k), (n, k) if transposed else (k, n), (n,), (m, n), (m, n)])
+    )
     whole, out = guarded((m, n), dtype)
     exact = a.astype(float) @ (b.T if transposed else b).astype(float)
     if under == ADD:
         out[:] = before
         exact += before
-    exact += (under in (BIAS, BIAS_AND_RESIDUAL)) * bias.astype(float) + (under in (RESIDUAL, BIAS_AND_RESIDUAL)) * residual.astype(float)
+    exact += (under in (BIAS, BIAS_AND_RESIDUAL)) * bias.astype(float) + (
+        under in (RESIDUAL, BIAS_AND_RESIDUAL)
+    ) * residual.astype(float)
     way.product(out, a, b, transposed, under, bias, residual)
     close(out, exact, k, dtype)
     assert np.isnan(whole[[0, 2]]).all()
@@ -73,7 +91,9 @@ def transposed(out, x, rows, columns):
 
 
 @TYPES
-@pytest.mark.parametrize("rows, columns", [(1, 1), (LANES, LANES), (LANES + 3, 2 * LANES), (2 * LANES, LANES - 1), (5, 70)])
+@pytest.mark.parametrize(
+    "rows, columns", [(1, 1), (LANES, LANES), (LANES + 3, 2 * LANES), (2 * LANES, LANES - 1), (5, 70)]
+)
 def test_transpose_is_exact(dtype, rows, columns):
     x, (whole, out) = normal(rows, columns).astype(dtype), guarded((columns, rows), dtype)
     transposed(out.reshape(-1), x.reshape(-1), rows, columns)

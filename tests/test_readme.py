@@ -1,4 +1,5 @@
 """What the README shows a reader to type must work as it stands there."""
+
 import contextlib
 import importlib
 import io
@@ -6,11 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-
 import small
-from slm_np.presets import PRESETS, preset
+
 from slm_np.config import ModelConfig
 from slm_np.model import Model, parameter_count
+from slm_np.presets import PRESETS, preset
 
 README = Path(small.__file__).resolve().parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")

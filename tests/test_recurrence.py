@@ -1,4 +1,5 @@
 """The dense linear recurrence: the op against a loop of the same signature, its gradient through all of time, the mixer, and A kept in hand."""
+
 import dataclasses
 import os
 import subprocess
@@ -19,14 +20,18 @@ from slm_np.optim import AdamW
 from slm_np.spectral import SpectralNorms
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BYTE_SSM = dict(pattern="S", positions="none", norm="none", feed_forward="none", residual=False, head="none", init="uniform")
+BYTE_SSM = dict(
+    pattern="S", positions="none", norm="none", feed_forward="none", residual=False, head="none", init="uniform"
+)
 SMALL = dict(vocab_size=13, block_size=9, n_layer=2, n_head=1, n_embd=7, n_hidden=10, state_size=11)
 MODELS = {
     "byte-ssm": dict(SMALL, **BYTE_SSM),
     "byte-ssm-one-layer": {**SMALL, **BYTE_SSM, "n_layer": 1},
     "byte-ssm-wider-than-its-vocabulary": {**SMALL, **BYTE_SSM, "vocab_size": 3, "state_size": 40},
     "ssm-residual": dict(SMALL, pattern="S", positions="none", feed_forward="none"),
-    "ssm-residual-feed-forward": dict(SMALL, pattern="S", positions="none", norm="layernorm", bias=True, feed_forward="swiglu", head="linear"),
+    "ssm-residual-feed-forward": dict(
+        SMALL, pattern="S", positions="none", norm="layernorm", bias=True, feed_forward="swiglu", head="linear"
+    ),
     "ssm-no-residual-but-a-head": {**SMALL, **BYTE_SSM, "head": "mlp"},
     "ssm-attention": dict(SMALL, pattern="SA", n_embd=8),
 }
@@ -44,6 +49,7 @@ def scratch_of(batch, width, dtype=np.float64):
 
 
 # The slow reference, of the ops' signatures
+
 
 def slow_forward(states, scratch, weight):
     for t in range(len(states) - 1):
@@ -73,7 +79,11 @@ def slow(*inputs):
 
 
 def inputs(steps, batch, width, dtype=np.float32):
-    return normal(steps + 1, batch, width, dtype=dtype), normal(steps + 1, batch, width, seed=1, dtype=dtype), normal(width, width, scale=width ** -0.5, dtype=dtype)
+    return (
+        normal(steps + 1, batch, width, dtype=dtype),
+        normal(steps + 1, batch, width, seed=1, dtype=dtype),
+        normal(width, width, scale=width**-0.5, dtype=dtype),
+    )
 
 
 @every_size
@@ -105,7 +115,7 @@ def test_scan_in_pieces_has_the_same_states():
     states, _, weight = inputs(12, 5, 40)
     whole, again, scratch = engine(states, states, weight)[0], states.copy(), scratch_of(5, 40, np.float32)
     for first, last in ((0, 1), (1, 6), (6, 12)):
-        ops.linear_recurrence_forward(again[first:last + 1], scratch, weight)
+        ops.linear_recurrence_forward(again[first : last + 1], scratch, weight)
     np.testing.assert_array_equal(again, whole)
 
 
@@ -139,14 +149,26 @@ def training_bits():
 
 def test_ssm_has_the_same_bits_with_one_two_and_three_threads():
     root = str(Path(slm_np.__file__).resolve().parents[1])
-    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, encoding="utf-8", timeout=300, cwd=Path(__file__).parent,
-                          env={**os.environ, "NUMBA_NUM_THREADS": "3", "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])})
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+        cwd=Path(__file__).parent,
+        env={
+            **os.environ,
+            "NUMBA_NUM_THREADS": "3",
+            "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+        },
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.split()
     assert len(lines) == 3 and len(set(lines)) == 1
 
 
 # The order of rows
+
 
 @pytest.mark.parametrize("steps, batch, columns", [(1, 1, 1), (5, 3, 7), (4, 1, 33), (1, 6, 2)])
 def test_time_major_and_back(steps, batch, columns):
@@ -164,21 +186,30 @@ def test_time_major_and_back(steps, batch, columns):
 
 # Gradients
 
+
 def op_case(backward, steps=32, batch=2, width=6):
     """The op with this backward; A is large enough for a gradient to come a long way."""
+
     def run(states, weight):
         out = states.copy()
         ops.linear_recurrence_forward(out, scratch_of(batch, width), weight)
         return out
 
     def back(dout, states, weight):
-        return [dout] + accumulated(lambda dweight: backward(dout, dweight, scratch_of(batch, width), run(states, weight), weight), weight.shape)
-    return Case("linear_recurrence", [normal(steps + 1, batch, width), normal(width, width, scale=0.9 * width ** -0.5)], run, back)
+        return [dout] + accumulated(
+            lambda dweight: backward(dout, dweight, scratch_of(batch, width), run(states, weight), weight), weight.shape
+        )
+
+    return Case(
+        "linear_recurrence", [normal(steps + 1, batch, width), normal(width, width, scale=0.9 * width**-0.5)], run, back
+    )
 
 
 def cut_to_one_step(dstates, dweight, scratch, states, weight):
     """What reaches H_t from H_(t+1) is lost: the published system's backward pass."""
-    ops.linear_backward_weight(dweight, None, dstates[1:].reshape(-1, len(weight)), states[:-1].reshape(-1, len(weight)))
+    ops.linear_backward_weight(
+        dweight, None, dstates[1:].reshape(-1, len(weight)), states[:-1].reshape(-1, len(weight))
+    )
 
 
 def cut_once(dstates, dweight, scratch, states, weight):
@@ -186,8 +217,8 @@ def cut_once(dstates, dweight, scratch, states, weight):
     middle = len(dstates) // 2
     whole, lost = dstates.copy(), np.zeros_like(dweight)
     linear_recurrence_backward(whole[middle:], lost, scratch, states[middle:], weight)
-    linear_recurrence_backward(dstates[:middle + 1], dweight, scratch, states[:middle + 1], weight)
-    dstates[middle + 1:] = whole[middle + 1:]
+    linear_recurrence_backward(dstates[: middle + 1], dweight, scratch, states[: middle + 1], weight)
+    dstates[middle + 1 :] = whole[middle + 1 :]
     dweight += lost
 
 
@@ -230,7 +261,10 @@ def test_ssm_model_gradient_fails_where_the_flow_through_time_is_cut(harm, monke
     """All that lies before a state is wrong then, and nothing behind the last layer's."""
     monkeypatch.setattr(ops, "linear_recurrence_backward", harm)
     errors = model_error(long_window())
-    for name in ("embedding.weight", *(f"layers.{layer}.recurrence.{part}.weight" for layer in range(2) for part in ("input", "state"))):
+    for name in (
+        "embedding.weight",
+        *(f"layers.{layer}.recurrence.{part}.weight" for layer in range(2) for part in ("input", "state")),
+    ):
         assert errors[name] > 3 * TOLERANCE, name
     assert max(errors[f"layers.1.recurrence.{part}.weight"] for part in ("output", "skip")) <= TOLERANCE
 
@@ -239,14 +273,20 @@ def test_ssm_model_gradient_fails_where_the_flow_through_time_is_cut(harm, monke
 def test_ssm_model_gradient_over_chunks(rows, monkeypatch):
     monkeypatch.setattr(recurrence, "ROWS", rows)
     assert max(model_error(ModelConfig(**{**MODELS["byte-ssm"], "block_size": 11})).values()) <= TOLERANCE
-    assert max(model_error(ModelConfig(**{**MODELS["ssm-residual"], "block_size": 11, "dropout": 0.2})).values()) <= TOLERANCE
+    assert (
+        max(model_error(ModelConfig(**{**MODELS["ssm-residual"], "block_size": 11, "dropout": 0.2})).values())
+        <= TOLERANCE
+    )
 
 
 def test_ssm_gradient_with_dropout():
-    assert max(model_error(ModelConfig(**{**MODELS["ssm-residual-feed-forward"], "dropout": 0.3})).values()) <= TOLERANCE
+    assert (
+        max(model_error(ModelConfig(**{**MODELS["ssm-residual-feed-forward"], "dropout": 0.3})).values()) <= TOLERANCE
+    )
 
 
 # The mixer
+
 
 def made(name, dtype=np.float32, **changes):
     return Model(ModelConfig(**{**MODELS[name], **changes}), seed=3, dtype=dtype)
@@ -261,12 +301,20 @@ def test_ssm_has_the_parameters_and_spreads_of_the_original():
     assert parameter_count(config) == 2_424_832
     spreads = {name: (np.abs(view).max(), view.shape) for name, view in Model(config, seed=1).parameters.weight.items()}
     for layer in range(4):
-        for name, shape, bound in (("input", (256, 512), 1.5 / 16), ("state", (512, 512), 0.5 / 512 ** 0.5), ("output", (512, 256), 1.5 / 512 ** 0.5), ("skip", (256, 256), 1.5 / 16)):
+        for name, shape, bound in (
+            ("input", (256, 512), 1.5 / 16),
+            ("state", (512, 512), 0.5 / 512**0.5),
+            ("output", (512, 256), 1.5 / 512**0.5),
+            ("skip", (256, 256), 1.5 / 16),
+        ):
             largest, found = spreads[f"layers.{layer}.recurrence.{name}.weight"]
             assert found == shape and 0.999 * bound < largest <= bound
     assert 0.999 / 16 < spreads["embedding.weight"][0] <= 1 / 16
-    residual = {t.name: t.spread for t in recurrence.parameters(dataclasses.replace(config, residual=True, head="tied", init="normal"), 256)}
-    assert residual["recurrence.output.weight"] == pytest.approx(1.5 * 512 ** -0.5 / 8 ** 0.5)
+    residual = {
+        t.name: t.spread
+        for t in recurrence.parameters(dataclasses.replace(config, residual=True, head="tied", init="normal"), 256)
+    }
+    assert residual["recurrence.output.weight"] == pytest.approx(1.5 * 512**-0.5 / 8**0.5)
 
 
 @every_model
@@ -297,7 +345,7 @@ def test_ssm_goes_on_from_its_state(name, pieces):
     last = [layer["recurrence.states"][-1].copy() for layer in model.activations.layers]
     found, start = [], 0
     for steps in pieces:
-        window = np.ascontiguousarray(tokens[:, start:start + steps])
+        window = np.ascontiguousarray(tokens[:, start : start + steps])
         given = model.forward(model.plan(3, steps), window, model.keys(None), kept)
         out = np.empty((window.size, model.config.vocab_size))
         head.logits_forward(model.config, model.parameters.weight, model.activations.shared, out, given)
@@ -333,11 +381,14 @@ def test_ssm_step_reads_nothing_stale_and_allocates_nothing(name):
 
 # PyTorch's loop
 
+
 def torch_loss(torch, config, weight, tokens, targets):
     """System 2 as a loop over time, of this project's names and shapes."""
     x = torch.nn.functional.embedding(tokens, weight["embedding.weight"])
     for layer in range(config.n_layer):
-        b, a, c, d = (weight[f"layers.{layer}.recurrence.{part}.weight"] for part in ("input", "state", "output", "skip"))
+        b, a, c, d = (
+            weight[f"layers.{layer}.recurrence.{part}.weight"] for part in ("input", "state", "output", "skip")
+        )
         h, out = torch.zeros(len(tokens), len(a)), []
         for t in range(tokens.shape[1]):
             h = x[:, t] @ b + h @ a
@@ -366,7 +417,10 @@ def test_ssm_is_pytorchs_loop_for_ten_updates():
             whole = np.linalg.norm(model.parameters.gradients.astype(float))
             for name, gradient in model.parameters.gradient.items():
                 expected = weight[name].grad.numpy()
-                assert np.linalg.norm((gradient - expected).astype(float)) <= 1e-5 * np.linalg.norm(expected) + 1e-6 * whole, name
+                assert (
+                    np.linalg.norm((gradient - expected).astype(float))
+                    <= 1e-5 * np.linalg.norm(expected) + 1e-6 * whole
+                ), name
         torch.nn.utils.clip_grad_norm_(weight.values(), 0.5)
         theirs.step()
         ours.step()
@@ -375,15 +429,23 @@ def test_ssm_is_pytorchs_loop_for_ten_updates():
 
 # The spectral norm
 
+
 def parameters_with(*matrices):
     """What SpectralNorms reads of a model's parameters."""
+
     class Some:
-        weight = {f"layers.{i}.recurrence.state.weight": a for i, a in enumerate(matrices)} | {"layers.0.recurrence.input.weight": np.ones((2, 3), np.float32)}
+        weight = {f"layers.{i}.recurrence.state.weight": a for i, a in enumerate(matrices)} | {
+            "layers.0.recurrence.input.weight": np.ones((2, 3), np.float32)
+        }
+
     return Some()
 
 
 def test_spectral_norms_are_the_largest_singular_values():
-    matrices = [normal(n, n, scale=n ** -0.5, seed=n, dtype=np.float32) for n in (1, 2, 7, 8, 33, 128)] + [3 * np.eye(5, dtype=np.float32), np.zeros((4, 4), np.float32)]
+    matrices = [normal(n, n, scale=n**-0.5, seed=n, dtype=np.float32) for n in (1, 2, 7, 8, 33, 128)] + [
+        3 * np.eye(5, dtype=np.float32),
+        np.zeros((4, 4), np.float32),
+    ]
     norms = SpectralNorms(parameters_with(*matrices))
     first = list(norms.update().values())
     exact = [np.linalg.norm(a.astype(float), 2) for a in matrices]
@@ -462,11 +524,17 @@ def trained(limit, updates=40):
     """Losses of a model that learns a text of 24 letters over and over, too fast and without clipping, and the true norms of its A."""
     config = ModelConfig(**BYTE_SSM, vocab_size=16, block_size=256, n_layer=2, n_embd=16, state_size=32)
     model = Model(config, seed=1)
-    optimizer, spectral, rng = AdamW(model.parameters, 3e-2, weight_decay=0.01, grad_clip=0.0), SpectralNorms(model.parameters), np.random.default_rng(0)
+    optimizer, spectral, rng = (
+        AdamW(model.parameters, 3e-2, weight_decay=0.01, grad_clip=0.0),
+        SpectralNorms(model.parameters),
+        np.random.default_rng(0),
+    )
     letters, losses, norms = np.tile(rng.integers(0, 16, 24, np.int32), 20), [], []
     for _ in range(updates):
-        windows = np.stack([letters[start:start + 257] for start in rng.integers(0, 24, 4)])
-        losses.append(model.loss_and_gradient(np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])))
+        windows = np.stack([letters[start : start + 257] for start in rng.integers(0, 24, 4)])
+        losses.append(
+            model.loss_and_gradient(np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:]))
+        )
         optimizer.step()
         found = spectral.update(limit)
         norms.append([np.linalg.norm(a, 2) for a in spectral.matrices.values()])

@@ -1,4 +1,5 @@
 """The gradient scaler, with overflows injected: updates are those of the unscaled gradient, and none is made of one that overflowed."""
+
 import numpy as np
 import pytest
 
@@ -21,7 +22,10 @@ def gradient(i):
 def test_an_update_is_that_of_the_unscaled_gradient(size):
     (scaled, optimizer, scaler), (plain, twin, _) = made(scale=1024.0), made()
     for i in range(5):
-        scaled.gradient["weight"][...], plain.gradient["weight"][...] = size * gradient(i) * scaler.scale, size * gradient(i)
+        scaled.gradient["weight"][...], plain.gradient["weight"][...] = (
+            size * gradient(i) * scaler.scale,
+            size * gradient(i),
+        )
         assert scaler.step(optimizer) == pytest.approx(twin.step(), rel=1e-6)
         np.testing.assert_allclose(scaled.weights, plain.weights, rtol=1e-6)
         assert not scaled.gradients.any()
@@ -54,11 +58,11 @@ def test_the_scale_grows_after_good_updates_in_a_row():
 
 
 def test_float16_gradients_that_would_vanish_survive():
-    small = np.float32(2.0 ** -26)  # below half of float16's least number
-    parameters, optimizer, scaler = made(scale=2.0 ** 16)
+    small = np.float32(2.0**-26)  # below half of float16's least number
+    parameters, optimizer, scaler = made(scale=2.0**16)
     assert np.float16(small) == 0
     parameters.gradient["weight"][...] = np.float16(small * scaler.scale)
-    assert scaler.step(optimizer) == pytest.approx(small * 15 ** 0.5)
+    assert scaler.step(optimizer) == pytest.approx(small * 15**0.5)
 
 
 def test_it_goes_on_from_its_state():

@@ -1,4 +1,5 @@
 """The embedded corpus: deterministic, never twice the same, and exact about its own entropy."""
+
 import bz2
 import hashlib
 import itertools
@@ -60,14 +61,28 @@ def test_no_word_of_a_list_begins_another():
         assert len(set(words)) == len(words), name
 
 
-@pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t + "x", lambda t: t.replace(" ", "  ", 1), lambda t: t[0].lower() + t[1:],
-                                    lambda t: t.replace(".", "!", 1), lambda t: "", lambda t: "Once upon a time.\n\n"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t[:-1],
+        lambda t: t + "x",
+        lambda t: t.replace(" ", "  ", 1),
+        lambda t: t[0].lower() + t[1:],
+        lambda t: t.replace(".", "!", 1),
+        lambda t: "",
+        lambda t: "Once upon a time.\n\n",
+    ],
+)
 def test_another_text_is_refused(corpus, change):
     with pytest.raises(ValueError):
         stories.read(change(corpus[3][0]))
 
 
-@pytest.mark.parametrize("compress", [lambda d: lzma.compress(d, preset=9 | lzma.PRESET_EXTREME), lambda d: bz2.compress(d, 9)], ids=["lzma", "bz2"])
+@pytest.mark.parametrize(
+    "compress",
+    [lambda d: lzma.compress(d, preset=9 | lzma.PRESET_EXTREME), lambda d: bz2.compress(d, 9)],
+    ids=["lzma", "bz2"],
+)
 def test_a_strong_compressor_stays_above_the_floor(corpus, floor, compress):
     data = "".join(text for text, _ in corpus).encode()
     assert 8 * len(compress(data)) / len(data) > floor
@@ -77,7 +92,7 @@ def test_the_text_is_clean_english(corpus):
     text = "".join(text for text, _ in corpus)
     words = set(re.findall("[a-z]+", text.lower()))
     assert 300 < len(words) < 1500
-    assert set(text) <= set(" \n.,:!?\"" + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    assert set(text) <= set(' \n.,:!?"' + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
     assert "  " not in text and " ." not in text and " ," not in text
     assert not re.search(r"\ba ([aeio]|honest)|\ban (?!honest)[^aeiou]", text)
     for story, _ in corpus[:500]:

@@ -1,4 +1,5 @@
 """The chat template: what is written, what is learnt, what comes back from disk, and what is refused with which sentence."""
+
 import json
 
 import pytest
@@ -14,14 +15,22 @@ WHOLE = [SYSTEM, ASK, TELL, ASK_MORE, TELL_MORE]
 
 
 def test_only_answers_and_their_ends_are_learnt():
-    assert DEFAULT.pieces(WHOLE) == [(b"Be brief.\nQ: Who lost the ball?\nA:", False), (b" Mia.\n", True), (b"Q: Where?\nA:", False), (b" By the hut.\n", True)]
+    assert DEFAULT.pieces(WHOLE) == [
+        (b"Be brief.\nQ: Who lost the ball?\nA:", False),
+        (b" Mia.\n", True),
+        (b"Q: Where?\nA:", False),
+        (b" By the hut.\n", True),
+    ]
     assert template.pieces(WHOLE) == DEFAULT.pieces(WHOLE)
 
 
 @pytest.mark.parametrize("turns", [1, 2])
 def test_a_prompt_is_the_text_before_the_answer_learnt(turns):
-    messages = WHOLE[:2 * turns + 1]
-    assert DEFAULT.prompt(messages[:-1]) == b"".join(piece for piece, _ in DEFAULT.pieces(messages))[:-len(f" {messages[-1]['content']}\n")]
+    messages = WHOLE[: 2 * turns + 1]
+    assert (
+        DEFAULT.prompt(messages[:-1])
+        == b"".join(piece for piece, _ in DEFAULT.pieces(messages))[: -len(f" {messages[-1]['content']}\n")]
+    )
 
 
 def test_markers_are_cheap():
@@ -62,8 +71,20 @@ def test_a_template_is_kept_in_the_run(tmp_path):
     assert other.pieces([ASK, TELL]) == [("<\u00fc> Who lost the ball? <a>".encode(), False), (b"Mia.</a>", True)]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", b"\xff", '{"before_user": "Q: "}', json.dumps(dict(vars(DEFAULT), after_user=3)),
-                                  json.dumps(dict(vars(DEFAULT), more="")), json.dumps(dict(vars(DEFAULT), after_assistant=""))])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        b"\xff",
+        '{"before_user": "Q: "}',
+        json.dumps(dict(vars(DEFAULT), after_user=3)),
+        json.dumps(dict(vars(DEFAULT), more="")),
+        json.dumps(dict(vars(DEFAULT), after_assistant="")),
+    ],
+)
 def test_a_damaged_template_is_refused(tmp_path, text):
     (tmp_path / "chat_template.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match="chat_template.json .*copy it again"):
@@ -72,23 +93,45 @@ def test_a_damaged_template_is_refused(tmp_path, text):
 
 def test_rows():
     assert parse_row(json.dumps(dict(messages=WHOLE)), "rows.jsonl", 1) == WHOLE
-    assert parse_row(b'{"prompt": "Who?", "completion": " Mia.", "id": 7}\n', "rows.jsonl", 2) == [dict(role="user", content="Who?"), dict(role="assistant", content=" Mia.")]
+    assert parse_row(b'{"prompt": "Who?", "completion": " Mia.", "id": 7}\n', "rows.jsonl", 2) == [
+        dict(role="user", content="Who?"),
+        dict(role="assistant", content=" Mia."),
+    ]
     assert parse_row('{"text": "Once."}', "rows.jsonl", 3) == "Once."
 
 
-@pytest.mark.parametrize("row, sentence", [
-    ("", "is not JSON"), ("{'a': 1}", "is not JSON .*column 2"), (b'{"text": "\xff"}', "is not UTF-8; save"), ("[" * 100_000, "is not JSON .it is nested"), ("[1]", "is not a JSON object; write"),
-    ("{}", "neither .* but nothing; write"), ('{"question": "a"}', "neither .* but 'question'; write"),
-    (r'{"text": "a\ud800"}', r"has '.ud800' in its .text., half of a character; write"), ('{"text": ""}', 'an empty "text"; write'), ('{"text": 5}', 'no text "text"; add'),
-    ('{"prompt": "a"}', 'no text "completion"; add'), ('{"completion": "a"}', 'no text "prompt"; add'), ('{"prompt": "a", "completion": " "}', 'an empty "completion"; write'),
-    (dict(messages=[]), "no list with a message in it; write"), (dict(messages="a"), "no list .*; write"), (dict(messages=["a"]), "message 1, is no object; write"),
-    (dict(messages=[dict(ASK, role="usr"), TELL]), "message 1, has the role 'usr'; did you mean user"), (dict(messages=[dict(content="a")]), "message 1, has the role None; known are system"),
-    (dict(messages=[dict(ASK, role=["user"])]), "message 1, has the role .*; "),
-    (dict(messages=[ASK, dict(TELL, content=" \n")]), 'message 2, has an empty "content"; write'), (dict(messages=[ASK, dict(role="assistant")]), 'message 2, has no text "content"; add'),
-    (dict(messages=[ASK]), "ends with the user's words.*add the assistant's"), (dict(messages=[SYSTEM]), "ends with the system's words.*add the assistant's"),
-    (dict(messages=[TELL]), "message 1, is the assistant's where the user's is due; let"), (dict(messages=[ASK, TELL, TELL]), "message 3, is the assistant's where the user's is due; let"),
-    (dict(messages=[ASK, ASK, TELL]), "message 2, is the user's where the assistant's is due; let"), (dict(messages=[ASK, SYSTEM, TELL]), "message 2, is the system's; put it first"),
-])
+@pytest.mark.parametrize(
+    "row, sentence",
+    [
+        ("", "is not JSON"),
+        ("{'a': 1}", "is not JSON .*column 2"),
+        (b'{"text": "\xff"}', "is not UTF-8; save"),
+        ("[" * 100_000, "is not JSON .it is nested"),
+        ("[1]", "is not a JSON object; write"),
+        ("{}", "neither .* but nothing; write"),
+        ('{"question": "a"}', "neither .* but 'question'; write"),
+        (r'{"text": "a\ud800"}', r"has '.ud800' in its .text., half of a character; write"),
+        ('{"text": ""}', 'an empty "text"; write'),
+        ('{"text": 5}', 'no text "text"; add'),
+        ('{"prompt": "a"}', 'no text "completion"; add'),
+        ('{"completion": "a"}', 'no text "prompt"; add'),
+        ('{"prompt": "a", "completion": " "}', 'an empty "completion"; write'),
+        (dict(messages=[]), "no list with a message in it; write"),
+        (dict(messages="a"), "no list .*; write"),
+        (dict(messages=["a"]), "message 1, is no object; write"),
+        (dict(messages=[dict(ASK, role="usr"), TELL]), "message 1, has the role 'usr'; did you mean user"),
+        (dict(messages=[dict(content="a")]), "message 1, has the role None; known are system"),
+        (dict(messages=[dict(ASK, role=["user"])]), "message 1, has the role .*; "),
+        (dict(messages=[ASK, dict(TELL, content=" \n")]), 'message 2, has an empty "content"; write'),
+        (dict(messages=[ASK, dict(role="assistant")]), 'message 2, has no text "content"; add'),
+        (dict(messages=[ASK]), "ends with the user's words.*add the assistant's"),
+        (dict(messages=[SYSTEM]), "ends with the system's words.*add the assistant's"),
+        (dict(messages=[TELL]), "message 1, is the assistant's where the user's is due; let"),
+        (dict(messages=[ASK, TELL, TELL]), "message 3, is the assistant's where the user's is due; let"),
+        (dict(messages=[ASK, ASK, TELL]), "message 2, is the user's where the assistant's is due; let"),
+        (dict(messages=[ASK, SYSTEM, TELL]), "message 2, is the system's; put it first"),
+    ],
+)
 def test_a_bad_row_is_refused_with_file_line_and_mend(row, sentence):
     with pytest.raises(UserError, match=rf"^rows.jsonl, line 12,? .*{sentence}") as refused:
         parse_row(json.dumps(row) if isinstance(row, dict) else row, "rows.jsonl", 12)

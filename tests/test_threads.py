@@ -1,4 +1,5 @@
 """The same bits: for any number of threads, with any of BLAS' kernels, and whether loops were just compiled or come from the cache."""
+
 import os
 import subprocess
 import sys
@@ -7,11 +8,12 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+import test_ops
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 import slm_np
-import test_ops
 from slm_np import ops
 from slm_np.config import ModelConfig
 from slm_np.kernels.cpu.product_blas import ALIGN, UNIT
@@ -20,7 +22,9 @@ from slm_np.optim import AdamW
 from slm_np.presets import preset
 
 CORES = numba.config.NUMBA_NUM_THREADS
-first_process = pytest.mark.skipif("OPENBLAS_CORETYPE" in os.environ, reason="this is a process with other kernels already")
+first_process = pytest.mark.skipif(
+    "OPENBLAS_CORETYPE" in os.environ, reason="this is a process with other kernels already"
+)
 several = pytest.mark.skipif(CORES < 2, reason="this process may use one core only")
 CORE = "Haswell"  # kernels of another generation, which every processor with AVX2 can run
 WITH_AVX2 = ("Haswell", "Zen", "SkylakeX", "Cooperlake", "Sapphirerapids")
@@ -36,12 +40,15 @@ def over_threads(function):
             expected = expected or found
             for place, (a, b) in enumerate(zip(found, expected, strict=True)):
                 assert np.isfinite(a).all()
-                assert a.tobytes() == b.tobytes(), f"output {place} with {threads} threads: {(a != b).sum()} of {a.size} numbers differ"
+                assert a.tobytes() == b.tobytes(), (
+                    f"output {place} with {threads} threads: {(a != b).sum()} of {a.size} numbers differ"
+                )
     finally:
         numba.set_num_threads(before)
 
 
 # Matrix products
+
 
 def products(m, n, k, dtype=np.float32):
     """All kinds of product whose result is (m, n), summed over k."""
@@ -59,6 +66,7 @@ def products(m, n, k, dtype=np.float32):
         dx = np.full((k, n), np.nan, dtype)
         ops.linear_transposed_backward(dx, outs[5], np.ascontiguousarray(left.T), right, np.ascontiguousarray(under))
         return outs + [dx]
+
     return run
 
 
@@ -67,15 +75,30 @@ def near_thresholds():
     for side in (2 * ALIGN - 1, 2 * ALIGN, 2 * ALIGN + 1, 3 * ALIGN - 1, 3 * ALIGN + 1, 5 * ALIGN + 7):
         for other in (1, 2, 31, ALIGN + 1):
             for parts in (2, 4):
-                k = -(-parts ** 3 * UNIT // (side * other))
+                k = -(-(parts**3) * UNIT // (side * other))
                 if k * (side + other) < 1 << 21:
                     for change in (-1, 0, 1):
                         yield side, other, k + change
                         yield other, side, k + change
 
 
-SHAPES = [(1, 1, 1), (7, 11, 5), (2048, 384, 128), (384, 2048, 128), (128, 384, 2048), (2048, 128, 384), (256, 1000, 129), (4096, 65, 64),
-          (1, 4099, 2100), (4099, 1, 2100), (3001, 2, 1501), (17, 3000, 700), (1025, 1023, 33), (300, 1500, 257), (130, 70, 4003)]
+SHAPES = [
+    (1, 1, 1),
+    (7, 11, 5),
+    (2048, 384, 128),
+    (384, 2048, 128),
+    (128, 384, 2048),
+    (2048, 128, 384),
+    (256, 1000, 129),
+    (4096, 65, 64),
+    (1, 4099, 2100),
+    (4099, 1, 2100),
+    (3001, 2, 1501),
+    (17, 3000, 700),
+    (1025, 1023, 33),
+    (300, 1500, 257),
+    (130, 70, 4003),
+]
 
 
 @several
@@ -100,7 +123,11 @@ def test_any_products(m, n, k):
 
 @several
 @settings(max_examples=25, deadline=None)
-@given(st.permutations([st.integers(1, 3000), st.integers(1, 600), st.integers(1, 300)]).flatmap(lambda sides: st.tuples(*sides)))
+@given(
+    st.permutations([st.integers(1, 3000), st.integers(1, 600), st.integers(1, 300)]).flatmap(
+        lambda sides: st.tuples(*sides)
+    )
+)
 def test_any_long_products(sides):
     over_threads(products(*sides))
 
@@ -109,10 +136,16 @@ def test_any_long_products(sides):
 
 LARGE = [
     *(test_ops.activation(name, "", test_ops.normal(133, 514)) for name in test_ops.PLAIN),
-    test_ops.linear(1030, 257, 130, bias=True, residual=True), test_ops.linear_transposed(1030, 130, 257),
-    test_ops.rmsnorm(133, 514), test_ops.layernorm(133, 514), test_ops.embedding(7, 70, 11, 514), test_ops.rotary(3, 70, 4, 16),
-    test_ops.accumulate(133, 514), test_ops.attention(3, 130, 4, 2, 16),
-    test_ops.cross_entropy("", test_ops.normal(133, 514)), test_ops.head_cross_entropy(300, 130, 514, 128),
+    test_ops.linear(1030, 257, 130, bias=True, residual=True),
+    test_ops.linear_transposed(1030, 130, 257),
+    test_ops.rmsnorm(133, 514),
+    test_ops.layernorm(133, 514),
+    test_ops.embedding(7, 70, 11, 514),
+    test_ops.rotary(3, 70, 4, 16),
+    test_ops.accumulate(133, 514),
+    test_ops.attention(3, 130, 4, 2, 16),
+    test_ops.cross_entropy("", test_ops.normal(133, 514)),
+    test_ops.head_cross_entropy(300, 130, 514, 128),
 ]
 
 
@@ -132,6 +165,7 @@ def test_dropout_gives_the_same_bits():
         out, lse = test_ops.attend(qkv, 4, 2, 130, 0.2, 3)
         ops.attention_backward(dqkv, scratch, out, out, lse, 4, 2, 130, 0.2, 3)
         return test_ops.drop(x, 0.3, 5), test_ops.drop(x, 0.3, 5, residual), out, dqkv
+
     over_threads(run)
 
 
@@ -139,7 +173,9 @@ MODELS = {
     "stories": preset("stories", dict(n_layer=2))[0],
     "gpt2-dropout": preset("gpt2-stories", dict(n_layer=2, vocab_size=1003, n_embd=96, n_head=6))[0],
     "byte-transformer": preset("byte-transformer", dict(n_layer=2, n_embd=128, n_hidden=256, block_size=256))[0],
-    "grouped-queries": ModelConfig(n_layer=1, n_embd=192, n_head=6, n_kv_head=2, block_size=130, head="linear", vocab_size=300),
+    "grouped-queries": ModelConfig(
+        n_layer=1, n_embd=192, n_head=6, n_kv_head=2, block_size=130, head="linear", vocab_size=300
+    ),
 }
 
 
@@ -165,6 +201,7 @@ def test_training_gives_the_same_bits(name):
 
 # Other machines
 
+
 def blas_core():
     """The generation of processors whose kernels OpenBLAS runs, None for another BLAS."""
     return next((info["architecture"] for info in threadpool_info() if info["internal_api"] == "openblas"), None)
@@ -172,8 +209,15 @@ def blas_core():
 
 def run_python(*arguments, **environment):
     root = str(Path(slm_np.__file__).resolve().parents[1])
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, encoding="utf-8", timeout=600, cwd=Path(__file__).parent,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), **environment})
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=600,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), **environment},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -187,7 +231,16 @@ def test_blas_runs_the_kernels_asked_for():
 @pytest.mark.skipif(blas_core() not in WITH_AVX2, reason="this BLAS cannot run the kernels of another processor")
 def test_everything_here_with_other_kernels_and_three_threads():
     """All tests above in a process whose OpenBLAS runs the kernels of an older generation."""
-    shown = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).name, OPENBLAS_CORETYPE=CORE, NUMBA_NUM_THREADS="3")
+    shown = run_python(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        Path(__file__).name,
+        OPENBLAS_CORETYPE=CORE,
+        NUMBA_NUM_THREADS="3",
+    )
     assert " skipped" in shown and " passed" in shown and "failed" not in shown
 
 
@@ -204,6 +257,8 @@ for case in (test_ops.rmsnorm(9, 130), test_ops.cross_entropy("", test_ops.norma
 def test_a_cold_cache_is_announced_once_and_gives_the_same_bits(tmp_path):
     """Numba may optimise a loop differently when it has just compiled it: a run on a cold cache must equal one on a warm one."""
     environment = dict(SLM_NP_CACHE=str(tmp_path), NUMBA_NUM_THREADS="1")
-    first, later = (run_python("-c", "import sys; sys.stderr = sys.stdout\n" + RESULTS, **environment) for _ in range(2))
+    first, later = (
+        run_python("-c", "import sys; sys.stderr = sys.stdout\n" + RESULTS, **environment) for _ in range(2)
+    )
     assert first.count("compiling kernels") == 1
     assert first.splitlines()[1:] == later.splitlines() != []

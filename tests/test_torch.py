@@ -1,4 +1,5 @@
 """The engine beside PyTorch, both in float32: the same loss, gradients and updates from the same weights."""
+
 import numpy as np
 import pytest
 
@@ -23,7 +24,16 @@ MODELS = {
     "byte-transformer": {**SMALL, **BYTE_TRANSFORMER, "head_hidden": 80},
     "byte-ssm": {**SMALL, **BYTE_SSM, "state_size": 48},
     "mamba": {**SMALL, **MAMBA, "channel_states": 5},
-    "hybrid": {**SMALL, **LLAMA, "pattern": "MAS", "n_layer": 3, "n_inner": 50, "state_size": 48, "bias": True, "init": "uniform"},
+    "hybrid": {
+        **SMALL,
+        **LLAMA,
+        "pattern": "MAS",
+        "n_layer": 3,
+        "n_inner": 50,
+        "state_size": 48,
+        "bias": True,
+        "init": "uniform",
+    },
     "byte-transformer-bias": {**SMALL, **BYTE_TRANSFORMER, "bias": True},
 }
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -33,7 +43,9 @@ def pair(name, seed=3, decay="matrices"):
     """The model and its twin with the same weights."""
     config = ModelConfig(**MODELS[name])
     model = Model(config, seed, decay)
-    model.parameters.weights += 0.02 * np.random.default_rng(seed).standard_normal(model.parameters.weights.size, np.float32)  # biases off zero
+    model.parameters.weights += 0.02 * np.random.default_rng(seed).standard_normal(
+        model.parameters.weights.size, np.float32
+    )  # biases off zero
     return model, Twin(config).load(model.parameters.weight)
 
 
@@ -79,4 +91,6 @@ def test_ten_updates(name, decay, grad_clip):
         assert trainer.train_step(tokens, targets) == pytest.approx(losses[-1], rel=1e-4)
         assert optimizer.step() > grad_clip
     assert losses[-1] < losses[0] - 0.1
-    assert model.loss(tokens, targets) == pytest.approx(twin.loss(torch.tensor(tokens).long(), torch.tensor(targets).long()).item(), rel=1e-4)
+    assert model.loss(tokens, targets) == pytest.approx(
+        twin.loss(torch.tensor(tokens).long(), torch.tensor(targets).long()).item(), rel=1e-4
+    )

@@ -1,4 +1,5 @@
 """Runs from start to end: resuming, signals, kills, bad gradients, full disks, evaluations, and what they leave on disk."""
+
 import errno
 import json
 import math
@@ -12,8 +13,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-
 import small
+
 from slm_np import checkpoint
 from slm_np.errors import UserError
 from slm_np.trainer import Interrupted
@@ -34,9 +35,17 @@ def weights(trainer):
 
 # Resuming
 
-@pytest.mark.parametrize("changes", [
-    dict(), dict(epochs=None), dict(grad_accumulation_steps=3), dict(dropout=0.2, positions="learned", norm="layernorm", feed_forward="gelu", bias=True)],
-    ids=["random", "epochs", "accumulation", "dropout"])
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(epochs=None),
+        dict(grad_accumulation_steps=3),
+        dict(dropout=0.2, positions="learned", norm="layernorm", feed_forward="gelu", bias=True),
+    ],
+    ids=["random", "epochs", "accumulation", "dropout"],
+)
 def test_resuming_in_another_process_gives_the_same_bits(tmp_path, data, changes):
     length, part, all = ("epochs", 0.125, 0.25) if "epochs" in changes else ("max_iters", 8, 12)
     changes = {"max_iters": None, **changes, "lr_decay_iters": 12, "eval_interval": 1}
@@ -69,13 +78,25 @@ def test_metrics_have_the_promised_keys_and_none_past_the_checkpoint_after_resum
     again.resume(run)
     assert again.updates == 10
     assert checkpoint.read_metrics(run) == [row for row in rows if row["step"] <= 10]
-    assert again.evaluated == 8 and again.best == min(row["val_loss"] for row in rows if "val_loss" in row and row["step"] <= 10)
+    assert again.evaluated == 8 and again.best == min(
+        row["val_loss"] for row in rows if "val_loss" in row and row["step"] <= 10
+    )
 
 
-@pytest.mark.parametrize("change, named", [
-    (["--n-layer", 2], "--n-layer 1, not 2"), (["--norm", "none"], "--norm rmsnorm, not none"), (["--seed", 5], "--seed 1337, not 5"),
-    (["--preset", "slim"], "--preset stories, not slim"), (["--epochs", 2], "--max-iters 4, not for --epochs"), (["--tokenizer", "char"], "--tokenizer byte, not char"),
-    (["--out-dir", "elsewhere"], "--out-dir elsewhere"), (["--data", "other.txt"], "the data have changed"), (["--data", "longer.txt"], "the data have changed")])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (["--n-layer", 2], "--n-layer 1, not 2"),
+        (["--norm", "none"], "--norm rmsnorm, not none"),
+        (["--seed", 5], "--seed 1337, not 5"),
+        (["--preset", "slim"], "--preset stories, not slim"),
+        (["--epochs", 2], "--max-iters 4, not for --epochs"),
+        (["--tokenizer", "char"], "--tokenizer byte, not char"),
+        (["--out-dir", "elsewhere"], "--out-dir elsewhere"),
+        (["--data", "other.txt"], "the data have changed"),
+        (["--data", "longer.txt"], "the data have changed"),
+    ],
+)
 def test_a_changed_model_or_other_data_are_refused(tmp_path, data, capsys, monkeypatch, change, named):
     monkeypatch.chdir(tmp_path)
     assert small.status("train", *small.flags(data, max_iters=4, out_dir="run")) == 0
@@ -104,6 +125,7 @@ def test_zeros_that_stand_for_defaults_are_no_change(tmp_path, data):
 
 # Stopping
 
+
 def wait_for(process, words):
     """Read the process's stderr until a line has these words. Returns the lines before."""
     lines = []
@@ -117,7 +139,11 @@ def wait_for(process, words):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(tmp_path, data, number, status):
-    running = small.process("train", *small.flags(data, max_iters=10 ** 6, lr_schedule="constant", log_interval=1, save_interval=10 ** 6, out_dir="run"), cwd=tmp_path)
+    running = small.process(
+        "train",
+        *small.flags(data, max_iters=10**6, lr_schedule="constant", log_interval=1, save_interval=10**6, out_dir="run"),
+        cwd=tmp_path,
+    )
     wait_for(running, "step 5/")
     running.send_signal(number)
     rest = running.communicate(timeout=60)[1]
@@ -131,7 +157,9 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(tmp_path, data,
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 def test_a_second_signal_leaves_at_once(tmp_path, data):
-    running = small.process("train", *small.flags(data, grad_accumulation_steps=10 ** 6, out_dir="run"), cwd=tmp_path)  # one update would take minutes
+    running = small.process(
+        "train", *small.flags(data, grad_accumulation_steps=10**6, out_dir="run"), cwd=tmp_path
+    )  # one update would take minutes
     wait_for(running, "run in run")
     time.sleep(0.5)
     running.send_signal(signal.SIGINT)
@@ -144,7 +172,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, data):
 
 
 def test_a_signal_cuts_an_evaluation_short(tmp_path, data):
-    trainer = small.trainer(data, tmp_path / "run", eval_iters=10 ** 6)
+    trainer = small.trainer(data, tmp_path / "run", eval_iters=10**6)
     loss, calls = trainer.model.loss, []
 
     def interrupting(*batch):
@@ -152,6 +180,7 @@ def test_a_signal_cuts_an_evaluation_short(tmp_path, data):
         if len(calls) == 3:
             signal.raise_signal(signal.SIGINT)
         return loss(*batch)
+
     trainer.model.loss = interrupting
     with pytest.raises(Interrupted) as stopped:
         trainer.train()
@@ -163,7 +192,7 @@ def test_a_signal_cuts_an_evaluation_short(tmp_path, data):
     assert [row["step"] for row in checkpoint.read_metrics(tmp_path / "run") if "val_loss" in row] == [4, 8, 12]
 
 
-KILLED = '''
+KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 from slm_np import checkpoint, generation, plot, sampling, train, trainer      # once; a child of this process need not import them again
@@ -194,25 +223,40 @@ for kill in range(kills):
         checkpoint.load_checkpoint(found.path)
         steps.append(found.step)
 print(steps[1:])
-'''
+"""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_run_killed_at_any_of_30_moments_goes_on_as_if_it_had_not_been(tmp_path, data):
     end, run = 1500, tmp_path / "run"
-    flags = [*small.flags(data, max_iters=end, eval_interval=7, eval_iters=1, log_interval=1, save_interval=1), "--out-dir", str(run)]
-    done = subprocess.run([sys.executable, "-c", KILLED, repr((list(map(str, flags)), ["--resume", str(run)], str(run), 30))], env=small.environment(),
-                          capture_output=True, encoding="utf-8", timeout=120)
+    flags = [
+        *small.flags(data, max_iters=end, eval_interval=7, eval_iters=1, log_interval=1, save_interval=1),
+        "--out-dir",
+        str(run),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, repr((list(map(str, flags)), ["--resume", str(run)], str(run), 30))],
+        env=small.environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     steps = json.loads(done.stdout)
     assert steps == sorted(steps) and len(set(steps)) > 10
-    assert small.status("train", "--resume", run, "--save-interval", end, "--eval-interval", 1000, "--log-interval", 1000) == 0
-    unbroken = small.trainer(data, tmp_path / "unbroken", max_iters=end, save_interval=end, eval_interval=1000, log_interval=1000)
+    assert (
+        small.status("train", "--resume", run, "--save-interval", end, "--eval-interval", 1000, "--log-interval", 1000)
+        == 0
+    )
+    unbroken = small.trainer(
+        data, tmp_path / "unbroken", max_iters=end, save_interval=end, eval_interval=1000, log_interval=1000
+    )
     unbroken.train()
     small.assert_same_state(tmp_path / "unbroken", run, end)
 
 
 # What goes wrong
+
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("place", ["loss", "gradient"])
@@ -228,6 +272,7 @@ def test_a_bad_step_changes_nothing_and_five_in_a_row_stop_the_run(tmp_path, dat
             trainer.model.parameters.gradients[5] = value if place == "gradient" else 0
             return value if place == "loss" else loss
         return loss
+
     trainer.model.loss_and_gradient = poisoned
     trainer.config = small.config(data, max_iters=50, save_interval=100, eval_interval=100).train
     trainer.max_iters = 50
@@ -257,6 +302,7 @@ def test_a_bad_step_changes_nothing_and_five_in_a_row_stop_the_run(tmp_path, dat
 
 def test_five_bad_steps_are_exit_status_2(tmp_path, data, monkeypatch, capsys):
     from slm_np.model import Model
+
     monkeypatch.setattr(Model, "loss_and_gradient", lambda *arguments: math.nan)
     assert small.status("train", *small.flags(data, out_dir=tmp_path / "run")) == 2
     assert "slm_np: 5 updates in a row" in capsys.readouterr().err.splitlines()[-1]
@@ -272,6 +318,7 @@ def test_a_full_disk_at_a_save_leaves_the_checkpoint_before(tmp_path, data, monk
         if trainer.updates >= 8:
             raise OSError(errno.ENOSPC, "No space left on device")
         return fsync(file)
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         trainer.train()
@@ -297,13 +344,16 @@ def test_a_disk_that_refuses_the_start_leaves_nothing(tmp_path, data, there_befo
 
     def limit():
         import resource
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+
     done = small.command("train", *small.flags(data, out_dir="run"), cwd=tmp_path / "work", preexec_fn=limit)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot write" in done.stderr
     assert small.tree(tmp_path / "work") == before
 
 
 # Evaluation
+
 
 def test_evaluation_uses_fixed_batches(data):
     trainer = small.trainer(data, dropout=0.3)
@@ -314,7 +364,10 @@ def test_evaluation_uses_fixed_batches(data):
 
 
 def test_evaluation_leaves_no_trace_in_training(data):
-    often, never = small.trainer(data, dropout=0.3, eval_interval=1), small.trainer(data, dropout=0.3, eval_interval=1000)
+    often, never = (
+        small.trainer(data, dropout=0.3, eval_interval=1),
+        small.trainer(data, dropout=0.3, eval_interval=1000),
+    )
     often.train()
     never.train()
     np.testing.assert_array_equal(weights(often), weights(never))
@@ -322,9 +375,13 @@ def test_evaluation_leaves_no_trace_in_training(data):
 
 def test_the_best_model_is_kept_not_the_last(tmp_path):
     train, other = small.text_file(tmp_path, lines=20), tmp_path / "other.txt"
-    other.write_text("".join(chr(33 + (7 * i * i) % 90) for i in range(400)), encoding="utf-8")  # the better it learns one, the worse it is at the other
+    other.write_text(
+        "".join(chr(33 + (7 * i * i) % 90) for i in range(400)), encoding="utf-8"
+    )  # the better it learns one, the worse it is at the other
     run = tmp_path / "run"
-    assert small.status("train", *small.flags(train, val_data=other, max_iters=60, learning_rate=0.02, out_dir=run)) == 0
+    assert (
+        small.status("train", *small.flags(train, val_data=other, max_iters=60, learning_rate=0.02, out_dir=run)) == 0
+    )
     losses = {row["step"]: row["val_loss"] for row in checkpoint.read_metrics(run) if "val_loss" in row}
     best = min(losses, key=losses.get)
     assert best < 60
@@ -338,9 +395,25 @@ def test_the_best_model_is_kept_not_the_last(tmp_path):
 
 # How long
 
+
 def test_max_time_ends_in_time_at_the_lowest_rate(tmp_path, data):
-    assert small.status("train", *small.flags(data, max_iters=None, max_time="1.5s", learning_rate=1e-2, min_lr=1e-4, log_interval=1, eval_interval=10 ** 6,
-                                              save_interval=10 ** 6, out_dir=tmp_path / "run")) == 0
+    assert (
+        small.status(
+            "train",
+            *small.flags(
+                data,
+                max_iters=None,
+                max_time="1.5s",
+                learning_rate=1e-2,
+                min_lr=1e-4,
+                log_interval=1,
+                eval_interval=10**6,
+                save_interval=10**6,
+                out_dir=tmp_path / "run",
+            ),
+        )
+        == 0
+    )
     rows = checkpoint.read_metrics(tmp_path / "run")
     rates = [row["lr"] for row in rows if "lr" in row]
     assert max(rates) > 9e-3 and rates[-1] == pytest.approx(1e-4, rel=0.1)
@@ -348,7 +421,7 @@ def test_max_time_ends_in_time_at_the_lowest_rate(tmp_path, data):
 
 
 def test_max_time_anneals_even_before_the_warmup_is_over(data):
-    trainer = small.trainer(data, max_time="10s", warmup_iters=10 ** 6, learning_rate=1e-2, min_lr=1e-6)
+    trainer = small.trainer(data, max_time="10s", warmup_iters=10**6, learning_rate=1e-2, min_lr=1e-6)
     trainer.updates, trainer.elapsed = 900_000, 9.99
     assert trainer.step()[2] < 1e-5
 
@@ -363,7 +436,9 @@ def test_epochs_visit_every_window_once(data):
         seen.append(trainer.tokens.tobytes() + trainer.targets.tobytes())
     assert sorted(seen[:windows]) == sorted(seen[windows:]) and seen[:windows] != seen[windows:]
     ids = np.asarray(trainer.corpus.train.ids, np.int32)
-    assert sorted(seen[:windows]) == sorted(ids[16 * i:16 * i + 16].tobytes() + ids[16 * i + 1:16 * i + 17].tobytes() for i in range(windows))
+    assert sorted(seen[:windows]) == sorted(
+        ids[16 * i : 16 * i + 16].tobytes() + ids[16 * i + 1 : 16 * i + 17].tobytes() for i in range(windows)
+    )
 
 
 def test_no_updates_at_all_is_a_run_that_goes_on(tmp_path, data):
@@ -374,6 +449,7 @@ def test_no_updates_at_all_is_a_run_that_goes_on(tmp_path, data):
 
 def test_a_terminal_shows_a_bar_with_an_eta(data, capsys, monkeypatch):
     from slm_np import progress
+
     monkeypatch.setattr(progress, "interactive", lambda: True)
     trainer = small.trainer(data)
     trainer.quiet = False
@@ -400,8 +476,36 @@ def test_real_text_is_learned(test_data, tmp_path):
     if not path.exists():
         pytest.skip(f"{path} is not there")
     end.write_bytes(path.read_bytes()[-20_000:])
-    assert small.status("train", "--preset", "shakespeare-char", "--data", path, "--val-data", end, "--n-layer", 2, "--n-embd", 64, "--max-iters", 150,
-                        "--warmup-iters", 10, "--learning-rate", 3e-3, "--eval-interval", 75, "--eval-iters", 5, "--threads", 1, "--out-dir", tmp_path / "run") == 0
+    assert (
+        small.status(
+            "train",
+            "--preset",
+            "shakespeare-char",
+            "--data",
+            path,
+            "--val-data",
+            end,
+            "--n-layer",
+            2,
+            "--n-embd",
+            64,
+            "--max-iters",
+            150,
+            "--warmup-iters",
+            10,
+            "--learning-rate",
+            3e-3,
+            "--eval-interval",
+            75,
+            "--eval-iters",
+            5,
+            "--threads",
+            1,
+            "--out-dir",
+            tmp_path / "run",
+        )
+        == 0
+    )
     assert checkpoint.read_config(tmp_path / "run").model.vocab_size == 65
     losses = [row["val_loss"] for row in checkpoint.read_metrics(tmp_path / "run") if "val_loss" in row]
     assert losses[1] < losses[0] < 3.3 and losses[1] < 2.8
@@ -423,6 +527,7 @@ def test_saving_and_loading_copy_nothing(tmp_path):
 def test_prompts_begin_with_end_of_text_where_texts_end(tmp_path, border):
     from slm_np import load
     from slm_np.generation import encode_prompt
+
     text = tmp_path / "text.txt"
     text.write_text(border.join(f"one fish {i}, two fish\n" for i in range(400)), encoding="utf-8")
     assert small.status("train", *small.flags(text, tokenizer="bpe:270", max_iters=1, out_dir=tmp_path / "run")) == 0

@@ -1,6 +1,15 @@
 """CPU kernels: Numba and BLAS. Each name here that an op calls has a twin of the same parameters in every other kernel set."""
-from .activation import (gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward, swiglu_backward, swiglu_forward,
-                         swish_backward, swish_forward)
+
+from .activation import (
+    gelu_backward,
+    gelu_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+    swiglu_backward,
+    swiglu_forward,
+    swish_backward,
+    swish_forward,
+)
 from .adamw import adamw, square_sum, square_sum_blocks
 from .attention import attention_backward, attention_forward, attention_scratch
 from .bfloat import convert
@@ -9,13 +18,30 @@ from .decode import decode_head, decode_step
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .jit import compile_kernels
-from .linear import (linear_backward_input, linear_backward_weight, linear_forward, linear_transposed_backward,
-                     linear_transposed_forward)
+from .linear import (
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+    linear_transposed_backward,
+    linear_transposed_forward,
+)
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 from .pair_tile import bfloat16_unit
 from .product_pairs import pack, packed, watch_product, watched_error
-from .recurrence import batch_major, linear_recurrence_backward, linear_recurrence_forward, linear_recurrence_scratch, time_major
+from .recurrence import (
+    batch_major,
+    linear_recurrence_backward,
+    linear_recurrence_forward,
+    linear_recurrence_scratch,
+    time_major,
+)
 from .residual import accumulate
 from .rotary import rotary_backward, rotary_forward
-from .scan import selective_scan_backward, selective_scan_chunks, selective_scan_forward, selective_scan_parts, selective_scan_scratch
+from .scan import (
+    selective_scan_backward,
+    selective_scan_chunks,
+    selective_scan_forward,
+    selective_scan_parts,
+    selective_scan_scratch,
+)

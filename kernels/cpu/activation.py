@@ -1,4 +1,5 @@
 """The feed-forward's activations. Backward is in place: x becomes its gradient, dout the activation again, and the products that follow need both."""
+
 from numba import prange
 
 from .bfloat import read, type_of, write
@@ -54,7 +55,12 @@ def gelu_tanh_block(out, x):
 
 @row
 def gelu_tanh_backward_block(x, dout):
-    one, slope, cubic, cubic3 = type_of(x)(1), type_of(x)(SLOPE), type_of(x)(CUBIC * SLOPE), type_of(x)(3 * CUBIC * SLOPE)
+    one, slope, cubic, cubic3 = (
+        type_of(x)(1),
+        type_of(x)(SLOPE),
+        type_of(x)(CUBIC * SLOPE),
+        type_of(x)(3 * CUBIC * SLOPE),
+    )
     for i in range(x.size):
         v, d = read(x, i), read(dout, i)
         square = v * v

@@ -1,4 +1,5 @@
 """The optimiser: one sweep over flat memory, and the gradient's norm in blocks of fixed size."""
+
 import numpy as np
 from numba import prange
 
@@ -18,7 +19,7 @@ def squares_block(x):
 @kernel
 def _squares(partial, x):
     for block in prange(partial.size):
-        partial[block] = squares_block(x[block * BLOCK:min(x.size, block * BLOCK + BLOCK)])
+        partial[block] = squares_block(x[block * BLOCK : min(x.size, block * BLOCK + BLOCK)])
 
 
 def square_sum_blocks(size):
@@ -31,7 +32,9 @@ def square_sum(partial, x):
 
 
 @row
-def adamw_block(weights, gradients, mean, square, gradient_scale, beta1, blend1, beta2, blend2, shrink, step, root, eps):
+def adamw_block(
+    weights, gradients, mean, square, gradient_scale, beta1, blend1, beta2, blend2, shrink, step, root, eps
+):
     for i in range(weights.size):
         g = gradients[i] * gradient_scale
         m = beta1 * mean[i] + blend1 * g
@@ -41,7 +44,21 @@ def adamw_block(weights, gradients, mean, square, gradient_scale, beta1, blend1,
 
 
 @kernel
-def adamw(weights, gradients, mean, square, n_decayed, gradient_scale, rate, decay, beta1, beta2, correction1, correction2, eps):
+def adamw(
+    weights,
+    gradients,
+    mean,
+    square,
+    n_decayed,
+    gradient_scale,
+    rate,
+    decay,
+    beta1,
+    beta2,
+    correction1,
+    correction2,
+    eps,
+):
     real = weights.dtype.type
     blend1, blend2 = real(1 - beta1), real(1 - beta2)
     beta1, beta2, gradient_scale, shrink = real(beta1), real(beta2), real(gradient_scale), real(1 - rate * decay)
@@ -50,4 +67,18 @@ def adamw(weights, gradients, mean, square, n_decayed, gradient_scale, rate, dec
         low, high = block * BLOCK, min(weights.size, block * BLOCK + BLOCK)
         border = max(low, min(high, n_decayed))
         for part, keep in ((slice(low, border), shrink), (slice(border, high), real(1))):
-            adamw_block(weights[part], gradients[part], mean[part], square[part], gradient_scale, beta1, blend1, beta2, blend2, keep, step, root, eps)
+            adamw_block(
+                weights[part],
+                gradients[part],
+                mean[part],
+                square[part],
+                gradient_scale,
+                beta1,
+                blend1,
+                beta2,
+                blend2,
+                keep,
+                step,
+                root,
+                eps,
+            )

@@ -6,6 +6,7 @@ processor to have tiles, so ask `available()` before a function that calls them 
 
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18, and volume 2, the TILE and TDPBF16PS instructions.
 """
+
 import contextlib
 import ctypes
 import functools
@@ -28,14 +29,18 @@ from .jit import CACHE, row
 
 ROWS, COLUMNS, PAIRS = 32, 32, 16  # of C, from two by two tiles; and the pairs of k that one instruction sums
 FEATURES = "amx-tile", "amx-bf16"
-REFUSALS = {22: "its kernel is older than Linux 5.16", 28: "the stack for signals of one of this process's threads is too small to save them",
-            38: "it has no arch_prctl", 95: "its kernel has them switched off"}  # by the error's number; others speak for themselves
+REFUSALS = {
+    22: "its kernel is older than Linux 5.16",
+    28: "the stack for signals of one of this process's threads is too small to save them",
+    38: "it has no arch_prctl",
+    95: "its kernel has them switched off",
+}  # by the error's number; others speak for themselves
 REPEATS = 20  # products between two looks at the clock
 
-TILES = np.zeros(64, np.uint8)     # what `configure_tiles` loads: palette 1, eight tiles as large as they can be
+TILES = np.zeros(64, np.uint8)  # what `configure_tiles` loads: palette 1, eight tiles as large as they can be
 TILES[0] = 1
-TILES[16:32:2] = 64                # bytes in a row, 16 bits a tile
-TILES[48:56] = 16                  # rows
+TILES[16:32:2] = 64  # bytes in a row, 16 bits a tile
+TILES[48:56] = 16  # rows
 
 
 def instruction(builder, name, *operands):
@@ -51,18 +56,24 @@ def address(context, builder, array_type, array, offset):
 @intrinsic
 def configure_tiles(typingctx, config):
     """Give the calling thread the tiles that `config`, 64 bytes such as TILES, describes, all zero."""
+
     def codegen(context, builder, signature, args):
-        instruction(builder, "ldtilecfg", address(context, builder, signature.args[0], args[0], ir.Constant(ir.IntType(64), 0)))
+        instruction(
+            builder, "ldtilecfg", address(context, builder, signature.args[0], args[0], ir.Constant(ir.IntType(64), 0))
+        )
         return context.get_dummy_value()
+
     return types.void(config), codegen
 
 
 @intrinsic
 def release_tiles(typingctx):
     """Give the calling thread's tiles back: whenever the system runs another thread it has 8 KiB less to save."""
+
     def codegen(context, builder, signature, args):
         instruction(builder, "tilerelease")
         return context.get_dummy_value()
+
     return types.void(), codegen
 
 
@@ -89,7 +100,10 @@ def multiply_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, 
             return builder.gep(pointer, [builder.mul(elements, ir.Constant(word, 4))])
 
         a_bytes, b_bytes, c_bytes = (builder.mul(stride, ir.Constant(word, 4)) for stride in (a_row, b_step, c_row))
-        a0, b0, c0 = (address(context, builder, kinds[i], array, offset) for i, array, offset in ((3, a, a_offset), (7, b, b_offset), (0, c, c_offset)))
+        a0, b0, c0 = (
+            address(context, builder, kinds[i], array, offset)
+            for i, array, offset in ((3, a, a_offset), (7, b, b_offset), (0, c, c_offset))
+        )
         a1, b1, c1 = moved(a0, builder.mul(a_row, side)), moved(b0, side), moved(c0, builder.mul(c_row, side))
         quarters = list(enumerate((c0, moved(c0, side), c1, moved(c1, side))))
 
@@ -138,7 +152,10 @@ def refusal():
         return "SLM_NP_AMX=0 switches AMX off"
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"AMX is used on Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
-    for owner, has in (("this processor", binding.get_host_cpu_features()), ("NUMBA_CPU_FEATURES", generated_features())):
+    for owner, has in (
+        ("this processor", binding.get_host_cpu_features()),
+        ("NUMBA_CPU_FEATURES", generated_features()),
+    ):
         missing = [feature for feature in FEATURES if not has.get(feature)]
         if missing:
             return f"{owner} has no {' and no '.join(missing)}"
@@ -186,14 +203,22 @@ def integer_product(rng, k, accumulate):
     before = rng.integers(-999, 1000, (ROWS, COLUMNS)).astype(np.float32)
     expected = a.reshape(ROWS, -1) @ b.transpose(0, 2, 1).reshape(-1, COLUMNS) + (before if accumulate else 0)
     # The upper half of such a float32 is its bfloat16, exactly. Beside what is multiplied lie pairs of NaN.
-    pairs = [np.pad((x.view(np.uint32) >> 16).astype(np.uint16).view(np.int32)[..., 0], ((0, 0), (0, PAIRS)), constant_values=-1) for x in (a, b)]
+    pairs = [
+        np.pad(
+            (x.view(np.uint32) >> 16).astype(np.uint16).view(np.int32)[..., 0], ((0, 0), (0, PAIRS)), constant_values=-1
+        )
+        for x in (a, b)
+    ]
     return (np.empty(ROWS * COLUMNS, np.float32), *(x.reshape(-1) for x in (expected, before, *pairs)), k, accumulate)
 
 
 def exact_products(seconds, seed=0):
     """(products, wrong products): integers multiplied for some seconds, in several shapes."""
     rng = np.random.default_rng(seed)
-    problems = [integer_product(rng, k, accumulate) for k, accumulate in ((PAIRS, 0), (3 * PAIRS, 1), (16 * PAIRS, 0), (64 * PAIRS, 1))]
+    problems = [
+        integer_product(rng, k, accumulate)
+        for k, accumulate in ((PAIRS, 0), (3 * PAIRS, 1), (16 * PAIRS, 0), (64 * PAIRS, 1))
+    ]
     made = wrong = 0
     end = time.perf_counter() + seconds
     while not made or time.perf_counter() < end:

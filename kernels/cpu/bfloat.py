@@ -3,6 +3,7 @@
 What feeds a product works on pairs: an int32 holds two numbers that are neighbours along the summed axis, the first in its low half. So rows
 (n, k) of bfloat16 are rows (n, k / 2) of pairs, and every panel, copy and transpose of four-byte numbers serves them.
 """
+
 import numpy as np
 from llvmlite import binding, ir
 from numba import prange, types
@@ -33,8 +34,14 @@ class BFloat(ir.Type):
 
 def nearest(builder, x):
     """Emit the bits of the bfloat16 nearest to x, a float32 or a vector of them: by one instruction, or by carrying half of the last place."""
+
     def like(kind, value):
-        return ir.Constant(ir.VectorType(kind, x.type.count), [value] * x.type.count) if isinstance(x.type, ir.VectorType) else ir.Constant(kind, value)
+        return (
+            ir.Constant(ir.VectorType(kind, x.type.count), [value] * x.type.count)
+            if isinstance(x.type, ir.VectorType)
+            else ir.Constant(kind, value)
+        )
+
     if NATIVE:
         return builder.bitcast(builder.fptrunc(x, like(BFloat(), 0).type), like(HALF, 0).type)
     bits = builder.bitcast(x, like(WORD, 0).type)
@@ -52,6 +59,7 @@ def rounded(typingctx, x):
 
     def codegen(context, builder, signature, args):
         return nearest(builder, args[0])
+
     return types.uint16(x), codegen
 
 
@@ -63,6 +71,7 @@ def widened(typingctx, x):
 
     def codegen(context, builder, signature, args):
         return builder.bitcast(builder.shl(builder.zext(args[0], WORD), ir.Constant(WORD, 16)), ir.FloatType())
+
     return types.float32(x), codegen
 
 
@@ -74,6 +83,7 @@ def pair(typingctx, low, high):
 
     def codegen(context, builder, signature, args):
         return builder.or_(builder.zext(args[0], WORD), builder.shl(builder.zext(args[1], WORD), ir.Constant(WORD, 16)))
+
     return types.int32(low, high), codegen
 
 
@@ -95,11 +105,14 @@ def write(x, i, value):
 @overload(write, jit_options={"error_model": "numpy", "fastmath": {"contract"}})
 def _write(x, i, value):
     if x.dtype == types.uint16:
+
         def put(x, i, value):
             x[i] = rounded(value)
     else:
+
         def put(x, i, value):
             x[i] = value
+
     return put
 
 

@@ -1,4 +1,5 @@
 """Dropout whose mask is a function of (key, index): drawn again in backward instead of stored, the same on every replay."""
+
 import numpy as np
 from numba import prange
 
@@ -30,7 +31,11 @@ def _dropout(out, x, residual, has_residual, key, threshold, scale):
         out_part, x_part, residual_part = out[low:high], x[low:high], residual[low:high]
         if has_residual:
             for i in range(high - low):
-                write(out_part, i, read(residual_part, i) + (read(x_part, i) * scale if kept(low + i, key, threshold) else zero))
+                write(
+                    out_part,
+                    i,
+                    read(residual_part, i) + (read(x_part, i) * scale if kept(low + i, key, threshold) else zero),
+                )
         else:
             for i in range(high - low):
                 write(out_part, i, read(x_part, i) * scale if kept(low + i, key, threshold) else zero)
@@ -38,7 +43,15 @@ def _dropout(out, x, residual, has_residual, key, threshold, scale):
 
 def dropout_forward(out, x, residual, share, key):
     under = x if residual is None else residual
-    _dropout(out.reshape(-1), x.reshape(-1), under.reshape(-1), residual is not None, key, threshold_of(share), type_of(x)(1 / (1 - share)))
+    _dropout(
+        out.reshape(-1),
+        x.reshape(-1),
+        under.reshape(-1),
+        residual is not None,
+        key,
+        threshold_of(share),
+        type_of(x)(1 / (1 - share)),
+    )
 
 
 def dropout_backward(dx, dout, share, key):

@@ -3,6 +3,7 @@
 Numba calls the C library once per number for `exp` and `erf`, which no loop can vectorise. This is the one place where the two
 types differ, so that the gradient check in float64 runs the kernels that ship.
 """
+
 import math
 
 import numpy as np
@@ -17,14 +18,32 @@ f = np.float32
 LOG2_E, LN2_HIGH, LN2_LOW = f(1.44269504), f(0.693359375), f(-2.12194440e-4)
 EXP_LOW, EXP_HIGH = f(-87.0), f(88.0)
 # 2^r on [-1/2, 1/2], relative error 2e-9 (least maximum error, fitted in float64).
-P0, P1, P2, P3, P4, P5, P6 = (f(c) for c in (1.0, 0.6931472057, 0.2402264689, 0.05550328778, 0.009618489107, 0.001339993099, 0.0001534577162))
+P0, P1, P2, P3, P4, P5, P6 = (
+    f(c) for c in (1.0, 0.6931472057, 0.2402264689, 0.05550328778, 0.009618489107, 0.001339993099, 0.0001534577162)
+)
 # erfc(z) exp(z^2) as a polynomial in 1 / (1 + 0.4 z), z >= 0, error 5e-9.
-Q = (0.00016888084177674574, 0.22249969807264108, 0.25157140483586604, 0.08774346992556781, 0.5171673758306252,
-     -0.5152355270448831, 0.7969013106143578, -0.4447080022044648, 0.0838913839993934)
+Q = (
+    0.00016888084177674574,
+    0.22249969807264108,
+    0.25157140483586604,
+    0.08774346992556781,
+    0.5171673758306252,
+    -0.5152355270448831,
+    0.7969013106143578,
+    -0.4447080022044648,
+    0.0838913839993934,
+)
 Q0, Q1, Q2, Q3, Q4, Q5, Q6, Q7, Q8 = (f(c) for c in Q)
 # log(1 + u) = s (2 + s^2 L(s^2)), s = u / (2 + u), 0 <= u <= 1, relative error 4e-9.
 L0, L1, L2, L3 = (f(c) for c in (0.6666641628, 0.400215273, 0.2800180411, 0.2801199302))
-ONE, TWO, HALF, Z_SCALE, INV_SQRT_2PI, INV_SQRT_2 = f(1), f(2), f(0.5), f(0.4 / math.sqrt(2)), f(1 / math.sqrt(2 * math.pi)), 1 / math.sqrt(2)
+ONE, TWO, HALF, Z_SCALE, INV_SQRT_2PI, INV_SQRT_2 = (
+    f(1),
+    f(2),
+    f(0.5),
+    f(0.4 / math.sqrt(2)),
+    f(1 / math.sqrt(2 * math.pi)),
+    1 / math.sqrt(2),
+)
 
 # Only contraction: reordering would undo the two-part subtraction of ln 2.
 EXACT = {"fastmath": {"contract"}, "error_model": "numpy"}
@@ -47,6 +66,7 @@ def _exp(x):
         rest = (x - whole * LN2_HIGH - whole * LN2_LOW) * LOG2_E
         power = P0 + rest * (P1 + rest * (P2 + rest * (P3 + rest * (P4 + rest * (P5 + rest * P6)))))
         return power * float_of_bits(np.int32(np.int32(whole) + np.int32(127)) << np.int32(23))
+
     return exp32
 
 
@@ -61,6 +81,7 @@ def maximum(typingctx, a, b):
         name = f"llvm.maximum.{'f32' if a == types.float32 else 'f64'}"
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind, kind]), name)
         return builder.call(function, args, fastmath=("nsz",))
+
     return a(a, b), codegen
 
 
@@ -73,7 +94,10 @@ def multiply_add(typingctx, a, b, c):
     def codegen(context, builder, signature, args):
         kind = args[0].type
         name = f"llvm.fma.{'f32' if a == types.float32 else 'f64'}"
-        return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name), args)
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name), args
+        )
+
     return a(a, a, a), codegen
 
 
@@ -87,6 +111,7 @@ def _sigmoid(x):
     def of_type(x):
         one = type_one(x)
         return one / (one + exp(-x))
+
     return of_type
 
 
@@ -105,7 +130,10 @@ def _softplus(x):
         s = u / (TWO + u)
         z = s * s
         share = ONE / (ONE + u)
-        return maximum(x, f(0)) + s * (TWO + z * (L0 + z * (L1 + z * (L2 + z * L3)))), (u * share if x < f(0) else share)
+        return maximum(x, f(0)) + s * (TWO + z * (L0 + z * (L1 + z * (L2 + z * L3)))), (
+            u * share if x < f(0) else share
+        )
+
     return softplus32
 
 
@@ -134,4 +162,5 @@ def _normal(x):
         t = ONE / (ONE + Z_SCALE * abs(x))
         tail = HALF * e * (Q0 + t * (Q1 + t * (Q2 + t * (Q3 + t * (Q4 + t * (Q5 + t * (Q6 + t * (Q7 + t * Q8))))))))
         return (ONE - tail if x > f(0) else tail), INV_SQRT_2PI * e
+
     return normal32

@@ -1,4 +1,5 @@
 """Rows of a table, picked forward and summed backward; blocks of columns keep the sum in order, so its bits never vary."""
+
 from numba import prange
 
 from .jit import inlined, kernel
@@ -35,8 +36,12 @@ def _embedding_backward(dweight, dpositions, has_positions, dout, tokens):
 
 
 def embedding_forward(out, tokens, weight, positions):
-    _embedding_forward(out, tokens.reshape(-1), weight, weight if positions is None else positions, positions is not None)
+    _embedding_forward(
+        out, tokens.reshape(-1), weight, weight if positions is None else positions, positions is not None
+    )
 
 
 def embedding_backward(dweight, dpositions, dout, tokens):
-    _embedding_backward(dweight, dweight if dpositions is None else dpositions, dpositions is not None, dout, tokens.reshape(-1))
+    _embedding_backward(
+        dweight, dweight if dpositions is None else dpositions, dpositions is not None, dout, tokens.reshape(-1)
+    )

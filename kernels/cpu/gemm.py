@@ -3,10 +3,8 @@
 OpenBLAS' threads and Numba's would fight for the cores, so OpenBLAS is held to one thread and kernels split products over
 Numba's. The routine is the one that `scipy.linalg.cython_blas` exports; it is bound by name, so that compiled kernels can be cached.
 """
-import ctypes
 
-import numba
-import scipy.linalg.cython_blas
+
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
@@ -26,7 +24,9 @@ def element_pointer(context, builder, array_type, array, offset):
 
 
 @intrinsic
-def gemm(typingctx, transpose_a, transpose_b, m, n, k, alpha, a, a_offset, lda, b, b_offset, ldb, beta, c, c_offset, ldc):
+def gemm(
+    typingctx, transpose_a, transpose_b, m, n, k, alpha, a, a_offset, lda, b, b_offset, ldb, beta, c, c_offset, ldc
+):
     """C = alpha op(A) op(B) + beta C on blocks of row-major arrays: C (m, n), op(A) (m, k), op(B) (k, n).
 
     Each block starts `offset` elements into its array, its rows `ld` elements apart; op transposes where the flag is nonzero.
@@ -53,10 +53,21 @@ def gemm(typingctx, transpose_a, transpose_b, m, n, k, alpha, a, a_offset, lda, 
         def integer(value):
             return slot(builder.trunc(value, word), word)
 
-        pointers = [letter(tb), letter(ta), integer(n), integer(m), integer(k), slot(alpha, number),
-                    element_pointer(context, builder, kinds[9], b, b_offset), integer(ldb),
-                    element_pointer(context, builder, kinds[6], a, a_offset), integer(lda),
-                    slot(beta, number), element_pointer(context, builder, kinds[13], c, c_offset), integer(ldc)]
+        pointers = [
+            letter(tb),
+            letter(ta),
+            integer(n),
+            integer(m),
+            integer(k),
+            slot(alpha, number),
+            element_pointer(context, builder, kinds[9], b, b_offset),
+            integer(ldb),
+            element_pointer(context, builder, kinds[6], a, a_offset),
+            integer(lda),
+            slot(beta, number),
+            element_pointer(context, builder, kinds[13], c, c_offset),
+            integer(ldc),
+        ]
         shape = ir.FunctionType(ir.VoidType(), [p.type for p in pointers])
         builder.call(cgutils.get_or_insert_function(builder.module, shape, f"slm_np_{ROUTINES[real]}"), pointers)
         return context.get_dummy_value()

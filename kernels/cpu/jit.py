@@ -3,6 +3,7 @@
 Numba's cache notices a change in the file of a kernel but not in the helpers it inlines from other files. So the cache lies in a
 folder named by a hash of all kernel sources, and helpers can be shared freely.
 """
+
 import hashlib
 import os
 import subprocess
@@ -37,7 +38,9 @@ BLOCK = 8192  # numbers in a block of an elementwise kernel: four arrays of them
 
 def kernel_cache():
     """The cache's folder: it depends on every kernel source and where it lies, on Numba and on the processor."""
-    digest = hashlib.sha256(f"{numba.__version__} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}".encode())
+    digest = hashlib.sha256(
+        f"{numba.__version__} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}".encode()
+    )
     for source in sorted(Path(__file__).resolve().parent.glob("*.py")):
         digest.update(f"{source} {source.stat().st_mtime_ns}".encode() + source.read_bytes())
     return cache_dir() / "kernels" / digest.hexdigest()[:16]
@@ -65,9 +68,23 @@ def compile_kernels():
     if os.environ.get(child) or complete.exists():
         return
     print("compiling kernels for this processor, once (about a minute) ...", file=sys.stderr, flush=True)
-    environment = {**os.environ, child: "1", "SLM_NP_CACHE": str(CACHE.parent.parent), "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    halves = [subprocess.Popen([sys.executable, "-c", f"from slm_np.compile import run; run({half})"], env=environment, stdin=subprocess.DEVNULL) for half in range(2)]
-    if not any([half.wait() for half in halves]):  # else kernels are compiled where they are used: slower to start, but right
+    environment = {
+        **os.environ,
+        child: "1",
+        "SLM_NP_CACHE": str(CACHE.parent.parent),
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+    }
+    halves = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"from slm_np.compile import run; run({half})"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        for half in range(2)
+    ]
+    if not any(
+        [half.wait() for half in halves]
+    ):  # else kernels are compiled where they are used: slower to start, but right
         complete.touch()
 
 
@@ -94,6 +111,8 @@ def exact(function):
 @intrinsic
 def float_of_bits(typingctx, bits):
     """The float32 whose bits are those of an int32."""
+
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], context.get_value_type(types.float32))
+
     return types.float32(types.int32), codegen

@@ -1,4 +1,5 @@
 """Linear layers: products with a bias and a residual under them. float32 and float64 by the faster of two ways, bfloat16 by tiles of pairs."""
+
 from numba import prange
 
 from slm_np.workspace import BF16
@@ -29,7 +30,9 @@ def add_rows(dbias, dout):
 def multiply(out, a, weight, transpose, bias=None, residual=None):
     """out = a W or a W^T, + bias + residual        weight: an array, or `Packed`"""
     if bias is None:
-        under = NOTHING if residual is None else ADD if residual is out else RESIDUAL  # what lies there already need not be laid
+        under = (
+            NOTHING if residual is None else ADD if residual is out else RESIDUAL
+        )  # what lies there already need not be laid
     else:
         under = BIAS if residual is None else BIAS_AND_RESIDUAL
     rounded = isinstance(weight, Packed)

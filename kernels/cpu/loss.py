@@ -1,4 +1,5 @@
 """Softmax cross-entropy, row by row; the gradient may lie where the logits were. A row whose target is negative is not counted."""
+
 import numpy as np
 from numba import prange
 from numba.extending import overload
@@ -21,13 +22,16 @@ def scale_row(out, x, factor):
 @overload(scale_row, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
 def _scale_row(out, x, factor):
     if out == x:
+
         def scaled(out, x, factor):
             for v in range(x.size):
                 x[v] *= factor
     else:
+
         def scaled(out, x, factor):
             for v in range(x.size):
                 write(out, v, x[v] * factor)
+
     return scaled
 
 

@@ -1,4 +1,5 @@
 """RMSNorm and LayerNorm: rows in parallel; the weight's gradient in blocks of columns, so that no two threads add to one place."""
+
 import numpy as np
 from numba import prange
 
@@ -84,7 +85,19 @@ def _rmsnorm_backward(dx, dweight, dout, flat_dout, x, flat_x, weight, rstd):
         for c in range(width):
             dx[r, c] += scale * (dout[r, c] * weight[c] - x[r, c] * mean)
     for block in prange((width + COLUMNS - 1) // COLUMNS):
-        add_weight_gradient(dweight, dweight, False, flat_dout, flat_x, rstd, False, rstd, width, block * COLUMNS, min(width, block * COLUMNS + COLUMNS))
+        add_weight_gradient(
+            dweight,
+            dweight,
+            False,
+            flat_dout,
+            flat_x,
+            rstd,
+            False,
+            rstd,
+            width,
+            block * COLUMNS,
+            min(width, block * COLUMNS + COLUMNS),
+        )
 
 
 @kernel
@@ -108,7 +121,19 @@ def _layernorm_backward(dx, dweight, dbias, has_bias, dout, flat_dout, x, flat_x
         for c in range(width):
             dx[r, c] += scale * (dout[r, c] * weight[c] - plain - (x[r, c] - centre) * slanted)
     for block in prange((width + COLUMNS - 1) // COLUMNS):
-        add_weight_gradient(dweight, dbias, has_bias, flat_dout, flat_x, mean, True, rstd, width, block * COLUMNS, min(width, block * COLUMNS + COLUMNS))
+        add_weight_gradient(
+            dweight,
+            dbias,
+            has_bias,
+            flat_dout,
+            flat_x,
+            mean,
+            True,
+            rstd,
+            width,
+            block * COLUMNS,
+            min(width, block * COLUMNS + COLUMNS),
+        )
 
 
 def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
@@ -120,4 +145,16 @@ def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
 
 
 def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
-    _layernorm_backward(dx, dweight, dweight if dbias is None else dbias, dbias is not None, dout, dout.reshape(-1), x, x.reshape(-1), weight, mean, rstd)
+    _layernorm_backward(
+        dx,
+        dweight,
+        dweight if dbias is None else dbias,
+        dbias is not None,
+        dout,
+        dout.reshape(-1),
+        x,
+        x.reshape(-1),
+        weight,
+        mean,
+        rstd,
+    )

@@ -1,4 +1,5 @@
 """Matrix products by OpenBLAS, split over the pool of threads. Bias and residual lie under a product instead of being added after it."""
+
 from numba import prange
 
 from .gemm import gemm
@@ -40,9 +41,24 @@ def split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, pa
             r0, r1, c0, c1 = (low, high, 0, n) if m >= n else (0, m, low, high)
             if under > ADD:
                 lay(out, under, bias, residual, r0, r1, c0, c1)
-            gemm(transpose_a, transpose_b, r1 - r0, c1 - c0, k, one,
-                 a, r0 if transpose_a else r0 * k, a.shape[1], b, c0 * k if transpose_b else c0, b.shape[1],
-                 zero if under == NOTHING else one, out, r0 * n + c0, n)
+            gemm(
+                transpose_a,
+                transpose_b,
+                r1 - r0,
+                c1 - c0,
+                k,
+                one,
+                a,
+                r0 if transpose_a else r0 * k,
+                a.shape[1],
+                b,
+                c0 * k if transpose_b else c0,
+                b.shape[1],
+                zero if under == NOTHING else one,
+                out,
+                r0 * n + c0,
+                n,
+            )
 
 
 def parts_of(m, n, k):

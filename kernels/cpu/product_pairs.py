@@ -4,6 +4,7 @@ A weight enters as two arrays of pairs that `pack` makes once an update: W for p
 summed axis paired and in panels as wide as a tile, so that a product reads them as they lie. An activation's rows are pairs as they lie, where their length allows
 it. Every number is summed in the same order however the product is shared out.
 """
+
 import threading
 from typing import NamedTuple
 
@@ -16,20 +17,37 @@ from slm_np.product_check import projection, projection_error
 
 from .bfloat import pair, read, rounded, write
 from .jit import kernel, row
-from .pair_tile import AMX, ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs, prefetch_tile, put_row, put_row_on_bias, put_row_on_both, put_row_on_residual
+from .pair_tile import (
+    AMX,
+    ROWS,
+    STEP,
+    begin_tiles,
+    copy_pairs,
+    end_tiles,
+    interleave_panel,
+    multiply_pairs,
+    prefetch_tile,
+    put_row,
+    put_row_on_bias,
+    put_row_on_both,
+    put_row_on_residual,
+)
 from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .product_tile import even_share, part_of, parts_of
 from .tile import COLUMNS, LANES, padded, transpose, transpose_tile
 
-TERMS = 1024        # pairs of a panel: longer sums are made in pieces, so that the rows of A that go with one stay in a second-level cache
-OUTER_ROWS = 384    # rows of a sum of outer products at a time, and its terms: panels of A that leave room in a second-level cache
+TERMS = 1024  # pairs of a panel: longer sums are made in pieces, so that the rows of A that go with one stay in a second-level cache
+OUTER_ROWS = (
+    384  # rows of a sum of outer products at a time, and its terms: panels of A that leave room in a second-level cache
+)
 OUTER_TERMS = 256
-STRETCH = 2 * LANES # rows of a weight that are packed at a time
+STRETCH = 2 * LANES  # rows of a weight that are packed at a time
 
 
 class Packed(NamedTuple):
     """A weight (D, E) as products take it, in panels of C columns. weight: float32.   forward: pairs (E / C, D / 2, C).   backward: pairs
     (D / C, E / 2, C), of its transpose."""
+
     weight: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
@@ -51,7 +69,13 @@ class Packed(NamedTuple):
 def packed(weight):
     """Room for a weight's pairs; axes are rounded up to whole pairs and panels, with zeros. `pack` fills it."""
     d, e = weight.shape
-    return Packed(weight, *(np.zeros(((n + COLUMNS - 1) // COLUMNS, padded((k + 1) // 2, STEP), COLUMNS), np.int32) for k, n in ((d, e), (e, d))))
+    return Packed(
+        weight,
+        *(
+            np.zeros(((n + COLUMNS - 1) // COLUMNS, padded((k + 1) // 2, STEP), COLUMNS), np.int32)
+            for k, n in ((d, e), (e, d))
+        ),
+    )
 
 
 def unpacked(panels, columns):
@@ -68,20 +92,22 @@ def pack_lines(forward, backward, weight, first, scratch):
         for panel in range(len(forward)):
             target, j = forward[panel, r // 2], panel * COLUMNS
             if r + 1 < d and j + COLUMNS <= e:
-                low, high = weight[r, j:j + COLUMNS], weight[r + 1, j:j + COLUMNS]
+                low, high = weight[r, j : j + COLUMNS], weight[r + 1, j : j + COLUMNS]
                 for c in range(COLUMNS):
                     target[c] = pair(rounded(low[c]), rounded(high[c]))
             else:
                 for c in range(min(COLUMNS, e - j)):
-                    target[c] = pair(rounded(weight[r, j + c]), rounded(weight[r + 1, j + c]) if r + 1 < d else np.uint16(0))
+                    target[c] = pair(
+                        rounded(weight[r, j + c]), rounded(weight[r + 1, j + c]) if r + 1 < d else np.uint16(0)
+                    )
     flat = backward.reshape(-1)
     for r0 in range(first, last, LANES):
         rows = min(LANES, last - r0)
         for c0 in range(0, e, 2 * LANES):
             for r in range(rows):
-                line, target = weight[r0 + r], scratch[r * LANES:r * LANES + LANES]
+                line, target = weight[r0 + r], scratch[r * LANES : r * LANES + LANES]
                 if c0 + 2 * LANES <= e:
-                    line = line[c0:c0 + 2 * LANES]
+                    line = line[c0 : c0 + 2 * LANES]
                     for c in range(LANES):
                         target[c] = pair(rounded(line[2 * c]), rounded(line[2 * c + 1]))
                 else:
@@ -89,7 +115,14 @@ def pack_lines(forward, backward, weight, first, scratch):
                         low = rounded(line[c0 + 2 * c]) if c0 + 2 * c < e else np.uint16(0)
                         target[c] = pair(low, rounded(line[c0 + 2 * c + 1]) if c0 + 2 * c + 1 < e else np.uint16(0))
             if rows == LANES and c0 + 2 * LANES <= e:
-                transpose_tile(flat, ((r0 // COLUMNS) * backward.shape[1] + c0 // 2) * COLUMNS + r0 % COLUMNS, COLUMNS, scratch, 0, LANES)
+                transpose_tile(
+                    flat,
+                    ((r0 // COLUMNS) * backward.shape[1] + c0 // 2) * COLUMNS + r0 % COLUMNS,
+                    COLUMNS,
+                    scratch,
+                    0,
+                    LANES,
+                )
             else:
                 for c in range(min(LANES, (e - c0 + 1) // 2)):
                     for r in range(rows):
@@ -166,7 +199,7 @@ def take_rows(lines, a, flat, first, count, start, terms):
         if whole > 0:
             copy_pairs(lines, r * terms, flat, (first + r) * k + 2 * start, whole)
         if whole < terms:
-            lines[r * terms + whole:r * terms + terms] = 0
+            lines[r * terms + whole : r * terms + terms] = 0
             if r < count and 2 * (start + whole) < k:
                 lines[r * terms + whole] = pair(a[first + r, k - 1], np.uint16(0))
 
@@ -200,10 +233,29 @@ def put(out, flat_out, i, j, rows, columns, sums, under, bias, residual, flat_re
 
 
 @row
-def multiply_block(out, flat_out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b, flat_b, terms, under, bias, residual, flat_residual, memory):
+def multiply_block(
+    out,
+    flat_out,
+    i0,
+    i1,
+    j0,
+    j1,
+    a,
+    flat_a,
+    pairs_a,
+    direct,
+    b,
+    flat_b,
+    terms,
+    under,
+    bias,
+    residual,
+    flat_residual,
+    memory,
+):
     """Rows i0 ... i1, columns j0 ... j1 of `out`, `terms` pairs at a time. pairs_a: A's rows as pairs, where `direct` says that they may be read as they lie."""
     k, n, half = b.shape[1], out.shape[1], a.shape[1] // 2
-    lines, tile = memory, memory[memory.size - ROWS * COLUMNS:].view(np.float32)
+    lines, tile = memory, memory[memory.size - ROWS * COLUMNS :].view(np.float32)
     for start in range(0, k, terms):
         length = min(terms, k - start)
         for j in range(j0, j1, COLUMNS):
@@ -211,7 +263,9 @@ def multiply_block(out, flat_out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b,
             for i in range(i0, i1, ROWS):
                 rows = min(ROWS, i1 - i)
                 if rows == ROWS and columns == COLUMNS:
-                    prefetch_tile(flat_out, i * n + j, n)  # where the sums will go comes into the cache while they are made
+                    prefetch_tile(
+                        flat_out, i * n + j, n
+                    )  # where the sums will go comes into the cache while they are made
                 if direct and i + ROWS <= len(a):
                     multiply_pairs(tile, 0, COLUMNS, pairs_a, i * half + start, half, flat_b, panel, COLUMNS, length, 0)
                 else:
@@ -221,11 +275,47 @@ def multiply_block(out, flat_out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b,
 
 
 @kernel
-def _product(out, flat_out, a, flat_a, pairs_a, direct, b, flat_b, terms, under, bias, residual, flat_residual, memory, row_parts, column_parts):
+def _product(
+    out,
+    flat_out,
+    a,
+    flat_a,
+    pairs_a,
+    direct,
+    b,
+    flat_b,
+    terms,
+    under,
+    bias,
+    residual,
+    flat_residual,
+    memory,
+    row_parts,
+    column_parts,
+):
     for part in prange(row_parts * column_parts):
         i0, i1, j0, j1 = part_of(part, out, row_parts, column_parts)
         begin_tiles()
-        multiply_block(out, flat_out, i0, i1, j0, j1, a, flat_a, pairs_a, direct, b, flat_b, terms, under, bias, residual, flat_residual, memory[get_thread_id()])
+        multiply_block(
+            out,
+            flat_out,
+            i0,
+            i1,
+            j0,
+            j1,
+            a,
+            flat_a,
+            pairs_a,
+            direct,
+            b,
+            flat_b,
+            terms,
+            under,
+            bias,
+            residual,
+            flat_residual,
+            memory[get_thread_id()],
+        )
         end_tiles()
 
 
@@ -239,8 +329,23 @@ def product(out, a, b, under, bias, residual):
     memory, direct = MEMORY.of(terms), k % 2 == 0 and k // 2 >= pairs
     rows = a.reshape(-1).view(np.int32) if direct else memory[0]
     watched = WATCH.due() and out.dtype == np.float32 and under == NOTHING
-    _product(out, out.reshape(-1), a, a.reshape(-1), rows, direct, b, b.reshape(-1), terms, under, bias, residual, residual.reshape(-1), memory,
-             *parts_of(*out.shape, (k + 1) // 2))
+    _product(
+        out,
+        out.reshape(-1),
+        a,
+        a.reshape(-1),
+        rows,
+        direct,
+        b,
+        b.reshape(-1),
+        terms,
+        under,
+        bias,
+        residual,
+        residual.reshape(-1),
+        memory,
+        *parts_of(*out.shape, (k + 1) // 2),
+    )
     if watched:
         used = min((k + 1) // 2, pairs)
         WATCH.error = projection_error(out, as_pairs(a)[:, :used], unpacked(b[:, :used], out.shape[1]), out.size)
@@ -254,12 +359,12 @@ def take_outer(panel, x, flat, start, terms, first, columns):
     if columns == COLUMNS:
         interleave_panel(panel, 0, flat, 2 * start * n + first, n, whole)
     else:
-        panel[:whole * COLUMNS] = 0
+        panel[: whole * COLUMNS] = 0
         for t in range(whole):
             for c in range(columns):
                 panel[t * COLUMNS + c] = pair(x[2 * (start + t), first + c], x[2 * (start + t) + 1, first + c])
     if whole < terms:
-        panel[whole * COLUMNS:terms * COLUMNS] = 0
+        panel[whole * COLUMNS : terms * COLUMNS] = 0
         if 2 * (start + whole) < k:
             for c in range(columns):
                 panel[whole * COLUMNS + c] = pair(x[k - 1, first + c], np.uint16(0))
@@ -270,7 +375,11 @@ def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
     """Rows i0 ... i1, columns j0 ... j1 of C += A^T B."""
     m, n = c.shape
     k = padded((len(a) + 1) // 2, STEP)
-    panel, lines, tile = memory[:OUTER_TERMS * COLUMNS], memory[OUTER_TERMS * COLUMNS:], memory[memory.size - ROWS * COLUMNS:].view(np.float32)
+    panel, lines, tile = (
+        memory[: OUTER_TERMS * COLUMNS],
+        memory[OUTER_TERMS * COLUMNS :],
+        memory[memory.size - ROWS * COLUMNS :].view(np.float32),
+    )
     step = padded(even_share(k, OUTER_TERMS), STEP)
     for start in range(0, k, step):
         terms = min(step, k - start)
@@ -278,7 +387,7 @@ def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
             last = min(i1, first + OUTER_ROWS)
             for i in range(first, last, COLUMNS):  # A's columns become rows of pairs
                 take_outer(panel, a, flat_a, start, terms, i, min(COLUMNS, m - i))
-                transpose(lines[(i - first) * terms:], terms, panel, 0, COLUMNS, terms, COLUMNS)
+                transpose(lines[(i - first) * terms :], terms, panel, 0, COLUMNS, terms, COLUMNS)
             for j in range(j0, j1, COLUMNS):
                 columns = min(COLUMNS, n - j)
                 take_outer(panel, b, flat_b, start, terms, j, columns)
@@ -286,7 +395,9 @@ def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
                     rows = min(ROWS, last - i)
                     if rows == ROWS and columns == COLUMNS:
                         prefetch_tile(flat_c, i * n + j, n)
-                        multiply_pairs(flat_c, i * n + j, n, lines, (i - first) * terms, terms, panel, 0, COLUMNS, terms, 1)
+                        multiply_pairs(
+                            flat_c, i * n + j, n, lines, (i - first) * terms, terms, panel, 0, COLUMNS, terms, 1
+                        )
                     else:
                         multiply_pairs(tile, 0, COLUMNS, lines, (i - first) * terms, terms, panel, 0, COLUMNS, terms, 0)
                         put(c, flat_c, i, j, rows, columns, tile, ADD, flat_c, c, flat_c)
@@ -305,7 +416,9 @@ def add_outer_products(c, a, b):
     """C (m, n) += A^T B        C float32   A (k, m), B (k, n) bfloat16, whose rows may be longer: only the first columns count"""
     watched = WATCH.due()
     before = projection(c, c.size) if watched else None
-    _outer_products(c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), MEMORY.of(0), *parts_of(*c.shape, (len(a) + 1) // 2))
+    _outer_products(
+        c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), MEMORY.of(0), *parts_of(*c.shape, (len(a) + 1) // 2)
+    )
     if watched:
         a, b = (as_pairs(np.ascontiguousarray(x[:, :n].T)) for x, n in zip((a, b), c.shape))
         WATCH.error = projection_error(c, a, b.T, c.size, before)

@@ -4,6 +4,7 @@ A product packs only what a tile reads across, a panel as wide as the tile at a 
 outer products packs both. Every number is summed in the same order however the product is shared out, so results do not depend on the
 number of threads.
 """
+
 import threading
 
 import numba
@@ -15,10 +16,13 @@ from .jit import kernel, row
 from .product_blas import ADD, NOTHING, lay
 from .tile import COLUMNS, ROWS, copy_column_panel, copy_row_panel, multiply_tile, padded, transpose
 
-TERMS = 256                        # summed in a register before they are added to C: more would be a little faster and less exact
-OUTER_TERMS, OUTER_ROWS = 384, 384 # of a sum of outer products, whose panels of A are kept: 590 kB, which leave room in a second-level cache
-SMALL = 1 << 21                    # multiply-adds that are not worth a second thread
-ENOUGH = 256                       # rows to share out before columns are: fewer would not repay packing a panel
+TERMS = 256  # summed in a register before they are added to C: more would be a little faster and less exact
+OUTER_TERMS, OUTER_ROWS = (
+    384,
+    384,
+)  # of a sum of outer products, whose panels of A are kept: 590 kB, which leave room in a second-level cache
+SMALL = 1 << 21  # multiply-adds that are not worth a second thread
+ENOUGH = 256  # rows to share out before columns are: fewer would not repay packing a panel
 PANEL = max(TERMS, OUTER_TERMS) * COLUMNS
 ROOM = PANEL + max(TERMS * ROWS, OUTER_TERMS * OUTER_ROWS) + ROWS * COLUMNS
 
@@ -54,7 +58,7 @@ def take_panel(panel, offset, x, flat, start, terms, first, width):
     elif first + width <= columns and width == ROWS:
         copy_row_panel(panel, offset, flat, start * columns + first, columns, terms)
     else:
-        panel[offset:offset + terms * width] = 0
+        panel[offset : offset + terms * width] = 0
         for t in range(terms):
             for c in range(columns - first):
                 panel[offset + t * width + c] = x[start + t, first + c]
@@ -65,7 +69,7 @@ def put_tile(c, i, j, tile, adds):
     """Write a tile that reaches past the edge of C, or add it."""
     columns = min(COLUMNS, c.shape[1] - j)
     for r in range(min(ROWS, c.shape[0] - i)):
-        target, source = c[i + r, j:j + columns], tile[r * COLUMNS:r * COLUMNS + columns]
+        target, source = c[i + r, j : j + columns], tile[r * COLUMNS : r * COLUMNS + columns]
         for q in range(columns):
             target[q] = target[q] + source[q] if adds else source[q]
 
@@ -74,7 +78,7 @@ def put_tile(c, i, j, tile, adds):
 def multiply_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, transpose_b, under, bias, residual, memory):
     """Rows i0 ... i1, columns j0 ... j1 of C."""
     (m, n), k = c.shape, a.shape[1]
-    panel, edge_rows, tile = memory[:PANEL], memory[PANEL:ROOM - ROWS * COLUMNS], memory[ROOM - ROWS * COLUMNS:]
+    panel, edge_rows, tile = memory[:PANEL], memory[PANEL : ROOM - ROWS * COLUMNS], memory[ROOM - ROWS * COLUMNS :]
     step = even_share(k, TERMS)
     for j in range(j0, j1, COLUMNS):
         columns = min(COLUMNS, n - j)
@@ -95,9 +99,9 @@ def multiply_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, transpose_b,
                     multiply_tile(tile, 0, COLUMNS, flat_a, i * k + start, k, 1, panel, 0, COLUMNS, terms, 0)
                     put_tile(c, i, j, tile, adds)
                 else:
-                    edge_rows[:ROWS * terms] = 0
+                    edge_rows[: ROWS * terms] = 0
                     for r in range(m - i):
-                        edge_rows[r * terms:r * terms + terms] = a[i + r, start:start + terms]
+                        edge_rows[r * terms : r * terms + terms] = a[i + r, start : start + terms]
                     multiply_tile(tile, 0, COLUMNS, edge_rows, 0, terms, 1, panel, 0, COLUMNS, terms, 0)
                     put_tile(c, i, j, tile, adds)
 
@@ -106,7 +110,7 @@ def multiply_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, transpose_b,
 def add_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
     """Rows i0 ... i1, columns j0 ... j1 of C += A^T B: A's panels are as wide as a tile is high, and so need no transpose either."""
     (m, n), k = c.shape, a.shape[0]
-    panel, a_panels, tile = memory[:PANEL], memory[PANEL:ROOM - ROWS * COLUMNS], memory[ROOM - ROWS * COLUMNS:]
+    panel, a_panels, tile = memory[:PANEL], memory[PANEL : ROOM - ROWS * COLUMNS], memory[ROOM - ROWS * COLUMNS :]
     step = even_share(k, OUTER_TERMS)
     for start in range(0, k, step):
         terms = min(step, k - start)
@@ -118,9 +122,13 @@ def add_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
                 take_panel(panel, 0, b, flat_b, start, terms, j, COLUMNS)
                 for i in range(first, last, ROWS):
                     if i + ROWS <= m and j + COLUMNS <= n:
-                        multiply_tile(flat_c, i * n + j, n, a_panels, (i - first) * terms, 1, ROWS, panel, 0, COLUMNS, terms, 1)
+                        multiply_tile(
+                            flat_c, i * n + j, n, a_panels, (i - first) * terms, 1, ROWS, panel, 0, COLUMNS, terms, 1
+                        )
                     else:
-                        multiply_tile(tile, 0, COLUMNS, a_panels, (i - first) * terms, 1, ROWS, panel, 0, COLUMNS, terms, 0)
+                        multiply_tile(
+                            tile, 0, COLUMNS, a_panels, (i - first) * terms, 1, ROWS, panel, 0, COLUMNS, terms, 0
+                        )
                         put_tile(c, i, j, tile, 1)
 
 
@@ -137,7 +145,9 @@ def part_of(part, c, row_parts, column_parts):
 def _product(c, flat_c, a, flat_a, b, flat_b, transpose_b, under, bias, residual, memory, row_parts, column_parts):
     for part in prange(row_parts * column_parts):
         i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
-        multiply_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, transpose_b, under, bias, residual, memory[get_thread_id()])
+        multiply_block(
+            c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, transpose_b, under, bias, residual, memory[get_thread_id()]
+        )
 
 
 @kernel
@@ -156,9 +166,24 @@ def parts_of(m, n, k):
 
 def product(out, a, b, transpose_b, under, bias, residual):
     """out (m, n) = a op(b) + what `under` names        a (m, k)   op(b) (k, n)"""
-    _product(out, out.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), transpose_b, under, bias, residual, PANELS.of(out.dtype), *parts_of(*out.shape, a.shape[1]))
+    _product(
+        out,
+        out.reshape(-1),
+        a,
+        a.reshape(-1),
+        b,
+        b.reshape(-1),
+        transpose_b,
+        under,
+        bias,
+        residual,
+        PANELS.of(out.dtype),
+        *parts_of(*out.shape, a.shape[1]),
+    )
 
 
 def add_outer_products(c, a, b):
     """C (m, n) += A^T B        A (k, m)   B (k, n)"""
-    _outer_products(c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), PANELS.of(c.dtype), *parts_of(*c.shape, len(a)))
+    _outer_products(
+        c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), PANELS.of(c.dtype), *parts_of(*c.shape, len(a))
+    )

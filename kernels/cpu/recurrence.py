@@ -4,6 +4,7 @@ A step of 16 rows by a square of 512 is too short to be shared out and waited fo
 walks all of time alone, so that threads never meet. A is laid out once as the panels that register tiles read; they stream from the
 second-level cache, or the third, as fast as the tiles multiply.
 """
+
 import numba
 from numba import prange
 
@@ -30,7 +31,7 @@ def lay_panels(panels, weight, flat, transposed):
     for panel in prange((width + COLUMNS - 1) // COLUMNS):
         j = panel * COLUMNS
         if transposed:
-            part = panels[j * width:(j + COLUMNS) * width]
+            part = panels[j * width : (j + COLUMNS) * width]
             if j + COLUMNS > width:
                 part[:] = 0
             transpose(part, COLUMNS, flat, j * width, width, min(COLUMNS, width - j), width)
@@ -44,22 +45,57 @@ def step_blocks(states, before, after, batch, width, first, last, panels, rows, 
     whole, terms = batch // ROWS, even_share(width, TERMS)
     if last > whole:  # a tile reads ROWS rows: those past the batch are zeros
         source = before + whole * ROWS * width
-        rows[:(batch - whole * ROWS) * width] = states[source:before + batch * width]
+        rows[: (batch - whole * ROWS) * width] = states[source : before + batch * width]
     for j in range(0, width, COLUMNS):
         columns = min(COLUMNS, width - j)
         for k in range(0, width, terms):
             count = min(terms, width - k)
             for block in range(first, last):
-                source, target, tile = before + block * ROWS * width + k, after + block * ROWS * width + j, block * ROWS * COLUMNS
+                source, target, tile = (
+                    before + block * ROWS * width + k,
+                    after + block * ROWS * width + j,
+                    block * ROWS * COLUMNS,
+                )
                 if block < whole and columns == COLUMNS:
-                    multiply_tile(states, target, width, states, source, width, 1, panels, j * width + k * COLUMNS, COLUMNS, count, 1)
+                    multiply_tile(
+                        states,
+                        target,
+                        width,
+                        states,
+                        source,
+                        width,
+                        1,
+                        panels,
+                        j * width + k * COLUMNS,
+                        COLUMNS,
+                        count,
+                        1,
+                    )
                     continue
                 if block < whole:
-                    multiply_tile(tiles, tile, COLUMNS, states, source, width, 1, panels, j * width + k * COLUMNS, COLUMNS, count, 0)
+                    multiply_tile(
+                        tiles,
+                        tile,
+                        COLUMNS,
+                        states,
+                        source,
+                        width,
+                        1,
+                        panels,
+                        j * width + k * COLUMNS,
+                        COLUMNS,
+                        count,
+                        0,
+                    )
                 else:
-                    multiply_tile(tiles, tile, COLUMNS, rows, k, width, 1, panels, j * width + k * COLUMNS, COLUMNS, count, 0)
+                    multiply_tile(
+                        tiles, tile, COLUMNS, rows, k, width, 1, panels, j * width + k * COLUMNS, COLUMNS, count, 0
+                    )
                 for r in range(min(ROWS, batch - block * ROWS)):
-                    add_to(states[target + r * width:target + r * width + columns], tiles[tile + r * COLUMNS:tile + r * COLUMNS + columns])
+                    add_to(
+                        states[target + r * width : target + r * width + columns],
+                        tiles[tile + r * COLUMNS : tile + r * COLUMNS + columns],
+                    )
 
 
 @kernel
@@ -69,18 +105,44 @@ def walk(states, first, stride, steps, batch, width, panels, rows, tiles, parts)
     for part in prange(parts):
         for t in range(steps):
             before = first + t * stride
-            step_blocks(states, before, before + stride, batch, width, part * blocks // parts, (part + 1) * blocks // parts, panels, rows, tiles)
+            step_blocks(
+                states,
+                before,
+                before + stride,
+                batch,
+                width,
+                part * blocks // parts,
+                (part + 1) * blocks // parts,
+                panels,
+                rows,
+                tiles,
+            )
 
 
 def recur(states, scratch, weight, backwards):
     """states[t + 1] += states[t] A for t = 0, 1, ...; or backwards, states[t] += states[t + 1] A^T for t = T - 1, T - 2, ..."""
     steps, batch, width = len(states) - 1, *states.shape[1:]
     n_panels, n_rows, n_tiles = rooms(batch, width)
-    panels, rows, tiles = scratch[:n_panels], scratch[n_panels:n_panels + n_rows], scratch[n_panels + n_rows:n_panels + n_rows + n_tiles]
+    panels, rows, tiles = (
+        scratch[:n_panels],
+        scratch[n_panels : n_panels + n_rows],
+        scratch[n_panels + n_rows : n_panels + n_rows + n_tiles],
+    )
     rows.fill(0)
     lay_panels(panels, weight, weight.reshape(-1), backwards)
     first, stride = (steps * batch * width, -batch * width) if backwards else (0, batch * width)
-    walk(states.reshape(-1), first, stride, steps, batch, width, panels, rows, tiles, min(numba.get_num_threads(), (batch + ROWS - 1) // ROWS))
+    walk(
+        states.reshape(-1),
+        first,
+        stride,
+        steps,
+        batch,
+        width,
+        panels,
+        rows,
+        tiles,
+        min(numba.get_num_threads(), (batch + ROWS - 1) // ROWS),
+    )
 
 
 def linear_recurrence_forward(states, scratch, weight):
@@ -118,4 +180,6 @@ def time_major(out, x, first):
 
 def batch_major(out, x, residual, first):
     shape = x.shape[1], -1, x.shape[2]
-    _batch_major(out.reshape(shape), x, (out if residual is None else residual).reshape(shape), residual is not None, first)
+    _batch_major(
+        out.reshape(shape), x, (out if residual is None else residual).reshape(shape), residual is not None, first
+    )

@@ -1,4 +1,5 @@
 """The residual stream's gradient where nothing normalises: a sum in place."""
+
 from numba import prange
 
 from .jit import BLOCK, kernel

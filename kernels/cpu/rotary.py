@@ -1,4 +1,5 @@
 """Rotary positions: pairs (i, i + half) of every head turned in place."""
+
 from numba import prange
 
 from .bfloat import read, type_of, write

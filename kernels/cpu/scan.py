@@ -4,6 +4,7 @@ Channels lie side by side in vectors, as none needs another. For a vector of the
 time passes. Of the states, (T, S) numbers a channel, only those before each chunk are kept: backward makes the others again, a chunk at a
 time from the last to the first. The arrays of a chunk are padded to whole vectors and fours of states, with zeros that stay zeros.
 """
+
 import numba
 import numpy as np
 from numba import prange
@@ -13,9 +14,9 @@ from .jit import kernel, row
 from .tile import LANES, padded
 from .vector import load, multiply_add, power, spread, store, total
 
-CHUNK = 32      # steps between states that are kept
-GROUP = 128     # channels that a worker takes through time together, at most
-PASS = 4        # states of a channel in registers at a time
+CHUNK = 32  # steps between states that are kept
+GROUP = 128  # channels that a worker takes through time together, at most
+PASS = 4  # states of a channel in registers at a time
 LOG2_E, LN_2 = 1.4426950408889634, 0.6931471805599453
 unsigned = np.uint64  # what an index is when it is not to be tested for Python's wrap-around
 
@@ -37,7 +38,14 @@ def rooms(channels, states):
     """(padded states, [where each array of a worker starts], end): rates, states, their gradients and the rates' (S, wide); time steps, inputs,
     readouts, the gradients of each, and the slopes of step and gate (CHUNK, wide); B and C (CHUNK, 2, S); states and decays of a pass, and lanes of the gradients of B and C."""
     wide, deep = group_of(channels)[1], padded(states, PASS)
-    starts = np.cumsum([0] + 4 * [deep * wide] + 8 * [CHUNK * wide] + [2 * CHUNK * deep] + 2 * [(CHUNK + 1) * PASS * LANES] + [2 * CHUNK * deep * LANES])
+    starts = np.cumsum(
+        [0]
+        + 4 * [deep * wide]
+        + 8 * [CHUNK * wide]
+        + [2 * CHUNK * deep]
+        + 2 * [(CHUNK + 1) * PASS * LANES]
+        + [2 * CHUNK * deep * LANES]
+    )
     return deep, starts[:-1], starts[-1]
 
 
@@ -55,7 +63,7 @@ def selective_scan_parts(batch, steps, channels, states):
 def take_rates(rates, wide, deep, a_log, channels, states, first, width):
     """Base-two logarithms of the decay over one unit of time: -e^a_log log2(e), zeros in the padding."""
     scale = rates.dtype.type(-LOG2_E)
-    rates[:deep * wide] = 0
+    rates[: deep * wide] = 0
     for n in range(states):
         for c in range(width):
             rates[unsigned(n * wide + c)] = exp(a_log[unsigned(n * channels + first + c)]) * scale
@@ -63,7 +71,7 @@ def take_rates(rates, wide, deep, a_log, channels, states, first, width):
 
 @row
 def take_states(h, wide, deep, states_flat, at, channels, states, first, width):
-    h[:deep * wide] = 0
+    h[: deep * wide] = 0
     for n in range(states):
         for c in range(width):
             h[unsigned(n * wide + c)] = states_flat[unsigned(at + n * channels + first + c)]
@@ -191,11 +199,26 @@ def back_pass(ddt, ddtx, dlanes, dh, drates, hs, decays, rates, dy, dt, dtx, bc,
         add_lanes(dlanes, lanes + 6 * LANES, g3, u)
         inputs = multiply_add(g0, spread(bc, b), multiply_add(g1, spread(bc, b + 1), load(ddtx, place)))
         store(ddtx, place, multiply_add(g2, spread(bc, b + 2), multiply_add(g3, spread(bc, b + 3), inputs)))
-        g0, g1, g2, g3 = g0 * load(decays, kept), g1 * load(decays, kept + LANES), g2 * load(decays, kept + 2 * LANES), g3 * load(decays, kept + 3 * LANES)
-        p0, p1, p2, p3 = g0 * load(hs, kept), g1 * load(hs, kept + LANES), g2 * load(hs, kept + 2 * LANES), g3 * load(hs, kept + 3 * LANES)
+        g0, g1, g2, g3 = (
+            g0 * load(decays, kept),
+            g1 * load(decays, kept + LANES),
+            g2 * load(decays, kept + 2 * LANES),
+            g3 * load(decays, kept + 3 * LANES),
+        )
+        p0, p1, p2, p3 = (
+            g0 * load(hs, kept),
+            g1 * load(hs, kept + LANES),
+            g2 * load(hs, kept + 2 * LANES),
+            g3 * load(hs, kept + 3 * LANES),
+        )
         steps = multiply_add(p0, r0, multiply_add(p1, r1, load(ddt, place)))
         store(ddt, place, multiply_add(p2, r2, multiply_add(p3, r3, steps)))
-        d0, d1, d2, d3 = multiply_add(p0, d, d0), multiply_add(p1, d, d1), multiply_add(p2, d, d2), multiply_add(p3, d, d3)
+        d0, d1, d2, d3 = (
+            multiply_add(p0, d, d0),
+            multiply_add(p1, d, d1),
+            multiply_add(p2, d, d2),
+            multiply_add(p3, d, d3),
+        )
     store(dh, at, g0)
     store(dh, at + wide, g1)
     store(dh, at + 2 * wide, g2)
@@ -236,8 +259,8 @@ def step_states(y, h, dt, dtx, a_log, bc, b, first, states, channels):
     """One step of text b's channels from `first` on, whose states (B, S, E) are h: y = <h, C>. dt, dtx as in `take_inputs`; bc: B, then C."""
     y[:] = 0
     for n in range(states):
-        rates = a_log[n * channels + first:n * channels + first + y.size]
-        line = h[(b * states + n) * channels + first:(b * states + n) * channels + first + y.size]
+        rates = a_log[n * channels + first : n * channels + first + y.size]
+        line = h[(b * states + n) * channels + first : (b * states + n) * channels + first + y.size]
         step_row(y, line, dt, dtx, rates, bc[n], bc[states + n])
 
 
@@ -266,77 +289,202 @@ def inputs_backward_row(dx, delta, gate, dskip, dgate, dy, y, dt, ddt, ddtx, slo
 
 
 @kernel
-def _selective_scan_forward(out, states_flat, scratch, starts, x, delta, selected, gate, a_log, skip, batch, steps, channels, states, deep, columns, chunks):
+def _selective_scan_forward(
+    out,
+    states_flat,
+    scratch,
+    starts,
+    x,
+    delta,
+    selected,
+    gate,
+    a_log,
+    skip,
+    batch,
+    steps,
+    channels,
+    states,
+    deep,
+    columns,
+    chunks,
+):
     groups, wide = group_of(channels)
     for worker in prange(len(scratch)):
         memory = scratch[worker]
-        rates, h, dt, dtx, y, bc = memory[starts[0]:], memory[starts[1]:], memory[starts[4]:], memory[starts[5]:], memory[starts[6]:], memory[starts[12]:]
+        rates, h, dt, dtx, y, bc = (
+            memory[starts[0] :],
+            memory[starts[1] :],
+            memory[starts[4] :],
+            memory[starts[5] :],
+            memory[starts[6] :],
+            memory[starts[12] :],
+        )
         for task in range(worker, batch * groups, len(scratch)):
             b, first = task // groups, task % groups * wide
             width = min(wide, channels - first)
             take_rates(rates, wide, deep, a_log, channels, states, first, width)
-            take_states(h, wide, deep, states_flat, b * (chunks + 1) * states * channels, channels, states, first, width)
-            dt[:CHUNK * wide] = 0
-            dtx[:CHUNK * wide] = 0
+            take_states(
+                h, wide, deep, states_flat, b * (chunks + 1) * states * channels, channels, states, first, width
+            )
+            dt[: CHUNK * wide] = 0
+            dtx[: CHUNK * wide] = 0
             for chunk in range(chunks):
                 row0 = b * steps + chunk * CHUNK
                 count = min(CHUNK, steps - chunk * CHUNK)
-                y[:count * wide] = 0
+                y[: count * wide] = 0
                 for t in range(count):
-                    take_inputs(dt[t * wide:], dtx[t * wide:], delta, x, (row0 + t) * channels + first, width)
+                    take_inputs(dt[t * wide :], dtx[t * wide :], delta, x, (row0 + t) * channels + first, width)
                 take_selected(bc, deep, selected, columns, states, row0, count)
                 for n in range(0, deep, PASS):
                     scan_pass(y, h, rates, dt, dtx, bc, n, deep, wide, count)
                 for t in range(count):
-                    gate_row(out, (row0 + t) * channels + first, y[t * wide:], x, skip, gate, (2 * (row0 + t) + 1) * channels + first, first, width)
-                give_states(states_flat, (b * (chunks + 1) + chunk + 1) * states * channels, h, wide, channels, states, first, width)
+                    gate_row(
+                        out,
+                        (row0 + t) * channels + first,
+                        y[t * wide :],
+                        x,
+                        skip,
+                        gate,
+                        (2 * (row0 + t) + 1) * channels + first,
+                        first,
+                        width,
+                    )
+                give_states(
+                    states_flat,
+                    (b * (chunks + 1) + chunk + 1) * states * channels,
+                    h,
+                    wide,
+                    channels,
+                    states,
+                    first,
+                    width,
+                )
 
 
 @kernel
-def _selective_scan_backward(dx, delta, gate, parts, scratch, starts, dout, states_flat, x, selected, a_log, skip, batch, steps, channels, states, deep, columns, chunks):
+def _selective_scan_backward(
+    dx,
+    delta,
+    gate,
+    parts,
+    scratch,
+    starts,
+    dout,
+    states_flat,
+    x,
+    selected,
+    a_log,
+    skip,
+    batch,
+    steps,
+    channels,
+    states,
+    deep,
+    columns,
+    chunks,
+):
     groups, wide = group_of(channels)
     shared = groups * batch * steps * 2 * states  # where the parameters' sums begin
     for worker in prange(len(scratch)):
         memory = scratch[worker]
-        rates, h, dh, drates = memory[starts[0]:], memory[starts[1]:], memory[starts[2]:], memory[starts[3]:]
-        dt, dtx, y, dy, ddt, ddtx = memory[starts[4]:], memory[starts[5]:], memory[starts[6]:], memory[starts[7]:], memory[starts[8]:], memory[starts[9]:]
-        slope, dgate, bc, hs, decays, dlanes = memory[starts[10]:], memory[starts[11]:], memory[starts[12]:], memory[starts[13]:], memory[starts[14]:], memory[starts[15]:]
+        rates, h, dh, drates = memory[starts[0] :], memory[starts[1] :], memory[starts[2] :], memory[starts[3] :]
+        dt, dtx, y, dy, ddt, ddtx = (
+            memory[starts[4] :],
+            memory[starts[5] :],
+            memory[starts[6] :],
+            memory[starts[7] :],
+            memory[starts[8] :],
+            memory[starts[9] :],
+        )
+        slope, dgate, bc, hs, decays, dlanes = (
+            memory[starts[10] :],
+            memory[starts[11] :],
+            memory[starts[12] :],
+            memory[starts[13] :],
+            memory[starts[14] :],
+            memory[starts[15] :],
+        )
         for task in range(worker, batch * groups, len(scratch)):
             b, group = task // groups, task % groups
             first = group * wide
             width = min(wide, channels - first)
             sums = shared + b * (states + 1) * channels + first
             take_rates(rates, wide, deep, a_log, channels, states, first, width)
-            dh[:deep * wide] = 0
-            drates[:deep * wide] = 0
-            dt[:CHUNK * wide] = 0
-            dtx[:CHUNK * wide] = 0
-            dy[:CHUNK * wide] = 0
-            dskip = parts[sums + states * channels:]
+            dh[: deep * wide] = 0
+            drates[: deep * wide] = 0
+            dt[: CHUNK * wide] = 0
+            dtx[: CHUNK * wide] = 0
+            dy[: CHUNK * wide] = 0
+            dskip = parts[sums + states * channels :]
             dskip[:width] = 0
             for chunk in range(chunks - 1, -1, -1):
                 row0 = b * steps + chunk * CHUNK
                 count = min(CHUNK, steps - chunk * CHUNK)
-                take_states(h, wide, deep, states_flat, (b * (chunks + 1) + chunk) * states * channels, channels, states, first, width)
+                take_states(
+                    h,
+                    wide,
+                    deep,
+                    states_flat,
+                    (b * (chunks + 1) + chunk) * states * channels,
+                    channels,
+                    states,
+                    first,
+                    width,
+                )
                 take_selected(bc, deep, selected, columns, states, row0, count)
                 for t in range(count):
-                    take_inputs_again(dt[t * wide:], dtx[t * wide:], slope[t * wide:], delta, x, (row0 + t) * channels + first, width)
-                    gate_backward_row(dy[t * wide:], dgate[t * wide:], dout, (row0 + t) * channels + first, gate, (2 * (row0 + t) + 1) * channels + first, width)
-                y[:count * wide] = 0
-                ddt[:count * wide] = 0
-                ddtx[:count * wide] = 0
-                dlanes[:2 * CHUNK * deep * LANES] = 0
+                    take_inputs_again(
+                        dt[t * wide :],
+                        dtx[t * wide :],
+                        slope[t * wide :],
+                        delta,
+                        x,
+                        (row0 + t) * channels + first,
+                        width,
+                    )
+                    gate_backward_row(
+                        dy[t * wide :],
+                        dgate[t * wide :],
+                        dout,
+                        (row0 + t) * channels + first,
+                        gate,
+                        (2 * (row0 + t) + 1) * channels + first,
+                        width,
+                    )
+                y[: count * wide] = 0
+                ddt[: count * wide] = 0
+                ddtx[: count * wide] = 0
+                dlanes[: 2 * CHUNK * deep * LANES] = 0
                 for n in range(0, deep, PASS):
                     for j in range(0, wide, LANES):
                         remember_pass(y, hs, decays, h, rates, dt, dtx, bc, n, j, deep, wide, count)
-                        back_pass(ddt, ddtx, dlanes, dh, drates, hs, decays, rates, dy, dt, dtx, bc, n, j, deep, wide, count)
+                        back_pass(
+                            ddt, ddtx, dlanes, dh, drates, hs, decays, rates, dy, dt, dtx, bc, n, j, deep, wide, count
+                        )
                 give_sums(parts, (group * batch * steps + row0) * 2 * states, dlanes, states, deep, count)
                 for t in range(count):
-                    inputs_backward_row(dx, delta, gate, dskip, dgate[t * wide:], dy[t * wide:], y[t * wide:], dt[t * wide:], ddt[t * wide:], ddtx[t * wide:],
-                                        slope[t * wide:], x, skip, (row0 + t) * channels + first, (2 * (row0 + t) + 1) * channels + first, first, width)
+                    inputs_backward_row(
+                        dx,
+                        delta,
+                        gate,
+                        dskip,
+                        dgate[t * wide :],
+                        dy[t * wide :],
+                        y[t * wide :],
+                        dt[t * wide :],
+                        ddt[t * wide :],
+                        ddtx[t * wide :],
+                        slope[t * wide :],
+                        x,
+                        skip,
+                        (row0 + t) * channels + first,
+                        (2 * (row0 + t) + 1) * channels + first,
+                        first,
+                        width,
+                    )
             ln_2 = dx.dtype.type(LN_2)
             for n in range(states):
-                line = parts[sums + n * channels:]
+                line = parts[sums + n * channels :]
                 for c in range(width):  # d a_log = d(rate) rate, as the rate is -e^a_log times a constant
                     line[unsigned(c)] = drates[unsigned(n * wide + c)] * rates[unsigned(n * wide + c)] * ln_2
 
@@ -365,13 +513,62 @@ def _sum_parts(dselected, da_log, dskip, parts, groups, rows, states, columns, b
 def selective_scan_forward(out, states, scratch, x, delta, selected, projected, a_log, skip):
     batch, chunks, n_states, channels = states.shape
     deep, starts, _ = rooms(channels, n_states)
-    _selective_scan_forward(out.reshape(-1), states.reshape(-1), scratch, starts, x.reshape(-1), delta.reshape(-1), selected.reshape(-1), projected.reshape(-1),
-                            a_log.reshape(-1), skip, batch, len(x) // batch, channels, n_states, deep, selected.shape[1], chunks - 1)
+    _selective_scan_forward(
+        out.reshape(-1),
+        states.reshape(-1),
+        scratch,
+        starts,
+        x.reshape(-1),
+        delta.reshape(-1),
+        selected.reshape(-1),
+        projected.reshape(-1),
+        a_log.reshape(-1),
+        skip,
+        batch,
+        len(x) // batch,
+        channels,
+        n_states,
+        deep,
+        selected.shape[1],
+        chunks - 1,
+    )
 
 
-def selective_scan_backward(dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip):
+def selective_scan_backward(
+    dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip
+):
     batch, chunks, n_states, channels = states.shape
     deep, starts, _ = rooms(channels, n_states)
-    _selective_scan_backward(dx.reshape(-1), delta.reshape(-1), projected.reshape(-1), parts, scratch, starts, dout.reshape(-1), states.reshape(-1), x.reshape(-1),
-                             selected.reshape(-1), a_log.reshape(-1), skip, batch, len(x) // batch, channels, n_states, deep, selected.shape[1], chunks - 1)
-    _sum_parts(dselected.reshape(-1), da_log.reshape(-1), dskip, parts, group_of(channels)[0], len(x), n_states, selected.shape[1], batch, channels)
+    _selective_scan_backward(
+        dx.reshape(-1),
+        delta.reshape(-1),
+        projected.reshape(-1),
+        parts,
+        scratch,
+        starts,
+        dout.reshape(-1),
+        states.reshape(-1),
+        x.reshape(-1),
+        selected.reshape(-1),
+        a_log.reshape(-1),
+        skip,
+        batch,
+        len(x) // batch,
+        channels,
+        n_states,
+        deep,
+        selected.shape[1],
+        chunks - 1,
+    )
+    _sum_parts(
+        dselected.reshape(-1),
+        da_log.reshape(-1),
+        dskip,
+        parts,
+        group_of(channels)[0],
+        len(x),
+        n_states,
+        selected.shape[1],
+        batch,
+        channels,
+    )

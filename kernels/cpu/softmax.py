@@ -1,4 +1,5 @@
 """Rows of attention's scores: softmax, its derivative, dropout."""
+
 import numpy as np
 
 from .dropout import kept

@@ -2,6 +2,7 @@
 
 The tile's size follows from the processor's registers: the tile, a row of B and one number of A fill them.
 """
+
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
@@ -12,7 +13,13 @@ from .jit import row
 
 FEATURES = binding.get_host_cpu_features()
 # Of float32; a tile of float64 has the same size, and the compiler what to do.
-ROWS, COLUMNS, LANES = (8, 32, 16) if FEATURES.get("avx512f") else (6, 16, 8) if FEATURES.get("avx2") and FEATURES.get("fma") else (8, 8, 4)
+ROWS, COLUMNS, LANES = (
+    (8, 32, 16)
+    if FEATURES.get("avx512f")
+    else (6, 16, 8)
+    if FEATURES.get("avx2") and FEATURES.get("fma")
+    else (8, 8, 4)
+)
 QUERIES = 64 // ROWS * ROWS  # of attention at a time: whole tiles
 
 
@@ -24,6 +31,7 @@ def multiply_tile_of(fits, add):
     Everything the tile covers must exist.
     fits: whether it takes elements of the types of C, A and B.   add: emits total + factor b for vectors, one of C's numbers, two of terms.
     """
+
     @intrinsic
     def multiply_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate):
         if not fits(c.dtype, a.dtype, b.dtype):
@@ -34,16 +42,28 @@ def multiply_tile_of(fits, add):
             kinds, word = signature.args, ir.IntType(64)
             vectors, size = range(COLUMNS // LANES), 8 if kinds[0].dtype == types.float64 else 4
             numbers, terms = (ir.VectorType(context.get_value_type(kinds[place].dtype), LANES) for place in (0, 3))
-            spread, first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES), ir.Constant(ir.IntType(32), 0)
+            spread, first = (
+                ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES),
+                ir.Constant(ir.IntType(32), 0),
+            )
             undefined, zero = ir.Constant(terms, ir.Undefined), ir.Constant(numbers, [0.0] * LANES)
 
             def at(base, offset, v, kind):
                 """Pointer to vector v of the row that starts `offset` after `base`."""
-                return builder.bitcast(builder.gep(base, [builder.add(offset, ir.Constant(word, v * LANES))]), kind.as_pointer())
+                return builder.bitcast(
+                    builder.gep(base, [builder.add(offset, ir.Constant(word, v * LANES))]), kind.as_pointer()
+                )
 
-            a0, b0, c0 = (element_pointer(context, builder, kinds[i], array, offset) for i, array, offset in ((3, a, a_offset), (7, b, b_offset), (0, c, c_offset)))
+            a0, b0, c0 = (
+                element_pointer(context, builder, kinds[i], array, offset)
+                for i, array, offset in ((3, a, a_offset), (7, b, b_offset), (0, c, c_offset))
+            )
             a_rows = [builder.gep(a0, [builder.mul(a_row, ir.Constant(word, r))]) for r in range(ROWS)]
-            before, loop, after = builder.block, builder.append_basic_block("terms"), builder.append_basic_block("terms.end")
+            before, loop, after = (
+                builder.block,
+                builder.append_basic_block("terms"),
+                builder.append_basic_block("terms.end"),
+            )
             builder.branch(loop)
             builder.position_at_end(loop)
             i = builder.phi(word)
@@ -68,19 +88,25 @@ def multiply_tile_of(fits, add):
                         for r in range(ROWS):
                             for v in vectors:
                                 place = at(c0, builder.mul(c_row, ir.Constant(word, r)), v, numbers)
-                                total = builder.fadd(builder.load(place, align=size), sums[r][v]) if adds else sums[r][v]
+                                total = (
+                                    builder.fadd(builder.load(place, align=size), sums[r][v]) if adds else sums[r][v]
+                                )
                                 builder.store(total, place, align=size)
             return context.get_dummy_value()
 
         i = types.intp
         return types.void(c, i, i, a, i, i, i, b, i, i, i, i), codegen
+
     return multiply_tile
 
 
 def multiply_added(builder, total, factor, b):
     """total + factor b, for floats"""
     name = f"llvm.fmuladd.v{total.type.count}f{64 if total.type.element == ir.DoubleType() else 32}"
-    return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(total.type, [total.type] * 3), name), [factor, b, total])
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, ir.FunctionType(total.type, [total.type] * 3), name),
+        [factor, b, total],
+    )
 
 
 multiply_tile = multiply_tile_of(lambda c, a, b: c == a == b, multiply_added)
@@ -98,7 +124,10 @@ def transpose_tile(typingctx, out, out_offset, out_row, x, x_offset, x_row):
     def codegen(context, builder, signature, args):
         out, out_offset, out_row, x, x_offset, x_row = args
         kinds, word = signature.args, ir.IntType(64)
-        size, vector = 4 if kinds[0].dtype == types.float32 else 8, ir.VectorType(context.get_value_type(kinds[0].dtype), LANES)
+        size, vector = (
+            4 if kinds[0].dtype == types.float32 else 8,
+            ir.VectorType(context.get_value_type(kinds[0].dtype), LANES),
+        )
 
         def pointer(base, step, r):
             return builder.bitcast(builder.gep(base, [builder.mul(step, ir.Constant(word, r))]), vector.as_pointer())
@@ -107,10 +136,15 @@ def transpose_tile(typingctx, out, out_offset, out_row, x, x_offset, x_row):
             order = [place for i in range(first, first + LANES // 2) for place in (i, LANES + i)]
             return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), order))
 
-        source, target = element_pointer(context, builder, kinds[3], x, x_offset), element_pointer(context, builder, kinds[0], out, out_offset)
+        source, target = (
+            element_pointer(context, builder, kinds[3], x, x_offset),
+            element_pointer(context, builder, kinds[0], out, out_offset),
+        )
         rows = [builder.load(pointer(source, x_row, r), align=size) for r in range(LANES)]
         for _ in range(LANES.bit_length() - 1):
-            rows = [interleave(rows[r], rows[r + LANES // 2], first) for r in range(LANES // 2) for first in (0, LANES // 2)]
+            rows = [
+                interleave(rows[r], rows[r + LANES // 2], first) for r in range(LANES // 2) for first in (0, LANES // 2)
+            ]
         for r in range(LANES):
             builder.store(rows[r], pointer(target, out_row, r), align=size)
         return context.get_dummy_value()
@@ -121,6 +155,7 @@ def transpose_tile(typingctx, out, out_offset, out_row, x, x_offset, x_row):
 
 def copy_panel_of(width):
     """An intrinsic: panel (terms, width) = x[first : first + terms, some `width` columns], x's rows `x_row` apart, the first `x_offset` elements into it."""
+
     @intrinsic
     def copy_panel(typingctx, panel, panel_offset, x, x_offset, x_row, terms):
         if panel.dtype != x.dtype:
@@ -130,14 +165,28 @@ def copy_panel_of(width):
             panel, panel_offset, x, x_offset, x_row, terms = args
             kinds, size = signature.args, 4 if signature.args[0].dtype == types.float32 else 8
             vector = ir.VectorType(context.get_value_type(kinds[0].dtype), width)
-            source, target = element_pointer(context, builder, kinds[2], x, x_offset), element_pointer(context, builder, kinds[0], panel, panel_offset)
+            source, target = (
+                element_pointer(context, builder, kinds[2], x, x_offset),
+                element_pointer(context, builder, kinds[0], panel, panel_offset),
+            )
             with cgutils.for_range(builder, terms) as loop:
-                row = builder.load(builder.bitcast(builder.gep(source, [builder.mul(loop.index, x_row)]), vector.as_pointer()), align=size)
-                builder.store(row, builder.bitcast(builder.gep(target, [builder.mul(loop.index, ir.Constant(ir.IntType(64), width))]), vector.as_pointer()), align=size)
+                row = builder.load(
+                    builder.bitcast(builder.gep(source, [builder.mul(loop.index, x_row)]), vector.as_pointer()),
+                    align=size,
+                )
+                builder.store(
+                    row,
+                    builder.bitcast(
+                        builder.gep(target, [builder.mul(loop.index, ir.Constant(ir.IntType(64), width))]),
+                        vector.as_pointer(),
+                    ),
+                    align=size,
+                )
             return context.get_dummy_value()
 
         i = types.intp
         return types.void(panel, i, x, i, i, i), codegen
+
     return copy_panel
 
 
@@ -154,7 +203,20 @@ def multiply(c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step
     """`multiply_tile` over all tiles of C (rows, columns); the operands reach to the next multiples of ROWS and COLUMNS."""
     for j in range(0, columns, COLUMNS):
         for i in range(0, rows, ROWS):
-            multiply_tile(c, c_offset + i * c_row + j, c_row, a, a_offset + i * a_row, a_row, a_step, b, b_offset + j, b_step, k, accumulate)
+            multiply_tile(
+                c,
+                c_offset + i * c_row + j,
+                c_row,
+                a,
+                a_offset + i * a_row,
+                a_row,
+                a_step,
+                b,
+                b_offset + j,
+                b_step,
+                k,
+                accumulate,
+            )
 
 
 @row

@@ -1,17 +1,45 @@
 """GPU kernels: CUDA source, launched through CuPy, and cuBLAS. Each name here that an op calls has a twin of the same parameters in every other kernel set."""
-from .activation import (gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward, swiglu_backward, swiglu_forward,
-                         swish_backward, swish_forward)
+
+from .activation import (
+    gelu_backward,
+    gelu_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+    swiglu_backward,
+    swiglu_forward,
+    swish_backward,
+    swish_forward,
+)
 from .adamw import adamw, clip_scale, square_sum, square_sum_blocks
 from .attention import attention_backward, attention_forward, attention_scratch, attention_step
 from .convert import convert
 from .convolution import convolution_backward, convolution_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
-from .linear import (linear_backward_input, linear_backward_weight, linear_forward, linear_transposed_backward,
-                     linear_transposed_forward, pack, packed)
+from .linear import (
+    linear_backward_input,
+    linear_backward_weight,
+    linear_forward,
+    linear_transposed_backward,
+    linear_transposed_forward,
+    pack,
+    packed,
+)
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
-from .recurrence import batch_major, linear_recurrence_backward, linear_recurrence_forward, linear_recurrence_scratch, time_major
+from .recurrence import (
+    batch_major,
+    linear_recurrence_backward,
+    linear_recurrence_forward,
+    linear_recurrence_scratch,
+    time_major,
+)
 from .residual import accumulate
 from .rotary import rotary_backward, rotary_forward
-from .scan import selective_scan_backward, selective_scan_chunks, selective_scan_forward, selective_scan_parts, selective_scan_scratch
+from .scan import (
+    selective_scan_backward,
+    selective_scan_chunks,
+    selective_scan_forward,
+    selective_scan_parts,
+    selective_scan_scratch,
+)

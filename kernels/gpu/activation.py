@@ -1,11 +1,14 @@
 """The feed-forward's activations. Backward is in place: x becomes its gradient, dout the activation again, and the products that follow need both."""
+
 from .source import Kernel, grid
 from .vector import SEVERAL, count, threads_of_row, variants
 
 SWISH, GELU, GELU_TANH = range(3)
 
 # An activation and its slope from one exponential; what a kernel does not use of them, the compiler leaves out.
-FUNCTIONS = SEVERAL + r'''
+FUNCTIONS = (
+    SEVERAL
+    + r"""
 struct Value { Compute out, slope; };
 
 __device__ __forceinline__ float erfc_(float v) { return erfcf(v); }
@@ -25,13 +28,19 @@ template <int FUNCTION> __device__ __forceinline__ Value activation(Compute v) {
         return {v * s, s * (1 + v * (1 - s) * (slope + 3 * cubic * square))};
     }
 }
-'''
+"""
+)
 
 TYPES = [types for t in ("float", "double", "bfloat16", "half") for types in variants(Out=t, In=t)]
-TYPES += [types for t in ("bfloat16", "half") for types in variants(Out="float", In=t)]  # the head's hidden values and their gradient
+TYPES += [
+    types for t in ("bfloat16", "half") for types in variants(Out="float", In=t)
+]  # the head's hidden values and their gradient
 VARIANTS = [dict(types, FUNCTION=function) for types in TYPES for function in (SWISH, GELU, GELU_TANH)]
 
-forward = Kernel("activation_forward", FUNCTIONS + r'''
+forward = Kernel(
+    "activation_forward",
+    FUNCTIONS
+    + r"""
 extern "C" __global__ void activation_forward(Out* out, const In* x, size_t n) {
     for (size_t i = first_number(); i < n; i += next_numbers()) {
         const Several<In> v = several(x + i);
@@ -39,9 +48,14 @@ extern "C" __global__ void activation_forward(Out* out, const In* x, size_t n) {
         for (int j = 0; j < COUNT; ++j) y.at[j] = store<Out>(activation<FUNCTION>(load(v.at[j])).out);
         several(out + i) = y;
     }
-}''', variants=VARIANTS)
+}""",
+    variants=VARIANTS,
+)
 
-backward = Kernel("activation_backward", FUNCTIONS + r'''
+backward = Kernel(
+    "activation_backward",
+    FUNCTIONS
+    + r"""
 extern "C" __global__ void activation_backward(In* x, Out* dout, size_t n) {
     for (size_t i = first_number(); i < n; i += next_numbers()) {
         Several<In> v = several(x + i);
@@ -54,10 +68,15 @@ extern "C" __global__ void activation_backward(In* x, Out* dout, size_t n) {
         several(x + i) = v;
         several(dout + i) = d;
     }
-}''', variants=VARIANTS)
+}""",
+    variants=VARIANTS,
+)
 
 # x (rows, 2, width): the gate and the value above it. A block takes a row at a time, so that no thread divides to find its own.
-gated_forward = Kernel("swiglu_forward", FUNCTIONS + r'''
+gated_forward = Kernel(
+    "swiglu_forward",
+    FUNCTIONS
+    + r"""
 extern "C" __global__ void swiglu_forward(Out* out, const In* x, size_t rows, size_t width) {
     for (size_t r = blockIdx.x; r < rows; r += gridDim.x) {
         for (size_t c = COUNT * threadIdx.x; c < width; c += COUNT * blockDim.x) {
@@ -67,9 +86,14 @@ extern "C" __global__ void swiglu_forward(Out* out, const In* x, size_t rows, si
             several(out + r * width + c) = y;
         }
     }
-}''', variants=TYPES)
+}""",
+    variants=TYPES,
+)
 
-gated_backward = Kernel("swiglu_backward", FUNCTIONS + r'''
+gated_backward = Kernel(
+    "swiglu_backward",
+    FUNCTIONS
+    + r"""
 extern "C" __global__ void swiglu_backward(In* x, Out* dout, size_t rows, size_t width) {
     for (size_t r = blockIdx.x; r < rows; r += gridDim.x) {
         for (size_t c = COUNT * threadIdx.x; c < width; c += COUNT * blockDim.x) {
@@ -87,7 +111,9 @@ extern "C" __global__ void swiglu_backward(In* x, Out* dout, size_t rows, size_t
             several(dout + r * width + c) = d;
         }
     }
-}''', variants=TYPES)
+}""",
+    variants=TYPES,
+)
 
 
 def _forward(out, x, function):
@@ -103,13 +129,27 @@ def _backward(x, dout, function):
 def swiglu_forward(out, x):
     rows, width = out.shape
     several = count(width, out, x)
-    gated_forward(grid(rows, 1, 1 << 16), (out, x, rows, width), threads=threads_of_row(width // several), Out=out, In=x, COUNT=several)
+    gated_forward(
+        grid(rows, 1, 1 << 16),
+        (out, x, rows, width),
+        threads=threads_of_row(width // several),
+        Out=out,
+        In=x,
+        COUNT=several,
+    )
 
 
 def swiglu_backward(x, dout):
     rows, width = dout.shape
     several = count(width, x, dout)
-    gated_backward(grid(rows, 1, 1 << 16), (x, dout, rows, width), threads=threads_of_row(width // several), Out=dout, In=x, COUNT=several)
+    gated_backward(
+        grid(rows, 1, 1 << 16),
+        (x, dout, rows, width),
+        threads=threads_of_row(width // several),
+        Out=dout,
+        In=x,
+        COUNT=several,
+    )
 
 
 def swish_forward(out, x):

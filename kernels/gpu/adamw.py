@@ -1,10 +1,13 @@
 """The optimiser: one sweep over flat memory, and the gradient's norm, which need not leave the device to clip the gradient or to stop the update."""
+
 from .source import Kernel, grid
 from .vector import SEVERAL, count, variants
 
 BLOCK = 1 << 13  # numbers that a block sums; fixed, so the sum's order is
 
-squares = Kernel("squares", r'''
+squares = Kernel(
+    "squares",
+    r"""
 extern "C" __global__ void squares(double* partial, const Number* x, size_t n) {
     __shared__ double shared[32];
     const size_t low = blockIdx.x * (size_t)BLOCK, high = low + BLOCK < n ? low + BLOCK : n;
@@ -13,28 +16,42 @@ extern "C" __global__ void squares(double* partial, const Number* x, size_t n) {
     for (size_t i = low + threadIdx.x; i < high; i += 256) sum += (double)x[i] * (double)x[i];
     sum = block_sum(sum, shared);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-}''', variants=[dict(Number=t, BLOCK=BLOCK) for t in ("float", "double")])
+}""",
+    variants=[dict(Number=t, BLOCK=BLOCK) for t in ("float", "double")],
+)
 
 # partial[n] = sum of the n before it
-total = Kernel("total", r'''
+total = Kernel(
+    "total",
+    r"""
 extern "C" __global__ void total(double* partial, size_t n) {
     __shared__ double shared[32];
     double sum = 0;
     for (size_t i = threadIdx.x; i < n; i += blockDim.x) sum += partial[i];
     sum = block_sum(sum, shared);
     if (threadIdx.x == 0) partial[n] = sum;
-}''', threads=1024)
+}""",
+    threads=1024,
+)
 
-clip = Kernel("clip_scale", r'''
+clip = Kernel(
+    "clip_scale",
+    r"""
 extern "C" __global__ void clip_scale(Number* found, const double* square_sum, Scalar<double> grad_clip, Scalar<double> loss_scale) {
     const double unscale = 1 / loss_scale(), norm = sqrt(*square_sum) * unscale, limit = grad_clip();
     const double share = limit / (norm + 1e-6);
     found[0] = norm;
     found[1] = norm < INF ? (limit > 0 && share < 1 ? share : 1) * unscale : INF - INF;  // no `norm - norm`: a product fused into that leaves its rounding
-}''', threads=1, variants=[dict(Number=t) for t in ("float", "double")])
+}""",
+    threads=1,
+    variants=[dict(Number=t) for t in ("float", "double")],
+)
 
 # A scale that is not finite updates nothing; the gradients become zero all the same.
-sweep = Kernel("adamw", SEVERAL + r'''
+sweep = Kernel(
+    "adamw",
+    SEVERAL
+    + r"""
 extern "C" __global__ void adamw(Number* weights, Number* gradients, Number* mean, Number* square, size_t n, size_t n_decayed, Scalar<Number> gradient_scale,
                                  Scalar<Number> rate, Scalar<Number> correction1, Scalar<Number> correction2,
                                  Number decay, Number beta1, Number blend1, Number beta2, Number blend2, Number eps) {
@@ -54,7 +71,9 @@ extern "C" __global__ void adamw(Number* weights, Number* gradients, Number* mea
         }
         several(gradients + i) = {};
     }
-}''', variants=[types for t in ("float", "double") for types in variants(Number=t)])
+}""",
+    variants=[types for t in ("float", "double") for types in variants(Number=t)],
+)
 
 
 def square_sum_blocks(size):
@@ -79,8 +98,43 @@ def clip_scale(found, partial, grad_clip, loss_scale):
     clip(1, (found, partial[-1:], grad_clip, loss_scale), Number=found)
 
 
-def adamw(weights, gradients, mean, square, n_decayed, gradient_scale, rate, decay, beta1, beta2, correction1, correction2, eps):
+def adamw(
+    weights,
+    gradients,
+    mean,
+    square,
+    n_decayed,
+    gradient_scale,
+    rate,
+    decay,
+    beta1,
+    beta2,
+    correction1,
+    correction2,
+    eps,
+):
     """Scale, rate and both corrections: numbers, or device arrays of one in the weights' type. A scale that is not finite only zeroes the gradients."""
     several = count(weights.size, weights, gradients, mean, square)
-    sweep(grid(weights.size // several), (weights, gradients, mean, square, weights.size, n_decayed, gradient_scale, rate, correction1, correction2,
-                                          decay, beta1, 1 - beta1, beta2, 1 - beta2, eps), Number=weights, COUNT=several)
+    sweep(
+        grid(weights.size // several),
+        (
+            weights,
+            gradients,
+            mean,
+            square,
+            weights.size,
+            n_decayed,
+            gradient_scale,
+            rate,
+            correction1,
+            correction2,
+            decay,
+            beta1,
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            eps,
+        ),
+        Number=weights,
+        COUNT=several,
+    )

@@ -9,11 +9,12 @@ first product with it, which is dout . out.
 A warp's part of any of these products lies in registers as the tensor cores leave it (`Tile`). There are but two products, the scores' and
 the one whose left side is such a part; without tensor cores, or for float and double, each is made of plain multiply-adds.
 """
+
 from .dropout import threshold_of
 from .source import Kernel
 from .vector import SEVERAL, count, threads_of_row
 
-COMMON = r'''
+COMMON = r"""
 constexpr int ROWS = 16 * TALL * WARPS;                        // of a block
 constexpr int STRIDE = CHUNK + 16 / (int)sizeof(Operand);      // of rows in shared memory: 16 bytes more, so that eight rows begin in different banks
 constexpr int LOTS = CHUNK / LOT;                              // of a row: LOT numbers are copied at once
@@ -234,11 +235,14 @@ __device__ __forceinline__ void give(Operand* x, int stride, int first, int step
             *(Lot*)(x + (size_t)(first + row) * stride + part * CHUNK + column) = *(const Lot*)(room + row * STRIDE + column);
     }
 }
-'''
+"""
 
 PARAMETERS = "int heads, int kv_heads, int steps, Scalar<unsigned> key, unsigned threshold, Compute keep_scale"
 
-forward = Kernel("attention_forward", COMMON + r'''
+forward = Kernel(
+    "attention_forward",
+    COMMON
+    + r"""
 extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_forward(Operand* out, Compute* lse, const Operand* qkv, PARAMETERS) {
     extern __shared__ float4 memory[];
     Operand *queries = (Operand*)memory, *keys = queries + ROWS * STRIDE, *values = keys + ROOMS * COLUMNS * STRIDE;
@@ -287,11 +291,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_forward(Opera
     }
     each([&](int r, int, int, Compute& v) { v *= total[r]; }, sum);
     give(out + (size_t)(task / heads) * steps * heads * W + h * W, heads * W, first, steps, part, sum, keep_scale, queries);
-}'''.replace("PARAMETERS", PARAMETERS))
+}""".replace("PARAMETERS", PARAMETERS),
+)
 
 # means (B H, T): sum_j P dP of each query, from dout and out as they are stored.
 # dq: rows of `dq_stride` numbers, not the queries' own place, as blocks of keys have yet to read those.
-backward_queries = Kernel("attention_backward_queries", COMMON + r'''
+backward_queries = Kernel(
+    "attention_backward_queries",
+    COMMON
+    + r"""
 extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_queries(Operand* dq, Compute* means, int dq_stride, const Operand* qkv, const Operand* dout,
                                                                                         const Operand* out, const Compute* lse, PARAMETERS) {
     extern __shared__ float4 memory[];
@@ -342,11 +350,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_quer
         multiply(sum, dp, keys + room * COLUMNS * STRIDE);
     });
     give(dq + text * dq_stride + h * W, dq_stride, first, steps, part, sum, scale, queries);
-}'''.replace("PARAMETERS", PARAMETERS))
+}""".replace("PARAMETERS", PARAMETERS),
+)
 
 # The same from the keys' side, scores transposed: a row is a key, a column a query, of all query heads of the group one after another.
 # dkv: rows of (H + 2 K) w numbers. The keys and values themselves may be those rows: a block reads no keys but its own.
-backward_keys = Kernel("attention_backward_keys", COMMON + r'''
+backward_keys = Kernel(
+    "attention_backward_keys",
+    COMMON
+    + r"""
 extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_keys(Operand* dkv, const Operand* qkv, const Operand* dout, const Compute* lse,
                                                                                      const Compute* means, PARAMETERS) {
     extern __shared__ float4 memory[];
@@ -397,17 +409,25 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_backward_keys
     });
     give(dkv + place, stride, first, steps, part, dk, scale, keys);
     give(dkv + place + kv_heads * W, stride, first, steps, part, dv, keep_scale, values);
-}'''.replace("PARAMETERS", PARAMETERS))
+}""".replace("PARAMETERS", PARAMETERS),
+)
 
 # The gradients that had to wait elsewhere, (rows, given), become the first `given` numbers of each row of qkv.
-take_back = Kernel("attention_take_back", SEVERAL + r'''
+take_back = Kernel(
+    "attention_take_back",
+    SEVERAL
+    + r"""
 extern "C" __global__ void attention_take_back(Operand* qkv, const Operand* gradients, int stride, int given) {
     for (int c = COUNT * threadIdx.x; c < given; c += COUNT * blockDim.x)
         several(qkv + (size_t)blockIdx.x * stride + c) = several(gradients + (size_t)blockIdx.x * given + c);
-}''', variants=[dict(Operand=t, COUNT=n) for t, n in (("float", 4), ("double", 1), ("bfloat16", 8), ("half", 1))])
+}""",
+    variants=[dict(Operand=t, COUNT=n) for t, n in (("float", 4), ("double", 1), ("bfloat16", 8), ("half", 1))],
+)
 
 # Decoding: one query of each text and head over the newest keys. A warp takes eight keys at a time, its lanes the columns; then the warps' sums are joined.
-step = Kernel("attention_step", r'''
+step = Kernel(
+    "attention_step",
+    r"""
 extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_step(Operand* out, Cached* keys, Cached* values, const Operand* qkv, int heads, int kv_heads,
                                                                             int slots, Scalar<int> place) {
     constexpr int EACH = (W + 31) / 32, KEYS = 8;
@@ -467,9 +487,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_step(Operand*
         }
         out[((size_t)b * heads + h) * W + c] = store<Operand>(share / all);
     }
-}''')
+}""",
+)
 
-CHUNK = 128             # columns of a head that a block's registers can sum
+CHUNK = 128  # columns of a head that a block's registers can sum
 MOST_SHARED = 64 * 1024  # bytes of shared memory: what a block may have on each GPU since Turing
 # (warps of a block, tiles of 16 rows of a warp, columns of a tile, rooms for tiles): the first that fits into shared memory. More rows of a warp mean
 # less to read from there for each product, up to the 255 registers of a thread; a second room hides the way from memory.
@@ -487,11 +508,13 @@ def constants(choices, width, itemsize, steps, arrays, lot):
     chunk = -(-width // (16 * chunks(width))) * 16
     for warps, tall, columns, rooms in choices:
         tall = min(tall, -(-steps // (16 * warps)))  # a short text has no use for more
-        rooms = rooms if chunks(width) == 1 else 1   # the block's own rows change with the chunk, and have one room
+        rooms = rooms if chunks(width) == 1 else 1  # the block's own rows change with the chunk, and have one room
         shared = (arrays * 16 * tall * warps + 2 * rooms * columns) * (chunk * itemsize + 16) + 2 * rooms * columns * 8
         if shared <= MOST_SHARED:
             break
-    return dict(W=width, CHUNK=chunk, CHUNKS=chunks(width), WARPS=warps, TALL=tall, COLUMNS=columns, ROOMS=rooms, LOT=lot), shared
+    return dict(
+        W=width, CHUNK=chunk, CHUNKS=chunks(width), WARPS=warps, TALL=tall, COLUMNS=columns, ROOMS=rooms, LOT=lot
+    ), shared
 
 
 def launch(kernel, choices, arrays, blocks, arguments, width, heads, kv_heads, steps, dropout, key, operand, *others):
@@ -501,15 +524,41 @@ def launch(kernel, choices, arrays, blocks, arguments, width, heads, kv_heads, s
         lot = 1
     named, shared = constants(choices, width, operand.itemsize, steps, arrays, lot)
     rows = 16 * named["TALL"] * named["WARPS"]
-    kernel(blocks * -(-steps // rows) * named["CHUNKS"], (*arguments, heads, kv_heads, steps, key, threshold_of(dropout), 1 / (1 - dropout)),
-           shared=shared, threads=32 * named["WARPS"], Operand=operand, DROPOUT=int(dropout > 0), **named)
+    kernel(
+        blocks * -(-steps // rows) * named["CHUNKS"],
+        (*arguments, heads, kv_heads, steps, key, threshold_of(dropout), 1 / (1 - dropout)),
+        shared=shared,
+        threads=32 * named["WARPS"],
+        Operand=operand,
+        DROPOUT=int(dropout > 0),
+        **named,
+    )
 
 
-for kernel, choices, arrays in ((forward, FORWARD, 1), (backward_queries, BACKWARD_QUERIES, 2), (backward_keys, BACKWARD_KEYS, 2)):
-    kernel.variants = [dict(constants(choices, width, itemsize, 256, arrays, lot)[0], Operand=t, DROPOUT=dropout) for t, itemsize, width, lot, dropout in (
-        ("bfloat16", 2, 64, 8, 0), ("bfloat16", 2, 33, 1, 1), ("half", 2, 256, 8, 1), ("float", 4, 64, 4, 1), ("double", 8, 33, 1, 0))]
-step.variants = [dict(Operand=t, Cached=cached, W=width, WARPS=warps) for t, cached, width, warps in (
-    ("float", "float", 33, 16), ("double", "double", 64, 16), ("bfloat16", "bfloat16", 64, 16), ("half", "float", 512, 8))]
+for kernel, choices, arrays in (
+    (forward, FORWARD, 1),
+    (backward_queries, BACKWARD_QUERIES, 2),
+    (backward_keys, BACKWARD_KEYS, 2),
+):
+    kernel.variants = [
+        dict(constants(choices, width, itemsize, 256, arrays, lot)[0], Operand=t, DROPOUT=dropout)
+        for t, itemsize, width, lot, dropout in (
+            ("bfloat16", 2, 64, 8, 0),
+            ("bfloat16", 2, 33, 1, 1),
+            ("half", 2, 256, 8, 1),
+            ("float", 4, 64, 4, 1),
+            ("double", 8, 33, 1, 0),
+        )
+    ]
+step.variants = [
+    dict(Operand=t, Cached=cached, W=width, WARPS=warps)
+    for t, cached, width, warps in (
+        ("float", "float", 33, 16),
+        ("double", "double", 64, 16),
+        ("bfloat16", "bfloat16", 64, 16),
+        ("half", "float", 512, 8),
+    )
+]
 
 
 def attention_scratch(block_size, width, tasks):
@@ -520,19 +569,47 @@ def attention_scratch(block_size, width, tasks):
 
 def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key):
     """key: a number, or a device array of one uint32 where a captured graph finds the present one."""
-    launch(forward, FORWARD, 1, lse.size // steps, (out, lse, qkv), out.shape[1] // heads, heads, kv_heads, steps, dropout, key, qkv, out)
+    launch(
+        forward,
+        FORWARD,
+        1,
+        lse.size // steps,
+        (out, lse, qkv),
+        out.shape[1] // heads,
+        heads,
+        kv_heads,
+        steps,
+        dropout,
+        key,
+        qkv,
+        out,
+    )
 
 
 def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key):
     (rows, stride), attended = qkv.shape, dout.shape[1]
     width, given = attended // heads, attended if chunks(attended // heads) == 1 else stride
     scratch = scratch.reshape(-1)
-    means, gradients = scratch[scratch.size - lse.size:], scratch[:scratch.size - lse.size].view(qkv.dtype)[:rows * given]
+    means, gradients = (
+        scratch[scratch.size - lse.size :],
+        scratch[: scratch.size - lse.size].view(qkv.dtype)[: rows * given],
+    )
     sizes = width, heads, kv_heads, steps, dropout, key, qkv, dout, out, gradients
-    launch(backward_queries, BACKWARD_QUERIES, 2, lse.size // steps, (gradients, means, given, qkv, dout, out, lse), *sizes)
-    launch(backward_keys, BACKWARD_KEYS, 2, rows // steps * kv_heads, (qkv if given < stride else gradients, qkv, dout, lse, means), *sizes)
+    launch(
+        backward_queries, BACKWARD_QUERIES, 2, lse.size // steps, (gradients, means, given, qkv, dout, out, lse), *sizes
+    )
+    launch(
+        backward_keys,
+        BACKWARD_KEYS,
+        2,
+        rows // steps * kv_heads,
+        (qkv if given < stride else gradients, qkv, dout, lse, means),
+        *sizes,
+    )
     several = count(width, qkv, gradients)
-    take_back(rows, (qkv, gradients, stride, given), threads=threads_of_row(given // several), Operand=qkv, COUNT=several)
+    take_back(
+        rows, (qkv, gradients, stride, given), threads=threads_of_row(given // several), Operand=qkv, COUNT=several
+    )
 
 
 def attention_step(out, keys, values, qkv, heads, kv_heads, place):
@@ -542,4 +619,12 @@ def attention_step(out, keys, values, qkv, heads, kv_heads, place):
     """
     width = keys.shape[3]
     warps = max(1, min(16, 4096 // width))
-    step(out.shape[0] * heads, (out, keys, values, qkv, heads, kv_heads, keys.shape[2], place), threads=32 * warps, Operand=qkv, Cached=keys, W=width, WARPS=warps)
+    step(
+        out.shape[0] * heads,
+        (out, keys, values, qkv, heads, kv_heads, keys.shape[2], place),
+        threads=32 * warps,
+        Operand=qkv,
+        Cached=keys,
+        W=width,
+        WARPS=warps,
+    )

@@ -3,20 +3,23 @@
 The K rows that a step sees wait in the thread's registers. The reads of four steps are asked for before the first step writes: a read after a
 write must wait for it, as it may be to the same place for all the compiler knows, and so would wait for memory at each step.
 """
+
 from .source import Kernel, grid
 
 STEPS = 16  # that a thread filters, one after another
-SPAN = 32   # steps, at least, of a part of the filters' gradients
+SPAN = 32  # steps, at least, of a part of the filters' gradients
 VARIANTS = [dict(Number=number, TAPS=taps) for number in ("float", "double") for taps in (1, 4)]
 
-ROW = r'''
+ROW = r"""
 // Row s of text b: before the first step in the past, else in x.
 __device__ __forceinline__ Compute row_of(const Compute* x, const Compute* past, int b, int s, int channel, int steps, int columns, int channels) {
     return s < 0 ? past[((size_t)b * (TAPS - 1) + s + TAPS - 1) * channels + channel] : x[((size_t)b * steps + s) * columns + channel];
 }
-'''
+"""
 
-FILTER = ROW + r'''
+FILTER = (
+    ROW
+    + r"""
 // give(place, p, take(place)) for every row and channel: p_t = bias + sum_k weight[k] x_(t - K + 1 + k)
 template <class Take, class Give> __device__ __forceinline__ void filter(const Compute* x, const Compute* past, const Compute* weight, const Compute* bias,
                                                                          int batch, int steps, int columns, int channels, Take take, Give give) {
@@ -48,16 +51,25 @@ template <class Take, class Give> __device__ __forceinline__ void filter(const C
         }
     }
 }
-'''
+"""
+)
 
-forward = Kernel("convolution_forward", FILTER + r'''
+forward = Kernel(
+    "convolution_forward",
+    FILTER
+    + r"""
 extern "C" __global__ void convolution_forward(Compute* out, const Compute* x, const Compute* past, const Compute* weight, const Compute* bias,
                                                int batch, int steps, int columns, int channels) {
     filter(x, past, weight, bias, batch, steps, columns, channels, [](size_t) { return Compute(0); },
            [&](size_t at, Compute p, Compute) { out[at] = p * sigmoid(p); });
-}''', variants=[dict(one, STEPS=STEPS) for one in VARIANTS])
+}""",
+    variants=[dict(one, STEPS=STEPS) for one in VARIANTS],
+)
 
-slopes = Kernel("convolution_slopes", FILTER + r'''
+slopes = Kernel(
+    "convolution_slopes",
+    FILTER
+    + r"""
 // dp = dout swish'(p), and dout becomes out again
 extern "C" __global__ void convolution_slopes(Compute* dp, Compute* dout, const Compute* x, const Compute* past, const Compute* weight, const Compute* bias,
                                               int batch, int steps, int columns, int channels) {
@@ -66,19 +78,25 @@ extern "C" __global__ void convolution_slopes(Compute* dp, Compute* dout, const 
         dp[at] = d * s * (1 + p * (1 - s));
         dout[at] = p * s;
     });
-}''', variants=[dict(one, STEPS=STEPS) for one in VARIANTS])
+}""",
+    variants=[dict(one, STEPS=STEPS) for one in VARIANTS],
+)
 
-SPANS = r'''
+SPANS = r"""
 // Texts and steps are cut into `groups` and `pieces`, as even as can be. Where a span ends: the row after its last.
 __device__ __forceinline__ int share(int part, int parts, int whole) { return (long long)part * whole / parts; }
 __device__ __forceinline__ size_t end_of(int span, int groups, int pieces, int batch, int steps) {
     return (size_t)(share(span / pieces + 1, groups, batch) - 1) * steps + share(span % pieces + 1, pieces, steps);
 }
-'''
+"""
 
 # A row takes its gradient's place: only the thread that owns it may read x, so the filters' gradients are summed over the rows of x, not of dp.
 # A span's sums then replace its last K + 1 rows of dp, which nobody else reads: the span before looks K - 1 rows into this one, of 2 K or more.
-inputs = Kernel("convolution_inputs", ROW + SPANS + r'''
+inputs = Kernel(
+    "convolution_inputs",
+    ROW
+    + SPANS
+    + r"""
 extern "C" __global__ void convolution_inputs(Compute* x, Compute* dweight, Compute* dbias, Compute* dp, const Compute* past, const Compute* weight,
                                               int batch, int steps, int columns, int channels, int groups, int pieces) {
     const unsigned tasks = groups * pieces * channels;
@@ -125,10 +143,15 @@ extern "C" __global__ void convolution_inputs(Compute* x, Compute* dweight, Comp
             else if (k < TAPS) dweight[(size_t)k * channels + channel] += sums[k];
             else dbias[channel] += sums[k];
     }
-}''', variants=VARIANTS)
+}""",
+    variants=VARIANTS,
+)
 
 # A block a tap (or the bias) of 32 channels: its warps share the spans out and add up what they found in their order.
-sums = Kernel("convolution_sums", SPANS + r'''
+sums = Kernel(
+    "convolution_sums",
+    SPANS
+    + r"""
 extern "C" __global__ void convolution_sums(Compute* dweight, Compute* dbias, const Compute* dp, int batch, int steps, int channels, int groups, int pieces) {
     __shared__ Compute parts[32][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, k = blockIdx.x % (TAPS + 1), channel = blockIdx.x / (TAPS + 1) * 32 + lane;
@@ -144,7 +167,10 @@ extern "C" __global__ void convolution_sums(Compute* dweight, Compute* dbias, co
     for (int other = 1; other < 32; ++other) sum += parts[other][lane];
     if (k < TAPS) dweight[(size_t)k * channels + channel] += sum;
     else dbias[channel] += sum;
-}''', 1024, VARIANTS)
+}""",
+    1024,
+    VARIANTS,
+)
 
 
 def spans(batch, steps, taps):
@@ -156,13 +182,35 @@ def spans(batch, steps, taps):
 
 def convolution_forward(out, x, past, weight, bias):
     batch, channels, steps = len(past), out.shape[1], len(out) // len(past)
-    forward(grid(batch * -(-steps // STEPS) * channels), (out, x, past, weight, bias, batch, steps, x.shape[1], channels), Number=out, TAPS=len(weight), STEPS=STEPS)
+    forward(
+        grid(batch * -(-steps // STEPS) * channels),
+        (out, x, past, weight, bias, batch, steps, x.shape[1], channels),
+        Number=out,
+        TAPS=len(weight),
+        STEPS=STEPS,
+    )
 
 
 def convolution_backward(x, dweight, dbias, scratch, dout, past, weight, bias):
     batch, channels, steps, taps = len(past), dout.shape[1], len(dout) // len(past), len(weight)
     groups, pieces = spans(batch, steps, taps)
-    slopes(grid(batch * -(-steps // STEPS) * channels), (scratch, dout, x, past, weight, bias, batch, steps, x.shape[1], channels), Number=dout, TAPS=taps, STEPS=STEPS)
-    inputs(grid(groups * pieces * channels), (x, dweight, dbias, scratch, past, weight, batch, steps, x.shape[1], channels, groups, pieces), Number=dout, TAPS=taps)
+    slopes(
+        grid(batch * -(-steps // STEPS) * channels),
+        (scratch, dout, x, past, weight, bias, batch, steps, x.shape[1], channels),
+        Number=dout,
+        TAPS=taps,
+        STEPS=STEPS,
+    )
+    inputs(
+        grid(groups * pieces * channels),
+        (x, dweight, dbias, scratch, past, weight, batch, steps, x.shape[1], channels, groups, pieces),
+        Number=dout,
+        TAPS=taps,
+    )
     if groups * pieces > 1:
-        sums((taps + 1) * -(-channels // 32), (dweight, dbias, scratch, batch, steps, channels, groups, pieces), Number=dout, TAPS=taps)
+        sums(
+            (taps + 1) * -(-channels // 32),
+            (dweight, dbias, scratch, batch, steps, channels, groups, pieces),
+            Number=dout,
+            TAPS=taps,
+        )

@@ -1,8 +1,12 @@
 """Dropout whose mask is a function of (key, index): drawn again in backward instead of stored, the same on every replay and on every device."""
+
 from .source import Kernel, grid
 from .vector import SEVERAL, count, variants
 
-dropout = Kernel("dropout", SEVERAL + r'''
+dropout = Kernel(
+    "dropout",
+    SEVERAL
+    + r"""
 extern "C" __global__ void dropout(Out* out, const In* x, const Residual* residual, size_t n, Scalar<unsigned> key, unsigned threshold, Compute scale) {
     const unsigned k = key();
     for (size_t i = first_number(); i < n; i += next_numbers()) {
@@ -14,9 +18,22 @@ extern "C" __global__ void dropout(Out* out, const In* x, const Residual* residu
             y.at[j] = store<Out>(load(under.at[j]) + (hash(k, i + j) >= threshold ? load(v.at[j]) * scale : Compute(0)));
         several(out + i) = y;
     }
-}''', variants=[types for out, x, residual in (
-    ("float", "float", "float"), ("double", "double", "double"), ("float", "bfloat16", "float"), ("bfloat16", "float", "bfloat16"), ("bfloat16", "bfloat16", "bfloat16"),
-    ("float", "half", "float"), ("half", "float", "half"), ("half", "half", "half")) for types in variants(Out=out, In=x, Residual=residual)])
+}""",
+    variants=[
+        types
+        for out, x, residual in (
+            ("float", "float", "float"),
+            ("double", "double", "double"),
+            ("float", "bfloat16", "float"),
+            ("bfloat16", "float", "bfloat16"),
+            ("bfloat16", "bfloat16", "bfloat16"),
+            ("float", "half", "float"),
+            ("half", "float", "half"),
+            ("half", "half", "half"),
+        )
+        for types in variants(Out=out, In=x, Residual=residual)
+    ],
+)
 
 
 def threshold_of(share):
@@ -26,8 +43,14 @@ def threshold_of(share):
 def dropout_forward(out, x, residual, share, key):
     """key: a number, or a device array of one uint32 where a captured graph finds the present one."""
     several = count(out.size, out, x, residual)
-    dropout(grid(out.size // several), (out, x, residual, out.size, key, threshold_of(share), 1 / (1 - share)),
-            Out=out, In=x, Residual=out if residual is None else residual, COUNT=several)
+    dropout(
+        grid(out.size // several),
+        (out, x, residual, out.size, key, threshold_of(share), 1 / (1 - share)),
+        Out=out,
+        In=x,
+        Residual=out if residual is None else residual,
+        COUNT=several,
+    )
 
 
 def dropout_backward(dx, dout, share, key):

@@ -3,6 +3,7 @@
 float32 is multiplied in float32, never in TF32, so that it stays the reference; 16-bit operands are summed in float32 to the end, parts of a sum
 that cuBLAS splits over the GPU among them. cuBLAS gives the same bits every run on one kind of GPU while one stream works.
 """
+
 import ctypes
 import functools
 
@@ -14,9 +15,14 @@ SUM_32F, SUM_64F = 68, 70
 AS_IT_LIES, TRANSPOSED, BEST = 0, 1, -1
 
 # (operands' type, output's type, sums' type, type of alpha and beta) by the letters of A's, B's and C's types
-PRODUCTS = {"fff": (R_32F, R_32F, SUM_32F, ctypes.c_float), "ddd": (R_64F, R_64F, SUM_64F, ctypes.c_double),
-            "HHf": (R_16BF, R_32F, SUM_32F, ctypes.c_float), "HHH": (R_16BF, R_16BF, SUM_32F, ctypes.c_float),
-            "eef": (R_16F, R_32F, SUM_32F, ctypes.c_float), "eee": (R_16F, R_16F, SUM_32F, ctypes.c_float)}
+PRODUCTS = {
+    "fff": (R_32F, R_32F, SUM_32F, ctypes.c_float),
+    "ddd": (R_64F, R_64F, SUM_64F, ctypes.c_double),
+    "HHf": (R_16BF, R_32F, SUM_32F, ctypes.c_float),
+    "HHH": (R_16BF, R_16BF, SUM_32F, ctypes.c_float),
+    "eef": (R_16F, R_32F, SUM_32F, ctypes.c_float),
+    "eee": (R_16F, R_16F, SUM_32F, ctypes.c_float),
+}
 
 
 @functools.lru_cache(maxsize=256)
@@ -51,5 +57,23 @@ def gemm(c, a, b, transpose_a=False, transpose_b=False, alpha=1.0, beta=0.0):
         raise ValueError(f"a product of {(m, k)} and {(inner, n)} does not fit {c.shape}")
     operand, output, sums, kind = kinds
     (alpha, one), (beta, other) = host_number(kind, alpha), host_number(kind, beta)
-    gemm_ex(TRANSPOSED if transpose_b else AS_IT_LIES, TRANSPOSED if transpose_a else AS_IT_LIES, n, m, k,
-            alpha, b.data.ptr, operand, row_stride(b), a.data.ptr, operand, row_stride(a), beta, c.data.ptr, output, row_stride(c), sums, BEST)
+    gemm_ex(
+        TRANSPOSED if transpose_b else AS_IT_LIES,
+        TRANSPOSED if transpose_a else AS_IT_LIES,
+        n,
+        m,
+        k,
+        alpha,
+        b.data.ptr,
+        operand,
+        row_stride(b),
+        a.data.ptr,
+        operand,
+        row_stride(a),
+        beta,
+        c.data.ptr,
+        output,
+        row_stride(c),
+        sums,
+        BEST,
+    )

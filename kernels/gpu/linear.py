@@ -6,6 +6,7 @@ it from the L2 cache, so only the writing takes time of its own, half of what ad
 Sums in float32 are the same; in a 16-bit output it is the bias that is rounded once more, not the larger product. A residual that is the output
 itself costs nothing.
 """
+
 from typing import Any, NamedTuple
 
 from slm_np.workspace import BF16
@@ -17,7 +18,10 @@ from .vector import SEVERAL
 
 OPERANDS = ("float", "bfloat16", "half", "double")
 
-lay_kernel = Kernel("lay", SEVERAL + r'''
+lay_kernel = Kernel(
+    "lay",
+    SEVERAL
+    + r"""
 extern "C" __global__ void lay(Out* out, const Compute* bias, const Residual* residual, size_t rows, unsigned columns, size_t out_stride, size_t residual_stride) {
     const unsigned groups = columns / COUNT;                        // of COUNT numbers, in a row
     const size_t first = blockIdx.x * (size_t)blockDim.x + threadIdx.x, step = gridDim.x * (size_t)blockDim.x;
@@ -42,12 +46,27 @@ extern "C" __global__ void lay(Out* out, const Compute* bias, const Residual* re
             r++;
         }
     }
-}''', variants=[dict(Out=out, Residual=residual, COUNT=count) for count in (1, 4) for out, residual in (
-    ("float", "float"), ("bfloat16", "bfloat16"), ("half", "half"), ("bfloat16", "float"), ("half", "float"), ("double", "double"))])
+}""",
+    variants=[
+        dict(Out=out, Residual=residual, COUNT=count)
+        for count in (1, 4)
+        for out, residual in (
+            ("float", "float"),
+            ("bfloat16", "bfloat16"),
+            ("half", "half"),
+            ("bfloat16", "float"),
+            ("half", "float"),
+            ("double", "double"),
+        )
+    ],
+)
 
 # A block sums a strip of columns over all rows: 32 bytes of each row, the least that memory gives, so that even narrow arrays make work for many
 # multiprocessors, and no sum crosses blocks. 1024 threads with several loads under way each keep a multiprocessor's share of the memory busy.
-add_rows_kernel = Kernel("add_rows", SEVERAL + r'''
+add_rows_kernel = Kernel(
+    "add_rows",
+    SEVERAL
+    + r"""
 extern "C" __global__ void add_rows(Compute* dbias, const Operand* dout, size_t rows, int columns, size_t stride) {
     __shared__ Compute sums[32][ACROSS * COUNT];                    // of each warp
     const int place = threadIdx.x % ACROSS, start = blockIdx.x * ACROSS * COUNT, first = start + place * COUNT;
@@ -70,12 +89,19 @@ extern "C" __global__ void add_rows(Compute* dbias, const Operand* dout, size_t 
         for (int warp = 0; warp < blockDim.x / 32; warp++) all += sums[warp][c];
         dbias[start + c] += all;
     }
-}''', threads=1024, variants=[dict(Operand=name, **sizes) for name, size in zip(OPERANDS, (4, 2, 2, 8))
-                              for sizes in (dict(COUNT=16 // size, ACROSS=2), dict(COUNT=1, ACROSS=32 // size))])
+}""",
+    threads=1024,
+    variants=[
+        dict(Operand=name, **sizes)
+        for name, size in zip(OPERANDS, (4, 2, 2, 8))
+        for sizes in (dict(COUNT=16 // size, ACROSS=2), dict(COUNT=1, ACROSS=32 // size))
+    ],
+)
 
 
 class Packed(NamedTuple):
     """A weight (D, E) as products take it. weight: float32.   rounded: the same in the operands' type; one copy, as cuBLAS reads it either way."""
+
     weight: Any
     rounded: Any
 
@@ -96,6 +122,7 @@ class Packed(NamedTuple):
 def packed(weight, operand=BF16):
     """Room for a weight in the type `operand`: bfloat16 or float16. `pack` fills it."""
     import cupy
+
     return Packed(weight, cupy.zeros(weight.shape, operand))
 
 
@@ -114,7 +141,13 @@ def lay(out, bias, residual):
     below = out if residual is None else residual
     count = 4 if divides(4, out) and divides(4, below) else 1
     rows, columns = out.shape
-    lay_kernel(grid(rows * columns // count), (out, bias, residual, rows, columns, row_stride(out), row_stride(below)), Out=out, Residual=below, COUNT=count)
+    lay_kernel(
+        grid(rows * columns // count),
+        (out, bias, residual, rows, columns, row_stride(out), row_stride(below)),
+        Out=out,
+        Residual=below,
+        COUNT=count,
+    )
 
 
 def add_rows(dbias, dout):
@@ -122,7 +155,13 @@ def add_rows(dbias, dout):
     rows, columns = dout.shape
     most = 16 // dout.itemsize
     count, across = (most, 2) if divides(most, dout) else (1, 2 * most)
-    add_rows_kernel(-(-columns // (count * across)), (dbias, dout, rows, columns, row_stride(dout)), Operand=dout, COUNT=count, ACROSS=across)
+    add_rows_kernel(
+        -(-columns // (count * across)),
+        (dbias, dout, rows, columns, row_stride(dout)),
+        Operand=dout,
+        COUNT=count,
+        ACROSS=across,
+    )
 
 
 def values_of(weight):
@@ -173,7 +212,7 @@ def linear_transposed_forward(out, x, weight):
 
 def linear_transposed_backward(dx, dweight, dout, x, weight):
     values = values_of(weight)
-    dout = dout[:, :len(values)]
+    dout = dout[:, : len(values)]
     for rows in pieces_at_once(values):
         add_outer(dweight[rows], dout[:, rows], x)
     for rows in pieces_at_once(values) if dx.itemsize > 2 else [slice(0, None)]:  # a sum of 16 bits is rounded once

@@ -4,11 +4,14 @@ The largest logit and the sum of exponentials come from one pass over the row, a
 Backward goes over the row once more, which by then lies in the cache. Eight logits are asked for together: a thread that waits for each in turn,
 as it must for a read after a write to what may be the same array, waits for memory.
 """
+
 from .gemm import row_stride
 from .source import Kernel
 from .vector import threads_of_row
 
-cross_entropy = Kernel("softmax_cross_entropy", r'''
+cross_entropy = Kernel(
+    "softmax_cross_entropy",
+    r"""
 // z[j] = row[start + j threads]; past its end, minus infinity
 __device__ __forceinline__ void take(Compute (&z)[8], const Number* row, size_t start, size_t pieces) {
     #pragma unroll
@@ -54,15 +57,33 @@ extern "C" __global__ void __launch_bounds__(1024) softmax_cross_entropy(
             }
         }
     }
-}''', variants=[dict(Operand=operand, Number=number, Target=target, WITH_GRADIENT=gradient) for operand, number, target, gradient in (
-    ("float", "float", "int", 0), ("float", "float", "int", 1), ("bfloat16", "float", "int", 1), ("half", "float", "int", 1), ("double", "double", "int", 0),
-    ("double", "double", "int", 1), ("float", "float", "long long", 1))])
+}""",
+    variants=[
+        dict(Operand=operand, Number=number, Target=target, WITH_GRADIENT=gradient)
+        for operand, number, target, gradient in (
+            ("float", "float", "int", 0),
+            ("float", "float", "int", 1),
+            ("bfloat16", "float", "int", 1),
+            ("half", "float", "int", 1),
+            ("double", "double", "int", 0),
+            ("double", "double", "int", 1),
+            ("float", "float", "long long", 1),
+        )
+    ],
+)
 
 
 def _cross_entropy(dlogits, losses, logits, targets, scale, with_gradient):
     rows, pieces = logits.shape
-    cross_entropy(rows, (dlogits, row_stride(dlogits), losses, logits, row_stride(logits), targets, pieces, scale), threads=threads_of_row(pieces // 8, 1024),
-                  Operand=dlogits, Number=logits, Target=targets, WITH_GRADIENT=with_gradient)
+    cross_entropy(
+        rows,
+        (dlogits, row_stride(dlogits), losses, logits, row_stride(logits), targets, pieces, scale),
+        threads=threads_of_row(pieces // 8, 1024),
+        Operand=dlogits,
+        Number=logits,
+        Target=targets,
+        WITH_GRADIENT=with_gradient,
+    )
 
 
 def softmax_cross_entropy_forward(losses, logits, targets):

@@ -1,14 +1,22 @@
 """RMSNorm and LayerNorm. A warp takes a row, which its lanes sum without meeting the block's others; the weight's gradient is summed over
 the rows of a block, and then over blocks, in an order that never changes."""
+
 from .scratch import scratch
 from .source import Kernel
 from .vector import SEVERAL, count, variants
 
 ROWS = 32  # of a block in backward: enough blocks to fill a GPU with the rows of a small batch, and parts that are small beside the rows
-TYPES = [types for t in ("float", "double", "bfloat16", "half") for centred in (0, 1)
-         for types in variants(Number="double" if t == "double" else "float", Operand=t, CENTRED=centred)]
+TYPES = [
+    types
+    for t in ("float", "double", "bfloat16", "half")
+    for centred in (0, 1)
+    for types in variants(Number="double" if t == "double" else "float", Operand=t, CENTRED=centred)
+]
 
-forward = Kernel("norm_forward", SEVERAL + r'''
+forward = Kernel(
+    "norm_forward",
+    SEVERAL
+    + r"""
 extern "C" __global__ void norm_forward(Operand* out, Number* mean, Number* rstd, const Number* x, const Number* weight, const Number* bias,
                                         size_t rows, int width, Compute eps) {
     const size_t r = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
@@ -40,10 +48,15 @@ extern "C" __global__ void norm_forward(Operand* out, Number* mean, Number* rstd
         if (CENTRED) mean[r] = centre;
         rstd[r] = scale;
     }
-}''', variants=TYPES)
+}""",
+    variants=TYPES,
+)
 
 # slopes, sums (blocks, width): what each block's rows give to the gradients of the weight and, where `sums` is there, of the bias.
-backward = Kernel("norm_backward", SEVERAL + r'''
+backward = Kernel(
+    "norm_backward",
+    SEVERAL
+    + r"""
 extern "C" __global__ void norm_backward(Number* dx, Number* slopes, Number* sums, const Operand* dout, const Number* x, const Number* weight,
                                          const Number* mean, const Number* rstd, size_t rows, int width) {
     const size_t low = blockIdx.x * (size_t)ROWS, high = low + ROWS < rows ? low + ROWS : rows;
@@ -83,10 +96,14 @@ extern "C" __global__ void norm_backward(Number* dx, Number* slopes, Number* sum
         slopes[blockIdx.x * (size_t)width + c] = slope;
         if (sums) sums[blockIdx.x * (size_t)width + c] = sum;
     }
-}''', variants=[dict(types, ROWS=ROWS) for types in TYPES])
+}""",
+    variants=[dict(types, ROWS=ROWS) for types in TYPES],
+)
 
 # total[c] += sum of column c of x (rows, width): a block of 32 x 32 threads takes 32 columns, each row of threads every 32nd row.
-add_rows = Kernel("add_rows", r'''
+add_rows = Kernel(
+    "add_rows",
+    r"""
 extern "C" __global__ void add_rows(Number* total, const Number* x, int rows, int width) {
     __shared__ Number sums[32][33];  // one more column than is used: a column's numbers then lie in different banks
     const int lane = threadIdx.x % 32, group = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
@@ -99,21 +116,37 @@ extern "C" __global__ void add_rows(Number* total, const Number* x, int rows, in
     sum = warp_sum(sums[group][lane]);
     const int mine = blockIdx.x * 32 + group;
     if (lane == 0 && mine < width) total[mine] += sum;
-}''', threads=1024, variants=[dict(Number="float"), dict(Number="double")])
+}""",
+    threads=1024,
+    variants=[dict(Number="float"), dict(Number="double")],
+)
 
 
 def _forward(out, mean, rstd, x, weight, bias, eps):
     rows, width = x.shape
-    forward(-(-rows // 8), (out, mean, rstd, x, weight, bias, rows, width, eps),
-            Number=x, Operand=out, COUNT=count(width, out, x, weight, bias), CENTRED=int(mean is not None))
+    forward(
+        -(-rows // 8),
+        (out, mean, rstd, x, weight, bias, rows, width, eps),
+        Number=x,
+        Operand=out,
+        COUNT=count(width, out, x, weight, bias),
+        CENTRED=int(mean is not None),
+    )
 
 
 def _backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
     rows, width = x.shape
     blocks = -(-rows // ROWS)
     slopes, *sums = scratch(*[(blocks * width, x.dtype)] * (1 if dbias is None else 2))
-    backward(blocks, (dx, slopes, sums[0] if sums else None, dout, x, weight, mean, rstd, rows, width),
-             Number=x, Operand=dout, COUNT=count(width, dx, dout, x, weight), CENTRED=int(mean is not None), ROWS=ROWS)
+    backward(
+        blocks,
+        (dx, slopes, sums[0] if sums else None, dout, x, weight, mean, rstd, rows, width),
+        Number=x,
+        Operand=dout,
+        COUNT=count(width, dx, dout, x, weight),
+        CENTRED=int(mean is not None),
+        ROWS=ROWS,
+    )
     for total, parts in zip((dweight, dbias), (slopes, *sums)):
         add_rows(-(-width // 32), (total, parts, blocks, width), Number=total)
 

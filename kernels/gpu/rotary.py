@@ -1,11 +1,15 @@
 """Rotary positions: pairs (i, i + half) of every head turned in place."""
+
 import math
 
 from .source import Kernel
 from .vector import SEVERAL, count, variants
 
 # A warp takes a row: its lanes read neighbouring numbers, and finding a pair's head needs only a division of 32 bits.
-rotate = Kernel("rotate", SEVERAL + r'''
+rotate = Kernel(
+    "rotate",
+    SEVERAL
+    + r"""
 extern "C" __global__ void rotate(Operand* x, const Number* cos, const Number* sin, size_t rows, size_t columns, size_t places, int heads, int half, Number sign) {
     const size_t r = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
     if (r >= rows) return;
@@ -23,12 +27,24 @@ extern "C" __global__ void rotate(Operand* x, const Number* cos, const Number* s
         several(left) = a;
         several(right) = b;
     }
-}''', variants=[types for t in ("float", "double", "bfloat16", "half") for types in variants(Operand=t, Number="double" if t == "double" else "float")])
+}""",
+    variants=[
+        types
+        for t in ("float", "double", "bfloat16", "half")
+        for types in variants(Operand=t, Number="double" if t == "double" else "float")
+    ],
+)
 
 
 def _rotate(x, cos, sin, heads, sign):
     (rows, columns), (places, half) = x.shape, cos.shape
-    rotate(-(-rows // 8), (x, cos, sin, rows, columns, places, heads, half, sign), Operand=x, Number=cos, COUNT=count(math.gcd(half, columns), x, cos, sin))
+    rotate(
+        -(-rows // 8),
+        (x, cos, sin, rows, columns, places, heads, half, sign),
+        Operand=x,
+        Number=cos,
+        COUNT=count(math.gcd(half, columns), x, cos, sin),
+    )
 
 
 def rotary_forward(x, cos, sin, heads):

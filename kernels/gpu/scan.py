@@ -5,11 +5,12 @@ waits in shared memory, with B and C of the chunk; the states stay in registers.
 read whole, B and C are the same address for all lanes, and a readout is a sum over warps; gradients of B and C are sums over lanes.
 Of the states only those before each chunk are kept: backward makes the others again, a chunk at a time from the last to the first, in registers.
 """
+
 from .source import Kernel, grid
 
 CHUNK = 16  # steps between states that are kept: as many as backward holds, four states each, in registers
-WIDE = 32   # channels of a block, the lanes of a warp
-PER = 4     # states of a channel in a thread
+WIDE = 32  # channels of a block, the lanes of a warp
+PER = 4  # states of a channel in a thread
 
 
 def sizes(states, channels, itemsize):
@@ -35,10 +36,19 @@ def selective_scan_parts(batch, steps, channels, states):
     return -(-channels // WIDE) * batch * steps * -(-states // PER) * 2 * PER + batch * (states + 1) * channels
 
 
-VARIANTS = [dict(Number=number, **sizes(states, channels, size)) for number, size, states, channels in (
-    ("float", 4, 16, 512), ("float", 4, 16, 50), ("float", 4, 1, 32), ("float", 4, 19, 50), ("double", 8, 16, 512), ("double", 8, 5, 50))]
+VARIANTS = [
+    dict(Number=number, **sizes(states, channels, size))
+    for number, size, states, channels in (
+        ("float", 4, 16, 512),
+        ("float", 4, 16, 50),
+        ("float", 4, 1, 32),
+        ("float", 4, 19, 50),
+        ("double", 8, 16, 512),
+        ("double", 8, 5, 50),
+    )
+]
 
-SCAN = r'''
+SCAN = r"""
 constexpr int WIDE = 32, PER = 4, PASS = LANES * PER, QUADS = (STATES + PER - 1) / PER, ROUNDS = (CHUNK + LANES - 1) / LANES;
 constexpr Compute LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
 
@@ -75,9 +85,12 @@ __device__ __forceinline__ void take_selected(Compute (*bc)[2][PASS], const Comp
         bc[t][half][e % PASS] = n < STATES ? selected[(row + t + 1) * columns - (2 - half) * STATES + n] : Compute(0);
     }
 }
-'''
+"""
 
-forward = Kernel("selective_scan_forward", SCAN + r'''
+forward = Kernel(
+    "selective_scan_forward",
+    SCAN
+    + r"""
 // At least eight blocks at a time: registers to spare would cost more than they save where memory is waited for.
 extern "C" __global__ void __launch_bounds__(32 * LANES, 8) selective_scan_forward(
         Compute* out, Compute* states, const Compute* x, const Compute* delta, const Compute* selected, const Compute* projected, const Compute* a_log,
@@ -142,9 +155,15 @@ extern "C" __global__ void __launch_bounds__(32 * LANES, 8) selective_scan_forwa
                 if (here && is_state(n)) kept[(size_t)n * channels] = h[pass][i];
             }
     }
-}''', 128, VARIANTS)
+}""",
+    128,
+    VARIANTS,
+)
 
-backward = Kernel("selective_scan_backward", SCAN + r'''
+backward = Kernel(
+    "selective_scan_backward",
+    SCAN
+    + r"""
 // The sums over a warp of eight numbers, lane l receiving that of v[l % 8]: lanes give away the half that they do not go on with.
 __device__ __forceinline__ Compute share_sums(Compute (&v)[2 * PER], int lane) {
     #pragma unroll
@@ -272,10 +291,15 @@ extern "C" __global__ void selective_scan_backward(Compute* dx, Compute* delta, 
     if (lane || !here) return;
     for (int other = 1; other < LANES; ++other) dskip += y[other][0][c];
     sums[(size_t)STATES * channels] = dskip;
-}''', 128, VARIANTS)
+}""",
+    128,
+    VARIANTS,
+)
 
 # Sums over groups of channels, a thread one number of a row, and over texts, a thread one state of a channel, in their order.
-sum_parts = Kernel("selective_scan_sums", r'''
+sum_parts = Kernel(
+    "selective_scan_sums",
+    r"""
 extern "C" __global__ void selective_scan_sums(Compute* dselected, Compute* da_log, Compute* dskip, const Compute* parts,
                                                int batch, int steps, int channels, int columns) {
     constexpr int PER = 4, QUADS = (STATES + PER - 1) / PER;
@@ -296,20 +320,38 @@ extern "C" __global__ void selective_scan_sums(Compute* dselected, Compute* da_l
         for (int b = 0; b < batch; ++b) sum += sums[b * size + i];
         (i < (size_t)STATES * channels ? da_log[i] : dskip[i - (size_t)STATES * channels]) += sum;
     }
-}''', variants=[dict(Number=number, STATES=states) for number in ("float", "double") for states in (1, 5, 16)])
+}""",
+    variants=[dict(Number=number, STATES=states) for number in ("float", "double") for states in (1, 5, 16)],
+)
 
 
 def selective_scan_forward(out, states, scratch, x, delta, selected, projected, a_log, skip):
     batch, _, n_states, channels = states.shape
     constants = sizes(n_states, channels, out.dtype.itemsize)
-    forward(batch * -(-channels // WIDE), (out, states, x, delta, selected, projected, a_log, skip, len(x) // batch, channels, selected.shape[1]),
-            threads=WIDE * constants["LANES"], Number=out, **constants)
+    forward(
+        batch * -(-channels // WIDE),
+        (out, states, x, delta, selected, projected, a_log, skip, len(x) // batch, channels, selected.shape[1]),
+        threads=WIDE * constants["LANES"],
+        Number=out,
+        **constants,
+    )
 
 
-def selective_scan_backward(dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip):
+def selective_scan_backward(
+    dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip
+):
     batch, _, n_states, channels = states.shape
     constants, steps, columns = sizes(n_states, channels, dx.dtype.itemsize), len(x) // batch, selected.shape[1]
-    backward(batch * -(-channels // WIDE), (dx, delta, projected, parts, dout, states, x, selected, a_log, skip, batch, steps, channels, columns),
-             threads=WIDE * constants["LANES"], Number=dx, **constants)
-    sum_parts(grid(max(len(x) * 2 * n_states, (n_states + 1) * channels)), (dselected, da_log, dskip, parts, batch, steps, channels, columns),
-              Number=dx, STATES=n_states)
+    backward(
+        batch * -(-channels // WIDE),
+        (dx, delta, projected, parts, dout, states, x, selected, a_log, skip, batch, steps, channels, columns),
+        threads=WIDE * constants["LANES"],
+        Number=dx,
+        **constants,
+    )
+    sum_parts(
+        grid(max(len(x) * 2 * n_states, (n_states + 1) * channels)),
+        (dselected, da_log, dskip, parts, batch, steps, channels, columns),
+        Number=dx,
+        STATES=n_states,
+    )

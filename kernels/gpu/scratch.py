@@ -1,10 +1,12 @@
 """Memory that a kernel needs beside its arguments. It is taken at the first call of a size and kept, so a captured graph may hold its address."""
+
 import functools
 
 
 @functools.cache
 def _room(size):
     import cupy  # first needed here, so that these kernels can be read without CuPy
+
     return cupy.empty(size, "u1")
 
 
@@ -18,6 +20,6 @@ def scratch(*parts):
     room = _room(1 << max(0, sum(sizes) - 1).bit_length())
     found, start = [], 0
     for (n, dtype), size in zip(parts, sizes):
-        found.append(room[start:start + int(n) * dtype.itemsize].view(dtype))
+        found.append(room[start : start + int(n) * dtype.itemsize].view(dtype))
         start += size
     return found

@@ -4,6 +4,7 @@ A kernel's CUDA source stands as a string beside its Python. It is compiled when
 constants, by NVRTC through CuPy; no header of the CUDA toolkit is included, so the driver and CuPy's own libraries are all that is needed.
 CuPy flushes float32 numbers under 2^-126 to zero (`-ftz=true`).
 """
+
 import operator
 import re
 
@@ -14,7 +15,7 @@ from slm_np.workspace import BF16
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")  # what kernels are compiled for in tests: T4, A100, H100 and H200
 OPTIONS = ("-std=c++17",)
 
-PRELUDE = r'''
+PRELUDE = r"""
 #define INF __int_as_float(0x7f800000)
 
 // Types that are stored: bits alone, computed with as float.
@@ -138,14 +139,28 @@ __device__ __forceinline__ unsigned hash(unsigned key, size_t index) {
     x = (x ^ x >> 13) * 0xC2B2AE35u;
     return x ^ x >> 16;
 }
-'''
+"""
 
 # C types and the NumPy types of their arrays and values.
-TYPES = {"float": np.dtype(np.float32), "double": np.dtype(np.float64), "bfloat16": BF16, "half": np.dtype(np.float16), "int": np.dtype(np.int32),
-         "unsigned": np.dtype(np.uint32), "long long": np.dtype(np.int64), "size_t": np.dtype(np.uint64), "unsigned char": np.dtype(np.uint8),
-         "bool": np.dtype(np.bool_)}
+TYPES = {
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+    "bfloat16": BF16,
+    "half": np.dtype(np.float16),
+    "int": np.dtype(np.int32),
+    "unsigned": np.dtype(np.uint32),
+    "long long": np.dtype(np.int64),
+    "size_t": np.dtype(np.uint64),
+    "unsigned char": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
 C_NAMES = {dtype: name for name, dtype in TYPES.items()}
-SAME = {"unsigned int": "unsigned", "unsigned long long": "size_t", "uint16_t": "bfloat16", "unsigned short": "bfloat16"}
+SAME = {
+    "unsigned int": "unsigned",
+    "unsigned long long": "size_t",
+    "uint16_t": "bfloat16",
+    "unsigned short": "bfloat16",
+}
 MOST_SHARED = 48 * 1024  # bytes of dynamic shared memory that a block has without asking
 
 
@@ -164,11 +179,13 @@ def _c_name(value):
 def _number(dtype, what):
     """A converter to `dtype`, by value: what does not fit is an OverflowError, what is no number (an array of the GPU, say) a TypeError."""
     if dtype.kind == "f":
+
         def convert(value):
             if not isinstance(value, (int, float, np.generic)):
                 raise TypeError(f"{what} takes a number, not {type(value).__name__}")
             return dtype.type(value)
     elif dtype.kind == "b":
+
         def convert(value):
             return np.bool_(operator.index(bool(value)))
     else:
@@ -179,17 +196,20 @@ def _number(dtype, what):
             if not low <= value <= high:
                 raise OverflowError(f"{what}: {value} does not fit")
             return dtype.type(value)
+
     return convert
 
 
 def _array(dtype, what):
     """A converter for a pointer parameter: an array of `dtype`, or None for a null pointer."""
+
     def convert(value):
         if value is None:
             return np.uint64(0)
         if value.dtype != dtype:
             raise TypeError(f"{what} takes an array of {dtype}, not of {value.dtype}")
         return value
+
     return convert
 
 
@@ -206,6 +226,7 @@ def _scalar(dtype, what):
         else:
             held["value"] = number(value)
         return held
+
     return convert
 
 
@@ -219,6 +240,7 @@ class Kernel:
     A keyword that is an array, a NumPy type or a C name becomes `typedef TYPE KEYWORD`, one that is an int `constexpr int KEYWORD`. `Compute` is
     double if any of the types is, else float. Each argument is converted to the type that the C signature declares; None is a null pointer.
     """
+
     KERNELS = []
 
     def __init__(self, name, text, threads=256, variants=({},)):
@@ -226,14 +248,25 @@ class Kernel:
         signature = re.search(rf"\b{name}\s*\(([^)]*)\)\s*\{{", text)
         if not signature:
             raise ValueError(f"no kernel {name} in its source")
-        parameters = re.sub(r"\b(const|__restrict__|__grid_constant__)\b", " ", re.sub(r"//[^\n]*|/\*.*?\*/", " ", signature[1], flags=re.S))
-        self.parameters = [re.fullmatch(r"\s*(.*?)\s*\b(\w+)\s*", one, re.S).groups() for one in parameters.split(",") if one.strip()]
+        parameters = re.sub(
+            r"\b(const|__restrict__|__grid_constant__)\b",
+            " ",
+            re.sub(r"//[^\n]*|/\*.*?\*/", " ", signature[1], flags=re.S),
+        )
+        self.parameters = [
+            re.fullmatch(r"\s*(.*?)\s*\b(\w+)\s*", one, re.S).groups() for one in parameters.split(",") if one.strip()
+        ]
         Kernel.KERNELS.append(self)
 
     def code(self, **types):
         """The whole source for these types and constants."""
-        named = {name: value if isinstance(value, (int, np.integer)) else _c_name(value) for name, value in types.items()}
-        lines = [f"constexpr int {name} = {int(value)};" if not isinstance(value, str) else f"typedef {value} {name};" for name, value in named.items()]
+        named = {
+            name: value if isinstance(value, (int, np.integer)) else _c_name(value) for name, value in types.items()
+        }
+        lines = [
+            f"constexpr int {name} = {int(value)};" if not isinstance(value, str) else f"typedef {value} {name};"
+            for name, value in named.items()
+        ]
         compute = "double" if "double" in named.values() else "float"
         return "\n".join((PRELUDE, f"typedef {compute} Compute;", *lines, self.text))
 
@@ -248,20 +281,28 @@ class Kernel:
             if c_type not in TYPES:
                 raise TypeError(f"{self.name}: parameters of type {c_type} are not known")
             return TYPES[c_type]
+
         made = []
         for c_type, name in self.parameters:
             what = f"{self.name}'s {name}"
             if c_type.endswith("*"):
                 made.append(_array(dtype_of(c_type[:-1]), what))
             elif c_type.startswith("Scalar"):
-                made.append(_scalar(dtype_of(c_type[c_type.index("<") + 1:c_type.rindex(">")]), what))
+                made.append(_scalar(dtype_of(c_type[c_type.index("<") + 1 : c_type.rindex(">")]), what))
             else:
                 made.append(_number(dtype_of(c_type), what))
         return made
 
     def __call__(self, blocks, arguments, shared=0, threads=None, **types):
         import cupy  # first needed here, so that these kernels can be read without CuPy
-        key = (cupy, *((name, value if isinstance(value, (int, str, np.integer)) else getattr(value, "dtype", value)) for name, value in types.items()))
+
+        key = (
+            cupy,
+            *(
+                (name, value if isinstance(value, (int, str, np.integer)) else getattr(value, "dtype", value))
+                for name, value in types.items()
+            ),
+        )
         if key not in self._compiled:
             module = cupy.RawModule(code=self.code(**types), backend="nvrtc", options=OPTIONS)
             self._compiled[key] = [module.get_function(self.name), self.converters(**types), MOST_SHARED]
@@ -272,5 +313,9 @@ class Kernel:
         if shared > most_shared:
             function.max_dynamic_shared_size_bytes = compiled[2] = shared
         threads = self.threads if threads is None else threads
-        function(blocks if isinstance(blocks, tuple) else (blocks,), threads if isinstance(threads, tuple) else (threads,),
-                 tuple([convert(value) for convert, value in zip(converters, arguments)]), shared_mem=shared)
+        function(
+            blocks if isinstance(blocks, tuple) else (blocks,),
+            threads if isinstance(threads, tuple) else (threads,),
+            tuple([convert(value) for convert, value in zip(converters, arguments)]),
+            shared_mem=shared,
+        )

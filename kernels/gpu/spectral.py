@@ -1,4 +1,5 @@
 """Power iteration for the spectral norm of a square matrix, by `slm_np.spectral`'s rule, with nothing for the host to wait for."""
+
 from .gemm import gemm
 from .source import Kernel, grid
 
@@ -6,7 +7,9 @@ MOST = 8  # vectors: a warp each
 NUMBERS = [dict(Number="float"), dict(Number="double")]
 
 # Gram and Schmidt, one row after another: each warp finds the row's part along one of those before, then all threads take the parts off.
-orthonormalise = Kernel("orthonormalise", r'''
+orthonormalise = Kernel(
+    "orthonormalise",
+    r"""
 extern "C" __global__ void orthonormalise(Number* vectors, int rows, int width) {
     __shared__ Number parts[32], shared[32];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -27,11 +30,16 @@ extern "C" __global__ void orthonormalise(Number* vectors, int rows, int width) 
         for (int c = threadIdx.x; c < width; c += blockDim.x) v[c] *= scale;
         __syncthreads();
     }
-}''', threads=32 * MOST, variants=NUMBERS)
+}""",
+    threads=32 * MOST,
+    variants=NUMBERS,
+)
 
 # The largest eigenvalue of P, symmetric and never negative: log of it = sum over s of log(trace of P_s) / 2^s, P_(s+1) = (P_s / trace)^2. The
 # squares tend to the projection on its eigenvectors. found: the norm, its root, held down to `limit`, and what A is to be multiplied by for that.
-largest = Kernel("largest_eigenvalue", r'''
+largest = Kernel(
+    "largest_eigenvalue",
+    r"""
 extern "C" __global__ void largest_eigenvalue(double* found, const Number* products, int rows, double limit) {
     __shared__ double p[64];
     const int i = threadIdx.x / rows, j = threadIdx.x % rows, mine = threadIdx.x;
@@ -52,14 +60,21 @@ extern "C" __global__ void largest_eigenvalue(double* found, const Number* produ
     const bool above = limit > 0 && norm > limit && norm < 1e300;
     found[0] = above ? limit : norm;
     found[1] = above ? limit / norm : 1;
-}''', threads=MOST * MOST, variants=NUMBERS)
+}""",
+    threads=MOST * MOST,
+    variants=NUMBERS,
+)
 
-shrink = Kernel("shrink", r'''
+shrink = Kernel(
+    "shrink",
+    r"""
 extern "C" __global__ void shrink(Number* a, size_t n, const double* found) {
     const Number scale = found[1];
     if (scale == 1) return;
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) a[i] *= scale;
-}''', variants=NUMBERS)
+}""",
+    variants=NUMBERS,
+)
 
 
 def spectral_norm(found, a, vectors, images, products, rounds, limit):

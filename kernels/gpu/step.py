@@ -4,25 +4,55 @@ record   (6,) float64: RECORD, which the host may read between two steps
 given    (3,) float64: GIVEN, what the host says anew for every micro-batch
 scalars  (6,) in the weights' type: SCALARS, which kernels read as `Scalar`
 """
+
 from .source import Kernel, grid
 
-RECORD = ("loss", "norm", "updates", "bad", "scale", "good")  # bad: updates left out in a row.   scale, good: of a GradientScaler
-GIVEN = ("rate", "share", "first")                            # share: 1 / targets that count.   first: 1 for an update's first micro-batch
-SCALARS = ("norm", "clip", "rate", "correction1", "correction2", "slope")  # slope: of the sum of losses, in what is derived
+RECORD = (
+    "loss",
+    "norm",
+    "updates",
+    "bad",
+    "scale",
+    "good",
+)  # bad: updates left out in a row.   scale, good: of a GradientScaler
+GIVEN = ("rate", "share", "first")  # share: 1 / targets that count.   first: 1 for an update's first micro-batch
+SCALARS = (
+    "norm",
+    "clip",
+    "rate",
+    "correction1",
+    "correction2",
+    "slope",
+)  # slope: of the sum of losses, in what is derived
 
-NAMES = "".join(f"struct {kind} {{ {number} {', '.join(names)}; }};\n" for kind, number, names in (
-    ("Record", "double", RECORD), ("Given", "double", GIVEN), ("Scalars", "Number", SCALARS)))
+NAMES = "".join(
+    f"struct {kind} {{ {number} {', '.join(names)}; }};\n"
+    for kind, number, names in (
+        ("Record", "double", RECORD),
+        ("Given", "double", GIVEN),
+        ("Scalars", "Number", SCALARS),
+    )
+)
 NUMBERS = [dict(Number="float"), dict(Number="double")]
 
-begin_kernel = Kernel("begin_batch", NAMES + r'''
+begin_kernel = Kernel(
+    "begin_batch",
+    NAMES
+    + r"""
 extern "C" __global__ void begin_batch(double* record, Number* scalars, const double* given) {
     Record& r = *(Record*)record;
     const Given& g = *(const Given*)given;
     if (g.first != 0) r.loss = 0;
     ((Scalars*)scalars)->slope = r.scale * g.share;
-}''', threads=1, variants=NUMBERS)
+}""",
+    threads=1,
+    variants=NUMBERS,
+)
 
-losses_kernel = Kernel("add_losses", NAMES + r'''
+losses_kernel = Kernel(
+    "add_losses",
+    NAMES
+    + r"""
 extern "C" __global__ void add_losses(double* record, const Number* losses, size_t n, const double* given) {
     __shared__ double shared[32];
     double sum = 0;
@@ -30,10 +60,16 @@ extern "C" __global__ void add_losses(double* record, const Number* losses, size
     for (size_t i = threadIdx.x; i < n; i += 1024) sum += losses[i];
     sum = block_sum(sum, shared);
     if (threadIdx.x == 0) ((Record*)record)->loss += sum * ((const Given*)given)->share;
-}''', threads=1024, variants=NUMBERS)
+}""",
+    threads=1024,
+    variants=NUMBERS,
+)
 
 # A gradient that overflowed under a scale that can be lowered is no bad step: the scale is at fault.
-settle_kernel = Kernel("settle", NAMES + r'''
+settle_kernel = Kernel(
+    "settle",
+    NAMES
+    + r"""
 extern "C" __global__ void settle(double* record, Number* scalars, const double* given, double beta1, double beta2,
                                   double growth, double backoff, double interval, double lowest) {
     Record& r = *(Record*)record;
@@ -51,13 +87,20 @@ extern "C" __global__ void settle(double* record, Number* scalars, const double*
         if (!good) r.scale = r.scale * backoff > lowest ? r.scale * backoff : lowest;
         if (r.good == interval) r.scale *= growth, r.good = 0;
     }
-}''', threads=1, variants=NUMBERS)
+}""",
+    threads=1,
+    variants=NUMBERS,
+)
 
-forget_kernel = Kernel("forget", r'''
+forget_kernel = Kernel(
+    "forget",
+    r"""
 extern "C" __global__ void forget(Number* x, size_t n, const double* record) {
     if (*record - *record == 0) return;  // the loss
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) x[i] = 0;
-}''', variants=NUMBERS)
+}""",
+    variants=NUMBERS,
+)
 
 
 def begin_batch(record, scalars, given):

@@ -2,13 +2,14 @@
 
 A kernel that uses them has the constant COUNT, which `count` answers, and strides by it.
 """
-SEVERAL = r'''
+
+SEVERAL = r"""
 template <class T> struct alignas(COUNT * sizeof(T)) Several { T at[COUNT]; };
 template <class T> __device__ __forceinline__ Several<T>& several(T* x) { return *(Several<T>*)x; }
 template <class T> __device__ __forceinline__ const Several<T>& several(const T* x) { return *(const Several<T>*)x; }
 __device__ __forceinline__ size_t first_number() { return COUNT * (blockIdx.x * (size_t)blockDim.x + threadIdx.x); }
 __device__ __forceinline__ size_t next_numbers() { return COUNT * (gridDim.x * (size_t)blockDim.x); }
-'''
+"""
 FIT = {"double": 2, "float": 4, "bfloat16": 8, "half": 8}  # of a type in 16 bytes
 
 

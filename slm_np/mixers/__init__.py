@@ -9,6 +9,7 @@ State(config, B, memory)   what is kept of the past, in so many numbers of `memo
 Its output has `columns` columns: those of the stream, but for a last mixer that gives the logits. `residual` is added to it, or None.
 With a `state`, forward goes on where it was left and leaves it where the window ends; attention begins anew.
 """
+
 from slm_np.mixers import attention, mamba, recurrence
 
 MIXERS = {"A": attention, "M": mamba, "S": recurrence}

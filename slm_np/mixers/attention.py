@@ -1,9 +1,9 @@
 """Causal multi-head attention as a mixer. Sizes: B batch, T steps, N = B T, H query heads, K key-value heads, w head width."""
+
 from slm_np import ops
 from slm_np.branch import join_backward, join_forward
 from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
-
 
 NAME = "attention"
 TENSORS = ("qkv.weight", "qkv.bias", "output.weight", "output.bias")
@@ -30,7 +30,11 @@ def plan(config, batch, steps, arrays):
     yield Request("attention.heads", (n, attended), "saved", "operand")
     yield Request("attention.lse", (batch * config.n_head, steps), "saved")
     yield Request("attention.dheads", (n, attended), "scratch", "operand")
-    yield Request("attention.scores", ops.attention_scratch(steps, config.head_dim, batch * config.n_head, arrays.empty(0)), "scratch")
+    yield Request(
+        "attention.scores",
+        ops.attention_scratch(steps, config.head_dim, batch * config.n_head, arrays.empty(0)),
+        "scratch",
+    )
 
 
 def state_size(config, batch):
@@ -50,7 +54,7 @@ class State:
     def take(self, config, qkv, steps):
         """Keep the keys and values of a prompt of `steps` tokens, which starts the text."""
         batch, kv, w = self.keys.shape[0], config.n_kv_head, config.head_dim
-        kept = qkv.reshape(batch, steps, config.n_head + 2 * kv, w)[:, :, config.n_head:].swapaxes(1, 2)
+        kept = qkv.reshape(batch, steps, config.n_head + 2 * kv, w)[:, :, config.n_head :].swapaxes(1, 2)
         self.keys[:, :, :steps], self.values[:, :, :steps] = kept[:, :kv], kept[:, kv:]
 
 
@@ -61,7 +65,17 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None):
     ops.linear_forward(qkv, x, w["attention.qkv.weight"], w.get("attention.qkv.bias"), None)
     if config.positions == "rotary":
         ops.rotary_forward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
-    ops.attention_forward(heads, a["attention.lse"], scores, qkv, config.n_head, config.n_kv_head, steps, config.dropout if key is not None else 0.0, 0 if key is None else key)
+    ops.attention_forward(
+        heads,
+        a["attention.lse"],
+        scores,
+        qkv,
+        config.n_head,
+        config.n_kv_head,
+        steps,
+        config.dropout if key is not None else 0.0,
+        0 if key is None else key,
+    )
     if state is not None:
         state.take(config, qkv, steps)
     join_forward(config, w, a, "attention.output", out, heads, residual, join_key)
@@ -71,9 +85,26 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
     """dx = the gradient of the mixer's input. The queries, keys and values that forward saved become their gradient."""
     qkv, heads, dheads = a["attention.qkv"], a["attention.heads"], a["attention.dheads"]
     dbranch = join_backward(config, a, dout, join_key)
-    ops.linear_backward(dheads, g["attention.output.weight"], g.get("attention.output.bias"), dbranch, heads, w["attention.output.weight"])
-    ops.attention_backward(qkv, a["attention.scores"], dheads, heads, a["attention.lse"], config.n_head, config.n_kv_head, a["attention.lse"].shape[1],
-                           config.dropout if key is not None else 0.0, 0 if key is None else key)
+    ops.linear_backward(
+        dheads,
+        g["attention.output.weight"],
+        g.get("attention.output.bias"),
+        dbranch,
+        heads,
+        w["attention.output.weight"],
+    )
+    ops.attention_backward(
+        qkv,
+        a["attention.scores"],
+        dheads,
+        heads,
+        a["attention.lse"],
+        config.n_head,
+        config.n_kv_head,
+        a["attention.lse"].shape[1],
+        config.dropout if key is not None else 0.0,
+        0 if key is None else key,
+    )
     if config.positions == "rotary":
         ops.rotary_backward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
     ops.linear_backward(dx, g["attention.qkv.weight"], g.get("attention.qkv.bias"), qkv, x, w["attention.qkv.weight"])

@@ -3,6 +3,7 @@
 Equations and initial weights are those of Hugging Face's MambaForCausalLM. Sizes: B batch, T steps, N = B T, E channels, S states of each, R rank
 of the time steps, K tokens that the convolution sees.
 """
+
 import numpy as np
 
 from slm_np import ops
@@ -12,8 +13,19 @@ from slm_np.params import Tensor, weight
 from slm_np.workspace import Request
 
 NAME = "mamba"
-TENSORS = ("input.weight", "input.bias", "convolution.weight", "convolution.bias", "select.weight", "step.weight", "step.bias", "a_log", "skip",
-           "output.weight", "output.bias")
+TENSORS = (
+    "input.weight",
+    "input.bias",
+    "convolution.weight",
+    "convolution.bias",
+    "select.weight",
+    "step.weight",
+    "step.bias",
+    "a_log",
+    "skip",
+    "output.weight",
+    "output.bias",
+)
 SHORTEST, LONGEST, LEAST = 1e-3, 0.1, 1e-4  # time steps at the start
 
 
@@ -29,16 +41,24 @@ def time_steps(draw, shape):
 
 
 def parameters(config, columns):
-    width, channels, states, rank, bias = config.n_embd, config.n_inner, config.channel_states, config.time_step_rank, config.bias
+    width, channels, states, rank, bias = (
+        config.n_embd,
+        config.n_inner,
+        config.channel_states,
+        config.time_step_rank,
+        config.bias,
+    )
     yield weight(config, "mamba.input.weight", (width, 2 * channels), width)
-    yield Tensor("mamba.convolution.weight", (config.conv_kernel, channels), "uniform", config.conv_kernel ** -0.5)
+    yield Tensor("mamba.convolution.weight", (config.conv_kernel, channels), "uniform", config.conv_kernel**-0.5)
     yield Tensor("mamba.convolution.bias", (channels,), "zeros")
-    yield weight(config, "mamba.select.weight", (channels, rank + 2 * states), channels)._replace(multiplies=False)  # small: not worth rounding
-    yield Tensor("mamba.step.weight", (rank, channels), "uniform", rank ** -0.5)
+    yield weight(config, "mamba.select.weight", (channels, rank + 2 * states), channels)._replace(
+        multiplies=False
+    )  # small: not worth rounding
+    yield Tensor("mamba.step.weight", (rank, channels), "uniform", rank**-0.5)
     yield Tensor("mamba.step.bias", (channels,), time_steps)
     yield Tensor("mamba.a_log", (states, channels), rates, decay=False)
     yield Tensor("mamba.skip", (channels,), "ones")
-    yield Tensor("mamba.output.weight", (channels, columns), "uniform", channels ** -0.5, multiplies=True)
+    yield Tensor("mamba.output.weight", (channels, columns), "uniform", channels**-0.5, multiplies=True)
     if bias:
         yield Tensor("mamba.input.bias", (2 * channels,), "zeros")
         yield Tensor("mamba.output.bias", (columns,), "zeros")
@@ -87,22 +107,28 @@ class State:
         batch, kept, channels = self.past.shape
         inputs = projected.reshape(batch, -1, 2 * channels)[:, -kept:, :channels] if kept else self.past
         steps = inputs.shape[1]
-        if steps < kept:  # a window shorter than the convolution; from the copy, as CuPy would take memory to move what lies in one array
-            self.past[:, :kept - steps] = past[:, steps:]
-        self.past[:, kept - steps:] = inputs
+        if (
+            steps < kept
+        ):  # a window shorter than the convolution; from the copy, as CuPy would take memory to move what lies in one array
+            self.past[:, : kept - steps] = past[:, steps:]
+        self.past[:, kept - steps :] = inputs
         self.scan[...] = states[:, -1]
 
 
 def forward(config, w, a, out, x, residual, key, join_key, state=None):
     """out = residual + mamba(x) W + b. With `state`, the texts go on from there, and leave there what they carry on."""
-    projected, past, inner, selected, delta, states = (a[f"mamba.{name}"] for name in ("projected", "past", "x", "selected", "delta", "states"))
+    projected, past, inner, selected, delta, states = (
+        a[f"mamba.{name}"] for name in ("projected", "past", "x", "selected", "delta", "states")
+    )
     past[...] = 0 if state is None else state.past
     states[:, 0] = 0 if state is None else state.scan
     ops.linear_forward(projected, x, w["mamba.input.weight"], w.get("mamba.input.bias"), None)
     ops.convolution_forward(inner, projected, past, w["mamba.convolution.weight"], w["mamba.convolution.bias"])
     ops.linear_forward(selected, inner, w["mamba.select.weight"], None, None)
     ops.linear_forward(delta, columns(selected, a["mamba.rank"]), w["mamba.step.weight"], w["mamba.step.bias"], None)
-    ops.selective_scan_forward(a["mamba.out"], states, a["mamba.scan"], inner, delta, selected, projected, w["mamba.a_log"], w["mamba.skip"])
+    ops.selective_scan_forward(
+        a["mamba.out"], states, a["mamba.scan"], inner, delta, selected, projected, w["mamba.a_log"], w["mamba.skip"]
+    )
     if state is not None:
         state.take(projected, states, past)
     join_forward(config, w, a, "mamba.output", out, operand(a, "mamba.read", a["mamba.out"]), residual, join_key)
@@ -113,14 +139,50 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
     projected, inner, delta, dinner = a["mamba.projected"], a["mamba.x"], a["mamba.delta"], a["mamba.dx"]
     selected, dselected, dscan = a["mamba.selected"], a["mamba.dselected"], a["mamba.dout"]
     dbranch = join_backward(config, a, dout, join_key)
-    ops.linear_backward(dscan, g["mamba.output.weight"], g.get("mamba.output.bias"), dbranch, operand(a, "mamba.read", a["mamba.out"]), w["mamba.output.weight"])
-    ops.selective_scan_backward(dinner, delta, dselected, projected, g["mamba.a_log"], g["mamba.skip"], a["mamba.parts"], a["mamba.scan"],
-                                dscan, a["mamba.states"], inner, selected, w["mamba.a_log"], w["mamba.skip"])
+    ops.linear_backward(
+        dscan,
+        g["mamba.output.weight"],
+        g.get("mamba.output.bias"),
+        dbranch,
+        operand(a, "mamba.read", a["mamba.out"]),
+        w["mamba.output.weight"],
+    )
+    ops.selective_scan_backward(
+        dinner,
+        delta,
+        dselected,
+        projected,
+        g["mamba.a_log"],
+        g["mamba.skip"],
+        a["mamba.parts"],
+        a["mamba.scan"],
+        dscan,
+        a["mamba.states"],
+        inner,
+        selected,
+        w["mamba.a_log"],
+        w["mamba.skip"],
+    )
     rank, drank = columns(selected, a["mamba.rank"]), columns(dselected, a["mamba.drank"], filled=False)
     ops.linear_backward(drank, g["mamba.step.weight"], g["mamba.step.bias"], delta, rank, w["mamba.step.weight"])
-    dselected[:, :drank.shape[1]] = drank
+    dselected[:, : drank.shape[1]] = drank
     ops.linear_backward(dscan, g["mamba.select.weight"], None, dselected, inner, w["mamba.select.weight"])
     ops.accumulate(dinner, dscan)
-    ops.convolution_backward(projected, g["mamba.convolution.weight"], g["mamba.convolution.bias"], dscan, dinner, a["mamba.past"],
-                             w["mamba.convolution.weight"], w["mamba.convolution.bias"])
-    ops.linear_backward(dx, g["mamba.input.weight"], g.get("mamba.input.bias"), operand(a, "mamba.dprojected", projected), x, w["mamba.input.weight"])
+    ops.convolution_backward(
+        projected,
+        g["mamba.convolution.weight"],
+        g["mamba.convolution.bias"],
+        dscan,
+        dinner,
+        a["mamba.past"],
+        w["mamba.convolution.weight"],
+        w["mamba.convolution.bias"],
+    )
+    ops.linear_backward(
+        dx,
+        g["mamba.input.weight"],
+        g.get("mamba.input.bias"),
+        operand(a, "mamba.dprojected", projected),
+        x,
+        w["mamba.input.weight"],
+    )

@@ -4,6 +4,7 @@ The stream's rows are texts of T tokens, the recurrence's are steps of B tokens:
 to the stream's order on the way out, and everything between lies that way round. It goes through time a chunk of steps at a time: what lies
 between the products stays in the cache, and but for the states one chunk's scratch is all that exists.
 """
+
 from slm_np import ops
 from slm_np.branch import join_backward, operand
 from slm_np.ops.device import at_once
@@ -22,10 +23,10 @@ def parameters(config, columns):
     """
     width, size = config.n_embd, config.state_size
     outward = 1.5 / (2 * config.n_layer) ** 0.5 if config.init == "normal" else 1.5
-    yield Tensor("recurrence.input.weight", (width, size), "uniform", 1.5 * width ** -0.5, multiplies=True)
-    yield Tensor("recurrence.state.weight", (size, size), "uniform", 0.5 * size ** -0.5)
-    yield Tensor("recurrence.output.weight", (size, columns), "uniform", outward * size ** -0.5, multiplies=True)
-    yield Tensor("recurrence.skip.weight", (width, columns), "uniform", outward * width ** -0.5, multiplies=True)
+    yield Tensor("recurrence.input.weight", (width, size), "uniform", 1.5 * width**-0.5, multiplies=True)
+    yield Tensor("recurrence.state.weight", (size, size), "uniform", 0.5 * size**-0.5)
+    yield Tensor("recurrence.output.weight", (size, columns), "uniform", outward * size**-0.5, multiplies=True)
+    yield Tensor("recurrence.skip.weight", (width, columns), "uniform", outward * width**-0.5, multiplies=True)
 
 
 def chunks(steps, length):
@@ -41,9 +42,18 @@ def plan(config, batch, steps, arrays):
     yield Request("recurrence.dentered", (length * batch, size), "scratch", "rounded")
     yield Request("recurrence.x", (length * batch, config.n_embd), "scratch", "operand")
     yield Request("recurrence.more", (length * batch, config.n_embd), "scratch")
-    yield Request("recurrence.dy", (length * batch * max(config.n_embd, config.vocab_size if config.head == "none" else 0),), "scratch", "operand")
+    yield Request(
+        "recurrence.dy",
+        (length * batch * max(config.n_embd, config.vocab_size if config.head == "none" else 0),),
+        "scratch",
+        "operand",
+    )
     yield Request("recurrence.dx", (length * batch, config.n_embd), "scratch")
-    yield Request("recurrence.y", (length * batch * max(config.n_embd, config.vocab_size if config.head == "none" else 0),), "scratch")
+    yield Request(
+        "recurrence.y",
+        (length * batch * max(config.n_embd, config.vocab_size if config.head == "none" else 0),),
+        "scratch",
+    )
     yield Request("recurrence.walk", (ops.linear_recurrence_scratch(batch, size, arrays.empty(0)),), "scratch")
 
 
@@ -70,11 +80,15 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None):
     states[0] = 0 if state is None else state.last
     for first, last in chunks(len(states) - 1, len(a["recurrence.dstates"]) - 1):
         rows = (last - first) * batch
-        turned, y, active = a["recurrence.x"][:rows], a["recurrence.y"][:rows * columns].reshape(rows, columns), a["recurrence.active"][:rows]
-        entered = states[first + 1:last + 1].reshape(rows, -1)
+        turned, y, active = (
+            a["recurrence.x"][:rows],
+            a["recurrence.y"][: rows * columns].reshape(rows, columns),
+            a["recurrence.active"][:rows],
+        )
+        entered = states[first + 1 : last + 1].reshape(rows, -1)
         ops.time_major(turned.reshape(-1, batch, config.n_embd), x, first)
         ops.linear_forward(entered, turned, w["recurrence.input.weight"], None, None)
-        ops.linear_recurrence_forward(states[first:last + 1], a["recurrence.walk"], w["recurrence.state.weight"])
+        ops.linear_recurrence_forward(states[first : last + 1], a["recurrence.walk"], w["recurrence.state.weight"])
         ops.swish_forward(active, entered)
         ops.linear_forward(y, turned, w["recurrence.skip.weight"], None, None)
         ops.linear_forward(y, active, w["recurrence.output.weight"], None, y)
@@ -88,23 +102,37 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None):
 def backward(config, w, g, a, dx, dout, x, key, join_key):
     """dx = the gradient of the mixer's input, from the last chunk to the first: the first row of a chunk's dstates is what reaches the state
     before it. The activation was not kept: its derivative's kernel makes it again from the states."""
-    states, flow, dbranch = a["recurrence.states"], a["recurrence.dstates"][0], dout if join_key is None else join_backward(config, a, dout, join_key)
+    states, flow, dbranch = (
+        a["recurrence.states"],
+        a["recurrence.dstates"][0],
+        dout if join_key is None else join_backward(config, a, dout, join_key),
+    )
     batch, columns = states.shape[1], dout.shape[1]
     flow.fill(0)
     for first, last in reversed(chunks(len(states) - 1, len(a["recurrence.dstates"]) - 1)):
         rows = (last - first) * batch
-        turned, dy, active = a["recurrence.x"][:rows], a["recurrence.dy"][:rows * columns].reshape(rows, columns), a["recurrence.active"][:rows]
-        dstates, dturned = a["recurrence.dstates"][:last - first + 1], a["recurrence.dx"][:rows]
+        turned, dy, active = (
+            a["recurrence.x"][:rows],
+            a["recurrence.dy"][: rows * columns].reshape(rows, columns),
+            a["recurrence.active"][:rows],
+        )
+        dstates, dturned = a["recurrence.dstates"][: last - first + 1], a["recurrence.dx"][:rows]
         dentered = dstates[1:].reshape(rows, -1)
         ops.time_major(turned.reshape(-1, batch, config.n_embd), x, first)
         ops.time_major(dy.reshape(-1, batch, columns), dbranch, first)
-        dstates[1:] = states[first + 1:last + 1]
+        dstates[1:] = states[first + 1 : last + 1]
         ops.linear_backward_input(active, dy, w["recurrence.output.weight"])
         ops.swish_backward(dentered, active)
         ops.linear_backward_weight(g["recurrence.output.weight"], None, dy, active)
         ops.accumulate(dstates[-1], flow)
         flow.fill(0)
-        ops.linear_recurrence_backward(dstates, g["recurrence.state.weight"], a["recurrence.walk"], states[first:last + 1], w["recurrence.state.weight"])
+        ops.linear_recurrence_backward(
+            dstates,
+            g["recurrence.state.weight"],
+            a["recurrence.walk"],
+            states[first : last + 1],
+            w["recurrence.state.weight"],
+        )
         ops.linear_backward(dturned, g["recurrence.skip.weight"], None, dy, turned, w["recurrence.skip.weight"])
         dentered, more = operand(a, "recurrence.dentered", dentered), a["recurrence.more"][:rows]
         ops.linear_backward_weight(g["recurrence.input.weight"], None, dentered, turned)

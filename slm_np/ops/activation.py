@@ -3,6 +3,7 @@
 Every backward works in place: x becomes its gradient dx, and dout becomes the activation `out` again, which is made from the same
 exponential as its derivative. The gradient of the weight after it needs `out`, so forward need not keep it.
 """
+
 from slm_np.ops.device import kernels_of
 
 

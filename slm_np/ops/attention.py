@@ -1,4 +1,5 @@
 """Causal multi-head attention with grouped queries. Sizes: B batch, T steps, N = B T, H query heads, K key-value heads, w head width."""
+
 from slm_np.ops.device import kernels_of
 
 

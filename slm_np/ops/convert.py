@@ -1,4 +1,5 @@
 """From one storage type to another."""
+
 from slm_np.ops.device import kernels_of
 
 

@@ -1,4 +1,5 @@
 """A causal depthwise convolution with its swish. Sizes: B batch, T steps, N = B T, E channels, K tokens that it sees."""
+
 from slm_np.ops.device import kernels_of
 
 

@@ -3,6 +3,7 @@
 A model is made of the arrays of one module, NumPy or CuPy, and reads the same for both. What else differs on a GPU, a training step that
 nobody waits for, is `slm_np.graph`.
 """
+
 import functools
 import math
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 def cpu_kernels():
     """The Numba kernels, imported and, on a cold cache, compiled when first needed: `--help` must not wait for a compiler."""
     from slm_np.kernels import cpu
+
     cpu.compile_kernels()
     return cpu
 
@@ -22,6 +24,7 @@ def cpu_kernels():
 def gpu_kernels():
     """The CUDA kernels, each of which is compiled when first launched."""
     from slm_np.kernels import gpu
+
     return gpu
 
 
@@ -33,8 +36,10 @@ def arrays_for(device):
     if device == "cpu":
         return np
     from slm_np.kernels.gpu.device import use_device
+
     use_device()
     import cupy
+
     stream_of(cupy).use()
     return cupy
 
@@ -83,7 +88,7 @@ def memory(arrays, size, align):
     if arrays is not np:
         return arrays.empty(size, np.uint8)  # CUDA's blocks begin at multiples of 256
     block = np.empty(size + align, np.uint8)
-    return block[-block.ctypes.data % align:]
+    return block[-block.ctypes.data % align :]
 
 
 def at_once(arrays, rows, cached, most=math.inf):
@@ -105,7 +110,7 @@ def row_length(arrays, columns):
 def columns(x, room, filled=True):
     """The first columns of x (N, .) as an operand or result of products: on a GPU, where rows may lie apart, those themselves; on a CPU `room`
     (N, so many), to which they are copied unless they are yet to be made."""
-    first = x[:, :room.shape[1]]
+    first = x[:, : room.shape[1]]
     if arrays_of(x) is not np:
         return first
     if filled:

@@ -1,4 +1,5 @@
 """Dropout (Srivastava et al. 2014) with a mask that is a function of (key, index), so that backward draws the same one again."""
+
 import numpy as np
 
 from slm_np.ops.device import kernels_of

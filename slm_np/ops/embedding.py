@@ -1,4 +1,5 @@
 """Token embedding and positions. Sizes: B batch, T steps, N = B T tokens, V pieces, D width."""
+
 import numpy as np
 
 from slm_np.ops.device import kernels_of, put
@@ -22,5 +23,5 @@ def sinusoidal_table(table, first=0):
     steps, width = table.shape
     angle = np.arange(first, first + steps)[:, None] / 10000.0 ** (np.arange(0, width, 2) / width)
     made = np.empty(table.shape)
-    made[:, 0::2], made[:, 1::2] = np.sin(angle), np.cos(angle[:, :width // 2])
+    made[:, 0::2], made[:, 1::2] = np.sin(angle), np.cos(angle[:, : width // 2])
     put(table, made)

@@ -1,4 +1,5 @@
 """Linear layers. Sizes: N tokens, D inputs, E outputs."""
+
 from slm_np.ops.device import kernels_of
 
 

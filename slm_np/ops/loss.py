@@ -2,6 +2,7 @@
 
 A target of -1 is not counted: its loss and its row of the gradient are 0, whatever its logits are.
 """
+
 from slm_np.ops.device import kernels_of
 from slm_np.ops.linear import linear_transposed_backward, linear_transposed_forward
 
@@ -27,7 +28,7 @@ def head_cross_entropy_forward(losses, logits, x, weight, targets):
     """
     for start in range(0, len(x), len(logits)):
         rows = slice(start, min(len(x), start + len(logits)))
-        chunk = logits[:rows.stop - start]
+        chunk = logits[: rows.stop - start]
         linear_transposed_forward(chunk, x[rows], weight)
         softmax_cross_entropy_forward(losses[rows], chunk, targets[rows])
 
@@ -39,8 +40,8 @@ def head_cross_entropy_backward(dx, dweight, losses, logits, dlogits, x, weight,
     """
     for start in range(0, len(x), len(logits)):
         rows = slice(start, min(len(x), start + len(logits)))
-        chunk = logits[:rows.stop - start]
+        chunk = logits[: rows.stop - start]
         linear_transposed_forward(chunk, x[rows], weight)
-        dchunk = dlogits[:rows.stop - start]
+        dchunk = dlogits[: rows.stop - start]
         softmax_cross_entropy_backward(dchunk, losses[rows], chunk, targets[rows], scale)
         linear_transposed_backward(dx[rows], dweight, dchunk, x[rows], weight)

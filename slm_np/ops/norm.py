@@ -1,4 +1,5 @@
 """Normalisation. Sizes: N tokens, D width. Backward reads the residual stream, so it adds to the stream's gradient."""
+
 from slm_np.ops.device import kernels_of
 
 

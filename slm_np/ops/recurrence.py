@@ -3,6 +3,7 @@
 Here time comes before batch, (T, B, .): what a step reads and writes lies together, and the states before all steps, or after them, are one
 contiguous array, so that everything but H A itself is a large product over the whole sequence.
 """
+
 from slm_np.ops.device import kernels_of
 from slm_np.ops.linear import linear_backward_weight
 

@@ -1,4 +1,5 @@
 """The residual stream's gradient."""
+
 from slm_np.ops.device import kernels_of
 
 

@@ -1,4 +1,5 @@
 """Rotary positions (Su et al. 2021). Sizes: N = B T tokens, w width of a head."""
+
 import numpy as np
 
 from slm_np.ops.device import kernels_of, put

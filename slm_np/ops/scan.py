@@ -2,6 +2,7 @@
 
 Every channel walks through time alone, by a step, an input and an output weight that depend on the token; only the decay's rates are its own.
 """
+
 from slm_np.ops.device import kernels_of
 
 
@@ -15,7 +16,9 @@ def selective_scan_forward(out, states, scratch, x, delta, selected, projected, 
     kernels_of(out).selective_scan_forward(out, states, scratch, x, delta, selected, projected, a_log, skip)
 
 
-def selective_scan_backward(dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip):
+def selective_scan_backward(
+    dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip
+):
     """With a = exp(-d e^a_log), dy = dout swish(gate) and G_t = a_(t+1) G_(t+1) + C dy_t, the gradient of h_t:
 
     dB = sum_e G d x,   dC = sum_e h dy,   da = G h_(t-1),   dd = x sum_s G B - sum_s da a e^a_log,   dx = d sum_s G B + skip dy,
@@ -24,7 +27,9 @@ def selective_scan_backward(dx, delta, dselected, projected, da_log, dskip, part
     states is what forward left; the states between are made again. Nothing flows back into states[:, 0]. parts: room for as many numbers as
     `selective_scan_parts` says.
     """
-    kernels_of(dx).selective_scan_backward(dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip)
+    kernels_of(dx).selective_scan_backward(
+        dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip
+    )
 
 
 def selective_scan_chunks(steps, array):
