@@ -16,7 +16,8 @@ def main(argv=None):
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--wrong", type=int, default=5, help="how many wrong answers to show")
     args = parser.parse_args(argv)
-    from slm_np import SamplingConfig, load, template, text_of
+    from slm_np import SamplingConfig, load, text_of
+    from slm_np.data import chat_template as template
     from slm_np.data import dialogues
     from slm_np.machine import use_threads
 

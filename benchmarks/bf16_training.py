@@ -33,10 +33,10 @@ def recipes(data):
 
 def final_loss(recipe, dtype, seed, updates, progress):
     """Validation loss of a run in one precision. progress: called after each update."""
-    from slm_np.checkpoint import RunConfig
-    from slm_np.launch import prepared
+    from slm_np.cli.launch import prepared
+    from slm_np.formats.checkpoint import RunConfig
     from slm_np.presets import preset
-    from slm_np.trainer import Trainer
+    from slm_np.training.trainer import Trainer
 
     name, model, train = recipe
     train = train | dict(

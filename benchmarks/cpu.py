@@ -122,10 +122,10 @@ def corpus_of(config):
 
 def trainer_of(shape_name, threads, dtype="fp32"):
     """The trainer whose step is timed."""
-    from slm_np.checkpoint import RunConfig
     from slm_np.config import TrainConfig
+    from slm_np.formats.checkpoint import RunConfig
     from slm_np.machine import use_threads
-    from slm_np.trainer import Trainer
+    from slm_np.training.trainer import Trainer
 
     config, batch = shape(shape_name)
     use_threads(threads)

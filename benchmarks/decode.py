@@ -19,11 +19,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from measure import clock, square_product, write_json  # noqa: E402
 
 from slm_np.config import ModelConfig  # noqa: E402
-from slm_np.decode import Decoder  # noqa: E402
 from slm_np.errors import exit_with_sentence  # noqa: E402
+from slm_np.inference.decoder import Decoder  # noqa: E402
 from slm_np.kernels.cpu.jit import kernel, row  # noqa: E402
 from slm_np.machine import use_threads  # noqa: E402
-from slm_np.model import Model  # noqa: E402
+from slm_np.nn.model import Model  # noqa: E402
 from slm_np.presets import LLAMA  # noqa: E402
 
 SHAPE = dict(LLAMA, vocab_size=32000, block_size=256, n_layer=6, n_head=6, n_embd=288, n_hidden=768)

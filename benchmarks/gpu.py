@@ -214,7 +214,7 @@ class Clock:
     def seconds(self, function):
         import cupy
 
-        from slm_np.graph import Replayed
+        from slm_np.training.device_step import Replayed
 
         begun, ended, replayed = cupy.cuda.Event(), cupy.cuda.Event(), Replayed(cupy)
 
@@ -411,7 +411,7 @@ def cases(sizes):
         lambda: ops.rmsnorm_backward(dx, dweight, dy, stream, weight, rstd),
     )
     wide, active = u(n, hidden), u(n, hidden)
-    for name in ("swish", "gelu", "gelu_tanh"):
+    for name in ("silu", "gelu", "gelu_tanh"):
         forward, backward = getattr(ops, f"{name}_forward"), getattr(ops, f"{name}_backward")
         yield (
             f"{name} forward",
@@ -644,10 +644,10 @@ def our_step(name, dtype):
     """(step, function that waits for all of them, function that tells the device's memory in MB)"""
     import cupy
 
-    from slm_np.checkpoint import RunConfig
     from slm_np.config import TrainConfig
+    from slm_np.formats.checkpoint import RunConfig
     from slm_np.machine import use
-    from slm_np.trainer import Trainer
+    from slm_np.training.trainer import Trainer
 
     config, batch = config_of(name)
     use("cuda")
@@ -819,8 +819,8 @@ def written(name, batch, arrays, steps):
     """A row of the table: so many texts of a shape, the likeliest token in each of so many steps. weights: bytes of them"""
     import numpy as np
 
-    from slm_np.decode import Decoder
-    from slm_np.model import Model
+    from slm_np.inference.decoder import Decoder
+    from slm_np.nn.model import Model
 
     config = config_of(name)[0]
     model = Model(config, arrays=arrays)

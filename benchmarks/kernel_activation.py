@@ -12,7 +12,7 @@ from slm_np import ops
 SLOPE, CUBIC = np.float32((2 / np.pi) ** 0.5), np.float32(0.044715)
 
 
-def swish(x, dout=None):
+def silu(x, dout=None):
     s = 1 / (1 + np.exp(-x))
     return [x * s] if dout is None else [dout * s * (1 + x * (1 - s)), x * s]
 
@@ -35,13 +35,13 @@ def gelu_tanh(x, dout=None):
 def swiglu(x, dout=None):
     gate, up = np.split(x, 2, 1)
     if dout is None:
-        return [swish(gate)[0] * up]
-    dgate, active = swish(gate, dout * up)
+        return [silu(gate)[0] * up]
+    dgate, active = silu(gate, dout * up)
     return [np.concatenate((dgate, dout * active), 1), active * up]
 
 
 ACTIVATIONS = {
-    swish: lambda x: F.silu(x),
+    silu: lambda x: F.silu(x),
     gelu: lambda x: F.gelu(x),
     gelu_tanh: lambda x: F.gelu(x, approximate="tanh"),
     swiglu: lambda x: F.silu(x[:, : x.shape[1] // 2]) * x[:, x.shape[1] // 2 :],

@@ -7,9 +7,9 @@ PyTorch clips with its own function and updates with its fused AdamW, tensor by 
 import numpy as np
 from kernel_bench import bench, normal, pair, torch
 
-from slm_np.model import parameters
-from slm_np.optim import AdamW
-from slm_np.params import Parameters
+from slm_np.nn.model import parameters
+from slm_np.nn.parameters import Parameters
+from slm_np.training.optimizer import AdamW
 
 # Moments that hardly fade: after thousands of updates with a zero gradient they must not become denormal numbers, which are slow.
 RATE, BETA, EPS, DECAY = 1e-6, 0.99999, 1e-8, 0.1

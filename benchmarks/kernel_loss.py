@@ -7,7 +7,8 @@ gradient in their place. Operations of the head: 2 N D V forward, 6 N D V both.
 import numpy as np
 from kernel_bench import RNG, F, autograd, bench, call, empty_like, normal, pair
 
-from slm_np import head, ops
+from slm_np import ops
+from slm_np.nn import head
 
 DIRECTIONS = "forward", "both"
 

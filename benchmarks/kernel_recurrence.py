@@ -11,7 +11,7 @@ from slm_np import ops
 
 
 def cases(config, batch):
-    T, S = config.block_size, config.state_size
+    T, S = config.block_size, config.recurrence_size
     entered, dout, weight = normal(T, batch, S), normal(T, batch, S), normal(S, S) * np.float32(0.3 * S**-0.5)
     states, dstates = np.zeros((2, T + 1, batch, S), np.float32)
     dweight, scratch = empty_like(weight, normal(ops.linear_recurrence_scratch(batch, S, weight)))

@@ -16,7 +16,7 @@ def sigmoid(x):
 
 
 def scan_cases(config, batch):
-    T, E, S = config.block_size, config.n_inner, config.channel_states
+    T, E, S = config.block_size, config.n_inner, config.ssm_state_size
     n = batch * T
     x, delta, selected, projected, dout = (
         normal(n, E),

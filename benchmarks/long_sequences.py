@@ -28,7 +28,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 COMMON = dict(n_layer=4, n_embd=256, head="tied", feed_forward="none")
 MIXERS = {
     "mamba": dict(MAMBA, **COMMON) | dict(pattern="M"),
-    "linear recurrence": dict(MAMBA, **COMMON) | dict(pattern="S", state_size=512),
+    "linear recurrence": dict(MAMBA, **COMMON) | dict(pattern="S", recurrence_size=512),
     "attention": dict(LLAMA, **COMMON | dict(n_head=8)),
 }
 
@@ -36,9 +36,9 @@ MIXERS = {
 def step_of(settings, length, tokens, dtype):
     """A function that runs one step, and a batch's windows."""
     from slm_np.config import ModelConfig
-    from slm_np.model import Model
-    from slm_np.optim import AdamW
-    from slm_np.workspace import BF16
+    from slm_np.dtypes import BF16
+    from slm_np.nn.model import Model
+    from slm_np.training.optimizer import AdamW
 
     config = ModelConfig(**settings, block_size=length)
     model = Model(config, operand=BF16 if dtype == "bf16" else None)
@@ -58,8 +58,8 @@ def step_of(settings, length, tokens, dtype):
 def arena(settings, lengths, dtype):
     """Bytes of the activations of one window of each length, and of one token more where windows are long."""
     from slm_np.config import ModelConfig
-    from slm_np.model import plan
-    from slm_np.workspace import BF16, planned_bytes
+    from slm_np.nn.arena import BF16, planned_bytes
+    from slm_np.nn.model import plan
 
     sizes = [
         int(
@@ -77,8 +77,8 @@ def arena(settings, lengths, dtype):
 def written(settings, length):
     """(tokens/s at the beginning, at the end) of one text of `length` tokens."""
     from slm_np.config import ModelConfig
-    from slm_np.decode import Decoder
-    from slm_np.model import Model
+    from slm_np.inference.decoder import Decoder
+    from slm_np.nn.model import Model
 
     decoder, ids, seconds = Decoder(Model(ModelConfig(**settings, block_size=length))), np.zeros(1, np.int32), []
     decoder.read(ids[:, None])

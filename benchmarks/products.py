@@ -26,8 +26,8 @@ def ours(m, k, n, rounded):
     import numpy as np
 
     from slm_np import ops
+    from slm_np.dtypes import BF16
     from slm_np.ops.device import cpu_kernels, whole_lines
-    from slm_np.workspace import BF16
 
     kernels, rng = cpu_kernels(), np.random.default_rng(0)
     x, dy, w = (rng.standard_normal(size, dtype=np.float32) for size in ((m, k), (m, n), (k, n)))

@@ -34,7 +34,7 @@ RECURRENCE = dict(
     head="tied",
     n_layer=4,
     n_embd=256,
-    state_size=512,
+    recurrence_size=512,
     block_size=256,
 )
 MODELS = {
@@ -79,10 +79,10 @@ def trained(name, data, rate, max_time, dtype, threads=0):
     """What a run came to, its evaluations [{minutes, tokens, train, bpb}] among it; `diverged` if it did."""
     import math
 
-    from slm_np.checkpoint import RunConfig
+    from slm_np.cli.launch import prepared
     from slm_np.config import ModelConfig, TrainConfig
-    from slm_np.launch import prepared
-    from slm_np.trainer import Trainer
+    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.training.trainer import Trainer
 
     model = ModelConfig(**MODELS[name])
     train = TrainConfig(

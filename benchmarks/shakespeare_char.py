@@ -34,11 +34,11 @@ def main(argv=None):
     parser.add_argument("--against", choices=["torch"], help="run PyTorch's twin too")
     args = parser.parse_args(argv)
     from slm_np import machine
-    from slm_np.checkpoint import RunConfig
-    from slm_np.launch import prepared
-    from slm_np.optim import learning_rate
+    from slm_np.cli.launch import prepared
+    from slm_np.formats.checkpoint import RunConfig
     from slm_np.presets import preset
-    from slm_np.trainer import Trainer
+    from slm_np.training.optimizer import learning_rate
+    from slm_np.training.trainer import Trainer
 
     machine.use_threads(0)
     for seed in map(int, args.seeds.split(",")):

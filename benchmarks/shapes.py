@@ -40,8 +40,8 @@ def products(config, batch):
     found, channels, selected, states = (
         [],
         config.n_inner,
-        config.time_step_rank + 2 * config.channel_states,
-        config.state_size,
+        config.time_step_rank + 2 * config.ssm_state_size,
+        config.recurrence_size,
     )
     for letter in dict.fromkeys(config.letters):
         count, last = config.letters.count(letter), int(config.head == "none" and letter == config.letters[-1])
@@ -86,7 +86,7 @@ def scan_operations(config, batch):
         * batch
         * config.block_size
         * config.n_inner
-        * config.channel_states
+        * config.ssm_state_size
         * config.letters.count("M")
     )
 

@@ -9,7 +9,7 @@ from shapes import SCAN_BACKWARD, SCAN_FORWARD
 
 EXACT = ("selective_scan", "linear_recurrence")  # never of bfloat16
 IN_PLACE = (
-    "swish_backward",
+    "silu_backward",
     "gelu_backward",
     "gelu_tanh_backward",
     "swiglu_backward",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ACTIVATIONS = {"swish": F.silu, "gelu": F.gelu, "gelu-tanh": lambda x: F.gelu(x, approximate="tanh")}
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu-tanh": lambda x: F.gelu(x, approximate="tanh")}
 
 
 class Norm(nn.Module):
@@ -69,7 +69,7 @@ class Recurrence(nn.Module):
 
     def __init__(self, config, columns):
         super().__init__()
-        width, size = config.n_embd, config.state_size
+        width, size = config.n_embd, config.recurrence_size
         self.input, self.state = nn.Linear(width, size, bias=False), nn.Linear(size, size, bias=False)
         self.output, self.skip = nn.Linear(size, columns, bias=False), nn.Linear(width, columns, bias=False)
 
@@ -97,7 +97,7 @@ class Mamba(nn.Module):
         theirs = MambaConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.n_embd,
-            state_size=config.channel_states,
+            state_size=config.ssm_state_size,
             num_hidden_layers=1,
             expand=1,
             conv_kernel=config.conv_kernel,
@@ -145,7 +145,7 @@ class FeedForward(nn.Module):
 
 
 class Head(nn.Linear):
-    """x W^T, W (V, columns), never with a bias; the mlp head has a matrix and a swish before it."""
+    """x W^T, W (V, columns), never with a bias; the mlp head has a matrix and a silu before it."""
 
     def __init__(self, config):
         mlp = config.head == "mlp"

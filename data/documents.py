@@ -106,7 +106,7 @@ def lines(blocks):
 
 def _pieces(line, file, number):
     """[(bytes, learn), ...] of one row."""
-    from slm_np.template import parse_row, pieces
+    from slm_np.data.chat_template import parse_row, pieces
 
     row = parse_row(line, file, number)
     return [(row.encode("utf-8", "surrogateescape"), True)] if isinstance(row, str) else pieces(row)

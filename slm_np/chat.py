@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from slm_np import flags
+from slm_np.cli import flags
 from slm_np.errors import UserError, exit_with_sentence, near
 from slm_np.generate import Screen, add_writing, opened
 
@@ -54,7 +54,7 @@ class Chat:
     """A conversation with a run. `answer(text)` writes the model's reply, `command(line)` does what a line with a slash asks for."""
 
     def __init__(self, run, sampling, max_tokens, stops=(), screen=None, system=""):
-        from slm_np.template import load
+        from slm_np.data.chat_template import load
 
         self.run, self.sampling, self.max_tokens, self.screen = run, sampling, max_tokens, screen or Screen()
         self.template = load(run.path)
@@ -79,7 +79,7 @@ class Chat:
 
     def prompt(self):
         """Ids of what the model reads: the conversation, of which the oldest turns go where the answer would not fit; or the last message alone."""
-        from slm_np.generation import cut, encode_prompt
+        from slm_np.inference.generation import cut, encode_prompt
 
         if self.template is None:
             ids = encode_prompt(self.run.tokenizer, self.messages[-1]["content"])
@@ -103,7 +103,7 @@ class Chat:
 
     def answer(self, text):
         """Write the model's reply to `text` as it is made. Returns whether Ctrl-C cut it short; UserError if the text cannot be read."""
-        from slm_np.generation import generate
+        from slm_np.inference.generation import generate
 
         self.messages.append(dict(role="user", content=text))
         shown, held, interrupted, style = [], "", False, self.screen.style
@@ -233,7 +233,7 @@ def main(argv=None):
     """The command. Exit status 0 however the user leaves; from a pipe 2 at the first message that cannot be answered."""
     args = parser().parse(argv)
     run, sampling, max_tokens = opened(args)
-    from slm_np.generation import encode_prompt
+    from slm_np.inference.generation import encode_prompt
 
     encode_prompt(run.tokenizer, "")  # refuses a run without a tokenizer now, not after the first message
     chat = Chat(run, sampling, max_tokens, args.stop, Screen(args.show_confidence), args.system)

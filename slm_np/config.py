@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from slm_np.errors import UserError, near
-from slm_np.precision import DTYPES
+from slm_np.training.precision import DTYPES
 
 DEVICES = ("cpu", "cuda")
 
@@ -71,22 +71,22 @@ class ModelConfig:
         choices=("none", "layernorm", "rmsnorm"),
     )
     feed_forward: str = setting(
-        "swiglu", "the feed-forward's activation", choices=("none", "swish", "gelu", "gelu-tanh", "swiglu")
+        "swiglu", "the feed-forward's activation", choices=("none", "silu", "gelu", "gelu-tanh", "swiglu")
     )
     residual: bool = setting(
         True, "mixers and feed-forwards add to the stream; without it what they give is the stream"
     )
     head: str = setting(
         "tied",
-        "from the stream to the logits: the embedding again, a matrix, two with a swish between, or none: the last mixer gives the logits",
+        "from the stream to the logits: the embedding again, a matrix, two with a silu between, or none: the last mixer gives the logits",
         choices=("tied", "linear", "mlp", "none"),
     )
     head_hidden: int = setting(0, "hidden width of the mlp head; 0 means 2 n-embd", low=0, high=1 << 18)
-    state_size: int = setting(
+    recurrence_size: int = setting(
         0, "S: numbers in the state of the linear recurrence; 0 means 2 n-embd", low=0, high=1 << 17
     )
     n_inner: int = setting(0, "E: channels inside Mamba; 0 means 2 n-embd", low=0, high=1 << 17)
-    channel_states: int = setting(16, "numbers in the state of each of Mamba's channels", low=1, high=1024)
+    ssm_state_size: int = setting(16, "numbers in the state of each of Mamba's channels", low=1, high=1024)
     time_step_rank: int = setting(
         0,
         "R: inner width of the projection that makes Mamba's time steps; 0 means n-embd / 16, rounded up",
@@ -113,7 +113,7 @@ class ModelConfig:
             ("n_kv_head", self.n_head),
             ("n_hidden", 4 * self.n_embd),
             ("head_hidden", 2 * self.n_embd),
-            ("state_size", 2 * self.n_embd),
+            ("recurrence_size", 2 * self.n_embd),
             ("n_inner", 2 * self.n_embd),
             ("time_step_rank", -(-self.n_embd // 16)),
         ):

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from slm_np import flags
+from slm_np.cli import flags
 from slm_np.errors import UserError, exit_with_sentence
 
 
@@ -32,11 +32,11 @@ def convert(file, out_dir="", tokenizer=""):
 
     UserError for a file that is none, a tokenizer that does not fit, or a directory that holds a run already; nothing is left behind then.
     """
-    from slm_np import checkpoint, llama2c
-    from slm_np.checkpoint import RunConfig
     from slm_np.config import TrainConfig
-    from slm_np.runs import new_directory
-    from slm_np.sampling import SamplingConfig, to_generation_config
+    from slm_np.formats import checkpoint, llama2c
+    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.runs import new_directory
+    from slm_np.inference.sampling import SamplingConfig, to_generation_config
 
     file = Path(file)
     config, tensors = llama2c.read_checkpoint(file)
@@ -60,8 +60,8 @@ def beside(file, vocab_size):
 
 def tokenizer_fields(path, vocab_size):
     """What tokenizer.json is to hold, from llama2.c's tokenizer file or a tokenizer.json; None without a path. UserError if it does not fit."""
-    from slm_np import llama2c
-    from slm_np.checkpoint import read_json
+    from slm_np.formats import llama2c
+    from slm_np.formats.checkpoint import read_json
 
     if path is None:
         return None
@@ -88,9 +88,9 @@ def main(argv=None):
     """The command."""
     args = parser().parse(argv)
     directory = convert(args.file, args.out_dir, args.tokenizer)
-    from slm_np.checkpoint import read_config
-    from slm_np.model import parameter_count
-    from slm_np.report import quoted
+    from slm_np.cli.report import quoted
+    from slm_np.formats.checkpoint import read_config
+    from slm_np.nn.model import parameter_count
 
     model = read_config(directory).model
     print(

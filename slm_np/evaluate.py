@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_np import flags
+from slm_np.cli import flags
 from slm_np.errors import UserError, exit_with_sentence
 
 TOKENS = 4096  # read at once: enough for the products, little in memory
@@ -57,10 +57,10 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     """
     from slm_np.data.tokens import check_ids
     from slm_np.machine import check_memory
-    from slm_np.model import plan
+    from slm_np.nn.arena import planned_bytes
+    from slm_np.nn.model import plan
     from slm_np.ops.device import host
     from slm_np.progress import Progress
-    from slm_np.workspace import planned_bytes
 
     n, context, mask = len(tokens), model.config.block_size, tokens.mask
     if stride > context:
@@ -120,7 +120,7 @@ def windows_of(tokens, steps, stride, begins, end_of_text):
     """(start, new) of windows whose last `new` targets were in none before; together they hold every target. Start -1 is the end-of-text
     that stands before the first token, if the text `begins` after one."""
     if tokens.mask is not None:
-        from slm_np.answers import window_starts
+        from slm_np.data.answers import window_starts
 
         before = -steps
         for start in window_starts(tokens, steps, end_of_text).tolist():
@@ -246,8 +246,8 @@ def main(argv=None):
     stride, limit, threads = (
         count(getattr(args, name), flags.flag(name), 0) for name in ("stride", "limit_bytes", "threads")
     )
+    from slm_np.formats.runs import load, newest_run
     from slm_np.machine import use
-    from slm_np.runs import load, newest_run
 
     use(args.device, threads)
     run = load(args.model or newest_run(), args.device)

@@ -6,7 +6,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np import flags, train
+from slm_np import train
+from slm_np.cli import flags
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, exit_with_sentence
 
@@ -67,7 +68,8 @@ class Base:
     @classmethod
     def load(cls, path):
         """UserError if the folder `path` is no run, or anything in it is damaged."""
-        from slm_np import checkpoint, runs, template
+        from slm_np.data import chat_template as template
+        from slm_np.formats import checkpoint, runs
 
         path = Path(path)
         config = checkpoint.read_config(path)
@@ -120,7 +122,7 @@ def main(argv=None):
     args = parser().parse(argv)
     name, model, given = train.settings(args)
     if args.resume is not None:
-        from slm_np.resume import directory_of, resumed
+        from slm_np.cli.resume import directory_of, resumed
 
         directory = directory_of(args.resume, given.get("out_dir"))
         run = resumed(directory, name, model, given)
@@ -143,10 +145,10 @@ def main(argv=None):
 
 def begin(base, name, model, given):
     """Finetune `base` in a new directory."""
-    from slm_np.checkpoint import RunConfig
+    from slm_np.cli.launch import prepared, replayed, train_on
     from slm_np.data.tokenizer import with_end_of_text
-    from slm_np.launch import prepared, replayed, train_on
-    from slm_np.runs import check_free
+    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.runs import check_free
 
     check_unchanged(base, name, model, given)
     run = RunConfig(
@@ -167,8 +169,8 @@ def begin(base, name, model, given):
 
 def go_on_finetuning(run, directory):
     """Go on with a finetuned run. Its base is not needed any more."""
-    from slm_np.launch import prepared, replayed, train_on
-    from slm_np.runs import tokenizer_of
+    from slm_np.cli.launch import prepared, replayed, train_on
+    from slm_np.formats.runs import tokenizer_of
 
     corpus, run = prepared(run, tokenizer_of(directory, run))
     replay, run = replayed(run, corpus)
@@ -224,7 +226,7 @@ def recipe(base, given):
 
 def fitted(run, given, corpus):
     """`run` with the intervals that were not given, set by its number of updates."""
-    from slm_np.trainer import epoch_order, updates_of
+    from slm_np.training.trainer import epoch_order, updates_of
 
     config = run.train
     if config.max_seconds:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 
-from slm_np import flags
+from slm_np.cli import flags
 from slm_np.errors import UserError, exit_with_sentence
 
 COLOURS = (
@@ -31,7 +31,7 @@ def parser(prog="slm-np generate"):
 
 def add_writing(parser, group):
     """The flags of every command in which a run writes: which run, how much, where it ends, how it samples."""
-    from slm_np.sampling import SamplingConfig
+    from slm_np.inference.sampling import SamplingConfig
 
     group.add_argument("--model", metavar="RUN", help="directory of a run (default: the newest in runs/)")
     group.add_argument(
@@ -61,13 +61,13 @@ def add_writing(parser, group):
 
 def opened(args):
     """(run, its sampling with the flags' changes, --max-tokens) of flags that `add_writing` added. Bad values are refused before the model is loaded."""
-    from slm_np.sampling import SamplingConfig
+    from slm_np.inference.sampling import SamplingConfig
 
     changes = flags.given(args, SamplingConfig)
     max_tokens, threads = count(args.max_tokens, "--max-tokens", 0), count(args.threads, "--threads", 0)
     SamplingConfig(**changes)
+    from slm_np.formats.runs import load, newest_run
     from slm_np.machine import use
-    from slm_np.runs import load, newest_run
 
     use(args.device, threads)
     run = load(args.model or newest_run(), args.device)
@@ -102,14 +102,14 @@ class Screen:
         self.style = painted if colours else None
 
     def write(self, text):
-        from slm_np.generation import printable
+        from slm_np.inference.generation import printable
 
         print(printable(text) if self.terminal and self.style is None else text, end="", flush=True)
 
 
 def painted(text, probability):
     """The text in the colour of its probability; spaces at its ends stay as they are."""
-    from slm_np.generation import printable
+    from slm_np.inference.generation import printable
 
     body, colour = text.strip(), next(colour for limit, colour in COLOURS if probability < limit)
     before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
@@ -122,7 +122,7 @@ def main(argv=None):
     args = parser().parse(argv)
     samples = count(args.num_samples, "--num-samples", 1)
     run, sampling, max_tokens = opened(args)
-    from slm_np.generation import cut, encode_prompt, generate
+    from slm_np.inference.generation import cut, encode_prompt, generate
 
     # Piped text is read as bytes: what is not UTF-8 goes through as it came.
     prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if args.prompt == "-" else args.prompt

@@ -9,9 +9,10 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
-from slm_np import flags, ops
+from slm_np import ops
+from slm_np.cli import flags
 from slm_np.errors import exit_with_sentence
-from slm_np.model import Model
+from slm_np.nn.model import Model
 from slm_np.presets import PRESETS, preset
 
 EPS, TOLERANCE = 1e-5, 1e-7
@@ -115,7 +116,7 @@ def elementwise_cases(rng):
 
         return run
 
-    for name, columns in (("swish", 14), ("gelu", 14), ("gelu_tanh", 14), ("swiglu", 7)):
+    for name, columns in (("silu", 14), ("gelu", 14), ("gelu_tanh", 14), ("swiglu", 7)):
         yield simple(
             name,
             getattr(ops, f"{name}_forward"),
@@ -490,9 +491,9 @@ def shrunk(config, **changes):
                 head_dim=width // heads,
                 n_kv_head=heads,
                 head_hidden=7,
-                state_size=6,
+                recurrence_size=6,
                 n_inner=10,
-                channel_states=3,
+                ssm_state_size=3,
                 time_step_rank=2,
             ),
             **changes,

@@ -4,8 +4,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np import flags
-from slm_np.chart import chart, plain, sparkline, table
+from slm_np.cli import flags
+from slm_np.cli.chart import chart, plain, sparkline, table
 from slm_np.errors import UserError, exit_with_sentence
 from slm_np.progress import duration
 
@@ -50,8 +50,8 @@ class Summary:
 
 def summary(path):
     """The `Summary` of the run in the folder `path`. UserError if it is none."""
-    from slm_np import checkpoint
-    from slm_np.model import parameter_count
+    from slm_np.formats import checkpoint
+    from slm_np.nn.model import parameter_count
 
     path = Path(path)
     config, rows = checkpoint.read_config(path), checkpoint.read_metrics(path)
@@ -79,8 +79,8 @@ def model_line(model):
     )
     mixers = {
         "A": heads,
-        "M": f"Mamba of {model.n_inner} channels with {model.channel_states} states",
-        "S": f"linear recurrence of {model.state_size} states",
+        "M": f"Mamba of {model.n_inner} channels with {model.ssm_state_size} states",
+        "S": f"linear recurrence of {model.recurrence_size} states",
     }
     found = dict.fromkeys(model.letters)
     pattern = f"{model.pattern}: " * (len(found) > 1) + "; ".join(mixers[letter] for letter in found)
@@ -98,7 +98,7 @@ def model_line(model):
 
 def tokenizer_line(path):
     """What a tokenizer.json holds, in words. UserError if it is none."""
-    from slm_np.checkpoint import read_json
+    from slm_np.formats.checkpoint import read_json
 
     fields = read_json(path)
     model = fields.get("model")
@@ -237,7 +237,7 @@ def other(path):
 
 def token_folder(path):
     """The lines about a folder of prepared tokens. UserError if it is none."""
-    from slm_np.checkpoint import read_config, read_json
+    from slm_np.formats.checkpoint import read_config, read_json
 
     if not (path / "meta.json").is_file():
         read_config(path)  # which says what is wrong with it
@@ -267,9 +267,9 @@ def token_folder(path):
 
 def token_file(path):
     """The lines about a .bin: a checkpoint of llama2.c, or tokens."""
-    from slm_np import llama2c
-    from slm_np.model import parameters
-    from slm_np.params import count
+    from slm_np.formats import llama2c
+    from slm_np.nn.model import parameters
+    from slm_np.nn.parameters import count
 
     try:
         config, _ = llama2c.read_checkpoint(path)
@@ -312,7 +312,7 @@ def parser(prog="slm-np info"):
 @exit_with_sentence
 def main(argv=None):
     """The command."""
-    from slm_np.runs import newest_run
+    from slm_np.formats.runs import newest_run
 
     paths = [Path(path) for path in parser().parse(argv).paths] or [newest_run()]
     width, ascii = shutil.get_terminal_size((100, 24)).columns, plain()

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 
-from slm_np import flags
+from slm_np.cli import flags
 from slm_np.config import TrainConfig, check
 from slm_np.errors import exit_with_sentence
 

@@ -6,7 +6,7 @@ from slm_np.errors import UserError, near
 GPT2 = dict(positions="learned", norm="layernorm", feed_forward="gelu", head="tied")
 LLAMA = dict(positions="rotary", norm="rmsnorm", feed_forward="swiglu")
 # System 1 has no norm anywhere, one head, uniform weights and an output of two matrices.
-BYTE_TRANSFORMER = dict(positions="sinusoidal", norm="none", feed_forward="swish", head="mlp", init="uniform", n_head=1)
+BYTE_TRANSFORMER = dict(positions="sinusoidal", norm="none", feed_forward="silu", head="mlp", init="uniform", n_head=1)
 # System 2: layers of a linear recurrence and nothing else; the last one gives the logits.
 BYTE_SSM = dict(
     pattern="S", positions="none", norm="none", feed_forward="none", residual=False, head="none", init="uniform"
@@ -128,7 +128,7 @@ PRESETS = {
     ),
     "byte-ssm": dict(
         about="byte state-space model: linear recurrences alone, its CPU size, gradients through all of time",
-        model=dict(BYTE_SSM, n_layer=4, n_embd=256, state_size=512, block_size=256),
+        model=dict(BYTE_SSM, n_layer=4, n_embd=256, recurrence_size=512, block_size=256),
         # The original's rates of 2e-5 to 1e-4, constant and with its gradients cut to one step, learn far more slowly.
         train=dict(
             batch_size=16,
@@ -144,7 +144,7 @@ PRESETS = {
     ),
     "byte-ssm-8": dict(
         about="the same at the original's first size: E 512, S 256, T 1024, 8 layers",
-        model=dict(BYTE_SSM, n_layer=8, n_embd=512, state_size=256, block_size=1024),
+        model=dict(BYTE_SSM, n_layer=8, n_embd=512, recurrence_size=256, block_size=1024),
         train=dict(
             batch_size=16,
             max_iters=10000,
@@ -159,7 +159,7 @@ PRESETS = {
     ),
     "byte-ssm-11": dict(
         about="the same at the original's second size: E 256, S 512, T 1024, 11 layers",
-        model=dict(BYTE_SSM, n_layer=11, n_embd=256, state_size=512, block_size=1024),
+        model=dict(BYTE_SSM, n_layer=11, n_embd=256, recurrence_size=512, block_size=1024),
         train=dict(
             batch_size=256,
             max_iters=10000,
@@ -174,7 +174,7 @@ PRESETS = {
     ),
     "byte-ssm-large": dict(
         about="the same at the original's large size: E 512, S 2048, T 2048, 11 layers",
-        model=dict(BYTE_SSM, n_layer=11, n_embd=512, state_size=2048, block_size=2048),
+        model=dict(BYTE_SSM, n_layer=11, n_embd=512, recurrence_size=2048, block_size=2048),
         train=dict(
             batch_size=32,
             max_iters=10000,
@@ -199,7 +199,7 @@ def preset(name, model=None, train=None):
 
 def generation_defaults(name):
     """The `SamplingConfig` that a run of the preset `name` starts with."""
-    from slm_np.sampling import SamplingConfig  # here, as `--help` needs the presets and no numerics
+    from slm_np.inference.sampling import SamplingConfig  # here, as `--help` needs the presets and no numerics
 
     return SamplingConfig(**known(name).get("generation", {}))
 

@@ -1,6 +1,7 @@
 """Build a vocabulary from a large corpus, then train on it: `python -m slm_np.pretrain CORPUS [--preset P]`."""
 
-from slm_np import flags, train
+from slm_np import train
+from slm_np.cli import flags
 from slm_np.config import TrainConfig
 from slm_np.errors import UserError, exit_with_sentence
 from slm_np.presets import PRESETS

@@ -1,10 +1,10 @@
 """Train a model from scratch: `python -m slm_np.train [--preset P] [--data TEXT]`."""
 
-from slm_np import flags
+from slm_np.cli import flags
+from slm_np.cli.resume import LENGTHS, directory_of, resumed
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, exit_with_sentence
 from slm_np.presets import PRESETS, preset
-from slm_np.resume import LENGTHS, directory_of, resumed
 
 
 def parser(
@@ -64,9 +64,9 @@ def main(argv=None):
 
 def begin(name, model, train):
     """Train a preset with changes, in a new directory."""
-    from slm_np.checkpoint import RunConfig
-    from slm_np.launch import train_run
-    from slm_np.runs import check_free
+    from slm_np.cli.launch import train_run
+    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.runs import check_free
 
     run = RunConfig(*preset(name, model, train), preset=name)
     if run.train.replay_data:
@@ -78,7 +78,7 @@ def begin(name, model, train):
 
 def go_on(directory, name, model, train):
     """Go on with a run, whichever command began it."""
-    from slm_np.launch import train_run
+    from slm_np.cli.launch import train_run
 
     directory = directory_of(directory, train.get("out_dir"))
     run = resumed(directory, name, model, train)

@@ -191,14 +191,14 @@ def attention_backward(dout, q, k, v):
 
 
 @exact
-def swish(x):
+def silu(x):
     """x sigmoid(x), also called SiLU"""
     return x * sigmoid(x)
 
 
 @exact
-def swish_backward(dout, x):
-    """swish' = sigmoid + x sigmoid (1 - sigmoid)"""
+def silu_backward(dout, x):
+    """silu' = sigmoid + x sigmoid (1 - sigmoid)"""
     return dout * (sigmoid(x) + x * sigmoid(x) * sigmoid(-x))
 
 
@@ -229,16 +229,16 @@ def gelu_tanh_backward(dout, x):
 
 @exact
 def swiglu(x):
-    """out = swish(gate) up, the first half of the columns of x (..., 2 F) being the gate, the second the up part; out (..., F)"""
+    """out = silu(gate) up, the first half of the columns of x (..., 2 F) being the gate, the second the up part; out (..., F)"""
     gate, up = np.split(x, 2, axis=-1)
-    return swish(gate) * up
+    return silu(gate) * up
 
 
 @exact
 def swiglu_backward(dout, x):
-    """dx = [dout up swish'(gate), dout swish(gate)]"""
+    """dx = [dout up silu'(gate), dout silu(gate)]"""
     gate, up = np.split(x, 2, axis=-1)
-    return np.concatenate((swish_backward(dout * up, gate), dout * swish(gate)), axis=-1)
+    return np.concatenate((silu_backward(dout * up, gate), dout * silu(gate)), axis=-1)
 
 
 # Recurrences
@@ -246,9 +246,9 @@ def swiglu_backward(dout, x):
 
 @exact
 def convolution(x, past, weight, bias):
-    """out[b, t] = swish(bias + sum_k weight[k] x[b, t - K + 1 + k])        x (B, T, E), past (B, K - 1, E) before it, weight (K, E), bias (E,)"""
+    """out[b, t] = silu(bias + sum_k weight[k] x[b, t - K + 1 + k])        x (B, T, E), past (B, K - 1, E) before it, weight (K, E), bias (E,)"""
     seen = np.concatenate((past, x), axis=1)
-    return swish(np.stack([(seen[:, t : t + len(weight)] * weight).sum(1) for t in range(x.shape[1])], axis=1) + bias)
+    return silu(np.stack([(seen[:, t : t + len(weight)] * weight).sum(1) for t in range(x.shape[1])], axis=1) + bias)
 
 
 @exact
@@ -256,7 +256,7 @@ def convolution_backward(dout, x, past, weight, bias):
     """(dx, dweight, dbias): what a token gives to each of the K that see it; nothing for what came before."""
     seen, K = np.concatenate((past, x), axis=1), len(weight)
     summed = np.stack([(seen[:, t : t + K] * weight).sum(1) for t in range(x.shape[1])], axis=1) + bias
-    dsum, dseen, dweight = swish_backward(dout, summed), np.zeros_like(seen), np.zeros_like(weight)
+    dsum, dseen, dweight = silu_backward(dout, summed), np.zeros_like(seen), np.zeros_like(weight)
     for t, k in np.ndindex(x.shape[1], K):
         dseen[:, t + k] += dsum[:, t] * weight[k]
         dweight[k] += (dsum[:, t] * seen[:, t + k]).sum(0)
@@ -269,7 +269,7 @@ def softplus(x):
 
 @exact
 def selective_scan(x, delta, selected, projected, a_log, skip, first):
-    """h_t = exp(-d e^a_log) h_(t-1) + d x B,   out = (<h, C> + skip x) swish(gate),   d = softplus(delta)
+    """h_t = exp(-d e^a_log) h_(t-1) + d x B,   out = (<h, C> + skip x) silu(gate),   d = softplus(delta)
 
     x, delta (B, T, E), selected (B, T, R + 2 S) with B and C last, projected (B, T, 2 E) with the gate last, a_log (S, E), skip (E,),
     first (B, S, E): h before the first step. Returns (out (B, T, E), every h (B, T + 1, S, E)).
@@ -279,7 +279,7 @@ def selective_scan(x, delta, selected, projected, a_log, skip, first):
     for t in range(x.shape[1]):
         step = softplus(delta[:, t])
         hs.append(np.exp(-step[:, None] * np.exp(a_log)) * hs[-1] + (step * x[:, t])[:, None] * enter[:, t, :, None])
-        out.append(((hs[-1] * leave[:, t, :, None]).sum(1) + skip * x[:, t]) * swish(gate[:, t]))
+        out.append(((hs[-1] * leave[:, t, :, None]).sum(1) + skip * x[:, t]) * silu(gate[:, t]))
     return np.stack(out, axis=1), np.stack(hs, axis=1)
 
 
@@ -296,8 +296,8 @@ def selective_scan_backward(dout, x, delta, selected, projected, a_log, skip, fi
         step, before, after = softplus(delta[:, t]), hs[:, t], hs[:, t + 1]
         decay = np.exp(-step[:, None] * rate)
         plain = (after * leave[:, t, :, None]).sum(1) + skip * x[:, t]
-        dprojected[:, t, E:] = swish_backward(dout[:, t] * plain, gate[:, t])
-        dy = dout[:, t] * swish(gate[:, t])
+        dprojected[:, t, E:] = silu_backward(dout[:, t] * plain, gate[:, t])
+        dy = dout[:, t] * silu(gate[:, t])
         dh = dh + dy[:, None] * leave[:, t, :, None]
         dselected[:, t, -S:], dselected[:, t, -2 * S : -S] = (
             (after * dy[:, None]).sum(2),
@@ -388,8 +388,8 @@ def shapes(config):
             add_linear(f"layers.{i}.attention.qkv", D, (H + 2 * G) * W)
             add_linear(f"layers.{i}.attention.output", H * W, out)
         elif mixer == "M":
-            E, S, R = config.n_inner, config.channel_states, config.time_step_rank
-            add_linear(f"layers.{i}.mamba.input", D, 2 * E)
+            E, S, R = config.n_inner, config.ssm_state_size, config.time_step_rank
+            add_linear(f"layers.{i}.mamba.in_proj", D, 2 * E)
             for name, shape in (
                 ("convolution.weight", (config.conv_kernel, E)),
                 ("convolution.bias", (E,)),
@@ -400,12 +400,12 @@ def shapes(config):
                 ("skip", (E,)),
             ):
                 found[f"layers.{i}.mamba.{name}"] = shape
-            add_linear(f"layers.{i}.mamba.output", E, out)
+            add_linear(f"layers.{i}.mamba.out_proj", E, out)
         else:
             for name, shape in (
-                ("input", (D, config.state_size)),
-                ("state", (config.state_size,) * 2),
-                ("output", (config.state_size, out)),
+                ("input", (D, config.recurrence_size)),
+                ("state", (config.recurrence_size,) * 2),
+                ("output", (config.recurrence_size, out)),
                 ("skip", (D, out)),
             ):
                 found[f"layers.{i}.recurrence.{name}.weight"] = shape
@@ -455,7 +455,7 @@ def reference_logits(config, arrays, tokens):
                 "skip",
             )
         }
-        projected = matrix(f"layers.{i}.mamba.input", x)
+        projected = matrix(f"layers.{i}.mamba.in_proj", x)
         S, E = w["a_log"].shape
         inner = convolution(
             projected[..., :E],
@@ -466,7 +466,7 @@ def reference_logits(config, arrays, tokens):
         selected = linear(inner, w["select.weight"])
         delta = linear(selected[..., : config.time_step_rank], w["step.weight"], w["step.bias"])
         return matrix(
-            f"layers.{i}.mamba.output",
+            f"layers.{i}.mamba.out_proj",
             selective_scan(inner, delta, selected, projected, w["a_log"], w["skip"], np.zeros((B, S, E)))[0],
         )
 
@@ -477,10 +477,10 @@ def reference_logits(config, arrays, tokens):
         h, out = np.zeros((B, len(pass_on))), []
         for t in range(T):
             h = linear(x[:, t], enter) + linear(h, pass_on)
-            out.append(linear(swish(h), leave) + linear(x[:, t], beside))
+            out.append(linear(silu(h), leave) + linear(x[:, t], beside))
         return np.stack(out, axis=1)
 
-    activation = {"swish": swish, "gelu": gelu, "gelu-tanh": gelu_tanh, "swiglu": swiglu}.get(config.feed_forward)
+    activation = {"silu": silu, "gelu": gelu, "gelu-tanh": gelu_tanh, "swiglu": swiglu}.get(config.feed_forward)
     B, T = tokens.shape
     places = {"learned": arrays.get("positions.weight"), "sinusoidal": sinusoidal(T, config.n_embd)}.get(
         config.positions
@@ -499,7 +499,7 @@ def reference_logits(config, arrays, tokens):
         return x
     x = normed("norm", x)
     if config.head == "mlp":
-        x = swish(matrix("head.input", x))
+        x = silu(matrix("head.input", x))
     return linear(x, arrays["embedding.weight" if config.head == "tied" else "head.weight"].T)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 import slm_np
-from slm_np import checkpoint
-from slm_np.checkpoint import RunConfig
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.data.tokens import load_corpus
-from slm_np.trainer import Trainer
+from slm_np.formats import checkpoint
+from slm_np.formats.checkpoint import RunConfig
+from slm_np.training.trainer import Trainer
 
 MODEL = dict(n_layer=1, n_head=2, n_embd=16, n_hidden=24, block_size=16)
 TRAIN = dict(

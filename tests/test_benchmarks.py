@@ -110,9 +110,9 @@ def test_products_of_models_that_carry_a_state_counted_by_hand():
         n_layer=3,
         n_embd=8,
         n_inner=10,
-        channel_states=2,
+        ssm_state_size=2,
         time_step_rank=3,
-        state_size=7,
+        recurrence_size=7,
         feed_forward="none",
         residual=False,
         head="none",
@@ -135,7 +135,7 @@ def test_products_of_models_that_carry_a_state_counted_by_hand():
 
 
 def test_shapes_are_the_models_they_are_named_after():
-    from slm_np.model import parameter_count
+    from slm_np.nn.model import parameter_count
 
     assert {name: parameter_count(shapes.shape(name)[0]) for name in shapes.SHAPES} == {
         "char": 834_304,
@@ -222,7 +222,7 @@ def test_speed_and_memory_over_the_length_of_windows(tmp_path, capsys, monkeypat
     small_ones = {
         name: settings
         | dict(n_layer=1, n_embd=16, vocab_size=11, init_std=0.02)
-        | (dict(n_head=2) if name == "attention" else dict(n_inner=16, state_size=16, channel_states=2))
+        | (dict(n_head=2) if name == "attention" else dict(n_inner=16, recurrence_size=16, ssm_state_size=2))
         for name, settings in long_sequences.MIXERS.items()
     }
     monkeypatch.setattr(long_sequences, "MIXERS", small_ones)
@@ -238,7 +238,7 @@ def test_speed_and_memory_over_the_length_of_windows(tmp_path, capsys, monkeypat
 
 
 def test_models_of_the_quality_table_are_of_one_size():
-    from slm_np.model import parameter_count
+    from slm_np.nn.model import parameter_count
 
     quality = importlib.import_module("quality")
     for name, settings in quality.MODELS.items():

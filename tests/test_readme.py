@@ -10,7 +10,7 @@ import pytest
 import small
 
 from slm_np.config import ModelConfig
-from slm_np.model import Model, parameter_count
+from slm_np.nn.model import Model, parameter_count
 from slm_np.presets import PRESETS, preset
 
 README = Path(small.__file__).resolve().parents[1] / "README.md"

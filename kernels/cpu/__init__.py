@@ -5,10 +5,10 @@ from .activation import (
     gelu_forward,
     gelu_tanh_backward,
     gelu_tanh_forward,
+    silu_backward,
+    silu_forward,
     swiglu_backward,
     swiglu_forward,
-    swish_backward,
-    swish_forward,
 )
 from .adamw import adamw, square_sum, square_sum_blocks
 from .attention import attention_backward, attention_forward, attention_scratch

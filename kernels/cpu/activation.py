@@ -11,14 +11,14 @@ SLOPE, CUBIC = 1.5957691216057308, 0.044715
 
 
 @row
-def swish_block(out, x):
+def silu_block(out, x):
     for i in range(x.size):
         v = read(x, i)
         write(out, i, v * sigmoid(v))
 
 
 @row
-def swish_backward_block(x, dout):
+def silu_backward_block(x, dout):
     one = type_of(x)(1)
     for i in range(x.size):
         v, d = read(x, i), read(dout, i)
@@ -70,17 +70,17 @@ def gelu_tanh_backward_block(x, dout):
 
 
 @kernel
-def _swish_forward(out, x):
+def _silu_forward(out, x):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
         part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        swish_block(out[part], x[part])
+        silu_block(out[part], x[part])
 
 
 @kernel
-def _swish_backward(x, dout):
+def _silu_backward(x, dout):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
         part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        swish_backward_block(x[part], dout[part])
+        silu_backward_block(x[part], dout[part])
 
 
 @kernel
@@ -124,10 +124,10 @@ def swiglu_backward_row(gate, up, dout):
     for c in range(dout.size):
         g, u, d = read(gate, c), read(up, c), read(dout, c)
         s = sigmoid(g)
-        swish = g * s
+        silu = g * s
         write(gate, c, d * u * s * (one + g * (one - s)))
-        write(up, c, d * swish)
-        write(dout, c, swish * u)
+        write(up, c, d * silu)
+        write(dout, c, silu * u)
 
 
 # (rows, 2, width): the gate and the value above it
@@ -151,12 +151,12 @@ def swiglu_backward(x, dout):
     _swiglu_backward(x.reshape(len(x), 2, -1), dout)
 
 
-def swish_forward(out, x):
-    _swish_forward(out.reshape(-1), x.reshape(-1))
+def silu_forward(out, x):
+    _silu_forward(out.reshape(-1), x.reshape(-1))
 
 
-def swish_backward(x, dout):
-    _swish_backward(x.reshape(-1), dout.reshape(-1))
+def silu_backward(x, dout):
+    _silu_backward(x.reshape(-1), dout.reshape(-1))
 
 
 def gelu_forward(out, x):

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from slm_np.workspace import BF16
+from slm_np.dtypes import BF16
 
 from . import attention_pairs
 from .attention_pairs import give_rows

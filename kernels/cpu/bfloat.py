@@ -9,7 +9,7 @@ from llvmlite import binding, ir
 from numba import prange, types
 from numba.extending import intrinsic, overload
 
-from slm_np.workspace import BF16
+from slm_np.dtypes import BF16
 
 from .jit import BLOCK, kernel, row
 from .tile import FEATURES

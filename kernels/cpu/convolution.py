@@ -1,14 +1,14 @@
-"""The causal depthwise convolution and its swish: for every channel a filter of its own over the last tokens, a vector of channels at a time."""
+"""The causal depthwise convolution and its silu: for every channel a filter of its own over the last tokens, a vector of channels at a time."""
 
 from numba import prange
 
-from .activation import swish_backward_block
+from .activation import silu_backward_block
 from .elementary import sigmoid
 from .jit import kernel, row
 from .tile import LANES
 from .vector import load_some, multiply_add, store_some
 
-STEPS = 64  # of a worker's share of a text: its rows stay in the second-level cache between filter and swish
+STEPS = 64  # of a worker's share of a text: its rows stay in the second-level cache between filter and silu
 CHANNELS = 2 * 32  # of a worker's share of the filters
 
 
@@ -22,7 +22,7 @@ def place_of(b, s, first, steps, columns, kernel_size, channels):
 
 @row
 def filter_row(out, at, x, past, weight, bias, b, t, first, last, kernel_size, columns, channels, steps):
-    """out = bias + sum_k weight[k] x[t - K + 1 + k]: channels `first` to `last` of text b's step t, before the swish."""
+    """out = bias + sum_k weight[k] x[t - K + 1 + k]: channels `first` to `last` of text b's step t, before the silu."""
     for j in range(first, last, LANES):
         n = min(LANES, last - j)
         value = load_some(bias, j, n)
@@ -38,7 +38,7 @@ def filter_row(out, at, x, past, weight, bias, b, t, first, last, kernel_size, c
 
 
 @row
-def swish_in_place(x):
+def silu_in_place(x):
     for c in range(x.size):
         x[c] *= sigmoid(x[c])
 
@@ -47,7 +47,7 @@ def swish_in_place(x):
 def filter_step(out, at, x, past, weight, bias, b, first, last, kernel_size, channels):
     """One token of text b, whose row of x (B, 2 E) is all there is; the past moves up by it."""
     filter_row(out, at, x, past, weight, bias, b, 0, first, last, kernel_size, 2 * channels, channels, 1)
-    swish_in_place(out[at : at + last - first])
+    silu_in_place(out[at : at + last - first])
     for s in range(1 - kernel_size, 0):
         here, after = (
             place_of(b, s, first, 1, 2 * channels, kernel_size, channels),
@@ -82,12 +82,12 @@ def _convolution_forward(out, x, past, weight, bias, batch, steps, columns, chan
                 channels,
                 steps,
             )
-        swish_in_place(out[(b * steps + first) * channels : (b * steps + last) * channels])
+        silu_in_place(out[(b * steps + first) * channels : (b * steps + last) * channels])
 
 
 @kernel
-def _swish_backward(sums, dout, x, past, weight, bias, batch, steps, columns, channels, kernel_size):
-    """sums = dout swish' of what the filters gave, which they give again"""
+def _silu_backward(sums, dout, x, past, weight, bias, batch, steps, columns, channels, kernel_size):
+    """sums = dout silu' of what the filters gave, which they give again"""
     blocks = (steps + STEPS - 1) // STEPS
     for task in prange(batch * blocks):
         b, first = task // blocks, task % blocks * STEPS
@@ -110,7 +110,7 @@ def _swish_backward(sums, dout, x, past, weight, bias, batch, steps, columns, ch
                 steps,
             )
         part = slice((b * steps + first) * channels, (b * steps + last) * channels)
-        swish_backward_block(sums[part], dout[part])
+        silu_backward_block(sums[part], dout[part])
 
 
 @row
@@ -189,5 +189,5 @@ def convolution_backward(x, dweight, dbias, scratch, dout, past, weight, bias):
         weight.reshape(-1),
         (batch, rows // batch, x.shape[1], channels, len(weight)),
     )
-    _swish_backward(sums, dout.reshape(-1), x, past, weight, bias, *sizes)
+    _silu_backward(sums, dout.reshape(-1), x, past, weight, bias, *sizes)
     _filter_backward(x, dweight, dbias, sums, past, weight, *sizes)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from .activation import gelu_block, gelu_tanh_block, swiglu_row, swish_block
+from .activation import gelu_block, gelu_tanh_block, silu_block, swiglu_row
 from .attention import add_times, dot, step_group
 from .convolution import filter_step
 from .elementary import multiply_add
@@ -52,8 +52,8 @@ LINE = TENSORS + 11
 
 NORMS = ("none", "layernorm", "rmsnorm")
 NONE, LAYERNORM, RMSNORM = range(3)
-ACTIVATIONS = ("none", "swish", "gelu", "gelu-tanh", "swiglu")
-_, SWISH, GELU, GELU_TANH, SWIGLU = range(5)
+ACTIVATIONS = ("none", "silu", "gelu", "gelu-tanh", "swiglu")
+_, SILU, GELU, GELU_TANH, SWIGLU = range(5)
 
 
 class Ends(NamedTuple):
@@ -213,8 +213,8 @@ def norm_rows(out, x, kind, weights, weight, bias, eps):
 def activate(out, hidden, b, low, high, kind):
     """Columns low ... high of text b; a gate lies before all the values above it."""
     part, x = out[b, low:high], hidden[b, low:high]
-    if kind == SWISH:
-        swish_block(part, x)
+    if kind == SILU:
+        silu_block(part, x)
     elif kind == GELU:
         gelu_block(part, x)
     elif kind == GELU_TANH:
@@ -343,15 +343,15 @@ def recurrence_state_shares(entered, x, h, weights, places, shares, threads):
 
 @row
 def enter(h, active, entered, first, last):
-    """Some columns of the new states, and their swish."""
+    """Some columns of the new states, and their silu."""
     for b in range(len(h)):
         h[b, first:last] = entered[b, first:last]
-        swish_block(active[b, first:last], entered[b, first:last])
+        silu_block(active[b, first:last], entered[b, first:last])
 
 
 @kernel
 def recurrence_shares(given, active, entered, x, h, weights, places, threads):
-    """h = entered,   given = swish(h) C + x D,   a share being some rows of C and some of D"""
+    """h = entered,   given = silu(h) C + x D,   a share being some rows of C and some of D"""
     states, width, shares = entered.shape[1], x.shape[1], len(given)
     step, wide = (states + shares - 1) // shares, (width + shares - 1) // shares
     for thread in prange(threads):
@@ -391,7 +391,7 @@ def head_hidden_shares(active, hidden, x, weights, start, bias, threads):
         low, high = thread * columns // threads, (thread + 1) * columns // threads
         product_columns(hidden, low, high, x, weights, start, columns, bias)
         for b in range(len(x)):
-            activate(active, hidden, b, low, high, SWISH)
+            activate(active, hidden, b, low, high, SILU)
 
 
 @kernel

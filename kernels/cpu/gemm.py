@@ -4,7 +4,6 @@ OpenBLAS' threads and Numba's would fight for the cores, so OpenBLAS is held to 
 Numba's. The routine is the one that `scipy.linalg.cython_blas` exports; it is bound by name, so that compiled kernels can be cached.
 """
 
-
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils

@@ -76,7 +76,7 @@ def compile_kernels():
     }
     halves = [
         subprocess.Popen(
-            [sys.executable, "-c", f"from slm_np.compile import run; run({half})"],
+            [sys.executable, "-c", f"from slm_np.nn.warmup import run; run({half})"],
             env=environment,
             stdin=subprocess.DEVNULL,
         )

@@ -2,7 +2,7 @@
 
 from numba import prange
 
-from slm_np.workspace import BF16
+from slm_np.dtypes import BF16
 
 from . import product_blas, product_pairs, product_tile
 from .jit import kernel

@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 from numba.np.ufunc.parallel import get_thread_id
 
-from slm_np.product_check import projection, projection_error
+from slm_np.kernels.cpu.gemm_check import projection, projection_error
 
 from .bfloat import pair, read, rounded, write
 from .jit import kernel, row
@@ -185,7 +185,7 @@ def watch_product(number):
 
 
 def watched_error():
-    """How wrong the product was that was checked, see `slm_np.product_check`; 0 if none was."""
+    """How wrong the product was that was checked, see `slm_np.kernels.cpu.gemm_check`; 0 if none was."""
     WATCH.skipped = None
     return WATCH.error
 

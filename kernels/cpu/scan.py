@@ -241,7 +241,7 @@ def give_sums(parts, at, dlanes, states, deep, count):
 
 @row
 def gate_row(out, at, y, x, skip, gate, gate_at, first, width):
-    """out = (y + skip x) swish(gate), of one step"""
+    """out = (y + skip x) silu(gate), of one step"""
     for c in range(width):
         z = gate[unsigned(gate_at + c)]
         out[unsigned(at + c)] = (y[unsigned(c)] + skip[unsigned(first + c)] * x[unsigned(at + c)]) * (z * sigmoid(z))
@@ -266,7 +266,7 @@ def step_states(y, h, dt, dtx, a_log, bc, b, first, states, channels):
 
 @row
 def gate_backward_row(dy, dgate, dout, at, gate, gate_at, width):
-    """dy = dout swish(gate),   dgate = dout swish'(gate), which lacks the readout yet, of one step"""
+    """dy = dout silu(gate),   dgate = dout silu'(gate), which lacks the readout yet, of one step"""
     one = dy.dtype.type(1)
     for c in range(width):
         z, up = gate[unsigned(gate_at + c)], dout[unsigned(at + c)]

@@ -3,7 +3,7 @@
 from .source import Kernel, grid
 from .vector import SEVERAL, count, threads_of_row, variants
 
-SWISH, GELU, GELU_TANH = range(3)
+SILU, GELU, GELU_TANH = range(3)
 
 # An activation and its slope from one exponential; what a kernel does not use of them, the compiler leaves out.
 FUNCTIONS = (
@@ -35,7 +35,7 @@ TYPES = [types for t in ("float", "double", "bfloat16", "half") for types in var
 TYPES += [
     types for t in ("bfloat16", "half") for types in variants(Out="float", In=t)
 ]  # the head's hidden values and their gradient
-VARIANTS = [dict(types, FUNCTION=function) for types in TYPES for function in (SWISH, GELU, GELU_TANH)]
+VARIANTS = [dict(types, FUNCTION=function) for types in TYPES for function in (SILU, GELU, GELU_TANH)]
 
 forward = Kernel(
     "activation_forward",
@@ -152,12 +152,12 @@ def swiglu_backward(x, dout):
     )
 
 
-def swish_forward(out, x):
-    _forward(out, x, SWISH)
+def silu_forward(out, x):
+    _forward(out, x, SILU)
 
 
-def swish_backward(x, dout):
-    _backward(x, dout, SWISH)
+def silu_backward(x, dout):
+    _backward(x, dout, SILU)
 
 
 def gelu_forward(out, x):

@@ -1,4 +1,4 @@
-"""The causal depthwise convolution and its swish: a thread walks one channel through some steps, neighbouring threads neighbouring channels.
+"""The causal depthwise convolution and its silu: a thread walks one channel through some steps, neighbouring threads neighbouring channels.
 
 The K rows that a step sees wait in the thread's registers. The reads of four steps are asked for before the first step writes: a read after a
 write must wait for it, as it may be to the same place for all the compiler knows, and so would wait for memory at each step.
@@ -70,7 +70,7 @@ slopes = Kernel(
     "convolution_slopes",
     FILTER
     + r"""
-// dp = dout swish'(p), and dout becomes out again
+// dp = dout silu'(p), and dout becomes out again
 extern "C" __global__ void convolution_slopes(Compute* dp, Compute* dout, const Compute* x, const Compute* past, const Compute* weight, const Compute* bias,
                                               int batch, int steps, int columns, int channels) {
     filter(x, past, weight, bias, batch, steps, columns, channels, [&](size_t at) { return dout[at]; }, [&](size_t at, Compute p, Compute d) {

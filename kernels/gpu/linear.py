@@ -9,7 +9,7 @@ itself costs nothing.
 
 from typing import Any, NamedTuple
 
-from slm_np.workspace import BF16
+from slm_np.dtypes import BF16
 
 from .convert import convert
 from .gemm import gemm, row_stride

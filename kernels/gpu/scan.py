@@ -202,7 +202,7 @@ extern "C" __global__ void selective_scan_backward(Compute* dx, Compute* delta, 
         };
         take();
         #pragma unroll
-        for (int k = 0; k < ROUNDS; ++k) {  // dy = dout swish(gate)
+        for (int k = 0; k < ROUNDS; ++k) {  // dy = dout silu(gate)
             const int t = lane + k * LANES;
             if (t >= count) break;
             const Compute step = here ? softplus(deltas[k]) : Compute(0);

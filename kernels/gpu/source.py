@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from slm_np.workspace import BF16
+from slm_np.dtypes import BF16
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90")  # what kernels are compiled for in tests: T4, A100, H100 and H200
 OPTIONS = ("-std=c++17",)

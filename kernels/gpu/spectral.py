@@ -1,4 +1,4 @@
-"""Power iteration for the spectral norm of a square matrix, by `slm_np.spectral`'s rule, with nothing for the host to wait for."""
+"""Power iteration for the spectral norm of a square matrix, by `slm_np.training.spectral`'s rule, with nothing for the host to wait for."""
 
 from .gemm import gemm
 from .source import Kernel, grid

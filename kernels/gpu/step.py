@@ -116,7 +116,7 @@ def add_losses(record, losses, given):
 def settle(record, scalars, given, beta1, beta2, growth, backoff, interval, lowest):
     """What an update comes to, once `clip_scale` has written norm and clip: `clip` is NaN where none is made, the others are what `adamw` takes.
 
-    growth, backoff, interval, lowest: as of `slm_np.scaler.GradientScaler`, whose rule for scale and good this is; interval 0 leaves the scale alone.
+    growth, backoff, interval, lowest: as of `slm_np.training.scaler.GradientScaler`, whose rule for scale and good this is; interval 0 leaves the scale alone.
     """
     settle_kernel(1, (record, scalars, given, beta1, beta2, growth, backoff, interval, lowest), Number=scalars)
 

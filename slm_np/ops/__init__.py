@@ -9,10 +9,10 @@ from slm_np.ops.activation import (
     gelu_forward,
     gelu_tanh_backward,
     gelu_tanh_forward,
+    silu_backward,
+    silu_forward,
     swiglu_backward,
     swiglu_forward,
-    swish_backward,
-    swish_forward,
 )
 from slm_np.ops.attention import attention_backward, attention_forward, attention_scratch
 from slm_np.ops.convert import convert

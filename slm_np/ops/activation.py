@@ -7,14 +7,14 @@ exponential as its derivative. The gradient of the weight after it needs `out`, 
 from slm_np.ops.device import kernels_of
 
 
-def swish_forward(out, x):
+def silu_forward(out, x):
     """out = x s,   s = 1 / (1 + e^-x)        out, x (N, F)   (Ramachandran et al. 2017; also SiLU)"""
-    kernels_of(out).swish_forward(out, x)
+    kernels_of(out).silu_forward(out, x)
 
 
-def swish_backward(x, dout):
+def silu_backward(x, dout):
     """dx = dout * s (1 + x (1 - s)),   out = x s"""
-    kernels_of(x).swish_backward(x, dout)
+    kernels_of(x).silu_backward(x, dout)
 
 
 def gelu_forward(out, x):
@@ -38,10 +38,10 @@ def gelu_tanh_backward(x, dout):
 
 
 def swiglu_forward(out, x):
-    """out = swish(gate) * up        out (N, F)   x (N, 2F) = gate | up   (Shazeer 2020)"""
+    """out = silu(gate) * up        out (N, F)   x (N, 2F) = gate | up   (Shazeer 2020)"""
     kernels_of(out).swiglu_forward(out, x)
 
 
 def swiglu_backward(x, dout):
-    """dgate = dout * up * swish'(gate),   dup = dout * swish(gate),   out = swish(gate) * up        x (N, 2F) becomes dgate | dup"""
+    """dgate = dout * up * silu'(gate),   dup = dout * silu(gate),   out = silu(gate) * up        x (N, 2F) becomes dgate | dup"""
     kernels_of(x).swiglu_backward(x, dout)

@@ -1,7 +1,7 @@
 """The arrays decide the device: which module makes them, which kernel set serves them, and how their numbers come and go.
 
 A model is made of the arrays of one module, NumPy or CuPy, and reads the same for both. What else differs on a GPU, a training step that
-nobody waits for, is `slm_np.graph`.
+nobody waits for, is `slm_np.training.device_step`.
 """
 
 import functools

@@ -7,7 +7,7 @@ from slm_np.ops.device import kernels_of
 
 
 def selective_scan_forward(out, states, scratch, x, delta, selected, projected, a_log, skip):
-    """For each channel:  d = softplus(delta),   h_t = exp(-d e^a_log) h_(t-1) + d x B,   out = (<h_t, C> + skip x) swish(gate)
+    """For each channel:  d = softplus(delta),   h_t = exp(-d e^a_log) h_(t-1) + d x B,   out = (<h_t, C> + skip x) silu(gate)
 
     out, x, delta (N, E)   selected (N, R + 2 S): its last columns are B, then C   projected (N, 2 E): its last columns are the gate
     a_log (S, E)   skip (E,)   states (B, K + 1, S, E): states[:, 0] is given, h before the first step; the others become h before each later
@@ -19,10 +19,10 @@ def selective_scan_forward(out, states, scratch, x, delta, selected, projected, 
 def selective_scan_backward(
     dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip
 ):
-    """With a = exp(-d e^a_log), dy = dout swish(gate) and G_t = a_(t+1) G_(t+1) + C dy_t, the gradient of h_t:
+    """With a = exp(-d e^a_log), dy = dout silu(gate) and G_t = a_(t+1) G_(t+1) + C dy_t, the gradient of h_t:
 
     dB = sum_e G d x,   dC = sum_e h dy,   da = G h_(t-1),   dd = x sum_s G B - sum_s da a e^a_log,   dx = d sum_s G B + skip dy,
-    da_log += -sum_t da a d e^a_log,   dskip += sum_t dy x,   dgate = dout (<h, C> + skip x) swish'(gate),   ddelta = dd sigmoid(delta).
+    da_log += -sum_t da a d e^a_log,   dskip += sum_t dy x,   dgate = dout (<h, C> + skip x) silu'(gate),   ddelta = dd sigmoid(delta).
     dselected: its last 2 S columns = dB, dC; the others are left alone. delta becomes its gradient, and so do projected's last E columns.
     states is what forward left; the states between are made again. Nothing flows back into states[:, 0]. parts: room for as many numbers as
     `selective_scan_parts` says.

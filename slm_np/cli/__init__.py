@@ -1,0 +1,1 @@
+"""What the commands share: flags, launching and resuming runs, reports and charts."""

@@ -1,0 +1,42 @@
+"""The loss curve of a run as a picture."""
+
+from pathlib import Path
+
+from slm_np.formats import checkpoint
+
+
+def loss_curve(directory, floor=None):
+    """Write loss.png into the run: training loss, evaluations of both splits. floor: bits per byte no model can beat, or None.
+
+    Returns its path. ImportError without matplotlib, OSError if the disk refuses.
+    """
+    from matplotlib.figure import Figure  # not pyplot, which would choose a backend for the caller's notebook too
+
+    rows = checkpoint.read_metrics(directory)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    steps = [row for row in rows if row.get("loss") is not None]
+    evaluations = [row for row in rows if row.get("val_loss") is not None]
+    axes.plot(
+        [row["step"] for row in steps], [row["loss"] for row in steps], color="0.7", linewidth=0.8, label="batches"
+    )
+    axes.plot(
+        [row["step"] for row in evaluations], [row["train_loss"] for row in evaluations], marker=".", label="training"
+    )
+    axes.plot(
+        [row["step"] for row in evaluations], [row["val_loss"] for row in evaluations], marker=".", label="validation"
+    )
+    if floor and evaluations and evaluations[-1]["val_bpb"]:
+        axes.axhline(
+            floor * evaluations[-1]["val_loss"] / evaluations[-1]["val_bpb"],
+            color="k",
+            linewidth=0.8,
+            linestyle=":",
+            label="floor",
+        )
+    axes.set(xlabel="step", ylabel="loss, nats per token", title=Path(directory).name)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    path = Path(directory) / "loss.png"
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,1 @@
+"""Runs and foreign checkpoints on disk, one file per format."""

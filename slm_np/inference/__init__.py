@@ -1,0 +1,1 @@
+"""A trained model at work: decoding, sampling, generation, evaluation."""

@@ -1,0 +1,423 @@
+"""Chat as its users meet it: in a pseudo-terminal, through a pipe, every command, every refusal. Models are constructed: what they say is known."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import small
+from test_generation import chain, word_chain
+
+from slm_np.chat import COMMANDS, Chat
+from slm_np.config import TrainConfig
+from slm_np.data.chat_template import DEFAULT
+from slm_np.data.tokenizer import ByteTokenizer
+from slm_np.errors import UserError
+from slm_np.formats import checkpoint
+from slm_np.formats.checkpoint import RunConfig
+from slm_np.formats.runs import load
+from slm_np.generate import Screen, painted
+from slm_np.inference.sampling import SamplingConfig, to_generation_config
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ANSWER = {
+    **word_chain([": yes.\n"]),
+    "\n": ("Q", 0.999),
+}  # after the template's "A:" comes this, and then the next question
+
+
+def saved(folder, follows, template=None, block_size=64, **sampling):
+    """A run in `folder` whose model is `chain(follows)`."""
+    model = chain(follows, block_size=block_size)
+    folder.mkdir()
+    checkpoint.write_config(folder, RunConfig(model.config, TrainConfig()))
+    checkpoint.save_best(folder, model.parameters.weight, dict(step=7, val_loss=1.0))
+    ByteTokenizer().save(folder / "tokenizer.json")
+    checkpoint.write_json(
+        folder / "generation_config.json", to_generation_config(SamplingConfig(**{"temp": 0.0, **sampling}))
+    )
+    if template:
+        template.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """`answers` has a template; `endless` too, and never stops; `continues` has none, and knows nothing after a line's end."""
+    folder = tmp_path_factory.mktemp("chats")
+    saved(folder / "answers", ANSWER, DEFAULT)
+    saved(folder / "endless", {":": ("l", 0.999), "l": ("a", 0.999), "a": ("l", 0.999)}, DEFAULT)
+    saved(folder / "continues", word_chain(["? sure.\n"]), min_confidence=0.15)
+    return folder
+
+
+@pytest.fixture
+def folder(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    yield runs
+    (runs / "chat.jsonl").unlink(missing_ok=True)
+
+
+def conversation(name, max_tokens=30, **options):
+    run = load(name)
+    return Chat(run, run.sampling, max_tokens, **options)
+
+
+def piped(folder, *words, said):
+    return subprocess.run(
+        [sys.executable, "-m", "slm_np.chat", "--threads", "1", *words],
+        cwd=folder,
+        env=small.environment(),
+        input=said,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+# Answers
+
+
+def test_a_run_with_a_template_answers(folder, capsys):
+    chat = conversation("answers")
+    assert chat.answer("is it?") is False and chat.answer("so?") is False
+    assert capsys.readouterr().out == "yes.\nyes.\n"
+    assert chat.messages == [
+        dict(role=role, content=text)
+        for role, text in (("user", "is it?"), ("assistant", "yes."), ("user", "so?"), ("assistant", "yes."))
+    ]
+    chat.messages.append(dict(role="user", content="well?"))
+    assert (
+        chat.run.tokenizer.decode(chat.prompt())
+        == DEFAULT.prompt(chat.messages)
+        == b"Q: is it?\nA: yes.\nQ: so?\nA: yes.\nQ: well?\nA:"
+    )
+
+
+def test_a_run_without_one_continues_each_text_by_itself(folder, capsys):
+    chat = conversation("continues")
+    chat.answer("is it?")
+    chat.answer("was it?")
+    assert (
+        capsys.readouterr().out == " sure.\n\n" * 2
+    )  # the model's own line end, then the program's; the run's min_confidence ended it
+    chat.messages.append(dict(role="user", content="and?"))
+    assert chat.run.tokenizer.decode(chat.prompt()) == b"and?"
+    with pytest.raises(UserError, match="no chat template"):
+        chat.instruct("be kind")
+
+
+def test_chat_and_generate_agree(folder, capsys):
+    assert (
+        small.status("generate", "--model", "continues", "-p", "it was?", "--threads", 1, "--seed", 3, "--temp", 1.5)
+        == 0
+    )
+    generated = capsys.readouterr().out
+    run = load("continues")
+    Chat(run, dataclasses.replace(run.sampling, seed=3, temp=1.5), 200).answer("it was?")
+    assert "it was?" + capsys.readouterr().out == generated
+    assert run.sampling.min_confidence == 0.15
+
+
+def test_the_same_message_is_not_always_answered_alike(tmp_path, capsys):
+    chat = conversation(saved(tmp_path / "any", {}, temp=1.0, top_k=0, top_p=1.0, min_p=0.0))
+    for _ in range(2):
+        chat.answer("x")
+    texts = [message["content"] for message in chat.messages if message["role"] == "assistant"]
+    assert len(texts) == 2 and texts[0] != texts[1]
+
+
+def test_oldest_turns_drop_out_once_and_the_system_stays(folder, capsys):
+    chat = conversation("answers", max_tokens=8, system="be brief")
+    for turn in range(6):
+        chat.answer(f"question {turn}?")
+    said = capsys.readouterr()
+    assert (
+        said.out == "yes.\n" * 6
+        and said.err.count("from here on the oldest turns are left out") == 1
+        and "64 tokens" in said.err
+    )
+    chat.messages.append(dict(role="user", content="last?"))
+    ids = chat.prompt()
+    assert (
+        len(ids) <= 64 - 8
+        and chat.run.tokenizer.decode(ids).startswith(b"be brief\nQ: question")
+        and len(chat.messages) == 13
+    )
+    chat.reset()
+    assert chat.messages == [] and chat.first == 0 and not chat.told
+
+
+def test_a_message_longer_than_the_context(folder, capsys):
+    chat = conversation("answers")
+    chat.answer("why " * 50 + "?")
+    said = capsys.readouterr()
+    assert said.out == "yes.\n" and re.search(
+        r"the message has \d+ tokens and the context 64; its last 64 tokens are kept", said.err
+    )
+
+
+def test_no_answer_leaves_no_trace(folder, capsys):
+    chat = conversation("answers", max_tokens=0)
+    chat.answer("well?")
+    assert "nothing to say" in capsys.readouterr().err and chat.messages == []
+
+
+# Commands
+
+
+def test_every_command(folder, capsys):
+    chat = conversation("answers")
+    chat.answer("is it?")
+    capsys.readouterr()
+    for line in ("/help", "/h", "h"):
+        assert chat.read(line) == (True, False)
+        listed = capsys.readouterr().err
+        assert all(f"/{name} " in listed for name in COMMANDS)
+    assert chat.read("/save")[0] and "saved as chat.jsonl" in capsys.readouterr().err
+    row = json.loads((folder / "chat.jsonl").read_text(encoding="utf-8"))
+    assert row == {"messages": [{"role": "user", "content": "is it?"}, {"role": "assistant", "content": "yes."}]}
+    assert chat.read("/system be kind") == (True, False) and chat.system == "be kind"
+    assert chat.read("/save")[0] and json.loads((folder / "chat.jsonl").read_text(encoding="utf-8"))["messages"][0] == {
+        "role": "system",
+        "content": "be kind",
+    }
+    assert chat.read("/system") == (True, False) and chat.system == ""
+    for line in ("/reset", "/r", "r", "/clear", "clear"):
+        chat.messages = [dict(role="user", content="x")]
+        assert chat.read(line) == (True, False) and chat.messages == []
+    for line in ("/exit", "exit", "/quit", "quit", "/q", "q"):
+        assert chat.read(line) == (False, False)
+    assert chat.read("   ") == (True, False) and chat.messages == []
+    assert set(COMMANDS) == {"reset", "help", "system", "save", "exit"}
+
+
+def test_a_conversation_is_saved_in_the_home_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    chat = conversation("answers")
+    chat.answer("is it?")
+    assert chat.read("/save ~/mine.jsonl")[0] and (tmp_path / "mine.jsonl").exists()
+
+
+def test_commands_that_cannot_be_done(folder, tmp_path):
+    chat = conversation("answers")
+    for line, message in [
+        ("/sav", "did you mean /save"),
+        ("/", "'/' is unknown"),
+        ("/save", "no conversation to save"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            chat.read(line)
+    chat.answer("is it?")
+    (tmp_path / "mine.jsonl").write_text("precious", encoding="utf-8")
+    for name, message in [
+        (tmp_path / "mine.jsonl", "is already there"),
+        (tmp_path / "no" / "x", "cannot be written"),
+        (tmp_path, "already there"),
+        ("a\0b", "cannot be written"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            chat.read(f"/save {name}")
+    assert (tmp_path / "mine.jsonl").read_text(encoding="utf-8") == "precious"
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--model", "nowhere"], "nowhere is not a run"),
+        (["--model", "answers", "--max-tokens", "x"], "--max-tokens 'x'"),
+        (["--model", "answers", "--samplers", "topk"], "did you mean top-k"),
+        (["--model", "answers", "--top-p", 0], "--top-p is 0.0"),
+        (["--model", "continues", "--system", "x"], "no chat template"),
+        (["--modle", "x"], "did you mean --model"),
+    ],
+)
+def test_bad_flags(folder, capsys, words, named):
+    assert small.status("chat", *words) == 2
+    said = capsys.readouterr()
+    assert named in said.err and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_a_run_without_a_tokenizer(folder, tmp_path, capsys):
+    run = saved(tmp_path / "bare", ANSWER)
+    (run / "tokenizer.json").unlink()
+    assert small.status("chat", "--model", run) == 2 and "without a tokenizer" in capsys.readouterr().err
+
+
+# Colours
+
+
+def test_colours_only_where_a_terminal_shows_them(monkeypatch, capsys):
+    assert (
+        painted(" word\n", 0.05) == " \033[31mword\033[0m\n"
+        and painted("a", 0.3) == "\033[33ma\033[0m"
+        and painted("ß\x1b", 1.0) == "\033[32mß\ufffd\033[0m"
+        and painted(" \n", 0.0) == " \n"
+    )
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert Screen(True).style is None  # no terminal
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert Screen(True).style is painted and Screen(False).style is None
+    Screen(False).write("a\x1b[2J\n")
+    assert capsys.readouterr().out == "a\ufffd[2J\n"
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert Screen(True).style is None
+
+
+# Through a pipe
+
+
+def test_through_a_pipe(folder):
+    done = piped(folder, "--model", "answers", said="is it?\r\n\n/help\nund größer?\n/exit\nnever read\n".encode())
+    assert (
+        done.returncode == 0
+        and done.stdout.replace(b"\r", b"") == b"yes.\nyes.\n"
+        and b"weights of step 7" in done.stderr
+        and b"/save FILE" in done.stderr
+    ), done
+    done = piped(folder, "--model", "continues", "--show-confidence", said=b"is it?")
+    assert (
+        done.returncode == 0 and done.stdout.replace(b"\r", b"") == b" sure.\n\n" and b"no chat template" in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "said, named",
+    [(b"is it?\n\xff\xfe\n", "line 2 of standard input is not UTF-8"), (b"is it?\n/sav\n", "did you mean /save")],
+)
+def test_a_bad_line_in_a_pipe(folder, said, named):
+    done = piped(folder, "--model", "answers", said=said)
+    assert (
+        done.returncode == 2
+        and done.stdout.replace(b"\r", b"") == b"yes.\n"
+        and named in done.stderr.decode()
+        and b"Traceback" not in done.stderr
+    )
+
+
+# In a terminal
+
+
+class Terminal:
+    """A chat in a pseudo-terminal of its own."""
+
+    def __init__(self, folder, *words, **environment):
+        import fcntl
+        import pty
+        import termios
+
+        self.side, other = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "slm_np.chat", "--threads", "1", *words],
+            cwd=folder,
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            start_new_session=True,
+            env=small.environment(TERM="xterm", **environment),
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(other)
+        self.seen = ""
+
+    def until(self, pattern, seconds=100):
+        """What is shown up to the pattern, which goes."""
+        import select
+
+        end = time.monotonic() + seconds
+        while not (found := re.search(pattern, self.seen)):
+            assert time.monotonic() < end, self.seen
+            if select.select([self.side], [], [], 0.2)[0]:
+                try:
+                    self.seen += os.read(self.side, 4096).decode("utf-8", "replace")
+                except OSError:  # the other side has gone
+                    assert re.search(pattern, self.seen), self.seen
+        before, self.seen = self.seen[: found.start()], self.seen[found.end() :]
+        return before
+
+    def type(self, text):
+        os.write(self.side, text.encode())
+
+    def interrupt(self):
+        """Ctrl-C at a prompt that is there already: what comes while readline still draws it is heard only with the next key."""
+        time.sleep(0.5)
+        self.type("\x03")
+
+    def left(self):
+        """Exit status, once it has left."""
+        try:
+            return self.process.wait(30)
+        finally:
+            self.close()
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.side)
+
+
+needs_pty = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+
+
+@needs_pty
+def test_in_a_terminal(folder):
+    terminal = Terminal(folder, "--model", "answers")
+    terminal.until("weights of step 7; /help lists the commands")
+    terminal.until("> ")
+    terminal.type("is itX\x7f?\n")  # backspace
+    assert "yes." in terminal.until("\n> ")
+    terminal.type("/sav\n")
+    assert "slm_np: the command '/sav' is unknown; did you mean /save?" in terminal.until("\n> ")
+    terminal.type("/help\n")
+    assert "/system TEXT" in terminal.until("\n> ")
+    terminal.interrupt()
+    terminal.until("Ctrl-C once more, Ctrl-D or /exit leaves")
+    terminal.until("> ")
+    terminal.type("and now?\n")
+    assert "yes." in terminal.until("\n> ")
+    terminal.type("\x04")
+    assert terminal.left() == 0
+
+
+@needs_pty
+def test_ctrl_c_stops_the_answer_and_not_the_program(folder):
+    terminal = Terminal(folder, "--model", "endless", "-n", "1000000")
+    terminal.until("> ")
+    terminal.type("sing!\n")
+    terminal.until("lalala")  # streamed: in the middle of a million tokens
+    terminal.type("\x03")
+    terminal.until("stopped")
+    terminal.until("> ")
+    terminal.type("/save endless.jsonl\n")
+    terminal.until("saved as endless.jsonl")
+    sung = json.loads((folder / "endless.jsonl").read_text(encoding="utf-8"))["messages"]
+    assert sung[0]["content"] == "sing!" and re.fullmatch("(la)+l?", sung[1]["content"])
+    terminal.until("> ")
+    terminal.type("again!\n")
+    terminal.until("lalala")
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    terminal.until("stopped")
+    terminal.until("> ")
+    terminal.interrupt()  # the second in a row, at the prompt
+    assert terminal.left() == 0
+
+
+@needs_pty
+def test_confidence_is_coloured_in_a_terminal(folder):
+    for environment, shown in ((dict(NO_COLOR=""), r"\x1b\[32my\x1b\[0m\x1b\[32me"), (dict(NO_COLOR="1"), "yes")):
+        terminal = Terminal(folder, "--model", "answers", "--show-confidence", **environment)
+        terminal.until("> ")
+        terminal.type("is it?\n")
+        terminal.until(shown)
+        terminal.until("> ")
+        terminal.type("/exit\n")
+        assert terminal.left() == 0

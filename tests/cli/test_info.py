@@ -1,0 +1,168 @@
+"""What `info` says: of a run, of several side by side, of what is no run; and its curves."""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import small
+
+from slm_np.cli.chart import MARK, PLAIN_BARS, chart, plain, sparkline, table
+from slm_np.formats import checkpoint
+from slm_np.info import summary
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with two runs as training leaves them: configuration, tokenizer, metrics; `new` has not got to an evaluation."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = small.text_file(folder)
+    for name, loss in (("low", 1.0), ("high", 2.0), ("new", None)):
+        trainer = small.trainer(data, folder / name, max_iters=100)
+        checkpoint.write_config(
+            folder / name, dataclasses.replace(trainer.run, data=dict(source="text.txt", tokens=[9000, 1000]))
+        )
+        for step in range(1, 41 if loss else 1):
+            course = loss * (1 + 3 * math.exp(-step / 10))
+            row = dict(step=step, loss=course, lr=0.001)
+            if step % 20 == 0:
+                row = dict(
+                    step=step,
+                    train_loss=course,
+                    val_loss=course + 0.1,
+                    val_bpb=(course + 0.1) / math.log(2),
+                    time_s=90.0,
+                )
+            checkpoint.append_metrics(folder / name, row)
+        assert trainer.model.config.vocab_size == 256
+    return folder
+
+
+def told(capsys, *words):
+    capsys.readouterr()
+    assert small.status("info", *words) == 0
+    return capsys.readouterr().out
+
+
+def test_one_run(runs, capsys, monkeypatch):
+    monkeypatch.chdir(runs)
+    out, low = told(capsys, "low"), summary("low")
+    assert low.step == 40 and low.tokens == 40 * 4 * 16 and low.best["step"] == 40
+    for wanted in (
+        "low: a run of slm_np, preset stories",
+        f"{low.parameters:,} parameters: 1 layer (2 heads of 8)",
+        "bytes, 256 pieces",
+        "text.txt: 9,000 training and 1,000 validation tokens",
+        "40 updates of 4 x 16 tokens, 2,560 in all, in 1m30s; cosine rate 0.003 to 0.0001",
+        f"validation {low.best['val_loss']:.4f} nats/token, {low.best['val_bpb']:.4f} bits/byte at step 40, the best",
+        "bits/byte over updates",
+        MARK,
+    ):
+        assert wanted in out, wanted
+    assert summary("low").parameters == sum(array.size for array in checkpoint.newest_checkpoint("low").model.values())
+    checkpoint.write_config("new", dataclasses.replace(low.config, base=dict(run="runs/low", step=40)))
+    assert "new: a run of slm_np, preset stories, finetuned from step 40 of runs/low\n" in told(capsys, "new")
+    assert "updates of" not in told(capsys, "new") and MARK not in told(capsys, "new")
+
+
+def test_several_side_by_side(runs, capsys, monkeypatch):
+    monkeypatch.chdir(runs)
+    heading, *rows = told(capsys, "high", "low", "new").splitlines()
+    assert heading.split()[:4] == ["run", "preset", "parameters", "vocabulary"] and "bits/byte" in heading
+    assert [row.split()[0] for row in rows] == ["high", "low", "new"]
+    bits = [f"{summary(name).best['val_bpb']:.4f}" for name in ("high", "low")]
+    assert f"{bits[1]}*" in rows[1] and f"{bits[0]} " in rows[0] and "*" not in rows[0] + rows[2]
+
+
+def test_plain_ascii_where_the_output_can_show_no_more(runs):
+    for words in (["low"], ["low", "high"]):
+        done = small.subprocess.run(
+            [small.sys.executable, "-m", "slm_np.info", *words],
+            cwd=runs,
+            env=small.environment(PYTHONIOENCODING="ascii"),
+            capture_output=True,
+        )
+        assert done.returncode == 0 and done.stdout.isascii() and b"bits/byte" in done.stdout, done.stderr
+    assert plain(type("Stream", (), dict(encoding="cp1252"))) and not plain(type("Stream", (), dict(encoding="utf-8")))
+
+
+def test_what_is_no_run(runs, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n", encoding="utf-8", newline="\n")
+    Path("rows.jsonl").write_text('{"text": "a"}\n' * 3, encoding="utf-8", newline="\n")
+    Path("train.bin").write_bytes(bytes(20))
+    Path("meta.json").write_text(
+        json.dumps(dict(dtype="uint16", vocab_size=300, bytes=dict(train=12))), encoding="utf-8"
+    )
+    out = told(capsys, "text.txt", "rows.jsonl", "train.bin", ".", runs / "low" / "tokenizer.json")
+    for wanted in (
+        r"text.txt: a text of 36 bytes, 4 lines, 2 documents\n",
+        r"rows.jsonl: 42 bytes, 3 rows of JSON\n",
+        r"train.bin: a file of 10 tokens",
+        r"\.: prepared tokens, uint16, vocabulary 300\n",
+        r"  train      12 bytes, 10 tokens\n",
+        r"tokenizer.json: a tokenizer, bytes, 256 pieces\n",
+    ):
+        assert re.search(wanted, out), (wanted, out)
+
+
+def test_a_mask_is_no_split_and_what_meta_leaves_out_is_measured(tmp_path, capsys):
+    for name, size in (("train.bin", 20), ("validation.bin", 8), ("train.mask.bin", 10)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "meta.json").write_text(
+        json.dumps(dict(tokens=dict(train=10), documents=dict(train=3))), encoding="utf-8"
+    )
+    lines = told(capsys, tmp_path).splitlines()
+    assert lines[1:] == ["  train      10 tokens, 3 documents", "  validation 4 tokens"]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["nothing"], "nothing does not exist"),
+        (["."], "not a run of slm_np"),
+        (["bad.json"], "broken JSON"),
+        (["a.json"], "no tokenizer.json"),
+        ([], "no run in runs/"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.json").write_text("{", encoding="utf-8")
+    Path("a.json").write_text("{}", encoding="utf-8")
+    assert small.status("info", *words) == 2
+    shown = capsys.readouterr()
+    assert re.fullmatch(r"slm_np: [^\n]+\n", shown.err) and said in shown.err and shown.out == ""
+
+
+# Curves
+
+
+def test_a_chart_shows_its_curve():
+    falling = [(step, 8 / step) for step in range(1, 200)]
+    lines = chart(falling, [(1, 8.0), (199, 8 / 199)], 40, 6, ascii=True)
+    assert lines[0] == "      8 |o" and lines[5].startswith(" 0.0402 |") and lines[5].endswith("o")
+    assert lines[6] == "        +" + "-" * 40 and lines[7].split() == ["1", "199"]
+    places = [line.find(".") for line in (line[9:] for line in lines[:6])]
+    assert places[1:] == sorted(places[1:]) and min(places[1:]) >= 0
+    braille = "".join(chart(falling, [], 40, 6))
+    assert sum(0x2800 < ord(letter) <= 0x28FF for letter in braille) >= 40
+    assert chart([], [], 40, 6) == [] == chart([(1, math.nan)], [(1, 2.0)], 40, 6)
+    assert chart([(1, 2.0), (2, 2.0)], [], 40, 6)  # a curve without height
+
+
+def test_a_sparkline_is_high_where_values_are():
+    assert sparkline([8, 4, 2, 1], 4) == "█▆▃▁" and sparkline([8, 4, 2, 1], 4, ascii=True)[0] == PLAIN_BARS[-1]
+    assert (
+        len(sparkline(range(1, 100), 16)) == 16
+        and sparkline([], 4) == "" == sparkline([None, math.nan], 4)
+        and sparkline([3.0], 4) == "▁"
+    )
+
+
+def test_a_table_has_straight_columns():
+    assert table([["name", "n", "x"], ["a", "10", "yes"]]) == ["name   n  x", "a     10  yes"]

@@ -1,0 +1,264 @@
+"""The same bits: for any number of threads, with any of BLAS' kernels, and whether loops were just compiled or come from the cache."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import test_ops
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
+
+import slm_np
+from slm_np import ops
+from slm_np.config import ModelConfig
+from slm_np.kernels.cpu.product_blas import ALIGN, UNIT
+from slm_np.nn.model import Model
+from slm_np.presets import preset
+from slm_np.training.optimizer import AdamW
+
+CORES = numba.config.NUMBA_NUM_THREADS
+first_process = pytest.mark.skipif(
+    "OPENBLAS_CORETYPE" in os.environ, reason="this is a process with other kernels already"
+)
+several = pytest.mark.skipif(CORES < 2, reason="this process may use one core only")
+CORE = "Haswell"  # kernels of another generation, which every processor with AVX2 can run
+WITH_AVX2 = ("Haswell", "Zen", "SkylakeX", "Cooperlake", "Sapphirerapids")
+
+
+def over_threads(function):
+    """Assert that function() -> arrays gives the same bits for every number of threads."""
+    before, expected = numba.get_num_threads(), None
+    try:
+        for threads in range(1, CORES + 1):
+            numba.set_num_threads(threads)
+            found = [np.array(x) for x in function()]
+            expected = expected or found
+            for place, (a, b) in enumerate(zip(found, expected, strict=True)):
+                assert np.isfinite(a).all()
+                assert a.tobytes() == b.tobytes(), (
+                    f"output {place} with {threads} threads: {(a != b).sum()} of {a.size} numbers differ"
+                )
+    finally:
+        numba.set_num_threads(before)
+
+
+# Matrix products
+
+
+def products(m, n, k, dtype=np.float32):
+    """All kinds of product whose result is (m, n), summed over k."""
+    rng = np.random.default_rng([m, n, k])
+    left, right, bias, under = (rng.standard_normal(shape).astype(dtype) for shape in ((m, k), (k, n), (n,), (m, n)))
+
+    def run():
+        outs = [np.full((m, n), np.nan, dtype) for _ in range(4)] + [under.copy(), under.copy()]
+        columns = np.ascontiguousarray(right.T)
+        ops.linear_forward(outs[0], left, right, None, None)
+        ops.linear_forward(outs[1], left, right, bias, under)
+        ops.linear_backward_input(outs[2], left, columns)
+        ops.linear_transposed_forward(outs[3], left, columns)
+        ops.linear_backward_weight(outs[4], None, right, np.ascontiguousarray(left.T))
+        dx = np.full((k, n), np.nan, dtype)
+        ops.linear_transposed_backward(dx, outs[5], np.ascontiguousarray(left.T), right, np.ascontiguousarray(under))
+        return outs + [dx]
+
+    return run
+
+
+def near_thresholds():
+    """Sides around multiples of ALIGN, and products around as much work as makes two or four parts."""
+    for side in (2 * ALIGN - 1, 2 * ALIGN, 2 * ALIGN + 1, 3 * ALIGN - 1, 3 * ALIGN + 1, 5 * ALIGN + 7):
+        for other in (1, 2, 31, ALIGN + 1):
+            for parts in (2, 4):
+                k = -(-(parts**3) * UNIT // (side * other))
+                if k * (side + other) < 1 << 21:
+                    for change in (-1, 0, 1):
+                        yield side, other, k + change
+                        yield other, side, k + change
+
+
+SHAPES = [
+    (1, 1, 1),
+    (7, 11, 5),
+    (2048, 384, 128),
+    (384, 2048, 128),
+    (128, 384, 2048),
+    (2048, 128, 384),
+    (256, 1000, 129),
+    (4096, 65, 64),
+    (1, 4099, 2100),
+    (4099, 1, 2100),
+    (3001, 2, 1501),
+    (17, 3000, 700),
+    (1025, 1023, 33),
+    (300, 1500, 257),
+    (130, 70, 4003),
+]
+
+
+@several
+@pytest.mark.parametrize("m, n, k", SHAPES, ids=[f"{m}x{n}x{k}" for m, n, k in SHAPES])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products(m, n, k, dtype):
+    over_threads(products(m, n, k, dtype))
+
+
+@several
+def test_products_near_the_thresholds():
+    for shape in near_thresholds():
+        over_threads(products(*shape))
+
+
+@several
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 400))
+def test_any_products(m, n, k):
+    over_threads(products(m, n, k))
+
+
+@several
+@settings(max_examples=25, deadline=None)
+@given(
+    st.permutations([st.integers(1, 3000), st.integers(1, 600), st.integers(1, 300)]).flatmap(
+        lambda sides: st.tuples(*sides)
+    )
+)
+def test_any_long_products(sides):
+    over_threads(products(*sides))
+
+
+# Ops and training steps
+
+LARGE = [
+    *(test_ops.activation(name, "", test_ops.normal(133, 514)) for name in test_ops.PLAIN),
+    test_ops.linear(1030, 257, 130, bias=True, residual=True),
+    test_ops.linear_transposed(1030, 130, 257),
+    test_ops.rmsnorm(133, 514),
+    test_ops.layernorm(133, 514),
+    test_ops.embedding(7, 70, 11, 514),
+    test_ops.rotary(3, 70, 4, 16),
+    test_ops.accumulate(133, 514),
+    test_ops.attention(3, 130, 4, 2, 16),
+    test_ops.cross_entropy("", test_ops.normal(133, 514)),
+    test_ops.head_cross_entropy(300, 130, 514, 128),
+]
+
+
+@several
+@pytest.mark.parametrize("case", LARGE, ids=[case.id.replace(" ", "-") for case in LARGE])
+def test_ops_give_the_same_bits(case):
+    over_threads(lambda: case.engine(0, *case.inputs))
+
+
+@several
+def test_dropout_gives_the_same_bits():
+    x, residual = test_ops.normal(133, 514), test_ops.normal(133, 514, seed=1)
+    qkv = test_ops.normal(260, 8 * 16)
+
+    def run():
+        dqkv, scratch = qkv.copy(), np.full(ops.attention_scratch(130, 16, 8, qkv), np.nan, np.float32)
+        out, lse = test_ops.attend(qkv, 4, 2, 130, 0.2, 3)
+        ops.attention_backward(dqkv, scratch, out, out, lse, 4, 2, 130, 0.2, 3)
+        return test_ops.drop(x, 0.3, 5), test_ops.drop(x, 0.3, 5, residual), out, dqkv
+
+    over_threads(run)
+
+
+MODELS = {
+    "stories": preset("stories", dict(n_layer=2))[0],
+    "gpt2-dropout": preset("gpt2-stories", dict(n_layer=2, vocab_size=1003, n_embd=96, n_head=6))[0],
+    "byte-transformer": preset("byte-transformer", dict(n_layer=2, n_embd=128, n_hidden=256, block_size=256))[0],
+    "grouped-queries": ModelConfig(
+        n_layer=1, n_embd=192, n_head=6, n_kv_head=2, block_size=130, head="linear", vocab_size=300
+    ),
+}
+
+
+def training_steps(config, updates=2):
+    """Losses, gradients, norms and weights of some updates of two micro-batches."""
+    model = Model(config, seed=1)
+    optimizer, rng = AdamW(model.parameters, 1e-2, grad_clip=0.5), np.random.default_rng(2)
+    found = []
+    for update in range(updates):
+        for micro in range(2):
+            tokens, targets = rng.integers(0, config.vocab_size, (2, 4, config.block_size), np.int32)
+            found.append(model.loss_and_gradient(tokens, targets, 2 * targets.size, (1, update, micro)))
+        found.append(model.parameters.gradients.copy())
+        found += [optimizer.step(), model.parameters.weights.copy()]
+    return found + [optimizer.mean, optimizer.square, model.loss(tokens, targets)]
+
+
+@several
+@pytest.mark.parametrize("name", MODELS)
+def test_training_gives_the_same_bits(name):
+    over_threads(lambda: training_steps(MODELS[name]))
+
+
+# Other machines
+
+
+def blas_core():
+    """The generation of processors whose kernels OpenBLAS runs, None for another BLAS."""
+    return next((info["architecture"] for info in threadpool_info() if info["internal_api"] == "openblas"), None)
+
+
+def run_python(*arguments, **environment):
+    root = str(Path(slm_np.__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=600,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), **environment},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif("OPENBLAS_CORETYPE" not in os.environ, reason="OPENBLAS_CORETYPE does not ask for other kernels")
+def test_blas_runs_the_kernels_asked_for():
+    assert blas_core() == os.environ["OPENBLAS_CORETYPE"]
+
+
+@first_process
+@pytest.mark.skipif(blas_core() not in WITH_AVX2, reason="this BLAS cannot run the kernels of another processor")
+def test_everything_here_with_other_kernels_and_three_threads():
+    """All tests above in a process whose OpenBLAS runs the kernels of an older generation."""
+    shown = run_python(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        Path(__file__).name,
+        OPENBLAS_CORETYPE=CORE,
+        NUMBA_NUM_THREADS="3",
+    )
+    assert " skipped" in shown and " passed" in shown and "failed" not in shown
+
+
+# Other processes: loops that the compiler has just made, and the same from its cache
+
+RESULTS = """\
+import hashlib, test_ops
+for case in (test_ops.rmsnorm(9, 130), test_ops.cross_entropy("", test_ops.normal(9, 130))):
+    print([hashlib.sha256(x).hexdigest() for x in case.engine(0, *case.inputs)])
+"""
+
+
+@first_process
+def test_a_cold_cache_is_announced_once_and_gives_the_same_bits(tmp_path):
+    """Numba may optimise a loop differently when it has just compiled it: a run on a cold cache must equal one on a warm one."""
+    environment = dict(SLM_NP_CACHE=str(tmp_path), NUMBA_NUM_THREADS="1")
+    first, later = (
+        run_python("-c", "import sys; sys.stderr = sys.stdout\n" + RESULTS, **environment) for _ in range(2)
+    )
+    assert first.count("compiling kernels") == 1
+    assert first.splitlines()[1:] == later.splitlines() != []

@@ -1,0 +1,339 @@
+"""Going on with a trained model on another text: its weights, its vocabulary, answers only, what it forgets, when it stops, what it refuses."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+
+from slm_np.data.answers import answer_ends, window_starts
+from slm_np.data.tokens import Tokens, gather
+from slm_np.evaluate import evaluate, windows_of
+from slm_np.finetune import Base
+from slm_np.formats import checkpoint, runs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TRAIN = [
+    "--max-iters",
+    8,
+    "--eval-interval",
+    4,
+    "--eval-iters",
+    2,
+    "--log-interval",
+    2,
+    "--save-interval",
+    4,
+    "--threads",
+    1,
+]
+
+
+def rows(n=60):
+    """A .jsonl of conversations, in both forms."""
+    said = [(f"Who sat on the {i}?", f"Cat {i}.") for i in range(n)]
+    return "".join(
+        json.dumps(
+            dict(messages=[dict(role="user", content=q), dict(role="assistant", content=a)])
+            if i % 2
+            else dict(prompt=q, completion=a)
+        )
+        + "\n"
+        for i, (q, a) in enumerate(said)
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with texts and the run `base`, of 256 bytes."""
+    folder = tmp_path_factory.mktemp("made")
+    data = small.text_file(folder)
+    small.text_file(folder, "new.txt", seed=3)
+    (folder / "rows.jsonl").write_text(rows(), encoding="utf-8")
+    assert (
+        small.status(
+            "train", *small.flags(data, max_iters=8, learning_rate=0.01, out_dir=folder / "base", block_size=32)
+        )
+        == 0
+    )
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def finetune(*words, data="new.txt", out="tuned"):
+    return small.status("finetune", "--base", "base", "--data", data, "--out-dir", out, *TRAIN, *words)
+
+
+def sentence(capsys, *words):
+    """What finetune says, which must be one sentence with exit status 2 and leave nothing behind."""
+    capsys.readouterr()
+    before = small.tree(".")
+    assert small.status("finetune", *words) == 2
+    said = capsys.readouterr()
+    assert re.fullmatch(r"slm_np: [^\n]+\n", said.err) and said.out == "" and small.tree(".") == before, said
+    return said.err
+
+
+# Only answers count
+
+
+def masked(ids, mask):
+    return Tokens("train", np.array(ids, np.uint16), mask=np.array(mask, np.uint8), n_learnt=sum(mask))
+
+
+def test_windows_begin_with_the_document_of_an_answer():
+    #        0  1  2  3  4  5  6  7  8  9 10 11     9 ends a document
+    ids = [1, 2, 3, 9, 1, 2, 3, 4, 5, 6, 7, 9]
+    mask = [0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 1]
+    tokens = masked(ids, mask)
+    assert [found.tolist() for found in answer_ends(tokens, 9)] == [[2, 1, 2], [3, 6, 11], [0, 4, 4]]
+    assert window_starts(tokens, 8, 9).tolist() == [0, 3]  # the third answer, at 11, only just fits
+    assert window_starts(tokens, 3, 9).tolist() == [0, 4, 8]
+    long = masked(range(20), [0] * 5 + [1] * 10 + [0] * 5)
+    starts = window_starts(long, 4, 99).tolist()
+    assert {target for start in starts for target in range(start + 1, start + 5)} >= set(range(5, 15))
+
+
+def test_answers_across_blocks_are_found_alike(monkeypatch):
+    draw = np.random.default_rng(0)
+    tokens = masked(draw.integers(0, 6, 500).tolist(), draw.integers(0, 2, 500).tolist())
+    whole = answer_ends(tokens, 0)
+    for block in (1, 2, 7, 64):
+        monkeypatch.setattr("slm_np.data.answers.BLOCK", block)
+        for one, other in zip(answer_ends(tokens, 0), whole):
+            np.testing.assert_array_equal(one, other)
+    assert whole[0].sum() == tokens.n_learnt
+    counted = np.concatenate(
+        [np.arange(start + 1 + 8 - new, start + 1 + 8) for start, new in windows_of(tokens, 8, 4, False, 0)]
+    )
+    begins = {0, *(np.flatnonzero(tokens.ids == 0) + 1)}
+    assert len(set(counted)) == len(counted) and set(np.flatnonzero(tokens.mask)) - begins <= set(counted)
+
+
+def test_two_micro_batches_of_different_counts_are_one_large_batch(folder):
+    """The mean is over the counted targets of the whole update."""
+    found = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        trainer = small.trainer(
+            "rows.jsonl",
+            vocab_size=257,
+            batch_size=batch,
+            grad_accumulation_steps=accumulation,
+            block_size=32,
+            grad_clip=0.0,
+        )
+        counts = []
+        for micro in range(accumulation):
+            trainer.batch(micro)
+            counts.append(int((trainer.targets >= 0).sum()))
+        found.append((counts, *trainer.step()[:2], trainer.optimizer.mean.copy()))
+    (_, loss, norm, mean), (counts, *parts) = found
+    assert len(set(counts)) > 1 and 0 < sum(counts) < 8 * 32
+    assert parts[0] == pytest.approx(loss, rel=1e-6) and parts[1] == pytest.approx(norm, rel=1e-5)
+    np.testing.assert_allclose(parts[2], mean, atol=1e-7 * float(np.abs(mean).max()) + 1e-9, rtol=1e-3)
+
+
+def test_the_loss_is_that_of_the_answers(folder):
+    trainer = small.trainer("rows.jsonl", vocab_size=257, block_size=32)
+    validation = trainer.corpus.validation
+    total, count = 0.0, 0
+    x, y = np.zeros((1, 32), np.int32), np.zeros((1, 32), np.int32)
+    for start, new in windows_of(validation, 32, 16, False, trainer.corpus.tokenizer.end_of_text):
+        gather(x, y, validation, [start])
+        total += float(trainer.model.losses(x, y)[0, 32 - new :].sum())
+        count += int((y[0, 32 - new :] >= 0).sum())
+    assert 0 < count < len(validation) / 2 and evaluate(
+        trainer.model, validation, trainer.corpus.tokenizer
+    ).nats_per_token == pytest.approx(total / count, rel=1e-5)
+
+
+def test_answers_only_are_said_and_their_template_is_kept(folder, capsys):
+    assert finetune(data="rows.jsonl") == 0
+    said = capsys.readouterr()
+    assert (
+        "loss on the answers only" in said.err
+        and "the vocabulary grows from 256 to 257" in said.err
+        and "documents" in said.err
+    )
+    assert "Q: Who sat on the" in said.out and "slm_np.chat --model tuned" in said.out
+    assert Path("tuned/chat_template.json").exists() and runs.load("tuned").tokenizer.end_of_text == 256
+    assert "tuned" not in sentence(
+        capsys, "--base", "tuned", "--data", "none.txt"
+    )  # a finetuned run is a base like any other
+    assert small.status("finetune", "--base", "tuned", "--data", "new.txt", "--out-dir", "again", *TRAIN) == 0
+    assert Path("again/chat_template.json").exists() and checkpoint.read_config("again").model.vocab_size == 257
+
+
+# What is taken from the base
+
+
+def test_it_starts_with_the_bases_best_weights_and_measures_them(folder):
+    assert finetune("--replay-data", "text.txt") == 0
+    base, start = Base.load("base"), checkpoint.load_checkpoint("tuned/checkpoint-4")
+    assert checkpoint.read_config("tuned").base["weights"] == base.checksum()
+    measured = [row for row in checkpoint.read_metrics("tuned") if "val_loss" in row]
+    assert [row["step"] for row in measured] == [0, 4, 8] and all(row["replay_loss"] > 0 for row in measured)
+    config = checkpoint.read_config("tuned")
+    assert (config.train.learning_rate, config.train.batch_size, config.model.vocab_size) == (0.0025, 4, 256)
+    assert any((start.model[name] != base.weights[name]).any() for name in base.weights)
+    assert json.loads(Path("tuned/generation_config.json").read_text()) == json.loads(
+        Path("base/generation_config.json").read_text()
+    )
+
+
+def test_new_pieces_start_as_the_mean_of_the_others(folder):
+    base = Base.load("base")
+    known = base.weights["embedding.weight"].copy()
+    weights = {
+        name: np.zeros((257, *array.shape[1:]) if name == "embedding.weight" else array.shape, np.float32)
+        for name, array in base.weights.items()
+    }
+    base.fill(weights)
+    np.testing.assert_array_equal(weights["embedding.weight"][:256], known)
+    np.testing.assert_allclose(weights["embedding.weight"][256], known.mean(0), rtol=1e-5)
+    assert not base.weights
+
+
+def test_no_updates_leave_the_base(folder):
+    assert finetune("--max-iters", 0) == 0
+    one, two = runs.load("base"), runs.load("tuned")
+    np.testing.assert_array_equal(one.model.parameters.weights, two.model.parameters.weights)
+
+
+# Stopping and going on
+
+
+def test_it_stops_without_a_lower_validation_loss(folder):
+    trainer = small.trainer("text.txt", Path("stale"), patience=2, max_iters=100, eval_interval=5)
+    losses = iter([3.0, 2.0, 2.5, 2.25, 1.0])
+    trainer.estimate_loss = lambda: dict(train_loss=1.0, val_loss=next(losses))
+    trainer.train()
+    assert trainer.updates == 20 and trainer.best == 2.0 and checkpoint.newest_checkpoint("stale").step == 20
+    assert checkpoint.load_best("stale")[1]["step"] == "10"
+    again = small.trainer("text.txt", patience=2, max_iters=100, eval_interval=5)
+    again.resume("stale")
+    assert again.finished() and again.stale == 2
+    more = small.trainer("text.txt", patience=3, max_iters=100, eval_interval=5)
+    more.resume("stale")
+    assert not more.finished()
+
+
+@pytest.mark.parametrize("data", ["new.txt", "rows.jsonl"])
+def test_resuming_gives_the_same_bits(folder, data):
+    words = ["--replay-data", "text.txt", "--lr-decay-iters", 8]
+    assert finetune(*words, data=data, out="whole") == 0
+    assert finetune(*words, "--max-iters", 4, data=data, out="halves") == 0
+    shutil.rmtree("base")  # it is not needed any more
+    resumed = small.command("finetune", "--resume", "halves", "--max-iters", 8, cwd=folder)
+    assert resumed.returncode == 0 and "from step 4" in resumed.stderr, resumed.stderr
+    small.assert_same_state("whole", "halves", 8)
+    assert small.rows("whole") == small.rows("halves")
+    assert Path("whole/model.safetensors").read_bytes() == Path("halves/model.safetensors").read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_killed_and_resumed_it_ends_as_if_it_had_not_been(folder):
+    words = [
+        "--base",
+        "base",
+        "--data",
+        "rows.jsonl",
+        "--out-dir",
+        "killed",
+        *TRAIN[:8],
+        "--save-interval",
+        1,
+        "--threads",
+        1,
+        "--max-iters",
+        300,
+        "--eval-interval",
+        100,
+    ]
+    running = small.process("finetune", *words, cwd=folder)
+    for line in running.stderr:
+        if line.startswith("step 20/"):
+            break
+    running.send_signal(signal.SIGKILL)
+    running.communicate(timeout=60)
+    assert running.returncode == -signal.SIGKILL and checkpoint.newest_checkpoint("killed").step < 300
+    assert (
+        small.status("train", "--resume", "killed", "--save-interval", 300) == 0
+    )  # train goes on with whatever a run is
+    assert small.status("finetune", *words[:5], "unbroken", *words[6:]) == 0
+    small.assert_same_state("unbroken", "killed", 300)
+
+
+def test_another_base_or_other_data_are_refused(folder, capsys):
+    assert finetune("--replay-data", "text.txt") == 0
+    capsys.readouterr()
+    assert small.status("train", *small.flags("text.txt", max_iters=2, seed=5, out_dir="other", block_size=32)) == 0
+    assert "whose weights are not those of other" in sentence(capsys, "--resume", "tuned", "--base", "other")
+    assert "the data have changed" in sentence(capsys, "--resume", "tuned", "--data", "text.txt")
+    assert "--replay-data new.txt has changed" in sentence(capsys, "--resume", "tuned", "--replay-data", "new.txt")
+    assert "other did not start from another run" in sentence(capsys, "--resume", "other")
+    assert small.status("finetune", "--resume", "tuned", "--base", "base", "--max-iters", 9) == 0
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--data", "new.txt"], "--base is missing"),
+        (["--base", "base"], "--data is missing"),
+        (["--base", ".", "--data", "new.txt"], "config.json missing"),
+        (
+            ["--base", "base", "--data", "short.txt"],
+            "the train split of short.txt has 15 tokens, but one context of base takes 33",
+        ),
+        (["--base", "base", "--data", "new.txt", "--n-layer", 2], "whose --n-layer is 1, not 2"),
+        (["--base", "base", "--data", "new.txt", "--block-size", 8], "--block-size is 32, not 8"),
+        (["--base", "base", "--data", "new.txt", "--tokenizer", "char"], "whose --tokenizer is byte, not char"),
+        (["--base", "base", "--data", "new.txt", "--patience", -1], "--patience is -1"),
+        (["--base", "base", "--data", "new.txt", "--epochs", 2, "--max-time", "3s"], "give one"),
+        (["--base", "base", "--data", "new.txt", "--replay-data", "short.txt"], "--replay-data short.txt holds out"),
+        (["--base", "base", "--data", "empty.jsonl"], "empty.jsonl"),
+        (["--base", "base", "--data", "broken.jsonl"], "broken.jsonl"),
+        (["--base", "base", "--data", "new.txt", "--out-dir", "base"], "already holds a run"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input(folder, capsys, words, named):
+    Path("short.txt").write_text("not enough of it.", encoding="utf-8")
+    Path("empty.jsonl").write_text(rows() + '{"prompt": "", "completion": "x"}\n', encoding="utf-8")
+    Path("broken.jsonl").write_text(rows() + '{"prompt": \n', encoding="utf-8")
+    assert named in sentence(capsys, *words)
+
+
+def test_other_commands_say_that_a_text_to_forget_is_not_theirs(folder, capsys):
+    assert small.status("train", *small.flags("text.txt", out_dir="x"), "--replay-data", "new.txt") == 2
+    assert "it belongs to finetune" in capsys.readouterr().err
+
+
+# pretrain
+
+
+def test_pretrain_builds_a_vocabulary(folder, capsys):
+    words = [
+        word
+        for name, value in {**small.MODEL, **small.TRAIN, "max_iters": 3}.items()
+        for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    assert small.status("pretrain", *words, "--tokenizer", "bpe:300", "--out-dir", "pre", "text.txt") == 0
+    config = checkpoint.read_config("pre")
+    assert (config.preset, config.train.tokenizer) == ("slim", "bpe:300") and 257 < config.model.vocab_size <= 300
+    assert small.status("pretrain", "text.txt", "--data", "new.txt") == 2 and "give one" in capsys.readouterr().err
+    assert small.status("pretrain") == 2 and "what to train on is missing" in capsys.readouterr().err

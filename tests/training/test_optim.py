@@ -1,0 +1,158 @@
+"""AdamW against the oracle, gradients that are not finite, and the course of the learning rate."""
+
+import math
+
+import numpy as np
+import pytest
+import reference as ref
+
+from slm_np.config import TrainConfig
+from slm_np.nn.parameters import Parameters, Tensor
+from slm_np.training.optimizer import AdamW, learning_rate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TENSORS = [
+    Tensor("bias", (70,)),
+    Tensor("matrix", (1100, 61)),
+    Tensor("norm", (7,)),
+    Tensor("row", (1, 33)),
+    Tensor("cube", (3, 4, 5)),
+]
+MATRICES = {"matrix", "row", "cube"}
+
+
+def parameters(dtype, decay="matrices"):
+    found = Parameters(TENSORS, decay, dtype)
+    found.weights[:] = np.random.default_rng(1).standard_normal(found.weights.size)
+    return found
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 2e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+@pytest.mark.parametrize("grad_clip", [0.0, 0.5, 1e6])
+def test_ten_updates_are_the_oracles(dtype, tolerance, decay, grad_clip):
+    p = parameters(dtype, decay)
+    optimizer = AdamW(p, 0.1, weight_decay=0.3, beta1=0.8, beta2=0.9, eps=1e-6, grad_clip=grad_clip)
+    weights = {name: w.astype(float) for name, w in p.weight.items()}
+    m, v = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    rng = np.random.default_rng(2)
+    for update in range(1, 11):
+        p.gradients[:] = rng.standard_normal(p.gradients.size) * 10.0 ** rng.integers(-3, 2)
+        clipped, norm = ref.clip(p.gradient, grad_clip)
+        rate = 0.1 / update
+        assert optimizer.step(rate) == pytest.approx(norm, rel=1e-12)
+        assert not p.gradients.any() and optimizer.updates == update
+        for name in weights:
+            weight_decay = 0.3 if decay == "all" or name in MATRICES else 0.0
+            weights[name], m[name], v[name] = ref.adamw(
+                weights[name], clipped[name], m[name], v[name], update, rate, 0.8, 0.9, 1e-6, weight_decay
+            )
+        state = optimizer.state()
+        for name in weights:
+            for found, expected in (
+                (p.weight[name], weights[name]),
+                (state[f"mean.{name}"], m[name]),
+                (state[f"square.{name}"], v[name]),
+            ):
+                np.testing.assert_allclose(
+                    found,
+                    expected,
+                    rtol=tolerance,
+                    atol=tolerance * np.abs(expected).max(),
+                    err_msg=f"{name}, update {update}",
+                )
+
+
+def test_the_rate_given_at_construction_is_the_default():
+    one, other = parameters(np.float32), parameters(np.float32)
+    for p in (one, other):
+        p.gradients[:] = 1
+    AdamW(one, 0.02).step()
+    AdamW(other, 0.5).step(0.02)
+    np.testing.assert_array_equal(one.weights, other.weights)
+
+
+def test_clipping_scales_the_whole_gradient():
+    """With beta1 zero the mean is the gradient as AdamW saw it."""
+    for grad_clip, scale in ((0.0, 1.0), (5.1, 1.0), (2.5, 2.5 / (5 + 1e-6)), (1e-8, 1e-8 / (5 + 1e-6))):
+        p = Parameters([Tensor("a", (2,)), Tensor("b", (1, 1))], dtype=np.float64)
+        p.gradient["a"][:], p.gradient["b"][:] = (3, 0), 4
+        optimizer = AdamW(p, beta1=0.0, grad_clip=grad_clip)
+        assert optimizer.step() == 5
+        np.testing.assert_allclose(optimizer.state()["mean.a"], [3 * scale, 0], rtol=1e-15)
+        np.testing.assert_allclose(optimizer.state()["mean.b"], [[4 * scale]], rtol=1e-15)
+
+
+def test_only_decayed_tensors_shrink_without_gradient():
+    p = parameters(np.float64)
+    before = p.weights.copy()
+    AdamW(p, 0.1, weight_decay=0.5).step()
+    for name, w in p.weight.items():
+        np.testing.assert_allclose(w, p.like(before)[name] * (0.95 if name in MATRICES else 1), rtol=1e-15)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 40000, -1])
+def test_a_gradient_that_is_not_finite_updates_nothing(bad, place):
+    p = parameters(np.float32)
+    optimizer = AdamW(p)
+    p.gradients[:] = 1
+    optimizer.step()
+    kept = [x.copy() for x in (p.weights, optimizer.mean, optimizer.square)]
+    p.gradients[:] = 1
+    p.gradients[place] = bad
+    assert not math.isfinite(optimizer.step())
+    assert not p.gradients.any() and optimizer.updates == 1
+    for found, before in zip((p.weights, optimizer.mean, optimizer.square), kept):
+        np.testing.assert_array_equal(found, before)
+
+
+def test_the_norm_of_large_and_small_gradients():
+    """Squares are summed in float64: no overflow where float32 would, and nothing lost."""
+    p = parameters(np.float32)
+    for value in (1e30, 1e-30):
+        p.gradients[:] = value
+        assert AdamW(p).gradient_norm() == pytest.approx(
+            float(np.float32(value)) * math.sqrt(p.gradients.size), rel=1e-12
+        )
+
+
+def test_state_is_made_of_views():
+    p = parameters(np.float32)
+    optimizer = AdamW(p)
+    assert set(optimizer.state()) == {f"{role}.{t.name}" for role in ("mean", "square") for t in TENSORS}
+    for view in optimizer.state().values():
+        view[...] = 3
+    assert (optimizer.mean == 3).all() and (optimizer.square == 3).all()
+
+
+# The course of the learning rate
+
+
+def rate(schedule, progress, step=10**6, warmup=0):
+    config = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=warmup, lr_schedule=schedule)
+    return learning_rate(config, step, progress)
+
+
+@pytest.mark.parametrize(
+    "schedule, points",
+    [
+        ("constant", {0: 1, 0.5: 1, 1: 1}),
+        ("cosine", {0: 1, 0.25: 0.1 + 0.9 * (0.5 + math.sqrt(0.125)), 0.5: 0.55, 1: 0.1}),
+        ("linear", {0: 1, 0.25: 0.775, 0.5: 0.55, 1: 0.1}),
+        ("stable-decay", {0: 1, 0.5: 1, 0.8: 1, 0.9: 0.55, 1: 0.1}),
+    ],
+)
+def test_schedules(schedule, points):
+    for progress, expected in points.items():
+        assert rate(schedule, progress) == pytest.approx(expected, rel=1e-12), progress
+    assert rate(schedule, -1) == rate(schedule, 0) and rate(schedule, 7) == rate(schedule, 1)
+    rates = [rate(schedule, i / 200) for i in range(201)]
+    assert all(0.1 - 1e-12 <= b <= a <= 1 for a, b in zip(rates, rates[1:]))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "stable-decay"])
+def test_warmup_rises_evenly_from_near_zero_to_the_peak(schedule):
+    rates = [rate(schedule, 0.0, step, warmup=4) for step in range(6)]
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 1.0, 1.0], rtol=1e-12)
+    assert rate(schedule, 0.0, 0, warmup=0) == 1
