@@ -361,14 +361,14 @@ def cases(sizes):
     )
 
     qkv, out, dout, lse = u(n, 3 * d), u(n, d), u(n, d), f(batch * heads, steps)
-    scratch = cupy.empty(ops.attention_scratch(steps, w, batch * heads, qkv), cupy.float32)
+    scratch = cupy.empty(kernels_of(qkv).attention_scratch(steps, w, batch * heads), cupy.float32)
     pairs, label = batch * heads * steps * (steps + 1) // 2 * w, f"{batch} x {heads} x {steps} x {w}"
     yield (
         "attention forward",
         label,
         None,
         4 * pairs,
-        lambda: ops.attention_forward(out, lse, scratch, qkv, heads, heads, steps, 0.0, 0),
+        lambda: ops.attention_forward(out, lse, scratch, qkv, heads, heads, steps, None),
     )
     kept = qkv.copy()
 
@@ -380,9 +380,9 @@ def cases(sizes):
             cupy.cuda.runtime.memcpyDeviceToDevice,
             cupy.cuda.get_current_stream().ptr,
         )
-        ops.attention_backward(qkv, scratch, dout, out, lse, heads, heads, steps, 0.0, 0)
+        ops.attention_backward(qkv, scratch, dout, out, lse, heads, heads, steps, None)
 
-    ops.attention_forward(out, lse, scratch, qkv, heads, heads, steps, 0.0, 0)
+    ops.attention_forward(out, lse, scratch, qkv, heads, heads, steps, None)
     yield "attention backward", label, None, 10 * pairs, attention_backward
 
     weight, bias, dweight, dbias, mean, rstd = f(d), f(d), f(d), f(d), f(n), f(n)
@@ -438,8 +438,8 @@ def cases(sizes):
     )
     cos, sin = f(steps, w // 2), f(steps, w // 2)
     yield "rotary", f"{n} x {2 * d}", 2 * 2 * n * 2 * d, None, lambda: ops.rotary_forward(qkv, cos, sin, 2 * heads)
-    yield "dropout forward", size, nbytes(stream, x, stream), None, lambda: ops.dropout_forward(dx, x, stream, 0.1, 7)
-    yield "dropout backward", size, nbytes(x, stream), None, lambda: ops.dropout_backward(x, stream, 0.1, 7)
+    yield "dropout forward", size, nbytes(stream, x, stream), None, lambda: ops.dropout_forward(dx, x, stream, (0.1, 7))
+    yield "dropout backward", size, nbytes(x, stream), None, lambda: ops.dropout_backward(x, stream, (0.1, 7))
     yield "convert", size, nbytes(x, stream), None, lambda: ops.convert(x, stream)
     yield "accumulate", size, 3 * nbytes(dx), None, lambda: ops.accumulate(dx, stream)
 
@@ -502,9 +502,11 @@ def cases(sizes):
         None,
         lambda: ops.convolution_forward(inner, projected, past, filters, channel_bias),
     )
-    kept_states = cupy.zeros((texts, ops.selective_scan_chunks(time_steps, inner) + 1, states, channels), cupy.float32)
-    room = cupy.empty(ops.selective_scan_scratch(channels, states, texts, inner), cupy.float32)
-    parts = cupy.empty(ops.selective_scan_parts(texts, time_steps, channels, states, inner), cupy.float32)
+    kept_states = cupy.zeros(
+        (texts, kernels_of(inner).selective_scan_chunks(time_steps) + 1, states, channels), cupy.float32
+    )
+    room = cupy.empty(kernels_of(inner).selective_scan_scratch(channels, states, texts), cupy.float32)
+    parts = cupy.empty(kernels_of(inner).selective_scan_partials(texts, time_steps, channels, states), cupy.float32)
     moved = 4 * nbytes(inner) + nbytes(selected)
     yield (
         "scan forward",
@@ -561,7 +563,7 @@ def cases(sizes):
         f(width, width),
     )
     walk, dwalked = (
-        cupy.empty(ops.linear_recurrence_scratch(texts, width, walked), cupy.float32),
+        cupy.empty(kernels_of(walked).linear_recurrence_scratch(texts, width), cupy.float32),
         normal((time_steps + 1, texts, width), scale=1e-3),
     )
     work = 2 * time_steps * texts * width * width

@@ -8,6 +8,7 @@ from kernel_bench import F, autograd, bench, call, empty_like, normal, pair
 from shapes import attention_operations
 
 from slm_np import ops
+from slm_np.ops.device import kernels_of
 
 
 def cases(config, batch):
@@ -18,7 +19,7 @@ def cases(config, batch):
         np.triu(np.full((T, T), -np.inf, np.float32), 1),
     )
     dqkv, out, lse, scratch = empty_like(
-        qkv, dout, normal(batch * H, T), normal(*ops.attention_scratch(T, w, batch * H, qkv))
+        qkv, dout, normal(batch * H, T), normal(*kernels_of(qkv).attention_scratch(T, w, batch * H))
     )
 
     def groups(x, heads):
@@ -57,12 +58,12 @@ def cases(config, batch):
         )
 
     kept, operations = probabilities(), attention_operations(config, batch) / (7 * config.n_layer)
-    ours = call(ops.attention_forward, 1, out, lse, scratch, qkv, H, K, T, 0.0, 0)
+    ours = call(ops.attention_forward, 1, out, lse, scratch, qkv, H, K, T, None)
     ours()  # backward wants its lse
 
     def ours_backward():
         dqkv[:] = qkv  # it works in place; the copy is part of the time
-        ops.attention_backward(dqkv, scratch, dout, out, lse, H, K, T, 0.0, 0)
+        ops.attention_backward(dqkv, scratch, dout, out, lse, H, K, T, None)
         return [dqkv]
 
     yield from pair(

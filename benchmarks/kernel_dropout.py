@@ -28,8 +28,8 @@ def cases(config, batch):
         "GB/s",
         (3 * x.nbytes, 2 * x.nbytes),
         (
-            call(ops.dropout_forward, 1, out, x, residual, SHARE, KEY),
-            call(ops.dropout_backward, 1, dx, dout, SHARE, KEY),
+            call(ops.dropout_forward, 1, out, x, residual, (SHARE, KEY)),
+            call(ops.dropout_backward, 1, dx, dout, (SHARE, KEY)),
         ),
         (lambda: dropout(x, residual)[:1], lambda: [dout * kept * SCALE]),
         autograd(lambda x, residual: F.dropout(x, SHARE) + residual, (x, residual), dout),

@@ -8,13 +8,14 @@ import numpy as np
 from kernel_bench import autograd, bench, empty_like, normal, pair, torch
 
 from slm_np import ops
+from slm_np.ops.device import kernels_of
 
 
 def cases(config, batch):
     T, S = config.block_size, config.recurrence_size
     entered, dout, weight = normal(T, batch, S), normal(T, batch, S), normal(S, S) * np.float32(0.3 * S**-0.5)
     states, dstates = np.zeros((2, T + 1, batch, S), np.float32)
-    dweight, scratch = empty_like(weight, normal(ops.linear_recurrence_scratch(batch, S, weight)))
+    dweight, scratch = empty_like(weight, normal(kernels_of(weight).linear_recurrence_scratch(batch, S)))
 
     def forward():
         states[1:] = entered

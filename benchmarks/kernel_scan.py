@@ -9,6 +9,7 @@ from kernel_bench import F, autograd, bench, call, empty_like, normal, pair, tor
 from shapes import SCAN_BACKWARD, SCAN_FORWARD
 
 from slm_np import ops
+from slm_np.ops.device import kernels_of
 
 
 def sigmoid(x):
@@ -26,9 +27,9 @@ def scan_cases(config, batch):
         normal(n, E),
     )
     a_log, skip = np.log(np.arange(1, S + 1, dtype=np.float32))[:, None] + np.zeros((S, E), np.float32), normal(E)
-    states = np.zeros((batch, ops.selective_scan_chunks(T, x) + 1, S, E), np.float32)
-    scratch = np.zeros(ops.selective_scan_scratch(E, S, batch, x), np.float32)
-    parts = np.zeros(ops.selective_scan_parts(batch, T, E, S, x), np.float32)
+    states = np.zeros((batch, kernels_of(x).selective_scan_chunks(T) + 1, S, E), np.float32)
+    scratch = np.zeros(kernels_of(x).selective_scan_scratch(E, S, batch), np.float32)
+    parts = np.zeros(kernels_of(x).selective_scan_partials(batch, T, E, S), np.float32)
     out, dx, ddelta, dselected, dprojected, da_log, dskip = empty_like(x, x, delta, selected, projected, a_log, skip)
     forward = call(ops.selective_scan_forward, 1, out, states, scratch, x, delta, selected, projected, a_log, skip)
     forward()

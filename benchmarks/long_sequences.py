@@ -58,7 +58,8 @@ def step_of(settings, length, tokens, dtype):
 def arena(settings, lengths, dtype):
     """Bytes of the activations of one window of each length, and of one token more where windows are long."""
     from slm_np.config import ModelConfig
-    from slm_np.nn.arena import BF16, planned_bytes
+    from slm_np.dtypes import BF16
+    from slm_np.nn.arena import planned_bytes
     from slm_np.nn.model import plan
 
     sizes = [

@@ -128,14 +128,14 @@ class ModelConfig:
                 "--head none takes the logits from the last mixer, so nothing may be added to them; set --no-residual and --feed-forward none"
             )
         if self.head_dim == 0:
-            if self.attends and self.n_embd % self.n_head:
+            if self.has_attention and self.n_embd % self.n_head:
                 raise UserError(
                     f"--n-head {self.n_head} does not divide --n-embd {self.n_embd}; choose a divisor, or set --head-dim"
                 )
             object.__setattr__(self, "head_dim", max(1, self.n_embd // self.n_head))
-        if self.attends and self.n_head % self.n_kv_head:
+        if self.has_attention and self.n_head % self.n_kv_head:
             raise UserError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}; choose a divisor")
-        if self.positions == "rotary" and self.head_dim % 2 and self.attends:
+        if self.positions == "rotary" and self.head_dim % 2 and self.has_attention:
             raise UserError(
                 f"rotary positions turn pairs, but a head is {self.head_dim} wide; make --head-dim even or choose other --positions"
             )
@@ -146,14 +146,14 @@ class ModelConfig:
         return (self.pattern * self.n_layer)[: self.n_layer]
 
     @property
-    def attends(self):
+    def has_attention(self):
         """Whether a layer attends to other tokens; else all that the model knows of the past is the state it carries."""
         return "A" in self.letters
 
     @property
-    def endless(self):
+    def unlimited_context(self):
         """Whether a text may be of any length and is known as a whole: a state carries it, and no table of positions ends."""
-        return not self.attends and self.positions in ("none", "rotary")
+        return not self.has_attention and self.positions in ("none", "rotary")
 
 
 @dataclass(frozen=True)

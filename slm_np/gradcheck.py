@@ -13,6 +13,7 @@ from slm_np import ops
 from slm_np.cli import flags
 from slm_np.errors import exit_with_sentence
 from slm_np.nn.model import Model
+from slm_np.ops.device import kernels_of
 from slm_np.presets import PRESETS, preset
 
 EPS, TOLERANCE = 1e-5, 1e-7
@@ -126,8 +127,8 @@ def elementwise_cases(rng):
         )
     yield simple(
         "dropout",
-        lambda out, x: ops.dropout_forward(out, x, None, 0.3, 99),
-        lambda dx, dout, x: ops.dropout_backward(dx, dout, 0.3, 99),
+        lambda out, x: ops.dropout_forward(out, x, None, (0.3, 99)),
+        lambda dx, dout, x: ops.dropout_backward(dx, dout, (0.3, 99)),
         normal((5, 7)),
     )
 
@@ -283,13 +284,12 @@ def attention_cases(rng):
             ops.attention_forward(
                 out,
                 lse,
-                overwritten(ops.attention_scratch(steps, width, batch * heads, qkv)),
+                overwritten(kernels_of(qkv).attention_scratch(steps, width, batch * heads)),
                 qkv,
                 heads,
                 kv_heads,
                 steps,
-                dropout,
-                5,
+                (dropout, 5),
             )
             if keep is not None:
                 keep += [out, lse]
@@ -310,14 +310,13 @@ def attention_cases(rng):
             attend(qkv, keep=keep)
             ops.attention_backward(
                 dqkv,
-                overwritten(ops.attention_scratch(steps, width, batch * heads, qkv)),
+                overwritten(kernels_of(qkv).attention_scratch(steps, width, batch * heads)),
                 dout,
                 *keep,
                 heads,
                 kv_heads,
                 steps,
-                dropout,
-                5,
+                (dropout, 5),
             )
             return [dqkv]
 
@@ -373,9 +372,9 @@ def scan_cases(rng):
         def scan(x, delta, selected, projected, a_log, skip, first=first, batch=batch, steps=steps, kept=None):
             out, states = (
                 overwritten(x.shape),
-                overwritten((batch, ops.selective_scan_chunks(steps, x) + 1, *a_log.shape)),
+                overwritten((batch, kernels_of(x).selective_scan_chunks(steps) + 1, *a_log.shape)),
             )
-            scratch = overwritten(ops.selective_scan_scratch(x.shape[1], len(a_log), batch, x))
+            scratch = overwritten(kernels_of(x).selective_scan_scratch(x.shape[1], len(a_log), batch))
             states[:, 0] = first
             ops.selective_scan_forward(out, states, scratch, x, delta, selected, projected, a_log, skip)
             if kept is not None:
@@ -387,7 +386,7 @@ def scan_cases(rng):
             kept, ddelta, dprojected = [], delta.copy(), projected.copy()
             scan(x, delta, selected, projected, a_log, skip, kept=kept)
             dx, dselected = overwritten(x.shape), np.zeros_like(selected)
-            parts = overwritten(ops.selective_scan_parts(batch, steps, x.shape[1], len(a_log), x))
+            parts = overwritten(kernels_of(x).selective_scan_partials(batch, steps, x.shape[1], len(a_log)))
             da_log, dskip = accumulated(
                 lambda da, ds: ops.selective_scan_backward(
                     dx, ddelta, dselected, dprojected, da, ds, parts, kept[1], dout, kept[0], x, selected, a_log, skip
@@ -421,11 +420,13 @@ def recurrence_cases(rng):
 
         def recur(states, weight, batch=batch, width=width):
             out = states.copy()
-            ops.linear_recurrence_forward(out, overwritten(ops.linear_recurrence_scratch(batch, width, out)), weight)
+            ops.linear_recurrence_forward(
+                out, overwritten(kernels_of(out).linear_recurrence_scratch(batch, width)), weight
+            )
             return out
 
         def recur_back(dout, states, weight, recur=recur, batch=batch, width=width):
-            scratch = overwritten(ops.linear_recurrence_scratch(batch, width, dout))
+            scratch = overwritten(kernels_of(dout).linear_recurrence_scratch(batch, width))
             return [dout] + accumulated(
                 lambda dw: ops.linear_recurrence_backward(dout, dw, scratch, recur(states, weight), weight),
                 weight.shape,

@@ -21,6 +21,7 @@ import small  # noqa: E402
 
 from slm_np.config import ModelConfig  # noqa: E402
 from slm_np.gradcheck import shrunk  # noqa: E402
+from slm_np.ops.device import kernels_of
 
 KERNELS = sorted(path.stem for path in BENCHMARKS.glob("kernel_*.py") if path.stem != "kernel_bench")
 
@@ -255,7 +256,11 @@ def test_cut_gradients_are_those_of_one_step():
     states, flow, weight = rng.standard_normal((5, 2, 3)), rng.standard_normal((5, 2, 3)), rng.standard_normal((3, 3))
     found = {}
     for cut in (False, True):
-        dstates, dweight, scratch = flow.copy(), np.zeros((3, 3)), np.zeros(ops.linear_recurrence_scratch(2, 3, flow))
+        dstates, dweight, scratch = (
+            flow.copy(),
+            np.zeros((3, 3)),
+            np.zeros(kernels_of(flow).linear_recurrence_scratch(2, 3)),
+        )
         with quality.one_step(cut):
             ops.linear_recurrence_backward(dstates, dweight, scratch, states, weight)
         found[cut] = dstates, dweight

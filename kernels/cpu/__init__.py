@@ -42,6 +42,6 @@ from .scan import (
     selective_scan_backward,
     selective_scan_chunks,
     selective_scan_forward,
-    selective_scan_parts,
+    selective_scan_partials,
     selective_scan_scratch,
 )

@@ -258,8 +258,9 @@ def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scor
         attend(out[b, h * width : h * width + width], qkv[b, h * width : h * width + width], k, v, scores, scale)
 
 
-def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key):
-    width, threshold, keep_scale = out.shape[1] // heads, threshold_of(dropout), 1 / (1 - dropout)
+def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
+    rate, key = dropout or (0.0, 0)
+    width, threshold, keep_scale = out.shape[1] // heads, threshold_of(rate), 1 / (1 - rate)
     if out.dtype == BF16:
         return attention_pairs.forward(out, lse, scratch, qkv, heads, kv_heads, steps, key, threshold, keep_scale)
     long, wide, starts, _ = rooms(steps, width)
@@ -282,9 +283,10 @@ def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, k
     )
 
 
-def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key):
+def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout):
     """out is not read: sum_j P dP costs one pass over rows that lie in the nearest cache."""
-    width, threshold, keep_scale = dout.shape[1] // heads, threshold_of(dropout), 1 / (1 - dropout)
+    rate, key = dropout or (0.0, 0)
+    width, threshold, keep_scale = dout.shape[1] // heads, threshold_of(rate), 1 / (1 - rate)
     if dout.dtype == BF16:
         return attention_pairs.backward(qkv, scratch, dout, lse, heads, kv_heads, steps, key, threshold, keep_scale)
     long, wide, starts, _ = rooms(steps, width)

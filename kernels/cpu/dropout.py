@@ -19,8 +19,8 @@ def kept(index, key, threshold):
     return np.uint32(x ^ (x >> np.uint32(16))) >= np.uint32(threshold)
 
 
-def threshold_of(share):
-    return int(share * 4294967296.0)
+def threshold_of(rate):
+    return int(rate * 4294967296.0)
 
 
 @kernel
@@ -41,18 +41,18 @@ def _dropout(out, x, residual, has_residual, key, threshold, scale):
                 write(out_part, i, read(x_part, i) * scale if kept(low + i, key, threshold) else zero)
 
 
-def dropout_forward(out, x, residual, share, key):
-    under = x if residual is None else residual
+def dropout_forward(out, x, residual, dropout):
+    (rate, key), under = dropout, x if residual is None else residual
     _dropout(
         out.reshape(-1),
         x.reshape(-1),
         under.reshape(-1),
         residual is not None,
         key,
-        threshold_of(share),
-        type_of(x)(1 / (1 - share)),
+        threshold_of(rate),
+        type_of(x)(1 / (1 - rate)),
     )
 
 
-def dropout_backward(dx, dout, share, key):
-    dropout_forward(dx, dout, None, share, key)
+def dropout_backward(dx, dout, dropout):
+    dropout_forward(dx, dout, None, dropout)

@@ -54,19 +54,19 @@ def selective_scan_scratch(channels, states, tasks):
     return min(numba.config.NUMBA_NUM_THREADS, tasks * group_of(channels)[0]), rooms(channels, states)[-1]
 
 
-def selective_scan_parts(batch, steps, channels, states):
+def selective_scan_partials(batch, steps, channels, states):
     """Numbers of room for sums that no two workers may add to: B's and C's gradients of each group of channels, the parameters' of each text."""
     return group_of(channels)[0] * batch * steps * 2 * states + batch * (states + 1) * channels
 
 
 @row
-def take_rates(rates, wide, deep, a_log, channels, states, first, width):
-    """Base-two logarithms of the decay over one unit of time: -e^a_log log2(e), zeros in the padding."""
+def take_rates(rates, wide, deep, A_log, channels, states, first, width):
+    """Base-two logarithms of the decay over one unit of time: -e^A_log log2(e), zeros in the padding."""
     scale = rates.dtype.type(-LOG2_E)
     rates[: deep * wide] = 0
     for n in range(states):
         for c in range(width):
-            rates[unsigned(n * wide + c)] = exp(a_log[unsigned(n * channels + first + c)]) * scale
+            rates[unsigned(n * wide + c)] = exp(A_log[unsigned(n * channels + first + c)]) * scale
 
 
 @row
@@ -103,14 +103,14 @@ def take_inputs_again(dt, dtx, slope, delta, x, at, width):
 
 
 @row
-def take_selected(bc, deep, selected, columns, states, row0, count):
+def take_selected(bc, deep, ssm_parameters, columns, states, row0, count):
     """B and C of a chunk, (CHUNK, 2, S)."""
     for t in range(count):
         at = (row0 + t + 1) * columns - 2 * states
         for half in range(2):
             line = (2 * t + half) * deep
             for n in range(states):
-                bc[line + n] = selected[at + half * states + n]
+                bc[line + n] = ssm_parameters[at + half * states + n]
             for n in range(states, deep):
                 bc[line + n] = 0
 
@@ -240,26 +240,26 @@ def give_sums(parts, at, dlanes, states, deep, count):
 
 
 @row
-def gate_row(out, at, y, x, skip, gate, gate_at, first, width):
-    """out = (y + skip x) silu(gate), of one step"""
+def gate_row(out, at, y, x, D, gate, gate_at, first, width):
+    """out = (y + D x) silu(gate), of one step"""
     for c in range(width):
         z = gate[unsigned(gate_at + c)]
-        out[unsigned(at + c)] = (y[unsigned(c)] + skip[unsigned(first + c)] * x[unsigned(at + c)]) * (z * sigmoid(z))
+        out[unsigned(at + c)] = (y[unsigned(c)] + D[unsigned(first + c)] * x[unsigned(at + c)]) * (z * sigmoid(z))
 
 
 @row
-def step_row(y, h, dt, dtx, a_log, b, c):
+def step_row(y, h, dt, dtx, A_log, b, c):
     for i in range(y.size):
-        h[i] = exp(-exp(a_log[i]) * dt[i]) * h[i] + dtx[i] * b
+        h[i] = exp(-exp(A_log[i]) * dt[i]) * h[i] + dtx[i] * b
         y[i] += h[i] * c
 
 
 @row
-def step_states(y, h, dt, dtx, a_log, bc, b, first, states, channels):
+def step_states(y, h, dt, dtx, A_log, bc, b, first, states, channels):
     """One step of text b's channels from `first` on, whose states (B, S, E) are h: y = <h, C>. dt, dtx as in `take_inputs`; bc: B, then C."""
     y[:] = 0
     for n in range(states):
-        rates = a_log[n * channels + first : n * channels + first + y.size]
+        rates = A_log[n * channels + first : n * channels + first + y.size]
         line = h[(b * states + n) * channels + first : (b * states + n) * channels + first + y.size]
         step_row(y, line, dt, dtx, rates, bc[n], bc[states + n])
 
@@ -276,16 +276,16 @@ def gate_backward_row(dy, dgate, dout, at, gate, gate_at, width):
 
 
 @row
-def inputs_backward_row(dx, delta, gate, dskip, dgate, dy, y, dt, ddt, ddtx, slope, x, skip, at, gate_at, first, width):
-    """A step's gradients of x, delta and gate in the end, the latter two in place, and what it adds to the skip's."""
+def inputs_backward_row(dx, delta, gate, dD, dgate, dy, y, dt, ddt, ddtx, slope, x, D, at, gate_at, first, width):
+    """A step's gradients of x, delta and gate in the end, the latter two in place, and what it adds to the D's."""
     ln_2 = x.dtype.type(LN_2)
     for c in range(width):
         i, k = unsigned(at + c), unsigned(c)
-        value, direct, up = x[i], skip[unsigned(first + c)], dy[k]
+        value, direct, up = x[i], D[unsigned(first + c)], dy[k]
         gate[unsigned(gate_at + c)] = dgate[k] * (y[k] + direct * value)
         dx[i] = ddtx[k] * dt[k] + up * direct
         delta[i] = (ddt[k] * ln_2 + ddtx[k] * value) * slope[k]
-        dskip[k] += up * value
+        dD[k] += up * value
 
 
 @kernel
@@ -296,10 +296,10 @@ def _selective_scan_forward(
     starts,
     x,
     delta,
-    selected,
+    ssm_parameters,
     gate,
-    a_log,
-    skip,
+    A_log,
+    D,
     batch,
     steps,
     channels,
@@ -322,7 +322,7 @@ def _selective_scan_forward(
         for task in range(worker, batch * groups, len(scratch)):
             b, first = task // groups, task % groups * wide
             width = min(wide, channels - first)
-            take_rates(rates, wide, deep, a_log, channels, states, first, width)
+            take_rates(rates, wide, deep, A_log, channels, states, first, width)
             take_states(
                 h, wide, deep, states_flat, b * (chunks + 1) * states * channels, channels, states, first, width
             )
@@ -334,7 +334,7 @@ def _selective_scan_forward(
                 y[: count * wide] = 0
                 for t in range(count):
                     take_inputs(dt[t * wide :], dtx[t * wide :], delta, x, (row0 + t) * channels + first, width)
-                take_selected(bc, deep, selected, columns, states, row0, count)
+                take_selected(bc, deep, ssm_parameters, columns, states, row0, count)
                 for n in range(0, deep, PASS):
                     scan_pass(y, h, rates, dt, dtx, bc, n, deep, wide, count)
                 for t in range(count):
@@ -343,7 +343,7 @@ def _selective_scan_forward(
                         (row0 + t) * channels + first,
                         y[t * wide :],
                         x,
-                        skip,
+                        D,
                         gate,
                         (2 * (row0 + t) + 1) * channels + first,
                         first,
@@ -372,9 +372,9 @@ def _selective_scan_backward(
     dout,
     states_flat,
     x,
-    selected,
-    a_log,
-    skip,
+    ssm_parameters,
+    A_log,
+    D,
     batch,
     steps,
     channels,
@@ -409,14 +409,14 @@ def _selective_scan_backward(
             first = group * wide
             width = min(wide, channels - first)
             sums = shared + b * (states + 1) * channels + first
-            take_rates(rates, wide, deep, a_log, channels, states, first, width)
+            take_rates(rates, wide, deep, A_log, channels, states, first, width)
             dh[: deep * wide] = 0
             drates[: deep * wide] = 0
             dt[: CHUNK * wide] = 0
             dtx[: CHUNK * wide] = 0
             dy[: CHUNK * wide] = 0
-            dskip = parts[sums + states * channels :]
-            dskip[:width] = 0
+            dD = parts[sums + states * channels :]
+            dD[:width] = 0
             for chunk in range(chunks - 1, -1, -1):
                 row0 = b * steps + chunk * CHUNK
                 count = min(CHUNK, steps - chunk * CHUNK)
@@ -431,7 +431,7 @@ def _selective_scan_backward(
                     first,
                     width,
                 )
-                take_selected(bc, deep, selected, columns, states, row0, count)
+                take_selected(bc, deep, ssm_parameters, columns, states, row0, count)
                 for t in range(count):
                     take_inputs_again(
                         dt[t * wide :],
@@ -467,7 +467,7 @@ def _selective_scan_backward(
                         dx,
                         delta,
                         gate,
-                        dskip,
+                        dD,
                         dgate[t * wide :],
                         dy[t * wide :],
                         y[t * wide :],
@@ -476,7 +476,7 @@ def _selective_scan_backward(
                         ddtx[t * wide :],
                         slope[t * wide :],
                         x,
-                        skip,
+                        D,
                         (row0 + t) * channels + first,
                         (2 * (row0 + t) + 1) * channels + first,
                         first,
@@ -485,32 +485,32 @@ def _selective_scan_backward(
             ln_2 = dx.dtype.type(LN_2)
             for n in range(states):
                 line = parts[sums + n * channels :]
-                for c in range(width):  # d a_log = d(rate) rate, as the rate is -e^a_log times a constant
+                for c in range(width):  # d A_log = d(rate) rate, as the rate is -e^A_log times a constant
                     line[unsigned(c)] = drates[unsigned(n * wide + c)] * rates[unsigned(n * wide + c)] * ln_2
 
 
 @kernel
-def _sum_parts(dselected, da_log, dskip, parts, groups, rows, states, columns, batch, channels):
+def _sum_parts(dssm_parameters, dA_log, dD, parts, groups, rows, states, columns, batch, channels):
     """Sums over groups, one row a time, and over texts, one state a time, in their order."""
     for r in prange(rows):
         for n in range(2 * states):
             value = parts[r * 2 * states + n]
             for group in range(1, groups):
                 value += parts[(group * rows + r) * 2 * states + n]
-            dselected[(r + 1) * columns - 2 * states + n] = value
+            dssm_parameters[(r + 1) * columns - 2 * states + n] = value
     shared = groups * rows * 2 * states
     for n in prange(states + 1):
         for b in range(batch):
             at = shared + (b * (states + 1) + n) * channels
             if n < states:
                 for c in range(channels):
-                    da_log[unsigned(n * channels + c)] += parts[unsigned(at + c)]
+                    dA_log[unsigned(n * channels + c)] += parts[unsigned(at + c)]
             else:
                 for c in range(channels):
-                    dskip[unsigned(c)] += parts[unsigned(at + c)]
+                    dD[unsigned(c)] += parts[unsigned(at + c)]
 
 
-def selective_scan_forward(out, states, scratch, x, delta, selected, projected, a_log, skip):
+def selective_scan_forward(out, states, scratch, x, delta, ssm_parameters, projected, A_log, D):
     batch, chunks, n_states, channels = states.shape
     deep, starts, _ = rooms(channels, n_states)
     _selective_scan_forward(
@@ -520,22 +520,22 @@ def selective_scan_forward(out, states, scratch, x, delta, selected, projected, 
         starts,
         x.reshape(-1),
         delta.reshape(-1),
-        selected.reshape(-1),
+        ssm_parameters.reshape(-1),
         projected.reshape(-1),
-        a_log.reshape(-1),
-        skip,
+        A_log.reshape(-1),
+        D,
         batch,
         len(x) // batch,
         channels,
         n_states,
         deep,
-        selected.shape[1],
+        ssm_parameters.shape[1],
         chunks - 1,
     )
 
 
 def selective_scan_backward(
-    dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip
+    dx, delta, dssm_parameters, projected, dA_log, dD, parts, scratch, dout, states, x, ssm_parameters, A_log, D
 ):
     batch, chunks, n_states, channels = states.shape
     deep, starts, _ = rooms(channels, n_states)
@@ -549,26 +549,26 @@ def selective_scan_backward(
         dout.reshape(-1),
         states.reshape(-1),
         x.reshape(-1),
-        selected.reshape(-1),
-        a_log.reshape(-1),
-        skip,
+        ssm_parameters.reshape(-1),
+        A_log.reshape(-1),
+        D,
         batch,
         len(x) // batch,
         channels,
         n_states,
         deep,
-        selected.shape[1],
+        ssm_parameters.shape[1],
         chunks - 1,
     )
     _sum_parts(
-        dselected.reshape(-1),
-        da_log.reshape(-1),
-        dskip,
+        dssm_parameters.reshape(-1),
+        dA_log.reshape(-1),
+        dD,
         parts,
         group_of(channels)[0],
         len(x),
         n_states,
-        selected.shape[1],
+        ssm_parameters.shape[1],
         batch,
         channels,
     )

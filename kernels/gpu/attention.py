@@ -517,8 +517,9 @@ def constants(choices, width, itemsize, steps, arrays, lot):
     ), shared
 
 
-def launch(kernel, choices, arrays, blocks, arguments, width, heads, kv_heads, steps, dropout, key, operand, *others):
+def launch(kernel, choices, arrays, blocks, arguments, width, heads, kv_heads, steps, dropout, operand, *others):
     """One block for each of `blocks` (heads or groups of all texts), chunk and run of rows."""
+    rate, key = dropout or (0.0, 0)
     lot = 16 // operand.itemsize
     if width % lot or any(x.data.ptr % 16 for x in (operand, *others)):
         lot = 1
@@ -526,11 +527,11 @@ def launch(kernel, choices, arrays, blocks, arguments, width, heads, kv_heads, s
     rows = 16 * named["TALL"] * named["WARPS"]
     kernel(
         blocks * -(-steps // rows) * named["CHUNKS"],
-        (*arguments, heads, kv_heads, steps, key, threshold_of(dropout), 1 / (1 - dropout)),
+        (*arguments, heads, kv_heads, steps, key, threshold_of(rate), 1 / (1 - rate)),
         shared=shared,
         threads=32 * named["WARPS"],
         Operand=operand,
-        DROPOUT=int(dropout > 0),
+        DROPOUT=int(rate > 0),
         **named,
     )
 
@@ -567,7 +568,7 @@ def attention_scratch(block_size, width, tasks):
     return tasks, block_size * (1 + width * (1 if chunks(width) == 1 else 3))
 
 
-def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key):
+def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
     """key: a number, or a device array of one uint32 where a captured graph finds the present one."""
     launch(
         forward,
@@ -580,13 +581,12 @@ def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, k
         kv_heads,
         steps,
         dropout,
-        key,
         qkv,
         out,
     )
 
 
-def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key):
+def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout):
     (rows, stride), attended = qkv.shape, dout.shape[1]
     width, given = attended // heads, attended if chunks(attended // heads) == 1 else stride
     scratch = scratch.reshape(-1)
@@ -594,7 +594,7 @@ def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dro
         scratch[scratch.size - lse.size :],
         scratch[: scratch.size - lse.size].view(qkv.dtype)[: rows * given],
     )
-    sizes = width, heads, kv_heads, steps, dropout, key, qkv, dout, out, gradients
+    sizes = width, heads, kv_heads, steps, dropout, qkv, dout, out, gradients
     launch(
         backward_queries, BACKWARD_QUERIES, 2, lse.size // steps, (gradients, means, given, qkv, dout, out, lse), *sizes
     )

@@ -3,7 +3,7 @@
 from .source import Kernel, grid
 from .vector import SEVERAL, count, variants
 
-dropout = Kernel(
+dropout_kernel = Kernel(
     "dropout",
     SEVERAL
     + r"""
@@ -36,22 +36,22 @@ extern "C" __global__ void dropout(Out* out, const In* x, const Residual* residu
 )
 
 
-def threshold_of(share):
-    return int(share * 4294967296.0)
+def threshold_of(rate):
+    return int(rate * 4294967296.0)
 
 
-def dropout_forward(out, x, residual, share, key):
-    """key: a number, or a device array of one uint32 where a captured graph finds the present one."""
-    several = count(out.size, out, x, residual)
-    dropout(
-        grid(out.size // several),
-        (out, x, residual, out.size, key, threshold_of(share), 1 / (1 - share)),
+def dropout_forward(out, x, residual, dropout):
+    """dropout: (rate, key). The key is a number, or a device array of one uint32 that a captured graph reads."""
+    (rate, key), per_thread = dropout, count(out.size, out, x, residual)
+    dropout_kernel(
+        grid(out.size // per_thread),
+        (out, x, residual, out.size, key, threshold_of(rate), 1 / (1 - rate)),
         Out=out,
         In=x,
         Residual=out if residual is None else residual,
-        COUNT=several,
+        COUNT=per_thread,
     )
 
 
-def dropout_backward(dx, dout, share, key):
-    dropout_forward(dx, dout, None, share, key)
+def dropout_backward(dx, dout, dropout):
+    dropout_forward(dx, dout, None, dropout)

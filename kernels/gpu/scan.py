@@ -31,7 +31,7 @@ def selective_scan_scratch(channels, states, tasks):
     return 1, 1
 
 
-def selective_scan_parts(batch, steps, channels, states):
+def selective_scan_partials(batch, steps, channels, states):
     """Numbers of room for the parts of sums: B's and C's gradients of each 32 channels, fours of states side by side; the parameters' of each text."""
     return -(-channels // WIDE) * batch * steps * -(-states // PER) * 2 * PER + batch * (states + 1) * channels
 
@@ -62,12 +62,12 @@ __device__ __forceinline__ Compute softplus(Compute x) { return (x > 0 ? x : Com
 __device__ __forceinline__ int state_of(int pass, int lane, int i) { return pass * PASS + lane * PER + i; }
 __device__ __forceinline__ bool is_state(int n) { return PASSES * PASS == STATES || n < STATES; }
 
-// Base-two logarithms of the decay over one unit of time: -e^a_log log2(e), zeros past the last state and channel.
-__device__ __forceinline__ void take_rates(Compute (*rates)[PER], const Compute* a_log, int channels, int channel, int lane) {
+// Base-two logarithms of the decay over one unit of time: -e^A_log log2(e), zeros past the last state and channel.
+__device__ __forceinline__ void take_rates(Compute (*rates)[PER], const Compute* A_log, int channels, int channel, int lane) {
     for (int pass = 0; pass < PASSES; ++pass)
         for (int i = 0; i < PER; ++i) {
             const int n = state_of(pass, lane, i);
-            rates[pass][i] = (WHOLE || channel < channels) && is_state(n) ? -exp_(a_log[(size_t)n * channels + channel]) * LOG2_E : Compute(0);
+            rates[pass][i] = (WHOLE || channel < channels) && is_state(n) ? -exp_(A_log[(size_t)n * channels + channel]) * LOG2_E : Compute(0);
         }
 }
 
@@ -78,11 +78,11 @@ __device__ __forceinline__ void take_steps(Compute (&v)[ROUNDS], const Compute* 
 }
 
 // B and C of a chunk for the states of one pass.
-__device__ __forceinline__ void take_selected(Compute (*bc)[2][PASS], const Compute* selected, int columns, size_t row, int count, int pass) {
+__device__ __forceinline__ void take_selected(Compute (*bc)[2][PASS], const Compute* ssm_parameters, int columns, size_t row, int count, int pass) {
     #pragma unroll 4
     for (int e = threadIdx.x; e < count * 2 * PASS; e += WIDE * LANES) {
         const int t = e / (2 * PASS), half = e / PASS % 2, n = pass * PASS + e % PASS;
-        bc[t][half][e % PASS] = n < STATES ? selected[(row + t + 1) * columns - (2 - half) * STATES + n] : Compute(0);
+        bc[t][half][e % PASS] = n < STATES ? ssm_parameters[(row + t + 1) * columns - (2 - half) * STATES + n] : Compute(0);
     }
 }
 """
@@ -93,17 +93,17 @@ forward = Kernel(
     + r"""
 // At least eight blocks at a time: registers to spare would cost more than they save where memory is waited for.
 extern "C" __global__ void __launch_bounds__(32 * LANES, 8) selective_scan_forward(
-        Compute* out, Compute* states, const Compute* x, const Compute* delta, const Compute* selected, const Compute* projected, const Compute* a_log,
-        const Compute* skip, int steps, int channels, int columns) {
+        Compute* out, Compute* states, const Compute* x, const Compute* delta, const Compute* ssm_parameters, const Compute* projected, const Compute* A_log,
+        const Compute* D, int steps, int channels, int columns) {
     __shared__ __align__(16) Compute bc[CHUNK][2][PASS];
     __shared__ Compute dt[CHUNK][WIDE], dtx[CHUNK][WIDE], y[LANES][CHUNK][WIDE];
     const int c = threadIdx.x % WIDE, lane = threadIdx.x / WIDE, groups = (channels + WIDE - 1) / WIDE, chunks = (steps + CHUNK - 1) / CHUNK;
     const int b = blockIdx.x / groups, channel = blockIdx.x % groups * WIDE + c;
     const bool here = WHOLE || channel < channels;
-    const Compute straight = here ? skip[channel] : Compute(0);
+    const Compute straight = here ? D[channel] : Compute(0);
     Compute rates[PASSES][PER], h[PASSES][PER];
     Compute* kept = states + (size_t)b * (chunks + 1) * STATES * channels + channel;
-    take_rates(rates, a_log, channels, channel, lane);
+    take_rates(rates, A_log, channels, channel, lane);
     for (int pass = 0; pass < PASSES; ++pass)
         for (int i = 0; i < PER; ++i) {
             const int n = state_of(pass, lane, i);
@@ -125,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(32 * LANES, 8) selective_scan_forwa
             dtx[t][c] = step * inputs[k];
         }
         for (int pass = 0; pass < PASSES; ++pass) {
-            take_selected(bc, selected, columns, row, count, pass);
+            take_selected(bc, ssm_parameters, columns, row, count, pass);
             __syncthreads();
             #pragma unroll 4
             for (int t = 0; t < count; ++t) {  // h = 2^(dt rate) h + dt x B,   y = <h, C>
@@ -179,7 +179,7 @@ __device__ __forceinline__ Compute share_sums(Compute (&v)[2 * PER], int lane) {
 }
 
 extern "C" __global__ void selective_scan_backward(Compute* dx, Compute* delta, Compute* projected, Compute* parts, const Compute* dout, const Compute* states,
-                                                   const Compute* x, const Compute* selected, const Compute* a_log, const Compute* skip,
+                                                   const Compute* x, const Compute* ssm_parameters, const Compute* A_log, const Compute* D,
                                                    int batch, int steps, int channels, int columns) {
     __shared__ __align__(16) Compute bc[CHUNK][2][PASS];
     __shared__ Compute dt[CHUNK][WIDE], dtx[CHUNK][WIDE], dy[CHUNK][WIDE], y[LANES][CHUNK][WIDE], ddt[LANES][CHUNK][WIDE], ddtx[LANES][CHUNK][WIDE];
@@ -187,9 +187,9 @@ extern "C" __global__ void selective_scan_backward(Compute* dx, Compute* delta, 
     const int b = blockIdx.x / groups, group = blockIdx.x % groups, channel = group * WIDE + c;
     const size_t rows = (size_t)batch * steps;
     const bool here = WHOLE || channel < channels;
-    const Compute straight = here ? skip[channel] : Compute(0);
-    Compute rates[PASSES][PER], g[PASSES][PER] = {}, drates[PASSES][PER] = {}, dskip = 0;
-    take_rates(rates, a_log, channels, channel, lane);
+    const Compute straight = here ? D[channel] : Compute(0);
+    Compute rates[PASSES][PER], g[PASSES][PER] = {}, drates[PASSES][PER] = {}, dD = 0;
+    take_rates(rates, A_log, channels, channel, lane);
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
         const int count = steps - chunk * CHUNK < CHUNK ? steps - chunk * CHUNK : CHUNK;
         const size_t row = (size_t)b * steps + chunk * CHUNK;
@@ -211,7 +211,7 @@ extern "C" __global__ void selective_scan_backward(Compute* dx, Compute* delta, 
             dy[t][c] = douts[k] * (gates[k] * sigmoid(gates[k]));
         }
         for (int pass = 0; pass < PASSES; ++pass) {
-            take_selected(bc, selected, columns, row, count, pass);
+            take_selected(bc, ssm_parameters, columns, row, count, pass);
             __syncthreads();
             Compute h[CHUNK + 1][PER];  // the states before every step and after the last
             const Compute* kept = states + ((size_t)b * (chunks + 1) + chunk) * STATES * channels + channel;
@@ -276,21 +276,21 @@ extern "C" __global__ void selective_scan_backward(Compute* dx, Compute* delta, 
             projected[(2 * (row + t) + 1) * channels + channel] = douts[k] * s * (1 + z * (1 - s)) * read;
             delta[at] = (into_step * LN_2 + into_input * inputs[k]) * sigmoid(deltas[k]);
             dx[at] = into_input * dt[t][c] + dy[t][c] * straight;
-            dskip += dy[t][c] * inputs[k];
+            dD += dy[t][c] * inputs[k];
         }
     }
     Compute* sums = parts + groups * rows * QUADS * 2 * PER + (size_t)b * (STATES + 1) * channels + channel;
     for (int pass = 0; pass < PASSES; ++pass)
-        for (int i = 0; i < PER; ++i) {  // d a_log = d(rate) rate, as the rate is -e^a_log times a constant
+        for (int i = 0; i < PER; ++i) {  // d A_log = d(rate) rate, as the rate is -e^A_log times a constant
             const int n = state_of(pass, lane, i);
             if (here && is_state(n)) sums[(size_t)n * channels] = drates[pass][i] * rates[pass][i] * LN_2;
         }
     __syncthreads();
-    y[lane][0][c] = dskip;
+    y[lane][0][c] = dD;
     __syncthreads();
     if (lane || !here) return;
-    for (int other = 1; other < LANES; ++other) dskip += y[other][0][c];
-    sums[(size_t)STATES * channels] = dskip;
+    for (int other = 1; other < LANES; ++other) dD += y[other][0][c];
+    sums[(size_t)STATES * channels] = dD;
 }""",
     128,
     VARIANTS,
@@ -300,7 +300,7 @@ extern "C" __global__ void selective_scan_backward(Compute* dx, Compute* delta, 
 sum_parts = Kernel(
     "selective_scan_sums",
     r"""
-extern "C" __global__ void selective_scan_sums(Compute* dselected, Compute* da_log, Compute* dskip, const Compute* parts,
+extern "C" __global__ void selective_scan_sums(Compute* dssm_parameters, Compute* dA_log, Compute* dD, const Compute* parts,
                                                int batch, int steps, int channels, int columns) {
     constexpr int PER = 4, QUADS = (STATES + PER - 1) / PER;
     const size_t groups = (channels + 31) / 32, rows = (size_t)batch * steps, start = blockIdx.x * (size_t)blockDim.x + threadIdx.x, stride = (size_t)gridDim.x * blockDim.x;
@@ -310,7 +310,7 @@ extern "C" __global__ void selective_scan_sums(Compute* dselected, Compute* da_l
         Compute sum = 0;
         #pragma unroll 4
         for (size_t group = 0; group < groups; ++group) sum += parts[((group * rows + row) * QUADS + n / PER) * 2 * PER + half * PER + n % PER];
-        dselected[(row + 1) * columns - 2 * STATES + place] = sum;
+        dssm_parameters[(row + 1) * columns - 2 * STATES + place] = sum;
     }
     const Compute* sums = parts + groups * rows * QUADS * 2 * PER;
     const size_t size = (size_t)(STATES + 1) * channels;
@@ -318,19 +318,31 @@ extern "C" __global__ void selective_scan_sums(Compute* dselected, Compute* da_l
         Compute sum = 0;
         #pragma unroll 8
         for (int b = 0; b < batch; ++b) sum += sums[b * size + i];
-        (i < (size_t)STATES * channels ? da_log[i] : dskip[i - (size_t)STATES * channels]) += sum;
+        (i < (size_t)STATES * channels ? dA_log[i] : dD[i - (size_t)STATES * channels]) += sum;
     }
 }""",
     variants=[dict(Number=number, STATES=states) for number in ("float", "double") for states in (1, 5, 16)],
 )
 
 
-def selective_scan_forward(out, states, scratch, x, delta, selected, projected, a_log, skip):
+def selective_scan_forward(out, states, scratch, x, delta, ssm_parameters, projected, A_log, D):
     batch, _, n_states, channels = states.shape
     constants = sizes(n_states, channels, out.dtype.itemsize)
     forward(
         batch * -(-channels // WIDE),
-        (out, states, x, delta, selected, projected, a_log, skip, len(x) // batch, channels, selected.shape[1]),
+        (
+            out,
+            states,
+            x,
+            delta,
+            ssm_parameters,
+            projected,
+            A_log,
+            D,
+            len(x) // batch,
+            channels,
+            ssm_parameters.shape[1],
+        ),
         threads=WIDE * constants["LANES"],
         Number=out,
         **constants,
@@ -338,20 +350,20 @@ def selective_scan_forward(out, states, scratch, x, delta, selected, projected, 
 
 
 def selective_scan_backward(
-    dx, delta, dselected, projected, da_log, dskip, parts, scratch, dout, states, x, selected, a_log, skip
+    dx, delta, dssm_parameters, projected, dA_log, dD, parts, scratch, dout, states, x, ssm_parameters, A_log, D
 ):
     batch, _, n_states, channels = states.shape
-    constants, steps, columns = sizes(n_states, channels, dx.dtype.itemsize), len(x) // batch, selected.shape[1]
+    constants, steps, columns = sizes(n_states, channels, dx.dtype.itemsize), len(x) // batch, ssm_parameters.shape[1]
     backward(
         batch * -(-channels // WIDE),
-        (dx, delta, projected, parts, dout, states, x, selected, a_log, skip, batch, steps, channels, columns),
+        (dx, delta, projected, parts, dout, states, x, ssm_parameters, A_log, D, batch, steps, channels, columns),
         threads=WIDE * constants["LANES"],
         Number=dx,
         **constants,
     )
     sum_parts(
         grid(max(len(x) * 2 * n_states, (n_states + 1) * channels)),
-        (dselected, da_log, dskip, parts, batch, steps, channels, columns),
+        (dssm_parameters, dA_log, dD, parts, batch, steps, channels, columns),
         Number=dx,
         STATES=n_states,
     )

@@ -88,7 +88,7 @@ def layout(model, batch):
 
 def scratch(config, batch):
     """Shapes of the step's arrays, by name; those of mixers that the model does not have hold nothing."""
-    attended, qkv = widths(config) if config.attends else (0, 0)
+    attended, qkv = widths(config) if config.has_attention else (0, 0)
     hidden, inner = (config.n_hidden, hidden_columns(config)) if config.feed_forward != "none" else (0, 0)
     head_hidden = config.head_hidden if config.head == "mlp" else 0
     channels, states = (
@@ -97,7 +97,7 @@ def scratch(config, batch):
     )
     selected = config.time_step_rank + 2 * config.ssm_state_size if channels else 0
     stream, widest = (batch, config.n_embd), max(columns_of(config, config.n_layer - 1), config.n_embd)
-    most = [(config.n_kv_head, widest)] * config.attends + [(shares(config.n_hidden), widest)] * (hidden > 0)
+    most = [(config.n_kv_head, widest)] * config.has_attention + [(shares(config.n_hidden), widest)] * (hidden > 0)
     most += [(shares(channels), max(widest, selected))] * (channels > 0) + [(shares(states), widest)] * (states > 0)
     return dict(
         x=stream,
@@ -107,7 +107,7 @@ def scratch(config, batch):
         hidden=(batch, inner),
         active=(batch, hidden),
         given=(max(batch * count * columns for count, columns in most),),
-        scores=(config.n_kv_head, config.block_size) if config.attends else (0, 0),
+        scores=(config.n_kv_head, config.block_size) if config.has_attention else (0, 0),
         projected=(batch, 2 * channels),
         selected=(batch, selected),
         **{name: (batch, channels) for name in ("inner", "delta", "steps", "inputs", "readout")},
@@ -213,7 +213,7 @@ class Decoder:
                 f"a prompt of shape {tokens.shape} cannot start {self.batch} texts; give at least one token for each"
             )
         self.states.clear()
-        if not self.model.config.endless:
+        if not self.model.config.unlimited_context:
             tokens = tokens[:, -limit:]
         self.text, self.place, self.tabled = tokens[:, :0], 0, 0
         if tokens.shape[1] == 1:

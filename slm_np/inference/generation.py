@@ -160,7 +160,7 @@ def cut(model, ids, name="the prompt"):
     size = model.config.block_size
     return (
         f"{name} has {len(ids):,} tokens and the context {size:,}; its last {size:,} tokens are kept"
-        if len(ids) > size and not model.config.endless
+        if len(ids) > size and not model.config.unlimited_context
         else ""
     )
 

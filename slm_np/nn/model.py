@@ -236,7 +236,7 @@ class Model:
             ops.embedding_forward(layers[0]["x"], tokens, w["embedding.weight"], positions)
         else:
             ops.embedding_forward(a["dnormed"], tokens, w["embedding.weight"], positions)
-            ops.dropout_forward(layers[0]["x"], a["dnormed"], None, config.dropout, keys[0])
+            ops.dropout_forward(layers[0]["x"], a["dnormed"], None, (config.dropout, keys[0]))
         for i, mixer in enumerate(self.mixers):
             out = layers[i + 1]["x"] if i + 1 < len(layers) else a["x"]
             block_forward(config, mixer, layer_weights[i], layers[i], out, keys[1 + i], states[i] if states else None)
@@ -265,7 +265,7 @@ class Model:
             )
             dout = dx
         if keys[0] is not None:
-            ops.dropout_backward(a["dnormed"], dx, config.dropout, keys[0])
+            ops.dropout_backward(a["dnormed"], dx, (config.dropout, keys[0]))
             dx = a["dnormed"]
         dpositions = g["positions.weight"][: activations.steps] if config.positions == "learned" else None
         ops.embedding_backward(g["embedding.weight"], dpositions, dx, tokens)

@@ -16,7 +16,7 @@ def join_forward(config, w, a, name, out, x, residual, key):
     else:
         branch = a["branch"][: len(x)]
         ops.linear_forward(branch, x, weight, bias, None)
-        ops.dropout_forward(out, branch, residual, config.dropout, key)
+        ops.dropout_forward(out, branch, residual, (config.dropout, key))
 
 
 def join_backward(config, a, dout, key):
@@ -24,7 +24,7 @@ def join_backward(config, a, dout, key):
     if key is None:
         return operand(a, "branch", dout)
     branch = a["branch"][: len(dout)]
-    ops.dropout_backward(branch, dout, config.dropout, key)
+    ops.dropout_backward(branch, dout, (config.dropout, key))
     return branch
 
 

@@ -35,7 +35,7 @@ def run(half):
         optimizer.step()
         model.loss(tokens[:2], tokens[:2])
         if (
-            not half and model.config.attends
+            not half and model.config.has_attention
         ):  # a step of states takes a compiler longest: whoever writes by them waits for it then
             decoder = Decoder(model, 2)
             decoder.read(tokens[:2, :2])

@@ -5,14 +5,14 @@ import numpy as np
 from slm_np.ops.device import kernels_of
 
 
-def dropout_forward(out, x, residual, share, key):
+def dropout_forward(out, x, residual, dropout):
     """out = x * kept / (1 - share) + residual,   kept[i] = hash(key, i) >= share 2^32        all one shape; `residual` may be None"""
-    kernels_of(out).dropout_forward(out, x, residual, share, key)
+    kernels_of(out).dropout_forward(out, x, residual, dropout)
 
 
-def dropout_backward(dx, dout, share, key):
+def dropout_backward(dx, dout, dropout):
     """dx = dout * kept / (1 - share)        (d residual is dout itself)"""
-    kernels_of(dx).dropout_backward(dx, dout, share, key)
+    kernels_of(dx).dropout_backward(dx, dout, dropout)
 
 
 def dropout_key(*parts):

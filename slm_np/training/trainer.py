@@ -85,10 +85,10 @@ class Trainer:
         self.run, self.config, self.corpus, self.sampler, self.quiet = run, run.train, corpus, sampler, quiet
         self.out_dir = None
         train = self.config
-        if train.carry_state and (run.model.attends or corpus.train.mask is not None):
+        if train.carry_state and (run.model.has_attention or corpus.train.mask is not None):
             raise UserError(
-                f"--carry-state hands on a state, but {'attention has none' if run.model.attends else 'answers are no stream'}; "
-                f"{'choose a --pattern of M and S' if run.model.attends else 'leave it out'}"
+                f"--carry-state hands on a state, but {'attention has none' if run.model.has_attention else 'answers are no stream'}; "
+                f"{'choose a --pattern of M and S' if run.model.has_attention else 'leave it out'}"
             )
         self.model = Model(
             run.model, train.seed if fresh else None, train.decay, operand=operand(run), arrays=arrays_for(train.device)

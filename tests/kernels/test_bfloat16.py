@@ -24,7 +24,7 @@ from slm_np.formats import checkpoint
 from slm_np.inference.decoder import Decoder
 from slm_np.kernels.cpu import pair_tile, product_pairs
 from slm_np.nn.model import Model
-from slm_np.ops.device import cpu_kernels, whole_lines
+from slm_np.ops.device import cpu_kernels, kernels_of, whole_lines
 from slm_np.presets import BYTE_TRANSFORMER, GPT2, LLAMA
 from slm_np.training.optimizer import AdamW
 from slm_np.training.trainer import Trainer
@@ -262,7 +262,7 @@ def attention_in_numpy(qkv, dout, heads, kv_heads, steps, dropout, key, rounding
     p, mask = np.exp(scores - lse), 1.0
     if dropout:
         mask = np.empty(scores.shape)
-        ops.dropout_forward(mask, np.ones(scores.shape), None, dropout, key)
+        ops.dropout_forward(mask, np.ones(scores.shape), None, (dropout, key))
     dp = dout @ v.swapaxes(2, 3) * mask
     ds, dropped = rounding(p * (dp - (p * dp).sum(-1, keepdims=True))), rounding(p * mask)
     summed = [
@@ -281,14 +281,14 @@ def attended(qkv, dout, heads, kv_heads, steps, dropout, key):
     """The engine's (out, lse, dqkv) from arrays of bfloat16 or float64, its scratch full of NaN."""
     number = np.float32 if qkv.dtype == BF16 else np.float64
     batch, width = len(qkv) // steps, dout.shape[1] // heads
-    scratch = np.empty(ops.attention_scratch(steps, width, batch * heads, qkv), number)
+    scratch = np.empty(kernels_of(qkv).attention_scratch(steps, width, batch * heads), number)
     lse = poisoned(np.empty((batch * heads, steps), number))
     (whole, out), (around, dqkv) = guarded(dout.shape, qkv.dtype), guarded(qkv.shape, qkv.dtype)
     poisoned(scratch)
-    ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout, key)
+    ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, (dropout, key))
     poisoned(scratch)
     dqkv[...] = qkv
-    ops.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key)
+    ops.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, (dropout, key))
     untouched(whole, around)
     return floats(out), lse, floats(dqkv)
 
@@ -421,11 +421,11 @@ def test_dropout():
     found, expected, gradient, exact = (
         poisoned(np.empty((N, D), dtype)) for dtype in (np.float32, np.float32, BF16, np.float32)
     )
-    ops.dropout_forward(found, x, residual, 0.3, 5)
-    ops.dropout_forward(expected, floats(x), residual, 0.3, 5)
+    ops.dropout_forward(found, x, residual, (0.3, 5))
+    ops.dropout_forward(expected, floats(x), residual, (0.3, 5))
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
-    ops.dropout_backward(gradient, residual, 0.3, 5)
-    ops.dropout_backward(exact, residual, 0.3, 5)
+    ops.dropout_backward(gradient, residual, (0.3, 5))
+    ops.dropout_backward(exact, residual, (0.3, 5))
     assert_rounds(gradient, exact)
     assert ((gradient == 0) == (exact == 0)).all()
 

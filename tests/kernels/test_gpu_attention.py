@@ -108,9 +108,9 @@ def attended(cupy, qkv, dout, heads, kv_heads, steps, dropout=0.0, key=0):
         cupy.asarray(qkv),
         cupy.asarray(dout),
     )
-    attention.attention_forward(out, lse, scratch, dqkv, heads, kv_heads, steps, dropout, key)
+    attention.attention_forward(out, lse, scratch, dqkv, heads, kv_heads, steps, (dropout, key))
     scratch.view(np.uint8).fill(0xFF)
-    attention.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout, key)
+    attention.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, (dropout, key))
     return tuple(cupy.asnumpy(x) for x in (out, lse, dqkv))
 
 

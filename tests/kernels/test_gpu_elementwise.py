@@ -273,7 +273,7 @@ def test_numbers_taken_alone_are_the_same(cupy):  # noqa: F811
         for shift in (0, 1):
             assert count(64, at(x, shift)) == (1 if shift else several)
             out, gradient, again, turned = (at(z, shift) for z in (x, x, dout, x))
-            kernels.dropout_forward(out, at(x, shift), at(residual_, shift), 0.3, 5)
+            kernels.dropout_forward(out, at(x, shift), at(residual_, shift), (0.3, 5))
             kernels.gelu_backward(gradient, again)
             cos, sin = (
                 at(test_ops.normal(5, 16, seed=7 + i).astype(np.float64 if several == 2 else np.float32), shift)
@@ -352,12 +352,12 @@ def test_dropout_draws_the_cpus_mask(share, key, cupy):  # noqa: F811
     x, residual_ = test_ops.normal(*shape) + 10, test_ops.normal(*shape, seed=1)
     mask, scale = kept(x.size, share, key).reshape(shape), np.float32(1 / (1 - share))
     out, dx = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
-    gpu.dropout_forward(out, x, residual_, share, key)
-    gpu.dropout_backward(dx, x, share, key)
+    gpu.dropout_forward(out, x, residual_, (share, key))
+    gpu.dropout_backward(dx, x, (share, key))
     np.testing.assert_array_equal(dx, np.where(mask, x * scale, 0))
     np.testing.assert_allclose(out, dx + residual_, rtol=2e-7, atol=2e-6)
     given = cupy.asarray(x), cupy.asarray(np.array([key], np.uint32))
-    kernels.dropout_backward(given[0], given[0], share, given[1])
+    kernels.dropout_backward(given[0], given[0], (share, given[1]))
     np.testing.assert_array_equal(cupy.asnumpy(given[0]), dx)
 
 
@@ -370,10 +370,10 @@ def test_dropout_of_16_bits(short):
             kept(math.prod(shape), 0.4, 9).reshape(shape),
         )
         out, dx = np.full(shape, np.nan, np.float32), stored(np.full(shape, np.nan), short)
-        gpu.dropout_forward(out, x, residual_, 0.4, 9)
+        gpu.dropout_forward(out, x, residual_, (0.4, 9))
         np.testing.assert_allclose(out, residual_ + mask * exact(x) / 0.6, rtol=1e-6, atol=1e-6)
         for dout in (residual_, x):
-            gpu.dropout_backward(dx, dout, 0.4, 9)
+            gpu.dropout_backward(dx, dout, (0.4, 9))
             assert_rounded(dx, mask * exact(dout) / 0.6)
 
 
@@ -487,7 +487,7 @@ def test_a_step_of_all_kernels_is_captured_and_replayed(cupy):  # noqa: F811
 
     def step():
         kernels.embedding_forward(stream, tokens, table, None)
-        kernels.dropout_forward(stream, stream, None, 0.2, key)
+        kernels.dropout_forward(stream, stream, None, (0.2, key))
         kernels.layernorm_forward(normed, mean, rstd, stream, weight, bias, 1e-5)
         kernels.rotary_forward(normed, cos, sin, 2)
         kernels.convert(short, normed)

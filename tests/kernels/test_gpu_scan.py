@@ -74,7 +74,7 @@ def scanned(x, delta, selected, projected, a_log, skip, first, dout, begun=1.0):
         np.full(shape, np.nan, x.dtype)
         for shape in (
             scan.selective_scan_scratch(channels, states, batch),
-            scan.selective_scan_parts(batch, steps, channels, states),
+            scan.selective_scan_partials(batch, steps, channels, states),
         )
     )
     kept[:, 0] = first
@@ -415,7 +415,7 @@ def test_scan_and_walk_are_captured_and_replayed(cupy):  # noqa: F811
     )
     kept, parts = (
         cupy.zeros((batch, scan.selective_scan_chunks(steps) + 1, states, channels), x.dtype),
-        cupy.zeros(scan.selective_scan_parts(batch, steps, channels, states), x.dtype),
+        cupy.zeros(scan.selective_scan_partials(batch, steps, channels, states), x.dtype),
     )
     past, weight, bias, room = (
         cupy.asarray(normal(*shape)) for shape in ((batch, 3, channels), (4, channels), (channels,), x.shape)

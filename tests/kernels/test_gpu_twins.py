@@ -40,7 +40,7 @@ def test_ops_call_kernels():
         "rmsnorm_backward",
         "attention_forward",
         "embedding_backward",
-        "selective_scan_parts",
+        "selective_scan_partials",
         "accumulate",
     } < set(CALLED)
 

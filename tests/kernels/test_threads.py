@@ -18,6 +18,7 @@ from slm_np import ops
 from slm_np.config import ModelConfig
 from slm_np.kernels.cpu.product_blas import ALIGN, UNIT
 from slm_np.nn.model import Model
+from slm_np.ops.device import kernels_of
 from slm_np.presets import preset
 from slm_np.training.optimizer import AdamW
 
@@ -161,9 +162,9 @@ def test_dropout_gives_the_same_bits():
     qkv = test_ops.normal(260, 8 * 16)
 
     def run():
-        dqkv, scratch = qkv.copy(), np.full(ops.attention_scratch(130, 16, 8, qkv), np.nan, np.float32)
+        dqkv, scratch = qkv.copy(), np.full(kernels_of(qkv).attention_scratch(130, 16, 8), np.nan, np.float32)
         out, lse = test_ops.attend(qkv, 4, 2, 130, 0.2, 3)
-        ops.attention_backward(dqkv, scratch, out, out, lse, 4, 2, 130, 0.2, 3)
+        ops.attention_backward(dqkv, scratch, out, out, lse, 4, 2, 130, (0.2, 3))
         return test_ops.drop(x, 0.3, 5), test_ops.drop(x, 0.3, 5, residual), out, dqkv
 
     over_threads(run)

@@ -14,6 +14,7 @@ from slm_np.inference.decoder import Decoder
 from slm_np.kernels.cpu.scan import CHUNK, GROUP, PASS
 from slm_np.nn.mixers import mamba
 from slm_np.nn.model import Model, States
+from slm_np.ops.device import kernels_of
 from slm_np.presets import MAMBA, preset
 from slm_np.training.optimizer import AdamW
 
@@ -49,12 +50,12 @@ def scanned(x, delta, selected, projected, a_log, skip, first, dout):
     """(out, every gradient, the states that are kept) by the engine, from arrays (B, T, .)."""
     batch, steps, channels = x.shape
     rows = [a.reshape(batch * steps, -1).copy() for a in (x, delta, selected, projected)]
-    states = np.full((batch, ops.selective_scan_chunks(steps, x) + 1, *a_log.shape), np.nan, x.dtype)
+    states = np.full((batch, kernels_of(x).selective_scan_chunks(steps) + 1, *a_log.shape), np.nan, x.dtype)
     scratch, parts = (
         np.full(shape, np.nan, x.dtype)
         for shape in (
-            ops.selective_scan_scratch(channels, len(a_log), batch, x),
-            ops.selective_scan_parts(batch, steps, channels, len(a_log), x),
+            kernels_of(x).selective_scan_scratch(channels, len(a_log), batch),
+            kernels_of(x).selective_scan_partials(batch, steps, channels, len(a_log)),
         )
     )
     states[:, 0] = first
@@ -501,7 +502,13 @@ def test_settings_that_do_not_go_together_are_refused(settings, words):
 
 def test_sizes_have_defaults():
     config = ModelConfig(pattern="M", n_embd=250)
-    assert (config.n_inner, config.time_step_rank, config.ssm_state_size, config.recurrence_size, config.attends) == (
+    assert (
+        config.n_inner,
+        config.time_step_rank,
+        config.ssm_state_size,
+        config.recurrence_size,
+        config.has_attention,
+    ) == (
         500,
         16,
         16,
@@ -509,8 +516,8 @@ def test_sizes_have_defaults():
         False,
     )
     hybrid = dict(pattern="MMMA", n_embd=128, n_head=4)
-    assert ModelConfig(**hybrid, n_layer=4).attends and not ModelConfig(**hybrid, n_layer=4).endless
-    assert ModelConfig(**hybrid, n_layer=3).endless
+    assert ModelConfig(**hybrid, n_layer=4).has_attention and not ModelConfig(**hybrid, n_layer=4).unlimited_context
+    assert ModelConfig(**hybrid, n_layer=3).unlimited_context
 
 
 def test_the_spectral_norm_is_logged_and_held_down(tmp_path):

@@ -280,7 +280,7 @@ def test_of_a_long_prompt_the_last_tokens_count_or_all(name):
     model = made(MODELS[name], np.float64)
     tokens, one, other = text(MODELS[name], 2, 3 * T + 2), Decoder(model, 2), Decoder(model, 2)
     logits = one.read(tokens).copy()
-    if not model.config.endless:
+    if not model.config.unlimited_context:
         np.testing.assert_array_equal(logits, other.read(tokens[:, -T:]))
         return
     for place in range(tokens.shape[1]):

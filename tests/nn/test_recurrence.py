@@ -17,6 +17,7 @@ from slm_np.gradcheck import TOLERANCE, Case, accumulated, model_error
 from slm_np.nn import head
 from slm_np.nn.mixers import recurrence
 from slm_np.nn.model import Model, parameter_count
+from slm_np.ops.device import kernels_of
 from slm_np.training.optimizer import AdamW
 from slm_np.training.spectral import SpectralNorms
 
@@ -46,7 +47,7 @@ def normal(*shape, scale=1.0, seed=0, dtype=np.float64):
 
 
 def scratch_of(batch, width, dtype=np.float64):
-    return np.full(ops.linear_recurrence_scratch(batch, width, np.empty(0)), np.nan, dtype)
+    return np.full(kernels_of(np.empty(0)).linear_recurrence_scratch(batch, width), np.nan, dtype)
 
 
 # The slow reference, of the ops' signatures

@@ -12,6 +12,7 @@ import reference as ref
 from scipy.special import erfc
 
 from slm_np import ops
+from slm_np.ops.device import kernels_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ULP = np.finfo(np.float32).eps
@@ -329,10 +330,10 @@ def split(qkv, batch, heads, kv_heads):
 def attention(batch, steps, heads, kv_heads, width, scale=1.0):
     def engine(start, qkv, dout):
         out, lse, dqkv = empty(dout.shape, qkv), empty((batch * heads, steps), qkv), qkv.copy()
-        scratch = empty(ops.attention_scratch(steps, width, batch * heads, qkv), qkv)
-        ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, 0.0, 0)
+        scratch = empty(kernels_of(qkv).attention_scratch(steps, width, batch * heads), qkv)
+        ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, None)
         scratch.fill(np.nan)
-        ops.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, 0.0, 0)
+        ops.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, None)
         return out, dqkv
 
     def plain(qkv, dout):
@@ -702,7 +703,9 @@ def test_attention_to_a_bad_key_is_nan(place):
     qkv = normal(steps, 3 * width)
     qkv[place, width] = np.nan
     out, lse = empty((steps, width), qkv), empty((1, steps), qkv)
-    ops.attention_forward(out, lse, empty(ops.attention_scratch(steps, width, 1, qkv), qkv), qkv, 1, 1, steps, 0.0, 0)
+    ops.attention_forward(
+        out, lse, empty(kernels_of(qkv).attention_scratch(steps, width, 1), qkv), qkv, 1, 1, steps, None
+    )
     np.testing.assert_array_equal(np.isnan(out).all(1), np.arange(steps) >= place)
     np.testing.assert_array_equal(np.isnan(lse[0]), np.arange(steps) >= place)
     assert np.isfinite(out[:place]).all()
@@ -769,13 +772,12 @@ def attend(qkv, heads, kv_heads, steps, dropout=0.0, key=0):
     ops.attention_forward(
         out,
         lse,
-        empty(ops.attention_scratch(steps, width, len(lse), qkv), qkv),
+        empty(kernels_of(qkv).attention_scratch(steps, width, len(lse)), qkv),
         qkv,
         heads,
         kv_heads,
         steps,
-        dropout,
-        key,
+        (dropout, key),
     )
     return out, lse
 
@@ -812,15 +814,14 @@ def test_dropout_in_attention_replays_its_mask():
     dqkv = qkv.copy()
     ops.attention_backward(
         dqkv,
-        empty(ops.attention_scratch(steps, steps, 1, qkv), qkv),
+        empty(kernels_of(qkv).attention_scratch(steps, steps, 1), qkv),
         np.eye(steps, dtype=np.float32),
         dropped,
         lse,
         1,
         1,
         steps,
-        share,
-        5,
+        (share, 5),
     )
     np.testing.assert_allclose(dqkv[:, 2 * steps :], dropped.T, rtol=1e-5, atol=1e-7)
 
@@ -830,7 +831,7 @@ def test_dropout_in_attention_replays_its_mask():
 
 def drop(x, share, key, residual=None):
     out = empty(x.shape, x)
-    ops.dropout_forward(out, x, residual, share, key)
+    ops.dropout_forward(out, x, residual, (share, key))
     return out
 
 
@@ -861,7 +862,7 @@ def test_dropout_mask_is_a_function_of_the_key():
 def test_dropout_backward_draws_the_mask_of_forward(shape):
     x, dout, residual = normal(*shape) + 10, normal(*shape, seed=1) + 10, normal(*shape, seed=2)
     out, dx = drop(x, 0.4, 9), empty(shape, x)
-    ops.dropout_backward(dx, dout, 0.4, 9)
+    ops.dropout_backward(dx, dout, (0.4, 9))
     np.testing.assert_array_equal(dx != 0, out != 0)
     np.testing.assert_allclose(dx, dout * (out != 0) / 0.6, rtol=1e-6)
     np.testing.assert_allclose(drop(x, 0.4, 9, residual), out + residual, rtol=1e-6)

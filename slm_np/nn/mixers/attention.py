@@ -32,7 +32,7 @@ def plan(config, batch, steps, arrays):
     yield Request("attention.dheads", (n, attended), "scratch", "operand")
     yield Request(
         "attention.scores",
-        ops.attention_scratch(steps, config.head_dim, batch * config.n_head, arrays.empty(0)),
+        kernels_of(arrays.empty(0)).attention_scratch(steps, config.head_dim, batch * config.n_head),
         "scratch",
     )
 

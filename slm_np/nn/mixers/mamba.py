@@ -30,7 +30,7 @@ SHORTEST, LONGEST, LEAST = 1e-3, 0.1, 1e-4  # time steps at the start
 
 
 def rates(draw, shape):
-    """a_log = log 1, log 2, ..., log S in every channel: S time scales"""
+    """A_log = log 1, log 2, ..., log S in every channel: S time scales"""
     return np.log(np.arange(1, shape[0] + 1))[:, None] + np.zeros(shape)
 
 
@@ -70,19 +70,23 @@ def plan(config, batch, steps, arrays):
     yield Request("mamba.projected", (n, 2 * channels), "saved")
     yield Request("mamba.past", (batch, config.conv_kernel - 1, channels), "saved")
     yield Request("mamba.x", (n, channels), "saved")
-    yield Request("mamba.selected", (n, rank + 2 * states), "saved")
+    yield Request("mamba.ssm_parameters", (n, rank + 2 * states), "saved")
     yield Request("mamba.delta", (n, channels), "saved")
-    yield Request("mamba.states", (batch, ops.selective_scan_chunks(steps, device) + 1, states, channels), "saved")
+    yield Request(
+        "mamba.states", (batch, kernels_of(device).selective_scan_chunks(steps) + 1, states, channels), "saved"
+    )
     yield Request("mamba.out", (n, channels), "saved")
     yield Request("mamba.read", (n, channels), "scratch", "rounded")
     yield Request("mamba.dprojected", (n, 2 * channels), "scratch", "rounded")
     yield Request("mamba.rank", (n, rank), "scratch")
-    yield Request("mamba.scan", ops.selective_scan_scratch(channels, states, batch, device), "scratch")
+    yield Request("mamba.scan", kernels_of(device).selective_scan_scratch(channels, states, batch), "scratch")
     yield Request("mamba.dout", (n, channels), "scratch")
     yield Request("mamba.dx", (n, channels), "scratch")
-    yield Request("mamba.dselected", (n, rank + 2 * states), "scratch")
+    yield Request("mamba.dssm_parameters", (n, rank + 2 * states), "scratch")
     yield Request("mamba.drank", (n, rank), "scratch")
-    yield Request("mamba.parts", (ops.selective_scan_parts(batch, steps, channels, states, device),), "scratch")
+    yield Request(
+        "mamba.parts", (kernels_of(device).selective_scan_partials(batch, steps, channels, states),), "scratch"
+    )
 
 
 def state_elements(config, batch):
@@ -117,19 +121,19 @@ class State:
 
 def forward(config, w, a, out, x, residual, key, join_key, state=None):
     """out = residual + mamba(x) W + b. With `state`, the texts go on from there, and leave there what they carry on."""
-    projected, past, inner, selected, delta, states = (
-        a[f"mamba.{name}"] for name in ("projected", "past", "x", "selected", "delta", "states")
+    projected, past, inner, ssm_parameters, delta, states = (
+        a[f"mamba.{name}"] for name in ("projected", "past", "x", "ssm_parameters", "delta", "states")
     )
     past[...] = 0 if state is None else state.past
     states[:, 0] = 0 if state is None else state.scan
     ops.linear_forward(projected, x, w["mamba.in_proj.weight"], w.get("mamba.in_proj.bias"), None)
     ops.convolution_forward(inner, projected, past, w["mamba.conv1d.weight"], w["mamba.conv1d.bias"])
-    ops.linear_forward(selected, inner, w["mamba.x_proj.weight"], None, None)
+    ops.linear_forward(ssm_parameters, inner, w["mamba.x_proj.weight"], None, None)
     ops.linear_forward(
-        delta, columns(selected, a["mamba.rank"]), w["mamba.dt_proj.weight"], w["mamba.dt_proj.bias"], None
+        delta, columns(ssm_parameters, a["mamba.rank"]), w["mamba.dt_proj.weight"], w["mamba.dt_proj.bias"], None
     )
     ops.selective_scan_forward(
-        a["mamba.out"], states, a["mamba.scan"], inner, delta, selected, projected, w["mamba.A_log"], w["mamba.D"]
+        a["mamba.out"], states, a["mamba.scan"], inner, delta, ssm_parameters, projected, w["mamba.A_log"], w["mamba.D"]
     )
     if state is not None:
         state.take(projected, states, past)
@@ -139,7 +143,7 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None):
 def backward(config, w, g, a, dx, dout, x, key, join_key):
     """dx = the gradient of the mixer's input. What forward saved of the projection and of the time steps becomes its gradient."""
     projected, inner, delta, dinner = a["mamba.projected"], a["mamba.x"], a["mamba.delta"], a["mamba.dx"]
-    selected, dselected, dscan = a["mamba.selected"], a["mamba.dselected"], a["mamba.dout"]
+    ssm_parameters, dssm_parameters, dscan = a["mamba.ssm_parameters"], a["mamba.dssm_parameters"], a["mamba.dout"]
     dbranch = join_backward(config, a, dout, join_key)
     ops.linear_backward(
         dscan,
@@ -152,7 +156,7 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
     ops.selective_scan_backward(
         dinner,
         delta,
-        dselected,
+        dssm_parameters,
         projected,
         g["mamba.A_log"],
         g["mamba.D"],
@@ -161,16 +165,16 @@ def backward(config, w, g, a, dx, dout, x, key, join_key):
         dscan,
         a["mamba.states"],
         inner,
-        selected,
+        ssm_parameters,
         w["mamba.A_log"],
         w["mamba.D"],
     )
-    rank, drank = columns(selected, a["mamba.rank"]), columns(dselected, a["mamba.drank"], filled=False)
+    rank, drank = columns(ssm_parameters, a["mamba.rank"]), columns(dssm_parameters, a["mamba.drank"], filled=False)
     ops.linear_backward(
         drank, g["mamba.dt_proj.weight"], g["mamba.dt_proj.bias"], delta, rank, w["mamba.dt_proj.weight"]
     )
-    dselected[:, : drank.shape[1]] = drank
-    ops.linear_backward(dscan, g["mamba.x_proj.weight"], None, dselected, inner, w["mamba.x_proj.weight"])
+    dssm_parameters[:, : drank.shape[1]] = drank
+    ops.linear_backward(dscan, g["mamba.x_proj.weight"], None, dssm_parameters, inner, w["mamba.x_proj.weight"])
     ops.accumulate(dinner, dscan)
     ops.convolution_backward(
         projected,

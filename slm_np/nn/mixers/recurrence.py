@@ -54,7 +54,7 @@ def plan(config, batch, steps, arrays):
         (length * batch * max(config.n_embd, config.vocab_size if config.head == "none" else 0),),
         "scratch",
     )
-    yield Request("recurrence.walk", (ops.linear_recurrence_scratch(batch, size, arrays.empty(0)),), "scratch")
+    yield Request("recurrence.walk", (kernels_of(arrays.empty(0)).linear_recurrence_scratch(batch, size),), "scratch")
 
 
 def state_elements(config, batch):
@@ -96,7 +96,7 @@ def forward(config, w, a, out, x, residual, key, join_key, state=None):
     if state is not None:
         state.last[:] = states[-1]
     if join_key is not None:
-        ops.dropout_forward(out, target, residual, config.dropout, join_key)
+        ops.dropout_forward(out, target, residual, (config.dropout, join_key))
 
 
 def backward(config, w, g, a, dx, dout, x, key, join_key):
