@@ -69,8 +69,8 @@ def square_product(size, dtype="fp32"):
     if dtype == "bf16":
         from slm_np.ops.device import cpu_kernels
 
-        kernels, w = cpu_kernels(), cpu_kernels().packed(w)
-        kernels.pack(w)
+        kernels, w = cpu_kernels(), cpu_kernels().cast_copy(w)
+        kernels.update_cast_copy(w)
         x = np.full((size, size), 0x3F80, np.uint16)  # ones
     return lambda: ops.linear_forward(out, x, w, None, None), 2 * size**3
 

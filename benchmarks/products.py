@@ -34,8 +34,8 @@ def ours(m, k, n, rounded):
     dw, y, dx = np.zeros_like(w), np.empty_like(dy), np.empty_like(x)
     if rounded:
         dy = np.pad(dy, ((0, 0), (0, whole_lines(n) - n)))  # as a model keeps the gradient of its logits
-        w = kernels.packed(w)
-        kernels.pack(w)
+        w = kernels.cast_copy(w)
+        kernels.update_cast_copy(w)
         arrays = []
         for a in (x, dy, y, dx):
             arrays.append(np.empty(a.shape, BF16))

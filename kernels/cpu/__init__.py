@@ -12,11 +12,12 @@ from .activation import (
 )
 from .adamw import adamw, square_sum, square_sum_blocks
 from .attention import attention_backward, attention_forward, attention_scratch
-from .bfloat import convert
+from .bfloat16 import convert
 from .convolution import convolution_backward, convolution_forward
 from .decode import decode_head, decode_step
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
+from .gemm_bf16 import cast_copy, update_cast_copy, watch_matmul, watched_error
 from .jit import compile_kernels
 from .linear import (
     linear_backward_input,
@@ -26,9 +27,8 @@ from .linear import (
     linear_transposed_forward,
 )
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
+from .microkernel_bf16 import bfloat16_unit
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
-from .pair_tile import bfloat16_unit
-from .product_pairs import pack, packed, watch_product, watched_error
 from .recurrence import (
     batch_major,
     linear_recurrence_backward,

@@ -2,9 +2,9 @@
 
 from numba import prange
 
-from .bfloat import read, type_of, write
-from .elementary import normal, sigmoid
+from .bfloat16 import read, type_of, write
 from .jit import BLOCK, kernel, row
+from .math import normal, sigmoid
 
 # tanh(u) = 2 sigmoid(2 u) - 1 turns GELU's tanh form into x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3).
 SLOPE, CUBIC = 1.5957691216057308, 0.044715

@@ -24,7 +24,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .gemm import element_pointer
+from .blas import element_pointer
 from .jit import CACHE, row
 
 ROWS, COLUMNS, PAIRS = 32, 32, 16  # of C, from two by two tiles; and the pairs of k that one instruction sums

@@ -13,10 +13,10 @@ from slm_np.dtypes import BF16
 from . import attention_pairs
 from .attention_pairs import give_rows
 from .dropout import threshold_of
-from .elementary import multiply_add
 from .jit import kernel, row
+from .math import multiply_add
+from .microkernel_f32 import COLUMNS, QUERIES, ROWS, multiply, padded, transpose
 from .softmax import drop_row, probability_row, softmax_backward_row, softmax_row
-from .tile import COLUMNS, QUERIES, ROWS, multiply, padded, transpose
 
 KEYS = 256  # terms of a product over keys at a time, so that their rows stay in the nearest cache while queries pass
 

@@ -6,11 +6,11 @@ Whatever is summed over head columns pairs these (scores); what is summed over k
 import numpy as np
 from numba import prange
 
-from .bfloat import pair, rounded, write
+from .bfloat16 import pair, rounded, write
 from .jit import kernel, row
-from .pair_tile import ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs
+from .microkernel_bf16 import ROWS, STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs
+from .microkernel_f32 import COLUMNS, QUERIES, padded, transpose
 from .softmax import drop_row, probability_row, softmax_backward_row, softmax_row
-from .tile import COLUMNS, QUERIES, padded, transpose
 
 KEYS = 256  # pairs of a product over keys at a time
 ROW_PAIRS = padded(QUERIES // 2, STEP)

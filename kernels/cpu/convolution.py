@@ -3,9 +3,9 @@
 from numba import prange
 
 from .activation import silu_backward_block
-from .elementary import sigmoid
 from .jit import kernel, row
-from .tile import LANES
+from .math import sigmoid
+from .microkernel_f32 import LANES
 from .vector import load_some, multiply_add, store_some
 
 STEPS = 64  # of a worker's share of a text: its rows stay in the second-level cache between filter and silu

@@ -15,9 +15,9 @@ from numba import prange
 from .activation import gelu_block, gelu_tanh_block, silu_block, swiglu_row
 from .attention import add_times, dot, step_group
 from .convolution import filter_step
-from .elementary import multiply_add
 from .embedding import embedding_row
 from .jit import kernel, row
+from .math import multiply_add
 from .norm import add_to, layernorm_row, rmsnorm_row
 from .rotary import rotate_row
 from .scan import gate_row, step_states, take_inputs

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from .bfloat import read, type_of, write
+from .bfloat16 import read, type_of, write
 from .jit import BLOCK, kernel, row
 
 

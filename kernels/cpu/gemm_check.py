@@ -3,39 +3,12 @@
 Source: R. Freivalds, Probabilistic machines can use less running time, IFIP Congress 1977; here with a tolerance for rounding.
 """
 
-import contextlib
-
 import numpy as np
 
-from slm_np.ops.device import kernels_of
-
-INTERVAL = 50  # updates between two checks
-PRODUCTS = 16  # which product of an update is checked goes round among the first of them
 DOUBT = 1e-12  # the chance that a right product is taken for a wrong one
 UNIT = 2.0**-24  # of rounding to float32
 TINY = 2.0**-126  # what tiles flush to zero is smaller
 BLOCK = 1 << 18  # numbers taken to float64 at once
-
-
-class WrongProduct(Exception):
-    """A product on tiles came out wrong."""
-
-
-@contextlib.contextmanager
-def watched(array, update):
-    """One of the products made within is checked, in every INTERVAL-th update. WrongProduct if it is wrong.
-
-    array: of the device that multiplies. Where it does so without tiles nothing is checked.
-    """
-    if update % INTERVAL:
-        yield
-        return
-    kernels = kernels_of(array)
-    kernels.watch_product(update // INTERVAL % PRODUCTS)
-    yield
-    error = kernels.watched_error()
-    if error > 1:
-        raise WrongProduct(f"a product of update {update} is {error:.3g} times as wrong as rounding can make it")
 
 
 def projection(c, seed):

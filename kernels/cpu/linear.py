@@ -2,19 +2,18 @@
 
 from numba import prange
 
-from slm_np.dtypes import BF16
+from slm_np.dtypes import BF16, CastCopy
 
-from . import product_blas, product_pairs, product_tile
+from . import gemm_bf16, gemm_blas, gemm_f32
+from .gemm_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .jit import kernel
+from .microkernel_f32 import FEATURES, ROWS
 from .norm import add_to
-from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
-from .product_pairs import Packed
-from .tile import FEATURES, ROWS
 
 
 def products(out, rows):
     """Tiles in float32 where registers hold 16 numbers; OpenBLAS in float64, on other processors, where it is as fast, and for a few rows."""
-    return product_tile if FEATURES.get("avx512f") and out.dtype == "f4" and rows >= 2 * ROWS else product_blas
+    return gemm_f32 if FEATURES.get("avx512f") and out.dtype == "f4" and rows >= 2 * ROWS else gemm_blas
 
 
 @kernel
@@ -28,25 +27,25 @@ def add_rows(dbias, dout):
 
 
 def multiply(out, a, weight, transpose, bias=None, residual=None):
-    """out = a W or a W^T, + bias + residual        weight: an array, or `Packed`"""
+    """out = a W or a W^T, + bias + residual        weight: an array, or `CastCopy`"""
     if bias is None:
         under = (
             NOTHING if residual is None else ADD if residual is out else RESIDUAL
         )  # what lies there already need not be laid
     else:
         under = BIAS if residual is None else BIAS_AND_RESIDUAL
-    rounded = isinstance(weight, Packed)
+    rounded = isinstance(weight, CastCopy)
     values = weight.weight if rounded else weight
     bias, residual = values[0] if bias is None else bias, out if residual is None else residual
     if rounded:
-        product_pairs.product(out, a, weight.backward if transpose else weight.forward, under, bias, residual)
+        gemm_bf16.product(out, a, weight.backward if transpose else weight.forward, under, bias, residual)
     else:
         products(out, len(a)).product(out, a, weight, transpose, under, bias, residual)
 
 
 def add_outer(dweight, a, b):
     """dweight += a^T b"""
-    (product_pairs if a.dtype == BF16 else products(dweight, len(a))).add_outer_products(dweight, a, b)
+    (gemm_bf16 if a.dtype == BF16 else products(dweight, len(a))).add_outer_products(dweight, a, b)
 
 
 def linear_forward(out, x, weight, bias, residual):

@@ -4,9 +4,9 @@ import numpy as np
 from numba import prange
 from numba.extending import overload
 
-from .bfloat import write
-from .elementary import exp, maximum
+from .bfloat16 import write
 from .jit import exact, kernel
+from .math import exp, maximum
 
 
 @exact

@@ -3,9 +3,9 @@
 import numpy as np
 from numba import prange
 
-from .bfloat import read, write
+from .bfloat16 import read, write
 from .jit import inlined, kernel, row
-from .tile import LANES
+from .microkernel_f32 import LANES
 from .vector import load_some, multiply_add, spread, store_some
 
 COLUMNS, ROWS = 64, 64  # of what a thread adds up at a time: it stays in the nearest cache

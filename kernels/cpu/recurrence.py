@@ -8,11 +8,11 @@ second-level cache, or the third, as fast as the tiles multiply.
 import numba
 from numba import prange
 
-from .bfloat import convert_block, read, write
+from .bfloat16 import convert_block, read, write
+from .gemm_f32 import TERMS, even_share, take_panel
 from .jit import kernel, row
+from .microkernel_f32 import COLUMNS, ROWS, multiply_tile, padded, transpose
 from .norm import add_to
-from .product_tile import TERMS, even_share, take_panel
-from .tile import COLUMNS, ROWS, multiply_tile, padded, transpose
 
 
 def rooms(batch, width):

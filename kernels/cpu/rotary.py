@@ -2,7 +2,7 @@
 
 from numba import prange
 
-from .bfloat import read, type_of, write
+from .bfloat16 import read, type_of, write
 from .jit import inlined, kernel
 
 

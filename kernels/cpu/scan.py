@@ -9,9 +9,9 @@ import numba
 import numpy as np
 from numba import prange
 
-from .elementary import exp, sigmoid, softplus
 from .jit import kernel, row
-from .tile import LANES, padded
+from .math import exp, sigmoid, softplus
+from .microkernel_f32 import LANES, padded
 from .vector import load, multiply_add, power, spread, store, total
 
 CHUNK = 32  # steps between states that are kept

@@ -3,8 +3,8 @@
 import numpy as np
 
 from .dropout import kept
-from .elementary import exp, maximum
 from .jit import row
+from .math import exp, maximum
 
 
 @row

@@ -11,8 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from .gemm import element_pointer
-from .tile import LANES
+from .blas import element_pointer
+from .microkernel_f32 import LANES
 
 f = np.float32
 # 2^r on [-1/2, 1/2], relative error 9e-8 and far less near 0, where a state decays slowly and errors would pile up (least maximum error, fitted in

@@ -17,13 +17,13 @@ from .convolution import convolution_backward, convolution_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .linear import (
+    cast_copy,
     linear_backward_input,
     linear_backward_weight,
     linear_forward,
     linear_transposed_backward,
     linear_transposed_forward,
-    pack,
-    packed,
+    update_cast_copy,
 )
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward

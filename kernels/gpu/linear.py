@@ -7,9 +7,7 @@ Sums in float32 are the same; in a 16-bit output it is the bias that is rounded 
 itself costs nothing.
 """
 
-from typing import Any, NamedTuple
-
-from slm_np.dtypes import BF16
+from slm_np.dtypes import BF16, CastCopy
 
 from .convert import convert
 from .gemm import gemm, row_stride
@@ -99,36 +97,17 @@ extern "C" __global__ void add_rows(Compute* dbias, const Operand* dout, size_t 
 )
 
 
-class Packed(NamedTuple):
-    """A weight (D, E) as products take it. weight: float32.   rounded: the same in the operands' type; one copy, as cuBLAS reads it either way."""
-
-    weight: Any
-    rounded: Any
-
-    @property
-    def shape(self):
-        return self.weight.shape
-
-    @property
-    def size(self):
-        return self.weight.size
-
-    @property
-    def nbytes(self):
-        """Bytes that a product reads."""
-        return self.rounded.nbytes
-
-
-def packed(weight, operand=BF16):
-    """Room for a weight in the type `operand`: bfloat16 or float16. `pack` fills it."""
+def cast_copy(weight, dtype=BF16):
+    """Allocate the copy of a weight in bfloat16 or float16, which `update_cast_copy` fills. cuBLAS reads one layout either way."""
     import cupy
 
-    return Packed(weight, cupy.zeros(weight.shape, operand))
+    copy = cupy.zeros(weight.shape, dtype)
+    return CastCopy(weight, copy, copy)
 
 
-def pack(weight):
-    """Fill a `Packed` with what its float32 weight is now."""
-    convert(weight.rounded, weight.weight)
+def update_cast_copy(copy):
+    """Fill a `CastCopy` from its float32 weight."""
+    convert(copy.forward, copy.weight)
 
 
 def divides(count, x):
@@ -166,11 +145,11 @@ def add_rows(dbias, dout):
 
 def values_of(weight):
     """The array that products read."""
-    return weight.rounded if isinstance(weight, Packed) else weight
+    return weight.forward if isinstance(weight, CastCopy) else weight
 
 
 def multiply(out, a, weight, transpose, bias=None, residual=None):
-    """out = a W or a W^T, + bias + residual        weight: an array, or `Packed`"""
+    """out = a W or a W^T, + bias + residual        weight: an array, or `CastCopy`"""
     nothing = bias is None and residual is None
     if not nothing and (bias is not None or residual is not out):
         lay(out, bias, residual)

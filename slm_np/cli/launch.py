@@ -163,8 +163,8 @@ def train_run(run, directory=None):
 def train_on(corpus, run, directory=None, replay=None, base=None):
     """`train_run` on a corpus that is prepared. base: what the run starts from, a `Base`; None: random weights."""
     from slm_np.formats.runs import new_directory
-    from slm_np.kernels.cpu.gemm_check import WrongProduct
     from slm_np.machine import use
+    from slm_np.training.matmul_check import WrongMatmul
     from slm_np.training.trainer import Interrupted, Trainer
 
     use(run.train.device, run.train.threads)
@@ -177,7 +177,7 @@ def train_on(corpus, run, directory=None, replay=None, base=None):
     else:
         if base is not None:
             base.fill(trainer.model.parameters.weight)
-            trainer.model.parameters.pack()
+            trainer.model.parameters.update_copies()
         name = f"{base.path.resolve().name}-finetuned" if base else run.preset
         with new_directory(run.train.out_dir, name) as directory:
             trainer.start(directory, *((base.sampling, base.template) if base else ()))
@@ -190,7 +190,7 @@ def train_on(corpus, run, directory=None, replay=None, base=None):
     verb = "finetune" if run.base else "train"
     try:
         trainer.train()
-    except WrongProduct as wrong:
+    except WrongMatmul as wrong:
         go_on_without_amx(directory, verb, wrong)
     except Interrupted as stopped:
         print(

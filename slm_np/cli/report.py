@@ -70,7 +70,7 @@ def finish(trainer):
 
     corpus, model, directory = trainer.corpus, trainer.model.exact(), trainer.out_dir
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
-    trainer.model.parameters.pack()
+    trainer.model.parameters.update_copies()
     print(f"evaluating the best model, of step {metadata['step']}, on all of the validation split", file=sys.stderr)
     trainer.model.activations = trainer.ahead = None  # what was enough for training is enough here
     found = evaluate(

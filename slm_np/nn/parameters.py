@@ -67,7 +67,7 @@ class Parameters:
     def pack(self):
         """Make what products take follow the weights."""
         for operand in self.packed:
-            self.kernels.pack(operand)
+            self.kernels.update_cast_copy(operand)
 
     @staticmethod
     def views(flat, tensors):

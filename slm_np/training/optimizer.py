@@ -55,7 +55,7 @@ class AdamW:
             1 - self.beta2**self.updates,
             self.eps,
         )
-        self.parameters.pack()
+        self.parameters.update_copies()
         return norm
 
     def state(self):

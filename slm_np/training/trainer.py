@@ -11,10 +11,10 @@ import numpy as np
 
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint
-from slm_np.kernels.cpu.gemm_check import watched
 from slm_np.nn.model import Model, States, counted
 from slm_np.ops.device import arrays_for
 from slm_np.progress import Progress
+from slm_np.training.matmul_check import checked_matmul
 from slm_np.training.optimizer import AdamW, learning_rate
 from slm_np.training.precision import operand, resolved
 from slm_np.training.scaler import GradientScaler
@@ -212,14 +212,14 @@ class Trainer:
     def step(self):
         """One update: batch, forward, backward (per micro-batch), clip, AdamW. Returns (loss, gradient norm, learning rate).
 
-        A loss or gradient that is not finite leaves the weights alone. WrongProduct if one that was checked is wrong, before the update.
+        A loss or gradient that is not finite leaves the weights alone. WrongMatmul if one that was checked is wrong, before the update.
         On a GPU nobody waits for the update: loss and norm are arrays, and `catch_up` says what it came to.
         """
         rate = learning_rate(self.config, self.updates, self.schedule_progress)
         if self.ahead:
             return *self.step_ahead(rate), rate
         count, loss = self.counted(), 0.0
-        with watched(self.model.parameters.weights, self.updates):
+        with checked_matmul(self.model.parameters.weights, self.updates):
             for micro in range(self.config.grad_accumulation_steps):
                 self.batch(micro)
                 loss += self.model.loss_and_gradient(
@@ -309,7 +309,7 @@ class Trainer:
         """Go on with the run in a directory, from its newest checkpoint."""
         self.out_dir = Path(directory)
         found = checkpoint.newest_checkpoint(self.out_dir, self.model.parameters.weight, self.moments())
-        self.model.parameters.pack()
+        self.model.parameters.update_copies()
         self.updates = self.saved = found.step
         self.optimizer.updates, self.bad_steps, self.elapsed = (
             found.state[k] for k in ("optimizer_updates", "bad_steps", "elapsed")

@@ -22,7 +22,8 @@ from slm_np.config import ModelConfig
 from slm_np.dtypes import BF16
 from slm_np.formats import checkpoint
 from slm_np.inference.decoder import Decoder
-from slm_np.kernels.cpu import pair_tile, product_pairs
+from slm_np.kernels.cpu import gemm_bf16 as product_pairs
+from slm_np.kernels.cpu import microkernel_bf16 as pair_tile
 from slm_np.nn.model import Model
 from slm_np.ops.device import cpu_kernels, kernels_of, whole_lines
 from slm_np.presets import BYTE_TRANSFORMER, GPT2, LLAMA
@@ -86,8 +87,8 @@ def untouched(*wholes):
 
 
 def packed(weight):
-    operand = kernels.packed(weight)
-    kernels.pack(operand)
+    operand = kernels.cast_copy(weight)
+    kernels.update_cast_copy(operand)
     return operand
 
 
@@ -146,11 +147,11 @@ def test_widening_is_exact():
 @pytest.mark.parametrize("d, e", [(1, 1), (2, 3), (3, 2), (32, 32), (33, 65), (64, 31), (67, 98)])
 def test_weights_are_packed_for_both_directions(d, e):
     weight = normal(d, e)
-    operand = kernels.packed(weight)
+    operand = kernels.cast_copy(weight)
     for panels, w in ((operand.forward, weight), (operand.backward, weight.T)):
         for row, column in np.ndindex((len(w) + 1) // 2, w.shape[1]):
             panels[column // COLUMNS, row, column % COLUMNS] = 0x7FC07FC0
-    kernels.pack(operand)
+    kernels.update_cast_copy(operand)
     for panels, w in ((operand.forward, weight), (operand.backward, weight.T)):
         found = unpaired(product_pairs.unpacked(panels, panels.size))
         np.testing.assert_array_equal(found[: len(w), : w.shape[1]], bfloats(w))
@@ -498,7 +499,7 @@ def made(config, operand=BF16, dtype=np.float32):
     weights[:] = weights.astype(np.float32) + (0.1 * np.random.default_rng(1).standard_normal(weights.size)).astype(
         np.float32
     )
-    model.parameters.pack()
+    model.parameters.update_copies()
     return model
 
 
@@ -778,7 +779,7 @@ for name in list(found):
 binding.get_host_cpu_features = lambda: found
 import amx_emulator
 amx_emulator.pretend()
-from slm_np.kernels.cpu import pair_tile
+from slm_np.kernels.cpu import microkernel_bf16 as pair_tile
 import test_bfloat16 as test
 unit = pair_tile.bfloat16_unit()
 if sys.argv[1] == "avx2":

@@ -171,8 +171,8 @@ def weights(w, operand, pack):
     """A weight as products take it, and what it is then."""
     if not pack:
         return on_device(w, operand), exact(stored(w, operand))
-    packed = linear.packed(there(w.astype(np.float32)), operand)
-    linear.pack(packed)
+    packed = linear.cast_copy(there(w.astype(np.float32)), operand)
+    linear.update_cast_copy(packed)
     return packed, exact(stored(w.astype(np.float32), operand))
 
 
@@ -242,9 +242,9 @@ def test_the_other_products_of_a_layer(operand, output, m, k, n):
 def test_a_packed_weight_is_rounded_once(operand, d, e):
     w = normal(d, e).astype(np.float32)
     flat = there(np.concatenate([np.zeros(1, np.float32), w.reshape(-1)]))  # not where four numbers may be read at once
-    packed = linear.packed(flat[1:].reshape(d, e), operand)
+    packed = linear.cast_copy(flat[1:].reshape(d, e), operand)
     assert (packed.shape, packed.size, packed.nbytes) == ((d, e), d * e, 2 * d * e) and packed.rounded.dtype == operand
-    linear.pack(packed)
+    linear.update_cast_copy(packed)
     np.testing.assert_array_equal(back(packed.rounded), stored(w, operand))
 
 
@@ -335,7 +335,7 @@ def test_a_layer_is_captured_and_replayed(cupy, operand):
 
     def layer():
         if operand == BF16:
-            linear.pack(w)
+            linear.update_cast_copy(w)
         linear.linear_forward(out, x, w, bias, residual)
         linear.linear_forward(hidden, x, w, bias, None)
         linear.linear_backward_input(dx, dout, w)

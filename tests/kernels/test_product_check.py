@@ -8,10 +8,11 @@ import pytest
 import small
 
 from slm_np import train
+from slm_np.kernels.cpu import gemm_bf16 as product_pairs
 from slm_np.kernels.cpu import gemm_check as product_check
-from slm_np.kernels.cpu import product_pairs
+from slm_np.kernels.cpu.gemm_blas import NOTHING
 from slm_np.kernels.cpu.gemm_check import projection, projection_error
-from slm_np.kernels.cpu.product_blas import NOTHING
+from slm_np.training import matmul_check
 
 SHAPES = pytest.mark.parametrize(
     "m, k, n", [(1, 2, 1), (64, 32, 48), (192, 384, 1536), (96, 1536, 384), (96, 4096, 640), (48, 384, 8192)]
@@ -153,8 +154,8 @@ def multiplied(m=70, k=67, n=90, longer=0):
     a, b, w = rng.standard_normal((m, k)), rng.standard_normal((m, n)), rng.standard_normal((k, n)).astype(np.float32)
     a, b = (np.ascontiguousarray(bfloat16(x).view(np.uint32) >> 16).astype(np.uint16) for x in (a, b))
     b = np.pad(b, ((0, 0), (0, longer)))
-    weight = product_pairs.packed(w)
-    product_pairs.pack(weight)
+    weight = product_pairs.cast_copy(w)
+    product_pairs.update_cast_copy(weight)
     out, dx, dw = np.zeros((m, n), np.float32), np.zeros((m, k), np.float32), np.full((k, n), 0.5, np.float32)
     return [
         ("x W", lambda: product_pairs.product(out, a, weight.forward, NOTHING, w[0], out)),
@@ -167,7 +168,7 @@ def multiplied(m=70, k=67, n=90, longer=0):
 @pytest.mark.parametrize("kind", range(3))
 def test_a_watched_product_that_is_right(tiles, kind, longer):
     _, product = multiplied(longer=longer)[kind]
-    product_pairs.watch_product(0)
+    product_pairs.watch_matmul(0)
     product()
     assert 0 < product_pairs.watched_error() < 1
 
@@ -183,7 +184,7 @@ def test_a_watched_product_that_is_wrong(tiles, kind, monkeypatch):
 
     monkeypatch.setattr(product_pairs, name, wrong)
     _, product = multiplied()[kind]
-    product_pairs.watch_product(1)
+    product_pairs.watch_matmul(1)
     product()  # not this one
     product_pairs.WATCH.error = 0.0
     product()
@@ -192,7 +193,7 @@ def test_a_watched_product_that_is_wrong(tiles, kind, monkeypatch):
 
 def test_nothing_is_watched_without_tiles(monkeypatch):
     monkeypatch.setattr(product_pairs, "AMX", False)
-    product_pairs.watch_product(0)
+    product_pairs.watch_matmul(0)
     multiplied()[0][1]()
     assert product_pairs.watched_error() == 0
 
@@ -200,17 +201,15 @@ def test_nothing_is_watched_without_tiles(monkeypatch):
 def test_an_update_in_fifty_is_watched(monkeypatch):
     errors, asked = iter([0.5, 3.0]), []
     monkeypatch.setattr(
-        product_check,
+        matmul_check,
         "kernels_of",
-        lambda array: SimpleNamespace(watch_product=asked.append, watched_error=lambda: next(errors)),
+        lambda array: SimpleNamespace(watch_matmul=asked.append, watched_error=lambda: next(errors)),
     )
     for update in range(50):
-        with product_check.watched(None, update):
+        with matmul_check.checked_matmul(None, update):
             pass
-    with pytest.raises(
-        product_check.WrongProduct, match="a product of update 50 is 3 times as wrong as rounding can make it"
-    ):
-        with product_check.watched(None, 50):
+    with pytest.raises(matmul_check.WrongMatmul, match="a matmul of update 50 is wrong by 3 times"):
+        with matmul_check.checked_matmul(None, 50):
             pass
     assert asked == [0, 1]
 
@@ -227,9 +226,9 @@ def test_a_wrong_product_sends_the_run_back_without_amx(tmp_path, monkeypatch, c
 
     monkeypatch.setattr(os, "execve", execve)
     monkeypatch.setattr(
-        product_check,
+        matmul_check,
         "kernels_of",
-        lambda array: SimpleNamespace(watch_product=lambda number: None, watched_error=lambda: 9.0),
+        lambda array: SimpleNamespace(watch_matmul=lambda number: None, watched_error=lambda: 9.0),
     )
     with pytest.raises(Gone):
         train.main([*small.flags(small.text_file(tmp_path)), "--out-dir", str(tmp_path / "run")])

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_np.kernels.cpu import product_blas, product_tile
+from slm_np.kernels.cpu import gemm_blas as product_blas
+from slm_np.kernels.cpu import gemm_f32 as product_tile
+from slm_np.kernels.cpu.gemm_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from slm_np.kernels.cpu.jit import row
-from slm_np.kernels.cpu.product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
-from slm_np.kernels.cpu.tile import COLUMNS, LANES, ROWS, transpose
+from slm_np.kernels.cpu.microkernel_f32 import COLUMNS, LANES, ROWS, transpose
 
 WAYS = pytest.mark.parametrize("way", [product_tile, product_blas], ids=["tile", "blas"])
 TYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info
 import slm_np
 from slm_np import ops
 from slm_np.config import ModelConfig
-from slm_np.kernels.cpu.product_blas import ALIGN, UNIT
+from slm_np.kernels.cpu.gemm_blas import ALIGN, UNIT
 from slm_np.nn.model import Model
 from slm_np.ops.device import kernels_of
 from slm_np.presets import preset

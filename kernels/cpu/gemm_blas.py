@@ -2,7 +2,7 @@
 
 from numba import prange
 
-from .gemm import gemm
+from .blas import gemm
 from .jit import kernel, row
 
 # Products are split at multiples of ALIGN; one of fewer than 8 UNIT multiply-adds is not worth a second thread, and parts narrower

@@ -6,18 +6,20 @@ it. Every number is summed in the same order however the product is shared out.
 """
 
 import threading
-from typing import NamedTuple
 
 import numba
 import numpy as np
 from numba import prange
 from numba.np.ufunc.parallel import get_thread_id
 
-from slm_np.kernels.cpu.gemm_check import projection, projection_error
+from slm_np.dtypes import BF16, CastCopy
 
-from .bfloat import pair, read, rounded, write
+from .bfloat16 import pair, read, rounded, write
+from .gemm_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
+from .gemm_check import projection, projection_error
+from .gemm_f32 import even_share, part_of, parts_of
 from .jit import kernel, row
-from .pair_tile import (
+from .microkernel_bf16 import (
     AMX,
     ROWS,
     STEP,
@@ -32,9 +34,7 @@ from .pair_tile import (
     put_row_on_both,
     put_row_on_residual,
 )
-from .product_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
-from .product_tile import even_share, part_of, parts_of
-from .tile import COLUMNS, LANES, padded, transpose, transpose_tile
+from .microkernel_f32 import COLUMNS, LANES, padded, transpose, transpose_tile
 
 TERMS = 1024  # pairs of a panel: longer sums are made in pieces, so that the rows of A that go with one stay in a second-level cache
 OUTER_ROWS = (
@@ -44,38 +44,18 @@ OUTER_TERMS = 256
 STRETCH = 2 * LANES  # rows of a weight that are packed at a time
 
 
-class Packed(NamedTuple):
-    """A weight (D, E) as products take it, in panels of C columns. weight: float32.   forward: pairs (E / C, D / 2, C).   backward: pairs
-    (D / C, E / 2, C), of its transpose."""
+def cast_copy(weight, dtype=BF16):
+    """Allocate the bfloat16 copies of a weight (D, E), which `update_cast_copy` fills.
 
-    weight: np.ndarray
-    forward: np.ndarray
-    backward: np.ndarray
-
-    @property
-    def shape(self):
-        return self.weight.shape
-
-    @property
-    def size(self):
-        return self.weight.size
-
-    @property
-    def nbytes(self):
-        """Bytes that a product reads."""
-        return self.forward.nbytes
-
-
-def packed(weight):
-    """Room for a weight's pairs; axes are rounded up to whole pairs and panels, with zeros. `pack` fills it."""
+    forward (E / C, D / 2, C) and backward (D / C, E / 2, C) hold pairs in panels of C = COLUMNS columns, backward those of the
+    transpose. Both axes are padded with zeros to whole pairs and panels.
+    """
     d, e = weight.shape
-    return Packed(
-        weight,
-        *(
-            np.zeros(((n + COLUMNS - 1) // COLUMNS, padded((k + 1) // 2, STEP), COLUMNS), np.int32)
-            for k, n in ((d, e), (e, d))
-        ),
+    panels = (
+        np.zeros(((n + COLUMNS - 1) // COLUMNS, padded((k + 1) // 2, STEP), COLUMNS), np.int32)
+        for k, n in ((d, e), (e, d))
     )
+    return CastCopy(weight, *panels)
 
 
 def unpacked(panels, columns):
@@ -152,9 +132,9 @@ class Memory(threading.local):
 MEMORY = Memory()
 
 
-def pack(weight):
-    """Fill a `Packed` with what its float32 weight is now."""
-    _pack(weight.forward, weight.backward, weight.weight, MEMORY.of(TERMS))
+def update_cast_copy(copy):
+    """Fill a `CastCopy` from its float32 weight."""
+    _pack(copy.forward, copy.backward, copy.weight, MEMORY.of(TERMS))
 
 
 def as_pairs(x):
@@ -179,7 +159,7 @@ class Watch:
 WATCH = Watch()
 
 
-def watch_product(number):
+def watch_matmul(number):
     """Have a coming product checked, the one after `number` others. Without AMX there is nothing to watch."""
     WATCH.skipped, WATCH.error = (number if AMX else None), 0.0
 

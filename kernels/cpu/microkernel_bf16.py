@@ -11,11 +11,11 @@ from numba.extending import intrinsic
 
 from . import amx, jit
 from .amx import TILES, configure_tiles, multiply_tile, release_tiles
-from .bfloat import NATIVE, BFloat, nearest
-from .gemm import element_pointer
+from .bfloat16 import NATIVE, BFloat, nearest
+from .blas import element_pointer
 from .jit import row
-from .tile import COLUMNS, FEATURES, LANES, multiply_added, multiply_tile_of
-from .tile import ROWS as REGISTER_ROWS
+from .microkernel_f32 import COLUMNS, FEATURES, LANES, multiply_added, multiply_tile_of
+from .microkernel_f32 import ROWS as REGISTER_ROWS
 
 AMX, AMX_REASON = amx.available()
 ROWS = amx.ROWS if AMX else REGISTER_ROWS

@@ -8,7 +8,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .gemm import element_pointer
+from .blas import element_pointer
 from .jit import row
 
 FEATURES = binding.get_host_cpu_features()

@@ -12,9 +12,9 @@ import numpy as np
 from numba import prange
 from numba.np.ufunc.parallel import get_thread_id
 
+from .gemm_blas import ADD, NOTHING, lay
 from .jit import kernel, row
-from .product_blas import ADD, NOTHING, lay
-from .tile import COLUMNS, ROWS, copy_column_panel, copy_row_panel, multiply_tile, padded, transpose
+from .microkernel_f32 import COLUMNS, ROWS, copy_column_panel, copy_row_panel, multiply_tile, padded, transpose
 
 TERMS = 256  # summed in a register before they are added to C: more would be a little faster and less exact
 OUTER_TERMS, OUTER_ROWS = (
