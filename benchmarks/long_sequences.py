@@ -41,7 +41,7 @@ def step_of(settings, length, tokens, dtype):
     from slm_np.training.optimizer import AdamW
 
     config = ModelConfig(**settings, block_size=length)
-    model = Model(config, operand=BF16 if dtype == "bf16" else None)
+    model = Model(config, compute_dtype=BF16 if dtype == "bf16" else None)
     optimizer, ids = (
         AdamW(model.parameters, 1e-4),
         np.random.default_rng(0).integers(0, config.vocab_size, (tokens // length, length + 1)).astype(np.int32),

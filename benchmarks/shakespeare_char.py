@@ -37,7 +37,7 @@ def main(argv=None):
     from slm_np.cli.launch import prepared
     from slm_np.formats.checkpoint import RunConfig
     from slm_np.presets import preset
-    from slm_np.training.optimizer import learning_rate
+    from slm_np.training.schedule import learning_rate
     from slm_np.training.trainer import Trainer
 
     machine.use_threads(0)

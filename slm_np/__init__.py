@@ -12,7 +12,7 @@ _HOMES = {
     "Model": "nn.model",
     "parameter_count": "nn.model",
     "AdamW": "training.optimizer",
-    "learning_rate": "training.optimizer",
+    "learning_rate": "training.schedule",
     "SamplingConfig": "inference.sampling",
     "text_of": "inference.generation",
     "load": "formats.runs",

@@ -5,110 +5,131 @@ import math
 from dataclasses import dataclass
 
 from slm_np.errors import UserError, near
-from slm_np.training.precision import DTYPES
 
 DEVICES = ("cpu", "cuda")
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+KERNEL_SETS = ("auto", "numba", "numpy")
+SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
 
 
 def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False):
     """A field with its one-line description and the values it may take: `low <= value <= high`, `value > above`, or `choices`.
 
-    many: flags and files may give several, which are joined by commas.
+    many: flags and files may give several values, which are joined by commas.
     """
-    return dataclasses.field(
-        default=default, metadata=dict(help=help, low=low, high=high, choices=choices, above=above, many=many)
-    )
+    metadata = dict(help=help, low=low, high=high, choices=choices, above=above, many=many)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag(name):
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
 
 
 def check(settings):
-    """Raise `UserError` if a field of the dataclass `settings` has the wrong type or lies outside what `setting` allows."""
+    """Raise UserError if a field of the dataclass `settings` has the wrong type or lies outside what `setting` allows."""
     for field in dataclasses.fields(settings):
-        value, rule = getattr(settings, field.name), field.metadata
-        flag = "--" + field.name.replace("_", "-")
-        kind = type(field.default)
-        if type(value) is int and value.bit_length() > 1000:  # more than float() can take and str() may print
-            raise UserError(f"{flag} is an integer of {value.bit_length()} bits; it must be below 1e300 in size")
+        value, rule, kind = getattr(settings, field.name), field.metadata, type(field.default)
+        name = flag(field.name)
+        if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
+            raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
         if kind is float and type(value) is int:
             object.__setattr__(settings, field.name, value := float(value))
         if type(value) is not kind:
-            raise UserError(f"{flag} must be of type {kind.__name__}, not {value!r}")
+            raise UserError(f"{name} must be of type {kind.__name__}, not {value!r}")
         if rule["choices"] and value not in rule["choices"]:
-            raise UserError(f"{flag} {value!r} is unknown; {near(value, rule['choices'])}")
+            raise UserError(f"{name} {value!r} is unknown; {near(value, rule['choices'])}")
         if kind in (int, float):
             if not math.isfinite(value):
-                raise UserError(f"{flag} is {value}; it must be a finite number")
+                raise UserError(f"{name} is {value}; it must be a finite number")
             if rule["low"] is not None and value < rule["low"]:
-                raise UserError(f"{flag} is {value}; it must be at least {rule['low']}")
+                raise UserError(f"{name} is {value}; it must be at least {rule['low']}")
             if rule["above"] is not None and value <= rule["above"]:
-                raise UserError(f"{flag} is {value}; it must be greater than {rule['above']}")
+                raise UserError(f"{name} is {value}; it must be greater than {rule['above']}")
             if rule["high"] is not None and value > rule["high"]:
-                raise UserError(f"{flag} is {value}; it must be at most {rule['high']}")
+                raise UserError(f"{name} is {value}; it must be at most {rule['high']}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture: one trunk, every part a choice. Sizes: V vocabulary, T context, L layers, H heads, D width, F hidden width."""
+    """The architecture: one model, every part a choice.
+
+    Sizes: V vocabulary, T context, L layers, H heads, D width, F hidden width. A field that has no effect on the chosen
+    architecture must keep its default; see `unused`.
+    """
 
     vocab_size: int = setting(
-        256, "V: pieces in the vocabulary, for token files; elsewhere the tokenizer says it", low=1, high=1 << 24
+        256, "V: vocabulary size, for token files; a tokenizer sets it otherwise", low=1, high=1 << 24
     )
     block_size: int = setting(256, "T: context length in tokens", low=1, high=1 << 20)
     n_layer: int = setting(4, "L: layers", low=1, high=1000)
     n_head: int = setting(4, "H: attention heads", low=1, high=1024)
     n_kv_head: int = setting(
-        0, "key-value heads shared by groups of query heads; 0 means as many as heads", low=0, high=1024
+        0, "key-value heads, shared by groups of query heads; 0 means as many as heads", low=0, high=1024
     )
     head_dim: int = setting(0, "width of a head; 0 means n-embd / n-head", low=0, high=1 << 16)
-    n_embd: int = setting(128, "D: width of the residual stream", low=1, high=1 << 16)
+    n_embd: int = setting(128, "D: width of the hidden state", low=1, high=1 << 16)
     n_hidden: int = setting(0, "F: hidden width of the feed-forward; 0 means 4 n-embd", low=0, high=1 << 18)
-    pattern: str = setting("A", "mixers of the layers, repeated over them: A attention, M Mamba, S linear recurrence")
-    positions: str = setting(
-        "rotary", "how a token knows its place", choices=("none", "sinusoidal", "learned", "rotary")
-    )
+    pattern: str = setting("A", "mixers of the layers, repeated: A attention, M Mamba, S linear recurrence")
+    positions: str = setting("rotary", "positional encoding", choices=("none", "sinusoidal", "learned", "rotary"))
     norm: str = setting(
         "rmsnorm",
-        "normalisation before each mixer, each feed-forward and the head",
+        "normalization before each mixer, each feed-forward and the head",
         choices=("none", "layernorm", "rmsnorm"),
     )
     feed_forward: str = setting(
-        "swiglu", "the feed-forward's activation", choices=("none", "silu", "gelu", "gelu-tanh", "swiglu")
+        "swiglu", "activation of the feed-forward", choices=("none", "silu", "gelu", "gelu-tanh", "swiglu")
     )
-    residual: bool = setting(
-        True, "mixers and feed-forwards add to the stream; without it what they give is the stream"
-    )
+    residual: bool = setting(True, "residual connections around mixers and feed-forwards")
     head: str = setting(
         "tied",
-        "from the stream to the logits: the embedding again, a matrix, two with a silu between, or none: the last mixer gives the logits",
+        "from the hidden state to the logits: the embedding again, a matrix, two matrices with a SiLU between, or none: "
+        "the last mixer gives the logits",
         choices=("tied", "linear", "mlp", "none"),
     )
     head_hidden: int = setting(0, "hidden width of the mlp head; 0 means 2 n-embd", low=0, high=1 << 18)
-    recurrence_size: int = setting(
-        0, "S: numbers in the state of the linear recurrence; 0 means 2 n-embd", low=0, high=1 << 17
-    )
+    recurrence_size: int = setting(0, "S: state width of the linear recurrence; 0 means 2 n-embd", low=0, high=1 << 17)
     n_inner: int = setting(0, "E: channels inside Mamba; 0 means 2 n-embd", low=0, high=1 << 17)
-    ssm_state_size: int = setting(16, "numbers in the state of each of Mamba's channels", low=1, high=1024)
+    ssm_state_size: int = setting(16, "state size of each of Mamba's channels", low=1, high=1024)
     time_step_rank: int = setting(
         0,
-        "R: inner width of the projection that makes Mamba's time steps; 0 means n-embd / 16, rounded up",
+        "R: rank of the projection that makes Mamba's time steps; 0 means n-embd / 16, rounded up",
         low=0,
         high=1 << 16,
     )
-    conv_kernel: int = setting(4, "K: tokens that Mamba's convolution sees", low=1, high=64)
+    conv_kernel: int = setting(4, "K: kernel width of Mamba's convolution, in tokens", low=1, high=64)
     bias: bool = setting(False, "biases in the linear layers and the layer norm")
     dropout: float = setting(
-        0.0, "share of values dropped after the embedding, in attention and on residual branches", low=0.0, high=0.95
+        0.0, "dropout rate after the embedding, in attention and on residual branches", low=0.0, high=0.95
     )
     rope_theta: float = setting(10000.0, "base of the rotary angles", above=0.0, high=1e9)
-    norm_eps: float = setting(1e-5, "added to the variance in the norms", above=0.0, high=1.0)
+    norm_eps: float = setting(1e-5, "epsilon added to the variance in the norms", above=0.0, high=1.0)
     init: str = setting(
         "normal",
-        "initial weights: N(0, init-std) with residual projections over sqrt(2 L), or uniform within 1/sqrt(fan in)",
+        "initial weights: N(0, init-std) with residual projections divided by sqrt(2 L), or uniform within 1/sqrt(fan in)",
         choices=("normal", "uniform"),
     )
     init_std: float = setting(0.02, "standard deviation of normal initial weights", above=0.0, high=10.0)
 
     def __post_init__(self):
+        if self.feed_forward == "swish":  # another name of SiLU
+            object.__setattr__(self, "feed_forward", "silu")
         check(self)
+        if set(self.pattern) - set("AMS") or not self.pattern:
+            raise UserError(
+                f"--pattern {self.pattern!r} is unknown; use the letters A (attention), M (Mamba) and S (linear recurrence)"
+            )
+        if self.positions == "rotary" and not self.has_attention:
+            object.__setattr__(self, "positions", "none")
+        for name, reason in self.unused.items():
+            default = self.__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise UserError(f"{flag(name)} {getattr(self, name)} has no effect {reason}; leave it out")
+        if self.head == "none" and (self.residual or self.feed_forward != "none"):
+            raise UserError(
+                "--head none takes the logits from the last mixer, so nothing may be added to them; "
+                "set --no-residual and --feed-forward none"
+            )
         for name, default in (
             ("n_kv_head", self.n_head),
             ("n_hidden", 4 * self.n_embd),
@@ -117,27 +138,24 @@ class ModelConfig:
             ("n_inner", 2 * self.n_embd),
             ("time_step_rank", -(-self.n_embd // 16)),
         ):
-            if getattr(self, name) == 0:
+            if getattr(self, name) == 0 and name not in self.unused:
                 object.__setattr__(self, name, default)
-        if set(self.pattern) - set("AMS") or not self.pattern:
-            raise UserError(
-                f"--pattern {self.pattern!r} is unknown; it is made of the letters A (attention), M (Mamba) and S (linear recurrence)"
-            )
-        if self.head == "none" and (self.residual or self.feed_forward != "none"):
-            raise UserError(
-                "--head none takes the logits from the last mixer, so nothing may be added to them; set --no-residual and --feed-forward none"
-            )
+        if self.has_attention:
+            self._check_heads()
+
+    def _check_heads(self):
         if self.head_dim == 0:
-            if self.has_attention and self.n_embd % self.n_head:
+            if self.n_embd % self.n_head:
                 raise UserError(
                     f"--n-head {self.n_head} does not divide --n-embd {self.n_embd}; choose a divisor, or set --head-dim"
                 )
-            object.__setattr__(self, "head_dim", max(1, self.n_embd // self.n_head))
-        if self.has_attention and self.n_head % self.n_kv_head:
+            object.__setattr__(self, "head_dim", self.n_embd // self.n_head)
+        if self.n_head % self.n_kv_head:
             raise UserError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}; choose a divisor")
-        if self.positions == "rotary" and self.head_dim % 2 and self.has_attention:
+        if self.positions == "rotary" and self.head_dim % 2:
             raise UserError(
-                f"rotary positions turn pairs, but a head is {self.head_dim} wide; make --head-dim even or choose other --positions"
+                f"rotary positions rotate pairs, but a head is {self.head_dim} wide; "
+                "make --head-dim even or choose other --positions"
             )
 
     @property
@@ -147,13 +165,47 @@ class ModelConfig:
 
     @property
     def has_attention(self):
-        """Whether a layer attends to other tokens; else all that the model knows of the past is the state it carries."""
+        """Whether a layer attends to other tokens.
+
+        Otherwise all that the model knows of the past is its recurrent state.
+        """
         return "A" in self.letters
 
     @property
     def unlimited_context(self):
-        """Whether a text may be of any length and is known as a whole: a state carries it, and no table of positions ends."""
-        return not self.has_attention and self.positions in ("none", "rotary")
+        """Whether a sequence may have any length and counts as a whole:
+
+        a recurrent state, and no positional table that ends.
+        """
+        return not self.has_attention and self.positions == "none"
+
+    @property
+    def unused(self):
+        """{field: reason} of the fields without effect on this architecture."""
+        letters, found = self.letters, {}
+        if self.positions != "rotary":
+            found["rope_theta"] = "without rotary positions"
+        if "A" not in letters:
+            found |= dict.fromkeys(("n_head", "n_kv_head", "head_dim", "rope_theta"), "without attention layers")
+        if "M" not in letters:
+            mamba = ("n_inner", "ssm_state_size", "time_step_rank", "conv_kernel")
+            found |= dict.fromkeys(mamba, "without Mamba layers")
+        if "S" not in letters:
+            found["recurrence_size"] = "without linear recurrences"
+        if self.feed_forward == "none":
+            found["n_hidden"] = "without a feed-forward"
+        if self.head != "mlp":
+            found["head_hidden"] = f"with --head {self.head}"
+        if self.norm == "none":
+            found["norm_eps"] = "without norms"
+        if self.init != "normal":
+            found["init_std"] = f"with --init {self.init}"
+        biased = (
+            set(letters) & set("AM") or self.feed_forward != "none" or self.norm == "layernorm" or self.head == "mlp"
+        )
+        if not biased:
+            found["bias"] = "as no part of this model has biases"
+        return found
 
 
 @dataclass(frozen=True)
@@ -162,27 +214,29 @@ class TrainConfig:
 
     data: str = setting(
         "stories",
-        "what to train on: stories or dialogues (embedded), tinyshakespeare or tinystories (downloaded), or files, folders and globs",
+        "what to train on: stories or dialogues (embedded), tinyshakespeare or tinystories (downloaded), "
+        "or files, folders and globs",
         many=True,
     )
     val_data: str = setting("", "what to validate on; without it the last tenth of the data", many=True)
     tokenizer: str = setting(
         "byte",
-        "byte, char (the characters of the corpus), bpe:N (N pieces learnt from it), gpt2, or file:PATH; a .bin token file needs none",
+        "byte, char (the characters of the corpus), bpe:N (N tokens learned from it), gpt2, or file:PATH; "
+        "a .bin token file needs none",
     )
     documents: str = setting(
         "marker",
-        "what stands between documents: a line <|endoftext|>, or a blank line; rows of a .jsonl file are documents",
+        "what separates documents: a line <|endoftext|>, or a blank line; rows of a .jsonl file are documents",
         choices=("marker", "blank-line"),
     )
     limit_bytes: int = setting(
-        0, "take this much of the data, to the end of a document; 0 takes all", low=0, high=1 << 50
+        0, "use this much of the data, to the end of a document; 0 uses all", low=0, high=1 << 50
     )
-    replay_data: str = setting(
-        "", "text of another kind whose loss is watched too, so that forgetting shows", many=True
+    retention_data: str = setting(
+        "", "other data whose loss is evaluated too while finetuning, so that forgetting shows", many=True
     )
     out_dir: str = setting("", "the run's directory; without it runs/PRESET, or the next free name of that kind")
-    max_iters: int = setting(1000, "optimiser updates", low=0, high=10**9)
+    max_iters: int = setting(1000, "optimizer updates", low=0, high=10**9)
     epochs: float = setting(
         0.0,
         "passes over the corpus in shuffled order, instead of max-iters random batches; 0 is off",
@@ -192,28 +246,25 @@ class TrainConfig:
     max_time: str = setting("", "train for this long (90s, 20m, 2h) and fit the schedule to it, instead of max-iters")
     carry_state: bool = setting(
         False,
-        "cut the data into as many streams as a batch has windows, read each in order, and hand the mixers' state from one window to the next; "
-        "gradients stop at the window's edge",
+        "read the data in order, in as many streams as a batch has sequences, and pass the recurrent state from one window "
+        "to the next; gradients stop at the window's edge",
     )
-    batch_size: int = setting(16, "B: windows in a batch", low=1, high=1 << 20)
-    grad_accumulation_steps: int = setting(1, "batches whose mean gradient makes one update", low=1, high=1 << 20)
+    batch_size: int = setting(16, "B: sequences in a batch", low=1, high=1 << 20)
+    grad_accumulation_steps: int = setting(1, "micro-batches whose mean gradient makes one update", low=1, high=1 << 20)
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)
-    min_lr: float = setting(1e-4, "learning rate at the schedule's end", low=0.0, high=10.0)
-    warmup_iters: int = setting(100, "updates over which the rate rises linearly from zero", low=0, high=10**9)
+    min_lr: float = setting(1e-4, "learning rate at the end of the schedule", low=0.0, high=10.0)
+    warmup_iters: int = setting(100, "updates over which the learning rate rises linearly from zero", low=0, high=10**9)
     lr_decay_iters: int = setting(
-        0,
-        "update at which the rate reaches min-lr; 0 means the last; under max-time the clock says it",
-        low=0,
-        high=10**9,
+        0, "update at which the rate reaches min-lr; 0 means the last; max-time sets it otherwise", low=0, high=10**9
     )
     lr_schedule: str = setting(
-        "cosine", "course of the rate after warmup", choices=("constant", "cosine", "linear", "stable-decay")
+        "cosine", "learning rate after warmup", choices=("constant", "cosine", "linear", "stable-decay")
     )
     weight_decay: float = setting(0.1, "decoupled weight decay", low=0.0, high=10.0)
     decay: str = setting("matrices", "which tensors decay: those with two axes, or all", choices=("matrices", "all"))
-    beta1: float = setting(0.9, "AdamW's decay of the mean of gradients", low=0.0, high=0.999999)
-    beta2: float = setting(0.95, "AdamW's decay of the mean of squared gradients", low=0.0, high=0.999999)
-    grad_clip: float = setting(1.0, "largest norm of the whole gradient; 0 is off", low=0.0, high=1e9)
+    beta1: float = setting(0.9, "AdamW's decay rate of the first moment", low=0.0, high=0.999999)
+    beta2: float = setting(0.95, "AdamW's decay rate of the second moment", low=0.0, high=0.999999)
+    grad_clip: float = setting(1.0, "clip the norm of the whole gradient to this; 0 is off", low=0.0, high=1e9)
     max_spectral_norm: float = setting(
         0.0,
         "largest spectral norm of each linear recurrence's A, which is scaled down to it after an update; 0 is off",
@@ -229,9 +280,14 @@ class TrainConfig:
     )
     seed: int = setting(1337, "seed of the initial weights, batches, dropout and samples", low=0, high=(1 << 63) - 1)
     threads: int = setting(0, "threads; 0 means one per core", low=0, high=1024)
+    kernels: str = setting(
+        "auto",
+        "CPU kernels: numba (compiled, fast), numpy (plain NumPy, compiles nothing), or auto: $SLM_NP_KERNELS, else numba",
+        choices=KERNEL_SETS,
+    )
     dtype: str = setting(
         "auto",
-        "precision: fp32; bf16 or, on a GPU, fp16: products of 16 bits with float32 sums; auto, the one that the device multiplies fastest",
+        "precision of matmuls: fp32; bf16 or, on a GPU, fp16, both with float32 accumulation; auto, the fastest on the device",
         choices=DTYPES,
     )
     device: str = setting("cpu", "where to run; cuda is an NVIDIA GPU", choices=DEVICES)
@@ -241,12 +297,17 @@ class TrainConfig:
         if self.min_lr > self.learning_rate:
             raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower it")
         if self.epochs and self.max_time:
-            raise UserError(f"--epochs {self.epochs} and --max-time {self.max_time} both say when to stop; give one")
+            raise UserError(
+                f"--epochs {self.epochs} and --max-time {self.max_time} both set the length of training; give one"
+            )
         self.max_seconds  # a malformed --max-time is refused here
 
     @property
     def max_seconds(self):
-        """`max_time` in seconds, 0.0 when it is not set. UserError if it is not a positive number with s, m or h."""
+        """`max_time` in seconds, 0.0 if it is not set.
+
+        Raises UserError if it is not a positive number with s, m or h.
+        """
         if not self.max_time:
             return 0.0
         unit = {"s": 1, "m": 60, "h": 3600}.get(self.max_time[-1])
@@ -257,3 +318,39 @@ class TrainConfig:
             return seconds
         except (ValueError, TypeError):
             raise UserError(f"--max-time {self.max_time!r} is not a duration; write 90s, 20m or 2h") from None
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is sampled; the defaults and the order are llama.cpp's."""
+
+    temp: float = setting(0.8, "temperature, which divides the logits; 0 takes the likeliest token", low=0.0)
+    top_k: int = setting(40, "keep the k likeliest tokens; 0 is off", low=0)
+    top_p: float = setting(
+        0.95, "keep the fewest likeliest tokens whose probability reaches p; 1 is off", above=0.0, high=1.0
+    )
+    min_p: float = setting(
+        0.05, "keep tokens at least this share as likely as the likeliest; 0 is off", low=0.0, high=1.0
+    )
+    repeat_penalty: float = setting(1.0, "penalty on tokens that occurred lately; 1 is off", low=1e-6, high=1e6)
+    repeat_last_n: int = setting(64, "how many tokens back the penalty looks; 0 is off", low=0)
+    samplers: str = setting(",".join(SAMPLERS), "which of these are applied, in this order, separated by commas")
+    min_confidence: float = setting(
+        0.0,
+        "stop when the likeliest token stays less probable than this, and drop the uncertain tail; 0 is off",
+        low=0.0,
+        high=1.0,
+    )
+    confidence_patience: int = setting(3, "for how many tokens it must stay below min-confidence", low=1)
+    seed: int = setting(0, "seed of the samples", low=0, high=(1 << 63) - 1)
+
+    def __post_init__(self):
+        check(self)
+        if self.min_p == 1.0:
+            raise UserError(f"--min-p is {self.min_p}; it must be below 1 (for the likeliest token alone use --temp 0)")
+        names = self.samplers.split(",")
+        for i, name in enumerate(names):
+            if name not in SAMPLERS:
+                raise UserError(f"--samplers {name!r} is unknown; {near(name, SAMPLERS)}")
+            if name in names[:i]:
+                raise UserError(f"--samplers has {name!r} twice; give it once")

@@ -76,10 +76,10 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     steps = min(context, n - (not begins))
     rows = max(1, min(batch // steps, -(-n // steps)))
     check_memory(
-        planned_bytes(plan(model.config, rows, steps, model.arrays), model.dtype, model.operand),
+        planned_bytes(plan(model.config, rows, steps, model.device.arrays), model.dtype, model.compute_dtype),
         f"evaluating {rows} x {steps} tokens at once",
         "use a machine with more",
-        model.arrays,
+        model.device.arrays,
     )
 
     x, y, counts = np.zeros((rows, steps), np.int32), np.zeros((rows, steps), np.int32), np.zeros((rows, steps), bool)

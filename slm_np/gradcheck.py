@@ -509,8 +509,8 @@ def model_error(config, batch=2, seed=0):
     p = model.parameters
     p.weights += 0.3 * rng.standard_normal(p.weights.size)  # away from zero biases and equal norms
     tokens, targets = (rng.integers(0, config.vocab_size, (batch, config.block_size)) for _ in range(2))
-    model.plan(batch, config.block_size).workspace.fill(np.nan)
-    model.activations.set_place(config, 0)
+    model.plan(batch, config.block_size).arena.fill(np.nan)
+    model.activations.set_positions(config, 0)
     key = (seed, 1, 0) if config.dropout else None
     p.gradients.fill(1)
     model.loss_and_gradient(tokens, targets, key=key)

@@ -69,8 +69,8 @@ def begin(name, model, train):
     from slm_np.formats.runs import check_free
 
     run = RunConfig(*preset(name, model, train), preset=name)
-    if run.train.replay_data:
-        raise UserError("--replay-data is what a finetuned model learnt before; it belongs to finetune")
+    if run.train.retention_data:
+        raise UserError("--retention-data is what a finetuned model learnt before; it belongs to finetune")
     if train.get("out_dir"):
         check_free(train["out_dir"])
     train_run(run)

@@ -48,7 +48,7 @@ def test_the_contract_lists_every_kernel_file():
 
 
 def test_a_model_shows_its_memory_plan():
-    table = Model(ModelConfig(n_layer=2, n_embd=16, block_size=8)).plan(3, 8).workspace.table()
+    table = Model(ModelConfig(n_layer=2, n_embd=16, block_size=8)).plan(3, 8).arena.table()
     assert re.search(r"^layers\.\*\.attention\.qkv +2 x 24 x 48 +saved +[\d.]+ MiB$", table, re.M), table
     assert table.splitlines()[-1].startswith("activations")
 

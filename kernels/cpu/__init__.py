@@ -18,7 +18,7 @@ from .decode import decode_head, decode_step
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .gemm_bf16 import cast_copy, update_cast_copy, watch_matmul, watched_error
-from .jit import compile_kernels
+from .jit import compile_ahead
 from .linear import (
     linear_backward_input,
     linear_backward_weight,
@@ -45,3 +45,4 @@ from .scan import (
     selective_scan_partials,
     selective_scan_scratch,
 )
+from .threads import matmul_name, thread_count, use_threads

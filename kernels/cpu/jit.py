@@ -57,14 +57,14 @@ def _compiled(function, **options):
         numba.config.CACHE_DIR = previous
 
 
-def compile_kernels():
-    """Fill the cache if it is not complete, with a line on stderr. Called before kernels are first used.
+def compile_ahead(name, commands):
+    """Run `commands`, which compile kernels, in parallel processes of their own, unless `name` is complete in the cache.
 
-    Numba optimises a loop that it has just compiled and the same loop from its cache in different rounds, so their sums may differ in the
-    last bit: a run begun on a cold cache would not resume with the same bits. So kernels are compiled by processes of their own, and
-    training only ever runs what it loads.
+    Numba optimizes a loop that it has just compiled and the same loop from its cache in different rounds, so their sums may
+    differ in the last bit, and a run begun on a cold cache would not resume with the same bits. So training only ever runs
+    kernels that it loads from the cache.
     """
-    complete, child = CACHE / "complete", "SLM_NP_COMPILING"
+    complete, child = CACHE / f"complete-{name}", "SLM_NP_COMPILING"
     if os.environ.get(child) or complete.exists():
         return
     print("compiling kernels for this processor, once (about a minute) ...", file=sys.stderr, flush=True)
@@ -74,17 +74,8 @@ def compile_kernels():
         "SLM_NP_CACHE": str(CACHE.parent.parent),
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
     }
-    halves = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"from slm_np.nn.warmup import run; run({half})"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
-        for half in range(2)
-    ]
-    if not any(
-        [half.wait() for half in halves]
-    ):  # else kernels are compiled where they are used: slower to start, but right
+    children = [subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) for command in commands]
+    if not any([child.wait() for child in children]):  # otherwise kernels are compiled where they are first called
         complete.touch()
 
 

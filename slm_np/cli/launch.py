@@ -66,7 +66,7 @@ def replayed(run, corpus):
     """(tokens of the replay text's held-out part or None, run that knows its content). A text that the base was trained on is split as it was then."""
     from slm_np.data.tokens import check_ids, load_corpus
 
-    data = run.train.replay_data
+    data = run.train.retention_data
     if not data:
         return None, run
     as_then = run.base if run.base["data"] == data else dict(val_data="", documents=run.train.documents, limit_bytes=0)
@@ -81,16 +81,16 @@ def replayed(run, corpus):
     tokens = replay.validation
     if len(tokens) <= run.model.block_size:
         raise UserError(
-            f"--replay-data {data} holds out {len(tokens)} tokens, but one context takes {run.model.block_size + 1}; give more text"
+            f"--retention-data {data} holds out {len(tokens)} tokens, but one context takes {run.model.block_size + 1}; give more text"
         )
     if replay.tokenizer is None:
         check_ids(tokens, run.model.vocab_size)
     elif replay.vocab_size != run.model.vocab_size:
         raise UserError(
-            f"--replay-data {data} needs {replay.vocab_size} pieces, the model has {run.model.vocab_size}; give it in the form of --data"
+            f"--retention-data {data} needs {replay.vocab_size} pieces, the model has {run.model.vocab_size}; give it in the form of --data"
         )
     if run.data.get("replay", replay.fingerprint) != replay.fingerprint:
-        raise UserError(f"--replay-data {data} has changed since the run began; restore it, or start a new run")
+        raise UserError(f"--retention-data {data} has changed since the run began; restore it, or start a new run")
     return tokens, dataclasses.replace(run, data=run.data | dict(replay=replay.fingerprint))
 
 
@@ -177,7 +177,7 @@ def train_on(corpus, run, directory=None, replay=None, base=None):
     else:
         if base is not None:
             base.fill(trainer.model.parameters.weight)
-            trainer.model.parameters.update_copies()
+            trainer.model.parameters.update_cast_copies()
         name = f"{base.path.resolve().name}-finetuned" if base else run.preset
         with new_directory(run.train.out_dir, name) as directory:
             trainer.start(directory, *((base.sampling, base.template) if base else ()))

@@ -68,9 +68,9 @@ def finish(trainer):
     from slm_np.formats import checkpoint
     from slm_np.inference.generation import printable
 
-    corpus, model, directory = trainer.corpus, trainer.model.exact(), trainer.out_dir
+    corpus, model, directory = trainer.corpus, trainer.model.full_precision(), trainer.out_dir
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
-    trainer.model.parameters.update_copies()
+    trainer.model.parameters.update_cast_copies()
     print(f"evaluating the best model, of step {metadata['step']}, on all of the validation split", file=sys.stderr)
     trainer.model.activations = trainer.ahead = None  # what was enough for training is enough here
     found = evaluate(

@@ -30,7 +30,7 @@ FREE = {
     "out_dir",
     "data",
     "val_data",
-    "replay_data",
+    "retention_data",
 }
 
 

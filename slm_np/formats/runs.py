@@ -99,8 +99,8 @@ def load(path, device="cpu"):
 
     path = Path(path)
     config = checkpoint.read_config(path)
-    check_memory(8 * parameter_count(config.model), f"the model in {path}", arrays=arrays_for(device))
-    model = Model(config.model, None, config.train.decay, arrays=arrays_for(device))
+    check_memory(8 * parameter_count(config.model), f"the model in {path}", device=device(device))
+    model = Model(config.model, None, config.train.decay, device=device(device))
     _, step = best_weights(path, model.parameters.weight)
     return Run(path, model, tokenizer_of(path, config), config, step, sampling_of(path))
 

@@ -179,7 +179,7 @@ class Decoder:
 
     def __init__(self, model, batch=1):
         self.model, self.batch = model, batch
-        config, arrays, dtype = model.config, model.arrays, model.dtype
+        config, arrays, dtype = model.config, model.device.arrays, model.dtype
         rows, half = min(ROWS, config.block_size), config.head_dim // 2 if config.positions == "rotary" else 0
         self.cos, self.sin = arrays.zeros((rows, half), dtype), arrays.zeros((rows, half), dtype)
         positions = model.parameters.weight.get("positions.weight")
@@ -222,7 +222,7 @@ class Decoder:
         for start in ([0] if first else []) + list(range(first, tokens.shape[1], limit)):
             window = tokens[:, start : first if start < first else start + limit]
             normed = self.model.forward(
-                self.arena(window.shape), self.model.arrays.asarray(window), self.keys, self.states.layers
+                self.arena(window.shape), self.model.device.arrays.asarray(window), self.keys, self.states.layers
             )
         self.place = tokens.shape[1]
         if not self.slides:
@@ -235,12 +235,12 @@ class Decoder:
         if self.whole is None or self.whole.steps != shape[1]:
             self.whole = None  # let go of the old arena before the new one is laid out
             check_memory(
-                planned_bytes(plan(self.model.config, *shape, self.model.arrays), self.model.dtype),
+                planned_bytes(plan(self.model.config, *shape, self.model.device.arrays), self.model.dtype),
                 f"reading a prompt for {self.batch} texts at once",
                 "ask for fewer",
-                self.model.arrays,
+                self.model.device.arrays,
             )
-            self.whole = Activations(self.model.config, *shape, self.model.dtype, arrays=self.model.arrays)
+            self.whole = Activations(self.model.config, *shape, self.model.dtype, arrays=self.model.device.arrays)
         return self.whole
 
     def step(self, tokens):

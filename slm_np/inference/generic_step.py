@@ -41,7 +41,7 @@ class Launched:
     """The step of `Decoder` on a GPU; the same names as `decode.Compiled`."""
 
     def __init__(self, model, batch, positions, cos, sin):
-        config, arrays, dtype = model.config, model.arrays, model.dtype
+        config, arrays, dtype = model.config, model.device.arrays, model.dtype
         numbers = sum(mixer.state_elements(config, batch) for mixer in model.mixers) + batch * config.vocab_size
         check_memory(
             dtype.itemsize * numbers + planned_bytes(plan(config, batch, 1, arrays), dtype),
@@ -56,8 +56,8 @@ class Launched:
         )
         self.given = self.inputs.device
         self.whole = Activations(config, batch, 1, dtype, arrays=arrays)
-        self.buffers = tuple(self.whole.workspace.arrays.values())
-        self.model = copy.copy(model.exact())
+        self.buffers = tuple(self.whole.arena.arrays.values())
+        self.model = copy.copy(model.full_precision())
         self.model.mixers = [Attending(self.given["place"]) if mixer is attention else mixer for mixer in model.mixers]
         a, self.fetched, self.rows = self.whole.shared, [], max(1, len(cos))
         if config.positions == "rotary":

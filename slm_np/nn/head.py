@@ -1,54 +1,53 @@
-"""From the normed stream to the loss: the embedding again, a matrix, or a hidden layer with a silu and then a matrix.
+"""From the normed hidden state to the loss: the tied embedding, a matrix, or a hidden layer with a SiLU and then a matrix.
 
-All three end in the logits x W^T with W (V, width), fused with softmax cross-entropy. With head "none" the stream is the logits, and backward
-leaves their gradient in their place.
+All three end in the logits x W^T with W (V, width), fused with softmax cross-entropy. With head "none" the last mixer
+gives the logits, and backward leaves their gradient in their memory.
 """
-
-import numpy as np
 
 from slm_np import ops
 from slm_np.nn.arena import Request
-from slm_np.nn.parameters import Tensor, weight
-from slm_np.ops.device import at_once, row_length, whole_lines
+from slm_np.nn.parameters import Tensor, matmul_weight
+from slm_np.ops.device import whole_lines
 
-# Logits of one chunk of rows: large enough that packing W for the product is cheap beside it, small enough to leave memory alone.
+# Logits of one chunk of rows: large enough that packing W for the matmul is cheap beside it, small enough to save
+# memory.
 CHUNK_BYTES, CHUNK_ROWS = 16 << 20, 512
-LARGER = 16  # chunks of a GPU, to which a product of so few rows is short
+GPU_CHUNKS = 16  # chunks of a CPU that a GPU takes at once, since a matmul of so few rows is short there
 
 
 def width(config):
-    """Columns that enter the last product."""
+    """Columns that enter the last matmul."""
     return config.head_hidden if config.head == "mlp" else config.n_embd
 
 
 def parameters(config):
     if config.head == "mlp":
-        yield weight(config, "head.input.weight", (config.n_embd, config.head_hidden), config.n_embd)
+        yield matmul_weight(config, "head.input.weight", (config.n_embd, config.head_hidden), config.n_embd)
         if config.bias:
             yield Tensor("head.input.bias", (config.head_hidden,), "zeros")
     if config.head in ("linear", "mlp"):
-        yield weight(config, "head.weight", (config.vocab_size, width(config)), width(config))
+        yield matmul_weight(config, "head.weight", (config.vocab_size, width(config)), width(config))
 
 
-def plan(config, tokens, arrays=np):
+def plan(config, tokens, device):
     rows = max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size))
-    rows = at_once(arrays, tokens, rows, LARGER * rows)
+    rows = device.chunk_rows(tokens, rows, GPU_CHUNKS * rows)
     if config.head != "none":
-        yield Request("head.logits", (rows, row_length(arrays, config.vocab_size)), "scratch")
-        yield Request("head.dlogits", (rows, whole_lines(config.vocab_size)), "scratch", "rounded")
+        yield Request("head.logits", (rows, device.row_length(config.vocab_size)), "scratch")
+        yield Request("head.dlogits", (rows, whole_lines(config.vocab_size)), "scratch", "cast")
     yield Request("head.losses", (tokens,), "saved")
     if config.head == "mlp":
-        for name, kind in (("hidden", "operand"), ("active", "operand"), ("dactive", "number")):
+        for name, kind in (("hidden", "compute"), ("active", "compute"), ("dactive", "accumulation")):
             yield Request(f"head.{name}", (tokens, config.head_hidden), "scratch", kind)
 
 
-def table(config, views):
-    """The last product's W, or its gradient."""
+def last_weight(config, views):
+    """The last matmul's W (V, width), or its gradient."""
     return views["embedding.weight"] if config.head == "tied" else views["head.weight"]
 
 
-def last(config, w, a, x):
-    """What enters the last product."""
+def last_input(config, w, a, x):
+    """What enters the last matmul."""
     if config.head != "mlp":
         return x
     ops.linear_forward(a["head.hidden"], x, w["head.input.weight"], w.get("head.input.bias"), None)
@@ -56,8 +55,11 @@ def last(config, w, a, x):
     return a["head.active"]
 
 
-def rooms(config, a):
-    """Where a chunk's logits and their gradient lie; the second is the first, or shorter numbers in rows of whole lines."""
+def chunk_scratch(config, a):
+    """(logits, dlogits) of one chunk;
+
+    dlogits is logits itself or, in mixed precision, padded rows of the compute dtype.
+    """
     logits = a["head.logits"][:, : config.vocab_size]
     return logits, a.get("head.dlogits", logits)
 
@@ -67,37 +69,39 @@ def logits_forward(config, w, a, out, x):
     if config.head == "none":
         out[...] = x
         return
-    ops.linear_transposed_forward(out, last(config, w, a, x), table(config, w))
+    ops.linear_transposed_forward(out, last_input(config, w, a, x), last_weight(config, w))
 
 
 def forward(config, w, a, x, targets):
-    """a["head.losses"] = cross-entropy of every token in nats, 0 where the target is -1."""
+    """a["head.losses"] = the cross-entropy of every token in nats, 0 where the target is -1"""
     if config.head == "none":
         ops.softmax_cross_entropy_forward(a["head.losses"], x, targets)
         return
-    ops.head_cross_entropy_forward(
-        a["head.losses"], rooms(config, a)[0], last(config, w, a, x), table(config, w), targets
-    )
+    logits, _ = chunk_scratch(config, a)
+    x = last_input(config, w, a, x)
+    ops.head_cross_entropy_forward(a["head.losses"], logits, x, last_weight(config, w), targets)
 
 
 def backward(config, w, g, a, dx, x, targets, scale):
-    """a["head.losses"] as in forward, and dx = the gradient of scale * sum of losses; with head "none" x becomes its gradient."""
+    """a["head.losses"] as in forward, and dx = the gradient of scale * sum of losses;
+
+    with head "none" x becomes its gradient
+    """
     if config.head == "none":
         ops.softmax_cross_entropy_backward(x, a["head.losses"], x, targets, scale)
         return
     mlp = config.head == "mlp"
     ops.head_cross_entropy_backward(
         a["head.dactive"] if mlp else dx,
-        table(config, g),
+        last_weight(config, g),
         a["head.losses"],
-        *rooms(config, a),
-        last(config, w, a, x),
-        table(config, w),
+        *chunk_scratch(config, a),
+        last_input(config, w, a, x),
+        last_weight(config, w),
         targets,
         scale,
     )
     if mlp:
         ops.silu_backward(a["head.hidden"], a["head.dactive"])  # hidden is its gradient from here on
-        ops.linear_backward(
-            dx, g["head.input.weight"], g.get("head.input.bias"), a["head.hidden"], x, w["head.input.weight"]
-        )
+        dweight, dbias = g["head.input.weight"], g.get("head.input.bias")
+        ops.linear_backward(dx, dweight, dbias, a["head.hidden"], x, w["head.input.weight"])

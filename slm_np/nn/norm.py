@@ -1,9 +1,9 @@
-"""The norm before a mixer, a feed-forward or the head: none, layer norm or RMS norm. With none, the stream itself goes on."""
+"""The norm before a mixer, a feed-forward or the head: none, layer norm or RMS norm."""
 
 from slm_np import ops
 from slm_np.nn.arena import Request
 from slm_np.nn.parameters import Tensor
-from slm_np.nn.residual import operand
+from slm_np.nn.residual import cast
 
 
 def parameters(config, name):
@@ -14,7 +14,7 @@ def parameters(config, name):
 
 
 def plan(config, name, tokens):
-    yield Request("normed", (tokens, config.n_embd), "scratch", "rounded" if config.norm == "none" else "operand")
+    yield Request("normed", (tokens, config.n_embd), "scratch", "cast" if config.norm == "none" else "compute")
     if config.norm != "none":
         yield Request(f"{name}.rstd", (tokens,), "saved")
     if config.norm == "layernorm":
@@ -22,38 +22,27 @@ def plan(config, name, tokens):
 
 
 def forward(config, w, a, name, x):
-    """The normed stream as products take it; where there is no norm, x itself. Backward calls it again instead of keeping it."""
+    """norm(x) in the compute dtype, or x itself without a norm.
+
+    Backward calls it again instead of saving its result.
+    """
     if config.norm == "none":
-        return operand(a, "normed", x)
+        return cast(a, "normed", x)
+    weight, bias, rstd = w[f"{name}.weight"], w.get(f"{name}.bias"), a[f"{name}.rstd"]
     if config.norm == "rmsnorm":
-        ops.rmsnorm_forward(a["normed"], a[f"{name}.rstd"], x, w[f"{name}.weight"], config.norm_eps)
+        ops.rmsnorm_forward(a["normed"], rstd, x, weight, config.norm_eps)
     else:
-        ops.layernorm_forward(
-            a["normed"],
-            a[f"{name}.mean"],
-            a[f"{name}.rstd"],
-            x,
-            w[f"{name}.weight"],
-            w.get(f"{name}.bias"),
-            config.norm_eps,
-        )
+        ops.layernorm_forward(a["normed"], a[f"{name}.mean"], rstd, x, weight, bias, config.norm_eps)
     return a["normed"]
 
 
 def backward(config, w, g, a, name, dx, dnormed, x):
-    """dx += the gradient that reaches the stream x through its norm."""
+    """dx += the gradient that reaches x through its norm"""
     if config.norm == "none":
         ops.accumulate(dx, dnormed)
-    elif config.norm == "rmsnorm":
-        ops.rmsnorm_backward(dx, g[f"{name}.weight"], dnormed, x, w[f"{name}.weight"], a[f"{name}.rstd"])
+        return
+    weight, dweight, dbias, rstd = w[f"{name}.weight"], g[f"{name}.weight"], g.get(f"{name}.bias"), a[f"{name}.rstd"]
+    if config.norm == "rmsnorm":
+        ops.rmsnorm_backward(dx, dweight, dnormed, x, weight, rstd)
     else:
-        ops.layernorm_backward(
-            dx,
-            g[f"{name}.weight"],
-            g.get(f"{name}.bias"),
-            dnormed,
-            x,
-            w[f"{name}.weight"],
-            a[f"{name}.mean"],
-            a[f"{name}.rstd"],
-        )
+        ops.layernorm_backward(dx, dweight, dbias, dnormed, x, weight, a[f"{name}.mean"], rstd)

@@ -1,32 +1,37 @@
 """The parameters: one list of tensors, one flat buffer, named views into it.
 
-The tensors that decay come first, so that the optimiser, the gradient's norm, clipping and counting need no loop over names.
+The tensors that decay come first, so that the optimizer's sweep, the gradient norm, clipping and counting need no loop
+over names.
 """
 
-import functools
 import math
-from typing import Callable, NamedTuple, Union
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from slm_np.dtypes import BF16
-from slm_np.ops.device import kernels_of, put
+from slm_np.ops.device import CPU, put
 
 
 class Tensor(NamedTuple):
-    """What is known of a tensor before it exists. `law`: "normal", N(0, spread^2), "uniform", U(-spread, spread), "ones", "zeros", or a function
-    of (random generator, shape). `multiplies`: whether products take it. `decay`: whether rule "matrices" may take it for a matrix that decays."""
+    """A parameter before it exists.
+
+    init      "normal" for N(0, scale^2), "uniform" for U(-scale, scale), "ones", "zeros", or a function (generator, shape)
+    scale     standard deviation or bound of the initial values
+    matmul    whether matmuls read it, so that it has a cast copy in mixed precision
+    decay     whether weight decay may apply to it
+    """
 
     name: str
     shape: tuple
-    law: Union[str, Callable] = "normal"
-    spread: float = 0.02
-    multiplies: bool = False
+    init: str | Callable = "normal"
+    scale: float = 0.02
+    matmul: bool = False
     decay: bool = True
 
 
-def weight(config, name, shape, fan_in, residual=False):
-    """A matrix of a product under the configuration's initialisation. Projections that write to the stream start smaller, by 1 / sqrt(2 L)."""
+def matmul_weight(config, name, shape, fan_in, residual=False):
+    """A weight of a linear layer. Projections onto the residual branch start smaller, by 1 / sqrt(2 L)  (GPT-2)."""
     if config.init == "uniform":
         return Tensor(name, shape, "uniform", fan_in**-0.5, True)
     return Tensor(
@@ -35,7 +40,10 @@ def weight(config, name, shape, fan_in, residual=False):
 
 
 def decays(tensor, rule):
-    """Whether weight decay applies: under rule "matrices" to tensors with two axes or more that are not exempt, under "all" to every one."""
+    """Whether weight decay applies:
+
+    under "matrices" to tensors of two axes or more that are not exempt, under "all" to all.
+    """
     return rule == "all" or len(tensor.shape) > 1 and tensor.decay
 
 
@@ -45,29 +53,29 @@ def count(tensors):
 
 
 class Parameters:
-    """Flat `weights` and `gradients` of one layout, with views `weight[name]` and `gradient[name]`; `n_decayed` come first.
+    """Flat `weights` and `gradients` of one layout, with views `weight[name]` and `gradient[name]`.
 
-    operand[name] is a weight as products take it: the view itself or, where `operand` is a shorter type, a copy in that, which `pack` makes
-    anew; whoever writes to the weights calls it. arrays: the module that makes the buffers.
+    The first `n_decayed` elements decay. matmul_weight[name] is a weight as matmuls read it: the view itself or, where
+    `compute_dtype` is a 16-bit type, its CastCopy. Call `update_cast_copies` after writing to the weights.
     """
 
-    def __init__(self, tensors, decay="matrices", dtype=np.float32, operand=None, arrays=np):
-        self.tensors = list(tensors)
+    def __init__(self, tensors, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
+        self.tensors, self.device = list(tensors), device
         ordered = sorted(self.tensors, key=lambda t: not decays(t, decay))
         self.n_decayed = count(t for t in ordered if decays(t, decay))
-        self.weights = arrays.zeros(count(ordered), dtype)
-        self.gradients = arrays.zeros_like(self.weights)
+        self.weights = device.arrays.zeros(count(ordered), dtype)
+        self.gradients = device.arrays.zeros_like(self.weights)
         self.weight, self.gradient = self.views(self.weights, ordered), self.views(self.gradients, ordered)
-        self.kernels = kernels_of(self.weights)
-        rounds = operand is not None and operand != self.weights.dtype
-        packed = self.kernels.packed if operand == BF16 else functools.partial(self.kernels.packed, operand=operand)
-        packed = {t.name: packed(self.weight[t.name]) for t in ordered if rounds and t.multiplies}
-        self.packed, self.operand = list(packed.values()), self.weight | packed
+        mixed = compute_dtype is not None and compute_dtype != self.weights.dtype
+        copies = {
+            t.name: device.kernels.cast_copy(self.weight[t.name], compute_dtype) for t in ordered if mixed and t.matmul
+        }
+        self.cast_copies, self.matmul_weight = list(copies.values()), self.weight | copies
 
-    def pack(self):
-        """Make what products take follow the weights."""
-        for operand in self.packed:
-            self.kernels.update_cast_copy(operand)
+    def update_cast_copies(self):
+        """Make the copies in the compute dtype follow the weights."""
+        for copy in self.cast_copies:
+            self.device.kernels.update_cast_copy(copy)
 
     @staticmethod
     def views(flat, tensors):
@@ -83,22 +91,25 @@ class Parameters:
         """Named views into another flat buffer of the same layout, such as a moment."""
         return self.views(flat, [Tensor(name, view.shape) for name, view in self.weight.items()])
 
-    def initialise(self, seed):
-        """Fill the weights. Every tensor has a counter of its own, so its numbers depend on the seed and its place only."""
-        for place, t in enumerate(self.tensors):
+    def initialize(self, seed):
+        """Fill the weights.
+
+        Every tensor has its own Philox counter: its values depend on the seed and its index only.
+        """
+        for index, t in enumerate(self.tensors):
             view = self.weight[t.name]
-            draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, place, 0]))
-            if t.law == "normal":
-                put(view, draw.normal(0.0, t.spread, t.shape))
-            elif t.law == "uniform":
-                put(view, draw.uniform(-t.spread, t.spread, t.shape))
-            elif callable(t.law):
-                put(view, t.law(draw, t.shape))
+            draw = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, index, 0]))
+            if t.init == "normal":
+                put(view, draw.normal(0.0, t.scale, t.shape))
+            elif t.init == "uniform":
+                put(view, draw.uniform(-t.scale, t.scale, t.shape))
+            elif callable(t.init):
+                put(view, t.init(draw, t.shape))
             else:
-                view.fill(1 if t.law == "ones" else 0)
-        self.pack()
+                view.fill(1 if t.init == "ones" else 0)
+        self.update_cast_copies()
 
 
 def within(views, prefix):
-    """The views whose name starts with `prefix.`, under the rest of their name."""
+    """The views whose names start with `prefix.`, under the rest of their names."""
     return {name[len(prefix) + 1 :]: view for name, view in views.items() if name.startswith(prefix + ".")}

@@ -1,37 +1,37 @@
-"""A branch leaves the residual stream and returns to it: projection, dropout, sum."""
+"""A residual branch: projection, dropout, sum. And casts to the compute dtype."""
 
 from slm_np import ops
 from slm_np.nn.arena import Request
 
 
 def plan(config, tokens):
-    yield Request("branch", (tokens, config.n_embd), "scratch", "operand" if config.dropout else "rounded")
+    yield Request("branch", (tokens, config.n_embd), "scratch", "compute" if config.dropout else "cast")
 
 
-def join_forward(config, w, a, name, out, x, residual, key):
-    """out = residual + dropout(x W + b). `key` is None when nothing is dropped: then the residual lies under the product."""
+def project_forward(w, a, name, out, x, residual, dropout):
+    """out = residual + dropout(x W + b)        residual None: no residual connection"""
     weight, bias = w[f"{name}.weight"], w.get(f"{name}.bias")
-    if key is None:
+    if dropout is None:
         ops.linear_forward(out, x, weight, bias, residual)
     else:
-        branch = a["branch"][: len(x)]
+        branch = a["branch"][: len(x)]  # (N, D)
         ops.linear_forward(branch, x, weight, bias, None)
-        ops.dropout_forward(out, branch, residual, (config.dropout, key))
+        ops.dropout_forward(out, branch, residual, dropout)
 
 
-def join_backward(config, a, dout, key):
-    """The gradient of x W + b as an operand: dout through the same dropout. The residual's is dout itself."""
-    if key is None:
-        return operand(a, "branch", dout)
+def project_backward(a, dout, dropout):
+    """The gradient of x W + b in the compute dtype. The residual's gradient is dout itself."""
+    if dropout is None:
+        return cast(a, "branch", dout)
     branch = a["branch"][: len(dout)]
-    ops.dropout_backward(branch, dout, (config.dropout, key))
+    ops.dropout_backward(branch, dout, dropout)
     return branch
 
 
-def operand(a, name, x):
-    """Numbers x as products take them: x itself or, where operands are of a shorter type, rounded into the array `name`."""
+def cast(a, name, x):
+    """x in the compute dtype: x itself or, in mixed precision, its copy in the array `name`."""
     if name not in a or a[name].dtype == x.dtype:
         return x
-    rounded = a[name][: len(x)]
-    ops.convert(rounded, x)
-    return rounded
+    copy = a[name][: len(x)]
+    ops.convert(copy, x)
+    return copy

@@ -1,11 +1,17 @@
-"""Every kernel run once, so that it is compiled: what `kernels.cpu.jit.compile_kernels` starts on a cold cache, in processes of their own."""
+"""Every kernel of a training step run once, so that it is compiled: `python -m slm_np.nn.warmup fp32|bf16`, on a cold cache.
+
+The two halves start at opposite ends of the list, so that one mostly finds in the cache what the other has compiled.
+"""
+
+import sys
 
 import numpy as np
 
 from slm_np.config import ModelConfig
+from slm_np.dtypes import BF16
 from slm_np.presets import BYTE_SSM, GPT2, LLAMA, MAMBA
 
-# Together these meet every kernel that training and decoding call.
+# Together these call every kernel that training calls.
 MODELS = (
     dict(GPT2, bias=True, dropout=0.1),
     LLAMA,
@@ -14,29 +20,44 @@ MODELS = (
     dict(MAMBA, bias=True),
     dict(BYTE_SSM),
 )
+COMMANDS = [[sys.executable, "-m", "slm_np.nn.warmup", dtype] for dtype in ("fp32", "bf16")]
 
 
-def run(half):
-    """A step and an evaluation of every small model: half 0 in float32, those that attend with a decoding step, half 1 in bfloat16. They begin at opposite ends,
-    so that one mostly finds in the cache what the other has compiled of what they share."""
-    from slm_np.dtypes import BF16
-    from slm_np.inference.decoder import Decoder
+def compile_kernels(device):
+    """Compile the kernels of training, unless the cache holds them or the device does not need it."""
+    device.compile_ahead("training", COMMANDS)
+
+
+def tiny_model(settings, compute_dtype=None):
+    """A model of one layer that calls the kernels of `settings`."""
     from slm_np.nn.model import Model
-    from slm_np.training.optimizer import AdamW
 
-    tokens = np.zeros((8, 4), np.int32)  # rows enough for products of tiles; two windows are few enough for BLAS
-    for settings in MODELS[:: 1 if half else -1]:
-        model = Model(
-            ModelConfig(**settings, vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4),
-            operand=BF16 if half else None,
-        )
-        optimizer = AdamW(model.parameters)
+    sizes = dict(vocab_size=5, block_size=4, n_layer=1, n_embd=4)
+    if "A" in settings.get("pattern", "A"):
+        sizes["n_head"] = 2
+    return Model(ModelConfig(**settings, **sizes), compute_dtype=compute_dtype)
+
+
+def run(dtype):
+    """A step and an evaluation of every tiny model in fp32 or bf16."""
+    tokens = np.zeros((8, 4), np.int32)  # enough rows for the tiled matmuls; two windows are few enough for BLAS
+    for settings in MODELS[:: 1 if dtype == "bf16" else -1]:
+        model = tiny_model(settings, BF16 if dtype == "bf16" else None)
         model.loss_and_gradient(tokens, tokens, key=(1,))
-        optimizer.step()
+        compile_optimizer(model)
         model.loss(tokens[:2], tokens[:2])
-        if (
-            not half and model.config.has_attention
-        ):  # a step of states takes a compiler longest: whoever writes by them waits for it then
-            decoder = Decoder(model, 2)
-            decoder.read(tokens[:2, :2])
-            decoder.step(tokens[:2, 0])
+
+
+def compile_optimizer(model):
+    """The kernels of AdamW, on the model's buffers."""
+    kernels, weights = model.device.kernels, model.parameters.weights
+    moments = [np.zeros_like(weights) for _ in range(2)]
+    partial = np.zeros(kernels.square_sum_blocks(weights.size))
+    kernels.square_sum(partial, model.parameters.gradients)
+    n_decayed = model.parameters.n_decayed
+    kernels.adamw(weights, model.parameters.gradients, *moments, n_decayed, 1.0, 0.0, 0.1, 0.9, 0.95, 0.1, 0.05, 1e-8)
+    model.parameters.update_cast_copies()
+
+
+if __name__ == "__main__":
+    run(sys.argv[1])

@@ -1,7 +1,8 @@
 """Every operation with its derivative beside it: `<op>_forward` and `<op>_backward`.
 
-Outputs come first, gradients in the forward's input order. Nothing allocates; the caller owns all memory. In the docstrings `=`
-overwrites and `+=` accumulates.
+Outputs come first, then inputs; gradients stand in the order of the forward's inputs. Nothing is allocated: the caller
+owns all memory. In the docstrings `=` overwrites and `+=` accumulates. The kernel set of the arrays' device does the
+work; the NumPy set (`kernels/numpy`) is the same mathematics in plain code.
 """
 
 from slm_np.ops.activation import (
@@ -14,10 +15,10 @@ from slm_np.ops.activation import (
     swiglu_backward,
     swiglu_forward,
 )
-from slm_np.ops.attention import attention_backward, attention_forward, attention_scratch
+from slm_np.ops.attention import attention_backward, attention_forward, attention_step
 from slm_np.ops.convert import convert
 from slm_np.ops.convolution import convolution_backward, convolution_forward
-from slm_np.ops.dropout import dropout_backward, dropout_forward, dropout_key
+from slm_np.ops.dropout import Dropout, dropout_backward, dropout_forward, dropout_key
 from slm_np.ops.embedding import embedding_backward, embedding_forward, sinusoidal_table
 from slm_np.ops.linear import (
     linear_backward,
@@ -34,19 +35,7 @@ from slm_np.ops.loss import (
     softmax_cross_entropy_forward,
 )
 from slm_np.ops.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
-from slm_np.ops.recurrence import (
-    batch_major,
-    linear_recurrence_backward,
-    linear_recurrence_forward,
-    linear_recurrence_scratch,
-    time_major,
-)
+from slm_np.ops.recurrence import batch_major, linear_recurrence_backward, linear_recurrence_forward, time_major
 from slm_np.ops.residual import accumulate
 from slm_np.ops.rotary import rotary_backward, rotary_forward, rotary_table
-from slm_np.ops.scan import (
-    selective_scan_backward,
-    selective_scan_chunks,
-    selective_scan_forward,
-    selective_scan_partials,
-    selective_scan_scratch,
-)
+from slm_np.ops.scan import selective_scan_backward, selective_scan_forward

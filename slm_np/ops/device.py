@@ -1,118 +1,284 @@
-"""The arrays decide the device: which module makes them, which kernel set serves them, and how their numbers come and go.
+"""Devices: where arrays live, which kernel set computes on them, and what differs between a CPU and a GPU.
 
-A model is made of the arrays of one module, NumPy or CuPy, and reads the same for both. What else differs on a GPU, a training step that
-nobody waits for, is `slm_np.training.device_step`.
+A model is made of the arrays of one device and its code is the same for both. Ops ask `kernels_of(array)` for the
+kernel set.
 """
 
 import functools
 import math
+import os
 import sys
 
 import numpy as np
 
+from slm_np.config import KERNEL_SETS
+from slm_np.errors import UserError, near
+from slm_np.machine import available_bytes
 
-@functools.cache
-def cpu_kernels():
-    """The Numba kernels, imported and, on a cold cache, compiled when first needed: `--help` must not wait for a compiler."""
-    from slm_np.kernels import cpu
-
-    cpu.compile_kernels()
-    return cpu
-
-
-@functools.cache
-def gpu_kernels():
-    """The CUDA kernels, each of which is compiled when first launched."""
-    from slm_np.kernels import gpu
-
-    return gpu
+LINE = 64  # elements of two bytes in 128 bytes of memory, the widest unit that a device reads at once
+DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16"}
+SMALLER = "choose a smaller --batch-size, --block-size, --n-layer or --n-embd"
 
 
-def arrays_for(device):
-    """The module that makes a device's arrays: NumPy for "cpu", CuPy for "cuda". UserError with what is missing, if that is not to be had.
+class Device:
+    """One device of this process: `CPU`, or the GPU that `device("cuda")` returns.
 
-    What this thread has the GPU do is from then on in the engine's stream.
+    name     "cpu" or "cuda"
+    arrays   the array module: NumPy or CuPy
+    kernels  the kernel set, see kernels/README.md
     """
-    if device == "cpu":
-        return np
+
+    name = ""
+    memory_name = ""
+
+    def chunk_rows(self, rows, cached, most=math.inf):
+        """How many of `rows` rows one pass of a loop takes:
+
+        `cached`, whose scratch stays in a CPU's cache, or `most` on a GPU.
+        """
+        raise NotImplementedError
+
+    def row_length(self, columns):
+        """Elements from row to row of a float32 matmul result with so many columns."""
+        raise NotImplementedError
+
+    def split_columns(self, x, scratch, filled=True):
+        """The first columns of x (N, .) as a matmul takes them, as many as `scratch` (N, C) has.
+
+        A GPU reads them where they are. A CPU needs contiguous rows: it copies them to `scratch` if x is `filled`, and
+        otherwise returns `scratch` for the matmul to write.
+        """
+        raise NotImplementedError
+
+    def free_bytes(self):
+        """Memory that is left on the device, in bytes, or None if the system does not tell."""
+        raise NotImplementedError
+
+    def check_memory(self, needed, what, fix=SMALLER):
+        """Raise UserError if `needed` bytes are more than what is left. what: the subject of the message."""
+        free = self.free_bytes()
+        if free is not None and needed > free:
+            raise UserError(
+                f"{what} needs {needed / 2**30:,.1f} GiB of {self.memory_name} and {free / 2**30:,.1f} GiB are free; {fix}"
+            )
+
+
+class CpuDevice(Device):
+    """The processor, with the kernel set "numba" (compiled, the default) or "numpy" (readable, compiles nothing)."""
+
+    name, arrays, memory_name = "cpu", np, "memory"
+    cast_copies = 2  # copies of a weight in the compute dtype: one for x W and one for dout W^T
+
+    def __init__(self):
+        self._kernels, self.kernel_set = None, ""
+
+    @property
+    def kernels(self):
+        if self._kernels is None:
+            self.use_kernels()
+        return self._kernels
+
+    def use_kernels(self, name="auto"):
+        """Choose the kernel set of this process: "numba", "numpy", or "auto" for $SLM_NP_KERNELS, else "numba".
+
+        Raises UserError if the name is unknown.
+        """
+        if name == "auto":
+            name = os.environ.get("SLM_NP_KERNELS") or "numba"
+        if name not in KERNEL_SETS or name == "auto":
+            known = [known for known in KERNEL_SETS if known != "auto"]
+            raise UserError(f"the kernel set {name!r} is unknown; {near(name, known)}")
+        if name == "numpy":
+            from slm_np.kernels import numpy as kernels
+        else:
+            from slm_np.kernels import cpu as kernels
+        self._kernels, self.kernel_set = kernels, name
+
+    def compile_ahead(self, name, commands):
+        """Compile the kernels that `commands` run, in processes of their own, unless the cache holds them already."""
+        if self.kernels and self.kernel_set == "numba":
+            self.kernels.compile_ahead(name, commands)
+
+    def use_threads(self, threads=0):
+        """Set the number of threads of all kernels, 0 for one per core;
+
+        returns it. Raises UserError above the cores.
+        """
+        return self.kernels.use_threads(threads)
+
+    def allocate(self, size, align):
+        """`size` bytes whose address is a multiple of `align`, uninitialized."""
+        block = np.empty(size + align, np.uint8)
+        return block[-block.ctypes.data % align :]
+
+    def chunk_rows(self, rows, cached, most=math.inf):
+        return min(rows, cached)
+
+    def row_length(self, columns):
+        return columns
+
+    def split_columns(self, x, scratch, filled=True):
+        if filled:
+            scratch[...] = x[:, : scratch.shape[1]]
+        return scratch
+
+    def free_bytes(self):
+        return available_bytes()
+
+    def compute_dtype(self, dtype):
+        """Resolve `--dtype`:
+
+        "auto" becomes bf16 where the processor multiplies it faster. Raises UserError if unsupported.
+        """
+        if dtype == "fp16":
+            raise UserError("--dtype fp16 is not supported on a CPU; use --dtype bf16, which needs no gradient scaling")
+        if self.kernels and self.kernel_set == "numpy":
+            if dtype == "bf16":
+                raise UserError(
+                    "--dtype bf16 is not supported by --kernels numpy; use --dtype fp32, or --kernels numba"
+                )
+            return "fp32"
+        if dtype != "auto":
+            return dtype
+        return "bf16" if self.kernels.bfloat16_unit().fast else "fp32"
+
+    def describe_dtype(self, dtype):
+        """What matmuls compute in, and why."""
+        name = self.kernels.matmul_name()
+        if self.kernel_set == "numpy":
+            return f"fp32 by {name}, the readable kernels"
+        unit = self.kernels.bfloat16_unit()
+        if dtype == "bf16":
+            return f"bf16: bfloat16 matmuls with float32 accumulation ({unit.reason})"
+        return f"fp32 by {name} ({'bf16 would be faster: ' if unit.fast else ''}{unit.reason})"
+
+    def __str__(self):
+        threads = self.kernels.thread_count()
+        return f"the CPU, {threads} thread{'s' * (threads > 1)}"
+
+
+class CudaDevice(Device):
+    """An NVIDIA GPU, through CuPy. All work is submitted to one stream, since kernels share scratch."""
+
+    name, memory_name, kernel_set = "cuda", "the GPU's memory", "cuda"
+    cast_copies = 1  # cuBLAS reads one layout either way
+
+    def __init__(self):
+        import cupy
+
+        from slm_np.kernels import gpu
+
+        self.arrays, self.kernels, self.stream = cupy, gpu, cupy.cuda.Stream()
+
+    def compile_ahead(self, name, commands):
+        """Nothing: a CUDA kernel is compiled when it is first launched."""
+
+    def use_threads(self, threads=0):
+        return threads
+
+    def allocate(self, size, align):
+        return self.arrays.empty(size, np.uint8)  # CUDA aligns blocks to 256 bytes
+
+    def chunk_rows(self, rows, cached, most=math.inf):
+        return min(rows, most)  # few long kernels are faster than many short ones
+
+    def row_length(self, columns):
+        return whole_lines(columns)
+
+    def split_columns(self, x, scratch, filled=True):
+        return x[:, : scratch.shape[1]]
+
+    def free_bytes(self):
+        from slm_np.kernels.gpu.device import free_bytes
+
+        return free_bytes()
+
+    def info(self):
+        """The GPU's properties."""
+        from slm_np.kernels.gpu.device import use_device
+
+        return use_device()
+
+    def compute_dtype(self, dtype):
+        """Resolve `--dtype`:
+
+        "auto" becomes bf16 where tensor cores have it, else fp16. Raises UserError if unsupported.
+        """
+        if dtype in ("fp32", "fp16"):
+            return dtype
+        gpu = self.info()
+        if dtype == "bf16" and not gpu.bfloat16:
+            raise UserError(f"--dtype bf16 is not supported on {gpu}; use --dtype fp16")
+        return "bf16" if gpu.bfloat16 else "fp16"
+
+    def describe_dtype(self, dtype):
+        """What matmuls compute in."""
+        if dtype in DTYPE_NAMES:
+            return f"{dtype}: {DTYPE_NAMES[dtype]} matmuls with float32 accumulation"
+        return "fp32 by cuBLAS (bf16 or fp16 would be faster)"
+
+    def __str__(self):
+        return str(self.info())
+
+
+CPU = CpuDevice()
+
+
+@functools.cache
+def _cuda(cupy):
+    return CudaDevice()
+
+
+def device(name="cpu"):
+    """The Device called "cpu" or "cuda", ready for this thread. Raises UserError that names what is missing."""
+    if name == "cpu":
+        return CPU
     from slm_np.kernels.gpu.device import use_device
 
     use_device()
     import cupy
 
-    stream_of(cupy).use()
-    return cupy
+    found = _cuda(cupy)
+    found.stream.use()
+    return found
 
 
-@functools.cache
-def stream_of(cupy):
-    """The one stream of all work: kernels share scratch, and CUDA's default stream cannot be captured."""
-    return cupy.cuda.Stream()
-
-
-def arrays_of(array):
-    """The module that made `array`. Raises TypeError for an array of neither."""
+def device_of(array):
+    """The device that `array` lives on. Raises TypeError for an array of no known module."""
     if isinstance(array, np.ndarray):
-        return np
-    cupy = sys.modules.get("cupy")  # whose arrays these are is loaded by now
+        return CPU
+    cupy = sys.modules.get("cupy")  # an array of CuPy's exists only if it is loaded
     if cupy is not None and isinstance(array, cupy.ndarray):
-        return cupy
+        return _cuda(cupy)
     raise TypeError(f"no kernels for {type(array).__name__}: ops take NumPy or CuPy arrays")
 
 
 def kernels_of(array):
-    """Kernel set for `array`. Raises TypeError for an array no kernel set knows."""
-    return cpu_kernels() if arrays_of(array) is np else gpu_kernels()
+    """The kernel set of the device that `array` lives on. Raises TypeError as `device_of`."""
+    return device_of(array).kernels
 
 
 def host(array):
-    """The numbers of an array as NumPy's: the array itself or, of a GPU's, a copy, for which the host waits."""
-    return array if arrays_of(array) is np else array.get()
+    """The elements as a NumPy array: the array itself, or a copy for which the host synchronizes with the GPU."""
+    return array if isinstance(array, np.ndarray) else array.get()
 
 
 def put(target, source):
-    """target[...] = source, numbers of the host, for a whole array of any device. `source` may change afterwards."""
-    if arrays_of(target) is np:
+    """target[...] = source, from host memory to a whole array of any device. `source` may change afterwards."""
+    if isinstance(target, np.ndarray):
         target[...] = source
     else:
         target.set(np.ascontiguousarray(np.broadcast_to(source, target.shape), target.dtype))
 
 
 def number(x):
-    """A number, or the only one of an array, as Python's. For that of a GPU the host waits."""
+    """A scalar, or the only element of an array, as a Python float. The host synchronizes if it is on a GPU."""
     return float(x) if isinstance(x, (int, float)) else float(host(x).item())
 
 
-def memory(arrays, size, align):
-    """`size` bytes that begin at a multiple of `align`, uninitialised."""
-    if arrays is not np:
-        return arrays.empty(size, np.uint8)  # CUDA's blocks begin at multiples of 256
-    block = np.empty(size + align, np.uint8)
-    return block[-block.ctypes.data % align :]
-
-
-def at_once(arrays, rows, cached, most=math.inf):
-    """How many of `rows` rows a loop takes at once: on a CPU `cached`, whose scratch stays in its cache; on a GPU, where few and long
-    kernels are better, `most`."""
-    return min(rows, cached if arrays is np else most)
-
-
 def whole_lines(columns):
-    """Numbers from row to row of so many columns, where every row begins a line of memory: products of two bytes a number read it as it lies."""
-    return -(-columns // 64) * 64
+    """Elements from row to row of so many columns if every row starts a memory line:
 
-
-def row_length(arrays, columns):
-    """Numbers from row to row of so many columns that a product writes in float32: on a CPU no more than there are."""
-    return columns if arrays is np else whole_lines(columns)
-
-
-def columns(x, room, filled=True):
-    """The first columns of x (N, .) as an operand or result of products: on a GPU, where rows may lie apart, those themselves; on a CPU `room`
-    (N, so many), to which they are copied unless they are yet to be made."""
-    first = x[:, : room.shape[1]]
-    if arrays_of(x) is not np:
-        return first
-    if filled:
-        room[...] = first
-    return room
+    two-byte matmuls read it in place.
+    """
+    return -(-columns // LINE) * LINE

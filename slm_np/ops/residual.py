@@ -1,8 +1,8 @@
-"""The residual stream's gradient."""
+"""The gradient of a residual connection."""
 
 from slm_np.ops.device import kernels_of
 
 
 def accumulate(total, x):
-    """total += x        both (N, D): two branches of the stream meet, their gradients add"""
+    """total += x        both (N, D): where a value is used twice, its gradients add up"""
     kernels_of(total).accumulate(total, x)

@@ -15,7 +15,8 @@ from slm_np.nn.model import Model, States, counted
 from slm_np.ops.device import arrays_for
 from slm_np.progress import Progress
 from slm_np.training.matmul_check import checked_matmul
-from slm_np.training.optimizer import AdamW, learning_rate
+from slm_np.training.optimizer import AdamW
+from slm_np.training.schedule import learning_rate
 from slm_np.training.precision import operand, resolved
 from slm_np.training.scaler import GradientScaler
 from slm_np.training.spectral import SpectralNorms
@@ -91,7 +92,11 @@ class Trainer:
                 f"{'choose a --pattern of M and S' if run.model.has_attention else 'leave it out'}"
             )
         self.model = Model(
-            run.model, train.seed if fresh else None, train.decay, operand=operand(run), arrays=arrays_for(train.device)
+            run.model,
+            train.seed if fresh else None,
+            train.decay,
+            compute_dtype=operand(run),
+            device=device(train.device),
         )
         self.optimizer = AdamW(
             self.model.parameters,
@@ -135,9 +140,9 @@ class Trainer:
             )
         else:
             self.batches, self.max_iters = batches_of(corpus.train, T, train.seed, TRAIN, end_of_text), train.max_iters
-        self.scaler = GradientScaler() if self.model.operand == np.float16 else None
+        self.scaler = GradientScaler() if self.model.compute_dtype == np.float16 else None
         self.ahead = None  # where steps run on a GPU, ahead of the host
-        if self.model.arrays is not np:
+        if self.model.device.arrays is not np:
             from slm_np.training.device_step import DeviceStep
 
             self.ahead = DeviceStep(
@@ -309,7 +314,7 @@ class Trainer:
         """Go on with the run in a directory, from its newest checkpoint."""
         self.out_dir = Path(directory)
         found = checkpoint.newest_checkpoint(self.out_dir, self.model.parameters.weight, self.moments())
-        self.model.parameters.update_copies()
+        self.model.parameters.update_cast_copies()
         self.updates = self.saved = found.step
         self.optimizer.updates, self.bad_steps, self.elapsed = (
             found.state[k] for k in ("optimizer_updates", "bad_steps", "elapsed")

@@ -267,7 +267,7 @@ def test_a_run_is_read_evaluated_continued_and_finetuned_on_either_device(cupy, 
         == 0
     )
     config = checkpoint.read_config("tuned")
-    assert config.train.device == "cuda" and runs.load("tuned").model.arrays is np
+    assert config.train.device == "cuda" and runs.load("tuned").model.device.arrays is np
 
 
 @needs_kernels
@@ -413,7 +413,7 @@ def test_memory_is_let_go_at_once(gpu, data, monkeypatch, capsys):
         assert used() == before
         trained, seen = small.trainer(data, "run", device="cuda", dtype="fp32", max_iters=3), []
         trained.train()
-        arena, before = trained.ahead.activations.workspace.n_bytes, used()
+        arena, before = trained.ahead.activations.arena.n_bytes, used()
         monkeypatch.setattr(
             "slm_np.evaluate.evaluate", lambda *arguments, **named: seen.append(used()) or fails(UserError("seen"))()
         )

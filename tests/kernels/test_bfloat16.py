@@ -492,14 +492,14 @@ def config(name):
     return ModelConfig(**{**SIZES, **MODELS[name]})
 
 
-def made(config, operand=BF16, dtype=np.float32):
+def made(config, compute_dtype=BF16, dtype=np.float32):
     """A model whose biases are not zero and whose norms are not one, its weights those of float32 in any type."""
-    model = Model(config, 0, dtype=dtype, operand=operand)
+    model = Model(config, 0, dtype=dtype, compute_dtype=operand)
     weights = model.parameters.weights
     weights[:] = weights.astype(np.float32) + (0.1 * np.random.default_rng(1).standard_normal(weights.size)).astype(
         np.float32
     )
-    model.parameters.update_copies()
+    model.parameters.update_cast_copies()
     return model
 
 
@@ -510,8 +510,8 @@ def text(config, batch=3, seed=0):
 def prefilled(model, batch, fill):
     """The arena of a model, filled by fill(workspace)."""
     activations = model.plan(batch, model.config.block_size)
-    fill(activations.workspace)
-    activations.set_place(model.config, 0)
+    fill(activations.arena)
+    activations.set_positions(model.config, 0)
     return activations
 
 
@@ -580,7 +580,7 @@ def test_exact_is_the_float32_model(name):
         (text(config(name), seed=seed) for seed in range(2)),
     )
     rounded.loss(tokens, targets)
-    arena, exact = rounded.activations, rounded.exact()
+    arena, exact = rounded.activations, rounded.full_precision()
     assert exact.loss(tokens, targets) == plain.loss(tokens, targets) != rounded.loss(tokens, targets)
     np.testing.assert_array_equal(exact.logits(tokens), plain.logits(tokens))
     assert rounded.activations is arena is not exact.activations and np.shares_memory(
@@ -610,7 +610,7 @@ def test_the_same_bits_for_any_number_of_threads(name):
     settings = ModelConfig(n_layer=1, **WIDE[name])
 
     def run():
-        model = Model(settings, 1, operand=BF16)
+        model = Model(settings, 1, compute_dtype=BF16)
         optimizer, found = AdamW(model.parameters, 1e-2), []
         for update in range(2):
             found.append(model.loss_and_gradient(text(settings, 4), text(settings, 4, seed=1), key=(1, update)))
@@ -618,7 +618,7 @@ def test_the_same_bits_for_any_number_of_threads(name):
                 model.parameters.gradients.copy(),
                 optimizer.step(),
                 model.parameters.weights.copy(),
-                *model.parameters.packed[-1][1:],
+                *model.parameters.cast_copies[-1][1:],
             ]
         return found
 
@@ -630,8 +630,8 @@ def test_the_same_bits_for_any_number_of_threads(name):
 
 def assert_packed(parameters):
     """What products take are the weights as they are now, rounded."""
-    assert len(parameters.packed) > 3
-    for operand in parameters.packed:
+    assert len(parameters.cast_copies) > 3
+    for operand in parameters.cast_copies:
         for panels, weight in ((operand.forward, operand.weight), (operand.backward, operand.weight.T)):
             np.testing.assert_array_equal(
                 unpaired(product_pairs.unpacked(panels, weight.shape[1]))[: len(weight)], bfloats(weight)
@@ -641,13 +641,13 @@ def assert_packed(parameters):
 
 def test_an_update_packs_the_weights():
     model, tokens = made(config("llama")), text(config("llama"))
-    optimizer, before = AdamW(model.parameters), [operand.forward.copy() for operand in model.parameters.packed]
+    optimizer, before = AdamW(model.parameters), [operand.forward.copy() for operand in model.parameters.cast_copies]
     assert_packed(model.parameters)
     model.loss_and_gradient(tokens, tokens)
     optimizer.step(0.1)
     assert_packed(model.parameters)
-    assert all((operand.forward != pairs).any() for operand, pairs in zip(model.parameters.packed, before))
-    model.parameters.initialise(5)
+    assert all((operand.forward != pairs).any() for operand, pairs in zip(model.parameters.cast_copies, before))
+    model.parameters.initialize(5)
     assert_packed(model.parameters)
 
 

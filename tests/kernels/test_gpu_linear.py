@@ -92,7 +92,7 @@ def given(x):
     return exact(back(x))
 
 
-def assert_sum_of_products(found, a, b, dtype, under=0.0, more=0.0, operand=None):
+def assert_sum_of_products(found, a, b, dtype, under=0.0, more=0.0, compute_dtype=None):
     """found = under + a b but for the rounding of sums and of the result; `more` is what else was rounded to the output's type."""
     right, unit = under + a @ b, UNIT[number(operand or dtype)]
     bound = (
@@ -118,12 +118,12 @@ def test_product(operand, output, m, k, n):
         A, B = A.T if ta else A, B.T if tb else B
         c = Guarded((m, n), output, gap)
         gemm(c.array, a.array, b.array, ta, tb)  # the NaN in C does not count
-        assert_sum_of_products(c.numbers(), A, B, output, operand=operand)
+        assert_sum_of_products(c.numbers(), A, B, output, compute_dtype=operand)
         before = normal(m, n, seed=2)
         c = Guarded(before, output, gap)
         gemm(c.array, a.array, b.array, ta, tb, alpha=-0.5, beta=2.0)
         before = exact(stored(before, output))
-        assert_sum_of_products(c.numbers(), -0.5 * A, B, output, 2 * before, operand=operand)
+        assert_sum_of_products(c.numbers(), -0.5 * A, B, output, 2 * before, compute_dtype=operand)
 
 
 def test_float32_is_not_rounded_to_tf32(cupy):
@@ -230,7 +230,7 @@ def test_the_other_products_of_a_layer(operand, output, m, k, n):
     linear.linear_transposed_forward(out.array, x, turned)
     linear.linear_transposed_backward(dx_turned.array, dturned.array, longer, x, turned)
     for found, a, b in ((dx, D, W.T), (out, X, T.T), (dx_turned, D, T)):
-        assert_sum_of_products(found.numbers(), a, b, output, operand=operand)
+        assert_sum_of_products(found.numbers(), a, b, output, compute_dtype=operand)
     for found, a, b in ((dweight, X.T, D), (dturned, D.T, X), (dbias, np.ones((1, m)), D)):
         assert_sum_of_products(found.numbers(), a, b, sums, 1.0)
     linear.linear_backward_weight(dweight.array, None, dout, x)

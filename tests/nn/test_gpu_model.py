@@ -64,8 +64,8 @@ def text(seed=0, batch=2):
 def prefilled(model, batch=2):
     """The model with an arena of NaN, its tables apart."""
     activations = model.plan(batch, model.config.block_size)
-    activations.workspace.fill(np.nan)
-    activations.set_place(model.config, 0)
+    activations.arena.fill(np.nan)
+    activations.set_positions(model.config, 0)
     return model
 
 
@@ -106,12 +106,12 @@ def test_loss_and_every_gradient_are_the_cpus(arrays, name, dtype, tolerance):
 def test_gradients_of_16_bits_point_where_the_exact_do(arrays, name, operand):
     exact, model = (
         Model(config(name), 3, dtype=np.float64),
-        prefilled(Model(config(name), 3, operand=operand, arrays=arrays)),
+        prefilled(Model(config(name), 3, compute_dtype=operand, arrays=arrays)),
     )
     (loss, expected), (found_loss, found) = gradient(exact), gradient(model)
     assert found_loss == pytest.approx(loss, rel=3e-3)
     assert found @ expected / math.sqrt((found @ found) * (expected @ expected)) > 1 - 1e-4
-    assert model.exact().loss(*text()) == pytest.approx(exact.loss(*text()), rel=1e-5)
+    assert model.full_precision().loss(*text()) == pytest.approx(exact.loss(*text()), rel=1e-5)
 
 
 def test_states_carry_a_text_from_window_to_window(arrays):

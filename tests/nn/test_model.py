@@ -163,13 +163,13 @@ def test_nothing_stale_is_read_from_the_arena(name, dropped):
     found = []
     for value in (np.nan, 0.0):
         activations = model.plan(2, T)
-        activations.workspace.fill(value)
-        activations.set_place(config, 0)
+        activations.arena.fill(value)
+        activations.set_positions(config, 0)
         model.parameters.gradients.fill(0)
         loss = model.loss_and_gradient(tokens, targets, key=(1, 2, 3) if dropped else None)
         gradients = model.parameters.gradients.copy()
-        activations.workspace.fill(value)
-        activations.set_place(config, 0)
+        activations.arena.fill(value)
+        activations.set_positions(config, 0)
         found.append((loss, gradients, model.loss(tokens, targets), model.logits(tokens)))
     for a, b in zip(*found):
         assert np.isfinite(a).all()

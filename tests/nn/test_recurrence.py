@@ -367,8 +367,8 @@ def test_ssm_step_reads_nothing_stale_and_allocates_nothing(name):
     model, found = made(name), []
     tokens, targets = text(model.config, 3, 9), text(model.config, 3, 9, seed=1)
     for value in (np.nan, 0.0):
-        model.plan(3, 9).workspace.fill(value)
-        model.activations.set_place(model.config, 0)
+        model.plan(3, 9).arena.fill(value)
+        model.activations.set_positions(model.config, 0)
         model.parameters.gradients.fill(0)
         model.loss_and_gradient(tokens, targets)
         found.append(model.parameters.gradients.tobytes())

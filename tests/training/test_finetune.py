@@ -179,7 +179,7 @@ def test_answers_only_are_said_and_their_template_is_kept(folder, capsys):
 
 
 def test_it_starts_with_the_bases_best_weights_and_measures_them(folder):
-    assert finetune("--replay-data", "text.txt") == 0
+    assert finetune("--retention-data", "text.txt") == 0
     base, start = Base.load("base"), checkpoint.load_checkpoint("tuned/checkpoint-4")
     assert checkpoint.read_config("tuned").base["weights"] == base.checksum()
     measured = [row for row in checkpoint.read_metrics("tuned") if "val_loss" in row]
@@ -231,7 +231,7 @@ def test_it_stops_without_a_lower_validation_loss(folder):
 
 @pytest.mark.parametrize("data", ["new.txt", "rows.jsonl"])
 def test_resuming_gives_the_same_bits(folder, data):
-    words = ["--replay-data", "text.txt", "--lr-decay-iters", 8]
+    words = ["--retention-data", "text.txt", "--lr-decay-iters", 8]
     assert finetune(*words, data=data, out="whole") == 0
     assert finetune(*words, "--max-iters", 4, data=data, out="halves") == 0
     shutil.rmtree("base")  # it is not needed any more
@@ -276,12 +276,12 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not_been(folder):
 
 
 def test_another_base_or_other_data_are_refused(folder, capsys):
-    assert finetune("--replay-data", "text.txt") == 0
+    assert finetune("--retention-data", "text.txt") == 0
     capsys.readouterr()
     assert small.status("train", *small.flags("text.txt", max_iters=2, seed=5, out_dir="other", block_size=32)) == 0
     assert "whose weights are not those of other" in sentence(capsys, "--resume", "tuned", "--base", "other")
     assert "the data have changed" in sentence(capsys, "--resume", "tuned", "--data", "text.txt")
-    assert "--replay-data new.txt has changed" in sentence(capsys, "--resume", "tuned", "--replay-data", "new.txt")
+    assert "--retention-data new.txt has changed" in sentence(capsys, "--resume", "tuned", "--retention-data", "new.txt")
     assert "other did not start from another run" in sentence(capsys, "--resume", "other")
     assert small.status("finetune", "--resume", "tuned", "--base", "base", "--max-iters", 9) == 0
 
@@ -304,7 +304,7 @@ def test_another_base_or_other_data_are_refused(folder, capsys):
         (["--base", "base", "--data", "new.txt", "--tokenizer", "char"], "whose --tokenizer is byte, not char"),
         (["--base", "base", "--data", "new.txt", "--patience", -1], "--patience is -1"),
         (["--base", "base", "--data", "new.txt", "--epochs", 2, "--max-time", "3s"], "give one"),
-        (["--base", "base", "--data", "new.txt", "--replay-data", "short.txt"], "--replay-data short.txt holds out"),
+        (["--base", "base", "--data", "new.txt", "--retention-data", "short.txt"], "--retention-data short.txt holds out"),
         (["--base", "base", "--data", "empty.jsonl"], "empty.jsonl"),
         (["--base", "base", "--data", "broken.jsonl"], "broken.jsonl"),
         (["--base", "base", "--data", "new.txt", "--out-dir", "base"], "already holds a run"),
@@ -319,7 +319,7 @@ def test_bad_input(folder, capsys, words, named):
 
 
 def test_other_commands_say_that_a_text_to_forget_is_not_theirs(folder, capsys):
-    assert small.status("train", *small.flags("text.txt", out_dir="x"), "--replay-data", "new.txt") == 2
+    assert small.status("train", *small.flags("text.txt", out_dir="x"), "--retention-data", "new.txt") == 2
     assert "it belongs to finetune" in capsys.readouterr().err
 
 

@@ -8,7 +8,8 @@ import reference as ref
 
 from slm_np.config import TrainConfig
 from slm_np.nn.parameters import Parameters, Tensor
-from slm_np.training.optimizer import AdamW, learning_rate
+from slm_np.training.optimizer import AdamW
+from slm_np.training.schedule import learning_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TENSORS = [

@@ -10,7 +10,7 @@ from slm_np.training.scaler import GradientScaler
 
 def made(**settings):
     parameters = Parameters([Tensor("weight", (3, 5))])
-    parameters.initialise(1)
+    parameters.initialize(1)
     return parameters, AdamW(parameters, 1e-2, grad_clip=0.5), GradientScaler(**settings)
 
 

@@ -393,7 +393,7 @@ def test_the_best_model_is_kept_not_the_last(tmp_path):
     assert int(metadata["step"]) == best and float(metadata["val_loss"]) == losses[best]
     again = small.trainer(train, val_data=str(other), max_iters=60, learning_rate=0.02)
     checkpoint.load_best(run, into=again.model.parameters.weight)
-    again.model.parameters.update_copies()
+    again.model.parameters.update_cast_copies()
     assert again.estimate_loss()["val_loss"] == losses[best]
 
 

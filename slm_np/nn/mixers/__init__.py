@@ -1,13 +1,16 @@
 """What fills a block's mixing slot, by its letter in the pattern. Each mixer is a module of the same names:
 
-parameters(config, columns)    plan(config, B, T, arrays)    forward(config, w, a, out, x, residual, key, join_key, state)    backward(config, w, g, a, dx, dout, x, key, join_key)
-NAME     what its tensors and arrays begin with
-TENSORS  its tensors, without NAME, in the order in which the compiled decode step finds their places
-state_elements(config, B)   numbers that a State holds
-State(config, B, memory)   what is kept of the past, in so many numbers of `memory`; `clear()` begins new texts
+    parameters(config, columns)         its tensors
+    plan(config, B, T, device)          its activations
+    forward(config, w, a, out, x, residual, dropout, state=None)
+    backward(config, w, g, a, dx, dout, x, dropout)
+    step(config, w, a, out, x, residual, state, position)      forward of one new token per sequence
+    state_elements(config, B)           elements of a State
+    State(config, B, memory)            what it keeps of the past, in views of `memory`; `clear()` starts new sequences
 
-Its output has `columns` columns: those of the stream, but for a last mixer that gives the logits. `residual` is added to it, or None.
-With a `state`, forward goes on where it was left and leaves it where the window ends; attention begins anew.
+The output has `columns` columns: D, or V for a last mixer that gives the logits. `residual` is added to it, or None.
+`dropout` is a MixerDropout. With a `state`, forward continues from it and leaves there what the next window needs;
+attention only fills its cache, for `step`.
 """
 
 from slm_np.nn.mixers import attention, mamba, recurrence
@@ -21,5 +24,5 @@ def mixer_of(config, layer):
 
 
 def columns_of(config, layer):
-    """Columns that the mixer of layer `layer` gives: V if it is the last and gives the logits, else D."""
+    """Columns of the mixer's output in layer `layer`: V if it is the last one and gives the logits, else D."""
     return config.vocab_size if config.head == "none" and layer == config.n_layer - 1 else config.n_embd

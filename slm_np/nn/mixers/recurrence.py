@@ -1,141 +1,134 @@
-"""The dense linear recurrence as a mixer: H_t = x_t B + H_(t-1) A,   y_t = silu(H_t) C + x_t D. Sizes: B batch, T steps, N = B T, S state width.
+"""The dense linear recurrence as a mixer: H_t = x_t B + H_(t-1) A,   y_t = silu(H_t) C + x_t D.
 
-The stream's rows are texts of T tokens, the recurrence's are steps of B tokens: x is turned to time-major (T, B, .) on the way in and y back
-to the stream's order on the way out, and everything between lies that way round. It goes through time a chunk of steps at a time: what lies
-between the products stays in the cache, and but for the states one chunk's scratch is all that exists.
+Sizes: B batch, T steps, N = B T, S state width. The model's rows are sequences of T tokens, the recurrence's are steps
+of B tokens: x is transposed to time-major (T, B, .) on the way in and y back to batch-major on the way out. A chunk of
+time steps goes through at a time: what lies between the matmuls stays in the cache, and except for the states one
+chunk's scratch is all that exists.
 """
 
 from slm_np import ops
 from slm_np.nn.arena import Request
+from slm_np.nn.dropout import NO_DROPOUT
 from slm_np.nn.parameters import Tensor
-from slm_np.nn.residual import join_backward, operand
-from slm_np.ops.device import at_once
+from slm_np.nn.residual import cast, project_backward
 
-NAME = "recurrence"
-ROWS = 2048  # of a chunk: products so tall lose nothing
-TENSORS = ("input.weight", "state.weight", "output.weight", "skip.weight")  # B, A, C, D
+ROWS = 2048  # of a chunk on a CPU: matmuls this tall lose nothing
 
 
 def parameters(config, columns):
-    """A starts with a spectral radius of about 0.3: a short memory that lengthens as it learns.
+    """A starts with a spectral radius of about 0.3: a short memory that training can lengthen.
 
-    In a trunk of normal initialisation C and D, which write to the stream, start smaller by 1 / sqrt(2 L), as other mixers' projections do.
+    Under normal initialization C and D, which write to the residual branch, start smaller by 1 / sqrt(2 L), like the
+    projections of other mixers.
     """
     width, size = config.n_embd, config.recurrence_size
-    outward = 1.5 / (2 * config.n_layer) ** 0.5 if config.init == "normal" else 1.5
-    yield Tensor("recurrence.input.weight", (width, size), "uniform", 1.5 * width**-0.5, multiplies=True)
-    yield Tensor("recurrence.state.weight", (size, size), "uniform", 0.5 * size**-0.5)
-    yield Tensor("recurrence.output.weight", (size, columns), "uniform", outward * size**-0.5, multiplies=True)
-    yield Tensor("recurrence.skip.weight", (width, columns), "uniform", outward * width**-0.5, multiplies=True)
+    bound = 1.5 / (2 * config.n_layer) ** 0.5 if config.init == "normal" else 1.5
+    yield Tensor("recurrence.input.weight", (width, size), "uniform", 1.5 * width**-0.5, matmul=True)  # B
+    yield Tensor("recurrence.state.weight", (size, size), "uniform", 0.5 * size**-0.5)  # A
+    yield Tensor("recurrence.output.weight", (size, columns), "uniform", bound * size**-0.5, matmul=True)  # C
+    yield Tensor("recurrence.skip.weight", (width, columns), "uniform", bound * width**-0.5, matmul=True)  # D
 
 
 def chunks(steps, length):
-    """[(first, last)] steps of each chunk of `length`."""
-    return [(first, min(steps, first + length)) for first in range(0, steps, length)]
+    """[(start, stop)] of the time steps of each chunk of `length`."""
+    return [(start, min(steps, start + length)) for start in range(0, steps, length)]
 
 
-def plan(config, batch, steps, arrays):
-    size, length = config.recurrence_size, max(1, at_once(arrays, batch * steps, ROWS) // batch)
+def plan(config, batch, steps, device):
+    size, length = config.recurrence_size, max(1, device.chunk_rows(batch * steps, ROWS) // batch)
+    rows = length * batch
+    widest = max(config.n_embd, config.vocab_size if config.head == "none" else 0)
+    scratch = device.kernels.linear_recurrence_scratch(batch, size)
     yield Request("recurrence.states", (steps + 1, batch, size), "saved")
     yield Request("recurrence.dstates", (length + 1, batch, size), "scratch")
-    yield Request("recurrence.active", (length * batch, size), "scratch", "operand")
-    yield Request("recurrence.dentered", (length * batch, size), "scratch", "rounded")
-    yield Request("recurrence.x", (length * batch, config.n_embd), "scratch", "operand")
-    yield Request("recurrence.more", (length * batch, config.n_embd), "scratch")
-    yield Request(
-        "recurrence.dy",
-        (length * batch * max(config.n_embd, config.vocab_size if config.head == "none" else 0),),
-        "scratch",
-        "operand",
-    )
-    yield Request("recurrence.dx", (length * batch, config.n_embd), "scratch")
-    yield Request(
-        "recurrence.y",
-        (length * batch * max(config.n_embd, config.vocab_size if config.head == "none" else 0),),
-        "scratch",
-    )
-    yield Request("recurrence.walk", (kernels_of(arrays.empty(0)).linear_recurrence_scratch(batch, size),), "scratch")
+    yield Request("recurrence.active", (rows, size), "scratch", "compute")
+    yield Request("recurrence.du_cast", (rows, size), "scratch", "cast")
+    yield Request("recurrence.x", (rows, config.n_embd), "scratch", "compute")
+    yield Request("recurrence.dx_input", (rows, config.n_embd), "scratch")
+    yield Request("recurrence.dy", (rows * widest,), "scratch", "compute")
+    yield Request("recurrence.dx", (rows, config.n_embd), "scratch")
+    yield Request("recurrence.y", (rows * widest,), "scratch")
+    yield Request("recurrence.scratch", (scratch,), "scratch")
 
 
 def state_elements(config, batch):
-    """How many numbers a State holds."""
+    """Elements of a State."""
     return batch * config.recurrence_size
 
 
 class State:
-    """H (B, S) after the last token, in `memory`; a text starts with zeros."""
+    """The recurrent state H (B, S) after the last token. A sequence starts from zeros."""
 
     def __init__(self, config, batch, memory):
         self.last = memory.reshape(batch, config.recurrence_size)
 
     def clear(self):
-        """Begin new texts."""
+        """Start new sequences."""
         self.last.fill(0)
 
 
-def forward(config, w, a, out, x, residual, key, join_key, state=None):
-    """out = residual + y. With `state`, the sequence goes on from H there, and leaves there what H becomes."""
-    states, target = a["recurrence.states"], out if join_key is None else a["branch"]
-    batch, columns = states.shape[1], out.shape[1]
+def forward(config, w, a, out, x, residual, dropout, state=None):
+    """out = residual + dropout(y). With `state`, the sequences continue from its H, and it moves on."""
+    states, target = a["recurrence.states"], out if dropout.branch is None else a["branch"]
+    batch, columns, width = states.shape[1], out.shape[1], config.n_embd
     states[0] = 0 if state is None else state.last
-    for first, last in chunks(len(states) - 1, len(a["recurrence.dstates"]) - 1):
-        rows = (last - first) * batch
-        turned, y, active = (
-            a["recurrence.x"][:rows],
-            a["recurrence.y"][: rows * columns].reshape(rows, columns),
-            a["recurrence.active"][:rows],
-        )
-        entered = states[first + 1 : last + 1].reshape(rows, -1)
-        ops.time_major(turned.reshape(-1, batch, config.n_embd), x, first)
-        ops.linear_forward(entered, turned, w["recurrence.input.weight"], None, None)
-        ops.linear_recurrence_forward(states[first : last + 1], a["recurrence.walk"], w["recurrence.state.weight"])
-        ops.silu_forward(active, entered)
-        ops.linear_forward(y, turned, w["recurrence.skip.weight"], None, None)
+    for start, stop in chunks(len(states) - 1, len(a["recurrence.dstates"]) - 1):
+        rows = (stop - start) * batch
+        x_t, active = a["recurrence.x"][:rows], a["recurrence.active"][:rows]  # (n, D), (n, S)
+        y = a["recurrence.y"][: rows * columns].reshape(rows, columns)
+        u = states[start + 1 : stop + 1].reshape(rows, -1)  # (n, S): x B, which becomes H
+        ops.time_major(x_t.reshape(-1, batch, width), x, start)
+        ops.linear_forward(u, x_t, w["recurrence.input.weight"], None, None)
+        ops.linear_recurrence_forward(states[start : stop + 1], a["recurrence.scratch"], w["recurrence.state.weight"])
+        ops.silu_forward(active, u)
+        ops.linear_forward(y, x_t, w["recurrence.skip.weight"], None, None)
         ops.linear_forward(y, active, w["recurrence.output.weight"], None, y)
-        ops.batch_major(target, y.reshape(-1, batch, columns), residual if join_key is None else None, first)
+        ops.batch_major(target, y.reshape(-1, batch, columns), residual if dropout.branch is None else None, start)
     if state is not None:
         state.last[:] = states[-1]
-    if join_key is not None:
-        ops.dropout_forward(out, target, residual, (config.dropout, join_key))
+    if dropout.branch is not None:
+        ops.dropout_forward(out, target, residual, dropout.branch)
 
 
-def backward(config, w, g, a, dx, dout, x, key, join_key):
-    """dx = the gradient of the mixer's input, from the last chunk to the first: the first row of a chunk's dstates is what reaches the state
-    before it. The activation was not kept: its derivative's kernel makes it again from the states."""
-    states, flow, dbranch = (
-        a["recurrence.states"],
-        a["recurrence.dstates"][0],
-        dout if join_key is None else join_backward(config, a, dout, join_key),
-    )
-    batch, columns = states.shape[1], dout.shape[1]
-    flow.fill(0)
-    for first, last in reversed(chunks(len(states) - 1, len(a["recurrence.dstates"]) - 1)):
-        rows = (last - first) * batch
-        turned, dy, active = (
-            a["recurrence.x"][:rows],
-            a["recurrence.dy"][: rows * columns].reshape(rows, columns),
-            a["recurrence.active"][:rows],
-        )
-        dstates, dturned = a["recurrence.dstates"][: last - first + 1], a["recurrence.dx"][:rows]
-        dentered = dstates[1:].reshape(rows, -1)
-        ops.time_major(turned.reshape(-1, batch, config.n_embd), x, first)
-        ops.time_major(dy.reshape(-1, batch, columns), dbranch, first)
-        dstates[1:] = states[first + 1 : last + 1]
+def step(config, w, a, out, x, residual, state, position):
+    """`forward` of one new token per sequence: the recurrence does not need to know its position. x (B, D)"""
+    forward(config, w, a, out, x, residual, NO_DROPOUT, state)
+
+
+def backward(config, w, g, a, dx, dout, x, dropout):
+    """dx = the gradient of the mixer's input, from the last chunk to the first.
+
+    The first row of a chunk's dstates is the gradient that reaches the state before the chunk. The activation was not
+    saved: its backward recomputes it from the states.
+    """
+    states, dlast = a["recurrence.states"], a["recurrence.dstates"][0]  # (T + 1, B, S), (B, S)
+    dbranch = dout if dropout.branch is None else project_backward(a, dout, dropout.branch)
+    batch, columns, width = states.shape[1], dout.shape[1], config.n_embd
+    dlast.fill(0)
+    for start, stop in reversed(chunks(len(states) - 1, len(a["recurrence.dstates"]) - 1)):
+        rows = (stop - start) * batch
+        x_t, active, dx_t = a["recurrence.x"][:rows], a["recurrence.active"][:rows], a["recurrence.dx"][:rows]
+        dy = a["recurrence.dy"][: rows * columns].reshape(rows, columns)
+        dstates = a["recurrence.dstates"][: stop - start + 1]
+        du = dstates[1:].reshape(rows, -1)
+        ops.time_major(x_t.reshape(-1, batch, width), x, start)
+        ops.time_major(dy.reshape(-1, batch, columns), dbranch, start)
+        dstates[1:] = states[start + 1 : stop + 1]
         ops.linear_backward_input(active, dy, w["recurrence.output.weight"])
-        ops.silu_backward(dentered, active)
+        ops.silu_backward(du, active)
         ops.linear_backward_weight(g["recurrence.output.weight"], None, dy, active)
-        ops.accumulate(dstates[-1], flow)
-        flow.fill(0)
+        ops.accumulate(dstates[-1], dlast)
+        dlast.fill(0)
         ops.linear_recurrence_backward(
             dstates,
             g["recurrence.state.weight"],
-            a["recurrence.walk"],
-            states[first : last + 1],
+            a["recurrence.scratch"],
+            states[start : stop + 1],
             w["recurrence.state.weight"],
         )
-        ops.linear_backward(dturned, g["recurrence.skip.weight"], None, dy, turned, w["recurrence.skip.weight"])
-        dentered, more = operand(a, "recurrence.dentered", dentered), a["recurrence.more"][:rows]
-        ops.linear_backward_weight(g["recurrence.input.weight"], None, dentered, turned)
-        ops.linear_backward_input(more, dentered, w["recurrence.input.weight"])
-        ops.accumulate(dturned, more)
-        ops.batch_major(dx, dturned.reshape(-1, batch, config.n_embd), None, first)
+        ops.linear_backward(dx_t, g["recurrence.skip.weight"], None, dy, x_t, w["recurrence.skip.weight"])
+        du, dx_input = cast(a, "recurrence.du_cast", du), a["recurrence.dx_input"][:rows]
+        ops.linear_backward_weight(g["recurrence.input.weight"], None, du, x_t)
+        ops.linear_backward_input(dx_input, du, w["recurrence.input.weight"])
+        ops.accumulate(dx_t, dx_input)
+        ops.batch_major(dx, dx_t.reshape(-1, batch, width), None, start)

@@ -1,0 +1,25 @@
+"""The learning rate over a run."""
+
+import math
+
+STABLE = 0.8  # share of a stable-decay schedule at the peak rate
+
+
+def learning_rate(config, step, progress):
+    """Rate of update `step`, counted from 0. config: TrainConfig.   progress: share of the schedule that is done, 0 to 1.
+
+    The smaller of two curves: 1. a line from near zero through the peak at the end of `warmup_iters` updates; 2.
+    `constant`, or down to `min_lr` at progress 1 along a cosine or a line; `stable-decay` holds the peak for 80 %
+    first.
+    """
+    peak, low = config.learning_rate, config.min_lr
+    progress = min(1.0, max(0.0, progress))
+    if config.lr_schedule == "constant":
+        rate = peak
+    elif config.lr_schedule == "cosine":
+        rate = low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
+    elif config.lr_schedule == "linear":
+        rate = peak + (low - peak) * progress
+    else:
+        rate = peak + (low - peak) * max(0.0, (progress - STABLE) / (1 - STABLE))
+    return min(rate, peak * (step + 1) / (config.warmup_iters + 1))
