@@ -19,9 +19,9 @@ def main(argv=None):
     from slm_np import SamplingConfig, load, text_of
     from slm_np.data import chat_template as template
     from slm_np.data import dialogues
-    from slm_np.machine import use_threads
+    from slm_np.ops.device import CPU
 
-    use_threads(0)
+    CPU.use_threads(0)
     run = load(args.model)
     written = template.load(run.path) or template.DEFAULT
     stops, asked, exact, wrong = written.stops(run.tokenizer.end_of_text), Counter(), Counter(), []

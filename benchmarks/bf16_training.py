@@ -84,7 +84,7 @@ def main(argv=None):
     from slm_np import machine
     from slm_np.progress import bar
 
-    machine.use_threads(0)
+    machine.CPU.use_threads(0)
     chosen, worst = recipes(args.data), 0.0
     print(f"{'recipe':<18}{'seed':>5}{'fp32':>9}{'bf16':>9}{'difference':>12}{'seconds':>16}", flush=True)
     with bar(total=2 * len(chosen) * len(seeds) * args.updates, unit="update") as shown:

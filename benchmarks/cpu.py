@@ -124,11 +124,11 @@ def trainer_of(shape_name, threads, dtype="fp32"):
     """The trainer whose step is timed."""
     from slm_np.config import TrainConfig
     from slm_np.formats.checkpoint import RunConfig
-    from slm_np.machine import use_threads
+    from slm_np.ops.device import CPU
     from slm_np.training.trainer import Trainer
 
     config, batch = shape(shape_name)
-    use_threads(threads)
+    CPU.use_threads(threads)
     train = TrainConfig(batch_size=batch, max_iters=10**6, learning_rate=1e-4, min_lr=1e-5, dtype=dtype)
     return Trainer(RunConfig(config, train), corpus_of(config), quiet=True)
 

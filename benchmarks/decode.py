@@ -22,8 +22,8 @@ from slm_np.config import ModelConfig  # noqa: E402
 from slm_np.errors import exit_with_sentence  # noqa: E402
 from slm_np.inference.decoder import Decoder  # noqa: E402
 from slm_np.kernels.cpu.jit import kernel, row  # noqa: E402
-from slm_np.machine import use_threads  # noqa: E402
 from slm_np.nn.model import Model  # noqa: E402
+from slm_np.ops.device import CPU  # noqa: E402
 from slm_np.presets import LLAMA  # noqa: E402
 
 SHAPE = dict(LLAMA, vocab_size=32000, block_size=256, n_layer=6, n_head=6, n_embd=288, n_hidden=768)
@@ -118,7 +118,7 @@ def table(argv):
     parser.add_argument("--quick", action="store_true", help="a tiny shape, one round: to see that it works")
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     args = parser.parse_args(argv)
-    threads = use_threads(args.threads)
+    threads = CPU.use_threads(args.threads)
     rows = measure(ModelConfig(**QUICK), 1, 2) if args.quick else measure(ModelConfig(**SHAPE), max(1, args.rounds))
     print(f"{threads} threads, {rows[0]['weights_mb']:.1f} MB of weights; best of the rounds, (median)")
     for r in rows:

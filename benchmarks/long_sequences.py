@@ -150,9 +150,9 @@ def main(argv=None):
     parser.add_argument("--json", metavar="FILE", help="write the rows there")
     parser.add_argument("--plot", metavar="FILE", help="draw them there")
     args = parser.parse_args(argv)
-    from slm_np.machine import use_threads
+    from slm_np.ops.device import CPU
 
-    use_threads(0)
+    CPU.use_threads(0)
     print(f"{'tokens/s, ' + args.dtype:<18}" + "".join(f"{length:>9,}" for length in LENGTHS))
     rows = measured(LENGTHS, TOKENS, args.rounds, args.dtype)
     if args.json:

@@ -67,9 +67,9 @@ def square_product(size, dtype="fp32"):
 
     x, w, out = (np.ones((size, size), np.float32) for _ in range(3))
     if dtype == "bf16":
-        from slm_np.ops.device import cpu_kernels
+        from slm_np.ops.device import CPU
 
-        kernels, w = cpu_kernels(), cpu_kernels().cast_copy(w)
+        kernels, w = CPU.kernels, CPU.kernels.cast_copy(w)
         kernels.update_cast_copy(w)
         x = np.full((size, size), 0x3F80, np.uint16)  # ones
     return lambda: ops.linear_forward(out, x, w, None, None), 2 * size**3

@@ -27,9 +27,9 @@ def ours(m, k, n, rounded):
 
     from slm_np import ops
     from slm_np.dtypes import BF16
-    from slm_np.ops.device import cpu_kernels, whole_lines
+    from slm_np.ops.device import CPU, whole_lines
 
-    kernels, rng = cpu_kernels(), np.random.default_rng(0)
+    kernels, rng = CPU.kernels, np.random.default_rng(0)
     x, dy, w = (rng.standard_normal(size, dtype=np.float32) for size in ((m, k), (m, n), (k, n)))
     dw, y, dx = np.zeros_like(w), np.empty_like(dy), np.empty_like(x)
     if rounded:

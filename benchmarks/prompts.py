@@ -36,9 +36,9 @@ def main(argv=None):
     import dataclasses
 
     from slm_np import load, text_of
-    from slm_np.machine import use_threads
+    from slm_np.ops.device import CPU
 
-    use_threads(0)
+    CPU.use_threads(0)
     for path in args.runs:
         run, shares = load(path), []
         print(f"== {path}, step {run.step}")

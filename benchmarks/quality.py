@@ -216,9 +216,9 @@ def main(argv=None):
         raise UserError(
             f"--rates {args.rates!r} is no list of numbers; separate them by commas, like 1e-3,2e-3"
         ) from None
-    from slm_np.machine import use_threads
+    from slm_np.ops.device import CPU
 
-    use_threads(args.threads)
+    CPU.use_threads(args.threads)
     runs = json.loads(Path(args.json).read_text(encoding="utf-8")) if args.json and Path(args.json).exists() else []
     for name, rate in itertools.product(names, rates):
         if any((run["model"], run["rate"]) == (name, rate) for run in runs):

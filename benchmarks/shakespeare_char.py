@@ -40,7 +40,7 @@ def main(argv=None):
     from slm_np.training.schedule import learning_rate
     from slm_np.training.trainer import Trainer
 
-    machine.use_threads(0)
+    machine.CPU.use_threads(0)
     for seed in map(int, args.seeds.split(",")):
         run = RunConfig(
             *preset(

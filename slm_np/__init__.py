@@ -13,7 +13,7 @@ _HOMES = {
     "parameter_count": "nn.model",
     "AdamW": "training.optimizer",
     "learning_rate": "training.schedule",
-    "SamplingConfig": "inference.sampling",
+    "SamplingConfig": "config",
     "text_of": "inference.generation",
     "load": "formats.runs",
     "Decoder": "inference.decoder",

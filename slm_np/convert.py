@@ -32,11 +32,11 @@ def convert(file, out_dir="", tokenizer=""):
 
     UserError for a file that is none, a tokenizer that does not fit, or a directory that holds a run already; nothing is left behind then.
     """
-    from slm_np.config import TrainConfig
+    from slm_np.config import SamplingConfig, TrainConfig
     from slm_np.formats import checkpoint, llama2c
     from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.generation_config import to_generation_config
     from slm_np.formats.runs import new_directory
-    from slm_np.inference.sampling import SamplingConfig, to_generation_config
 
     file = Path(file)
     config, tensors = llama2c.read_checkpoint(file)

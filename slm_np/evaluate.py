@@ -56,7 +56,6 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     UserError for a text without a target, an id outside of the vocabulary, a stride beyond the context, or too little memory.
     """
     from slm_np.data.tokens import check_ids
-    from slm_np.machine import check_memory
     from slm_np.nn.arena import planned_bytes
     from slm_np.nn.model import plan
     from slm_np.ops.device import host
@@ -75,11 +74,10 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
         raise UserError(NOTHING)
     steps = min(context, n - (not begins))
     rows = max(1, min(batch // steps, -(-n // steps)))
-    check_memory(
-        planned_bytes(plan(model.config, rows, steps, model.device.arrays), model.dtype, model.compute_dtype),
+    model.device.check_memory(
+        planned_bytes(plan(model.config, rows, steps, model.device), model.dtype, model.compute_dtype),
         f"evaluating {rows} x {steps} tokens at once",
         "use a machine with more",
-        model.device.arrays,
     )
 
     x, y, counts = np.zeros((rows, steps), np.int32), np.zeros((rows, steps), np.int32), np.zeros((rows, steps), bool)
@@ -247,9 +245,9 @@ def main(argv=None):
         count(getattr(args, name), flags.flag(name), 0) for name in ("stride", "limit_bytes", "threads")
     )
     from slm_np.formats.runs import load, newest_run
-    from slm_np.machine import use
+    from slm_np.ops.device import device
 
-    use(args.device, threads)
+    device(args.device).use_threads(threads)
     run = load(args.model or newest_run(), args.device)
     data, context = ",".join(args.data), run.model.config.block_size
     tokens = tokens_of(run, data, args.documents, limit, threads)

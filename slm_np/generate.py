@@ -31,7 +31,7 @@ def parser(prog="slm-np generate"):
 
 def add_writing(parser, group):
     """The flags of every command in which a run writes: which run, how much, where it ends, how it samples."""
-    from slm_np.inference.sampling import SamplingConfig
+    from slm_np.config import SamplingConfig
 
     group.add_argument("--model", metavar="RUN", help="directory of a run (default: the newest in runs/)")
     group.add_argument(
@@ -61,15 +61,15 @@ def add_writing(parser, group):
 
 def opened(args):
     """(run, its sampling with the flags' changes, --max-tokens) of flags that `add_writing` added. Bad values are refused before the model is loaded."""
-    from slm_np.inference.sampling import SamplingConfig
+    from slm_np.config import SamplingConfig
 
     changes = flags.given(args, SamplingConfig)
     max_tokens, threads = count(args.max_tokens, "--max-tokens", 0), count(args.threads, "--threads", 0)
     SamplingConfig(**changes)
     from slm_np.formats.runs import load, newest_run
-    from slm_np.machine import use
+    from slm_np.ops.device import device
 
-    use(args.device, threads)
+    device(args.device).use_threads(threads)
     run = load(args.model or newest_run(), args.device)
     return run, dataclasses.replace(run.sampling, **changes), max_tokens
 

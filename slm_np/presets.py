@@ -1,6 +1,6 @@
 """Presets: each a model, its recipe, its corpus and how it writes. They are values of the one trunk's settings, never branches in it."""
 
-from slm_np.config import ModelConfig, TrainConfig
+from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.errors import UserError, near
 
 GPT2 = dict(positions="learned", norm="layernorm", feed_forward="gelu", head="tied")
@@ -199,7 +199,6 @@ def preset(name, model=None, train=None):
 
 def generation_defaults(name):
     """The `SamplingConfig` that a run of the preset `name` starts with."""
-    from slm_np.inference.sampling import SamplingConfig  # here, as `--help` needs the presets and no numerics
 
     return SamplingConfig(**known(name).get("generation", {}))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from slm_np.cli.report import describe, finish, quoted, words
 from slm_np.errors import UserError
-from slm_np.training.precision import operand, resolved
+from slm_np.training.precision import compute_dtype, resolved
 
 LOOKED_AT = 1 << 20  # tokens among which a text ends, if its texts end at all
 
@@ -19,10 +19,10 @@ def prepared(run, tokenizer=None):
     tokenizer: the one to use where it is not to be made as the settings say, as a model's own.
     """
     from slm_np.data.tokens import check_ids, check_length, load_corpus
-    from slm_np.ops.device import arrays_for
+    from slm_np.ops.device import device
 
     train, model = run.train, run.model
-    arrays_for(train.device)  # before the wait for the data, which may be long
+    device(train.device)  # before the wait for the data, which may be long
     corpus = load_corpus(
         train.data,
         train.val_data,
@@ -94,23 +94,31 @@ def replayed(run, corpus):
     return tokens, dataclasses.replace(run, data=run.data | dict(replay=replay.fingerprint))
 
 
+def use_device(train):
+    """Make the device of the settings ready: its kernel set and its threads."""
+    from slm_np.ops.device import CPU, device
+
+    if train.device == "cpu":
+        CPU.use_kernels(train.kernels)
+    device(train.device).use_threads(train.threads)
+
+
 def memory_plan(run):
     """{part: bytes} that training takes on its device. UserError if that is more than is left there."""
-    from slm_np.machine import check_memory
     from slm_np.nn.arena import planned_bytes
     from slm_np.nn.model import parameter_count, parameters, plan
-    from slm_np.ops.device import arrays_for
+    from slm_np.ops.device import device
 
-    model, batch, arrays = run.model, run.train.batch_size, arrays_for(run.train.device)
+    model, batch, arrays = run.model, run.train.batch_size, device(run.train.device)
     n, requests = parameter_count(model), list(plan(model, batch, model.block_size, arrays))
     kept, shared = (
-        planned_bytes([r for r in requests if (r.lifetime == "saved") == saved], "f4", operand(run))
+        planned_bytes([r for r in requests if (r.lifetime == "saved") == saved], "f4", compute_dtype(run))
         for saved in (True, False)
     )
     copies = (
-        (2 if run.train.device == "cpu" else 1) if operand(run) else 0
+        device(run.train.device).cast_copies if compute_dtype(run) else 0
     )  # of a weight in 16 bits: the CPU packs one for x W and one for dy W^T
-    multiplied = sum(2 * copies * math.prod(t.shape) for t in parameters(model) if t.multiplies)
+    multiplied = sum(2 * copies * math.prod(t.shape) for t in parameters(model) if t.matmul)
     parts = {
         "weights": 4 * n + multiplied,
         "gradients": 4 * n,
@@ -118,10 +126,9 @@ def memory_plan(run):
         "activations kept for backward": kept,
         "shared by all layers": shared,
     }
-    check_memory(
+    arrays.check_memory(
         sum(parts.values()),
         f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens",
-        arrays=arrays,
     )
     return parts
 
@@ -154,20 +161,18 @@ def check_same_tokenizer(directory, run, corpus):
 
 def train_run(run, directory=None):
     """Train `run` from its start in a new directory, or from the newest checkpoint in `directory`, and say how it went."""
-    from slm_np.machine import use
 
-    use(run.train.device, run.train.threads)
+    use_device(run.train)
     train_on(*prepared(run), directory=directory)
 
 
 def train_on(corpus, run, directory=None, replay=None, base=None):
     """`train_run` on a corpus that is prepared. base: what the run starts from, a `Base`; None: random weights."""
     from slm_np.formats.runs import new_directory
-    from slm_np.machine import use
     from slm_np.training.matmul_check import WrongMatmul
     from slm_np.training.trainer import Interrupted, Trainer
 
-    use(run.train.device, run.train.threads)
+    use_device(run.train)
     run = resolved(run)
     memory = memory_plan(run)
     trainer = Trainer(run, corpus, words(corpus.tokenizer), replay=replay, fresh=directory is None and base is None)

@@ -6,12 +6,12 @@ import sys
 def describe(run, corpus, memory):
     """The lines before training: machine, corpus, model, memory plan."""
     from slm_np.nn.model import parameter_count
-    from slm_np.training.precision import described
+    from slm_np.ops.device import device
 
     n, train, validation = parameter_count(run.model), corpus.train, corpus.validation
     length = f"{train.n_bytes:,} bytes{' of answers' * (train.mask is not None)}, " if train.n_bytes else ""
     lines = [
-        f"slm_np: on {place(run.train.device)}, {described(run)}",
+        f"slm_np: on {device(run.train.device)}, {device(run.train.device).describe_dtype(run.train.dtype)}",
         f"corpus {corpus.source}: {length}{documents(corpus)}{len(train):,} training and {len(validation):,} validation tokens, vocabulary {run.model.vocab_size:,}",
     ]
     if train.mask is not None:
@@ -34,18 +34,6 @@ def describe(run, corpus, memory):
     print("\n".join(lines), file=sys.stderr)
 
 
-def place(device):
-    """The device in words, for "on ..."."""
-    if device == "cuda":
-        from slm_np.machine import gpu
-
-        return str(gpu())
-    import numba
-
-    threads = numba.get_num_threads()
-    return f"the CPU, {threads} thread{'s' * (threads > 1)}"
-
-
 def documents(corpus):
     """'12 documents, ', that it is one, or '' where it is not known, as with token files."""
     n = corpus.train.n_documents
@@ -56,8 +44,8 @@ def words(tokenizer):
     """A function (model) -> a few words of a sample on one line, for evaluations; None without a tokenizer."""
     if tokenizer is None:
         return None
+    from slm_np.config import SamplingConfig
     from slm_np.inference.generation import printable, text_of
-    from slm_np.inference.sampling import SamplingConfig
 
     return lambda model: printable(" ".join(text_of(model, tokenizer, "", 64, SamplingConfig(seed=1)).split()))[:60]
 
@@ -91,8 +79,8 @@ def finish(trainer):
 
 def sample(trainer, stories):
     """A text by the model: after whole texts of the validation split, or an answer after the first question there."""
+    from slm_np.config import SamplingConfig
     from slm_np.inference.generation import text_of
-    from slm_np.inference.sampling import SamplingConfig
 
     corpus, model = trainer.corpus, trainer.model
     if corpus.train.mask is not None:

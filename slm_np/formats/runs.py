@@ -93,14 +93,13 @@ def load(path, device="cpu"):
     UserError if the folder is no run, or anything in it is damaged.
     """
     from slm_np.formats import checkpoint
-    from slm_np.machine import check_memory
     from slm_np.nn.model import Model, parameter_count
-    from slm_np.ops.device import arrays_for
+    from slm_np.ops.device import device as device_called
 
     path = Path(path)
     config = checkpoint.read_config(path)
-    check_memory(8 * parameter_count(config.model), f"the model in {path}", device=device(device))
-    model = Model(config.model, None, config.train.decay, device=device(device))
+    device_called(device).check_memory(8 * parameter_count(config.model), f"the model in {path}")
+    model = Model(config.model, None, config.train.decay, device=device_called(device))
     _, step = best_weights(path, model.parameters.weight)
     return Run(path, model, tokenizer_of(path, config), config, step, sampling_of(path))
 
@@ -134,8 +133,9 @@ def tokenizer_of(path, config):
 
 def sampling_of(path):
     """The defaults for sampling of the run `path`."""
+    from slm_np.config import SamplingConfig
     from slm_np.formats import checkpoint
-    from slm_np.inference.sampling import SamplingConfig, from_generation_config
+    from slm_np.formats.generation_config import from_generation_config
 
     file = Path(path) / "generation_config.json"
     return from_generation_config(checkpoint.read_json(file)) if file.exists() else SamplingConfig()

@@ -13,8 +13,8 @@ import numpy as np
 
 from slm_np import ops
 from slm_np.errors import UserError
-from slm_np.machine import check_memory
 from slm_np.nn.arena import planned_bytes
+from slm_np.nn.dropout import model_dropout
 from slm_np.nn.feed_forward import hidden_columns
 from slm_np.nn.mixers import columns_of
 from slm_np.nn.mixers.attention import widths
@@ -23,6 +23,26 @@ from slm_np.ops.device import host, kernels_of
 
 ROWS = 256  # places whose angles are kept at a time
 SHARE, MOST = 64, 16  # hidden columns of a feed-forward's share, at least, and the largest number of shares
+
+
+NAMES = {"A": "attention", "M": "mamba", "S": "recurrence"}
+TENSORS = {
+    "A": ("qkv.weight", "qkv.bias", "output.weight", "output.bias"),
+    "M": (
+        "in_proj.weight",
+        "in_proj.bias",
+        "conv1d.weight",
+        "conv1d.bias",
+        "x_proj.weight",
+        "dt_proj.weight",
+        "dt_proj.bias",
+        "A_log",
+        "D",
+        "out_proj.weight",
+        "out_proj.bias",
+    ),
+    "S": ("input.weight", "state.weight", "output.weight", "skip.weight"),
+}
 
 
 def shares(columns):
@@ -49,9 +69,9 @@ def layout(model, batch):
             for part in ("mixer_norm", "feed_forward_norm", "feed_forward.input", "feed_forward.output")
             for kind in ("weight", "bias")
         ]
-        names += [f"{mixer.NAME}.{name}" for name in mixer.TENSORS]
+        names += [f"{NAMES[config.letters[layer]]}.{name}" for name in TENSORS[config.letters[layer]]]
         numbers = [
-            kernels.MIXERS.index(mixer.NAME),
+            kernels.MIXERS.index(NAMES[config.letters[layer]]),
             size,
             columns_of(config, layer),
             *(offset(f"layers.{layer}.{name}") for name in names),
@@ -127,7 +147,7 @@ class Compiled:
         self.kernels = kernels_of(model.parameters.weights)
         self.layers, self.ends, self.sizes, size = layout(model, batch)
         shapes = scratch(config, batch)
-        check_memory(
+        model.device.check_memory(
             dtype.itemsize * (size + batch * config.vocab_size + sum(map(math.prod, shapes.values()))),
             f"making {batch} texts at once",
             "ask for fewer",
@@ -200,7 +220,7 @@ class Decoder:
             self.stepper.buffers,
         )
         self.slides = config.positions in ("rotary", "none")
-        self.whole, self.keys = None, model.keys(None)
+        self.whole, self.keys = None, model_dropout(config)
         self.text = np.zeros((batch, 0), np.int32)  # the last T tokens, where they may have to be read again
         self.place = self.tabled = 0  # tabled: up to which place cos, sin and positions are filled
 
@@ -234,13 +254,12 @@ class Decoder:
         """Activations for windows (B, n)."""
         if self.whole is None or self.whole.steps != shape[1]:
             self.whole = None  # let go of the old arena before the new one is laid out
-            check_memory(
-                planned_bytes(plan(self.model.config, *shape, self.model.device.arrays), self.model.dtype),
+            self.model.device.check_memory(
+                planned_bytes(plan(self.model.config, *shape, self.model.device), self.model.dtype),
                 f"reading a prompt for {self.batch} texts at once",
                 "ask for fewer",
-                self.model.device.arrays,
             )
-            self.whole = Activations(self.model.config, *shape, self.model.dtype, arrays=self.model.device.arrays)
+            self.whole = Activations(self.model.config, *shape, self.model.dtype, device=self.model.device)
         return self.whole
 
     def step(self, tokens):

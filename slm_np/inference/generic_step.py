@@ -10,31 +10,10 @@ import numpy as np
 
 from slm_np import ops
 from slm_np.kernels.gpu.graph import Inputs, Replayed
-from slm_np.machine import check_memory
 from slm_np.nn import head
 from slm_np.nn.arena import planned_bytes
-from slm_np.nn.mixers import attention
+from slm_np.nn.dropout import model_dropout
 from slm_np.nn.model import Activations, States, plan
-from slm_np.nn.residual import join_forward
-from slm_np.ops.device import kernels_of
-
-
-class Attending:
-    """`mixers.attention` for one token of each text, which attends to the keys and values that its state keeps. place (1,): how many came before."""
-
-    def __init__(self, place):
-        self.place = place
-
-    def forward(self, config, w, a, out, x, residual, key, join_key, state):
-        """out = residual + attention(x) W + b, and the state takes the token in."""
-        qkv, heads = a["attention.qkv"], a["attention.heads"]
-        ops.linear_forward(qkv, x, w["attention.qkv.weight"], w.get("attention.qkv.bias"), None)
-        if config.positions == "rotary":
-            ops.rotary_forward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
-        kernels_of(out).attention_step(
-            heads, state.keys, state.values, qkv, config.n_head, config.n_kv_head, self.place
-        )
-        join_forward(config, w, a, "attention.output", out, heads, residual, None)
 
 
 class Launched:
@@ -43,11 +22,10 @@ class Launched:
     def __init__(self, model, batch, positions, cos, sin):
         config, arrays, dtype = model.config, model.device.arrays, model.dtype
         numbers = sum(mixer.state_elements(config, batch) for mixer in model.mixers) + batch * config.vocab_size
-        check_memory(
-            dtype.itemsize * numbers + planned_bytes(plan(config, batch, 1, arrays), dtype),
+        model.device.check_memory(
+            dtype.itemsize * numbers + planned_bytes(plan(config, batch, 1, model.device), dtype),
             f"making {batch} texts at once",
             "ask for fewer",
-            arrays,
         )
         self.states = States(model, batch)
         self.logits = arrays.zeros((batch, config.vocab_size), dtype)
@@ -55,10 +33,9 @@ class Launched:
             arrays, dict(tokens=((batch, 1), np.int32), place=((1,), np.int32), row=((1, 1), np.int32))
         )
         self.given = self.inputs.device
-        self.whole = Activations(config, batch, 1, dtype, arrays=arrays)
+        self.whole = Activations(config, batch, 1, dtype, device=model.device)
         self.buffers = tuple(self.whole.arena.arrays.values())
         self.model = copy.copy(model.full_precision())
-        self.model.mixers = [Attending(self.given["place"]) if mixer is attention else mixer for mixer in model.mixers]
         a, self.fetched, self.rows = self.whole.shared, [], max(1, len(cos))
         if config.positions == "rotary":
             self.fetched = [(a["rotary.cos"], cos), (a["rotary.sin"], sin)]
@@ -69,12 +46,14 @@ class Launched:
             self.model.parameters = copy.copy(self.model.parameters)
             self.model.parameters.weight = self.model.parameters.weight | {"positions.weight": row}
             self.fetched, self.rows = [(row, positions)], len(positions)
-        self.keys, self.replayed = model.keys(None), Replayed(arrays)
+        self.keys, self.replayed = model_dropout(config), Replayed(arrays)
 
     def launches(self):
         for row, table in self.fetched:
             ops.embedding_forward(row, self.given["row"], table, None)
-        self.head(self.model.forward(self.whole, self.given["tokens"], self.keys, self.states.layers))
+        self.head(
+            self.model.forward(self.whole, self.given["tokens"], self.keys, self.states.layers, self.given["place"])
+        )
 
     def step(self, tokens, place):
         """One more token of each text, (B,), at `place`."""

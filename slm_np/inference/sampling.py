@@ -7,84 +7,11 @@ transformers library applies the temperature right after the penalty, so the sam
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from slm_np.config import check, setting
-from slm_np.errors import UserError, near
-
-SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
-GREEDY = 1e-6  # a temperature up to here is none: float32 logits hardly differ by less than a few of it
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is chosen."""
-
-    temp: float = setting(0.8, "temperature: logits are divided by it; 0 always takes the likeliest token", low=0.0)
-    top_k: int = setting(40, "keep the k likeliest tokens; 0 is off", low=0)
-    top_p: float = setting(
-        0.95, "keep the fewest likeliest tokens whose probability reaches p; 1 is off", above=0.0, high=1.0
-    )
-    min_p: float = setting(
-        0.05, "keep tokens at least this share as likely as the likeliest; 0 is off", low=0.0, high=1.0
-    )
-    repeat_penalty: float = setting(1.0, "weakens tokens that occurred lately; 1 is off", low=1e-6, high=1e6)
-    repeat_last_n: int = setting(64, "how many tokens back the penalty looks; 0 is off", low=0)
-    samplers: str = setting(",".join(SAMPLERS), "which of these are applied, and in what order, with commas between")
-    min_confidence: float = setting(
-        0.0,
-        "end where the likeliest token stays less probable than this, which shows nothing uncertain; 0 is off",
-        low=0.0,
-        high=1.0,
-    )
-    confidence_patience: int = setting(3, "for how many tokens it must stay so", low=1)
-    seed: int = setting(0, "seed of the draws", low=0, high=(1 << 63) - 1)
-
-    def __post_init__(self):
-        check(self)
-        if self.min_p == 1.0:
-            raise UserError(
-                f"--min-p is {self.min_p}; it must be less than 1 (for the likeliest token alone use --temp 0)"
-            )
-        names = self.samplers.split(",")
-        for i, name in enumerate(names):
-            if name not in SAMPLERS:
-                raise UserError(f"--samplers {name!r} is unknown; {near(name, SAMPLERS)}")
-            if name in names[:i]:
-                raise UserError(f"--samplers has {name!r} twice; name it once, where it is to be applied")
-
-
-# The names of generation_config.json: Hugging Face's where its layout has the field. The seed is no property of a run.
-GENERATION_NAMES = dict(
-    temp="temperature",
-    top_k="top_k",
-    top_p="top_p",
-    min_p="min_p",
-    repeat_penalty="repetition_penalty",
-    repeat_last_n="repeat_last_n",
-    samplers="samplers",
-    min_confidence="min_confidence",
-    confidence_patience="confidence_patience",
-)
-
-
-def to_generation_config(settings):
-    """The fields of generation_config.json for a `SamplingConfig`."""
-    return {"do_sample": settings.temp > GREEDY} | {
-        theirs: getattr(settings, ours) for ours, theirs in GENERATION_NAMES.items()
-    }
-
-
-def from_generation_config(fields, **others):
-    """A `SamplingConfig` from the fields of generation_config.json, then `others`. UserError for values out of range; unknown fields of
-    the layout are passed over, as other programs add theirs."""
-    given = {ours: fields[theirs] for ours, theirs in GENERATION_NAMES.items() if fields.get(theirs) is not None}
-    greedy = (
-        {"temp": 0.0} if fields.get("do_sample") is False else {}
-    )  # other programs keep the temperature that they do not use
-    return SamplingConfig(**(given | greedy | others))
+from slm_np.errors import UserError
+from slm_np.formats.generation_config import GREEDY
 
 
 def softmax(logits):

@@ -10,12 +10,8 @@ import math
 import numpy as np
 
 from slm_np.kernels.gpu.graph import Inputs, Replayed
+from slm_np.nn.dropout import keys_of, map_keys, model_dropout
 from slm_np.ops.device import host, put
-
-
-def each(keys, take):
-    """`Model.keys` with take(key) in the place of every key."""
-    return [each(key, take) if isinstance(key, (list, tuple)) else key if key is None else take(key) for key in keys]
 
 
 class DeviceStep:
@@ -40,19 +36,19 @@ class DeviceStep:
             step,
         )
         self.activations = model.plan(*shape)  # the graphs hold its addresses
-        places = []
-        each(model.keys((0,)), places.append)
+        dropout = model_dropout(model.config, (0,))
+        n_keys = len(keys_of(dropout))
         self.inputs = Inputs(
             cupy,
             dict(
                 given=((len(step.GIVEN),), np.float64),
                 tokens=(shape, np.int32),
                 targets=(shape, np.int32),
-                keys=((max(1, len(places)),), np.uint32),
+                keys=((max(1, n_keys),), np.uint32),
             ),
         )
-        places = iter(range(len(places)))
-        self.keys = each(model.keys((0,)), lambda key: self.entry(self.inputs.device["keys"], next(places)))
+        places = iter(range(n_keys))
+        self.dropout = map_keys(dropout, lambda key: self.entry(self.inputs.device["keys"], next(places)))
         self.record, self.scalars = cupy.zeros(len(step.RECORD), np.float64), cupy.zeros(len(step.SCALARS), model.dtype)
         self.batch, self.finish = Replayed(cupy), Replayed(cupy)
         self.write(0)
@@ -67,8 +63,7 @@ class DeviceStep:
         if not self.begun:
             self.spectral.begin()
             self.begun = True
-        keys = []
-        each(self.model.keys(key), keys.append)
+        keys = keys_of(model_dropout(self.model.config, key))
         self.inputs.fill(given=(rate, 1 / max(1, count), first), tokens=tokens, targets=targets, keys=keys or 0)
         self.batch(self.launch_gradient)
 
@@ -78,8 +73,8 @@ class DeviceStep:
             *(self.inputs.device[name] for name in ("given", "tokens", "targets")),
         )
         self.step.begin_batch(self.record, self.scalars, given)
-        normed = model.forward(self.activations, tokens, self.keys, self.carried and self.carried.layers)
-        model.backward(self.activations, tokens, targets.reshape(-1), normed, self.scalar("slope"), self.keys)
+        normed = model.forward(self.activations, tokens, self.dropout, self.carried and self.carried.layers)
+        model.backward(self.activations, tokens, targets.reshape(-1), normed, self.scalar("slope"), self.dropout)
         self.step.add_losses(self.record, self.activations.shared["head.losses"], given)
 
     def update(self):
@@ -115,7 +110,7 @@ class DeviceStep:
             optimizer.eps,
         )
         self.spectral.launch(self.limit)
-        p.pack()
+        p.update_cast_copies()
         if self.carried:
             self.step.forget(self.carried.memory, self.record)  # what is not finite would stay so
 

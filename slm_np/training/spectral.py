@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from slm_np.ops.device import arrays_of, host, put
+from slm_np.ops.device import device_of, host, put
 
 VECTORS = 8  # an update may set another singular vector first, and it is then mostly among them
 BEGINNING, ROUNDS = (
@@ -29,10 +29,11 @@ class SpectralNorms:
             name: view for name, view in parameters.weight.items() if name.endswith("recurrence.state.weight")
         }
         self.vectors = {
-            name: arrays_of(a).zeros((min(VECTORS, len(a)), len(a)), a.dtype) for name, a in self.matrices.items()
+            name: device_of(a).arrays.zeros((min(VECTORS, len(a)), len(a)), a.dtype)
+            for name, a in self.matrices.items()
         }
         self.norms = dict.fromkeys(self.matrices, 0.0)
-        self.images = {v.shape: arrays_of(v).zeros_like(v) for v in self.vectors.values()}
+        self.images = {v.shape: device_of(v).arrays.zeros_like(v) for v in self.vectors.values()}
         self.found, self.products = {}, {}  # of a GPU
 
     def update(self, limit=0.0):
@@ -49,7 +50,7 @@ class SpectralNorms:
     def begin(self):
         """Before the first `launch`: vectors on a GPU, where there are none to go on with."""
         for name, a in self.matrices.items():
-            vectors, arrays = host(self.vectors[name]), arrays_of(a)
+            vectors, arrays = host(self.vectors[name]), device_of(a).arrays
             if not vectors.any():
                 spectral_norm(host(a), vectors, np.zeros_like(vectors))
                 put(self.vectors[name], vectors)

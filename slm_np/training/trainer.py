@@ -11,14 +11,14 @@ import numpy as np
 
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint
-from slm_np.nn.model import Model, States, counted
-from slm_np.ops.device import arrays_for
+from slm_np.nn.model import Model, States, unmasked
+from slm_np.ops.device import device
 from slm_np.progress import Progress
 from slm_np.training.matmul_check import checked_matmul
 from slm_np.training.optimizer import AdamW
-from slm_np.training.schedule import learning_rate
-from slm_np.training.precision import operand, resolved
+from slm_np.training.precision import compute_dtype, resolved
 from slm_np.training.scaler import GradientScaler
+from slm_np.training.schedule import learning_rate
 from slm_np.training.spectral import SpectralNorms
 
 TRAIN, EVALUATE_TRAIN, EVALUATE_VALIDATION, EVALUATE_REPLAY = range(4)  # purposes of random batches
@@ -95,7 +95,7 @@ class Trainer:
             run.model,
             train.seed if fresh else None,
             train.decay,
-            compute_dtype=operand(run),
+            compute_dtype=compute_dtype(run),
             device=device(train.device),
         )
         self.optimizer = AdamW(
@@ -211,7 +211,7 @@ class Trainer:
         total = 0
         for micro in range(n):
             self.batch(micro)
-            total += counted(self.targets)
+            total += unmasked(self.targets)
         return total
 
     def step(self):
@@ -269,7 +269,7 @@ class Trainer:
             for i in range(self.config.eval_iters):
                 self.check_stop()
                 batches(self.tokens, self.targets, i)
-                n = counted(self.targets)
+                n = unmasked(self.targets)
                 total, count = total + n * self.model.loss(self.tokens, self.targets), count + n
             means[name] = total / max(1, count)
         return means
@@ -280,7 +280,7 @@ class Trainer:
         """Keep the run in a new directory: tokenizer, defaults for sampling (its preset's, or as given), template of conversations (that of its
         text, if it learns from any, or as given), the checkpoint of step 0 and, last, the settings, which make it a run."""
         from slm_np.data.chat_template import DEFAULT
-        from slm_np.inference.sampling import to_generation_config
+        from slm_np.formats.generation_config import to_generation_config
         from slm_np.presets import generation_defaults
 
         self.out_dir = Path(directory)

@@ -14,15 +14,15 @@ import small
 from test_generation import chain, word_chain
 
 from slm_np.chat import COMMANDS, Chat
-from slm_np.config import TrainConfig
+from slm_np.config import SamplingConfig, TrainConfig
 from slm_np.data.chat_template import DEFAULT
 from slm_np.data.tokenizer import ByteTokenizer
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint
 from slm_np.formats.checkpoint import RunConfig
+from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.runs import load
 from slm_np.generate import Screen, painted
-from slm_np.inference.sampling import SamplingConfig, to_generation_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ANSWER = {

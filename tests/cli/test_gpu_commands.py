@@ -16,13 +16,12 @@ from fake_cupy import cupy, real  # noqa: F401  a fixture
 from slm_np.cli import launch
 from slm_np.cli.report import finish
 from slm_np.cli.resume import resumed
-from slm_np.config import ModelConfig, TrainConfig
+from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.data.tokenizer import ByteTokenizer
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, runs
 from slm_np.inference.decoder import Decoder
 from slm_np.inference.generation import text_of
-from slm_np.inference.sampling import SamplingConfig
 from slm_np.nn.model import Model
 from slm_np.ops.device import arrays_for, host
 from slm_np.training import precision

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_np.cli import flags
-from slm_np.config import ModelConfig, TrainConfig
+from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.errors import UserError
-from slm_np.inference.sampling import SamplingConfig
 from slm_np.nn.model import parameter_count
 from slm_np.presets import PRESETS, preset
 from slm_np.train import parser

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from slm_np.config import ModelConfig
+from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.data.tokenizer import ByteTokenizer, CharTokenizer
 from slm_np.errors import UserError
 from slm_np.inference.decoder import Decoder
@@ -18,7 +18,6 @@ from slm_np.inference.generation import (
     printable,
     text_of,
 )
-from slm_np.inference.sampling import SamplingConfig
 from slm_np.nn.model import Model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -25,13 +25,13 @@ from slm_np.inference.decoder import Decoder
 from slm_np.kernels.cpu import gemm_bf16 as product_pairs
 from slm_np.kernels.cpu import microkernel_bf16 as pair_tile
 from slm_np.nn.model import Model
-from slm_np.ops.device import cpu_kernels, kernels_of, whole_lines
+from slm_np.ops.device import CPU, kernels_of, whole_lines
 from slm_np.presets import BYTE_TRANSFORMER, GPT2, LLAMA
 from slm_np.training.optimizer import AdamW
 from slm_np.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-kernels = cpu_kernels()
+kernels = CPU.kernels
 ROWS, COLUMNS, TERMS = pair_tile.ROWS, pair_tile.COLUMNS, product_pairs.TERMS
 UNIT, HALF_ULP = 2.0**-24, 2.0**-8  # the largest relative error of rounding to float32 and to bfloat16
 SMALLEST = 2.0**-126  # what is smaller is denormal, and may count as zero

@@ -201,8 +201,8 @@ from slm_np.inference import generation
 from slm_np.cli import plot
 from slm_np.inference import sampling
 from slm_np.data import tokens
-from slm_np.ops.device import cpu_kernels
-cpu_kernels()                                                                  # loaded, but not run: their threads would not survive a fork
+from slm_np.ops.device import CPU
+CPU.kernels                                                                  # loaded, but not run: their threads would not survive a fork
 start, resume, run, kills = eval(sys.argv[1])
 draw = random.Random(0)
 steps = [-1]
