@@ -34,7 +34,7 @@ def recipes(data):
 def final_loss(recipe, dtype, seed, updates, progress):
     """Validation loss of a run in one precision. progress: called after each update."""
     from slm_np.cli.launch import prepared
-    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.run_config import RunConfig
     from slm_np.presets import preset
     from slm_np.training.trainer import Trainer
 

@@ -123,7 +123,7 @@ def corpus_of(config):
 def trainer_of(shape_name, threads, dtype="fp32"):
     """The trainer whose step is timed."""
     from slm_np.config import TrainConfig
-    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.run_config import RunConfig
     from slm_np.ops.device import CPU
     from slm_np.training.trainer import Trainer
 

@@ -647,7 +647,7 @@ def our_step(name, dtype):
     import cupy
 
     from slm_np.config import TrainConfig
-    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.run_config import RunConfig
     from slm_np.machine import use
     from slm_np.training.trainer import Trainer
 

@@ -81,7 +81,7 @@ def trained(name, data, rate, max_time, dtype, threads=0):
 
     from slm_np.cli.launch import prepared
     from slm_np.config import ModelConfig, TrainConfig
-    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.run_config import RunConfig
     from slm_np.training.trainer import Trainer
 
     model = ModelConfig(**MODELS[name])

@@ -35,7 +35,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     from slm_np import machine
     from slm_np.cli.launch import prepared
-    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.run_config import RunConfig
     from slm_np.presets import preset
     from slm_np.training.schedule import learning_rate
     from slm_np.training.trainer import Trainer

@@ -33,9 +33,9 @@ def convert(file, out_dir="", tokenizer=""):
     UserError for a file that is none, a tokenizer that does not fit, or a directory that holds a run already; nothing is left behind then.
     """
     from slm_np.config import SamplingConfig, TrainConfig
-    from slm_np.formats import checkpoint, llama2c
-    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats import checkpoint, files, llama2c, run_config
     from slm_np.formats.generation_config import to_generation_config
+    from slm_np.formats.run_config import RunConfig
     from slm_np.formats.runs import new_directory
 
     file = Path(file)
@@ -43,10 +43,10 @@ def convert(file, out_dir="", tokenizer=""):
     fields = tokenizer_fields(tokenizer or beside(file, config.vocab_size), config.vocab_size)
     with new_directory(out_dir, file.stem) as directory:
         if fields:
-            checkpoint.write_json(directory / "tokenizer.json", fields)
-        checkpoint.write_json(directory / "generation_config.json", to_generation_config(SamplingConfig()))
+            files.write_json(directory / "tokenizer.json", fields)
+        files.write_json(directory / "generation_config.json", to_generation_config(SamplingConfig()))
         checkpoint.save_best(directory, tensors, dict(step=0, val_loss="nan"))
-        checkpoint.write_config(
+        run_config.write_config(
             directory, RunConfig(config, TrainConfig(max_iters=0), data=dict(converted=f"llama2.c, {file.name}"))
         )
     return directory
@@ -61,7 +61,7 @@ def beside(file, vocab_size):
 def tokenizer_fields(path, vocab_size):
     """What tokenizer.json is to hold, from llama2.c's tokenizer file or a tokenizer.json; None without a path. UserError if it does not fit."""
     from slm_np.formats import llama2c
-    from slm_np.formats.checkpoint import read_json
+    from slm_np.formats.files import read_json
 
     if path is None:
         return None
@@ -89,7 +89,7 @@ def main(argv=None):
     args = parser().parse(argv)
     directory = convert(args.file, args.out_dir, args.tokenizer)
     from slm_np.cli.report import quoted
-    from slm_np.formats.checkpoint import read_config
+    from slm_np.formats.run_config import read_config
     from slm_np.nn.model import parameter_count
 
     model = read_config(directory).model

@@ -69,10 +69,10 @@ class Base:
     def load(cls, path):
         """UserError if the folder `path` is no run, or anything in it is damaged."""
         from slm_np.data import chat_template as template
-        from slm_np.formats import checkpoint, runs
+        from slm_np.formats import runs
 
         path = Path(path)
-        config = checkpoint.read_config(path)
+        config = run_config.read_config(path)
         weights, step = runs.best_weights(path)
         return cls(
             path, config, weights, step, runs.tokenizer_of(path, config), runs.sampling_of(path), template.load(path)
@@ -147,7 +147,7 @@ def begin(base, name, model, given):
     """Finetune `base` in a new directory."""
     from slm_np.cli.launch import prepared, replayed, train_on
     from slm_np.data.tokenizer import with_end_of_text
-    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.run_config import RunConfig
     from slm_np.formats.runs import check_free
 
     check_unchanged(base, name, model, given)

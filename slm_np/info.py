@@ -50,11 +50,11 @@ class Summary:
 
 def summary(path):
     """The `Summary` of the run in the folder `path`. UserError if it is none."""
-    from slm_np.formats import checkpoint
+    from slm_np.formats import metrics, run_config
     from slm_np.nn.model import parameter_count
 
     path = Path(path)
-    config, rows = checkpoint.read_config(path), checkpoint.read_metrics(path)
+    config, rows = run_config.read_config(path), metrics.read_metrics(path)
     steps = [row["step"] for row in rows if isinstance(row.get("step"), int)]
     steps += [
         int(number) for place in path.glob("checkpoint-*") if (number := place.name.partition("-")[2]).isdecimal()
@@ -98,7 +98,7 @@ def model_line(model):
 
 def tokenizer_line(path):
     """What a tokenizer.json holds, in words. UserError if it is none."""
-    from slm_np.formats.checkpoint import read_json
+    from slm_np.formats.files import read_json
 
     fields = read_json(path)
     model = fields.get("model")
@@ -237,7 +237,8 @@ def other(path):
 
 def token_folder(path):
     """The lines about a folder of prepared tokens. UserError if it is none."""
-    from slm_np.formats.checkpoint import read_config, read_json
+    from slm_np.formats.files import read_json
+    from slm_np.formats.run_config import read_config
 
     if not (path / "meta.json").is_file():
         read_config(path)  # which says what is wrong with it

@@ -65,7 +65,7 @@ def main(argv=None):
 def begin(name, model, train):
     """Train a preset with changes, in a new directory."""
     from slm_np.cli.launch import train_run
-    from slm_np.formats.checkpoint import RunConfig
+    from slm_np.formats.run_config import RunConfig
     from slm_np.formats.runs import check_free
 
     run = RunConfig(*preset(name, model, train), preset=name)

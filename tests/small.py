@@ -11,8 +11,8 @@ import numpy as np
 import slm_np
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.data.tokens import load_corpus
-from slm_np.formats import checkpoint
-from slm_np.formats.checkpoint import RunConfig
+from slm_np.formats import checkpoint, metrics
+from slm_np.formats.run_config import RunConfig
 from slm_np.training.trainer import Trainer
 
 MODEL = dict(n_layer=1, n_head=2, n_embd=16, n_hidden=24, block_size=16)
@@ -151,7 +151,7 @@ def status(verb, *words):
 
 def rows(run):
     """The metrics of a run, without what the clock says."""
-    return [{name: value for name, value in row.items() if name not in TIMED} for row in checkpoint.read_metrics(run)]
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in metrics.read_metrics(run)]
 
 
 def assert_same_state(run, other, step):

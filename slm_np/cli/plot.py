@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from slm_np.formats import checkpoint
+from slm_np.formats import metrics
 
 
 def loss_curve(directory, floor=None):
@@ -12,7 +12,7 @@ def loss_curve(directory, floor=None):
     """
     from matplotlib.figure import Figure  # not pyplot, which would choose a backend for the caller's notebook too
 
-    rows = checkpoint.read_metrics(directory)
+    rows = metrics.read_metrics(directory)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     steps = [row for row in rows if row.get("loss") is not None]

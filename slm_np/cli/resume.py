@@ -36,9 +36,9 @@ FREE = {
 
 def resumed(directory, name, model, train):
     """The RunConfig of a run to go on with, its free settings changed as given. UserError if what was given would make it another run."""
-    from slm_np.formats import checkpoint
+    from slm_np.formats import run_config
 
-    run = checkpoint.read_config(directory)
+    run = run_config.read_config(directory)
     moved = train.get("device", run.train.device) != run.train.device
     if not moved:
         train = {

@@ -92,12 +92,12 @@ def load(path, device="cpu"):
 
     UserError if the folder is no run, or anything in it is damaged.
     """
-    from slm_np.formats import checkpoint
+    from slm_np.formats import run_config
     from slm_np.nn.model import Model, parameter_count
     from slm_np.ops.device import device as device_called
 
     path = Path(path)
-    config = checkpoint.read_config(path)
+    config = run_config.read_config(path)
     device_called(device).check_memory(8 * parameter_count(config.model), f"the model in {path}")
     model = Model(config.model, None, config.train.decay, device=device_called(device))
     _, step = best_weights(path, model.parameters.weight)
@@ -134,8 +134,8 @@ def tokenizer_of(path, config):
 def sampling_of(path):
     """The defaults for sampling of the run `path`."""
     from slm_np.config import SamplingConfig
-    from slm_np.formats import checkpoint
+    from slm_np.formats import files
     from slm_np.formats.generation_config import from_generation_config
 
     file = Path(path) / "generation_config.json"
-    return from_generation_config(checkpoint.read_json(file)) if file.exists() else SamplingConfig()
+    return from_generation_config(files.read_json(file)) if file.exists() else SamplingConfig()

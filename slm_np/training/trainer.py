@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from slm_np.errors import UserError
-from slm_np.formats import checkpoint
+from slm_np.formats import checkpoint, files, metrics, run_config
 from slm_np.nn.model import Model, States, unmasked
 from slm_np.ops.device import device
 from slm_np.progress import Progress
@@ -286,7 +286,7 @@ class Trainer:
         self.out_dir = Path(directory)
         if self.corpus.tokenizer is not None:
             self.corpus.tokenizer.save(self.out_dir / "tokenizer.json")
-        checkpoint.write_json(
+        files.write_json(
             self.out_dir / "generation_config.json",
             to_generation_config(sampling or generation_defaults(self.run.preset)),
         )
@@ -294,7 +294,7 @@ class Trainer:
         if template is not None:
             template.save(self.out_dir)
         self.save()
-        checkpoint.write_config(self.out_dir, self.run)
+        run_config.write_config(self.out_dir, self.run)
 
     def save(self):
         """A checkpoint to resume from."""
@@ -323,16 +323,16 @@ class Trainer:
             self.scaler.load(found.state)
         if self.ahead:
             self.ahead.write(self.bad_steps)
-        checkpoint.trim_metrics(self.out_dir, self.updates)
-        for row in checkpoint.read_metrics(self.out_dir):
+        metrics.trim_metrics(self.out_dir, self.updates)
+        for row in metrics.read_metrics(self.out_dir):
             if "val_loss" in row:  # null where an evaluation diverged
                 self.evaluated = row["step"]
                 self.improved(math.nan if row["val_loss"] is None else row["val_loss"])
-        checkpoint.write_config(self.out_dir, self.run)
+        run_config.write_config(self.out_dir, self.run)
 
     def log(self, row):
         if self.out_dir is not None:
-            checkpoint.append_metrics(self.out_dir, row)
+            metrics.append_metrics(self.out_dir, row)
 
     # The loop
 

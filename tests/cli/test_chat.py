@@ -18,9 +18,9 @@ from slm_np.config import SamplingConfig, TrainConfig
 from slm_np.data.chat_template import DEFAULT
 from slm_np.data.tokenizer import ByteTokenizer
 from slm_np.errors import UserError
-from slm_np.formats import checkpoint
-from slm_np.formats.checkpoint import RunConfig
+from slm_np.formats import checkpoint, files, run_config
 from slm_np.formats.generation_config import to_generation_config
+from slm_np.formats.run_config import RunConfig
 from slm_np.formats.runs import load
 from slm_np.generate import Screen, painted
 
@@ -35,10 +35,10 @@ def saved(folder, follows, template=None, block_size=64, **sampling):
     """A run in `folder` whose model is `chain(follows)`."""
     model = chain(follows, block_size=block_size)
     folder.mkdir()
-    checkpoint.write_config(folder, RunConfig(model.config, TrainConfig()))
+    run_config.write_config(folder, RunConfig(model.config, TrainConfig()))
     checkpoint.save_best(folder, model.parameters.weight, dict(step=7, val_loss=1.0))
     ByteTokenizer().save(folder / "tokenizer.json")
-    checkpoint.write_json(
+    files.write_json(
         folder / "generation_config.json", to_generation_config(SamplingConfig(**{"temp": 0.0, **sampling}))
     )
     if template:

@@ -15,7 +15,7 @@ import pytest
 import small
 
 from slm_np import machine
-from slm_np.formats import checkpoint
+from slm_np.formats import run_config
 from slm_np.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -397,7 +397,7 @@ def test_settings_come_from_the_file_and_flags_win(folder):
         "learning-rate = 1\nmin-lr = 0\nbatch-size = 2\neval-iters = 1\ndata = ['text.txt', 'more.txt']\nthreads = 1\nout-dir = 'from-file'\n"
     )
     assert small.status("train", *words, "--n-embd", 16, "--max-iters", 4, "--no-bias", "--out-dir", "from-flag") == 0
-    config = checkpoint.read_config("from-flag")
+    config = run_config.read_config("from-flag")
     assert (config.preset, config.model.n_embd, config.model.n_head, config.model.positions, config.model.bias) == (
         "shakespeare-char",
         16,
@@ -416,7 +416,7 @@ def test_settings_come_from_the_file_and_flags_win(folder):
         == 0
     )
     assert small.status("train", *words, "--epochs", 0.01) == 0  # the file's max-iters gives way
-    assert checkpoint.read_config("from-file").train.epochs == 0.01
+    assert run_config.read_config("from-file").train.epochs == 0.01
 
 
 # Training's output
@@ -446,7 +446,7 @@ def test_several_files_folders_and_globs(folder):
             )
             == 0
         )
-        assert sum(checkpoint.read_config(f"new{number}").data["tokens"]) == total
+        assert sum(run_config.read_config(f"new{number}").data["tokens"]) == total
 
 
 def test_what_training_says(folder):

@@ -19,7 +19,7 @@ from slm_np.cli.resume import resumed
 from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.data.tokenizer import ByteTokenizer
 from slm_np.errors import UserError
-from slm_np.formats import checkpoint, runs
+from slm_np.formats import checkpoint, metrics, run_config, runs, tensors
 from slm_np.inference.decoder import Decoder
 from slm_np.inference.generation import text_of
 from slm_np.nn.model import Model
@@ -180,12 +180,12 @@ def models(gpu, **settings):
 def test_files_are_the_same_from_either_device_and_fill_either(gpu, tmp_path):
     ours, theirs = models(gpu)
     for name, model in (("cpu", ours), ("cuda", theirs)):
-        checkpoint.save_tensors(tmp_path / name, model.parameters.weight, dict(step=1))
+        tensors.save_tensors(tmp_path / name, model.parameters.weight, dict(step=1))
     assert (tmp_path / "cpu").read_bytes() == (tmp_path / "cuda").read_bytes()
     for model in (ours, theirs):
         before = host(model.parameters.weights).copy()
         model.parameters.weights.fill(0)
-        checkpoint.load_tensors(tmp_path / "cuda", into=model.parameters.weight)
+        tensors.load_tensors(tmp_path / "cuda", into=model.parameters.weight)
         np.testing.assert_array_equal(host(model.parameters.weights), before)
 
 
@@ -206,7 +206,7 @@ def test_what_a_run_may_change_as_it_moves(data, monkeypatch):
 
 
 def losses(directory):
-    return [row["loss"] for row in checkpoint.read_metrics(directory) if "loss" in row]
+    return [row["loss"] for row in metrics.read_metrics(directory) if "loss" in row]
 
 
 @needs_kernels
@@ -220,7 +220,7 @@ def test_a_run_goes_on_on_another_device(cupy, data, capsys, began, goes_on):
     assert small.status("train", "--resume", "moved", "--device", goes_on, "--max-iters", 8) == 0
     assert "from step 4" in capsys.readouterr().err
     whole, moved = losses("whole"), losses("moved")
-    assert len(whole) == len(moved) == 8 and checkpoint.read_config("moved").train.device == goes_on
+    assert len(whole) == len(moved) == 8 and run_config.read_config("moved").train.device == goes_on
     np.testing.assert_allclose(
         moved[:4], whole[:4], rtol=1e-5
     )  # later ones depend on when the rate falls, which --max-iters says
@@ -265,7 +265,7 @@ def test_a_run_is_read_evaluated_continued_and_finetuned_on_either_device(cupy, 
         )
         == 0
     )
-    config = checkpoint.read_config("tuned")
+    config = run_config.read_config("tuned")
     assert config.train.device == "cuda" and runs.load("tuned").model.device.arrays is np
 
 
@@ -443,9 +443,9 @@ def test_the_context_that_is_asked_for_is_checked_against_the_device(gpu, monkey
 
 def test_settings_of_a_gpu_run_are_kept(data, tmp_path):
     config = small.config(data, device="cuda", dtype="fp16")
-    checkpoint.write_config(tmp_path, config)
+    run_config.write_config(tmp_path, config)
     assert (
-        checkpoint.read_config(tmp_path) == config and TrainConfig(**dataclasses.asdict(config.train)) == config.train
+        run_config.read_config(tmp_path) == config and TrainConfig(**dataclasses.asdict(config.train)) == config.train
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import small
 
 from slm_np.cli.chart import MARK, PLAIN_BARS, chart, plain, sparkline, table
-from slm_np.formats import checkpoint
+from slm_np.formats import checkpoint, metrics, run_config
 from slm_np.info import summary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,7 +23,7 @@ def runs(tmp_path_factory):
     data = small.text_file(folder)
     for name, loss in (("low", 1.0), ("high", 2.0), ("new", None)):
         trainer = small.trainer(data, folder / name, max_iters=100)
-        checkpoint.write_config(
+        run_config.write_config(
             folder / name, dataclasses.replace(trainer.run, data=dict(source="text.txt", tokens=[9000, 1000]))
         )
         for step in range(1, 41 if loss else 1):
@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
                     val_bpb=(course + 0.1) / math.log(2),
                     time_s=90.0,
                 )
-            checkpoint.append_metrics(folder / name, row)
+            metrics.append_metrics(folder / name, row)
         assert trainer.model.config.vocab_size == 256
     return folder
 
@@ -64,7 +64,7 @@ def test_one_run(runs, capsys, monkeypatch):
     ):
         assert wanted in out, wanted
     assert summary("low").parameters == sum(array.size for array in checkpoint.newest_checkpoint("low").model.values())
-    checkpoint.write_config("new", dataclasses.replace(low.config, base=dict(run="runs/low", step=40)))
+    run_config.write_config("new", dataclasses.replace(low.config, base=dict(run="runs/low", step=40)))
     assert "new: a run of slm_np, preset stories, finetuned from step 40 of runs/low\n" in told(capsys, "new")
     assert "updates of" not in told(capsys, "new") and MARK not in told(capsys, "new")
 

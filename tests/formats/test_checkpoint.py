@@ -21,23 +21,11 @@ from safetensors.numpy import save_file
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint
-from slm_np.formats.checkpoint import (
-    RunConfig,
-    append_metrics,
-    load_best,
-    load_checkpoint,
-    load_tensors,
-    newest_checkpoint,
-    read_config,
-    read_json,
-    read_metrics,
-    save_best,
-    save_checkpoint,
-    save_tensors,
-    trim_metrics,
-    write_config,
-    write_json,
-)
+from slm_np.formats.checkpoint import load_best, load_checkpoint, newest_checkpoint, save_best, save_checkpoint
+from slm_np.formats.files import read_json, write_json
+from slm_np.formats.metrics import append_metrics, read_metrics, trim_metrics
+from slm_np.formats.run_config import RunConfig, read_config, write_config
+from slm_np.formats.tensors import load_tensors, save_tensors
 
 
 def tensors_of(step, size=3):

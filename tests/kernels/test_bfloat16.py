@@ -20,7 +20,7 @@ from test_threads import over_threads, several
 from slm_np import ops
 from slm_np.config import ModelConfig
 from slm_np.dtypes import BF16
-from slm_np.formats import checkpoint
+from slm_np.formats import checkpoint, run_config
 from slm_np.inference.decoder import Decoder
 from slm_np.kernels.cpu import gemm_bf16 as product_pairs
 from slm_np.kernels.cpu import microkernel_bf16 as pair_tile
@@ -660,7 +660,7 @@ def data(tmp_path_factory):
 
 
 def dtype(run):
-    return checkpoint.read_config(run).train.dtype
+    return run_config.read_config(run).train.dtype
 
 
 def test_a_run_learns_and_resumes_with_the_same_bits_in_another_process(tmp_path, data):

@@ -9,7 +9,6 @@ import small
 
 from slm_np import train
 from slm_np.kernels.cpu import gemm_bf16 as product_pairs
-from slm_np.kernels.cpu import gemm_check as product_check
 from slm_np.kernels.cpu.gemm_blas import NOTHING
 from slm_np.kernels.cpu.gemm_check import projection, projection_error
 from slm_np.training import matmul_check

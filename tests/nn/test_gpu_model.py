@@ -278,7 +278,7 @@ def test_a_loss_that_is_not_finite_updates_nothing_and_forgets_what_is_carried(a
 
 
 def test_a_run_logs_and_resumes_from_what_the_device_counted(arrays, data, tmp_path):
-    from slm_np.formats import checkpoint
+    from slm_np.formats import metrics
 
     changes = dict(log_interval=2, save_interval=4, eval_interval=100, max_iters=6, lr_decay_iters=6, eval_iters=1)
     whole, part = trainer(data, **changes), trainer(data, **changes)
@@ -286,7 +286,7 @@ def test_a_run_logs_and_resumes_from_what_the_device_counted(arrays, data, tmp_p
         (tmp_path / name).mkdir()
         made.start(tmp_path / name)
     whole.train()
-    assert [row["step"] for row in checkpoint.read_metrics(tmp_path / "whole") if "loss" in row] == [2, 4, 6]
+    assert [row["step"] for row in metrics.read_metrics(tmp_path / "whole") if "loss" in row] == [2, 4, 6]
     part.max_iters = 4
     part.train()
     again = trainer(data, **changes)

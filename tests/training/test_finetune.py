@@ -15,7 +15,7 @@ from slm_np.data.answers import answer_ends, window_starts
 from slm_np.data.tokens import Tokens, gather
 from slm_np.evaluate import evaluate, windows_of
 from slm_np.finetune import Base
-from slm_np.formats import checkpoint, runs
+from slm_np.formats import checkpoint, metrics, run_config, runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAIN = [
@@ -172,7 +172,7 @@ def test_answers_only_are_said_and_their_template_is_kept(folder, capsys):
         capsys, "--base", "tuned", "--data", "none.txt"
     )  # a finetuned run is a base like any other
     assert small.status("finetune", "--base", "tuned", "--data", "new.txt", "--out-dir", "again", *TRAIN) == 0
-    assert Path("again/chat_template.json").exists() and checkpoint.read_config("again").model.vocab_size == 257
+    assert Path("again/chat_template.json").exists() and run_config.read_config("again").model.vocab_size == 257
 
 
 # What is taken from the base
@@ -181,10 +181,10 @@ def test_answers_only_are_said_and_their_template_is_kept(folder, capsys):
 def test_it_starts_with_the_bases_best_weights_and_measures_them(folder):
     assert finetune("--retention-data", "text.txt") == 0
     base, start = Base.load("base"), checkpoint.load_checkpoint("tuned/checkpoint-4")
-    assert checkpoint.read_config("tuned").base["weights"] == base.checksum()
-    measured = [row for row in checkpoint.read_metrics("tuned") if "val_loss" in row]
+    assert run_config.read_config("tuned").base["weights"] == base.checksum()
+    measured = [row for row in metrics.read_metrics("tuned") if "val_loss" in row]
     assert [row["step"] for row in measured] == [0, 4, 8] and all(row["replay_loss"] > 0 for row in measured)
-    config = checkpoint.read_config("tuned")
+    config = run_config.read_config("tuned")
     assert (config.train.learning_rate, config.train.batch_size, config.model.vocab_size) == (0.0025, 4, 256)
     assert any((start.model[name] != base.weights[name]).any() for name in base.weights)
     assert json.loads(Path("tuned/generation_config.json").read_text()) == json.loads(
@@ -281,7 +281,9 @@ def test_another_base_or_other_data_are_refused(folder, capsys):
     assert small.status("train", *small.flags("text.txt", max_iters=2, seed=5, out_dir="other", block_size=32)) == 0
     assert "whose weights are not those of other" in sentence(capsys, "--resume", "tuned", "--base", "other")
     assert "the data have changed" in sentence(capsys, "--resume", "tuned", "--data", "text.txt")
-    assert "--retention-data new.txt has changed" in sentence(capsys, "--resume", "tuned", "--retention-data", "new.txt")
+    assert "--retention-data new.txt has changed" in sentence(
+        capsys, "--resume", "tuned", "--retention-data", "new.txt"
+    )
     assert "other did not start from another run" in sentence(capsys, "--resume", "other")
     assert small.status("finetune", "--resume", "tuned", "--base", "base", "--max-iters", 9) == 0
 
@@ -304,7 +306,10 @@ def test_another_base_or_other_data_are_refused(folder, capsys):
         (["--base", "base", "--data", "new.txt", "--tokenizer", "char"], "whose --tokenizer is byte, not char"),
         (["--base", "base", "--data", "new.txt", "--patience", -1], "--patience is -1"),
         (["--base", "base", "--data", "new.txt", "--epochs", 2, "--max-time", "3s"], "give one"),
-        (["--base", "base", "--data", "new.txt", "--retention-data", "short.txt"], "--retention-data short.txt holds out"),
+        (
+            ["--base", "base", "--data", "new.txt", "--retention-data", "short.txt"],
+            "--retention-data short.txt holds out",
+        ),
         (["--base", "base", "--data", "empty.jsonl"], "empty.jsonl"),
         (["--base", "base", "--data", "broken.jsonl"], "broken.jsonl"),
         (["--base", "base", "--data", "new.txt", "--out-dir", "base"], "already holds a run"),
@@ -333,7 +338,7 @@ def test_pretrain_builds_a_vocabulary(folder, capsys):
         for word in (f"--{name.replace('_', '-')}", value)
     ]
     assert small.status("pretrain", *words, "--tokenizer", "bpe:300", "--out-dir", "pre", "text.txt") == 0
-    config = checkpoint.read_config("pre")
+    config = run_config.read_config("pre")
     assert (config.preset, config.train.tokenizer) == ("slim", "bpe:300") and 257 < config.model.vocab_size <= 300
     assert small.status("pretrain", "text.txt", "--data", "new.txt") == 2 and "give one" in capsys.readouterr().err
     assert small.status("pretrain") == 2 and "what to train on is missing" in capsys.readouterr().err

@@ -16,7 +16,7 @@ import pytest
 import small
 
 from slm_np.errors import UserError
-from slm_np.formats import checkpoint
+from slm_np.formats import checkpoint, metrics, run_config
 from slm_np.training.trainer import Interrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +65,7 @@ def test_metrics_have_the_promised_keys_and_none_past_the_checkpoint_after_resum
     run = tmp_path / "run"
     first = small.trainer(data, run, save_interval=5)
     first.train()
-    rows = checkpoint.read_metrics(run)
+    rows = metrics.read_metrics(run)
     assert {tuple(sorted(row)) for row in rows} == {tuple(sorted(keys)) for keys in (STEP, EVALUATION)}
     assert [row["step"] for row in rows if "loss" in row] == [3, 6, 9, 12]
     assert [row["step"] for row in rows if "val_loss" in row] == [4, 8, 12]
@@ -77,7 +77,7 @@ def test_metrics_have_the_promised_keys_and_none_past_the_checkpoint_after_resum
     (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes() + b'{"step": 13, "lo')
     again.resume(run)
     assert again.updates == 10
-    assert checkpoint.read_metrics(run) == [row for row in rows if row["step"] <= 10]
+    assert metrics.read_metrics(run) == [row for row in rows if row["step"] <= 10]
     assert again.evaluated == 8 and again.best == min(
         row["val_loss"] for row in rows if "val_loss" in row and row["step"] <= 10
     )
@@ -186,17 +186,17 @@ def test_a_signal_cuts_an_evaluation_short(tmp_path, data):
         trainer.train()
     assert stopped.value.status == 130 and len(calls) == 3
     assert checkpoint.newest_checkpoint(tmp_path / "run").step == 4
-    assert [row for row in checkpoint.read_metrics(tmp_path / "run") if "val_loss" in row] == []
+    assert [row for row in metrics.read_metrics(tmp_path / "run") if "val_loss" in row] == []
     trainer.config = small.config(data).train
     trainer.train()  # in a notebook, say, where the program lives on
-    assert [row["step"] for row in checkpoint.read_metrics(tmp_path / "run") if "val_loss" in row] == [4, 8, 12]
+    assert [row["step"] for row in metrics.read_metrics(tmp_path / "run") if "val_loss" in row] == [4, 8, 12]
 
 
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 from slm_np import train, trainer      # once; a child of this process need not import them again
-from slm_np.formats import checkpoint
+from slm_np.formats import checkpoint, metrics, run_config
 from slm_np.inference import generation
 from slm_np.cli import plot
 from slm_np.inference import sampling
@@ -284,7 +284,7 @@ def test_a_bad_step_changes_nothing_and_five_in_a_row_stop_the_run(tmp_path, dat
         trainer.train()
     assert trainer.updates == 13 and trainer.optimizer.updates == 6
     assert capsys.readouterr().err.count("update skipped") == 7
-    rows = checkpoint.read_metrics(run)
+    rows = metrics.read_metrics(run)
     assert [row["step"] for row in rows if row["grad_norm"] is None] == [4, 5, 9, 10, 11, 12, 13]
     assert all(set(row) == STEP for row in rows)
     saved = checkpoint.newest_checkpoint(run)
@@ -386,7 +386,7 @@ def test_the_best_model_is_kept_not_the_last(tmp_path):
     assert (
         small.status("train", *small.flags(train, val_data=other, max_iters=60, learning_rate=0.02, out_dir=run)) == 0
     )
-    losses = {row["step"]: row["val_loss"] for row in checkpoint.read_metrics(run) if "val_loss" in row}
+    losses = {row["step"]: row["val_loss"] for row in metrics.read_metrics(run) if "val_loss" in row}
     best = min(losses, key=losses.get)
     assert best < 60
     metadata = checkpoint.load_best(run)[1]
@@ -418,7 +418,7 @@ def test_max_time_ends_in_time_at_the_lowest_rate(tmp_path, data):
         )
         == 0
     )
-    rows = checkpoint.read_metrics(tmp_path / "run")
+    rows = metrics.read_metrics(tmp_path / "run")
     rates = [row["lr"] for row in rows if "lr" in row]
     assert max(rates) > 9e-3 and rates[-1] == pytest.approx(1e-4, rel=0.1)
     assert 1.5 <= rows[-1]["time_s"] < 2.5
@@ -510,8 +510,8 @@ def test_real_text_is_learned(test_data, tmp_path):
         )
         == 0
     )
-    assert checkpoint.read_config(tmp_path / "run").model.vocab_size == 65
-    losses = [row["val_loss"] for row in checkpoint.read_metrics(tmp_path / "run") if "val_loss" in row]
+    assert run_config.read_config(tmp_path / "run").model.vocab_size == 65
+    losses = [row["val_loss"] for row in metrics.read_metrics(tmp_path / "run") if "val_loss" in row]
     assert losses[1] < losses[0] < 3.3 and losses[1] < 2.8
 
 
