@@ -69,7 +69,7 @@ class Base:
     def load(cls, path):
         """UserError if the folder `path` is no run, or anything in it is damaged."""
         from slm_np.data import chat_template as template
-        from slm_np.formats import runs
+        from slm_np.formats import run_config, runs
 
         path = Path(path)
         config = run_config.read_config(path)
