@@ -13,7 +13,7 @@ SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
 
 
 def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False):
-    """A field with its one-line description and the values it may take: `low <= value <= high`, `value > above`, or `choices`.
+    """A field with its description and the values it may take: `low <= value <= high`, `value > above`, or `choices`.
 
     many: flags and files may give several values, which are joined by commas.
     """
@@ -27,7 +27,7 @@ def flag(name):
 
 
 def check(settings):
-    """Raise UserError if a field of the dataclass `settings` has the wrong type or lies outside what `setting` allows."""
+    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids."""
     for field in dataclasses.fields(settings):
         value, rule, kind = getattr(settings, field.name), field.metadata, type(field.default)
         name = flag(field.name)
@@ -83,8 +83,8 @@ class ModelConfig:
     residual: bool = setting(True, "residual connections around mixers and feed-forwards")
     head: str = setting(
         "tied",
-        "from the hidden state to the logits: the embedding again, a matrix, two matrices with a SiLU between, or none: "
-        "the last mixer gives the logits",
+        "from the hidden state to the logits: the embedding again, a matrix, two matrices with a SiLU between, "
+        "or none: the last mixer gives the logits",
         choices=("tied", "linear", "mlp", "none"),
     )
     head_hidden: int = setting(0, "hidden width of the mlp head; 0 means 2 n-embd", low=0, high=1 << 18)
@@ -106,7 +106,8 @@ class ModelConfig:
     norm_eps: float = setting(1e-5, "epsilon added to the variance in the norms", above=0.0, high=1.0)
     init: str = setting(
         "normal",
-        "initial weights: N(0, init-std) with residual projections divided by sqrt(2 L), or uniform within 1/sqrt(fan in)",
+        "initial weights: N(0, init-std) with residual projections divided by sqrt(2 L), "
+        "or uniform within 1/sqrt(fan in)",
         choices=("normal", "uniform"),
     )
     init_std: float = setting(0.02, "standard deviation of normal initial weights", above=0.0, high=10.0)
@@ -117,7 +118,8 @@ class ModelConfig:
         check(self)
         if set(self.pattern) - set("AMS") or not self.pattern:
             raise UserError(
-                f"--pattern {self.pattern!r} is unknown; use the letters A (attention), M (Mamba) and S (linear recurrence)"
+                f"--pattern {self.pattern!r} is unknown; "
+                "use the letters A (attention), M (Mamba) and S (linear recurrence)"
             )
         if self.positions == "rotary" and not self.has_attention:
             object.__setattr__(self, "positions", "none")
@@ -147,7 +149,8 @@ class ModelConfig:
         if self.head_dim == 0:
             if self.n_embd % self.n_head:
                 raise UserError(
-                    f"--n-head {self.n_head} does not divide --n-embd {self.n_embd}; choose a divisor, or set --head-dim"
+                    f"--n-head {self.n_head} does not divide --n-embd {self.n_embd}; "
+                    "choose a divisor, or set --head-dim"
                 )
             object.__setattr__(self, "head_dim", self.n_embd // self.n_head)
         if self.n_head % self.n_kv_head:
@@ -246,8 +249,8 @@ class TrainConfig:
     max_time: str = setting("", "train for this long (90s, 20m, 2h) and fit the schedule to it, instead of max-iters")
     carry_state: bool = setting(
         False,
-        "read the data in order, in as many streams as a batch has sequences, and pass the recurrent state from one window "
-        "to the next; gradients stop at the window's edge",
+        "read the data in order, in as many streams as a batch has sequences, and pass the recurrent state "
+        "from one window to the next; gradients stop at the window's edge",
     )
     batch_size: int = setting(16, "B: sequences in a batch", low=1, high=1 << 20)
     grad_accumulation_steps: int = setting(1, "micro-batches whose mean gradient makes one update", low=1, high=1 << 20)
@@ -282,12 +285,14 @@ class TrainConfig:
     threads: int = setting(0, "threads; 0 means one per core", low=0, high=1024)
     kernels: str = setting(
         "auto",
-        "CPU kernels: numba (compiled, fast), numpy (plain NumPy, compiles nothing), or auto: $SLM_NP_KERNELS, else numba",
+        "CPU kernels: numba (compiled, fast), numpy (plain NumPy, compiles nothing), "
+        "or auto: $SLM_NP_KERNELS, else numba",
         choices=KERNEL_SETS,
     )
     dtype: str = setting(
         "auto",
-        "precision of matmuls: fp32; bf16 or, on a GPU, fp16, both with float32 accumulation; auto, the fastest on the device",
+        "precision of matmuls: fp32; bf16 or, on a GPU, fp16, both with float32 accumulation; "
+        "auto, the fastest on the device",
         choices=DTYPES,
     )
     device: str = setting("cpu", "where to run; cuda is an NVIDIA GPU", choices=DEVICES)

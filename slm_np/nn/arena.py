@@ -22,8 +22,8 @@ class Request(NamedTuple):
 
     accumulation  what is summed
     compute       what only feeds matmuls
-    cast          a copy in the compute dtype of an array that also exists in the accumulation dtype; it exists only where
-                  the two differ
+    cast          a copy in the compute dtype of an array that also exists in the accumulation dtype; only where the
+                  two differ
     """
 
     name: str
@@ -85,7 +85,8 @@ class Arena:
             known = self.plan.setdefault(request.name, request)
             if known != request:
                 raise ValueError(
-                    f"{request.name} is planned as {known.shape} {known.lifetime} and as {request.shape} {request.lifetime}"
+                    f"{request.name} is planned as {known.shape} {known.lifetime} "
+                    f"and as {request.shape} {request.lifetime}"
                 )
         starts, self.n_bytes = layout(self.plan.values(), self.dtypes)
         block = device.allocate(self.n_bytes, ALIGN)

@@ -1,4 +1,4 @@
-"""From the normed hidden state to the loss: the tied embedding, a matrix, or a hidden layer with a SiLU and then a matrix.
+"""From the normed hidden state to the loss: the tied embedding, a matrix, or a hidden layer with a SiLU before it.
 
 All three end in the logits x W^T with W (V, width), fused with softmax cross-entropy. With head "none" the last mixer
 gives the logits, and backward leaves their gradient in their memory.

@@ -126,7 +126,7 @@ def branch_backward(config, w, g, a, name, dx, dnormed, x):
 
 
 class States:
-    """What the mixers of all layers keep of B sequences, in one block of `memory`, from which later windows continue."""
+    """What the mixers keep of B sequences, in one block of memory, from which later windows continue."""
 
     def __init__(self, model, batch):
         sizes = [mixer.state_elements(model.config, batch) for mixer in model.mixers]
@@ -278,7 +278,9 @@ class Model:
         return number(self.losses(tokens, targets).sum(dtype=np.float64)) / max(1, unmasked(targets))
 
     def loss_and_gradient(self, tokens, targets, count=None, key=None, states=None):
-        """Sum of the unmasked targets' cross-entropy over `count`, in nats; its gradient is added to `parameters.gradients`.
+        """Sum of the unmasked targets' cross-entropy over `count`, in nats; accumulates its gradient.
+
+        The gradient is added to `parameters.gradients`.
 
         count   unmasked targets of all micro-batches of one update, whose joint mean is the loss; None: of this one
         key     integers (seed, step, micro-batch) from which dropout's masks are drawn; None: no dropout

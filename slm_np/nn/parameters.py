@@ -16,7 +16,8 @@ from slm_np.ops.device import CPU, put
 class Tensor(NamedTuple):
     """A parameter before it exists.
 
-    init      "normal" for N(0, scale^2), "uniform" for U(-scale, scale), "ones", "zeros", or a function (generator, shape)
+    init      "normal" for N(0, scale^2), "uniform" for U(-scale, scale), "ones", "zeros", or a function of
+              (generator, shape)
     scale     standard deviation or bound of the initial values
     matmul    whether matmuls read it, so that it has a cast copy in mixed precision
     decay     whether weight decay may apply to it

@@ -1,4 +1,4 @@
-"""Every kernel of a training step run once, so that it is compiled: `python -m slm_np.nn.warmup fp32|bf16`, on a cold cache.
+"""Every kernel of a training step run once, so that it is compiled: `python -m slm_np.nn.warmup fp32|bf16`.
 
 The two halves start at opposite ends of the list, so that one mostly finds in the cache what the other has compiled.
 """

@@ -8,10 +8,10 @@ from slm_np.ops.device import kernels_of
 
 
 def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
-    """Per head:  S = q k^T / sqrt(w),   P = softmax(S) over keys up to the query,   out = dropout(P) v,   lse = log sum exp S
+    """Per head:  S = q k^T / sqrt(w),   P = softmax(S) over keys up to the query,   out = dropout(P) v.
 
     out      (N, H w)
-    lse      (B H, T)
+    lse      (B H, T) = log sum exp S, which backward reads
     scratch  of shape kernels.attention_scratch(T, w, B H)
     qkv      (N, (H + 2 K) w): queries | keys | values
     dropout  Dropout or None

@@ -13,9 +13,11 @@ def convolution_forward(out, x, past, weight, bias):
 
 
 def convolution_backward(x, dweight, dbias, scratch, dout, past, weight, bias):
-    """With dp = dout silu'(p):   dx_t = sum_k weight[k] dp_(t + K - 1 - k),   dweight[k] += sum_t dp_t x_(t - K + 1 + k),
+    """With dp = dout silu'(p):
 
-    dbias += sum_t dp_t.   The first E columns of x become their gradient; dout becomes out again. scratch (N, E) takes p,
-    which is recomputed. Nothing flows into `past`.
+    dx_t = sum_k weight[k] dp_(t + K - 1 - k),   dweight[k] += sum_t dp_t x_(t - K + 1 + k),   dbias += sum_t dp_t
+
+    The first E columns of x become their gradient; dout becomes out again. scratch (N, E) takes p, which is recomputed.
+    Nothing flows into `past`.
     """
     kernels_of(dout).convolution_backward(x, dweight, dbias, scratch, dout, past, weight, bias)

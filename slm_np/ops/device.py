@@ -59,7 +59,8 @@ class Device:
         free = self.free_bytes()
         if free is not None and needed > free:
             raise UserError(
-                f"{what} needs {needed / 2**30:,.1f} GiB of {self.memory_name} and {free / 2**30:,.1f} GiB are free; {fix}"
+                f"{what} needs {needed / 2**30:,.1f} GiB of {self.memory_name}, "
+                f"and {free / 2**30:,.1f} GiB are free; {fix}"
             )
 
 

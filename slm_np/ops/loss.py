@@ -1,6 +1,6 @@
-"""Softmax cross-entropy, alone and fused with the vocabulary head. Sizes: N tokens, D width, V vocabulary, C rows of a chunk.
+"""Softmax cross-entropy, alone and fused with the vocabulary head.
 
-A target of -1 is masked: its loss and its row of the gradient are 0, whatever its logits are.
+Sizes: N tokens, D width, V vocabulary, C rows of a chunk. A target of -1 is masked: its loss and its row of the gradient are 0, whatever its logits are.
 """
 
 from slm_np.ops.device import kernels_of
@@ -16,9 +16,10 @@ def softmax_cross_entropy_forward(losses, logits, targets):
 
 
 def softmax_cross_entropy_backward(dlogits, losses, logits, targets, scale):
-    """losses as in forward;   dlogits = scale * (softmax(logits) - onehot(targets)),   scale = 1 / unmasked targets for a mean
+    """losses as in forward;   dlogits = scale * (softmax(logits) - onehot(targets))
 
     The gradient of log sum_v e^z_v with respect to z is softmax(z), and that of -z_target is -onehot.
+    scale is 1 / (number of unmasked targets) for a mean.
     dlogits is logits itself, which become their gradient, or (N, V or more) of a 16-bit type; the logits are used up.
     Columns beyond V are padding, which `linear_transposed_backward` skips.
     """

@@ -32,9 +32,10 @@ def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
 
 
 def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
-    """With g = dout * weight and x^ = (x - mean) * rstd:   dx += rstd * (g - mean(g) - x^ * mean(g * x^)),
+    """With g = dout * weight and x^ = (x - mean) * rstd:
 
-    dweight += sum_n dout * x^,   dbias += sum_n dout.   Shifting or scaling x changes nothing, so dx has no component along
-    the constant vector, nor along x^ (except for eps).
+    dx += rstd * (g - mean(g) - x^ * mean(g * x^)),   dweight += sum_n dout * x^,   dbias += sum_n dout
+
+    Shifting or scaling x changes nothing, so dx has no component along the constant vector, nor along x^ (except for eps).
     """
     kernels_of(dout).layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd)

@@ -6,9 +6,9 @@ from slm_np.ops.device import kernels_of, put
 
 
 def rotary_forward(x, cos, sin, heads):
-    """Rotate each pair (x_i, x_(i+w/2)) by the angle of its position, in place: x_i cos - x_(i+w/2) sin,   x_(i+w/2) cos + x_i sin
+    """Rotate each pair (x_i, x_(i+w/2)) by its position's angle: x_i cos - x_(i+w/2) sin,   x_(i+w/2) cos + x_i sin
 
-    x (N, heads w or more): only the first `heads` heads of a row are rotated, queries and then keys.   cos, sin (T, w/2)
+    x (N, heads w or more), in place: only the first `heads` heads of a row, queries and then keys.   cos, sin (T, w/2)
     """
     kernels_of(x).rotary_forward(x, cos, sin, heads)
 

@@ -41,8 +41,9 @@ def selective_scan_backward(
 ):
     """With a = exp(-d e^A_log), dy = dout silu(gate) and G_t = a_(t+1) G_(t+1) + C dy_t, the gradient of h_t:
 
-    dB = sum_e G d x,   dC = sum_e h dy,   da = G h_(t-1),   dd = x sum_s G B - sum_s da a e^A_log,   dx = d sum_s G B + D dy,
-    dA_log += -sum_t da a d e^A_log,   dD += sum_t dy x,   dgate = dout (<h, C> + D x) silu'(gate),   ddelta = dd sigmoid(delta)
+    dB = sum_e G d x,   dC = sum_e h dy,   da = G h_(t-1),   dd = x sum_s G B - sum_s da a e^A_log,
+    dx = d sum_s G B + D dy,   ddelta = dd sigmoid(delta),   dgate = dout (<h, C> + D x) silu'(gate),
+    dA_log += -sum_t da a d e^A_log,   dD += sum_t dy x
 
     The last 2 S columns of dssm_parameters become dB | dC, the others are untouched. delta becomes its gradient, and so
     do the last E columns of projected. states are those of forward; the states in between are recomputed. Nothing flows

@@ -1,4 +1,4 @@
-"""Mamba as a mixer (Gu and Dao 2023): projection into channels and gates, short convolution, selective scan, projection back.
+"""Mamba as a mixer (Gu and Dao 2023): projection into channels and gates, convolution, selective scan, projection back.
 
 Equations, names of tensors and initial weights are those of Hugging Face's MambaForCausalLM; matrices are (in, out).
 Sizes: B batch, T steps, N = B T, E channels, S states per channel, R rank of the time step, K kernel width of the
