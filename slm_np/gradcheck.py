@@ -479,27 +479,23 @@ def shrunk(config, **changes):
     """The same architecture at a size that finite differences can afford."""
     width = 8 if config.n_head == 1 else 12
     heads = min(config.n_head, 2)
-    return dataclasses.replace(
-        config,
-        **{
-            **dict(
-                vocab_size=11,
-                block_size=9,
-                n_layer=2,
-                n_embd=width,
-                n_hidden=10,
-                n_head=heads,
-                head_dim=width // heads,
-                n_kv_head=heads,
-                head_hidden=7,
-                recurrence_size=6,
-                n_inner=10,
-                ssm_state_size=3,
-                time_step_rank=2,
-            ),
-            **changes,
-        },
+    sizes = dict(
+        vocab_size=11,
+        block_size=9,
+        n_layer=2,
+        n_embd=width,
+        n_hidden=10,
+        n_head=heads,
+        head_dim=width // heads,
+        n_kv_head=heads,
+        head_hidden=7,
+        recurrence_size=6,
+        n_inner=10,
+        ssm_state_size=3,
+        time_step_rank=2,
     )
+    used = {name: size for name, size in sizes.items() if name not in config.unused}
+    return dataclasses.replace(config, **{**used, **changes})
 
 
 def model_error(config, batch=2, seed=0):

@@ -1,6 +1,7 @@
 """Softmax cross-entropy, alone and fused with the vocabulary head.
 
-Sizes: N tokens, D width, V vocabulary, C rows of a chunk. A target of -1 is masked: its loss and its row of the gradient are 0, whatever its logits are.
+Sizes: N tokens, D width, V vocabulary, C rows of a chunk. A target of -1 is masked: its loss and its row of the
+gradient are 0, whatever its logits are.
 """
 
 from slm_np.ops.device import kernels_of

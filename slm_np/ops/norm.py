@@ -36,6 +36,7 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
 
     dx += rstd * (g - mean(g) - x^ * mean(g * x^)),   dweight += sum_n dout * x^,   dbias += sum_n dout
 
-    Shifting or scaling x changes nothing, so dx has no component along the constant vector, nor along x^ (except for eps).
+    Shifting or scaling x changes nothing, so dx has no component along the constant vector, nor along x^ (except for
+    eps).
     """
     kernels_of(dout).layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd)

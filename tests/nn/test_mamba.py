@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import reference as ref
 import small
+from configs import config_of
 
 from slm_np import ops
-from slm_np.config import ModelConfig
 from slm_np.data.tokens import StreamOrder, Tokens
 from slm_np.errors import UserError
 from slm_np.inference.decoder import Decoder
@@ -32,7 +32,7 @@ def text(config, batch, steps, seed=0):
 
 
 def made(dtype=np.float64, noise=0.1, **settings):
-    model = Model(ModelConfig(**{**SMALL, **settings}), 3, dtype=dtype)
+    model = Model(config_of(**{**SMALL, **settings}), 3, dtype=dtype)
     model.parameters.weights += (
         noise * np.random.default_rng(4).standard_normal(model.parameters.weights.size)
     ).astype(dtype)
@@ -497,11 +497,11 @@ def test_attention_has_no_state_to_carry(tmp_path):
 )
 def test_settings_that_do_not_go_together_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
-        ModelConfig(**settings)
+        config_of(**settings)
 
 
 def test_sizes_have_defaults():
-    config = ModelConfig(pattern="M", n_embd=250)
+    config = config_of(pattern="M", n_embd=250)
     assert (
         config.n_inner,
         config.time_step_rank,
@@ -516,8 +516,8 @@ def test_sizes_have_defaults():
         False,
     )
     hybrid = dict(pattern="MMMA", n_embd=128, n_head=4)
-    assert ModelConfig(**hybrid, n_layer=4).has_attention and not ModelConfig(**hybrid, n_layer=4).unlimited_context
-    assert ModelConfig(**hybrid, n_layer=3).unlimited_context
+    assert config_of(**hybrid, n_layer=4).has_attention and not config_of(**hybrid, n_layer=4).unlimited_context
+    assert config_of(**hybrid, n_layer=3).unlimited_context
 
 
 def test_the_spectral_norm_is_logged_and_held_down(tmp_path):

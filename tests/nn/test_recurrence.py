@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from configs import config_of
 
 import slm_np
 from slm_np import ops
-from slm_np.config import ModelConfig
 from slm_np.gradcheck import TOLERANCE, Case, accumulated, model_error
 from slm_np.nn import head
 from slm_np.nn.mixers import recurrence
@@ -144,7 +144,7 @@ for threads in (1, 2, 3):
 def training_bits():
     """Gradients of a model in which no size is round."""
     model = Model(
-        ModelConfig(**{**MODELS["ssm-residual"], "n_embd": 65, "recurrence_size": 130, "block_size": 40}), seed=1
+        config_of(**{**MODELS["ssm-residual"], "n_embd": 65, "recurrence_size": 130, "block_size": 40}), seed=1
     )
     tokens, targets = np.random.default_rng(0).integers(0, 13, (2, 19, 40), np.int32)
     model.loss_and_gradient(tokens, targets)
@@ -248,12 +248,12 @@ def test_scan_gradient_fails_where_the_flow_through_time_is_cut(harm):
 @every_model
 @pytest.mark.parametrize("steps", [1, 9])
 def test_ssm_model_gradient(name, steps):
-    errors = model_error(ModelConfig(**{**MODELS[name], "block_size": steps}))
+    errors = model_error(config_of(**{**MODELS[name], "block_size": steps}))
     assert max(errors.values()) <= TOLERANCE, errors
 
 
 def long_window():
-    return ModelConfig(**{**MODELS["byte-ssm"], "block_size": 32})
+    return config_of(**{**MODELS["byte-ssm"], "block_size": 32})
 
 
 def test_ssm_model_gradient_over_32_steps():
@@ -276,16 +276,16 @@ def test_ssm_model_gradient_fails_where_the_flow_through_time_is_cut(harm, monke
 @pytest.mark.parametrize("rows", [1, 4, 6, 17])
 def test_ssm_model_gradient_over_chunks(rows, monkeypatch):
     monkeypatch.setattr(recurrence, "ROWS", rows)
-    assert max(model_error(ModelConfig(**{**MODELS["byte-ssm"], "block_size": 11})).values()) <= TOLERANCE
+    assert max(model_error(config_of(**{**MODELS["byte-ssm"], "block_size": 11})).values()) <= TOLERANCE
     assert (
-        max(model_error(ModelConfig(**{**MODELS["ssm-residual"], "block_size": 11, "dropout": 0.2})).values())
+        max(model_error(config_of(**{**MODELS["ssm-residual"], "block_size": 11, "dropout": 0.2})).values())
         <= TOLERANCE
     )
 
 
 def test_ssm_gradient_with_dropout():
     assert (
-        max(model_error(ModelConfig(**{**MODELS["ssm-residual-feed-forward"], "dropout": 0.3})).values()) <= TOLERANCE
+        max(model_error(config_of(**{**MODELS["ssm-residual-feed-forward"], "dropout": 0.3})).values()) <= TOLERANCE
     )
 
 
@@ -293,7 +293,7 @@ def test_ssm_gradient_with_dropout():
 
 
 def made(name, dtype=np.float32, **changes):
-    return Model(ModelConfig(**{**MODELS[name], **changes}), seed=3, dtype=dtype)
+    return Model(config_of(**{**MODELS[name], **changes}), seed=3, dtype=dtype)
 
 
 def text(config, batch, steps, seed=0):
@@ -301,7 +301,7 @@ def text(config, batch, steps, seed=0):
 
 
 def test_ssm_has_the_parameters_and_spreads_of_the_original():
-    config = ModelConfig(**BYTE_SSM, vocab_size=256, block_size=256, n_layer=4, n_embd=256, recurrence_size=512)
+    config = config_of(**BYTE_SSM, vocab_size=256, block_size=256, n_layer=4, n_embd=256, recurrence_size=512)
     assert parameter_count(config) == 2_424_832
     spreads = {name: (np.abs(view).max(), view.shape) for name, view in Model(config, seed=1).parameters.weight.items()}
     for layer in range(4):
@@ -403,7 +403,7 @@ def torch_loss(torch, config, weight, tokens, targets):
 
 def test_ssm_is_pytorchs_loop_for_ten_updates():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    config = ModelConfig(**BYTE_SSM, vocab_size=97, block_size=40, n_layer=3, n_embd=33, recurrence_size=65)
+    config = config_of(**BYTE_SSM, vocab_size=97, block_size=40, n_layer=3, n_embd=33, recurrence_size=65)
     model = Model(config, 3, "all")
     weight = {name: torch.tensor(view).requires_grad_() for name, view in model.parameters.weight.items()}
     recipe = dict(weight_decay=0.01, eps=1e-8)
@@ -526,7 +526,7 @@ def test_spectral_update_allocates_nothing_large():
 
 def trained(limit, updates=40):
     """Losses of a model that learns a text of 24 letters over and over, too fast and without clipping, and the true norms of its A."""
-    config = ModelConfig(**BYTE_SSM, vocab_size=16, block_size=256, n_layer=2, n_embd=16, recurrence_size=32)
+    config = config_of(**BYTE_SSM, vocab_size=16, block_size=256, n_layer=2, n_embd=16, recurrence_size=32)
     model = Model(config, seed=1)
     optimizer, spectral, rng = (
         AdamW(model.parameters, 3e-2, weight_decay=0.01, grad_clip=0.0),

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from configs import config_of
 
-from slm_np.config import ModelConfig
 from slm_np.nn.model import Model
 from slm_np.presets import BYTE_SSM, BYTE_TRANSFORMER, GPT2, LLAMA, MAMBA
 from slm_np.training.optimizer import AdamW
@@ -41,7 +41,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 def pair(name, seed=3, decay="matrices"):
     """The model and its twin with the same weights."""
-    config = ModelConfig(**MODELS[name])
+    config = config_of(**MODELS[name])
     model = Model(config, seed, decay)
     model.parameters.weights += 0.02 * np.random.default_rng(seed).standard_normal(
         model.parameters.weights.size, np.float32
