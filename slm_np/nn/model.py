@@ -6,6 +6,7 @@ vocabulary, D width, L layers.
 """
 
 import copy
+import sys
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from slm_np.nn.dropout import model_dropout
 from slm_np.nn.mixers import columns_of, mixer_of
 from slm_np.nn.parameters import Parameters, count, matmul_weight, within
 from slm_np.ops.device import CPU, host, number
+
+# Child processes that compile the kernels of a training step, see the end of this file.
+COMPILE = [[sys.executable, "-m", "slm_np.nn.model", dtype] for dtype in ("fp32", "bf16")]
 
 
 def block_parameters(config, layer):
@@ -180,7 +184,7 @@ class Model:
     """
 
     def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
-        warmup.compile_kernels(device)
+        device.compile_ahead("training", COMPILE)
         self.config, self.dtype, self.device = config, np.dtype(dtype), device
         self.compute_dtype = np.dtype(compute_dtype or dtype)
         self.parameters = Parameters(parameters(config), decay, dtype, self.compute_dtype, device)
@@ -300,3 +304,7 @@ class Model:
         out = self.device.arrays.empty((tokens.size, self.config.vocab_size), self.dtype)
         head.logits_forward(self.config, self.parameters.matmul_weight, activations.shared, out, normed)
         return out.reshape(*tokens.shape, -1)
+
+
+if __name__ == "__main__":
+    warmup.run(Model, sys.argv[1])
