@@ -24,13 +24,13 @@ def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_threads(n):
+def use_threads(threads=0):
     """Set the threads of a matmul, 0 for one per available core; returns them. Raises UserError above the cores."""
     cores = available_cores()
-    if n > cores:
-        raise UserError(f"--threads {n} exceeds the {cores} available cores; give at most {cores}")
-    blas_controller().limit(limits=n or cores)
-    return n or cores
+    if threads > cores:
+        raise UserError(f"--threads {threads} exceeds the {cores} available cores; give at most {cores}")
+    blas_controller().limit(limits=threads or cores)
+    return threads or cores
 
 
 def thread_count():
