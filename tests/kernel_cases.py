@@ -5,10 +5,12 @@ A case names its results: `out` is what forward computes, `dx` the gradient of t
 results of two sets can be compared with each other, and gradients with finite differences.
 """
 
+import functools
 import math
 from typing import Callable, NamedTuple
 
 import numpy as np
+from scipy.special import logsumexp
 
 EPS = 1e-5  # of the norms
 ULP = np.finfo(np.float32).eps
@@ -76,12 +78,12 @@ class Case(NamedTuple):
     cancels: float = 0
 
 
-def assert_precise(found, single, exact, case):
+def assert_precise(found, single, exact, cancels=0):
     """float32 results are as precise as NumPy's in float32, `single`, or a few roundings off `exact`, in float64."""
     assert found.keys() == exact.keys()
     for name, x in found.items():
         assert x.dtype == single[name].dtype and x.shape == exact[name].shape
-        size = max(np.abs(exact[name]).max(), case.cancels)
+        size = max(np.abs(exact[name]).max(), cancels)
         allowed = max(3 * np.abs(single[name] - exact[name]).max(), 4 * ULP * size)
         assert np.abs(x - exact[name]).max() <= allowed, name
 
@@ -520,6 +522,64 @@ def square_sum(size):
         return dict(total=kernels.numpy(kernels.square_sum(partial, x)).reshape(()))
 
     return Case(f"square_sum {size}", dict(x=normal(size)), run)
+
+
+# What several test files run on NumPy arrays
+
+
+class OnDevice:
+    """Kernels of a GPU, called with NumPy arrays, which are copied to the device and back."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __getattr__(self, name):
+        return functools.partial(self.run, getattr(self.module, name))
+
+    @staticmethod
+    def run(kernel, *arguments):
+        import cupy  # the real one, or tests/fake_cupy.py
+
+        there = {id(x): (x, cupy.asarray(x)) for x in arguments if isinstance(x, np.ndarray)}
+        found = kernel(*[there[id(x)][1] if id(x) in there else x for x in arguments])
+        for x, device in there.values():
+            x[...] = cupy.asnumpy(device)
+        return found
+
+
+def row_losses(logits, targets):
+    """-log softmax(logits)[target] of each row in float64, 0 where the target is -1."""
+    logits = logits.astype(np.float64)
+    return np.where(targets < 0, 0, logsumexp(logits, 1) - logits[np.arange(len(logits)), targets])
+
+
+def attend(kernels, qkv, heads, kv_heads, steps, dropout=0.0, key=0):
+    """(out, lse) of attention_forward."""
+    width = qkv.shape[1] // (heads + 2 * kv_heads)
+    out, lse = (
+        np.full((len(qkv), heads * width), np.nan, qkv.dtype),
+        np.full((len(qkv) // steps * heads, steps), np.nan, qkv.dtype),
+    )
+    scratch = np.full(kernels.attention_scratch(steps, width, len(lse)), np.nan, qkv.dtype)
+    kernels.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, (dropout, key))
+    return out, lse
+
+
+def drop(kernels, x, rate, key, residual=None):
+    """out of dropout_forward."""
+    out = np.full_like(x, np.nan)
+    kernels.dropout_forward(out, x, residual, (rate, key))
+    return out
+
+
+def fused_head(ops, x, weight, targets, rows, scale, start):
+    """Losses of head_cross_entropy, forward's and backward's, and its gradients, `rows` rows at a time."""
+    (forward, backward), dx = np.full((2, len(x)), np.nan, x.dtype), np.full_like(x, np.nan)
+    chunk, dweight = np.full((rows, len(weight)), np.nan, x.dtype), np.full_like(weight, start)
+    ops.head_cross_entropy_forward(forward, chunk, x, weight, targets)
+    chunk.fill(np.nan)
+    ops.head_cross_entropy_backward(dx, dweight, backward, chunk, chunk, x, weight, targets, scale)
+    return dict(forward=forward, backward=backward, dx=dx, dweight=dweight)
 
 
 CASES = [
