@@ -26,5 +26,5 @@ def convolution_backward(x, dweight, dbias, scratch, dout, past, weight, bias):
         dseen[:, k : k + steps] += weight[k] * dp
         dweight[k] += (dp * seen[:, k : k + steps]).sum((0, 1))
     dbias += dp.sum((0, 1))
-    x[:, : len(bias)] = dseen[:, len(weight) - 1 :].reshape(dout.shape)
+    x[:, : len(bias)] = dseen[:, len(weight) - 1 :].reshape(dout.shape)  # the past has no gradient
     dout[...] = (p * s).reshape(dout.shape)

@@ -11,7 +11,7 @@ def rmsnorm_forward(out, rstd, x, weight, eps):
 def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
     rstd = rstd[:, None]  # (N, 1)
     xhat = x * rstd  # (N, D)
-    g = dout * weight  # the gradient of xhat
+    g = dout * weight  # the gradient of xhat; scaling x does not change xhat, so dx has no component along it
     dx += rstd * (g - xhat * (g * xhat).mean(1, keepdims=True))
     dweight += (dout * xhat).sum(0)
 
@@ -27,7 +27,7 @@ def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
 def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
     rstd = rstd[:, None]  # (N, 1)
     xhat = (x - mean[:, None]) * rstd  # (N, D)
-    g = dout * weight  # the gradient of xhat
+    g = dout * weight  # the gradient of xhat; neither scaling nor shifting x changes xhat
     dx += rstd * (g - g.mean(1, keepdims=True) - xhat * (g * xhat).mean(1, keepdims=True))
     dweight += (dout * xhat).sum(0)
     if dbias is not None:

@@ -26,5 +26,5 @@ def batch_major(out, x, residual, first):
     def window(rows):
         return rows.reshape(batch, -1, width)[:, first : first + steps]  # (B, T, D), a view
 
-    turned = x.swapaxes(0, 1)
-    window(out)[...] = turned if residual is None else turned + window(residual)
+    x = x.swapaxes(0, 1)
+    window(out)[...] = x if residual is None else x + window(residual)

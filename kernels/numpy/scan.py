@@ -51,14 +51,14 @@ def selective_scan_backward(
     s, slope = sigmoid(gate), sigmoid(delta)  # softplus' is the sigmoid
     dy = dout * gate * s
     gate[...] = dout * y * s * (1 + gate * (1 - s))  # dgate
-    dh = 0  # (B, S, E): what reaches h_t, from later steps first
+    dh = 0  # (B, S, E): the gradient of h_t, first what later steps give to it
     for t in reversed(range(len(x))):
         decay = np.exp(-d[t][:, None] * np.exp(A_log))
         dh = dh + c[t][:, :, None] * dy[t][:, None]
         dc[t] = (h[t + 1] * dy[t][:, None]).sum(2)
         db[t] = (dh * (d[t] * x[t])[:, None]).sum(2)
         dinput = (dh * b[t][:, :, None]).sum(1)  # (B, E): of d x
-        drate = -dh * h[t] * decay * np.exp(A_log)  # (B, S, E): the exponent of decay by d and, times d, by A_log
+        drate = -dh * h[t] * decay * np.exp(A_log)  # (B, S, E): decay = exp(-d e^A_log) by d and, times d, by A_log
         delta[t] = (x[t] * dinput + drate.sum(1)) * slope[t]
         dx[t] = d[t] * dinput + D * dy[t]
         dA_log += (drate * d[t][:, None]).sum(0)
