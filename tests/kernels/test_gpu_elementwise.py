@@ -1,15 +1,15 @@
-"""Every GPU kernel that goes over numbers and rows: the cases of test_ops against the oracle, 16-bit types, the order of threads, captured graphs,
+"""Every GPU kernel that goes over numbers and rows: 16-bit types, the order of threads, captured graphs,
 and what each promises of its own."""
 
-import functools
 import math
 
+import kernel_cases
 import numpy as np
 import pytest
 import reference as ref
-import test_ops
 from cuda_emulator import emulating
 from fake_cupy import cupy  # noqa: F401  the fixture
+from kernel_cases import ACTIVATIONS, Kernels, OnDevice
 
 from slm_np import ops
 from slm_np.dtypes import BF16
@@ -37,24 +37,7 @@ def exact(x):
     return ((x.astype(np.uint32) << 16).view(np.float32) if x.dtype == BF16 else x).astype(np.float64)
 
 
-class OnDevice:
-    """The ops on the GPU for arrays of NumPy's, which are copied there and back: what an op calls stands in `kernels/gpu` under its name."""
-
-    def __getattr__(self, name):
-        kernel = getattr(kernels, name, None)
-        return getattr(ops, name) if kernel is None else functools.partial(self.run, kernel)
-
-    @staticmethod
-    def run(kernel, *arguments):
-        import cupy
-
-        there = {id(x): (x, cupy.asarray(x)) for x in arguments if isinstance(x, np.ndarray)}
-        kernel(*[there[id(x)][1] if id(x) in there else x for x in arguments])
-        for x, device in there.values():
-            x[...] = cupy.asnumpy(device)
-
-
-gpu = OnDevice()
+gpu = OnDevice(kernels)
 KINDS = (
     "silu",
     "gelu",
@@ -66,53 +49,22 @@ KINDS = (
     "accumulate",
     "softmax_cross_entropy",
 )
-CASES = [case for case in test_ops.CASES if case.id.startswith(KINDS)]
-every_case = pytest.mark.parametrize("case", CASES, ids=[case.id.replace(" ", "-") for case in CASES])
-
-
-@pytest.fixture
-def on_gpu(monkeypatch):
-    """The cases of test_ops run on the GPU."""
-    monkeypatch.setattr(test_ops, "ops", gpu)
-
-
-@every_case
-def test_float32_is_as_good_as_numpy(case, on_gpu):
-    test_ops.test_float32_is_as_good_as_numpy(case)
-
-
-@every_case
-def test_float64_is_exact_and_sums_are_added(case, on_gpu):
-    test_ops.test_float64_is_exact_and_sums_are_added(case)
+CASES = [case for case in kernel_cases.CASES if case.id.startswith(KINDS)]
 
 
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])
-def test_the_order_of_threads_changes_nothing(order, on_gpu):
+def test_the_order_of_threads_changes_nothing(order, cupy):  # noqa: F811
     """Bit by bit; a race would."""
     chosen = {}
     for case in CASES:
         if case.id.split(" ")[0] not in chosen or "70" in case.id or "130" in case.id:
             chosen[case.id.split(" ")[0]] = case
+    single = Kernels(kernels, np.float32, start=1, arrays=cupy)
     for case in chosen.values():
-        usual = case.engine(1, *case.inputs)
+        usual = single.results(case)
         with emulating(order=order, seed=3):
-            for found, expected in zip(case.engine(1, *case.inputs), usual, strict=True):
-                np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("place", [0, 5, 10])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_cross_entropy_of_a_bad_logit_is_nan(bad, place, on_gpu):
-    test_ops.test_cross_entropy_of_a_bad_logit_is_nan(bad, place, np.float32)
-
-
-def test_a_target_of_minus_one_is_not_counted_whatever_its_logits(on_gpu):
-    test_ops.test_a_target_of_minus_one_is_not_counted_whatever_its_logits(np.float32)
-
-
-@pytest.mark.parametrize("name", test_ops.PLAIN)
-def test_activations_far_out_and_of_nan(name, on_gpu):
-    test_ops.test_activations_far_out_and_of_nan(name)
+            for name, found in single.results(case).items():
+                np.testing.assert_array_equal(found, usual[name])
 
 
 # 16 bits: what is stored is rounded once, and nothing before it
@@ -130,11 +82,11 @@ def assert_rounded(found, expected):
 
 @SHORT
 @pytest.mark.parametrize("shape", [(3, 7), (5, 64)])
-@pytest.mark.parametrize("name", test_ops.PLAIN)
+@pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_of_16_bits(name, shape, short):
     gated = name == "swiglu"
     x, dout = (
-        stored(test_ops.normal(shape[0], columns, seed=i), short)
+        stored(kernel_cases.normal(shape[0], columns, seed=i), short)
         for i, columns in enumerate((shape[1] * (1 + gated), shape[1]))
     )
     out = stored(np.full(shape, np.nan), short)
@@ -151,10 +103,10 @@ def test_activations_of_16_bits(name, shape, short):
 @pytest.mark.parametrize("width", [7, 72])
 def test_norms_of_16_bits(width, short):
     x, weight, bias, dout = (
-        test_ops.normal(37, width),
-        test_ops.normal(width),
-        test_ops.normal(width, seed=1),
-        stored(test_ops.normal(37, width, seed=1), short),
+        kernel_cases.normal(37, width),
+        kernel_cases.normal(width),
+        kernel_cases.normal(width, seed=1),
+        stored(kernel_cases.normal(37, width, seed=1), short),
     )
     out, mean, rstd = stored(np.full(x.shape, np.nan), short), *(np.full(37, np.nan, np.float32) for _ in range(2))
     gpu.layernorm_forward(out, mean, rstd, x, weight, bias, 1e-5)
@@ -171,7 +123,7 @@ def test_norms_of_16_bits(width, short):
 def test_rotary_of_16_bits(short):
     for width in (6, 32):
         x, cos, sin = (
-            stored(test_ops.normal(2 * 5, 3 * width + 8 * (width == 32)), short),
+            stored(kernel_cases.normal(2 * 5, 3 * width + 8 * (width == 32)), short),
             *(np.zeros((5, width // 2), np.float32) for _ in range(2)),
         )
         ops.rotary_table(cos, sin, 100.0)
@@ -186,7 +138,7 @@ def test_rotary_of_16_bits(short):
 @SHORT
 @pytest.mark.parametrize("width", [7, 64])
 def test_sums_and_conversions_of_16_bits(width, short):
-    x = stored(test_ops.normal(9, width), short)
+    x = stored(kernel_cases.normal(9, width), short)
     total, numbers, back = (
         np.ones((9, width), np.float32),
         np.zeros((9, width), np.float32),
@@ -198,12 +150,12 @@ def test_sums_and_conversions_of_16_bits(width, short):
     np.testing.assert_array_equal(numbers, exact(x))
     gpu.convert(back, numbers)
     np.testing.assert_array_equal(back, x)
-    numbers[...] = test_ops.normal(9, width, seed=1)
+    numbers[...] = kernel_cases.normal(9, width, seed=1)
     numbers[0, :5] = np.nan, np.inf, -np.inf, 0, -0.0
     numbers[1, :2] = 1 + 3 * HALF_ULP[short], 1 + HALF_ULP[short]  # halfway, to the even one of two
     gpu.convert(back, numbers)
     np.testing.assert_array_equal(exact(back), exact(stored(numbers, short)))
-    places, rows = np.zeros((4, width), np.float32), stored(test_ops.normal(4, width), short)
+    places, rows = np.zeros((4, width), np.float32), stored(kernel_cases.normal(4, width), short)
     gpu.embedding_backward(places, None, rows, np.array([[3, 1, 3, 3]], np.int32))
     np.testing.assert_allclose(
         places, np.array([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 1]]) @ exact(rows), rtol=1e-6, atol=1e-6
@@ -212,11 +164,11 @@ def test_sums_and_conversions_of_16_bits(width, short):
 
 @SHORT
 def test_cross_entropy_leaves_its_gradient_in_16_bits(short):
-    logits, targets = 3 * test_ops.normal(5, 70), np.array([0, 69, -1, 3, 3], np.int32)
+    logits, targets = 3 * kernel_cases.normal(5, 70), np.array([0, 69, -1, 3, 3], np.int32)
     kept, losses, dlogits = logits.copy(), np.full(5, np.nan, np.float32), stored(np.full((5, 70), np.nan), short)
     gpu.softmax_cross_entropy_backward(dlogits, losses, logits, targets, 8.0)
     assert_rounded(dlogits, 8 * 4 * ref.cross_entropy_backward(1.0, kept, targets))
-    np.testing.assert_allclose(losses, np.where(targets < 0, 0, test_ops.row_losses(kept, targets)), rtol=1e-6)
+    np.testing.assert_allclose(losses, np.where(targets < 0, 0, kernel_cases.row_losses(kept, targets)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("pieces", [257, 9001])
@@ -224,7 +176,7 @@ def test_cross_entropy_leaves_its_gradient_in_16_bits(short):
 def test_cross_entropy_of_rows_longer_than_a_block_takes_at_once(pieces, falling):
     """The largest logit lies in what threads take last, or first."""
     logits, targets = (
-        test_ops.normal(2, pieces) + np.linspace(-30, 30, pieces).astype(np.float32),
+        kernel_cases.normal(2, pieces) + np.linspace(-30, 30, pieces).astype(np.float32),
         np.array([1, pieces - 1], np.int32),
     )
     if falling:
@@ -232,14 +184,14 @@ def test_cross_entropy_of_rows_longer_than_a_block_takes_at_once(pieces, falling
     kept, losses, again = logits.copy(), np.full(2, np.nan, np.float32), np.full(2, np.nan, np.float32)
     gpu.softmax_cross_entropy_forward(losses, logits, targets)
     gpu.softmax_cross_entropy_backward(logits, again, logits, targets, 0.5)
-    np.testing.assert_allclose(losses, test_ops.row_losses(kept, targets), rtol=2e-6)
+    np.testing.assert_allclose(losses, kernel_cases.row_losses(kept, targets), rtol=2e-6)
     np.testing.assert_allclose(logits, ref.cross_entropy_backward(1.0, kept, targets), rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(losses, again)
 
 
 def test_a_ruled_out_logit_may_be_minus_infinity():
     logits, targets, losses, again = (
-        test_ops.normal(4, 11),
+        kernel_cases.normal(4, 11),
         np.array([4, 5, 0, 4], np.int32),
         np.full(4, np.nan, np.float32),
         np.full(4, np.nan, np.float32),
@@ -261,7 +213,7 @@ def test_a_ruled_out_logit_may_be_minus_infinity():
 def test_numbers_taken_alone_are_the_same(cupy):  # noqa: F811
     """An array that begins between two fours is gone through one by one."""
     for short, several in ((np.dtype(np.float32), 4), (np.dtype(np.float64), 2), (BF16, 8), (F16, 8)):
-        x, dout, residual_ = (stored(test_ops.normal(5, 64, seed=i), short) for i in range(3))
+        x, dout, residual_ = (stored(kernel_cases.normal(5, 64, seed=i), short) for i in range(3))
 
         def at(x, shift):
             room = cupy.zeros(x.size + 8, x.dtype)
@@ -276,7 +228,7 @@ def test_numbers_taken_alone_are_the_same(cupy):  # noqa: F811
             kernels.dropout_forward(out, at(x, shift), at(residual_, shift), (0.3, 5))
             kernels.gelu_backward(gradient, again)
             cos, sin = (
-                at(test_ops.normal(5, 16, seed=7 + i).astype(np.float64 if several == 2 else np.float32), shift)
+                at(kernel_cases.normal(5, 16, seed=7 + i).astype(np.float64 if several == 2 else np.float32), shift)
                 for i in range(2)
             )
             kernels.rotary_forward(turned, cos, sin, 2)
@@ -286,11 +238,6 @@ def test_numbers_taken_alone_are_the_same(cupy):  # noqa: F811
 
 
 # Embedding
-
-
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.int64, np.uint32])
-def test_tokens_may_be_any_integers(kind, on_gpu):
-    test_ops.test_tokens_may_be_any_integers(kind)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +266,7 @@ def test_embedding_backward_is_the_same_bits_in_any_order():
     rng = np.random.default_rng(1)
     tokens, dout, found = (
         np.minimum(rng.integers(0, 300, (1, 1200)), rng.integers(0, 300, (1, 1200))).astype(np.int32),
-        test_ops.normal(1200, 3),
+        kernel_cases.normal(1200, 3),
         [],
     )
     tokens[0, :300] = 7
@@ -349,7 +296,7 @@ def kept(n, share, key):
 @pytest.mark.parametrize("share, key", [(0.0, 1), (0.1, (1 << 31) - 1), (0.5, 77), (0.95, (1 << 32) - 1)])
 def test_dropout_draws_the_cpus_mask(share, key, cupy):  # noqa: F811
     shape = 33, 21
-    x, residual_ = test_ops.normal(*shape) + 10, test_ops.normal(*shape, seed=1)
+    x, residual_ = kernel_cases.normal(*shape) + 10, kernel_cases.normal(*shape, seed=1)
     mask, scale = kept(x.size, share, key).reshape(shape), np.float32(1 / (1 - share))
     out, dx = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
     gpu.dropout_forward(out, x, residual_, (share, key))
@@ -365,8 +312,8 @@ def test_dropout_draws_the_cpus_mask(share, key, cupy):  # noqa: F811
 def test_dropout_of_16_bits(short):
     for shape in ((3, 7), (4, 64)):
         x, residual_, mask = (
-            stored(test_ops.normal(*shape), short),
-            test_ops.normal(*shape, seed=1),
+            stored(kernel_cases.normal(*shape), short),
+            kernel_cases.normal(*shape, seed=1),
             kept(math.prod(shape), 0.4, 9).reshape(shape),
         )
         out, dx = np.full(shape, np.nan, np.float32), stored(np.full(shape, np.nan), short)

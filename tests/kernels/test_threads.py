@@ -8,9 +8,26 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-import test_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import (
+    ACTIVATIONS,
+    Kernels,
+    accumulate,
+    activation,
+    attend,
+    attention,
+    drop,
+    embedding,
+    fused_head,
+    layernorm,
+    linear,
+    linear_transposed,
+    normal,
+    rmsnorm,
+    rotary,
+    softmax_cross_entropy,
+)
 from threadpoolctl import threadpool_info
 
 import slm_np
@@ -136,36 +153,41 @@ def test_any_long_products(sides):
 # Ops and training steps
 
 LARGE = [
-    *(test_ops.activation(name, "", test_ops.normal(133, 514)) for name in test_ops.PLAIN),
-    test_ops.linear(1030, 257, 130, bias=True, residual=True),
-    test_ops.linear_transposed(1030, 130, 257),
-    test_ops.rmsnorm(133, 514),
-    test_ops.layernorm(133, 514),
-    test_ops.embedding(7, 70, 11, 514),
-    test_ops.rotary(3, 70, 4, 16),
-    test_ops.accumulate(133, 514),
-    test_ops.attention(3, 130, 4, 2, 16),
-    test_ops.cross_entropy("", test_ops.normal(133, 514)),
-    test_ops.head_cross_entropy(300, 130, 514, 128),
+    *(activation(name, "133x514", normal(133, 514)) for name in ACTIVATIONS),
+    linear(1030, 257, 130, bias=True, residual=True),
+    linear_transposed(1030, 130, 257),
+    rmsnorm(133, 514),
+    layernorm(133, 514),
+    embedding(7, 70, 11, 514),
+    rotary(3, 70, 4, 16),
+    accumulate(133, 514),
+    attention(3, 130, 4, 2, 16),
+    softmax_cross_entropy("133x514", normal(133, 514)),
 ]
 
 
 @several
 @pytest.mark.parametrize("case", LARGE, ids=[case.id.replace(" ", "-") for case in LARGE])
 def test_ops_give_the_same_bits(case):
-    over_threads(lambda: case.engine(0, *case.inputs))
+    over_threads(lambda: Kernels(kernels_of(np.empty(0)), np.float32).results(case).values())
+
+
+@several
+def test_the_fused_head_gives_the_same_bits():
+    x, weight, targets = normal(300, 130), normal(514, 130), np.arange(300, dtype=np.int32)
+    over_threads(lambda: fused_head(ops, x, weight, targets, 128, 1 / 300, 0).values())
 
 
 @several
 def test_dropout_gives_the_same_bits():
-    x, residual = test_ops.normal(133, 514), test_ops.normal(133, 514, seed=1)
-    qkv = test_ops.normal(260, 8 * 16)
+    x, residual = normal(133, 514), normal(133, 514, seed=1)
+    qkv, kernels = normal(260, 8 * 16), kernels_of(x)
 
     def run():
-        dqkv, scratch = qkv.copy(), np.full(kernels_of(qkv).attention_scratch(130, 16, 8), np.nan, np.float32)
-        out, lse = test_ops.attend(qkv, 4, 2, 130, 0.2, 3)
+        dqkv, scratch = qkv.copy(), np.full(kernels.attention_scratch(130, 16, 8), np.nan, np.float32)
+        out, lse = attend(kernels, qkv, 4, 2, 130, 0.2, 3)
         ops.attention_backward(dqkv, scratch, out, out, lse, 4, 2, 130, (0.2, 3))
-        return test_ops.drop(x, 0.3, 5), test_ops.drop(x, 0.3, 5, residual), out, dqkv
+        return drop(ops, x, 0.3, 5), drop(ops, x, 0.3, 5, residual), out, dqkv
 
     over_threads(run)
 
@@ -209,7 +231,7 @@ def blas_core():
 
 
 def run_python(*arguments, **environment):
-    root = str(Path(slm_np.__file__).resolve().parents[1])
+    roots = [str(Path(slm_np.__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1])]
     done = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
@@ -217,7 +239,7 @@ def run_python(*arguments, **environment):
         encoding="utf-8",
         timeout=600,
         cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), **environment},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*roots, os.environ.get("PYTHONPATH", "")]), **environment},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -248,9 +270,11 @@ def test_everything_here_with_other_kernels_and_three_threads():
 # Other processes: loops that the compiler has just made, and the same from its cache
 
 RESULTS = """\
-import hashlib, test_ops
-for case in (test_ops.rmsnorm(9, 130), test_ops.cross_entropy("", test_ops.normal(9, 130))):
-    print([hashlib.sha256(x).hexdigest() for x in case.engine(0, *case.inputs)])
+import hashlib, numpy, kernel_cases
+from slm_np import ops
+kernels = kernel_cases.Kernels(ops, numpy.float32)
+for case in (kernel_cases.rmsnorm(9, 130), kernel_cases.softmax_cross_entropy("", kernel_cases.normal(9, 130))):
+    print([hashlib.sha256(x).hexdigest() for x in kernels.results(case).values()])
 """
 
 
