@@ -13,6 +13,7 @@ from slm_np.config import ModelConfig, TrainConfig
 from slm_np.data.tokens import load_corpus
 from slm_np.formats import checkpoint, metrics
 from slm_np.formats.run_config import RunConfig
+from slm_np.training.storage import Storage
 from slm_np.training.trainer import Trainer
 
 MODEL = dict(n_layer=1, n_head=2, n_embd=16, n_hidden=24, block_size=16)
@@ -71,19 +72,27 @@ def config(data, **changes):
 
 
 def trainer(data, directory=None, **changes):
-    """A quiet Trainer of a tiny run, started in `directory` if there is one."""
+    """A Trainer of a tiny run, stored in the new `directory` if there is one. It prints nothing."""
     run = config(data, **changes)
     made = Trainer(
         run,
         load_corpus(
             run.train.data, run.train.val_data, run.train.tokenizer, documents=run.train.documents, progress=False
         ),
-        quiet=True,
     )
     if directory:
         Path(directory).mkdir()
-        made.start(directory)
+        storage = Storage(directory)
+        storage.create(made)
+        made.callbacks.append(storage)
     return made
+
+
+def resume(trainer, directory):
+    """Continue the run in `directory` with a Trainer of the same settings."""
+    storage = Storage(directory)
+    storage.resume(trainer)
+    trainer.callbacks.append(storage)
 
 
 def flags(data, **changes):

@@ -1,4 +1,4 @@
-"""The precision of a run: float32, or 16-bit inputs of matmuls with float32 accumulation where the device is faster at it."""
+"""The precision of a run: float32, or 16-bit matmul inputs with float32 accumulation where that is faster."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from slm_np.ops.device import device
 
 
 def resolved(run):
-    """`run` (RunConfig) with `--dtype auto` replaced by the fastest on its device. Raises UserError for an unsupported dtype."""
+    """`run` (RunConfig) with `--dtype auto` replaced by the fastest on its device. Raises UserError if unsupported."""
     dtype = device(run.train.device).compute_dtype(run.train.dtype)
     return dataclasses.replace(run, train=dataclasses.replace(run.train, dtype=dtype))
 

@@ -6,8 +6,9 @@ STABLE = 0.8  # share of a stable-decay schedule at the peak rate
 
 
 def learning_rate(config, step, progress):
-    """Rate of update `step`, counted from 0. config: TrainConfig.   progress: share of the schedule that is done, 0 to 1.
+    """Learning rate of update `step`, counted from 0.
 
+    config: TrainConfig.   progress: share of the schedule that is done, 0 to 1.
     The smaller of two curves: 1. a line from near zero through the peak at the end of `warmup_iters` updates; 2.
     `constant`, or down to `min_lr` at progress 1 along a cosine or a line; `stable-decay` holds the peak for 80 %
     first.
