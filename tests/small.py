@@ -1,4 +1,4 @@
-"""Tiny runs: a text and a model of which an update takes less than a millisecond, in this process or in one of their own."""
+"""Tiny runs, whose update takes less than a millisecond, in this process or in one of their own."""
 
 import os
 import random
@@ -52,10 +52,17 @@ def text_file(folder, name="text.txt", **options):
     return path
 
 
+def sizes(changes):
+    """MODEL without the sizes that a model with these changes does not have."""
+    unused = ["n_head"] * ("A" not in changes.get("pattern", "A"))
+    unused += ["n_hidden"] * (changes.get("feed_forward") == "none")
+    return {name: value for name, value in MODEL.items() if name not in unused}
+
+
 def config(data, **changes):
-    """The RunConfig of a tiny run on the file `data`; changes go to the field of that name, in the model's or the training's settings."""
+    """The RunConfig of a tiny run on the file `data`. changes: fields of ModelConfig or TrainConfig."""
     model = {
-        **MODEL,
+        **sizes(changes),
         "vocab_size": 256,
         **{name: value for name, value in changes.items() if name in ModelConfig.__dataclass_fields__},
     }
@@ -99,7 +106,7 @@ def flags(data, **changes):
     """The flags of a tiny run for `train`."""
     given = {
         name.replace("_", "-"): value
-        for name, value in {**MODEL, **TRAIN, "data": data, **changes}.items()
+        for name, value in {**sizes(changes), **TRAIN, "data": data, **changes}.items()
         if value is not None
     }
     return [
