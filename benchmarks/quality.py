@@ -46,7 +46,6 @@ MODELS = {
     "llama": dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=256, n_hidden=432, block_size=256),
 }
 COURSE = dict(
-    max_spectral_norm=1.0,
     warmup_iters=50,
     beta2=0.95,
     weight_decay=0.1,
@@ -88,6 +87,7 @@ def trained(name, data, rate, max_time, dtype, threads=0):
     model = ModelConfig(**MODELS[name])
     train = TrainConfig(
         **COURSE,
+        max_spectral_norm=1.0 if "S" in model.letters else 0.0,
         data=data,
         threads=threads,
         learning_rate=rate,

@@ -73,7 +73,7 @@ def begin(name, model, train):
         raise UserError("--retention-data is what a finetuned model learnt before; it belongs to finetune")
     if train.get("out_dir"):
         check_free(train["out_dir"])
-    train_run(run, given=model)
+    train_run(run)
 
 
 def go_on(directory, name, model, train):

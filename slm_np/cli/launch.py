@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from slm_np.cli.report import describe, finish, quoted, sampler
@@ -14,16 +15,13 @@ from slm_np.training.precision import compute_dtype, resolved
 SEARCHED = 1 << 20  # tokens in which an end-of-text occurs if the corpus has any
 
 
-def train_run(run, directory=None, given=()):
-    """Train `run` (RunConfig) in a new directory, or resume it in `directory`, and print what it comes to.
-
-    given: names of the settings that the user gave
-    """
+def train_run(run, directory=None):
+    """Train `run` (RunConfig) in a new directory, or resume it in `directory`, and print what it comes to."""
     from slm_np.formats.runs import tokenizer_of
 
     use_device(run.train)
     tokenizer = tokenizer_of(directory, run) if run.base and directory is not None else None
-    corpus, run = prepared(run, tokenizer, given)
+    corpus, run = prepared(run, tokenizer)
     retention, run = retention_split(run, corpus)
     train_on(corpus, run, directory, retention)
 
@@ -56,12 +54,10 @@ def use_device(train):
     device(train.device).use_threads(train.threads)
 
 
-def prepared(run, tokenizer=None, given=()):
+def prepared(run, tokenizer=None):
     """(Corpus, `run` with the vocabulary and the identity of the corpus). Builds the token store if there is none.
 
-    tokenizer  to use instead of the one that the settings name; None
-    given      names of the settings that the user gave
-
+    tokenizer: to use instead of the one that the settings name; None
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
     from slm_np.data.tokens import check_ids, check_length, load_corpus
@@ -92,11 +88,6 @@ def prepared(run, tokenizer=None, given=()):
             f"validation, {run.data.get('source')} had {before}, and other contents; restore them, or start a new run"
         )
     if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size:
-        if "vocab_size" in given:
-            raise UserError(
-                f"--vocab-size {model.vocab_size} has no effect, since the tokenizer of {corpus.source} has "
-                f"{corpus.vocab_size} tokens; leave it out"
-            )
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
     for split in (corpus.train, corpus.validation):
         if run.base and len(split) <= model.block_size:
@@ -131,6 +122,8 @@ def retention_split(run, corpus):
     data = run.train.retention_data
     if not data:
         return None, run
+    if not run.base:
+        raise UserError(f"--retention-data {data} has no effect on a run without a base; leave it out, or use finetune")
     split_as = run.base if run.base["data"] == data else dict(val_data="", documents=run.train.documents, limit_bytes=0)
     retention = load_corpus(
         data,
@@ -181,23 +174,12 @@ def memory_plan(run):
     return parts
 
 
-def compile_kernels(device, decoding):
-    """Compile the kernels of training and of decoding at the same time, unless the cache holds them.
+def compile_decoding(model, device):
+    """Compile the kernels that samples of this ModelConfig need, unless the cache holds them."""
+    with contextlib.suppress(ImportError):  # TODO: import plainly once inference/warmup.py is merged
+        from slm_np.inference import warmup
 
-    decoding: whether evaluations will print samples
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from slm_np.nn import warmup as training_warmup
-
-    warmups = [training_warmup]
-    if decoding:
-        with contextlib.suppress(ImportError):  # TODO: merge with inference/warmup.py, then import it plainly
-            from slm_np.inference import warmup as decoding_warmup
-
-            warmups.append(decoding_warmup)
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda warmup: warmup.compile_kernels(device), warmups))
+        warmup.compile_kernels(device, attention_only=set(model.letters) == {"A"})
 
 
 def train_on(corpus, run, directory=None, retention=None, base=None):
@@ -213,8 +195,10 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 
     run = resolved(run)
     memory = memory_plan(run)
-    compile_kernels(device(run.train.device), decoding=corpus.tokenizer is not None)
-    trainer = Trainer(run, corpus, retention=retention, fresh=directory is None and base is None)
+    with ThreadPoolExecutor() as pool:  # decoding's kernels are compiled while `Trainer` compiles those of training
+        if corpus.tokenizer is not None:
+            pool.submit(compile_decoding, run.model, device(run.train.device))
+        trainer = Trainer(run, corpus, retention=retention, fresh=directory is None and base is None)
     storage = create_run(trainer, base) if directory is None else resume_run(trainer, directory)
     trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
     describe(run, corpus, memory)

@@ -7,6 +7,7 @@ import math
 
 from slm_np.data.answers import AnswerOrder
 from slm_np.data.tokens import EpochOrder, StreamOrder, random_batch
+from slm_np.errors import UserError
 from slm_np.nn.model import unmasked
 
 TRAIN, EVALUATE_TRAIN, EVALUATE_VALIDATION, EVALUATE_RETENTION = range(4)  # purposes of random batches
@@ -86,6 +87,8 @@ class ContiguousWindows(Batches):
 
     def __init__(self, split, block_size, batch_size):
         super().__init__(split)
+        if split.mask is not None:
+            raise UserError("--carry-state is not supported with masked targets, as in conversations; leave it out")
         self.order = StreamOrder(split, block_size, batch_size)
         self.n_windows = self.order.n_windows
 

@@ -5,7 +5,7 @@ import numpy as np
 from slm_np.nn.model import Model, States
 from slm_np.ops.device import device
 from slm_np.training.batches import evaluation_batches, training_batches
-from slm_np.training.checks import check_settings
+from slm_np.training.checks import check_effect
 from slm_np.training.host_step import HostStep
 from slm_np.training.optimizer import AdamW
 from slm_np.training.precision import compute_dtype, resolved
@@ -29,7 +29,7 @@ class TrainingState:
     """
 
     def __init__(self, run, corpus, retention=None, fresh=True):
-        check_settings(run, corpus)
+        check_effect(run.model, run.train)
         self.run = run = resolved(run)
         self.config, self.corpus = run.train, corpus
         config, shape = run.train, (run.train.batch_size, run.model.block_size)

@@ -5,6 +5,7 @@ import pytest
 import small
 
 from slm_np.data.tokens import Tokens
+from slm_np.errors import UserError
 from slm_np.training.batches import ContiguousWindows, RandomWindows, ShuffledWindows
 
 N, B, T = 101, 4, 5
@@ -53,6 +54,12 @@ def test_only_contiguous_windows_continue(split):
     for i in range(4):
         np.testing.assert_array_equal(filled(contiguous, i)[0] + T, filled(contiguous, i + 1)[0])
     assert all(RandomWindows(split, 1, 0).restarts(i) for i in range(4))
+
+
+def test_contiguous_windows_refuse_a_mask(split):
+    masked = Tokens("train", split.ids, mask=np.ones(N, np.uint8))
+    with pytest.raises(UserError, match="--carry-state is not supported with masked targets"):
+        ContiguousWindows(masked, T, B)
 
 
 @pytest.mark.parametrize(
