@@ -43,7 +43,7 @@ def final_loss(recipe, dtype, seed, updates, progress):
         dtype=dtype, seed=seed, max_iters=updates, warmup_iters=min(100, updates // 10), eval_iters=BATCHES
     )
     corpus, run = prepared(RunConfig(*preset(name, model, train), preset=name))
-    trainer = Trainer(run, corpus, quiet=True)
+    trainer = Trainer(run, corpus)
     for _ in range(updates):
         trainer.step()
         progress()

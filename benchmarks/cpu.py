@@ -126,7 +126,7 @@ def trainer_of(shape_name, threads, dtype="fp32", kernels="numba"):
     CPU.use_kernels(kernels)
     CPU.use_threads(threads)
     train = TrainConfig(batch_size=batch, max_iters=10**6, learning_rate=1e-4, min_lr=1e-5, dtype=dtype)
-    return Trainer(RunConfig(config, train), corpus_of(config), quiet=True)
+    return Trainer(RunConfig(config, train), corpus_of(config))
 
 
 def torch_step(shape_name, threads, compiled, bfloat16, stepwise=False):

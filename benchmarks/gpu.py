@@ -654,7 +654,7 @@ def our_step(name, dtype):
     config, batch = config_of(name)
     use("cuda")
     train = TrainConfig(batch_size=batch, max_iters=10**6, learning_rate=1e-4, min_lr=1e-5, dtype=dtype, device="cuda")
-    trainer = Trainer(RunConfig(config, train), corpus_of(config), quiet=True)
+    trainer = Trainer(RunConfig(config, train), corpus_of(config))
     return (
         trainer.step,
         lambda: cupy.cuda.Device().synchronize(),

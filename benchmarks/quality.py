@@ -46,7 +46,6 @@ MODELS = {
     "llama": dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=256, n_hidden=432, block_size=256),
 }
 COURSE = dict(
-    max_spectral_norm=1.0,
     warmup_iters=50,
     beta2=0.95,
     weight_decay=0.1,
@@ -82,11 +81,13 @@ def trained(name, data, rate, max_time, dtype, threads=0):
     from slm_np.cli.launch import prepared
     from slm_np.config import ModelConfig, TrainConfig
     from slm_np.formats.run_config import RunConfig
+    from slm_np.training.callbacks import Callback
     from slm_np.training.trainer import Trainer
 
     model = ModelConfig(**MODELS[name])
     train = TrainConfig(
         **COURSE,
+        max_spectral_norm=1.0 if "S" in model.letters else 0.0,
         data=data,
         threads=threads,
         learning_rate=rate,
@@ -96,7 +97,7 @@ def trained(name, data, rate, max_time, dtype, threads=0):
         dtype=dtype,
     )
     corpus, run = prepared(RunConfig(model, train))
-    trainer, rows, steps = Trainer(run, corpus, quiet=True), [], []
+    trainer, rows, steps = Trainer(run, corpus), [], []
     step = trainer.step
 
     def timed():
@@ -107,8 +108,8 @@ def trained(name, data, rate, max_time, dtype, threads=0):
 
     trainer.step = timed
 
-    def keep(row):
-        if "val_loss" in row:
+    class Evaluations(Callback):
+        def on_evaluation(self, trainer, row, improved):
             rows.append(
                 dict(
                     minutes=row["time_s"] / 60,
@@ -118,7 +119,7 @@ def trained(name, data, rate, max_time, dtype, threads=0):
                 )
             )
 
-    trainer.log = keep
+    trainer.callbacks.append(Evaluations())
     with one_step(name.endswith("cut")):
         try:
             trainer.train()

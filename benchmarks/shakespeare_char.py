@@ -49,7 +49,7 @@ def main(argv=None):
             preset="shakespeare-char",
         )
         corpus, run = prepared(run)
-        trainer = Trainer(run, corpus, quiet=True)
+        trainer = Trainer(run, corpus)
         config, shape = run.train, trainer.tokens.shape
         start = {name: array.copy() for name, array in trainer.model.parameters.weight.items()}
         begun = time.perf_counter()
@@ -81,7 +81,7 @@ def main(argv=None):
         begun = time.perf_counter()
         for step in range(config.max_iters):
             trainer.updates = step
-            trainer.batch(0)
+            trainer.load_batch(step)
             for group in opponent.optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, trainer.schedule_progress)
             opponent.train_step(trainer.tokens, trainer.targets)

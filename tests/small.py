@@ -1,4 +1,4 @@
-"""Tiny runs: a text and a model of which an update takes less than a millisecond, in this process or in one of their own."""
+"""Tiny runs, whose update takes less than a millisecond, in this process or in one of their own."""
 
 import os
 import random
@@ -13,6 +13,7 @@ from slm_np.config import ModelConfig, TrainConfig
 from slm_np.data.tokens import load_corpus
 from slm_np.formats import checkpoint, metrics
 from slm_np.formats.run_config import RunConfig
+from slm_np.training.storage import Storage
 from slm_np.training.trainer import Trainer
 
 MODEL = dict(n_layer=1, n_head=2, n_embd=16, n_hidden=24, block_size=16)
@@ -51,10 +52,17 @@ def text_file(folder, name="text.txt", **options):
     return path
 
 
+def sizes(changes):
+    """MODEL without the sizes that a model with these changes does not have."""
+    unused = ["n_head"] * ("A" not in changes.get("pattern", "A"))
+    unused += ["n_hidden"] * (changes.get("feed_forward") == "none")
+    return {name: value for name, value in MODEL.items() if name not in unused}
+
+
 def config(data, **changes):
-    """The RunConfig of a tiny run on the file `data`; changes go to the field of that name, in the model's or the training's settings."""
+    """The RunConfig of a tiny run on the file `data`. changes: fields of ModelConfig or TrainConfig."""
     model = {
-        **MODEL,
+        **sizes(changes),
         "vocab_size": 256,
         **{name: value for name, value in changes.items() if name in ModelConfig.__dataclass_fields__},
     }
@@ -71,26 +79,34 @@ def config(data, **changes):
 
 
 def trainer(data, directory=None, **changes):
-    """A quiet Trainer of a tiny run, started in `directory` if there is one."""
+    """A Trainer of a tiny run, stored in the new `directory` if there is one. It prints nothing."""
     run = config(data, **changes)
     made = Trainer(
         run,
         load_corpus(
             run.train.data, run.train.val_data, run.train.tokenizer, documents=run.train.documents, progress=False
         ),
-        quiet=True,
     )
     if directory:
         Path(directory).mkdir()
-        made.start(directory)
+        storage = Storage(directory)
+        storage.create(made)
+        made.callbacks.append(storage)
     return made
+
+
+def resume(trainer, directory):
+    """Continue the run in `directory` with a Trainer of the same settings."""
+    storage = Storage(directory)
+    storage.resume(trainer)
+    trainer.callbacks.append(storage)
 
 
 def flags(data, **changes):
     """The flags of a tiny run for `train`."""
     given = {
         name.replace("_", "-"): value
-        for name, value in {**MODEL, **TRAIN, "data": data, **changes}.items()
+        for name, value in {**sizes(changes), **TRAIN, "data": data, **changes}.items()
         if value is not None
     }
     return [

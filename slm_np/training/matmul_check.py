@@ -1,6 +1,4 @@
-"""In training, one matmul on AMX tiles is checked every few updates; a wrong one stops the run before the update."""
-
-import contextlib
+"""In training, one matmul on AMX tiles is checked every few updates. A wrong one stops the run before the update."""
 
 from slm_np.ops.device import kernels_of
 
@@ -12,19 +10,20 @@ class WrongMatmul(Exception):
     """A matmul on AMX tiles gave a wrong result."""
 
 
-@contextlib.contextmanager
-def checked_matmul(array, update):
-    """Check one of the matmuls made inside, in every INTERVAL-th update. Raises WrongMatmul if its result is wrong.
+def watch_matmul(array, update):
+    """Call before the gradient of `update`: in every INTERVAL-th one the kernels check one of the matmuls that follow.
 
-    array: any array of the model, from which the kernel set follows. Without AMX nothing is checked.
+    array: any array of the model, which determines the kernel set. Without AMX nothing is checked.
     """
+    if update % INTERVAL == 0:
+        kernels_of(array).watch_matmul(update // INTERVAL % MATMULS)
+
+
+def check_watched_matmul(array, update):
+    """Call after the gradient of `update`. Raises WrongMatmul if the watched matmul is wrong."""
     if update % INTERVAL:
-        yield
         return
-    kernels = kernels_of(array)
-    kernels.watch_matmul(update // INTERVAL % MATMULS)
-    yield
-    error = kernels.watched_error()
+    error = kernels_of(array).watched_error()
     if error > 1:
         raise WrongMatmul(
             f"a matmul of update {update} is wrong by {error:.3g} times the rounding error that is possible"
