@@ -40,7 +40,7 @@ WORDS = {
         "flat grim moody tense dizzy dull limp shy faint sour",
         odd="nice fine neat odd funny pretty lovely plain good great grand smart cool rare fancy lucky magic secret dear famous simple silly "
         "sweet jolly proper royal strange weird quaint humble dainty modern special useful crazy perfect smooth tidy eerie exotic faded "
-        "homely lush nifty prized rustic solid sturdy silu trim unique vivid wacky posh quiet old cosy new cheap super soft wee dull "
+        "homely lush nifty prized rustic solid sturdy swish trim unique vivid wacky posh quiet old cosy new cheap super soft wee dull "
         "bonny classy lively jaunty perky plush comic snug zany daft fab swell dandy ideal prime spare chic costly deluxe gaudy main",
         red="red blue green pink white black brown grey gold silver yellow purple orange cream tan rose plum lime mint teal amber coral lilac "
         "navy ruby jade ivory beige olive peach lemon copper bronze violet maroon indigo snowy sandy sooty smoky frosty dusty muddy damp "
