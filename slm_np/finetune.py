@@ -146,7 +146,7 @@ def main(argv=None):
 def begin(base, name, model, given):
     """Finetune `base` in a new directory."""
     from slm_np.cli.launch import prepared, replayed, train_on
-    from slm_np.data.tokenizer import with_end_of_text
+    from slm_np.data.tokenizer_factory import with_end_of_text
     from slm_np.formats.checkpoint import RunConfig
     from slm_np.formats.runs import check_free
 

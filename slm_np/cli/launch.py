@@ -18,7 +18,7 @@ def prepared(run, tokenizer=None):
 
     tokenizer: the one to use where it is not to be made as the settings say, as a model's own.
     """
-    from slm_np.data.tokens import check_ids, check_length, load_corpus
+    from slm_np.data.token_store import check_ids, check_length, load_corpus
     from slm_np.ops.device import arrays_for
 
     train, model = run.train, run.model
@@ -64,7 +64,7 @@ def prepared(run, tokenizer=None):
 
 def replayed(run, corpus):
     """(tokens of the replay text's held-out part or None, run that knows its content). A text that the base was trained on is split as it was then."""
-    from slm_np.data.tokens import check_ids, load_corpus
+    from slm_np.data.token_store import check_ids, load_corpus
 
     data = run.train.replay_data
     if not data:

@@ -16,7 +16,7 @@ def describe(run, corpus, memory):
     ]
     if train.mask is not None:
         lines.append(
-            f"loss on the answers only: {train.n_learnt:,} of the training tokens; their template is kept as chat_template.json"
+            f"loss on the answers only: {train.n_targets:,} of the training tokens; their template is kept as chat_template.json"
         )
     lines += [
         f"model {run.preset}: {n:,} parameters"

@@ -27,8 +27,8 @@ BAD_STEPS = 5
 def bits_per_byte(nats_per_token, tokens):
     """Nats per token that is learnt as bits per byte of the original text that is learnt, or NaN where its length in bytes is not known."""
     return (
-        nats_per_token / math.log(2) * tokens.n_learnt / tokens.n_bytes
-        if tokens.n_bytes and tokens.n_learnt
+        nats_per_token / math.log(2) * tokens.n_targets / tokens.n_bytes
+        if tokens.n_bytes and tokens.n_targets
         else math.nan
     )
 
@@ -38,25 +38,25 @@ def batches_of(tokens, block_size, seed, purpose, end_of_text=None):
 
     They depend on (seed, purpose, i) alone.
     """
-    from slm_np.data.answers import AnswerOrder
-    from slm_np.data.tokens import random_batch
+    from slm_np.data.assistant_windows import AssistantOrder
+    from slm_np.data.batches import random_batch
 
     if tokens.mask is None:
         return lambda x, y, i: random_batch(x, y, tokens, seed, purpose, i)
-    order = AnswerOrder(tokens, block_size, seed, end_of_text)
+    order = AssistantOrder(tokens, block_size, seed, end_of_text)
     return lambda x, y, i: order.batch(x, y, i * len(x))
 
 
 def epoch_order(corpus, block_size, seed):
     """The order in which an epoch visits the windows of the training split, or of its answers."""
-    from slm_np.data.answers import AnswerOrder
-    from slm_np.data.tokens import EpochOrder
+    from slm_np.data.assistant_windows import AssistantOrder
+    from slm_np.data.batches import EpochOrder
 
     train = corpus.train
     return (
         EpochOrder(train, block_size, seed)
         if train.mask is None
-        else AnswerOrder(train, block_size, seed, corpus.tokenizer.end_of_text)
+        else AssistantOrder(train, block_size, seed, corpus.tokenizer.end_of_text)
     )
 
 
@@ -75,7 +75,7 @@ class Interrupted(Exception):
 class Trainer:
     """A model, its optimiser and its data. `step()` is one optimiser update; `train()` is the whole run.
 
-    run: RunConfig.   corpus: the Corpus of data/tokens.   sampler: function (model) -> text, called at evaluations for a few words.
+    run: RunConfig.   corpus: the Corpus of data/token_store.   sampler: function (model) -> text, called at evaluations for a few words.
     replay: Tokens of another text whose loss is watched too, or None.   fresh: False leaves the weights 0, for `resume` or a base to fill.
     Nothing is written to disk before `start(directory)` or `resume(directory)`.
     """
@@ -117,9 +117,9 @@ class Trainer:
         self.spectral = SpectralNorms(self.model.parameters)
         self.carried = None  # the mixers' states, where they are handed from window to window
         if train.carry_state:
-            from slm_np.data.tokens import StreamOrder
+            from slm_np.data.batches import ContiguousOrder
 
-            order = StreamOrder(corpus.train, T, train.batch_size)
+            order = ContiguousOrder(corpus.train, T, train.batch_size)
             self.carried, self.windows = States(self.model, train.batch_size), order.n_windows
             self.batches = order.batch
             self.max_iters = (

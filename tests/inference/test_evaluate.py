@@ -12,8 +12,9 @@ import small
 
 from slm_np.config import ModelConfig
 from slm_np.data import corpus
-from slm_np.data.tokenizer import ByteTokenizer, with_end_of_text
-from slm_np.data.tokens import Tokens, load_corpus
+from slm_np.data.byte_tokenizer import ByteTokenizer
+from slm_np.data.token_store import Tokens, load_corpus
+from slm_np.data.tokenizer_factory import with_end_of_text
 from slm_np.errors import UserError
 from slm_np.evaluate import Evaluation, evaluate, text_bytes, tokens_of, windows_of
 from slm_np.formats import runs
@@ -243,7 +244,7 @@ def test_threads_are_passed_on(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     asked = []
     monkeypatch.setattr(
-        "slm_np.data.tokens.load_corpus",
+        "slm_np.data.token_store.load_corpus",
         lambda *arguments, **options: asked.append(options["threads"]) or load_corpus(*arguments, **options),
     )
     evaluated(capsys, "--model", "bytes", "--data", "other.txt")

@@ -200,7 +200,7 @@ from slm_np.formats import checkpoint
 from slm_np.inference import generation
 from slm_np.cli import plot
 from slm_np.inference import sampling
-from slm_np.data import tokens
+from slm_np.data import batches, token_store
 from slm_np.ops.device import cpu_kernels
 cpu_kernels()                                                                  # loaded, but not run: their threads would not survive a fork
 start, resume, run, kills = eval(sys.argv[1])
