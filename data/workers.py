@@ -101,7 +101,7 @@ def work():
     plan, tokenizer = read_json(staging / "plan.json"), load_tokenizer(staging / "tokenizer.json")
     read = 0
 
-    def say(**answer):
+    def send(**answer):
         try:
             print(json.dumps(answer), flush=True)
         except OSError:
@@ -111,14 +111,14 @@ def work():
         nonlocal read
         read += n
         if read >= BLOCK:
-            say(read=read)
+            send(read=read)
             read = 0
 
     for line in sys.stdin:
         try:
             tokenize(staging, plan, int(line), tokenizer, report)
-            say(done=int(line))
+            send(done=int(line))
         except UserError as error:
-            say(error=str(error))
+            send(error=str(error))
         except OSError as error:
-            say(errno=error.errno, strerror=error.strerror)
+            send(errno=error.errno, strerror=error.strerror)

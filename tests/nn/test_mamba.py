@@ -416,10 +416,10 @@ def test_a_step_takes_the_same_memory_however_long_the_text():
     near(logits, long.logits(tokens)[:, -1], 1e-4)
 
 
-# Streams
+# Contiguous batches
 
 
-def test_streams_read_the_text_in_order():
+def test_contiguous_batches_read_each_part_in_order():
     tokens = Tokens("train", np.arange(103, dtype=np.uint16))
     order, x, y = ContiguousOrder(tokens, 5, 4), np.zeros((4, 5), np.int32), np.zeros((4, 5), np.int32)
     assert order.n_windows == 5
@@ -430,7 +430,7 @@ def test_streams_read_the_text_in_order():
         seen.append(x.copy())
     np.testing.assert_array_equal(np.concatenate(seen[:5], axis=1), np.arange(100).reshape(4, 25))
     np.testing.assert_array_equal(seen[5], seen[0])
-    with pytest.raises(UserError, match="--carry-state wants --batch-size 30 streams"):
+    with pytest.raises(UserError, match="--carry-state cuts it into --batch-size 30 parts"):
         ContiguousOrder(tokens, 5, 30)
 
 
