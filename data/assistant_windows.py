@@ -1,7 +1,7 @@
 """Windows over conversations, where the loss counts the assistant's tokens only.
 
-Each window holds the end of a reply, and starts with the conversation if that fits: the model then reads in training
-what it reads in a chat.
+Each window contains the end of a reply, and starts with its conversation if that fits. So the model sees in training
+what it sees in a chat.
 """
 
 import numpy as np
@@ -25,11 +25,11 @@ class AssistantOrder(EpochOrder):
 
 
 def window_starts(tokens, block_size, end_of_text):
-    """The starts (W,) int64 of windows that together contain every target. Sorted, without duplicates.
+    """The starts (W,) int64 of windows that contain every target, sorted and without duplicates.
 
-    A window starts with the document of a reply or, if the reply would not fit, as late as needed so that it does. A
-    reply longer than the context has several windows. The first token of a document cannot be a target of a window in
-    general, since no token precedes it.
+    A window starts where the document of its reply starts. If the reply would not fit, the window starts just late
+    enough to end with it. A reply longer than the context has several windows. A target that is the first token of its
+    document may be left out, since nothing in the document predicts it.
     tokens: Tokens with a mask.   end_of_text: the id that ends a document, or None.   UserError if no window fits.
     """
     check_length(tokens, block_size)
@@ -43,8 +43,8 @@ def window_starts(tokens, block_size, end_of_text):
 def replies(tokens, end_of_text):
     """(lengths, ends, documents) of all replies, each (R,) int64. Reads a block at a time.
 
-    A reply is a run of targets, which also ends at end-of-text. lengths: its number of targets.   ends: the position of
-    its last target.   documents: the position at which its document starts.
+    A reply is a run of targets, which also ends at end-of-text.
+    lengths: its number of targets.   ends: the position of its last target.   documents: where its document starts.
     """
     lengths, ends, documents = [], [], []
     open_length, document = 0, 0  # of a reply that the end of a block cuts, and where the current document starts

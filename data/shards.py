@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_np.data.documents import PLAIN, ROWS, next_start, rows
+from slm_np.data.documents import END, PLAIN, ROWS, next_start, rows
 from slm_np.data.documents import split as split_documents
 from slm_np.data.files import read_json
 from slm_np.data.text_files import BLOCK, Text
@@ -29,13 +29,13 @@ def shard_ranges(text, start, stop, documents, separated):
     GPT-2's pre-tokenization always splits, so no token crosses the boundary.
     """
     found = []
-    for kind, first, last in text.segments(documents):
-        at, last = max(first, start), min(last, stop)
-        while at < last:
-            end = last
-            if at + SHARD < last and separated:
-                end = next_start(text, at + SHARD, at, last, kind) or last
-            elif at + SHARD < last:
+    for kind, segment_start, segment_stop in text.segments(documents):
+        at, limit = max(segment_start, start), min(segment_stop, stop)
+        while at < limit:
+            end = limit
+            if at + SHARD < limit and separated:
+                end = next_start(text, at + SHARD, at, limit, kind) or limit
+            elif at + SHARD < limit:
                 end = max(at + 1, _word_end(text, at + SHARD))
             found.append((kind if separated else PLAIN, at, end))
             at = end
@@ -50,16 +50,16 @@ def _word_end(text, position):
 
 def content(text, start, stop, documents, separated):
     """Yield the bytes [start, stop) of a `Text` that are tokenized: without separators, and rows as their text."""
-    for kind, first, last in text.segments(documents):
-        first, last = max(first, start), min(last, stop)
-        if first >= last:
+    for kind, segment_start, segment_stop in text.segments(documents):
+        at, limit = max(segment_start, start), min(segment_stop, stop)
+        if at >= limit:
             continue
         if not separated:
-            yield from text.blocks(first, last)
+            yield from text.blocks(at, limit)
         elif kind == ROWS:
-            yield from (span for _, spans in rows(text, first, last) for span, _ in spans)
+            yield from (span for _, spans in rows(text, at, limit) for span, _ in spans)
         else:
-            yield from (block for block in split_documents(text.blocks(first, last), kind) if block is not None)
+            yield from (block for block in split_documents(text.blocks(at, limit), kind) if block is not END)
 
 
 def tokenize(staging, plan, number, tokenizer, report):
@@ -122,7 +122,7 @@ def tokenize(staging, plan, number, tokenizer, report):
         else:
             blocks = split_documents(read(), kind)
             for first in blocks:
-                write(chain([first], iter(lambda: next(blocks), None)))
+                write(chain([first], iter(lambda: next(blocks), END)))
                 end_document()
     for suffix in (".bin", ".mask") if kind == ROWS else (".bin",):
         os.replace(f"{part}{suffix}", staging / "shards" / f"{number}{suffix}")

@@ -18,7 +18,7 @@ class TextRange(NamedTuple):
 def split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress):
     """{"train": TextRange, "validation": TextRange} of the text `data`. The arguments are those of `load_corpus`.
 
-    The validation split is `val_data` if it is given, else the one that a corpus known by name brings along, else the
+    The validation split is `val_data` if it is given, else that of a corpus known by name, else the
     last tenth of the bytes, from the start of a document on.
     """
     known = corpus.named(data)
@@ -40,11 +40,12 @@ def is_separated(part, documents, cache):
 
     def search():
         return any(
-            kind == ROWS or has_separator(part.text, max(first, part.start), min(last, part.stop), kind)
-            for kind, first, last in part.text.segments(documents)
-            if max(first, part.start) < min(last, part.stop)
+            kind == ROWS or has_separator(part.text, max(start, part.start), min(stop, part.stop), kind)
+            for kind, start, stop in part.text.segments(documents)
+            if max(start, part.start) < min(stop, part.stop)
         )
 
+    # Cached values of earlier versions have this name.
     return part.text.cached(cache, f"bordered {part.start} {part.stop} {documents}", search)
 
 
@@ -71,11 +72,11 @@ def _last_tenth(text, stop, documents, cache):
         found = _next_document(text, wanted, stop, documents)
         if found and found < stop:
             return found
-        for kind, first, last in text.segments(documents):
-            if kind == ROWS and first <= wanted < last:  # a row cannot be cut: take the last row before the end
-                at = first
-                for line in lines(text.blocks(first, min(last, stop))):
-                    if at + len(line) >= min(last, stop):
+        for kind, start, end in text.segments(documents):
+            if kind == ROWS and start <= wanted < end:  # a row cannot be cut: take the last row before the end
+                at = start
+                for line in lines(text.blocks(start, min(end, stop))):
+                    if at + len(line) >= min(end, stop):
                         return at
                     at += len(line)
         return text.character_start(wanted)
@@ -85,11 +86,11 @@ def _last_tenth(text, stop, documents, cache):
 
 def _next_document(text, position, stop, documents):
     """The first byte >= `position` in [0, stop) at which a document starts after another one, or None."""
-    for kind, first, last in text.segments(documents):
-        if first and position <= first < stop:
-            return first
-        if first <= position < last:
-            found = next_start(text, position, first, min(last, stop), kind)
+    for kind, start, end in text.segments(documents):
+        if start and position <= start < stop:
+            return start
+        if start <= position < end:
+            found = next_start(text, position, start, min(end, stop), kind)
             if found:
                 return found
     return None

@@ -29,7 +29,7 @@ EVALUATION = (*VALIDATION, *TRAINING)
 class TokenFile(NamedTuple):
     """One `.bin` file and what lies beside it. Counts are None if meta.json does not give them."""
 
-    file: Text  # the file itself, for its hash and cached values
+    source: Text  # the file as bytes, for its hash and cached values
     ids: np.ndarray  # (N,) uint16 or uint32, memory-mapped, read-only
     mask: np.ndarray | None  # (N,) uint8, memory-mapped, read-only; None if all tokens are targets
     tokenizer: Tokenizer | None

@@ -84,11 +84,10 @@ def load_corpus(
 ):
     """The `Corpus` of a text, tokenized on first use and memory-mapped from then on.
 
-    data         files, folders and globs separated by commas, or a corpus known by name (see `corpus.find`); a .bin
-    file
-                 of tokens, or a folder with train.bin (see token_files.py)
-    val_data     the same for validation. Default: what the corpus known by name brings along, else the last tenth of
-                 the bytes of `data`, from the start of a document on
+    data         files, folders and globs separated by commas, or a corpus known by name (see corpus.py); or token
+                 files: a .bin file, or a folder with train.bin (see token_files.py)
+    val_data     the same for validation. Default: the validation split of a corpus known by name, else the last tenth
+                 of the bytes of `data`, from the start of a document on
     tokenizer    byte, char, bpe:N, gpt2, file:PATH, or a `Tokenizer`
     documents    what separates documents: marker or blank-line (see documents.py). Rows of .jsonl files are documents
     limit_bytes  take this many bytes of `data`, to the end of a document; 0 takes all
@@ -145,7 +144,9 @@ def load_corpus(
 
     if not out_dir and folder.parent.is_dir():
         with contextlib.suppress(OSError):
-            os.utime(store_builder.staging_of(folder))  # keeps an old unfinished store, which is resumed below
+            os.utime(
+                store_builder.staging_of(folder)
+            )  # so that `sweep` keeps an old incomplete store, which is resumed below
         sweep(folder.parent)
     store_builder.build(folder, _plan(fingerprint, ranges, documents, separated), made, described, threads, progress)
     found = _read_store(folder, fingerprint, floors, data)
@@ -232,7 +233,7 @@ def _read_store(folder, fingerprint, floors, source):
 
 
 def _read_split(folder, split, meta):
-    """The `Tokens` of one split in a store, without the floor. A damaged store raises one of several exceptions."""
+    """The `Tokens` of one split in a store, without the floor. A damaged store raises what `_read_store` catches."""
     ids = mapped(folder / f"{split}.bin", np.dtype(meta["dtype"]))
     mask = None
     if meta["learnt"][split] < meta["tokens"][split]:
@@ -282,14 +283,14 @@ def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
             for split, part in zip(SPLITS, (slice(cut), slice(cut, None)))
         ]
     largest = max(
-        file.file.cached(cache, f"largest {file.ids.dtype.name}", lambda ids=file.ids: largest_id(ids)[0])
+        file.source.cached(cache, f"largest {file.ids.dtype.name}", lambda ids=file.ids: largest_id(ids)[0])
         for file in files
     )
     vocab_size = known.vocab_size if known else max(file.vocab_size or 0 for file in files) or 1 + largest
     if largest >= vocab_size:
         for tokens in splits:
             check_ids(tokens, vocab_size)
-    identity = [(file.file.sha256(cache, progress), file.ids.dtype.name) for file in files]
+    identity = [(file.source.sha256(cache, progress), file.ids.dtype.name) for file in files]
     return Corpus(*splits, known, vocab_size, hashlib.sha256(json.dumps(identity).encode()).hexdigest(), source)
 
 
