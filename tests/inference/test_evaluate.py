@@ -11,7 +11,7 @@ import pytest
 import small
 
 from slm_np.config import ModelConfig
-from slm_np.data import corpus
+from slm_np.data import embedded
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.token_store import Tokens, load_corpus
 from slm_np.data.tokenizer_factory import with_end_of_text
@@ -225,7 +225,7 @@ def test_without_data_it_is_the_runs_own_validation(folder, capsys, monkeypatch)
 def test_only_what_is_evaluated_is_prepared(folder, monkeypatch, tmp_path):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SLM_NP_CACHE", str(tmp_path))
-    monkeypatch.setattr(corpus, "EMBEDDED_BYTES", dict(train=20_000, validation=3000))
+    monkeypatch.setattr(embedded, "SPLIT_BYTES", dict(train=20_000, validation=3000))
     run = runs.load("bytes")
     whole, part = (tokens_of(run, "other.txt", limit_bytes=limit) for limit in (0, 1000))
     assert 0 < part.n_documents < whole.n_documents and part.ids.tolist() == whole.ids[: len(part)].tolist()
