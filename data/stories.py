@@ -7,8 +7,8 @@ remainder of the integer by the number of options, so all options are equally li
 bits on average.
 
 The syntax of a script:
-    [thing]           a random word of the list `thing`
-    [a thing]         the same with its article; [Thing] is the same, capitalized
+    [thing] [Thing]   a random word of the list `thing`, as it is or capitalized
+    [a thing]         such a word with its article
     {hero}            the word that has this role, drawn where it first occurs
     {he} {his} {him}  the hero's pronouns; {He} is capitalized
     (x|y)             x or y
@@ -266,7 +266,7 @@ class StoryWriter:
     """Expands scripts into the text of one story.
 
     choose: function (n, text_so_far, options) -> number below n of the option to take. text_so_far() is the text up to
-    here, options() the list of what each option would add first. Both are functions, because only a reader needs them.
+    here, options() the list of what each option would add first. Both are functions, because only `bits_of` needs them.
     """
 
     def __init__(self, choose):
