@@ -109,7 +109,7 @@ def corpus_of(config):
     """A corpus of random tokens."""
     import numpy as np
 
-    from slm_np.data.tokens import Corpus, Tokens
+    from slm_np.data.token_store import Corpus, Tokens
 
     ids = np.random.default_rng(0).integers(0, config.vocab_size, 1 << 20).astype(np.uint16)
     return Corpus(Tokens("train", ids), Tokens("validation", ids), None, config.vocab_size, "", "random")
@@ -134,7 +134,7 @@ def torch_step(shape_name, threads, compiled, bfloat16, stepwise=False):
     import torch
     from torch_twin import Recurrence, Trainer, Twin
 
-    from slm_np.data.tokens import random_batch
+    from slm_np.data.batches import random_batch
 
     config, batch = shape(shape_name)
     torch.set_num_threads(threads or torch.get_num_threads())

@@ -668,7 +668,7 @@ def torch_step(name, compiled, mode):
     import torch
     from torch_twin import Trainer, Twin
 
-    from slm_np.data.tokens import random_batch
+    from slm_np.data.batches import random_batch
 
     config, batch = config_of(name)
     torch.manual_seed(0)

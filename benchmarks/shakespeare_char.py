@@ -16,7 +16,7 @@ WINDOWS = 7200
 
 def windows_loss(losses, corpus, batch, steps):
     """(mean, standard error) in nats per token over WINDOWS random windows of the validation split."""
-    from slm_np.data.tokens import random_batch
+    from slm_np.data.batches import random_batch
 
     tokens, targets, means = np.zeros((batch, steps), np.int32), np.zeros((batch, steps), np.int32), []
     for i in range(WINDOWS // batch):

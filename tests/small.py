@@ -10,7 +10,7 @@ import numpy as np
 
 import slm_np
 from slm_np.config import ModelConfig, TrainConfig
-from slm_np.data.tokens import load_corpus
+from slm_np.data.token_store import load_corpus
 from slm_np.formats import checkpoint, metrics
 from slm_np.formats.run_config import RunConfig
 from slm_np.training.storage import Storage

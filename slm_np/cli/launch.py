@@ -28,7 +28,7 @@ def train_run(run, directory=None):
 
 def finetune_run(base, run, given):
     """Train `run` in a new directory, starting from `base`. given: {field: value} of its training settings."""
-    from slm_np.data.tokenizer import with_end_of_text
+    from slm_np.data.tokenizer_factory import with_end_of_text
     from slm_np.formats.runs import check_free
     from slm_np.training.finetuning import check_vocabulary, with_fitted_intervals
 
@@ -60,7 +60,7 @@ def prepared(run, tokenizer=None):
     tokenizer: to use instead of the one that the settings name; None
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
-    from slm_np.data.tokens import check_ids, check_length, load_corpus
+    from slm_np.data.token_store import check_ids, check_length, load_corpus
     from slm_np.ops.device import device
 
     train, model = run.train, run.model
@@ -117,7 +117,7 @@ def retention_split(run, corpus):
 
     Data that the base was trained on are split as they were then. Raises UserError as `prepared`.
     """
-    from slm_np.data.tokens import check_ids, load_corpus
+    from slm_np.data.token_store import check_ids, load_corpus
 
     data = run.train.retention_data
     if not data:

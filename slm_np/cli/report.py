@@ -22,7 +22,7 @@ def describe(run, corpus, memory):
     ]
     if masked:
         lines.append(
-            f"the loss is masked to assistant tokens: {train.n_learnt:,} of the training tokens; "
+            f"the loss is masked to assistant tokens: {train.n_targets:,} of the training tokens; "
             "chat_template.json has their template"
         )
     if run.base.get("vocab_size", run.model.vocab_size) < run.model.vocab_size:

@@ -117,7 +117,7 @@ def best_weights(path, into=None):
 
 def tokenizer_of(path, config):
     """The tokenizer in the run `path`, None if it has none. UserError if it does not fit the model of `config` (RunConfig)."""
-    from slm_np.data.tokenizer import load_tokenizer
+    from slm_np.data.tokenizer_factory import load_tokenizer
 
     file = Path(path) / "tokenizer.json"
     if not file.exists():

@@ -5,8 +5,8 @@ Batch `index` depends on the settings and on `index` alone, so a resumed run see
 
 import math
 
-from slm_np.data.answers import AnswerOrder
-from slm_np.data.tokens import EpochOrder, StreamOrder, random_batch
+from slm_np.data.assistant_windows import AssistantOrder
+from slm_np.data.batches import ContiguousOrder, EpochOrder, random_batch
 from slm_np.errors import UserError
 from slm_np.nn.model import unmasked
 
@@ -72,7 +72,7 @@ class ShuffledWindows(Batches):
         if split.mask is None:
             self.order = EpochOrder(split, block_size, seed)
         else:
-            self.order = AnswerOrder(split, block_size, seed, end_of_text)
+            self.order = AssistantOrder(split, block_size, seed, end_of_text)
         self.n_windows, self.windows_per_batch = self.order.n_windows, batch_size
 
     def fill(self, tokens, targets, index):
@@ -89,7 +89,7 @@ class ContiguousWindows(Batches):
         super().__init__(split)
         if split.mask is not None:
             raise UserError("--carry-state is not supported with masked targets, as in conversations; leave it out")
-        self.order = StreamOrder(split, block_size, batch_size)
+        self.order = ContiguousOrder(split, block_size, batch_size)
         self.n_windows = self.order.n_windows
 
     def fill(self, tokens, targets, index):

@@ -169,7 +169,7 @@ def test_bad_data(folder, capsys):
     assert "the train split has 8 tokens, but --block-size 16 needs 17" in refused("short.txt")
     assert "the validation split has 9 tokens" in refused("text.txt", "--val-data", "short.txt")
     assert "the text is not UTF-8" in refused("latin.txt", "--tokenizer", "char")
-    assert "hold the id 300 at position 0, but the vocabulary has 256" in refused("ids.bin", "--vocab-size", 256)
+    assert "contain the id 300 at position 0, but the vocabulary has 256" in refused("ids.bin", "--vocab-size", 256)
     assert "odd.bin has 3 bytes" in refused("odd.bin")
     if os.name != "nt":
         os.mkfifo("pipe")

@@ -17,7 +17,7 @@ from slm_np.cli import launch
 from slm_np.cli.report import finish
 from slm_np.cli.resume import resumed
 from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
-from slm_np.data.tokenizer import ByteTokenizer
+from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, metrics, run_config, runs, tensors
 from slm_np.inference.decoder import Decoder
@@ -91,7 +91,7 @@ def test_training_without_a_gpu_is_refused_before_anything_is_read_or_written(da
     made, said = MISSING[what]
     monkeypatch.setitem(sys.modules, "cupy", made())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("slm_np.data.tokens.load_corpus", fails(AssertionError("the data are read")))
+    monkeypatch.setattr("slm_np.data.token_store.load_corpus", fails(AssertionError("the data are read")))
     assert said in sentence(capsys, "train", *small.flags(data, device="cuda", out_dir="run"))
     assert said in sentence(capsys, "train", "--device", "cuda", "--data", "no-such-text.txt")
     assert small.tree(data.parent) == ["text.txt"]

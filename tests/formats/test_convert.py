@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from slm_np.convert import convert
-from slm_np.data.tokenizer import load_tokenizer
+from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats import llama2c, runs
 from slm_np.nn.model import Model

@@ -8,7 +8,8 @@ import small
 from configs import config_of
 
 from slm_np import ops
-from slm_np.data.tokens import StreamOrder, Tokens
+from slm_np.data.batches import ContiguousOrder
+from slm_np.data.token_store import Tokens
 from slm_np.errors import UserError
 from slm_np.inference.decoder import Decoder
 from slm_np.kernels.cpu.scan import CHUNK, GROUP, PASS
@@ -420,7 +421,7 @@ def test_a_step_takes_the_same_memory_however_long_the_text():
 
 def test_streams_read_the_text_in_order():
     tokens = Tokens("train", np.arange(103, dtype=np.uint16))
-    order, x, y = StreamOrder(tokens, 5, 4), np.zeros((4, 5), np.int32), np.zeros((4, 5), np.int32)
+    order, x, y = ContiguousOrder(tokens, 5, 4), np.zeros((4, 5), np.int32), np.zeros((4, 5), np.int32)
     assert order.n_windows == 5
     seen = []
     for i in range(6):
@@ -429,8 +430,8 @@ def test_streams_read_the_text_in_order():
         seen.append(x.copy())
     np.testing.assert_array_equal(np.concatenate(seen[:5], axis=1), np.arange(100).reshape(4, 25))
     np.testing.assert_array_equal(seen[5], seen[0])
-    with pytest.raises(UserError, match="--carry-state wants --batch-size 30 streams"):
-        StreamOrder(tokens, 5, 30)
+    with pytest.raises(UserError, match="--carry-state cuts it into --batch-size 30 parts"):
+        ContiguousOrder(tokens, 5, 30)
 
 
 CARRIED = dict(pattern="M", positions="none", feed_forward="none", carry_state=True)

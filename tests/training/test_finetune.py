@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import small
 
-from slm_np.data.answers import answer_ends, window_starts
-from slm_np.data.tokens import Tokens, gather
+from slm_np.data.assistant_windows import replies, window_starts
+from slm_np.data.batches import gather
+from slm_np.data.token_store import Tokens
 from slm_np.evaluate import evaluate, windows_of
 from slm_np.formats import checkpoint, metrics, run_config, runs
 from slm_np.training.finetuning import Base, grown, recipe
@@ -89,7 +90,7 @@ def sentence(capsys, *words):
 
 
 def masked(ids, mask):
-    return Tokens("train", np.array(ids, np.uint16), mask=np.array(mask, np.uint8), n_learnt=sum(mask))
+    return Tokens("train", np.array(ids, np.uint16), mask=np.array(mask, np.uint8), n_targets=sum(mask))
 
 
 def test_windows_start_with_the_document_of_a_reply():
@@ -97,7 +98,7 @@ def test_windows_start_with_the_document_of_a_reply():
     ids = [1, 2, 3, 9, 1, 2, 3, 4, 5, 6, 7, 9]
     mask = [0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 1]
     tokens = masked(ids, mask)
-    assert [found.tolist() for found in answer_ends(tokens, 9)] == [[2, 1, 2], [3, 6, 11], [0, 4, 4]]
+    assert [found.tolist() for found in replies(tokens, 9)] == [[2, 1, 2], [3, 6, 11], [0, 4, 4]]
     assert window_starts(tokens, 8, 9).tolist() == [0, 3]  # the third reply, which ends at 11, just fits
     assert window_starts(tokens, 3, 9).tolist() == [0, 4, 8]
     long = masked(range(20), [0] * 5 + [1] * 10 + [0] * 5)
@@ -108,12 +109,12 @@ def test_windows_start_with_the_document_of_a_reply():
 def test_replies_are_found_across_blocks(monkeypatch):
     draw = np.random.default_rng(0)
     tokens = masked(draw.integers(0, 6, 500).tolist(), draw.integers(0, 2, 500).tolist())
-    whole = answer_ends(tokens, 0)
+    whole = replies(tokens, 0)
     for block in (1, 2, 7, 64):
-        monkeypatch.setattr("slm_np.data.answers.BLOCK", block)
-        for one, other in zip(answer_ends(tokens, 0), whole):
+        monkeypatch.setattr("slm_np.data.assistant_windows.BLOCK", block)
+        for one, other in zip(replies(tokens, 0), whole):
             np.testing.assert_array_equal(one, other)
-    assert whole[0].sum() == tokens.n_learnt
+    assert whole[0].sum() == tokens.n_targets
     counted = np.concatenate(
         [np.arange(start + 1 + 8 - new, start + 1 + 8) for start, new in windows_of(tokens, 8, 4, False, 0)]
     )
