@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from slm_np.kernels.gpu.graph import Inputs, Replayed
+from slm_np.kernels.gpu.graph import CapturedGraph, HostInputs
 from slm_np.ops.device import host, put
 
 
@@ -42,10 +42,10 @@ class DeviceStep:
         self.activations = model.plan(*shape)  # the graphs hold its addresses
         places = []
         each(model.keys((0,)), places.append)
-        self.inputs = Inputs(
+        self.inputs = HostInputs(
             cupy,
             dict(
-                given=((len(step.GIVEN),), np.float64),
+                given=((len(step.INPUTS),), np.float64),
                 tokens=(shape, np.int32),
                 targets=(shape, np.int32),
                 keys=((max(1, len(places)),), np.uint32),
@@ -54,7 +54,7 @@ class DeviceStep:
         places = iter(range(len(places)))
         self.keys = each(model.keys((0,)), lambda key: self.entry(self.inputs.device["keys"], next(places)))
         self.record, self.scalars = cupy.zeros(len(step.RECORD), np.float64), cupy.zeros(len(step.SCALARS), model.dtype)
-        self.batch, self.finish = Replayed(cupy), Replayed(cupy)
+        self.batch, self.finish = CapturedGraph(cupy), CapturedGraph(cupy)
         self.write(0)
 
     @staticmethod
@@ -79,7 +79,7 @@ class DeviceStep:
         )
         self.step.begin_batch(self.record, self.scalars, given)
         normed = model.forward(self.activations, tokens, self.keys, self.carried and self.carried.layers)
-        model.backward(self.activations, tokens, targets.reshape(-1), normed, self.scalar("slope"), self.keys)
+        model.backward(self.activations, tokens, targets.reshape(-1), normed, self.scalar("loss_gradient"), self.keys)
         self.step.add_losses(self.record, self.activations.shared["head.losses"], given)
 
     def update(self):
@@ -91,7 +91,7 @@ class DeviceStep:
         optimizer, scaler, p = self.optimizer, self.scaler, self.optimizer.parameters
         optimizer.kernels.square_sum(optimizer.partial, p.gradients)
         optimizer.kernels.clip_scale(self.scalars[:2], optimizer.partial, optimizer.grad_clip, self.field("scale"))
-        self.step.settle(
+        self.step.finish_update(
             self.record,
             self.scalars,
             self.inputs.device["given"],
@@ -117,7 +117,7 @@ class DeviceStep:
         self.spectral.launch(self.limit)
         p.pack()
         if self.carried:
-            self.step.forget(self.carried.memory, self.record)  # what is not finite would stay so
+            self.step.zero_if_not_finite(self.carried.memory, self.record)  # what is not finite would stay so
 
     def scalar(self, name):
         return self.entry(self.scalars, self.step.SCALARS.index(name))
