@@ -1,13 +1,11 @@
-"""Causal grouped-query attention as in FlashAttention-2 (Dao 2023): a block keeps some query rows and loops over tiles
-of keys.
+"""Causal grouped-query attention as in FlashAttention-2 (Dao 2023).
 
-Scores and probabilities never leave its registers. Forward keeps a running maximum and sum of each query's scores, and
-rescales its sums
-when the maximum grows. Backward computes the probabilities again from scores and `lse`, twice: blocks of queries loop
-over keys for dq,
-blocks of keys loop over queries for dk and dv. So each gradient is summed by one block, in one order. The derivative of
-the softmax,
-P * (dP - sum P dP), needs a sum over all keys before its first matmul; that sum equals dout . out.
+A block of threads keeps some rows of queries and loops over tiles of keys. Scores and probabilities never leave its
+registers. Forward keeps a running maximum and sum of each query's scores, and rescales its sums when the maximum grows.
+
+Backward computes the probabilities again from scores and `lse`, twice: blocks of queries loop over keys for dq, blocks
+of keys loop over queries for dk and dv. So each gradient is summed by one block, in one order. The derivative of the
+softmax, P * (dP - sum P dP), needs a sum over all keys before its first matmul; that sum equals dout . out.
 """
 
 from typing import Any, NamedTuple

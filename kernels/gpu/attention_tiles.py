@@ -1,13 +1,11 @@
 """CUDA building blocks of attention: tiles of a matmul in a warp's registers, their inputs in shared memory.
 
 A warp's part of a matmul stays in registers in the layout of the tensor cores (`Tile`). Attention needs two matmuls:
-`multiply_transposed`
-for scores, and `multiply`, whose left input is such a tile. Without tensor cores, or in float and double, both are
-plain multiply-adds.
+`multiply_transposed` for scores, and `multiply`, whose left input is such a tile. Without tensor cores, or in float
+and double, both are plain multiply-adds.
 
 Constants: W width of a head, CHUNK columns of a head that a block sums (of CHUNKS), WARPS per block, ROW_TILES of 16
-rows per warp, COLUMNS
-of a tile, BUFFERS for tiles in shared memory, VEC elements of a vectorized access.
+rows per warp, COLUMNS of a tile, BUFFERS for tiles in shared memory, VEC elements of a vectorized access.
 """
 
 from .vector import VECTOR

@@ -1,9 +1,8 @@
-"""The causal depthwise convolution with its SiLU: a thread runs one channel through some time steps, neighboring
-threads have neighboring channels.
+"""The causal depthwise convolution with its SiLU.
 
-The K rows that a step sees stay in the thread's registers. A thread loads four steps before it writes the first: a read
-after a write
-to what may be the same array must wait for the write, so one by one the steps would wait for memory.
+A thread runs one channel through some time steps; neighboring threads have neighboring channels. The K rows that a
+step sees stay in the thread's registers. A thread loads four steps before it writes the first: a read after a write to
+what may be the same array must wait for the write, so one by one the steps would wait for memory.
 """
 
 from .source import Kernel, grid

@@ -1,8 +1,8 @@
 """cuBLAS called through its C interface on CuPy's current stream, which works while a graph is captured.
 
-CuPy's own wrappers refuse that (14.2: "calling cuBLAS API during stream capture"). This uses the library that CuPy has
-loaded, with a
-handle and a workspace of its own, so a captured graph allocates nothing and other code cannot change the math mode.
+CuPy's own wrappers refuse that (14.2: "calling cuBLAS API during stream capture"). This uses the library that CuPy
+has loaded, with a handle and a workspace of its own, so a captured graph allocates nothing and other code cannot
+change the math mode.
 """
 
 import ctypes

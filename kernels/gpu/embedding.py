@@ -1,12 +1,10 @@
 """Embedding: rows of a table looked up forward, summed by token backward.
 
 Backward adds without atomics, whose order varies. The positions of a batch are first sorted by their tokens with a
-stable radix sort,
-eight bits at a time. Equal tokens then form runs. A block sums 64 sorted positions: it adds a run within them to its
-row of the table,
-and stores the sum of a run that continues in other blocks, to be added up in the order of the blocks. So a token that
-makes up a fifth
-of a corpus occupies as many blocks as it needs, and the bits never vary.
+stable radix sort, eight bits at a time. Equal tokens then form runs. A block sums 64 sorted positions: it adds a run
+within them to its row of the table, and stores the sum of a run that continues in other blocks, to be added up in the
+order of the blocks. So a token that makes up a fifth of a corpus occupies as many blocks as it needs, and the bits
+never vary.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Matmuls of row-major arrays with cuBLAS, on CuPy's current device and stream.
 
 float32 is multiplied in float32, never in TF32, because it is the reference. 16-bit inputs are accumulated in float32
-to the end, also
-where cuBLAS splits a sum over the GPU. On one kind of GPU, with one stream, cuBLAS returns the same bits in every run.
+to the end, also where cuBLAS splits a sum over the GPU. On one kind of GPU, with one stream, cuBLAS returns the same
+bits in every run.
 """
 
 import ctypes

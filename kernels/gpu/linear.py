@@ -1,14 +1,10 @@
 """Linear layers: cuBLAS matmuls that accumulate onto a prefilled bias and residual, and column sums in a fixed order.
 
-cuBLAS adds to what its output contains (beta = 1), so bias and residual are written there first. Adding them after the
-matmul would
-move as many bytes: prefilling writes an output that the matmul reads, adding reads and writes it again. But the matmul
-reads while it
-computes, and much of it from the L2 cache. So prefilling costs half the time of adding a bias, and two thirds of that
-of adding a
-residual. A float32 output has the same error; in a 16-bit output it is the bias that is rounded once more, not the
-larger sum. A
-residual that is the output itself costs nothing.
+cuBLAS adds to what its output contains (beta = 1), so bias and residual are written there first. Adding them after
+the matmul would move as many bytes: prefilling writes an output that the matmul reads, adding reads and writes it
+again. But the matmul reads while it computes, and much of it from the L2 cache. So prefilling costs half the time of
+adding a bias, and two thirds of that of adding a residual. A float32 output has the same error; in a 16-bit output it
+is the bias that is rounded once more, not the larger sum. A residual that is the output itself costs nothing.
 """
 
 from slm_np.dtypes import BF16, CastCopy

@@ -1,12 +1,9 @@
-"""Softmax cross-entropy, one block per row. The gradient may overwrite the logits. Rows with a negative target have no
-loss.
+"""Softmax cross-entropy, one block per row. The gradient may overwrite the logits.
 
 One pass over the row computes its largest logit and the sum of exponentials, which a thread rescales when it meets a
-larger logit
-(Milakov and Gimelshein 2018). Backward reads the row a second time, from the cache. A thread loads eight logits before
-it uses the
-first: the compiler cannot reorder a read after a write to what may be the same array, so one by one they would wait for
-memory.
+larger logit (Milakov and Gimelshein 2018). Backward reads the row a second time, from the cache. A thread loads eight
+logits before it uses the first: the compiler cannot reorder a read after a write to what may be the same array, so
+one by one they would wait for memory.
 """
 
 from .gemm import row_stride

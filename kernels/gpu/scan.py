@@ -1,17 +1,13 @@
-"""The selective scan of Mamba: a warp runs 32 channels and four states of each through time, a chunk of steps at a
-time.
+"""The selective scan of Mamba.
 
-A block is 32 channels of one sequence, with one warp per four of their states. What a step needs per channel is
-computed once for all
-states and kept in shared memory, with B and C of the chunk; the states stay in registers. A warp's lanes have
-neighboring channels, so
-rows are read whole, B and C are the same address for all lanes, and a readout is a sum over warps. Gradients of B and C
-are sums over
-lanes.
+A warp runs 32 channels and four states of each through time, a chunk of steps at a time. A block is 32 channels of
+one sequence, with one warp per four of their states. What a step needs per channel is computed once for all states
+and kept in shared memory, with B and C of the chunk; the states stay in registers. A warp's lanes have neighboring
+channels, so rows are read whole, B and C are the same address for all lanes, and a readout is a sum over warps.
+Gradients of B and C are sums over lanes.
 
-Only the states before each chunk are saved. Backward recomputes the others in registers, one chunk at a time, from the
-last to the
-first.
+Only the states before each chunk are saved. Backward recomputes the others in registers, one chunk at a time, from
+the last to the first.
 """
 
 from typing import Any, NamedTuple

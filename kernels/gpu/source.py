@@ -1,15 +1,11 @@
-"""From CUDA source to a callable: how GPU kernels are compiled and launched, and the helpers that every source may use
-(`PRELUDE`).
+"""How CUDA source becomes a callable `Kernel`, and the CUDA helpers that every source may use (`PRELUDE`).
 
 A kernel's CUDA source is a string beside the Python function that launches it. NVRTC compiles it through CuPy at its
-first launch,
-once per combination of types and constants. The source includes no header of the CUDA toolkit, so the driver and CuPy's
-libraries
-are enough. CuPy flushes float32 values below 2^-126 to zero (`-ftz=true`).
+first launch, once per combination of types and constants. The source includes no header of the CUDA toolkit, so the
+driver and CuPy's libraries are enough. CuPy flushes float32 values below 2^-126 to zero (`-ftz=true`).
 
-Names of types in the sources: `Real` is an array's float32 or float64, `Storage` may also be a 16-bit type, and `Accum`
-is the type
-of arithmetic and sums.
+Names of types in the sources: `Real` is an array's float32 or float64, `Storage` may also be a 16-bit type, and
+`Accum` is the type of arithmetic and sums.
 """
 
 import operator
@@ -46,8 +42,8 @@ __device__ __forceinline__ unsigned short half_bits(float v) {
     return bits;
 }
 
-// D += A B by one warp: A (16, 16), B (16, 8), D (16, 8). An unsigned holds a pair of elements, the first in its low
-// half. Lane 4 i + j has
+// D += A B by one warp: A (16, 16), B (16, 8), D (16, 8). An unsigned holds two elements, the first in its low half.
+// Lane 4 i + j has
 //   a[0] = A[i, 2j..], a[1] = A[i+8, 2j..], a[2] = A[i, 2j+8..], a[3] = A[i+8, 2j+8..]
 //   b[0] = B[2j.., i], b[1] = B[2j+8.., i]
 //   d[0], d[1] = D[i, 2j], D[i, 2j+1]        d[2], d[3] = D[i+8, 2j], D[i+8, 2j+1]
@@ -248,8 +244,9 @@ def _scalar_converter(dtype, what):
 
 
 class Kernel:
-    """A CUDA kernel. `kernel(blocks, arguments, shared=bytes, threads=..., **types_and_constants)` launches it on
-    CuPy's current stream.
+    """A CUDA kernel.
+
+    `kernel(blocks, arguments, shared=bytes, threads=..., **types_and_constants)` launches it on CuPy's current stream.
 
     name      of the `extern "C" __global__` function in `text`
     threads   per block. Blocks and threads are numbers, or tuples of up to three.

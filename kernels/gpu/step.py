@@ -1,5 +1,6 @@
-"""The state of a training step on the device: loss, norm, and whether the update is made. The host synchronizes only
-when it logs.
+"""The state of a training step, kept on the device so that the host synchronizes only when it logs.
+
+It holds the loss, the norm, and whether an update is made.
 
 record   (6,) float64: RECORD, which the host may read between two steps
 inputs   (3,) float64: INPUTS, the host's inputs of a micro-batch
