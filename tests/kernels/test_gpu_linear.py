@@ -302,7 +302,7 @@ def test_nan_stays_in_its_column(cupy, compute_dtype):  # noqa: F811
 
 @pytest.mark.parametrize("compute_dtype", [F32, BF16], ids=["f32", "bf16"])
 def test_a_layer_is_captured_and_replayed(cupy, compute_dtype):  # noqa: F811
-    """Nothing allocates or synchronizes. A replay reads the arrays as they are then, and gives the bits of plain calls."""
+    """Nothing allocates or synchronizes. A replay reads the arrays' present values, with the bits of plain calls."""
     m, k, n = 33, 24, 40
     w, _ = weights(normal(k, n), compute_dtype, compute_dtype == BF16)
     x, dout = on_device(normal(m, k), compute_dtype), on_device(normal(m, n), compute_dtype)
