@@ -146,9 +146,8 @@ int cublasGemmEx(void* handle, int transa, int transb, int m, int n, int k, In a
 }"""
 INT, LONG, POINTER = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
 MATRIX = [INT, INT, LONG]  # type, leading dimension, stride
-GEMM_TYPE = ctypes.CFUNCTYPE(
-    INT, POINTER, *[INT] * 5, POINTER, *[POINTER, *MATRIX] * 2, POINTER, POINTER, *MATRIX, *[INT] * 3
-)
+GEMM_ARGUMENTS = [POINTER, *[INT] * 5, POINTER, *[POINTER, *MATRIX] * 2, POINTER, POINTER, *MATRIX, *[INT] * 3]
+GEMM_TYPE = ctypes.CFUNCTYPE(INT, *GEMM_ARGUMENTS)
 SET_TYPE = ctypes.CFUNCTYPE(INT, INT, POINTER, POINTER, ctypes.c_ulong)
 handles = {}  # {handle: (stream, whether it has its own workspace)}
 

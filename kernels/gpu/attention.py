@@ -261,9 +261,8 @@ def constants(plans, width, itemsize, steps, arrays, vec):
     chunk = -(-width // (16 * chunks(width))) * 16
     for warps, row_tiles, columns, buffers in plans:
         row_tiles = min(row_tiles, -(-steps // (16 * warps)))  # no more than a short sequence needs
-        buffers = (
-            buffers if chunks(width) == 1 else 1
-        )  # the block's own rows change with the chunk, and have one buffer
+        if chunks(width) > 1:
+            buffers = 1  # the block's own rows change with the chunk, and have one buffer
         tile_bytes = (arrays * 16 * row_tiles * warps + 2 * buffers * columns) * (chunk * itemsize + 16)
         shared = tile_bytes + 2 * buffers * columns * 8
         if shared <= MAX_SHARED:
@@ -353,13 +352,24 @@ def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
     launch(forward_kernel, FORWARD, 1, lse.size // steps, (out, lse, qkv), shape, (qkv, out))
 
 
-def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout):
+def attention_backward(
+    qkv,
+    scratch,
+    dout,
+    out,
+    lse,
+    heads,
+    kv_heads,
+    steps,
+    dropout,
+):
     rows, stride = qkv.shape
     shape = Shape(dout.shape[1] // heads, heads, kv_heads, steps, dropout)
     columns = dout.shape[1] if chunks(shape.width) == 1 else stride  # of the gradients in scratch
     scratch = scratch.reshape(-1)
     gradients, mean_dp = BackwardScratch(
-        scratch[: scratch.size - lse.size].view(qkv.dtype)[: rows * columns], scratch[scratch.size - lse.size :]
+        gradients=scratch[: scratch.size - lse.size].view(qkv.dtype)[: rows * columns],
+        mean_dp=scratch[scratch.size - lse.size :],
     )
     storage = qkv, dout, out, gradients
     launch(

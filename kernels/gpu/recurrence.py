@@ -29,7 +29,17 @@ def linear_recurrence_scratch(batch, width):
     return LEVELS * width * width
 
 
-def batched_gemm(out, out_start, x, x_start, stride, count, weight, transpose, beta=1.0):
+def batched_gemm(
+    out,
+    out_start,
+    x,
+    x_start,
+    stride,
+    count,
+    weight,
+    transpose,
+    beta=1.0,
+):
     """out[out_start + i stride] = beta out[...] + x[x_start + i stride] op(W),  i = 0 ... count - 1        out, x (.,
     B, S)
 
@@ -82,7 +92,18 @@ def recur(states, scratch, weight, backward):
         powers = [weight, *scratch[: LEVELS * width * width].reshape(LEVELS, width, width)]
         for level in range(LEVELS):
             square = powers[level].reshape(1, width, width)
-            batched_gemm(powers[level + 1].reshape(1, width, width), 0, square, 0, 0, 1, powers[level], False, beta=0.0)
+            target = powers[level + 1].reshape(1, width, width)
+            batched_gemm(
+                out=target,
+                out_start=0,
+                x=square,
+                x_start=0,
+                stride=0,
+                count=1,
+                weight=powers[level],
+                transpose=False,
+                beta=0.0,
+            )
         for level in range(LEVELS):  # multiples of 2^(l + 1): the inputs of the 2^(l + 1) steps up to them
             half = 2**level
             add(2 * half, half, 2 * half, blocks * BLOCK // (2 * half), powers[level])

@@ -368,7 +368,17 @@ extern "C" __global__ void selective_scan_sum_partials(Accum* dssm_parameters, A
 )
 
 
-def selective_scan_forward(out, states, scratch, x, delta, ssm_parameters, projected, A_log, D):
+def selective_scan_forward(
+    out,
+    states,
+    scratch,
+    x,
+    delta,
+    ssm_parameters,
+    projected,
+    A_log,
+    D,
+):
     batch, _, n_states, channels = states.shape
     named = constants(n_states, channels, out.dtype.itemsize)
     forward_kernel(

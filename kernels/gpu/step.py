@@ -121,7 +121,17 @@ def add_losses(record, losses, inputs):
     add_losses_kernel(1, (record, losses, losses.size, inputs), Real=losses)
 
 
-def finish_update(record, scalars, inputs, beta1, beta2, growth, backoff, interval, lowest):
+def finish_update(
+    record,
+    scalars,
+    inputs,
+    beta1,
+    beta2,
+    growth,
+    backoff,
+    interval,
+    lowest,
+):
     """Decide on the update after `clip_scale` has written norm and clip: the other scalars become what `adamw` takes.
 
     clip becomes NaN if loss or norm are not finite: then no update is made.

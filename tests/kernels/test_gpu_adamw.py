@@ -8,6 +8,8 @@ from slm_np.dtypes import BF16
 from slm_np.kernels import gpu
 from slm_np.kernels import numpy as numpy_kernels
 
+SETTINGS = 0.1, 0.1, 0.9, 0.95, 0.1, 0.05, 1e-8  # rate, decay, beta1, beta2, correction1, correction2, eps
+
 
 def initial_state(arrays, dtype, n=70 * 61):
     """Device arrays: weights, gradients, mean, square."""
@@ -18,7 +20,7 @@ def initial_state(arrays, dtype, n=70 * 61):
 
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 2e-5)], ids=["float64", "float32"])
 @pytest.mark.parametrize("grad_clip", [0.0, 0.5, 1e6])
-@pytest.mark.parametrize("on_device", [False, True], ids=["numbers", "arrays"])
+@pytest.mark.parametrize("on_device", [False, True], ids=["values", "arrays"])
 def test_three_clipped_updates(cupy, dtype, tolerance, grad_clip, on_device):  # noqa: F811
     """The scale comes from the norm on the device. Rate and corrections are numbers, or arrays as for a graph."""
     n_decayed, rng, loss_scale, decay, beta1, beta2, eps = 3001, np.random.default_rng(2), 16.0, 0.3, 0.8, 0.9, 1e-6
@@ -37,14 +39,15 @@ def test_three_clipped_updates(cupy, dtype, tolerance, grad_clip, on_device):  #
         clip = min(1, grad_clip / (norm + 1e-6)) if grad_clip else 1
         np.testing.assert_allclose(cupy.asnumpy(found), [norm, clip / loss_scale], rtol=tolerance)
 
-        scalars = 0.1 / update, decay, beta1, beta2, 1 - beta1**update, 1 - beta2**update, eps
-        numpy_kernels.adamw(w, g.astype(np.float64), m, v, n_decayed, clip, *scalars)
-        rate, correction1, correction2 = scalars[0], *scalars[4:6]
+        rate, correction1, correction2 = 0.1 / update, 1 - beta1**update, 1 - beta2**update
+        settings = rate, decay, beta1, beta2, correction1, correction2, eps
+        numpy_kernels.adamw(w, g.astype(np.float64), m, v, n_decayed, clip, *settings)
         if on_device:
             rate, correction1, correction2 = (
                 cupy.asarray(np.array([x], dtype)) for x in (rate, correction1, correction2)
             )
-        gpu.adamw(*arrays, n_decayed, found[1:], rate, decay, beta1, beta2, correction1, correction2, eps)
+        settings = rate, decay, beta1, beta2, correction1, correction2, eps
+        gpu.adamw(*arrays, n_decayed, found[1:], *settings)
         for x, expected in ((weights, w), (mean, m), (square, v)):
             np.testing.assert_allclose(
                 cupy.asnumpy(x), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max()
@@ -62,7 +65,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing(cupy, value, index):  # n
     partial, found = cupy.zeros(gpu.square_sum_blocks(9001), np.float64), cupy.zeros(2, np.float32)
     gpu.square_sum(partial, gradients)
     gpu.clip_scale(found, partial, 1.0, 1.0)
-    gpu.adamw(*arrays, 100, found[1:], 0.1, 0.1, 0.9, 0.95, 0.1, 0.05, 1e-8)
+    gpu.adamw(*arrays, 100, found[1:], *SETTINGS)
     norm, scale = cupy.asnumpy(found)
     assert not np.isfinite(norm) and np.isnan(scale)
     np.testing.assert_array_equal(cupy.asnumpy(weights), before)
@@ -114,7 +117,7 @@ def test_a_step_of_many_kernels_is_captured_and_replayed(cupy):  # noqa: F811
         gpu.embedding_backward(dtable, dpositions, dx, tokens)
         gpu.square_sum(partial, flat[1])
         gpu.clip_scale(found, partial, 1.0, 1.0)
-        gpu.adamw(*flat, 10, found[1:], rate, 0.1, 0.9, 0.95, 0.1, 0.05, 1e-8)
+        gpu.adamw(*flat, 10, found[1:], rate, *SETTINGS[1:])
 
     arrays = [x, normed, dx, logits, dtable, dpositions, dweight, dbias, losses, short, *flat, found]
     before = [array.copy() for array in arrays]

@@ -48,7 +48,17 @@ def run_attention(arrays, qkv, dout, heads, kv_heads, steps, dropout=None):
     dqkv, dout = arrays.asarray(qkv), arrays.asarray(dout)
     gpu.attention_forward(out, lse, scratch, dqkv, heads, kv_heads, steps, dropout)
     scratch.view(np.uint8).fill(0xFF)
-    gpu.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout)
+    gpu.attention_backward(
+        dqkv,
+        scratch,
+        dout,
+        out,
+        lse,
+        heads,
+        kv_heads,
+        steps,
+        dropout,
+    )
     return tuple(arrays.asnumpy(x) for x in (out, lse, dqkv))
 
 

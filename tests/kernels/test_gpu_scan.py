@@ -317,7 +317,17 @@ def test_recurrences_are_captured_and_replayed(cupy):  # noqa: F811
 
     def step():
         gpu.convolution_forward(x, projected, past, weight, bias)
-        gpu.selective_scan_forward(out, saved, None, x, delta, ssm_parameters, projected, A_log, D)
+        gpu.selective_scan_forward(
+            out,
+            saved,
+            None,
+            x,
+            delta,
+            ssm_parameters,
+            projected,
+            A_log,
+            D,
+        )
         gpu.selective_scan_backward(
             dx,
             delta,
