@@ -1,27 +1,16 @@
-"""The GPU's embedding: token types, runs of equal tokens over many blocks, 16-bit gradients, orders of threads."""
+"""The GPU's embedding: runs of equal tokens over many blocks, 16-bit gradients, orders of threads."""
 
 import numpy as np
 import pytest
 from cuda_emulator import ORDERS, emulating
 from fake_cupy import cupy  # noqa: F401  a fixture
-from gpu_cases import run_on_gpu
+from gpu_cases import on_gpu
 from kernel_cases import normal
 from storage import F16, exact, stored
 
 from slm_np.dtypes import BF16
 
 pytestmark = pytest.mark.usefixtures("cupy")
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.uint32])
-def test_tokens_of_any_integer_type(dtype):
-    weight, tokens = normal(11, 7), np.array([[0, 10, 3], [10, 10, 0]], dtype)
-    out, dweight = np.full((6, 7), np.nan, np.float32), np.zeros_like(weight)
-    run_on_gpu("embedding_forward", out, tokens, weight, None)
-    run_on_gpu("embedding_backward", dweight, None, out, tokens)
-    np.testing.assert_array_equal(out, weight[tokens.reshape(-1)])
-    counts = np.bincount(tokens.reshape(-1).astype(int), minlength=11).astype(np.float32)
-    np.testing.assert_allclose(dweight, weight * counts[:, None], rtol=1e-6)
 
 
 def skewed_tokens(rng, vocab, n):
@@ -41,7 +30,7 @@ def test_backward_with_runs_over_many_blocks(n, vocab, width):
     dout = rng.integers(-9, 10, (n, width)).astype(np.float32)
     dweight, dpositions = np.ones((vocab, width), np.float32), np.ones((n // 2 + 1, width), np.float32)
     expected_dweight, expected_dpositions = dweight.copy(), dpositions.copy()
-    run_on_gpu("embedding_backward", dweight, dpositions, dout, tokens)
+    on_gpu.embedding_backward(dweight, dpositions, dout, tokens)
     np.add.at(expected_dweight, tokens.reshape(-1), dout)
     np.add.at(expected_dpositions, np.arange(n) % len(dpositions), dout)
     np.testing.assert_array_equal(dweight, expected_dweight)
@@ -55,7 +44,7 @@ def test_backward_has_the_same_bits_in_every_order():
     for order in ORDERS:
         with emulating(order=order):
             found.append(np.ones((300, 3), np.float32))
-            run_on_gpu("embedding_backward", found[-1], None, dout, tokens)
+            on_gpu.embedding_backward(found[-1], None, dout, tokens)
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
 
@@ -64,7 +53,7 @@ def test_backward_has_the_same_bits_in_every_order():
 @pytest.mark.parametrize("width", [7, 64])
 def test_backward_of_16_bit_gradients(width, short):
     dweight, dout = np.zeros((4, width), np.float32), stored(normal(4, width), short)
-    run_on_gpu("embedding_backward", dweight, None, dout, np.array([[3, 1, 3, 3]], np.int32))
+    on_gpu.embedding_backward(dweight, None, dout, np.array([[3, 1, 3, 3]], np.int32))
     rows = exact(dout)
     expected = np.stack([np.zeros(width), rows[1], np.zeros(width), rows[0] + rows[2] + rows[3]])
     np.testing.assert_allclose(dweight, expected, rtol=1e-6, atol=1e-6)
