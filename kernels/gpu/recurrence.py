@@ -185,16 +185,16 @@ def sizes(time_first, batch_first, start):
     return batch, batch_first.size // (batch * columns), columns, start, steps * batch
 
 
-def time_major(out, x, first):
+def time_major(out, x, start):
     rows = len(out) * out.shape[1]
-    time_major_kernel(grid(32 * rows), (out, x, *sizes(out, x, first)), Out=out, In=x)
+    time_major_kernel(grid(32 * rows), (out, x, *sizes(out, x, start)), Out=out, In=x)
 
 
-def batch_major(out, x, residual, first):
+def batch_major(out, x, residual, start):
     rows = len(x) * x.shape[1]
     batch_major_kernel(
         grid(32 * rows),
-        (out, x, residual, *sizes(x, out, first)),
+        (out, x, residual, *sizes(x, out, start)),
         Out=out,
         In=x,
         Residual=out if residual is None else residual,

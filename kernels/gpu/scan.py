@@ -409,7 +409,7 @@ def selective_scan_backward(
     projected,
     dA_log,
     dD,
-    parts,
+    partials,
     scratch,
     dout,
     states,
@@ -421,14 +421,15 @@ def selective_scan_backward(
     batch, _, n_states, channels = states.shape
     named, steps, columns = constants(n_states, channels, dx.dtype.itemsize), len(x) // batch, ssm_parameters.shape[1]
     dBC_elements, dA_D_elements = partials_elements(batch, steps, channels, n_states)
-    partials = Partials(parts[:dBC_elements], parts[dBC_elements : dBC_elements + dA_D_elements])
+    stop = dBC_elements + dA_D_elements
+    sums = Partials(partials[:dBC_elements], partials[dBC_elements:stop])
     backward_kernel(
         batch * -(-channels // CHANNELS),
         (
             dx,
             delta,
             projected,
-            *partials,
+            *sums,
             dout,
             states,
             x,
@@ -446,7 +447,7 @@ def selective_scan_backward(
     )
     sum_partials_kernel(
         grid(max(len(x) * 2 * n_states, (n_states + 1) * channels)),
-        (dssm_parameters, dA_log, dD, *partials, batch, steps, channels, columns),
+        (dssm_parameters, dA_log, dD, *sums, batch, steps, channels, columns),
         Real=dx,
         STATES=n_states,
     )
