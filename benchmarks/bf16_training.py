@@ -38,7 +38,7 @@ def final_loss(recipe, dtype, seed, updates, progress):
     warmup = min(100, updates // 10)
     train = train | dict(dtype=dtype, seed=seed, max_iters=updates, warmup_iters=warmup, eval_iters=EVAL_BATCHES)
     corpus, run = prepared(RunConfig(*preset(name, model, train), preset=name))
-    trainer = Trainer(run, corpus, quiet=True)
+    trainer = Trainer(run, corpus)
     for _ in range(updates):
         trainer.step()
         progress()

@@ -116,7 +116,7 @@ def corpus_of(config):
     """A corpus of random tokens."""
     import numpy as np
 
-    from slm_np.data.tokens import Corpus, Tokens
+    from slm_np.data.token_store import Corpus, Tokens
 
     ids = np.random.default_rng(0).integers(0, config.vocab_size, 1 << 20).astype(np.uint16)
     return Corpus(Tokens("train", ids), Tokens("validation", ids), None, config.vocab_size, "", "random")
@@ -133,7 +133,7 @@ def trainer_of(shape_name, threads, dtype="fp32", kernels="numba"):
     CPU.use_kernels(kernels)
     CPU.use_threads(threads)
     train = TrainConfig(batch_size=batch, max_iters=10**6, learning_rate=1e-4, min_lr=1e-5, dtype=dtype)
-    return Trainer(RunConfig(config, train), corpus_of(config), quiet=True)
+    return Trainer(RunConfig(config, train), corpus_of(config))
 
 
 def torch_step(shape_name, threads, compiled, bfloat16):
@@ -142,7 +142,7 @@ def torch_step(shape_name, threads, compiled, bfloat16):
     import torch
     from torch_twin import Trainer, Twin
 
-    from slm_np.data.tokens import random_batch
+    from slm_np.data.batches import random_batch
 
     config, batch = shape(shape_name)
     torch.set_num_threads(threads or torch.get_num_threads())

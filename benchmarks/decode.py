@@ -110,8 +110,8 @@ def line_of(row):
         f"step {row['step_ms']:.2f} ms ({row['step_median_ms']:.2f}), {row['tokens_per_s']:,.0f} tokens/s; "
         f"floor {row['floor_ms']:.2f} ms at {row['floor_gb_per_s']:.1f} GB/s, {100 * row['floor_share']:.0f} % of it; "
         f"prompt {row['prompt_ms']:.1f} ms ({row['prompt_median_ms']:.1f}), "
-        f"{row['prompt_tokens_per_s']:,.0f} tokens/s, {row['prompt_gflop_per_s']:.0f} of {row['matmul_gflop_per_s']:.0f} GFLOP/s, "
-        f"{100 * row['matmul_share']:.0f} %"
+        f"{row['prompt_tokens_per_s']:,.0f} tokens/s, "
+        f"{row['prompt_gflop_per_s']:.0f} of {row['matmul_gflop_per_s']:.0f} GFLOP/s, {100 * row['matmul_share']:.0f} %"
     )
 
 

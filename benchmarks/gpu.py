@@ -630,7 +630,7 @@ def our_step(name, dtype):
 
     config, batch = config_of(name)
     train = TrainConfig(batch_size=batch, max_iters=10**6, learning_rate=1e-4, min_lr=1e-5, dtype=dtype, device="cuda")
-    trainer = Trainer(RunConfig(config, train), corpus_of(config), quiet=True)
+    trainer = Trainer(RunConfig(config, train), corpus_of(config))
     return (
         trainer.step,
         lambda: cupy.cuda.Device().synchronize(),
@@ -644,7 +644,7 @@ def torch_step(name, compiled, mode):
     import torch
     from torch_twin import Trainer, Twin
 
-    from slm_np.data.tokens import random_batch
+    from slm_np.data.batches import random_batch
 
     config, batch = config_of(name)
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ import checkout  # noqa: F401
 import numpy as np
 
 from slm_np.cli.launch import prepared
-from slm_np.data.tokens import random_batch
+from slm_np.data.batches import random_batch
 from slm_np.errors import exit_with_sentence
 from slm_np.formats.run_config import RunConfig
 from slm_np.ops.device import CPU
@@ -100,7 +100,7 @@ def main(argv=None):
     for seed in map(int, args.seeds.split(",")):
         settings = dict(data=args.data, seed=seed, max_iters=args.max_iters, dtype=args.dtype)
         corpus, run = prepared(RunConfig(*preset(PRESET, {}, settings), preset=PRESET))
-        trainer = Trainer(run, corpus, quiet=True)
+        trainer = Trainer(run, corpus)
         weights = {name: array.copy() for name, array in trainer.model.parameters.weight.items()}
         report(seed, "slm_np", trained(trainer), trainer.model.losses, corpus, trainer.tokens.shape)
         if args.against:

@@ -1,9 +1,10 @@
-"""The chat template: how a conversation is written down as one text, and which part of it the model learns to write.
+"""The chat template: how a conversation is written as text, and which bytes of it the loss counts.
 
-The default writes
+The default template writes
     Q: What is a fish?
     A: An animal.
-with end-of-text after the last answer. Only answers are learnt, from their first space to their line's end.
+and the end-of-text token follows the last reply. The loss is masked to the assistant's messages: each counts from the
+space before it to the end of its line.
 """
 
 import dataclasses
@@ -21,10 +22,10 @@ EXAMPLE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant
 
 @dataclass(frozen=True)
 class Template:
-    """The strings before and after what each role says.
+    """The strings before and after each message, by role.
 
-    A space at the end of `before_assistant` is written with the answer: in most vocabularies a word's piece begins with its space, so
-    that a prompt has to end before it.
+    Spaces at the end of `before_assistant` count as part of the reply. In most vocabularies a token of a word starts
+    with the space before it, so a prompt has to end before that space.
     """
 
     before_system: str = ""
@@ -34,45 +35,54 @@ class Template:
     before_assistant: str = "A: "
     after_assistant: str = "\n"
 
-    def pieces(self, messages):
-        """[(bytes, learn), ...]: the conversation's text in order, neighbours of the same kind joined. `learn` is True for what the
-        assistant says and what ends it; end-of-text, which follows the last answer, is for the caller to put. UserError if `messages`
-        is no conversation that ends with an answer."""
+    def spans(self, messages):
+        """[(bytes, target), ...]: the conversation as text, in alternating spans of targets and of context.
+
+        messages: [{"role", "content"}, ...] (see `check_messages`).   target: True for what the loss counts: the
+        assistant's messages and the strings after them. The caller appends the end-of-text token.
+        UserError if `messages` is not a conversation that ends with a message of the assistant.
+        """
         check_messages(messages, "the conversation")
         if messages[-1]["role"] != "assistant":
             raise UserError(
-                f"the conversation ends with the {messages[-1]['role']}'s words, so there is no answer to learn; add the assistant's"
+                f"the conversation {_ends_with(messages)}, which leaves nothing to train on; add the assistant's reply"
             )
-        return self._pieces(messages)
+        return self._spans(messages)
 
     def prompt(self, messages):
-        """The bytes of a conversation up to where the assistant answers. UserError if it is none, or the assistant spoke last."""
+        """The bytes of a conversation up to where the assistant replies.
+
+        UserError if `messages` is not a conversation that ends with a message of the user.
+        """
         check_messages(messages, "the conversation")
         if messages[-1]["role"] != "user":
-            raise UserError(f"the conversation ends with the {messages[-1]['role']}'s words; add what the user asks")
-        return b"".join(piece for piece, _ in self._pieces(messages)) + self.before_assistant.rstrip(" ").encode()
+            raise UserError(f"the conversation {_ends_with(messages)}; add a message of the user")
+        return b"".join(span for span, _ in self._spans(messages)) + self.before_assistant.rstrip(" ").encode()
 
-    def _pieces(self, messages):
+    def _spans(self, messages):
         found = []
         for message in messages:
             role = message["role"]
             before, after = (getattr(self, f"{side}_{role}") for side in ("before", "after"))
             marker = before.rstrip(" ") if role == "assistant" else before
-            said = before[len(marker) :] + message["content"].strip() + after
-            for text, learn in ((marker, False), (said, role == "assistant")):
-                if found and found[-1][1] == learn:
+            content = before[len(marker) :] + message["content"].strip() + after
+            for text, target in ((marker, False), (content, role == "assistant")):
+                if found and found[-1][1] == target:
                     found[-1][0] += text
                 else:
-                    found.append([text, learn])
-        return [(text.encode("utf-8", "surrogateescape"), learn) for text, learn in found if text]
+                    found.append([text, target])
+        return [(text.encode("utf-8", "surrogateescape"), target) for text, target in found if text]
 
     def stops(self, end_of_text):
-        """The strings at which an answer is over. With an `end_of_text` id (not None), which ends answers by itself, an answer may have
-        several lines and is over where the next question begins; else it is over at what follows every answer."""
+        """The strings that end a reply. `end_of_text` is the tokenizer's end-of-text id, or None.
+
+        With that id, which ends a reply by itself, a reply may have several lines: it ends where the next question
+        starts. Without it, a reply ends at the string after every reply.
+        """
         return [self.after_assistant + self.before_user] if end_of_text is not None else [self.after_assistant]
 
     def save(self, run_dir):
-        """Write `chat_template.json` into a run."""
+        """Write `chat_template.json` in the directory of a run."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
         part = Path(run_dir) / f"{FILE}.{os.getpid()}"
         part.write_text(text, encoding="utf-8")
@@ -80,11 +90,10 @@ class Template:
 
 
 DEFAULT = Template()
-pieces, prompt = DEFAULT.pieces, DEFAULT.prompt
 
 
 def load(run_dir):
-    """The `Template` of a run, None if it has none. UserError for a damaged file."""
+    """The `Template` in the directory of a run, None if it has none. UserError if the file is damaged or unreadable."""
     path = Path(run_dir) / FILE
     names = [field.name for field in dataclasses.fields(Template)]
     try:
@@ -92,7 +101,7 @@ def load(run_dir):
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give yourself the right to read it") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
     except ValueError:
         found = None
     if (
@@ -101,56 +110,65 @@ def load(run_dir):
         or not all(isinstance(text, str) for text in found.values())
     ):
         raise UserError(
-            f"{path} is not a chat template, an object of the strings {', '.join(names)}; copy it again, or remove it to chat without one"
+            f"{path} is not a chat template, which is an object of the strings {', '.join(names)}; "
+            "copy it again, or remove it to chat without a template"
         )
     if not found["after_assistant"] or not found["before_assistant"].strip():
         raise UserError(
-            f"{path} leaves before_assistant or after_assistant empty, so that answers have no beginning or no end; copy it again"
+            f"{path} has an empty before_assistant or after_assistant, so replies have no start or no end; "
+            "copy it again"
         )
     return Template(**found)
 
 
 def check_messages(messages, where):
-    """UserError, which says `where`, unless `messages` is a list of {"role", "content"}: perhaps the system, then user and assistant in turn."""
+    """UserError, whose sentence starts with `where`, unless `messages` is a conversation.
+
+    A conversation is a list of {"role", "content"}: at most one system message, which comes first, then messages of
+    user and assistant in turn.
+    """
     if not isinstance(messages, list) or not messages:
-        raise UserError(f'{where} has "messages" that is no list with a message in it; write {EXAMPLE}')
+        raise UserError(f'{where} needs a list of at least one message in "messages"; write {EXAMPLE}')
     before = None
     for n, message in enumerate(messages, 1):
         if not isinstance(message, dict):
-            raise UserError(f"{where}, message {n}, is no object; write {EXAMPLE}")
+            raise UserError(f"{where}, message {n}, is not an object; write {EXAMPLE}")
         role = message.get("role")
         if role not in ROLES:
             raise UserError(f"{where}, message {n}, has the role {role!r}; {near(str(role), ROLES)}")
         check_text(message, "content", f"{where}, message {n},")
         if role == "system" and n > 1:
-            raise UserError(f"{where}, message {n}, is the system's; put it first, and only once")
-        if role != "system" and role != ("assistant" if before == "user" else "user"):
+            raise UserError(f"{where}, message {n}, has the role system; only the first message may have it")
+        expected = "assistant" if before == "user" else "user"
+        if role not in ("system", expected):
             raise UserError(
-                f"{where}, message {n}, is the {role}'s where the {'assistant' if before == 'user' else 'user'}'s is due; "
-                "let user and assistant take turns, the user first"
+                f"{where}, message {n}, has the role {role}, but {expected} is expected; "
+                "user and assistant must alternate, and the user starts"
             )
         before = role
 
 
 def check_text(row, field, where):
-    """UserError, which says `where`, unless `row[field]` is text that can be written."""
+    """UserError, whose sentence starts with `where`, unless `row[field]` is a non-blank string that can be encoded."""
     if not isinstance(row.get(field), str):
-        raise UserError(f'{where} has no text "{field}"; add it, as a string')
+        raise UserError(f'{where} has no string "{field}"; add it')
     if not row[field].strip():
-        raise UserError(f'{where} has an empty "{field}"; write something there or remove the row')
+        raise UserError(f'{where} has an empty "{field}"; fill it in, or remove the row')
     try:
         row[field].encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise UserError(
-            f'{where} has {ascii(row[field][error.start])} in its "{field}", half of a character; write the whole one'
+            f'{where} has {ascii(row[field][error.start])} in its "{field}", half of a surrogate pair; '
+            "write the whole character"
         ) from None
 
 
 def parse_row(line, file, number):
-    """What one line of a JSONL file holds: a list of messages (of a `messages` or a `prompt` and `completion` row), or a str (`text`).
+    """The content of one line of a .jsonl file: a str for a row with `text`, else a list of messages.
 
-    line: str or UTF-8 bytes.   number: of the line, from 1.   UserError naming file, line and mend for anything else, and for a
-    conversation that does not end with an answer.
+    A row has `messages`, or `prompt` and `completion`, or `text`.   line: str or UTF-8 bytes.   number: of the line,
+    from 1.
+    UserError with file, line and remedy for any other row, and for a conversation that does not end with the assistant.
     """
     where = f"{file}, line {number},"
     try:
@@ -158,10 +176,9 @@ def parse_row(line, file, number):
     except UnicodeDecodeError:
         raise UserError(f"{where} is not UTF-8; save the file in that encoding") from None
     except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "it is nested too deep")
-        raise UserError(
-            f"{where} is not JSON ({reason}{f' at column {error.colno}' if hasattr(error, 'colno') else ''}); write one object per line"
-        ) from None
+        reason = getattr(error, "msg", "it is nested too deeply")
+        column = f" at column {error.colno}" if hasattr(error, "colno") else ""
+        raise UserError(f"{where} is not JSON ({reason}{column}); write one object per line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a JSON object; write {EXAMPLE}")
     if "messages" in row:
@@ -169,7 +186,8 @@ def parse_row(line, file, number):
         check_messages(messages, where.rstrip(","))
         if messages[-1]["role"] != "assistant":
             raise UserError(
-                f"{where} ends with the {messages[-1]['role']}'s words, so there is no answer to learn; add the assistant's or remove the row"
+                f"{where} {_ends_with(messages)}, which leaves nothing to train on; "
+                "add the assistant's reply, or remove the row"
             )
         return messages
     if "prompt" in row or "completion" in row:
@@ -179,7 +197,11 @@ def parse_row(line, file, number):
     if "text" in row:
         check_text(row, "text", where)
         return row["text"]
-    shown = ", ".join(sorted(map(repr, row))[:5]) or "nothing"
+    keys = ", ".join(sorted(map(repr, row))[:5]) or "no keys"
     raise UserError(
-        f'{where} has neither "messages" nor "prompt" and "completion" nor "text" but {shown}; write {EXAMPLE}'
+        f'{where} has {keys}, but needs "messages", or "prompt" and "completion", or "text"; write {EXAMPLE}'
     )
+
+
+def _ends_with(messages):
+    return f"ends with a message of the {messages[-1]['role']}"

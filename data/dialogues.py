@@ -1,11 +1,12 @@
-"""The embedded writer's second corpus: a short story and questions about it, whose answers the story determines exactly.
+"""The embedded corpus `dialogues`: a short story and questions about it, whose answers the story determines exactly.
 
-A row is a story, in the words of `stories`, with one to four questions: {"messages": [{"role": "user", "content": STORY QUESTION},
-{"role": "assistant", "content": ANSWER}, ...]}. Whoever and whatever a question is about has a role in the story and is drawn for it from
-a list of up to a hundred, so that an answer must be found in the story and cannot be guessed. With its markers a dialogue takes at most
-`LONGEST` bytes and fits, whole, into a context of 256.
+A row is a conversation about a story in the words of `stories`, with one to four questions:
+    {"messages": [{"role": "user", "content": STORY QUESTION}, {"role": "assistant", "content": ANSWER}, ...]}
+Everyone and everything that a question is about has a role in the story. Its word is drawn from a list of up to a
+hundred, so an answer must be read in the story and cannot be guessed. Under the default chat template a dialogue has at
+most `LONGEST` bytes and fits into a context of 256.
 
-How a plot is written: the story, as in `stories`, then a line `QUESTION = ANSWER` for each question.
+The syntax of a plot: the story's script, as in `stories`, then a line `QUESTION = ANSWER` for each question.
 """
 
 import json
@@ -14,7 +15,8 @@ from typing import NamedTuple
 
 from slm_np.data import stories
 
-LONGEST, MARKERS = 250, len("Q: \nA: \n")
+LONGEST = 250  # bytes of a conversation under the default chat template
+MARKERS = len("Q: \nA: \n")  # bytes that the template adds to a question and its answer
 ROLES = dict(
     stories.ROLES,
     tool="thing",
@@ -36,10 +38,10 @@ ROLES = dict(
     habit="shy",
     weather="cold",
 )
-COLOURS = frozenset(
-    "red blue green pink white black brown grey gold silver yellow purple orange cream tan rose plum lime mint teal amber coral "
-    "lilac navy ruby jade ivory beige olive peach lemon copper bronze violet maroon indigo scarlet azure pearl hazel mauve khaki "
-    "crimson tawny".split()
+COLORS = frozenset(
+    "red blue green pink white black brown grey gold silver yellow purple orange cream tan rose plum lime mint teal "
+    "amber coral lilac navy ruby jade ivory beige olive peach lemon copper bronze violet maroon indigo scarlet "
+    "azure pearl hazel mauve khaki crimson tawny".split()
 )
 
 OPENINGS = (
@@ -88,7 +90,8 @@ Where did {hero} take the {thing}? = To the {way} {spot}.
 How did {hero} feel? = {He} felt {joy} and {cheer}.
 """,
     share="""
-packed the {taste} {snack}. {friend} sat by the {way} {spot} and felt {sorrow} and {woe}, so {hero} gave away half of it.
+packed the {taste} {snack}. {friend} sat by the {way} {spot} and felt {sorrow} and {woe}, \
+so {hero} gave away half of it.
 Who (packed the {snack}|gave away the {snack})? = {hero}.
 Who (felt {woe}|got half of the {snack})? = {friend}.
 Whose {snack} did {friend} get? = {hero}'s.
@@ -124,7 +127,8 @@ Where (was|did {hero} see) gran? = By the {way} {spot}.
 How did gran feel? = She felt {joy} and {cheer}.
 """,
     rain="""
-played by the {way} {spot}, but it began to rain. {friend} had the {look} {thing} inside, and they felt {joy} and {cheer}.
+played by the {way} {spot}, but it began to rain. {friend} had the {look} {thing} inside, \
+and they felt {joy} and {cheer}.
 Who played by the {spot}? = {hero}.
 Who had the {thing}? = {friend}.
 Whose {thing} was inside? = {friend}'s.
@@ -162,7 +166,8 @@ How did {hero} feel? = {He} felt {joy} and {cheer}.
 """,
 )
 
-# Of every story that has these roles; a colour is asked for where it is one ("a damp boat" has none).
+# Questions about every story that has these roles. A color is asked for only if the word is one ("a damp boat"
+# has none).
 ALWAYS = """
 (What was the day like|How was the day)? = It was {weather}.
 What colour was the {thing}? = It was {look}.
@@ -173,73 +178,76 @@ What colour was the {pet}? = It was {fur}.
 
 
 class Turn(NamedTuple):
-    """A question, its answer, and its kind: who, whose, what, where, how or colour."""
+    """A question and its answer."""
 
     question: str
     answer: str
-    kind: str
+    kind: str  # who, whose, what, where, how or color
 
 
 class Dialogue(NamedTuple):
-    """A story, the turns about it, and the facts that answer them: {role: word}, and the plot."""
+    """A story and the questions about it."""
 
     story: str
     turns: tuple
-    facts: dict
+    facts: dict  # {role: word} that answer the questions, and the plot
 
 
 def kind_of(line):
-    return "colour" if "colour" in line else re.search("[A-Za-z]+", line)[0].lower()
+    """The kind of a question: color, or its first word."""
+    return "color" if "colour" in line else re.search("[A-Za-z]+", line)[0].lower()
 
 
 def roles_of(line):
+    """The roles that occur in a line."""
     return set(re.findall("{(.*?)}", line)) & set(ROLES)
 
 
-def compiled(line):
+def parse_question(line):
     """(kind, roles, question's parts, answer's parts) of a line `QUESTION = ANSWER`."""
-    return kind_of(line), roles_of(line), *(stories.compiled(part, ROLES) for part in line.split(" = "))
+    return kind_of(line), roles_of(line), *(stories.parse_script(part, ROLES) for part in line.split(" = "))
 
 
-def script(text, after=""):
-    """(story's parts, questions) of an opening or a plot."""
+def parse_plot(text, after=""):
+    """(story's parts, questions) of an opening or a plot. `after` is appended to the story's script."""
     story, *lines = text.strip().split("\n")
-    return stories.compiled(story + after, ROLES), list(map(compiled, lines))
+    return stories.parse_script(story + after, ROLES), list(map(parse_question, lines))
 
 
 WHEN = "(One day|One {weather} day), "
-BEGINNINGS = [script(WHEN + "{hero}")] * len(OPENINGS) + [
-    script(text, after=f" {WHEN}{{he}}") for text in OPENINGS
-]  # half without
-MIDDLES = {plot: script(text) for plot, text in PLOTS.items()}
-ANYWHERE = list(map(compiled, ALWAYS.strip().split("\n")))
+# Half of the stories have no opening.
+BEGINNINGS = [parse_plot(WHEN + "{hero}")] * len(OPENINGS) + [
+    parse_plot(text, after=f" {WHEN}{{he}}") for text in OPENINGS
+]
+MIDDLES = {plot: parse_plot(text) for plot, text in PLOTS.items()}
+ANYWHERE = list(map(parse_question, ALWAYS.strip().split("\n")))
 
 
 def dialogue(choose):
-    """One `Dialogue`; choose(n) gives each number below n for its next choice, all equally likely."""
-    telling = stories.Telling(lambda n, told, options: choose(n))
-    facts = telling.facts
+    """One `Dialogue`. choose: function (n) -> number below n, all equally likely."""
+    writer = stories.StoryWriter(lambda n, text_so_far, options: choose(n))
+    facts = writer.facts
 
-    def told(parts):
-        start = len(telling.text)
-        telling.play(parts)
-        return "".join(telling.text[start:])
+    def expanded(parts):
+        start = len(writer.text)
+        writer.expand(parts)
+        return "".join(writer.text[start:])
 
     plot = list(MIDDLES)[choose(len(MIDDLES))]
     (beginning, early), (middle, late) = BEGINNINGS[choose(len(BEGINNINGS))], MIDDLES[plot]
-    story = f"{told(beginning)} {told(middle)}"
+    story = f"{expanded(beginning)} {expanded(middle)}"
     facts.update(plot=plot, FriendHe="She" if facts.get("friend") in stories.WORDS["girl"] else "He")
-    kinds = {}
+    questions = {}  # {kind: [(question's parts, answer's parts), ...]} that this story answers
     for kind, roles, *parts in early + late + ANYWHERE:
-        if roles <= set(facts) and (kind != "colour" or any(facts[role] in COLOURS for role in roles)):
-            kinds.setdefault(kind, []).append(parts)
+        if roles <= set(facts) and (kind != "color" or any(facts[role] in COLORS for role in roles)):
+            questions.setdefault(kind, []).append(parts)
     turns, size = [], len(story + " ")
     for _ in range(1 + choose(4)):
-        kind = list(kinds)[choose(len(kinds))]  # kinds first, so that none is rare
-        question, answer = kinds[kind].pop(choose(len(kinds[kind])))
-        if not kinds[kind]:
-            del kinds[kind]
-        turn = Turn(told(question), told(answer), kind)
+        kind = list(questions)[choose(len(questions))]  # the kind comes first, so that no kind is rare
+        question, answer = questions[kind].pop(choose(len(questions[kind])))
+        if not questions[kind]:
+            del questions[kind]
+        turn = Turn(expanded(question), expanded(answer), kind)
         size += len(turn.question) + len(turn.answer) + MARKERS
         if size > LONGEST and turns:
             break
@@ -249,18 +257,18 @@ def dialogue(choose):
 
 def dialogues(seed):
     """Endless `Dialogue`s. Dialogue k depends on `seed` and k only."""
-    for number in stories.numbers(seed):
+    for integer in stories.random_integers(seed):
 
         def choose(n):
-            nonlocal number
-            number, way = divmod(number, n)
-            return way
+            nonlocal integer
+            integer, option = divmod(integer, n)
+            return option
 
         yield dialogue(choose)
 
 
 def messages(dialogue):
-    """The row's messages: the story comes with the first question."""
+    """The messages of a `Dialogue`. The first one holds the story and the first question."""
     story, turns, _ = dialogue
     found = []
     for n, turn in enumerate(turns):
@@ -270,11 +278,11 @@ def messages(dialogue):
 
 
 def write(n_bytes, seed):
-    """Lines of JSON, a row each, of `dialogues(seed)` until at least `n_bytes` have been written."""
+    """Yield (line, None), rows of `dialogues(seed)` of unknown entropy, until they have at least `n_bytes`."""
     size = 0
     for found in dialogues(seed):
         if size >= n_bytes:
             return
         line = json.dumps(dict(messages=messages(found))) + "\n"
         size += len(line)
-        yield line
+        yield line, None

@@ -1,33 +1,32 @@
-"""Where documents begin and end: at a line `<|endoftext|>`, at blank lines, or as the rows of a `.jsonl` file."""
+"""Document boundaries: a line `<|endoftext|>`, a blank line, or the rows of a .jsonl file."""
 
 import re
 from itertools import chain
 
+from slm_np.data.chat_template import DEFAULT, parse_row
 from slm_np.errors import UserError, near
 
 MARKER = b"<|endoftext|>"
-PLAIN, ROWS = "plain", "jsonl"  # a text that is one document; rows of JSON
-_LINE = {"marker": re.escape(MARKER), "blank-line": b""}  # what stands alone on the line that separates two documents
-DOCUMENTS = tuple(_LINE)
-HOLD = 2 + len(MARKER) + 2  # bytes that a separating line and the newlines on its two sides take, at most
-END = None  # after each document in `split`
+PLAIN, ROWS = "plain", "jsonl"  # kinds of segments: a text that is one document, and rows of JSON
+_LINE = {"marker": re.escape(MARKER), "blank-line": b""}  # what a separating line contains
+DOCUMENTS = tuple(_LINE)  # values of --documents
+LONGEST = 2 + len(MARKER) + 2  # bytes of the longest separator: a separating line and a newline on each side
+END = None  # follows each document in `split`
 
-# One newline on each side of a separating line belongs to it; at a document's start it needs none before it.
+# One newline on each side of a separating line belongs to it. At the start of a document none is needed before it.
 _BETWEEN = {kind: re.compile(rb"\r?\n" + line + rb"\r?\n") for kind, line in _LINE.items()}
 _FIRST = {kind: re.compile(line + rb"\r?\n") for kind, line in _LINE.items()}
 _AFTER = {kind: re.compile(rb"(?<=\n)" + line + rb"\r?\n") for kind, line in _LINE.items()} | {ROWS: re.compile(rb"\n")}
-_LAST = re.compile(
-    rb"(\A|\r?\n)" + re.escape(MARKER) + rb"\r?\Z"
-)  # a marker that ends the text needs no newline after it
+_LAST = re.compile(rb"(\A|\r?\n)" + re.escape(MARKER) + rb"\r?\Z")  # a marker that ends the text needs no newline
 
 
 def split(blocks, kind):
-    """The documents of a text in blocks, as blocks of theirs with `END` after each one. Empty documents are left out.
+    """Yield the documents of a text as blocks of bytes, with `END` after each document. Empty documents are left out.
 
-    kind: marker or blank-line. Memory: a block, however long a document is.
+    blocks: the text, cut anywhere.   kind: marker or blank-line.   Holds one block, however long a document is.
     """
     between, first = _BETWEEN[kind], _FIRST[kind]
-    rest, empty = b"", True
+    rest, empty = b"", True  # bytes not yet yielded; whether the current document has none so far
     for block in chain(blocks, [b""]):
         rest, at, last = rest + block, 0, not block
         while True:
@@ -43,7 +42,7 @@ def split(blocks, kind):
             if not empty:
                 yield END
             at, empty = match.end(), True
-        keep = len(rest) if last else max(at, len(rest) - HOLD)
+        keep = len(rest) if last else max(at, len(rest) - LONGEST)  # the end may be the start of a separator
         if keep > at:
             yield rest[at:keep]
             empty = False
@@ -52,45 +51,48 @@ def split(blocks, kind):
         yield END
 
 
-def has_borders(text, start, stop, kind):
-    """Whether the bytes [start, stop) of a `Text` hold a separating line. Reads up to the first."""
+def has_separator(text, start, stop, kind):
+    """Whether the bytes [start, stop) of a `Text` contain a separating line. Reads up to the first one."""
     if kind == "marker":
-        edge = b"".join(text.blocks(start, min(stop, start + HOLD)))
-        end = b"".join(text.blocks(max(start, stop - HOLD), stop))
-        if _FIRST[kind].match(edge) or _LAST.search(end if stop - start > HOLD else edge):
+        head = b"".join(text.blocks(start, min(stop, start + LONGEST)))
+        tail = b"".join(text.blocks(max(start, stop - LONGEST), stop))
+        if _FIRST[kind].match(head) or _LAST.search(tail if stop - start > LONGEST else head):
             return True
     return next_start(text, start, start, stop, kind) is not None
 
 
 def next_start(text, position, start, stop, kind):
-    """The first place >= `position` in the bytes [start, stop) of a `Text` where a document begins after a separator; None if there is none."""
-    at = max(start, position - HOLD)
+    """The first byte >= `position` in [start, stop) of a `Text` where a document starts after a separator, or None."""
+    at = max(start, position - LONGEST)
     rest = b""
     for block in text.blocks(at, stop):
         rest += block
         for match in _AFTER[kind].finditer(rest):
             if at + match.end() >= max(position, start + 1):
                 return at + match.end()
-        at += max(0, len(rest) - HOLD)
-        rest = rest[-HOLD:]
+        at += max(0, len(rest) - LONGEST)
+        rest = rest[-LONGEST:]
     return None
 
 
 def rows(text, start, stop):
-    """Each row in the bytes [start, stop) of a `Text`, whole lines of a .jsonl file, as (bytes that it takes, its pieces), where the
-    pieces are [(bytes, learn), ...]: what is to be learnt and what is only read. Blank lines give []. UserError names file and line."""
+    """Yield (size in bytes, spans) for each line in the bytes [start, stop) of a `Text`, whole lines of a .jsonl file.
+
+    spans: [(bytes, target), ...], where `target` is True for bytes that the loss counts; [] for a blank line.
+    UserError names file and line of a bad row.
+    """
     at = start
     for line in lines(text.blocks(start, stop)):
         try:
-            yield len(line), _pieces(line, "", 0) if line.strip() else []
+            yield len(line), _spans(line, "", 0) if line.strip() else []
         except UserError:
-            _pieces(line, *text.place(at))  # once more, for the line's number takes a pass through the file
+            _spans(line, *text.line_of(at))  # raises again, now with the line number, which takes a pass over the file
             raise
         at += len(line)
 
 
 def lines(blocks):
-    """The lines of a text in blocks, each with its newline."""
+    """Yield the lines of a text in blocks of bytes, each with its newline."""
     rest = []
     for block in blocks:
         first, newline, others = block.partition(b"\n")
@@ -104,15 +106,12 @@ def lines(blocks):
         yield b"".join(rest)
 
 
-def _pieces(line, file, number):
-    """[(bytes, learn), ...] of one row."""
-    from slm_np.data.chat_template import parse_row, pieces
-
+def _spans(line, file, number):
     row = parse_row(line, file, number)
-    return [(row.encode("utf-8", "surrogateescape"), True)] if isinstance(row, str) else pieces(row)
+    return [(row.encode("utf-8", "surrogateescape"), True)] if isinstance(row, str) else DEFAULT.spans(row)
 
 
 def check_kind(documents):
-    """UserError if `documents` is no value of --documents."""
+    """UserError if `documents` is not a value of --documents."""
     if documents not in DOCUMENTS:
         raise UserError(f"--documents {documents!r} is unknown; {near(documents, DOCUMENTS)}")

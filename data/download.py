@@ -1,4 +1,4 @@
-"""Corpora by name from the network: fetched once, resumed after a break, verified, kept."""
+"""Corpora that are downloaded by name: fetched once, resumed after an interruption, verified, kept in the cache."""
 
 import hashlib
 import http.client
@@ -9,20 +9,20 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np.data.corpus import BLOCK, shown
+from slm_np.data.meter import metered
+from slm_np.data.text_files import BLOCK
 from slm_np.errors import UserError
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a corpus comes from. files: {split: name}.   repository: on the Hugging Face hub, which verifies what it sends; without
-    one the file at `url` has the given `sha256`."""
+    """Where a corpus comes from."""
 
-    url: str
-    files: dict
-    licence: str
-    repository: str = ""
-    sha256: str = ""
+    url: str  # of the file, or, ending in "/", of the folder
+    files: dict  # {split: file name}
+    license: str
+    repository: str = ""  # the dataset on the Hugging Face hub, whose client verifies what it downloads
+    sha256: str = ""  # of the file, where there is no repository
 
 
 SOURCES = {
@@ -41,29 +41,31 @@ SOURCES = {
 }
 
 
-def fetched(name, split, cache, progress=True):
-    """The path of a corpus' file for `split`, from CACHE/downloads, where it may be put by hand, or from the network.
+def download(name, split, cache, progress=True):
+    """The path of the file with `split` (train or validation) of the corpus `name`, downloaded if necessary.
 
-    UserError without a network names the URL and where to put the file; another one if huggingface_hub is needed and missing.
+    A file in CACHE/downloads is used as it is, so it can also be put there by hand. A corpus without a validation file
+    gives its training file. UserError if the download fails, with the URL and where to put the file, or if
+    huggingface_hub is needed and missing.
     """
     source = SOURCES[name]
     file = source.files.get(split, source.files["train"])
     url, path = source.url + file * source.url.endswith("/"), cache / "downloads" / file
     if progress:
-        print(f"{name}: licence {source.licence}, from {url}", file=sys.stderr)
+        print(f"{name}: license {source.license}, from {url}", file=sys.stderr)
     if path.is_file():
         return path
-    by_hand = f"put {url} at {path} yourself, or try again with a network"
+    by_hand = f"check the network and try again, or put {url} at {path} yourself"
     if source.repository:
         try:
             import huggingface_hub
         except ImportError:
             raise UserError(
-                f"--data {name} needs huggingface_hub: pip install 'slm_np[hub]', or put {url} at {path}"
+                f"--data {name} needs huggingface_hub: pip install 'slm_np[hub]', or put {url} at {path} yourself"
             ) from None
         try:
             return Path(huggingface_hub.hf_hub_download(source.repository, file, repo_type="dataset"))
-        except Exception as error:  # its own classes, and those of whichever HTTP library it uses
+        except Exception as error:  # its own classes, and those of the HTTP library it uses
             raise UserError(f"--data {name} cannot be downloaded ({_first_line(error)}); {by_hand}") from None
     try:
         _download(url, path, source.sha256, progress)
@@ -75,7 +77,7 @@ def fetched(name, split, cache, progress=True):
 
 
 def _download(url, path, sha256, progress):
-    """Fetch `url` to `path`, which appears only when it is whole and has the right hash; a rerun goes on where the last one broke off."""
+    """Fetch `url` to `path`, which appears only once it is complete and verified. A rerun resumes the download."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     have = part.stat().st_size if part.exists() else 0
@@ -83,23 +85,24 @@ def _download(url, path, sha256, progress):
     try:
         answer = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to send: only the hash is to be seen to
+        if error.code != 416:  # range not satisfiable: all bytes are here, and only the hash is left to check
             raise
         answer = None
     if answer is not None:
         length = int(answer.headers.get("Content-Length") or 0)
         with answer, open(part, "ab" if answer.status == 206 else "wb") as out:
             length += out.tell()
-            out.writelines(shown(iter(lambda: answer.read(BLOCK), b""), length, f"downloading {path.name}", progress))
+            blocks = iter(lambda: answer.read(BLOCK), b"")
+            out.writelines(metered(blocks, length, f"downloading {path.name}", progress))
         if part.stat().st_size < length:
-            raise OSError("the connection broke off")
+            raise OSError("the connection was lost")
+    digest = hashlib.sha256()
     with open(part, "rb") as file:
-        digest = hashlib.sha256()
         for block in iter(lambda: file.read(BLOCK), b""):
             digest.update(block)
     if digest.hexdigest() != sha256:
         part.unlink()
-        raise ValueError("what came is not the file that was expected")
+        raise ValueError("the checksum of the file is wrong")
     os.replace(part, path)
 
 

@@ -17,8 +17,8 @@ _HOMES = {
     "text_of": "inference.generation",
     "load": "formats.runs",
     "Decoder": "inference.decoder",
-    "load_corpus": "data.tokens",
-    "random_batch": "data.tokens",
+    "load_corpus": "data.token_store",
+    "random_batch": "data.batches",
     "UserError": "errors",
 }
 __all__ = list(_HOMES)

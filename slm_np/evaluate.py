@@ -55,7 +55,7 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     only answers are learnt, only they count, each with its document before it, at places of their own whatever the stride.
     UserError for a text without a target, an id outside of the vocabulary, a stride beyond the context, or too little memory.
     """
-    from slm_np.data.tokens import check_ids
+    from slm_np.data.token_store import check_ids
     from slm_np.nn.arena import planned_bytes
     from slm_np.nn.model import plan
     from slm_np.ops.device import host
@@ -111,14 +111,14 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     if not math.isfinite(nats):
         raise UserError(f"the loss is {nats}, so the model has diverged; use an earlier checkpoint")
     n_bytes = text_bytes(tokens, tokenizer)
-    return Evaluation(nats, done, None if n_bytes is None else n_bytes * done / tokens.n_learnt)
+    return Evaluation(nats, done, None if n_bytes is None else n_bytes * done / tokens.n_targets)
 
 
 def windows_of(tokens, steps, stride, begins, end_of_text):
     """(start, new) of windows whose last `new` targets were in none before; together they hold every target. Start -1 is the end-of-text
     that stands before the first token, if the text `begins` after one."""
     if tokens.mask is not None:
-        from slm_np.data.answers import window_starts
+        from slm_np.data.assistant_windows import window_starts
 
         before = -steps
         for start in window_starts(tokens, steps, end_of_text).tolist():
@@ -154,7 +154,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
     """The `Tokens` to evaluate a `Run` on: all of the text `data`, or the validation part where a corpus known by name or a folder of tokens
     has one; without `data`, what the run itself validates with. UserError where there is none, or the run cannot read it."""
     from slm_np.data import corpus
-    from slm_np.data.tokens import load_corpus
+    from slm_np.data.token_store import load_corpus
 
     train = run.config.train
     if not data and not run.config.data.get("source"):

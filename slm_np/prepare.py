@@ -41,7 +41,7 @@ def main(argv=None):
     args = parser().parse(argv)
     settings = Settings(**flags.given(args, Settings))
     check(settings)
-    from slm_np.data.tokens import load_corpus
+    from slm_np.data.token_store import load_corpus
 
     data = flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus)
     found = load_corpus(
@@ -64,7 +64,7 @@ def main(argv=None):
 def described(corpus, directory):
     """Lines that say what was prepared, and how to train on it."""
     for tokens in (corpus.train, corpus.validation):
-        learnt = f", {tokens.n_learnt:,} of them to be learnt" if tokens.mask is not None else ""
+        learnt = f", {tokens.n_targets:,} of them to be learnt" if tokens.mask is not None else ""
         yield (
             f"{tokens.split}: {tokens.n_documents:,} document{'s' * (tokens.n_documents != 1)}, {tokens.n_bytes:,} bytes, {len(tokens):,} tokens "
             f"({tokens.ids.dtype.name}){learnt}"

@@ -81,13 +81,7 @@ def go_on(directory, name, model, train):
     from slm_np.cli.launch import train_run
 
     directory = directory_of(directory, train.get("out_dir"))
-    run = resumed(directory, name, model, train)
-    if run.base:
-        from slm_np.finetune import go_on_finetuning
-
-        go_on_finetuning(run, directory)
-    else:
-        train_run(run, directory)
+    train_run(resumed(directory, name, model, train), directory)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tiny runs: a text and a model of which an update takes less than a millisecond, in this process or in one of their own."""
+"""Tiny runs, whose update takes less than a millisecond, in this process or in one of their own."""
 
 import os
 import random
@@ -10,9 +10,10 @@ import numpy as np
 
 import slm_np
 from slm_np.config import ModelConfig, TrainConfig
-from slm_np.data.tokens import load_corpus
+from slm_np.data.token_store import load_corpus
 from slm_np.formats import checkpoint, metrics
 from slm_np.formats.run_config import RunConfig
+from slm_np.training.storage import Storage
 from slm_np.training.trainer import Trainer
 
 MODEL = dict(n_layer=1, n_head=2, n_embd=16, n_hidden=24, block_size=16)
@@ -29,11 +30,11 @@ TRAIN = dict(
     save_interval=4,
     threads=1,
 )
-TIMED = {"step_ms", "tokens_per_s", "time_s"}  # what two equal runs differ in
+TIMED = {"step_ms", "tokens_per_s", "time_s"}  # metrics that differ between equal runs
 
 
 def text(seed=0, lines=300):
-    """A text of few words, always the same for a seed."""
+    """Text of few words, the same for the same seed."""
     draw = random.Random(seed)
     return (
         "\n".join(
@@ -51,10 +52,17 @@ def text_file(folder, name="text.txt", **options):
     return path
 
 
+def sizes(changes):
+    """MODEL without the sizes that a model with these changes does not have."""
+    unused = ["n_head"] * ("A" not in changes.get("pattern", "A"))
+    unused += ["n_hidden"] * (changes.get("feed_forward") == "none")
+    return {name: value for name, value in MODEL.items() if name not in unused}
+
+
 def config(data, **changes):
-    """The RunConfig of a tiny run on the file `data`; changes go to the field of that name, in the model's or the training's settings."""
+    """The RunConfig of a tiny run on the file `data`. changes: fields of ModelConfig or TrainConfig."""
     model = {
-        **MODEL,
+        **sizes(changes),
         "vocab_size": 256,
         **{name: value for name, value in changes.items() if name in ModelConfig.__dataclass_fields__},
     }
@@ -71,26 +79,34 @@ def config(data, **changes):
 
 
 def trainer(data, directory=None, **changes):
-    """A quiet Trainer of a tiny run, started in `directory` if there is one."""
+    """A Trainer of a tiny run, stored in the new `directory` if there is one. It prints nothing."""
     run = config(data, **changes)
     made = Trainer(
         run,
         load_corpus(
             run.train.data, run.train.val_data, run.train.tokenizer, documents=run.train.documents, progress=False
         ),
-        quiet=True,
     )
     if directory:
         Path(directory).mkdir()
-        made.start(directory)
+        storage = Storage(directory)
+        storage.create(made)
+        made.callbacks.append(storage)
     return made
+
+
+def resume(trainer, directory):
+    """Continue the run in `directory` with a Trainer of the same settings."""
+    storage = Storage(directory)
+    storage.resume(trainer)
+    trainer.callbacks.append(storage)
 
 
 def flags(data, **changes):
     """The flags of a tiny run for `train`."""
     given = {
         name.replace("_", "-"): value
-        for name, value in {**MODEL, **TRAIN, "data": data, **changes}.items()
+        for name, value in {**sizes(changes), **TRAIN, "data": data, **changes}.items()
         if value is not None
     }
     return [
@@ -101,7 +117,7 @@ def flags(data, **changes):
 
 
 def environment(**more):
-    """For a process that imports the slm_np that this one has, and uses one thread."""
+    """Environment variables of a process that imports the same slm_np as this one and uses one thread."""
     return {
         **os.environ,
         "PYTHONPATH": str(Path(slm_np.__file__).resolve().parents[1]),
@@ -112,7 +128,7 @@ def environment(**more):
 
 
 def command(verb, *words, cwd, **options):
-    """Run `python -m slm_np.VERB WORDS` in the folder `cwd`. Returns what subprocess.run does, its output as text."""
+    """Run `python -m slm_np.VERB WORDS` in the directory `cwd`. Returns subprocess.run's result, with output as text."""
     return subprocess.run(
         [sys.executable, "-m", f"slm_np.{verb}", *map(str, words)],
         cwd=cwd,
@@ -126,7 +142,7 @@ def command(verb, *words, cwd, **options):
 
 
 def process(verb, *words, cwd):
-    """The same, running: a Popen whose stderr is to be read."""
+    """Start `python -m slm_np.VERB WORDS` in the directory `cwd`. Returns the Popen; its stderr is a pipe."""
     return subprocess.Popen(
         [sys.executable, "-m", f"slm_np.{verb}", *map(str, words)],
         cwd=cwd,
@@ -150,7 +166,7 @@ def status(verb, *words):
 
 
 def rows(run):
-    """The metrics of a run, without what the clock says."""
+    """The metrics of a run, without times."""
     return [{name: value for name, value in row.items() if name not in TIMED} for row in metrics.read_metrics(run)]
 
 
@@ -165,5 +181,5 @@ def assert_same_state(run, other, step):
 
 
 def tree(folder):
-    """Names of all that lies in a folder."""
+    """The paths of all files and directories in a directory."""
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))

@@ -15,16 +15,16 @@ def linear_recurrence_backward(dstates, scratch, weight):
         dstates[t] += dstates[t + 1] @ weight.T
 
 
-def time_major(out, x, first):
+def time_major(out, x, start):
     steps, batch, width = out.shape
-    out[...] = x.reshape(batch, -1, width)[:, first : first + steps].swapaxes(0, 1)
+    out[...] = x.reshape(batch, -1, width)[:, start : start + steps].swapaxes(0, 1)
 
 
-def batch_major(out, x, residual, first):
+def batch_major(out, x, residual, start):
     steps, batch, width = x.shape
 
     def window(rows):
-        return rows.reshape(batch, -1, width)[:, first : first + steps]  # (B, T, D), a view
+        return rows.reshape(batch, -1, width)[:, start : start + steps]  # (B, T, D), a view
 
     x = x.swapaxes(0, 1)
     window(out)[...] = x if residual is None else x + window(residual)

@@ -42,7 +42,7 @@ def selective_scan_forward(out, states, scratch, x, delta, ssm_parameters, proje
 
 
 def selective_scan_backward(
-    dx, delta, dssm_parameters, projected, dA_log, dD, parts, scratch, dout, states, x, ssm_parameters, A_log, D
+    dx, delta, dssm_parameters, projected, dA_log, dD, partials, scratch, dout, states, x, ssm_parameters, A_log, D
 ):
     x, gate, b, c, d, y, h = scan(states, x, delta, ssm_parameters, projected, A_log, D)
     batch, n_states = b.shape[1:]

@@ -1,28 +1,70 @@
-"""From settings to a trained run: the data are prepared, the memory is planned, the trainer is made and let run."""
+"""From settings to a trained run: device, data, memory plan, trainer, training, report."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from slm_np.cli.report import describe, finish, quoted, words
+from slm_np.cli.report import describe, finish, quoted, sampler
 from slm_np.errors import UserError
 from slm_np.training.precision import compute_dtype, resolved
 
-LOOKED_AT = 1 << 20  # tokens among which a text ends, if its texts end at all
+SEARCHED = 1 << 20  # tokens in which an end-of-text occurs if the corpus has any
+
+
+def train_run(run, directory=None):
+    """Train `run` (RunConfig) in a new directory, or resume it in `directory`, and print what it comes to."""
+    from slm_np.formats.runs import tokenizer_of
+
+    use_device(run.train)
+    tokenizer = tokenizer_of(directory, run) if run.base and directory is not None else None
+    corpus, run = prepared(run, tokenizer)
+    retention, run = retention_split(run, corpus)
+    train_on(corpus, run, directory, retention)
+
+
+def finetune_run(base, run, given):
+    """Train `run` in a new directory, starting from `base`. given: {field: value} of its training settings."""
+    from slm_np.data.tokenizer_factory import with_end_of_text
+    from slm_np.formats.runs import check_free
+    from slm_np.training.finetuning import check_vocabulary, with_fitted_intervals
+
+    if run.train.out_dir:
+        check_free(run.train.out_dir)
+    use_device(run.train)
+    corpus, run = prepared(run, base.tokenizer)
+    if corpus.train.n_documents != 1 and corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None:
+        corpus, run = prepared(dataclasses.replace(run, data={}), with_end_of_text(base.tokenizer))
+    check_vocabulary(base, run, corpus)
+    retention, run = retention_split(run, corpus)
+    train_on(corpus, with_fitted_intervals(run, given, corpus), retention=retention, base=base)
+
+
+def use_device(train):
+    """Set up the device of the settings: its kernel set and its threads. UserError if it is unavailable."""
+    from slm_np.ops.device import CPU, device
+
+    if train.device == "cpu":
+        CPU.use_kernels(train.kernels)
+    elif train.kernels != "auto":
+        raise UserError(f"--kernels {train.kernels} has no effect with --device {train.device}; leave it out")
+    device(train.device).use_threads(train.threads)
 
 
 def prepared(run, tokenizer=None):
-    """(corpus, run with the corpus' vocabulary), checked: the data of a resumed run, long enough for a window, ids inside the vocabulary.
+    """(Corpus, `run` with the vocabulary and the identity of the corpus). Builds the token store if there is none.
 
-    tokenizer: the one to use where it is not to be made as the settings say, as a model's own.
+    tokenizer: to use instead of the one that the settings name; None
+    Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
-    from slm_np.data.tokens import check_ids, check_length, load_corpus
+    from slm_np.data.token_store import check_ids, check_length, load_corpus
     from slm_np.ops.device import device
 
     train, model = run.train, run.model
-    device(train.device)  # before the wait for the data, which may be long
+    device(train.device)  # a missing GPU is reported before the data are read, which may take long
     corpus = load_corpus(
         train.data,
         train.val_data,
@@ -31,10 +73,8 @@ def prepared(run, tokenizer=None):
         limit_bytes=train.limit_bytes,
         threads=train.threads,
     )
-    if corpus.tokenizer is not None:  # without borders of documents, none of its texts ends
-        end, ids = corpus.tokenizer.end_of_text, corpus.train.ids
-        ends = end is not None and bool((ids[-1:] == end).any() or (ids[:LOOKED_AT] == end).any())
-        corpus.tokenizer.trained_ends = ends or run.base.get("separated", False)
+    if corpus.tokenizer is not None:
+        corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
     data = run.data | dict(
         separated=getattr(corpus.tokenizer, "trained_ends", True),
         fingerprint=corpus.fingerprint,
@@ -42,165 +82,188 @@ def prepared(run, tokenizer=None):
         tokens=[len(corpus.train), len(corpus.validation)],
     )
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:
+        before = run.data.get("tokens")
         raise UserError(
-            f"the data have changed since the run began: {corpus.source} has {data['tokens']} tokens to train on and to validate with, "
-            f"{run.data.get('source')} had {run.data.get('tokens')}, and other contents; restore them, or start a new run"
+            f"the data have changed since the run began: {corpus.source} has {data['tokens']} tokens for training and "
+            f"validation, {run.data.get('source')} had {before}, and other contents; restore them, or start a new run"
         )
     if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size:
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
-    for tokens in (corpus.train, corpus.validation):
-        if run.base and len(tokens) <= model.block_size:
+    for split in (corpus.train, corpus.validation):
+        if run.base and len(split) <= model.block_size:
+            remedy = "more text" if split.split == "train" else "a longer text with --val-data"
             raise UserError(
-                f"the {tokens.split} split of {corpus.source} has {len(tokens)} tokens, but one context of {run.base['run']} takes {model.block_size + 1}; "
-                f"give {'more text' if tokens.split == 'train' else 'a longer text with --val-data'}"
+                f"the {split.split} split of {corpus.source} has {len(split)} tokens, but one context of "
+                f"{run.base['run']} takes {model.block_size + 1}; give {remedy}"
             )
-        check_length(tokens, model.block_size)
+        check_length(split, model.block_size)
         if corpus.tokenizer is None:
-            check_ids(tokens, model.vocab_size)
-        if tokens.mask is not None and not tokens.mask[1:].any():
-            raise UserError(f"the {tokens.split} split of {corpus.source} holds no answer to learn; give rows with one")
+            check_ids(split, model.vocab_size)
+        if split.mask is not None and not split.mask[1:].any():
+            raise UserError(
+                f"the {split.split} split of {corpus.source} has no assistant tokens to learn; give rows with a reply"
+            )
     return corpus, dataclasses.replace(run, model=model, data=data)
 
 
-def replayed(run, corpus):
-    """(tokens of the replay text's held-out part or None, run that knows its content). A text that the base was trained on is split as it was then."""
-    from slm_np.data.tokens import check_ids, load_corpus
+def has_end_of_text(corpus):
+    """Whether documents in the corpus end with end-of-text. If not, a model never sees it."""
+    end, ids = corpus.tokenizer.end_of_text, corpus.train.ids
+    return end is not None and bool((ids[-1:] == end).any() or (ids[:SEARCHED] == end).any())
+
+
+def retention_split(run, corpus):
+    """(Tokens of the held-out part of --retention-data, or None; `run` with their identity).
+
+    Data that the base was trained on are split as they were then. Raises UserError as `prepared`.
+    """
+    from slm_np.data.token_store import check_ids, load_corpus
 
     data = run.train.retention_data
     if not data:
         return None, run
-    as_then = run.base if run.base["data"] == data else dict(val_data="", documents=run.train.documents, limit_bytes=0)
-    replay = load_corpus(
+    if not run.base:
+        raise UserError(f"--retention-data {data} has no effect on a run without a base; leave it out, or use finetune")
+    split_as = run.base if run.base["data"] == data else dict(val_data="", documents=run.train.documents, limit_bytes=0)
+    retention = load_corpus(
         data,
-        as_then["val_data"],
+        split_as["val_data"],
         corpus.tokenizer or run.train.tokenizer,
-        documents=as_then["documents"],
-        limit_bytes=as_then["limit_bytes"],
+        documents=split_as["documents"],
+        limit_bytes=split_as["limit_bytes"],
         threads=run.train.threads,
     )
-    tokens = replay.validation
-    if len(tokens) <= run.model.block_size:
+    split = retention.validation
+    if len(split) <= run.model.block_size:
         raise UserError(
-            f"--retention-data {data} holds out {len(tokens)} tokens, but one context takes {run.model.block_size + 1}; give more text"
+            f"--retention-data {data} holds out {len(split)} tokens, but one context takes {run.model.block_size + 1}; "
+            "give more text"
         )
-    if replay.tokenizer is None:
-        check_ids(tokens, run.model.vocab_size)
-    elif replay.vocab_size != run.model.vocab_size:
+    if retention.tokenizer is None:
+        check_ids(split, run.model.vocab_size)
+    elif retention.vocab_size != run.model.vocab_size:
         raise UserError(
-            f"--retention-data {data} needs {replay.vocab_size} pieces, the model has {run.model.vocab_size}; give it in the form of --data"
+            f"--retention-data {data} has a vocabulary of {retention.vocab_size} tokens, the model one of "
+            f"{run.model.vocab_size}; give it in the same form as --data"
         )
-    if run.data.get("replay", replay.fingerprint) != replay.fingerprint:
+    if run.data.get("replay", retention.fingerprint) != retention.fingerprint:
         raise UserError(f"--retention-data {data} has changed since the run began; restore it, or start a new run")
-    return tokens, dataclasses.replace(run, data=run.data | dict(replay=replay.fingerprint))
-
-
-def use_device(train):
-    """Make the device of the settings ready: its kernel set and its threads."""
-    from slm_np.ops.device import CPU, device
-
-    if train.device == "cpu":
-        CPU.use_kernels(train.kernels)
-    device(train.device).use_threads(train.threads)
+    return split, dataclasses.replace(run, data=run.data | dict(replay=retention.fingerprint))
 
 
 def memory_plan(run):
-    """{part: bytes} that training takes on its device. UserError if that is more than is left there."""
+    """{part: bytes} that training takes on its device. Raises UserError if less is free."""
     from slm_np.nn.arena import planned_bytes
     from slm_np.nn.model import parameter_count, parameters, plan
     from slm_np.ops.device import device
 
-    model, batch, arrays = run.model, run.train.batch_size, device(run.train.device)
-    n, requests = parameter_count(model), list(plan(model, batch, model.block_size, arrays))
-    kept, shared = (
-        planned_bytes([r for r in requests if (r.lifetime == "saved") == saved], "f4", compute_dtype(run))
-        for saved in (True, False)
-    )
-    copies = (
-        device(run.train.device).cast_copies if compute_dtype(run) else 0
-    )  # of a weight in 16 bits: the CPU packs one for x W and one for dy W^T
-    multiplied = sum(2 * copies * math.prod(t.shape) for t in parameters(model) if t.matmul)
+    model, batch, on = run.model, run.train.batch_size, device(run.train.device)
+    n, requests, dtype = parameter_count(model), list(plan(model, batch, model.block_size, on)), compute_dtype(run)
+    saved = [request for request in requests if request.lifetime == "saved"]
+    shared = [request for request in requests if request.lifetime != "saved"]
+    cast_copies = on.cast_copies if dtype else 0  # of two bytes an element
     parts = {
-        "weights": 4 * n + multiplied,
+        "weights": 4 * n + sum(2 * cast_copies * math.prod(t.shape) for t in parameters(model) if t.matmul),
         "gradients": 4 * n,
         "moments": 8 * n,
-        "activations kept for backward": kept,
-        "shared by all layers": shared,
+        "activations saved for backward": planned_bytes(saved, "f4", dtype),
+        "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
-    arrays.check_memory(
-        sum(parts.values()),
-        f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens",
-    )
+    what = f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens"
+    on.check_memory(sum(parts.values()), what)
     return parts
 
 
-def go_on_without_amx(directory, verb, wrong):
-    """This process becomes one that goes on from the run's last checkpoint and multiplies on registers: nothing computed since then is trusted."""
+def compile_decoding(model, device):
+    """Compile the kernels that samples of this ModelConfig need, unless the cache holds them."""
+    with contextlib.suppress(ImportError):  # TODO: import plainly once inference/warmup.py is merged
+        from slm_np.inference import warmup
+
+        warmup.compile_kernels(device, attention_only=set(model.letters) == {"A"})
+
+
+def train_on(corpus, run, directory=None, retention=None, base=None):
+    """Train `run` on its prepared corpus, in a new directory or resumed in `directory`, and print what it comes to.
+
+    retention: Tokens of other data whose loss is evaluated too.   base: the Base to start from; None: random weights.
+    """
+    from slm_np.ops.device import device
+    from slm_np.training.display import Display
+    from slm_np.training.matmul_check import WrongMatmul
+    from slm_np.training.signals import Interrupted
+    from slm_np.training.trainer import Trainer
+
+    run = resolved(run)
+    memory = memory_plan(run)
+    with ThreadPoolExecutor() as pool:  # decoding's kernels are compiled while `Trainer` compiles those of training
+        if corpus.tokenizer is not None:
+            pool.submit(compile_decoding, run.model, device(run.train.device))
+        trainer = Trainer(run, corpus, retention=retention, fresh=directory is None and base is None)
+    storage = create_run(trainer, base) if directory is None else resume_run(trainer, directory)
+    trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
+    describe(run, corpus, memory)
+    said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
+    print(said, file=sys.stderr)
+    command = f"slm_np.{'finetune' if run.base else 'train'}"
+    try:
+        trainer.train()
+    except WrongMatmul as wrong:
+        restart_without_amx(storage.path, command, wrong)
+    except Interrupted as interrupted:
+        print(
+            f"stopped at step {trainer.updates}; resume with: python -m {command} --resume {quoted(storage.path)}",
+            file=sys.stderr,
+        )
+        raise SystemExit(interrupted.status) from None
+    finish(trainer, storage.path)
+
+
+def create_run(trainer, base):
+    """The Storage of a new run, whose weights are the base's if there is one."""
+    from slm_np.formats.runs import new_directory
+    from slm_np.training.storage import Storage
+
+    name, defaults = trainer.run.preset, {}
+    if base is not None:
+        base.fill(trainer.model.parameters.weight)
+        trainer.model.parameters.update_cast_copies()
+        name, defaults = f"{base.path.resolve().name}-finetuned", dict(sampling=base.sampling, template=base.template)
+    with new_directory(trainer.run.train.out_dir, name) as directory:
+        storage = Storage(directory)
+        storage.create(trainer, **defaults)
+    return storage
+
+
+def resume_run(trainer, directory):
+    """The Storage of a run in `directory`, whose newest checkpoint is loaded.
+
+    Raises UserError if the run was trained with another tokenizer than the corpus has now. That may happen where a
+    vocabulary is learned from the corpus again, by another release of a library.
+    """
+    from slm_np.formats.runs import tokenizer_of
+    from slm_np.training.storage import Storage
+
+    run, tokenizer = trainer.run, trainer.corpus.tokenizer
+    kept = tokenizer_of(Path(directory), run)
+    if kept is not None and tokenizer is not None and kept.to_json() != tokenizer.to_json():
+        raise UserError(
+            f"{directory} was trained with other tokens than --tokenizer {run.train.tokenizer} learns from the data "
+            f"now; start a new run with --tokenizer file:{directory}/tokenizer.json"
+        )
+    storage = Storage(directory)
+    storage.resume(trainer)
+    return storage
+
+
+def restart_without_amx(directory, command, wrong):
+    """Replace this process by one that resumes from the last checkpoint without AMX.
+
+    What was computed since that checkpoint may be wrong, so nothing is saved.
+    """
     print(
         f"{wrong}; AMX is switched off for this run, which goes back to its last checkpoint",
         file=sys.stderr,
         flush=True,
     )
-    os.execve(
-        sys.executable,
-        [sys.executable, "-m", f"slm_np.{verb}", "--resume", str(directory)],
-        {**os.environ, "SLM_NP_AMX": "0"},
-    )
-
-
-def check_same_tokenizer(directory, run, corpus):
-    """UserError if the pieces that were learnt from the text now are not the run's, as another release of a library may learn others."""
-    from slm_np.formats.runs import tokenizer_of
-
-    kept = tokenizer_of(Path(directory), run)
-    if kept is not None and corpus.tokenizer is not None and kept.to_json() != corpus.tokenizer.to_json():
-        raise UserError(
-            f"{directory} was trained with other pieces than --tokenizer {run.train.tokenizer} learns from the text now; "
-            f"start a new run with --tokenizer file:{directory}/tokenizer.json"
-        )
-
-
-def train_run(run, directory=None):
-    """Train `run` from its start in a new directory, or from the newest checkpoint in `directory`, and say how it went."""
-
-    use_device(run.train)
-    train_on(*prepared(run), directory=directory)
-
-
-def train_on(corpus, run, directory=None, replay=None, base=None):
-    """`train_run` on a corpus that is prepared. base: what the run starts from, a `Base`; None: random weights."""
-    from slm_np.formats.runs import new_directory
-    from slm_np.training.matmul_check import WrongMatmul
-    from slm_np.training.trainer import Interrupted, Trainer
-
-    use_device(run.train)
-    run = resolved(run)
-    memory = memory_plan(run)
-    trainer = Trainer(run, corpus, words(corpus.tokenizer), replay=replay, fresh=directory is None and base is None)
-    if directory is not None:
-        check_same_tokenizer(directory, run, corpus)
-        trainer.resume(directory)
-    else:
-        if base is not None:
-            base.fill(trainer.model.parameters.weight)
-            trainer.model.parameters.update_cast_copies()
-        name = f"{base.path.resolve().name}-finetuned" if base else run.preset
-        with new_directory(run.train.out_dir, name) as directory:
-            trainer.start(directory, *((base.sampling, base.template) if base else ()))
-    describe(run, corpus, memory)
-    print(
-        f"{'going on' if trainer.updates else 'run'} in {directory}"
-        + f" from step {trainer.updates}" * (trainer.updates > 0),
-        file=sys.stderr,
-    )
-    verb = "finetune" if run.base else "train"
-    try:
-        trainer.train()
-    except WrongMatmul as wrong:
-        go_on_without_amx(directory, verb, wrong)
-    except Interrupted as stopped:
-        print(
-            f"stopped at step {trainer.updates}; go on with: python -m slm_np.{verb} --resume {quoted(directory)}",
-            file=sys.stderr,
-        )
-        raise SystemExit(stopped.status) from None
-    finish(trainer)
+    arguments = [sys.executable, "-m", command, "--resume", str(directory)]
+    os.execve(sys.executable, arguments, {**os.environ, "SLM_NP_AMX": "0"})

@@ -1,47 +1,51 @@
-"""What a training command says: before the first update, what it works on; after the last, what came of it."""
+"""What a training command prints: before the first update what it trains, after the last what came of it."""
 
 import sys
 
 
 def describe(run, corpus, memory):
-    """The lines before training: machine, corpus, model, memory plan."""
+    """Print device, corpus, model and memory plan to stderr. memory: {part: bytes}."""
     from slm_np.nn.model import parameter_count
     from slm_np.ops.device import device
 
     n, train, validation = parameter_count(run.model), corpus.train, corpus.validation
-    length = f"{train.n_bytes:,} bytes{' of answers' * (train.mask is not None)}, " if train.n_bytes else ""
+    on, masked = device(run.train.device), train.mask is not None
+    length = f"{train.n_bytes:,} bytes{' of replies' if masked else ''}, " if train.n_bytes else ""
+    start = f", from step {run.base['step']} of {run.base['run']}" if run.base else ""
+    parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
     lines = [
-        f"slm_np: on {device(run.train.device)}, {device(run.train.device).describe_dtype(run.train.dtype)}",
-        f"corpus {corpus.source}: {length}{documents(corpus)}{len(train):,} training and {len(validation):,} validation tokens, vocabulary {run.model.vocab_size:,}",
+        f"slm_np: on {on}, {on.describe_dtype(run.train.dtype)}",
+        f"corpus {corpus.source}: {length}{documents(corpus)}{len(train):,} training and {len(validation):,} "
+        f"validation tokens, vocabulary {run.model.vocab_size:,}",
+        f"model {run.preset}: {n:,} parameters{start}",
+        f"memory: {parts}, together {sum(memory.values()) / 2**20:,.1f} MiB",
     ]
-    if train.mask is not None:
+    if masked:
         lines.append(
-            f"loss on the answers only: {train.n_learnt:,} of the training tokens; their template is kept as chat_template.json"
+            f"the loss is masked to assistant tokens: {train.n_targets:,} of the training tokens; "
+            "chat_template.json has their template"
         )
-    lines += [
-        f"model {run.preset}: {n:,} parameters"
-        + (f", from step {run.base['step']} of {run.base['run']}" if run.base else ""),
-        f"memory: {', '.join(f'{name} {size / 2**20:,.1f}' for name, size in memory.items())}, together {sum(memory.values()) / 2**20:,.1f} MiB",
-    ]
     if run.base.get("vocab_size", run.model.vocab_size) < run.model.vocab_size:
         lines.append(
-            f"the vocabulary grows from {run.base['vocab_size']} to {run.model.vocab_size} by end-of-text, whose weights start as the mean of the others"
+            f"the vocabulary grows from {run.base['vocab_size']} to {run.model.vocab_size} by end-of-text, "
+            "whose weights start as the mean of the others"
         )
     if 5 * len(train) < n and not run.base:
         lines.append(
-            f"the corpus has {len(train):,} tokens for {n:,} parameters: expect gibberish; more text or a smaller model would help"
+            f"the corpus has {len(train):,} tokens for {n:,} parameters: expect gibberish; more text or a smaller "
+            "model would help"
         )
     print("\n".join(lines), file=sys.stderr)
 
 
 def documents(corpus):
-    """'12 documents, ', that it is one, or '' where it is not known, as with token files."""
+    """'12 documents, ' of the training split, or '' if unknown, as with token files."""
     n = corpus.train.n_documents
     return f"{n:,} documents, " if n and n > 1 else "one document (nothing separates several), " if n else ""
 
 
-def words(tokenizer):
-    """A function (model) -> a few words of a sample on one line, for evaluations; None without a tokenizer."""
+def sampler(tokenizer):
+    """A function (model) -> the start of a sample on one line, for evaluations; None without a tokenizer."""
     if tokenizer is None:
         return None
     from slm_np.config import SamplingConfig
@@ -50,20 +54,22 @@ def words(tokenizer):
     return lambda model: printable(" ".join(text_of(model, tokenizer, "", 64, SamplingConfig(seed=1)).split()))[:60]
 
 
-def finish(trainer):
-    """After the last update: the best model over the whole validation split, a text it wrote, where it lies."""
+def finish(trainer, directory, quiet=False):
+    """Evaluate the best model in `directory` on the whole validation split, sample from it, and print what it came to.
+
+    The trainer cannot train afterwards: its weights are the best model's, and the memory of training is freed.
+    """
     from slm_np.evaluate import TOKENS, evaluate
     from slm_np.formats import checkpoint
     from slm_np.inference.generation import printable
 
-    corpus, model, directory = trainer.corpus, trainer.model.full_precision(), trainer.out_dir
+    corpus, model = trainer.corpus, trainer.model.full_precision()
     _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
     trainer.model.parameters.update_cast_copies()
-    print(f"evaluating the best model, of step {metadata['step']}, on all of the validation split", file=sys.stderr)
-    trainer.model.activations = trainer.ahead = None  # what was enough for training is enough here
-    found = evaluate(
-        model, corpus.validation, corpus.tokenizer, quiet=trainer.quiet, batch=min(TOKENS, trainer.tokens.size)
-    )
+    print(f"evaluating the best model, of step {metadata['step']}, on the whole validation split", file=sys.stderr)
+    trainer.free()
+    batch = min(TOKENS, trainer.tokens.size)  # the memory that training had is enough
+    found = evaluate(model, corpus.validation, corpus.tokenizer, quiet=quiet, batch=batch)
     stories = corpus.source == "stories"
     if corpus.tokenizer is not None:
         print(f"\n{printable(sample(trainer, stories).strip())}\n")
@@ -78,50 +84,45 @@ def finish(trainer):
 
 
 def sample(trainer, stories):
-    """A text by the model: after whole texts of the validation split, or an answer after the first question there."""
+    """A text by the model: after whole texts of the validation split, or a reply to the first question there."""
     from slm_np.config import SamplingConfig
     from slm_np.inference.generation import text_of
 
     corpus, model = trainer.corpus, trainer.model
     if corpus.train.mask is not None:
-        asked = question(corpus)
-        return asked + text_of(model, corpus.tokenizer, asked, 100, SamplingConfig(temp=0.0))
-    return text_of(
-        model,
-        corpus.tokenizer,
-        before(corpus),
-        1000 if stories else 300,
-        SamplingConfig(seed=trainer.config.seed),
-        ["\n\n"] if stories else [],
-    )
+        prompt = first_question(corpus)
+        return prompt + text_of(model, corpus.tokenizer, prompt, 100, SamplingConfig(temp=0.0))
+    length, stops = (1000, ["\n\n"]) if stories else (300, [])
+    sampling = SamplingConfig(seed=trainer.config.seed)
+    return text_of(model, corpus.tokenizer, first_texts(corpus), length, sampling, stops)
 
 
-def before(corpus):
-    """What the model reads before it writes: whole texts from the start of the validation split, or "" where no blank line ends one."""
+def first_texts(corpus):
+    """Whole texts from the start of the validation split, as a prompt; "" if no blank line ends one."""
     from slm_np.inference.generation import START
 
     start = corpus.tokenizer.decode(corpus.validation.ids[:2000])
     return start[: start.rfind(START) + len(START)].decode("utf-8", "replace") if START in start else ""
 
 
-def question(corpus):
-    """The first document of the validation split up to its first answer."""
+def first_question(corpus):
+    """The first document of the validation split up to its first assistant token."""
     end = int(corpus.validation.mask[:10_000].argmax())
     return corpus.tokenizer.decode(corpus.validation.ids[:end]).decode("utf-8", "replace")
 
 
 def curve(directory, floor):
-    """What to say of the loss curve, which is drawn where that is possible: a run is no worse for want of a picture."""
+    """Draw the loss curve and say where it is, or why there is none. A run does not fail without it."""
     from slm_np.cli.plot import loss_curve
 
     try:
         return f"loss curve: {loss_curve(directory, floor)}"
     except ImportError:
-        return 'no loss curve, as matplotlib is missing: pip install "slm_np[plot]"'
+        return 'no loss curve, since matplotlib is not installed: pip install "slm_np[plot]"'
     except OSError as error:
         return f"no loss curve ({error.strerror})"
 
 
 def quoted(path):
-    """A path as a word of a command line."""
+    """A path as one word of a command line."""
     return f'"{path}"' if " " in str(path) else str(path)

@@ -1,84 +1,85 @@
-"""Training steps that the host does not wait for: on a GPU a step is captured as CUDA graphs, which all later steps replay.
+"""Updates on a GPU, captured as CUDA graphs and replayed. The host synchronizes only when it reads a result.
 
-What an update hangs on (is its loss finite, how long is its gradient, is it made at all) is decided on the device, in a record of a few numbers
-that the host reads when there is something to tell. What the host says anew for every micro-batch (tokens, learning rate, dropout keys) goes
-into one block of the device's memory, where the captured kernels look for it.
+The device itself decides whether loss and gradient are finite, how far to clip and whether to update: these values are
+in `record` and `scalars`, see kernels/gpu/step.py. What the host sets for each micro-batch (tokens, learning rate,
+dropout keys) is in one block of device memory at fixed addresses, which the captured kernels read.
 """
 
 import math
 
 import numpy as np
 
-from slm_np.kernels.gpu.graph import Inputs, Replayed
+from slm_np.kernels.gpu.graph import CapturedGraph, HostInputs
 from slm_np.nn.dropout import keys_of, map_keys, model_dropout
 from slm_np.ops.device import host, put
+from slm_np.training.scaler import GradientScaler
+from slm_np.training.step import Step, StepResult
 
 
-class DeviceStep:
-    """Steps of a model on a GPU: `gradient` for each micro-batch, then `update`; `read` waits for them and says what the last one came to.
+class DeviceStep(Step):
+    """Updates of a model on a GPU; parameters as of `HostStep`.
 
-    optimizer: the AdamW whose moments and settings these are.   spectral: SpectralNorms, held below `limit`.   shape: (B, T)
-    carried: States, if windows go on from each other.   scaler: the GradientScaler that float16 wants, or None.
+    scaler: GradientScaler; None makes one if the model multiplies float16
     """
 
-    def __init__(self, model, optimizer, spectral, shape, limit=0.0, carried=None, scaler=None):
+    def __init__(self, model, optimizer, spectral, shape, seed=0, max_spectral_norm=0.0, states=None, scaler=None):
         import cupy
 
         from slm_np.kernels.gpu import step
 
-        self.model, self.optimizer, self.spectral, self.limit, self.carried, self.scaler, self.step = (
-            model,
-            optimizer,
-            spectral,
-            limit,
-            carried,
-            scaler,
-            step,
-        )
+        self.model, self.optimizer, self.spectral, self.states = model, optimizer, spectral, states
+        self.seed, self.max_spectral_norm, self.kernels = seed, max_spectral_norm, step
+        self.scaler = GradientScaler() if scaler is None and model.compute_dtype == np.float16 else scaler
         self.activations = model.plan(*shape)  # the graphs hold its addresses
         dropout = model_dropout(model.config, (0,))
         n_keys = len(keys_of(dropout))
-        self.inputs = Inputs(
+        self.inputs = HostInputs(
             cupy,
             dict(
-                given=((len(step.GIVEN),), np.float64),
+                given=((len(step.INPUTS),), np.float64),
                 tokens=(shape, np.int32),
                 targets=(shape, np.int32),
                 keys=((max(1, n_keys),), np.uint32),
             ),
         )
-        places = iter(range(n_keys))
-        self.dropout = map_keys(dropout, lambda key: self.entry(self.inputs.device["keys"], next(places)))
+        indices = iter(range(n_keys))
+        self.dropout = map_keys(dropout, lambda key: self.element(self.inputs.device["keys"], next(indices)))
         self.record, self.scalars = cupy.zeros(len(step.RECORD), np.float64), cupy.zeros(len(step.SCALARS), model.dtype)
-        self.batch, self.finish = Replayed(cupy), Replayed(cupy)
-        self.write(0)
+        self.batch, self.finish = CapturedGraph(cupy), CapturedGraph(cupy)
+        self.write_record(0)
 
     @staticmethod
-    def entry(array, place):
-        """The array of one number at a place."""
-        return array[place : place + 1]
+    def element(array, index):
+        """One element of a device array, as an array (1,)."""
+        return array[index : index + 1]
 
-    def gradient(self, tokens, targets, key, count, rate, first):
-        """Add the gradient of a micro-batch, as `Model.loss_and_gradient` does. tokens, targets: the host's.   rate: of the update.   first: of its micro-batches"""
-        if not self.begun:
-            self.spectral.begin()
-            self.begun = True
-        keys = keys_of(model_dropout(self.model.config, key))
-        self.inputs.fill(given=(rate, 1 / max(1, count), first), tokens=tokens, targets=targets, keys=keys or 0)
+    def scalar(self, name):
+        return self.element(self.scalars, self.kernels.SCALARS.index(name))
+
+    def field(self, name):
+        return self.element(self.record, self.kernels.RECORD.index(name))
+
+    def start(self, index, n_targets, learning_rate):
+        self.index, self.n_targets, self.learning_rate = index, n_targets, learning_rate
+        if not self.started:
+            self.spectral.start()
+            self.started = True
+
+    def gradient(self, tokens, targets, micro):
+        keys = keys_of(model_dropout(self.model.config, (self.seed, self.index, micro)))
+        given = self.learning_rate, 1 / max(1, self.n_targets), micro == 0
+        self.inputs.fill(given=given, tokens=tokens, targets=targets, keys=keys or 0)
         self.batch(self.launch_gradient)
 
     def launch_gradient(self):
-        model, given, tokens, targets = (
-            self.model,
-            *(self.inputs.device[name] for name in ("given", "tokens", "targets")),
-        )
-        self.step.begin_batch(self.record, self.scalars, given)
-        normed = model.forward(self.activations, tokens, self.dropout, self.carried and self.carried.layers)
-        model.backward(self.activations, tokens, targets.reshape(-1), normed, self.scalar("slope"), self.dropout)
-        self.step.add_losses(self.record, self.activations.shared["head.losses"], given)
+        model, inputs, states = self.model, self.inputs.device, self.states and self.states.layers
+        self.kernels.begin_batch(self.record, self.scalars, inputs["given"])
+        normed = model.forward(self.activations, inputs["tokens"], self.dropout, states)
+        targets, scale = inputs["targets"].reshape(-1), self.scalar("loss_gradient")
+        model.backward(self.activations, inputs["tokens"], targets, normed, scale, self.dropout)
+        self.kernels.add_losses(self.record, self.activations.shared["head.losses"], inputs["given"])
 
     def update(self):
-        """The update, if loss and gradient are finite. Returns both, the loss and the gradient's norm, as arrays that later steps overwrite."""
         self.finish(self.launch_update)
         return self.field("loss"), self.field("norm")
 
@@ -86,7 +87,7 @@ class DeviceStep:
         optimizer, scaler, p = self.optimizer, self.scaler, self.optimizer.parameters
         optimizer.kernels.square_sum(optimizer.partial, p.gradients)
         optimizer.kernels.clip_scale(self.scalars[:2], optimizer.partial, optimizer.grad_clip, self.field("scale"))
-        self.step.settle(
+        self.kernels.finish_update(
             self.record,
             self.scalars,
             self.inputs.device["given"],
@@ -109,28 +110,34 @@ class DeviceStep:
             self.scalar("correction2"),
             optimizer.eps,
         )
-        self.spectral.launch(self.limit)
+        self.spectral.launch(self.max_spectral_norm)
         p.update_cast_copies()
-        if self.carried:
-            self.step.forget(self.carried.memory, self.record)  # what is not finite would stay so
+        if self.states:
+            self.kernels.zero_if_not_finite(self.states.memory, self.record)  # a state that is not finite would stay so
 
-    def scalar(self, name):
-        return self.entry(self.scalars, self.step.SCALARS.index(name))
-
-    def field(self, name):
-        return self.entry(self.record, self.step.RECORD.index(name))
-
-    def read(self):
-        """(loss, norm, updates left out in a row) after the last step; `optimizer`, `scaler` and `spectral` know what it came to, too."""
-        found = dict(zip(self.step.RECORD, host(self.record).tolist()))
-        self.optimizer.updates = int(found["updates"])
+    def read(self, wait=True):
+        """Also brings `optimizer`, `scaler` and `spectral` up to date."""
+        if not wait:
+            return None
+        record = dict(zip(self.kernels.RECORD, host(self.record).tolist()))
+        self.optimizer.updates = int(record["updates"])
         if self.scaler:
-            self.scaler.load(found)
+            self.scaler.load(record)
         self.spectral.read()
-        return found["loss"], found["norm"], int(found["bad"])
+        return StepResult(record["loss"], record["norm"], int(record["bad"]))
 
-    def write(self, bad):
-        """Go on from what `optimizer`, `scaler` and `spectral` hold, after so many updates left out in a row."""
+    def state(self):
+        skipped = self.read().skipped
+        scale = self.scaler.state() if self.scaler else {}
+        return dict(optimizer_updates=self.optimizer.updates, bad_steps=skipped, **scale)
+
+    def load(self, state):
+        self.optimizer.updates = state["optimizer_updates"]
+        if self.scaler and "scale" in state:  # a run of another precision has none
+            self.scaler.load(state)
+        self.write_record(state["bad_steps"])
+
+    def write_record(self, skipped):
         scale, good = (self.scaler.scale, self.scaler.good) if self.scaler else (1, 0)
-        put(self.record, (math.nan, math.nan, self.optimizer.updates, bad, scale, good))
-        self.begun = False
+        put(self.record, (math.nan, math.nan, self.optimizer.updates, skipped, scale, good))
+        self.started = False

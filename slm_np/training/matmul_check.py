@@ -1,6 +1,4 @@
-"""In training, one matmul on AMX tiles is checked every few updates; a wrong one stops the run before the update."""
-
-import contextlib
+"""In training, one matmul on AMX tiles is checked every few updates. A wrong one stops the run before the update."""
 
 from slm_np.ops.device import kernels_of
 
@@ -12,19 +10,25 @@ class WrongMatmul(Exception):
     """A matmul on AMX tiles gave a wrong result."""
 
 
-@contextlib.contextmanager
-def checked_matmul(array, update):
-    """Check one of the matmuls made inside, in every INTERVAL-th update. Raises WrongMatmul if its result is wrong.
-
-    array: any array of the model, from which the kernel set follows. Without AMX nothing is checked.
-    """
-    if update % INTERVAL:
-        yield
-        return
+def kernels_to_check(array, update):
+    """The kernel set of `array` if it may use AMX and a check is due in `update`, else None."""
     kernels = kernels_of(array)
-    kernels.watch_matmul(update // INTERVAL % MATMULS)
-    yield
-    error = kernels.watched_error()
+    return kernels if update % INTERVAL == 0 and hasattr(kernels, "watch_matmul") else None
+
+
+def watch_matmul(array, update):
+    """Call before the gradient of `update`: in every INTERVAL-th one the kernels check one of the matmuls that follow.
+
+    array: any array of the model, which determines the kernel set. Without AMX nothing is checked.
+    """
+    if kernels := kernels_to_check(array, update):
+        kernels.watch_matmul(update // INTERVAL % MATMULS)
+
+
+def check_watched_matmul(array, update):
+    """Call after the gradient of `update`. Raises WrongMatmul if the watched matmul is wrong."""
+    kernels = kernels_to_check(array, update)
+    error = kernels.watched_error() if kernels else 0.0
     if error > 1:
         raise WrongMatmul(
             f"a matmul of update {update} is wrong by {error:.3g} times the rounding error that is possible"

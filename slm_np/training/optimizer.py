@@ -20,9 +20,9 @@ class AdamW:
         self.parameters, self.learning_rate, self.weight_decay = parameters, learning_rate, weight_decay
         self.beta1, self.beta2, self.eps, self.grad_clip = beta1, beta2, eps, grad_clip
         arrays, self.kernels = parameters.device.arrays, kernels_of(parameters.weights)
-        self.mean, self.square = arrays.zeros_like(parameters.weights), arrays.zeros_like(parameters.weights)
-        self.partial = arrays.zeros(self.kernels.square_sum_blocks(parameters.weights.size))
-        self.updates = 0
+        self.mean, self.square = arrays.zeros_like(parameters.weights), arrays.zeros_like(parameters.weights)  # m and v
+        self.partial = arrays.zeros(self.kernels.square_sum_blocks(parameters.weights.size))  # scratch of the norm
+        self.updates = 0  # t
 
     def gradient_norm(self):
         """Euclidean norm of all gradients together; NaN or infinite if one of them is."""

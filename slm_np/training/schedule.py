@@ -9,9 +9,8 @@ def learning_rate(config, step, progress):
     """Learning rate of update `step`, counted from 0.
 
     config: TrainConfig.   progress: share of the schedule that is done, 0 to 1.
-    The smaller of two curves: 1. a line from near zero through the peak at the end of `warmup_iters` updates; 2.
-    `constant`, or down to `min_lr` at progress 1 along a cosine or a line; `stable-decay` holds the peak for 80 %
-    first.
+    It is the smaller of warmup, learning_rate * (step + 1) / (warmup_iters + 1), and the schedule: `constant`, or from
+    `learning_rate` to `min_lr` along a cosine or a line; `stable-decay` is constant for the first 80 %, then linear.
     """
     peak, low = config.learning_rate, config.min_lr
     progress = min(1.0, max(0.0, progress))

@@ -15,8 +15,8 @@ from test_generation import chain, word_chain
 
 from slm_np.chat import COMMANDS, Chat
 from slm_np.config import SamplingConfig, TrainConfig
+from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import DEFAULT
-from slm_np.data.tokenizer import ByteTokenizer
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, files, run_config
 from slm_np.formats.generation_config import to_generation_config

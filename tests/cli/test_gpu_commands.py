@@ -17,7 +17,7 @@ from slm_np.cli import launch
 from slm_np.cli.report import finish
 from slm_np.cli.resume import resumed
 from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
-from slm_np.data.tokenizer import ByteTokenizer
+from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, metrics, run_config, runs, tensors
 from slm_np.inference.decoder import Decoder
@@ -79,8 +79,8 @@ def stub(**runtime):
 
 
 MISSING = {
-    "CuPy": (lambda: None, "CuPy, which GPUs need, is not installed"),
-    "driver": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(35))), "driver, which GPUs need, is missing"),
+    "CuPy": (lambda: None, "GPUs need CuPy, which is not installed"),
+    "driver": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(35))), "driver, which is missing"),
     "device": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(100))), "finds no GPU"),
     "devices": (lambda: stub(getDeviceCount=lambda: 0), "finds no GPU"),
 }
@@ -91,7 +91,7 @@ def test_training_without_a_gpu_is_refused_before_anything_is_read_or_written(da
     made, said = MISSING[what]
     monkeypatch.setitem(sys.modules, "cupy", made())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("slm_np.data.tokens.load_corpus", fails(AssertionError("the data are read")))
+    monkeypatch.setattr("slm_np.data.token_store.load_corpus", fails(AssertionError("the data are read")))
     assert said in sentence(capsys, "train", *small.flags(data, device="cuda", out_dir="run"))
     assert said in sentence(capsys, "train", "--device", "cuda", "--data", "no-such-text.txt")
     assert small.tree(data.parent) == ["text.txt"]
@@ -396,7 +396,7 @@ def test_a_step_waits_once_and_allocates_nothing(gpu):
     decoder.step(tokens[:, 5])
     after = vars(fake_cupy.counts)
     assert (
-        after["allocations"] == before["allocations"] and after["synchronisations"] - before["synchronisations"] <= 2
+        after["allocations"] == before["allocations"] and after["synchronizations"] - before["synchronizations"] <= 2
     )  # for the logits, and the input's last copy
 
 
@@ -585,7 +585,7 @@ def test_runs_of_pytest_are_counted_also_where_their_time_is_up(benchmark):
 def test_the_benchmark_says_what_is_missing(benchmark, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     for words, said in (
-        ([], "CuPy, which GPUs need, is not installed"),
+        ([], "GPUs need CuPy, which is not installed"),
         (["--only", "kernel"], "did you mean kernels"),
     ):
         with pytest.raises(SystemExit) as left:

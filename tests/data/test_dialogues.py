@@ -1,4 +1,4 @@
-"""The second embedded corpus: every answer is what the story says, found again here by reading it, and guessing does not get far."""
+"""The embedded corpus `dialogues`: every answer can be read in its story, and guessing an answer fails."""
 
 import hashlib
 import itertools
@@ -15,9 +15,9 @@ from slm_np.data.chat_template import DEFAULT, check_messages
 MEGABYTE = 1_000_000
 GOLDEN = "1d4f927a5ab1b385472057ba1ee00a101d2a7eda24fe75706b79379fae51edba"
 
-# A question, where the story answers it, and the answer. X in the story is the word that X was in the question, and "a b" two words of
-# one of the story's phrases. This is written from the stories' English and knows nothing of the writer's roles.
-READING = [
+# Patterns of a question, of what answers it in the story, and of the answer. X and Y stand for words of the question,
+# "a b" for two words of the story. The patterns use the English of the stories and not the roles of the writer.
+PATTERNS = [
     line.split(" => ")
     for line in r"""
 What was X like\? => ^X was (\w+ and \w+)\. => (He|She) was {}.
@@ -90,34 +90,31 @@ def some():
 
 
 def answer_in(story, question):
-    """(the reading's number, the answer as a pattern) from the text alone."""
-    story, found = (
-        re.sub(r"^(One [a-z ]*day,) (\w+) ", r"\2 came. \1 he ", story),
-        [],
-    )  # so that all stories begin with the name
-    for number, (asks, tells, answer) in enumerate(READING):
-        match = re.fullmatch(re.sub(r"\b[XY]\b", lambda word: rf"(?P<{word[0]}>\w+)", asks), question)
+    """(number of the pattern, pattern of the answer) from the text alone."""
+    story, found = re.sub(r"^(One [a-z ]*day,) (\w+) ", r"\2 came. \1 he ", story), []  # now each starts with a name
+    for number, (question_pattern, story_pattern, answer) in enumerate(PATTERNS):
+        match = re.fullmatch(re.sub(r"\b[XY]\b", lambda word: rf"(?P<{word[0]}>\w+)", question_pattern), question)
         if match:
             for name, word in match.groupdict().items():
-                tells = re.sub(rf"\b{name}\b", word, tells)
-            told = re.search(tells.replace("a b", r"\w+ \w+"), story)
-            if told:
-                found.append((number, answer.format(next(group for group in told.groups() if group))))
+                story_pattern = re.sub(rf"\b{name}\b", word, story_pattern)
+            shown = re.search(story_pattern.replace("a b", r"\w+ \w+"), story)
+            if shown:
+                found.append((number, answer.format(next(group for group in shown.groups() if group))))
     assert len(found) == 1, (question, story, found)
     return found[0]
 
 
-def test_every_answer_is_read_in_the_story(some):
+def test_every_answer_can_be_read_in_the_story(some):
     seen = Counter()
     for dialogue in some:
         for turn in dialogue.turns:
             number, answer = answer_in(dialogue.story, turn.question)
             assert re.fullmatch(answer, turn.answer), (dialogue.story, turn)
             seen[number] += 1
-    assert set(seen) == set(range(len(READING)))  # each way to read is needed, and every question has one
+    assert set(seen) == set(range(len(PATTERNS)))  # every pattern is used
 
 
-def test_pronouns_fit_the_names(some):
+def test_pronouns_match_the_names(some):
     for dialogue in some:
         for turn in dialogue.turns:
             named = re.search(r"(?:did|was) ([A-Z]\w+)", turn.question)
@@ -133,31 +130,29 @@ def test_no_question_has_two_answers(some):
         assert len({turn.question for turn in dialogue.turns}) == len(dialogue.turns)
 
 
-def test_all_kinds_are_asked_and_no_answer_is_a_good_guess(some):
+def test_all_kinds_of_questions_occur_and_guessing_fails(some):
     turns = [turn for dialogue in some for turn in dialogue.turns]
     kinds = Counter(turn.kind for turn in turns)
-    assert set(kinds) == {"who", "whose", "what", "where", "how", "colour"} and min(kinds.values()) > 0.09 * len(turns)
+    assert set(kinds) == {"who", "whose", "what", "where", "how", "color"} and min(kinds.values()) > 0.09 * len(turns)
     for kind, count in kinds.items():
         answers = Counter(turn.answer for turn in turns if turn.kind == kind)
         assert max(answers.values()) < 0.06 * count
         assert -sum(n / count * math.log2(n / count) for n in answers.values()) > 5
     assert {dialogue.facts["plot"] for dialogue in some} == set(dialogues.PLOTS)
-    heroes = sum(
-        turn.answer == dialogue.facts["hero"] + "."
-        for dialogue in some
-        for turn in dialogue.turns
-        if turn.kind == "who"
-    )
-    assert 0.4 < heroes / kinds["who"] < 0.7  # so that "the first name" is no way to answer
+    answers = [
+        (turn.answer, dialogue.facts["hero"]) for dialogue in some for turn in dialogue.turns if turn.kind == "who"
+    ]
+    heroes = sum(answer == hero + "." for answer, hero in answers)
+    assert 0.4 < heroes / kinds["who"] < 0.7  # so the first name of the story is a bad guess
 
 
 def test_a_whole_dialogue_fits_a_context_of_256_bytes(some):
-    sizes = [sum(len(piece) for piece, _ in DEFAULT.pieces(dialogues.messages(dialogue))) for dialogue in some]
+    sizes = [sum(len(span) for span, _ in DEFAULT.spans(dialogues.messages(dialogue))) for dialogue in some]
     assert max(sizes) <= dialogues.LONGEST < 256
     assert {len(dialogue.turns) for dialogue in some} == {1, 2, 3, 4}
 
 
-def test_the_story_is_clean_english_in_the_words_of_stories(some):
+def test_stories_are_clean_english_in_the_words_of_the_corpus_stories(some):
     vocabulary = set(re.findall("[a-z]+", "".join(text for text, _ in stories.write(MEGABYTE, 3)).lower()))
     new = Counter(
         word for dialogue in some for word in re.findall("[a-z]+", dialogue.story.lower()) if word not in vocabulary
@@ -168,13 +163,13 @@ def test_the_story_is_clean_english_in_the_words_of_stories(some):
         assert "  " not in dialogue.story and not re.search(r" [.,]|[{}()\[\]|<>]", dialogue.story)
 
 
-def test_a_seed_gives_the_same_rows_everywhere():
-    text = "".join(dialogues.write(100_000, 1))
+def test_a_seed_gives_the_same_rows_on_every_machine():
+    text = "".join(line for line, _ in dialogues.write(100_000, 1))
     assert hashlib.sha256(text.encode("ascii")).hexdigest() == GOLDEN
 
 
 def test_rows_are_conversations_with_the_story_first():
-    for line, dialogue in zip(dialogues.write(20_000, 4), dialogues.dialogues(4)):
+    for (line, _), dialogue in zip(dialogues.write(20_000, 4), dialogues.dialogues(4)):
         assert line.endswith("\n") and "\n" not in line[:-1]
         row = json.loads(line)
         assert list(row) == ["messages"]
@@ -186,18 +181,18 @@ def test_rows_are_conversations_with_the_story_first():
 
 
 @pytest.mark.parametrize("n", [0, 1, 5000])
-def test_write_gives_whole_rows_and_no_more_than_needed(n):
-    sizes = list(map(len, dialogues.write(n, 4)))
+def test_write_stops_after_the_row_that_reaches_the_size(n):
+    sizes = [len(line) for line, _ in dialogues.write(n, 4)]
     assert sum(sizes) >= n and (not sizes or sum(sizes[:-1]) < n)
 
 
-def test_rows_are_written_as_they_are_asked_for():
+def test_rows_are_generated_lazily():
     endless = dialogues.write(10**15, 7)
     assert list(itertools.islice(endless, 20)) == list(itertools.islice(dialogues.write(10_000, 7), 20))
 
 
-def test_held_out_stories_are_unseen():
-    first, second = (list(dialogues.write(MEGABYTE, seed)) for seed in (1, 2))
+def test_seeds_have_no_story_in_common():
+    first, second = ([line for line, _ in dialogues.write(MEGABYTE, seed)] for seed in (1, 2))
     assert len(set(first)) == len(first) and not set(first) & set(second)
     stories_of = [
         {json.loads(line)["messages"][0]["content"].rsplit(". ", 1)[0] for line in lines} for lines in (first, second)

@@ -1,4 +1,4 @@
-"""Where documents begin and end, however the text is cut into blocks, and what the rows of a .jsonl file become."""
+"""Document boundaries, independent of how the text is cut into blocks, and the rows of .jsonl files."""
 
 import json
 import re
@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slm_np.data import documents
-from slm_np.data.corpus import Text
+from slm_np.data.chat_template import DEFAULT
+from slm_np.data.text_files import Text
 from slm_np.errors import UserError
 
 M = "<|endoftext|>"
@@ -20,7 +21,7 @@ parts = st.lists(
 
 
 def split(text, kind="marker", size=None):
-    """The documents of a text that is given in blocks of `size` bytes."""
+    """The documents of a text, given in blocks of `size` bytes."""
     data, found = text.encode(), [b""]
     size = size or max(1, len(data))
     for block in documents.split((data[i : i + size] for i in range(0, len(data), size)), kind):
@@ -29,11 +30,12 @@ def split(text, kind="marker", size=None):
         else:
             assert block
             found[-1] += block
-    assert found.pop() == b"", "the last document has no end"
+    assert found.pop() == b"", "END is missing after the last document"
     return [one.decode() for one in found]
 
 
 def text_of(tmp_path, data, name="t.txt"):
+    """A `Text` with these contents."""
     (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     status = (tmp_path / name).stat()
     return Text(((tmp_path / name, status.st_size, status.st_mtime_ns),))
@@ -45,10 +47,10 @@ def text_of(tmp_path, data, name="t.txt"):
         (f"one\n{M}\ntwo\n{M}\n", ["one", "two"]),
         (f"one\n{M}\ntwo", ["one", "two"]),
         (f"one\n{M}", ["one"]),
-        (f"{M}\none\n{M}\n{M}\n\n{M}\ntwo\n", ["one", "two\n"]),  # empty ones are none
+        (f"{M}\none\n{M}\n{M}\n\n{M}\ntwo\n", ["one", "two\n"]),  # empty documents are left out
         (f"one\n\n{M}\n\ntwo", ["one\n", "\ntwo"]),  # one newline on each side belongs to the marker
         (f"one\r\n{M}\r\ntwo\r\n{M}\r\n", ["one", "two"]),
-        (f"one {M}\n{M} two\n {M}\n{M}\n", [f"one {M}\n{M} two\n {M}"]),  # only a line of its own is a marker
+        (f"one {M}\n{M} two\n {M}\n{M}\n", [f"one {M}\n{M} two\n {M}"]),  # a marker is alone on its line
         (f"one{M}", [f"one{M}"]),
         (M, []),
         (M + "\n", []),
@@ -80,32 +82,29 @@ def test_blank_lines_separate_documents(text, found):
 def test_documents_do_not_depend_on_blocks(text, kind, size):
     whole = split(text, kind)
     assert split(text, kind, size) == whole
-    if kind == "marker":  # against the plain definition: the lines between marker lines
+    if kind == "marker":  # compare with the definition: the lines between marker lines
         lines, expected = re.split(r"(?<=\n)", text), [[]]
         for line in lines:
             expected.append([]) if re.fullmatch(re.escape(M) + r"(\r?\n)?", line) else expected[-1].append(line)
         joined = ["".join(document) for document in expected]
         joined = [re.sub(r"\r?\n\Z", "", one) for one in joined[:-1]] + joined[-1:]
-        assert [one for one in whole] == [one for one in joined if one]
+        assert whole == [one for one in joined if one]
 
 
 @quick
 @given(parts.map("".join), st.sampled_from(documents.DOCUMENTS), st.integers(0, 60))
-def test_a_text_cut_where_a_document_begins_has_the_same_documents(tmp_path_factory, text, kind, position):
+def test_a_text_cut_at_a_document_start_has_the_same_documents(tmp_path_factory, text, kind, position):
     whole = text_of(tmp_path_factory.mktemp("cut"), text)
     cut = documents.next_start(whole, position, 0, whole.size, kind)
     if cut is None:
-        assert not [
-            *re.finditer(
-                rb"(?<=\n)" + (re.escape(M.encode()) if kind == "marker" else b"") + rb"\r?\n", text.encode()[position:]
-            )
-        ]
+        separator = re.escape(M.encode()) if kind == "marker" else b""
+        assert not re.search(rb"(?<=\n)" + separator + rb"\r?\n", text.encode()[position:])
     else:
         first, second = text.encode()[:cut].decode(), text.encode()[cut:].decode()
         assert cut >= position and split(first, kind) + split(second, kind) == split(text, kind)
 
 
-def test_what_has_borders(tmp_path, monkeypatch):
+def test_what_counts_as_a_separator(tmp_path):
     for text, marker, blank in (
         (f"a\n{M}\nb", True, False),
         (f"a\n{M}", True, False),
@@ -117,22 +116,17 @@ def test_what_has_borders(tmp_path, monkeypatch):
         (f"{'a' * 50}\n{M}", True, False),
     ):
         whole = text_of(tmp_path, text)
-        assert [documents.has_borders(whole, 0, whole.size, kind) for kind in documents.DOCUMENTS] == [marker, blank], (
-            text
-        )
-
-
-# ---- rows
+        found = [documents.has_separator(whole, 0, whole.size, kind) for kind in documents.DOCUMENTS]
+        assert found == [marker, blank], text
 
 
 def rows(tmp_path, data):
+    """The spans of each row of a .jsonl file."""
     text = text_of(tmp_path, data, "r.jsonl")
-    return [pieces for _, pieces in documents.rows(text, 0, text.size)]
+    return [spans for _, spans in documents.rows(text, 0, text.size)]
 
 
-def test_rows_are_documents_and_answers_are_learnt(tmp_path):
-    from slm_np.data.chat_template import pieces
-
+def test_rows_become_spans_of_targets_and_context(tmp_path):
     messages = [dict(role="user", content="Who?"), dict(role="assistant", content="Lily.")]
     data = "\ufeff" + "\n".join(
         [
@@ -144,10 +138,9 @@ def test_rows_are_documents_and_answers_are_learnt(tmp_path):
     )
     text, blank, conversation, completion = rows(tmp_path, data)
     assert text == [("a\nbé".encode(), True)] and blank == []
-    assert conversation == completion == pieces(messages)
-    assert b"Lily." in b"".join(piece for piece, learn in conversation if learn) and b"Who?" in b"".join(
-        piece for piece, learn in conversation if not learn
-    )
+    assert conversation == completion == DEFAULT.spans(messages)
+    assert b"Lily." in b"".join(span for span, target in conversation if target)
+    assert b"Who?" in b"".join(span for span, target in conversation if not target)
 
 
 @pytest.mark.parametrize(
@@ -156,21 +149,20 @@ def test_rows_are_documents_and_answers_are_learnt(tmp_path):
         ("{", "is not JSON"),
         ("[1]", "is not a JSON object"),
         ('{"text": ""}', 'an empty "text"'),
-        ('{"txt": "a"}', "has neither"),
+        ('{"txt": "a"}', "has 'txt', but needs"),
         ('{"prompt": "a"}', '"completion"'),
         ('{"messages": []}', '"messages"'),
         (b'{"text": "\xff"}', "is not UTF-8"),
-        ('{"text": "\\ud800"}', "half of a character"),
+        ('{"text": "\\ud800"}', "half of a surrogate pair"),
         ('{"messages": [{"role": "robot", "content": "a"}]}', "robot"),
     ],
 )
-def test_a_wrong_row_is_named_by_file_and_line(tmp_path, row, sentence):
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, sentence):
     row = row.encode() if isinstance(row, str) else row
     with pytest.raises(UserError) as error:
         rows(tmp_path, b'{"text": "good"}\n\n' + row + b"\n")
-    assert re.search(rf"r\.jsonl, line 3\b.*{sentence}", str(error.value)) and "\n" not in str(error.value), str(
-        error.value
-    )
+    assert re.search(rf"r\.jsonl, line 3\b.*{sentence}", str(error.value)), str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @quick
@@ -180,5 +172,5 @@ def test_lines_do_not_depend_on_blocks(data, size):
     assert found == re.findall(rb"[^\n]*\n|[^\n]+", data)
 
 
-def test_bytes_escaped_in_a_row_are_those_bytes(tmp_path):
+def test_surrogate_escapes_in_a_row_are_bytes(tmp_path):
     assert rows(tmp_path, '{"text": "a\\udcffb"}\n') == [[(b"a\xffb", True)]]

@@ -1,4 +1,4 @@
-"""The embedded corpus: deterministic, never twice the same, and exact about its own entropy."""
+"""The embedded corpus `stories`: deterministic, without duplicates, and exact about its entropy."""
 
 import bz2
 import hashlib
@@ -24,7 +24,7 @@ def floor(corpus):
     return sum(bits for _, bits in corpus) / sum(len(text) for text, _ in corpus)
 
 
-def test_a_seed_gives_the_same_text_everywhere():
+def test_a_seed_gives_the_same_text_on_every_machine():
     text = "".join(text for text, _ in stories.write(100_000, 1)).encode("ascii")
     assert hashlib.sha256(text).hexdigest() == GOLDEN
 
@@ -34,28 +34,28 @@ def test_story_k_depends_on_seed_and_k_only(corpus):
     assert next(stories.stories(2)) != corpus[0]
 
 
-def test_write_gives_whole_stories_and_no_more_than_needed():
+def test_write_stops_after_the_story_that_reaches_the_size():
     for n in (1, 700, 5000):
         texts = [text for text, _ in stories.write(n, 4)]
         assert sum(map(len, texts)) >= n > sum(map(len, texts[:-1]))
 
 
-def test_no_two_stories_are_alike(corpus):
+def test_no_two_stories_are_equal(corpus):
     texts = [text for text, _ in corpus]
     assert len(set(texts)) == len(texts)
-    assert min(bits for _, bits in corpus) > 60  # because there are that many, not because they were sorted out
+    assert min(bits for _, bits in corpus) > 60  # so duplicates are improbable, and none had to be removed
 
 
-def test_entropy_is_between_the_promised_bounds(floor):
+def test_the_entropy_is_between_0_6_and_1_bits_per_byte(floor):
     assert 0.6 < floor < 1.0
 
 
-def test_the_text_determines_its_choices(corpus):
+def test_the_text_determines_every_choice(corpus):
     for text, bits in corpus[:200]:
-        assert stories.read(text) == bits
+        assert stories.bits_of(text) == bits
 
 
-def test_no_word_of_a_list_begins_another():
+def test_no_word_of_a_list_is_a_prefix_of_another():
     for name, words in stories.WORDS.items():
         assert not [(a, b) for a in words for b in words if a != b and b.startswith(a)], name
         assert len(set(words)) == len(words), name
@@ -73,9 +73,9 @@ def test_no_word_of_a_list_begins_another():
         lambda t: "Once upon a time.\n\n",
     ],
 )
-def test_another_text_is_refused(corpus, change):
+def test_bits_of_refuses_other_texts(corpus, change):
     with pytest.raises(ValueError):
-        stories.read(change(corpus[3][0]))
+        stories.bits_of(change(corpus[3][0]))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import pytest
 import small
 
 from slm_np.config import ModelConfig
-from slm_np.data import corpus
-from slm_np.data.tokenizer import ByteTokenizer, with_end_of_text
-from slm_np.data.tokens import Tokens, load_corpus
+from slm_np.data import embedded
+from slm_np.data.byte_tokenizer import ByteTokenizer
+from slm_np.data.token_store import Tokens, load_corpus
+from slm_np.data.tokenizer_factory import with_end_of_text
 from slm_np.errors import UserError
 from slm_np.evaluate import Evaluation, evaluate, text_bytes, tokens_of, windows_of
 from slm_np.formats import runs
@@ -224,7 +225,7 @@ def test_without_data_it_is_the_runs_own_validation(folder, capsys, monkeypatch)
 def test_only_what_is_evaluated_is_prepared(folder, monkeypatch, tmp_path):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SLM_NP_CACHE", str(tmp_path))
-    monkeypatch.setattr(corpus, "EMBEDDED_BYTES", dict(train=20_000, validation=3000))
+    monkeypatch.setattr(embedded, "SPLIT_BYTES", dict(train=20_000, validation=3000))
     run = runs.load("bytes")
     whole, part = (tokens_of(run, "other.txt", limit_bytes=limit) for limit in (0, 1000))
     assert 0 < part.n_documents < whole.n_documents and part.ids.tolist() == whole.ids[: len(part)].tolist()
@@ -243,7 +244,7 @@ def test_threads_are_passed_on(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     asked = []
     monkeypatch.setattr(
-        "slm_np.data.tokens.load_corpus",
+        "slm_np.data.token_store.load_corpus",
         lambda *arguments, **options: asked.append(options["threads"]) or load_corpus(*arguments, **options),
     )
     evaluated(capsys, "--model", "bytes", "--data", "other.txt")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from slm_np.config import ModelConfig, SamplingConfig
-from slm_np.data.tokenizer import ByteTokenizer, CharTokenizer
+from slm_np.data.byte_tokenizer import ByteTokenizer
+from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.errors import UserError
 from slm_np.inference.decoder import Decoder
 from slm_np.inference.generation import (

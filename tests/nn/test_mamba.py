@@ -8,7 +8,8 @@ import small
 from configs import config_of
 
 from slm_np import ops
-from slm_np.data.tokens import StreamOrder, Tokens
+from slm_np.data.batches import ContiguousOrder
+from slm_np.data.token_store import Tokens
 from slm_np.errors import UserError
 from slm_np.inference.decoder import Decoder
 from slm_np.kernels.cpu.scan import CHUNK, GROUP, PASS
@@ -420,7 +421,7 @@ def test_a_step_takes_the_same_memory_however_long_the_text():
 
 def test_streams_read_the_text_in_order():
     tokens = Tokens("train", np.arange(103, dtype=np.uint16))
-    order, x, y = StreamOrder(tokens, 5, 4), np.zeros((4, 5), np.int32), np.zeros((4, 5), np.int32)
+    order, x, y = ContiguousOrder(tokens, 5, 4), np.zeros((4, 5), np.int32), np.zeros((4, 5), np.int32)
     assert order.n_windows == 5
     seen = []
     for i in range(6):
@@ -429,8 +430,8 @@ def test_streams_read_the_text_in_order():
         seen.append(x.copy())
     np.testing.assert_array_equal(np.concatenate(seen[:5], axis=1), np.arange(100).reshape(4, 25))
     np.testing.assert_array_equal(seen[5], seen[0])
-    with pytest.raises(UserError, match="--carry-state wants --batch-size 30 streams"):
-        StreamOrder(tokens, 5, 30)
+    with pytest.raises(UserError, match="--carry-state cuts it into --batch-size 30 parts"):
+        ContiguousOrder(tokens, 5, 30)
 
 
 CARRIED = dict(pattern="M", positions="none", feed_forward="none", carry_state=True)
@@ -440,30 +441,31 @@ CARRIED = dict(pattern="M", positions="none", feed_forward="none", carry_state=T
 def test_training_that_carries_the_state_resumes_with_the_same_bits(pattern, tmp_path):
     data = small.text_file(tmp_path, lines=12)  # few windows a stream, so that streams begin again
     whole = small.trainer(data, tmp_path / "whole", **{**CARRIED, "pattern": pattern})
-    assert 1 < whole.windows < 12
+    assert 1 < whole.batches.n_windows < 12
     whole.train()
     part = small.trainer(data, tmp_path / "part", **{**CARRIED, "pattern": pattern})
     for _ in range(8):
         part.step()
     part.save()
     rest = small.trainer(data, **{**CARRIED, "pattern": pattern})
-    rest.resume(tmp_path / "part")
-    assert rest.carried.memory.any()
+    small.resume(rest, tmp_path / "part")
+    assert rest.states.memory.any()
     rest.train()
     np.testing.assert_array_equal(rest.model.parameters.weights, whole.model.parameters.weights)
-    np.testing.assert_array_equal(rest.carried.memory, whole.carried.memory)
+    np.testing.assert_array_equal(rest.states.memory, whole.states.memory)
 
 
 def test_the_state_goes_on_and_begins_again_with_the_streams(tmp_path):
     trainer = small.trainer(small.text_file(tmp_path, lines=12), **CARRIED)
     begun = []
-    for _ in range(2 * trainer.windows):
-        before = trainer.carried.memory.copy()
-        trainer.states(0)
-        begun.append(not trainer.carried.memory.any())
-        trainer.carried.memory[:] = before
+    n_windows = trainer.batches.n_windows
+    for _ in range(2 * n_windows):
+        before = trainer.states.memory.copy()
+        trainer.load_batch(trainer.updates)
+        begun.append(not trainer.states.memory.any())
+        trainer.states.memory[:] = before
         trainer.step()
-    assert begun == ([True] + [False] * (trainer.windows - 1)) * 2
+    assert begun == ([True] + [False] * (n_windows - 1)) * 2
 
 
 def test_a_loss_that_is_not_finite_is_not_carried_on(tmp_path):
@@ -472,13 +474,13 @@ def test_a_loss_that_is_not_finite_is_not_carried_on(tmp_path):
     kept = trainer.model.parameters.weights.copy()
     trainer.model.parameters.weights[:] = np.nan
     trainer.step()
-    assert not trainer.carried.memory.any()
+    assert not trainer.states.memory.any()
     trainer.model.parameters.weights[:] = kept
     assert np.isfinite(trainer.step()[0])
 
 
 def test_attention_has_no_state_to_carry(tmp_path):
-    with pytest.raises(UserError, match="attention has none"):
+    with pytest.raises(UserError, match="--carry-state needs layers with a recurrent state only"):
         small.trainer(small.text_file(tmp_path), carry_state=True)
 
 
@@ -531,8 +533,8 @@ def test_the_spectral_norm_is_logged_and_held_down(tmp_path):
     )
     free.train()
     held.train()
-    for trainer, low, high in ((free, 0.7, 100), (held, 0.5, 0.6001)):
-        (row,) = [row for row in small.rows(trainer.out_dir) if row["step"] == 12 and "spectral_norms" in row]
+    for name, trainer, low, high in (("free", free, 0.7, 100), ("held", held, 0.5, 0.6001)):
+        (row,) = [row for row in small.rows(tmp_path / name) if row["step"] == 12 and "spectral_norms" in row]
         a = trainer.model.parameters.weight["layers.0.recurrence.state.weight"]
         assert low < row["spectral_norms"][0] < high
         assert row["spectral_norms"][0] == pytest.approx(np.linalg.norm(a, 2), rel=0.02)

@@ -284,9 +284,7 @@ def test_ssm_model_gradient_over_chunks(rows, monkeypatch):
 
 
 def test_ssm_gradient_with_dropout():
-    assert (
-        max(model_error(config_of(**{**MODELS["ssm-residual-feed-forward"], "dropout": 0.3})).values()) <= TOLERANCE
-    )
+    assert max(model_error(config_of(**{**MODELS["ssm-residual-feed-forward"], "dropout": 0.3})).values()) <= TOLERANCE
 
 
 # The mixer

@@ -1,4 +1,4 @@
-"""Going on with a trained model on another text: its weights, its vocabulary, answers only, what it forgets, when it stops, what it refuses."""
+"""Finetuning: the base's weights and vocabulary, masked targets, retention data, patience, resuming, bad input."""
 
 import json
 import os
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import small
 
-from slm_np.data.answers import answer_ends, window_starts
-from slm_np.data.tokens import Tokens, gather
+from slm_np.data.assistant_windows import replies, window_starts
+from slm_np.data.batches import gather
+from slm_np.data.token_store import Tokens
 from slm_np.evaluate import evaluate, windows_of
-from slm_np.finetune import Base
 from slm_np.formats import checkpoint, metrics, run_config, runs
+from slm_np.training.finetuning import Base, grown, recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAIN = [
@@ -35,8 +36,8 @@ TRAIN = [
 
 
 def rows(n=60):
-    """A .jsonl of conversations, in both forms."""
-    said = [(f"Who sat on the {i}?", f"Cat {i}.") for i in range(n)]
+    """Conversations as the text of a .jsonl file, in both forms of rows."""
+    pairs = [(f"Who sat on the {i}?", f"Cat {i}.") for i in range(n)]
     return "".join(
         json.dumps(
             dict(messages=[dict(role="user", content=q), dict(role="assistant", content=a)])
@@ -44,13 +45,13 @@ def rows(n=60):
             else dict(prompt=q, completion=a)
         )
         + "\n"
-        for i, (q, a) in enumerate(said)
+        for i, (q, a) in enumerate(pairs)
     )
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with texts and the run `base`, of 256 bytes."""
+    """A folder with texts and the run `base`, whose vocabulary is the 256 bytes."""
     folder = tmp_path_factory.mktemp("made")
     data = small.text_file(folder)
     small.text_file(folder, "new.txt", seed=3)
@@ -76,7 +77,7 @@ def finetune(*words, data="new.txt", out="tuned"):
 
 
 def sentence(capsys, *words):
-    """What finetune says, which must be one sentence with exit status 2 and leave nothing behind."""
+    """The message of finetune, which must be one line with exit status 2 and leave no file behind."""
     capsys.readouterr()
     before = small.tree(".")
     assert small.status("finetune", *words) == 2
@@ -85,35 +86,35 @@ def sentence(capsys, *words):
     return said.err
 
 
-# Only answers count
+# Masked targets
 
 
 def masked(ids, mask):
-    return Tokens("train", np.array(ids, np.uint16), mask=np.array(mask, np.uint8), n_learnt=sum(mask))
+    return Tokens("train", np.array(ids, np.uint16), mask=np.array(mask, np.uint8), n_targets=sum(mask))
 
 
-def test_windows_begin_with_the_document_of_an_answer():
+def test_windows_start_with_the_document_of_a_reply():
     #        0  1  2  3  4  5  6  7  8  9 10 11     9 ends a document
     ids = [1, 2, 3, 9, 1, 2, 3, 4, 5, 6, 7, 9]
     mask = [0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 1, 1]
     tokens = masked(ids, mask)
-    assert [found.tolist() for found in answer_ends(tokens, 9)] == [[2, 1, 2], [3, 6, 11], [0, 4, 4]]
-    assert window_starts(tokens, 8, 9).tolist() == [0, 3]  # the third answer, at 11, only just fits
+    assert [found.tolist() for found in replies(tokens, 9)] == [[2, 1, 2], [3, 6, 11], [0, 4, 4]]
+    assert window_starts(tokens, 8, 9).tolist() == [0, 3]  # the third reply, which ends at 11, just fits
     assert window_starts(tokens, 3, 9).tolist() == [0, 4, 8]
     long = masked(range(20), [0] * 5 + [1] * 10 + [0] * 5)
     starts = window_starts(long, 4, 99).tolist()
     assert {target for start in starts for target in range(start + 1, start + 5)} >= set(range(5, 15))
 
 
-def test_answers_across_blocks_are_found_alike(monkeypatch):
+def test_replies_are_found_across_blocks(monkeypatch):
     draw = np.random.default_rng(0)
     tokens = masked(draw.integers(0, 6, 500).tolist(), draw.integers(0, 2, 500).tolist())
-    whole = answer_ends(tokens, 0)
+    whole = replies(tokens, 0)
     for block in (1, 2, 7, 64):
-        monkeypatch.setattr("slm_np.data.answers.BLOCK", block)
-        for one, other in zip(answer_ends(tokens, 0), whole):
+        monkeypatch.setattr("slm_np.data.assistant_windows.BLOCK", block)
+        for one, other in zip(replies(tokens, 0), whole):
             np.testing.assert_array_equal(one, other)
-    assert whole[0].sum() == tokens.n_learnt
+    assert whole[0].sum() == tokens.n_targets
     counted = np.concatenate(
         [np.arange(start + 1 + 8 - new, start + 1 + 8) for start, new in windows_of(tokens, 8, 4, False, 0)]
     )
@@ -122,7 +123,7 @@ def test_answers_across_blocks_are_found_alike(monkeypatch):
 
 
 def test_two_micro_batches_of_different_counts_are_one_large_batch(folder):
-    """The mean is over the counted targets of the whole update."""
+    """The loss is the mean over the unmasked targets of the whole update."""
     found = []
     for batch, accumulation in ((8, 1), (2, 4)):
         trainer = small.trainer(
@@ -135,7 +136,7 @@ def test_two_micro_batches_of_different_counts_are_one_large_batch(folder):
         )
         counts = []
         for micro in range(accumulation):
-            trainer.batch(micro)
+            trainer.load_batch(micro)
             counts.append(int((trainer.targets >= 0).sum()))
         found.append((counts, *trainer.step()[:2], trainer.optimizer.mean.copy()))
     (_, loss, norm, mean), (counts, *parts) = found
@@ -144,7 +145,7 @@ def test_two_micro_batches_of_different_counts_are_one_large_batch(folder):
     np.testing.assert_allclose(parts[2], mean, atol=1e-7 * float(np.abs(mean).max()) + 1e-9, rtol=1e-3)
 
 
-def test_the_loss_is_that_of_the_answers(folder):
+def test_evaluation_counts_assistant_tokens_only(folder):
     trainer = small.trainer("rows.jsonl", vocab_size=257, block_size=32)
     validation = trainer.corpus.validation
     total, count = 0.0, 0
@@ -158,27 +159,23 @@ def test_the_loss_is_that_of_the_answers(folder):
     ).nats_per_token == pytest.approx(total / count, rel=1e-5)
 
 
-def test_answers_only_are_said_and_their_template_is_kept(folder, capsys):
+def test_a_run_on_conversations_reports_masking_and_keeps_their_template(folder, capsys):
     assert finetune(data="rows.jsonl") == 0
     said = capsys.readouterr()
-    assert (
-        "loss on the answers only" in said.err
-        and "the vocabulary grows from 256 to 257" in said.err
-        and "documents" in said.err
-    )
+    for words in ("the loss is masked to assistant tokens", "the vocabulary grows from 256 to 257", "documents"):
+        assert words in said.err
     assert "Q: Who sat on the" in said.out and "slm_np.chat --model tuned" in said.out
     assert Path("tuned/chat_template.json").exists() and runs.load("tuned").tokenizer.end_of_text == 256
-    assert "tuned" not in sentence(
-        capsys, "--base", "tuned", "--data", "none.txt"
-    )  # a finetuned run is a base like any other
+    # A finetuned run is a base like any other: the message is about the data.
+    assert "tuned" not in sentence(capsys, "--base", "tuned", "--data", "none.txt")
     assert small.status("finetune", "--base", "tuned", "--data", "new.txt", "--out-dir", "again", *TRAIN) == 0
     assert Path("again/chat_template.json").exists() and run_config.read_config("again").model.vocab_size == 257
 
 
-# What is taken from the base
+# What comes from the base
 
 
-def test_it_starts_with_the_bases_best_weights_and_measures_them(folder):
+def test_it_starts_from_the_best_weights_of_the_base_and_evaluates_them(folder):
     assert finetune("--retention-data", "text.txt") == 0
     base, start = Base.load("base"), checkpoint.load_checkpoint("tuned/checkpoint-4")
     assert run_config.read_config("tuned").base["weights"] == base.checksum()
@@ -192,7 +189,7 @@ def test_it_starts_with_the_bases_best_weights_and_measures_them(folder):
     )
 
 
-def test_new_pieces_start_as_the_mean_of_the_others(folder):
+def test_new_tokens_start_as_the_mean_of_the_others(folder):
     base = Base.load("base")
     known = base.weights["embedding.weight"].copy()
     weights = {
@@ -205,13 +202,30 @@ def test_new_pieces_start_as_the_mean_of_the_others(folder):
     assert not base.weights
 
 
-def test_no_updates_leave_the_base(folder):
+def test_new_rows_and_columns_are_the_mean_of_the_others():
+    weight = np.arange(12, dtype=np.float32).reshape(4, 3)
+    assert grown(weight, (4, 3)) is weight
+    np.testing.assert_array_equal(grown(weight, (6, 3)), [*weight, weight.mean(0), weight.mean(0)])
+    np.testing.assert_array_equal(grown(weight, (4, 4)), np.column_stack([weight, weight.mean(1)]))
+
+
+def test_the_recipe_follows_the_base():
+    base = small.config("x", learning_rate=0.01, seed=3).train
+    found = recipe(base, {})
+    assert found["epochs"] == 3 and found["learning_rate"] == 0.0025 and found["seed"] == 3
+    assert found["min_lr"] == pytest.approx(0.00025) and found["batch_size"] == 4 and "eval_interval" not in found
+    found = recipe(base, dict(max_iters=5, learning_rate=0.5, seed=4))
+    assert "epochs" not in found and (found["max_iters"], found["learning_rate"], found["seed"]) == (5, 0.5, 4)
+    assert found["min_lr"] == pytest.approx(0.05)
+
+
+def test_no_updates_keep_the_weights_of_the_base(folder):
     assert finetune("--max-iters", 0) == 0
     one, two = runs.load("base"), runs.load("tuned")
     np.testing.assert_array_equal(one.model.parameters.weights, two.model.parameters.weights)
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 def test_it_stops_without_a_lower_validation_loss(folder):
@@ -222,19 +236,19 @@ def test_it_stops_without_a_lower_validation_loss(folder):
     assert trainer.updates == 20 and trainer.best == 2.0 and checkpoint.newest_checkpoint("stale").step == 20
     assert checkpoint.load_best("stale")[1]["step"] == "10"
     again = small.trainer("text.txt", patience=2, max_iters=100, eval_interval=5)
-    again.resume("stale")
+    small.resume(again, "stale")
     assert again.finished() and again.stale == 2
     more = small.trainer("text.txt", patience=3, max_iters=100, eval_interval=5)
-    more.resume("stale")
+    small.resume(more, "stale")
     assert not more.finished()
 
 
-@pytest.mark.parametrize("data", ["new.txt", "rows.jsonl"])
+@pytest.mark.parametrize("data", [pytest.param("new.txt", marks=pytest.mark.slow), "rows.jsonl"])
 def test_resuming_gives_the_same_bits(folder, data):
     words = ["--retention-data", "text.txt", "--lr-decay-iters", 8]
     assert finetune(*words, data=data, out="whole") == 0
     assert finetune(*words, "--max-iters", 4, data=data, out="halves") == 0
-    shutil.rmtree("base")  # it is not needed any more
+    shutil.rmtree("base")  # no longer needed
     resumed = small.command("finetune", "--resume", "halves", "--max-iters", 8, cwd=folder)
     assert resumed.returncode == 0 and "from step 4" in resumed.stderr, resumed.stderr
     small.assert_same_state("whole", "halves", 8)
@@ -242,8 +256,9 @@ def test_resuming_gives_the_same_bits(folder, data):
     assert Path("whole/model.safetensors").read_bytes() == Path("halves/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-def test_killed_and_resumed_it_ends_as_if_it_had_not_been(folder):
+def test_a_killed_run_resumes_with_the_same_bits(folder):
     words = [
         "--base",
         "base",
@@ -268,9 +283,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not_been(folder):
     running.send_signal(signal.SIGKILL)
     running.communicate(timeout=60)
     assert running.returncode == -signal.SIGKILL and checkpoint.newest_checkpoint("killed").step < 300
-    assert (
-        small.status("train", "--resume", "killed", "--save-interval", 300) == 0
-    )  # train goes on with whatever a run is
+    assert small.status("train", "--resume", "killed", "--save-interval", 300) == 0  # train resumes any run
     assert small.status("finetune", *words[:5], "unbroken", *words[6:]) == 0
     small.assert_same_state("unbroken", "killed", 300)
 
@@ -323,7 +336,7 @@ def test_bad_input(folder, capsys, words, named):
     assert named in sentence(capsys, *words)
 
 
-def test_other_commands_say_that_a_text_to_forget_is_not_theirs(folder, capsys):
+def test_other_commands_refuse_retention_data(folder, capsys):
     assert small.status("train", *small.flags("text.txt", out_dir="x"), "--retention-data", "new.txt") == 2
     assert "it belongs to finetune" in capsys.readouterr().err
 

@@ -1,0 +1,51 @@
+"""Small helpers for files: open, read JSON, replace JSON, with errors that name the file."""
+
+import json
+import os
+
+from slm_np.errors import UserError
+
+
+def opened(path):
+    """The file at `path`, opened to read bytes. UserError if it cannot be opened."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def status(path, flag=""):
+    """`os.stat(path)`, or None if nothing is there. UserError, which starts with `flag`, if access is denied."""
+    try:
+        return os.stat(path)
+    except PermissionError as error:
+        raise unreadable(path, error, flag) from None
+    except (OSError, ValueError):
+        return None
+
+
+def unreadable(path, error, flag=""):
+    """The UserError for an OSError at `path`, which the flag `flag` named."""
+    return UserError(
+        f"{flag} {path} cannot be read ({error.strerror}); check its permissions, or leave it out".lstrip()
+    )
+
+
+def read_json(path):
+    """The object in a JSON file. {} if the file is missing, is damaged, or holds something other than an object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_json(path, value):
+    """Replace the JSON file at `path` in one step. For caches only: a failed write is ignored."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+        os.replace(part, path)
+    except OSError:
+        pass

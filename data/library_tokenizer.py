@@ -1,0 +1,247 @@
+"""Any `tokenizer.json`, run by Hugging Face's `tokenizers` library."""
+
+import copy
+import json
+import re
+from itertools import islice
+
+import numpy as np
+
+from slm_np.data.segments import ESCAPED, decoded, segments
+from slm_np.data.tokenizer import Tokenizer
+from slm_np.data.tokenizer_json import END_OF_TEXT, byte_letters, end_of_text_token
+from slm_np.errors import UserError
+
+BATCH = 64  # segments in memory at a time
+WORDS_AT_ONCE = 1 << 13  # words per call of the library, whose result takes far more memory than the ids
+CACHE = 1 << 24  # size of the cache of words. A word counts its characters and `WORD_COST`
+WORD_COST = 64
+ENDS = (END_OF_TEXT, "</s>", "<eos>")  # names of the end-of-text token, the most likely first
+
+# A word with the white space before it. The library's regular expressions take white space from Unicode's White_Space.
+SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+WORD = re.compile(f"[{SPACES}]*[^{SPACES}]+|[{SPACES}]+")
+
+
+class LibraryTokenizer(Tokenizer):
+    """The tokenizer with the `fields` of a tokenizer.json. Errors call it `name`.
+
+    A text is cut into segments, each of which is encoded on its own. A space that the tokenizer puts before a text
+    comes before the first segment only. A byte that is not UTF-8 becomes the token of that byte. Special tokens never
+    occur in the encoding of a text and decode to nothing. After the end-of-text token a new text starts.
+    UserError for fields that the library does not accept.
+    """
+
+    def __init__(self, fields, name="tokenizer.json"):
+        self.name, self._json = name, dict(fields, truncation=None, padding=None, model={**fields["model"]})
+        if self._json["model"].get("dropout"):
+            self._json["model"]["dropout"] = None  # a text always has the same ids
+        self._library = self._made(self._json)
+        vocab = self._library.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(vocab.values(), default=-1)
+        self.end_of_text, self._end = _end_of_text(self._json, vocab)
+        added = self._json["added_tokens"] = [dict(token) for token in self._json.get("added_tokens") or []]
+        known = next((token for token in added if token["id"] == self.end_of_text), None)
+        if self.end_of_text is not None and not (
+            known and known["special"]
+        ):  # else the library would find it in a text
+            added.append(dict(end_of_text_token(self.end_of_text), content=self._end))
+            self._json["added_tokens"] = [token for token in added if token is not known]
+            self._library = self._made(self._json)
+        self._special = {token["id"] for token in added if token["special"]} | {self.end_of_text}
+
+        pre, decoder = _steps(self._json.get("pre_tokenizer")), _steps(self._json.get("decoder"))
+        kinds = {step["type"] for step in decoder or pre}
+        self._letters = {letter: byte for byte, letter in enumerate(byte_letters())} if "ByteLevel" in kinds else None
+        self._byte_fallback = bool(self._json["model"].get("byte_fallback")) and self._letters is None
+        names = byte_letters() if self._letters else [f"<0x{byte:02X}>" for byte in range(256)]
+        has_bytes = self._letters or self._byte_fallback
+        self._byte_ids = [vocab.get(token) if has_bytes else None for token in names]
+        # GPT-2's pre-tokenization splits between words, so the ids of a word do not depend on its neighbors.
+        self._by_words = (
+            type(self._library.model).__name__ == "BPE"
+            and not self._json.get("normalizer")
+            and [step["type"] for step in pre] == ["ByteLevel"]
+            and pre[0].get("use_regex", True)
+            and not pre[0]["add_prefix_space"]
+            and all(token["special"] for token in added)
+        )
+        later = _without_prefix(self._json)
+        self._later = self._library if later == self._json else self._made(later)  # encodes all but the first segment
+        self._words, self._words_size = {}, 0  # {word: its ids as bytes}, and its size as `CACHE` counts it
+        self._token_bytes = {}  # {(id, begins): bytes} as `_bytes_of` found them
+        # A token to decode others beside: an ordinary word, the first in the vocabulary.
+        self._neighbor = min((token for token in vocab if re.fullmatch("[a-z]+", token)), key=vocab.get, default="")
+
+    def _made(self, fields):
+        """The library's tokenizer. UserError if the library does not accept the fields."""
+        library = imported("tokenizers", "this tokenizer", "tokenizers")
+        try:
+            made = library.Tokenizer.from_str(json.dumps(fields))
+        except Exception as error:  # the library has no exception class of its own
+            raise UserError(
+                f"{self.name} is not a tokenizer.json, or it is damaged ({error}); copy it again from its source"
+            ) from None
+        made.encode_special_tokens = True
+        return made
+
+    def with_end(self):
+        added = [*self._json["added_tokens"], end_of_text_token(self.vocab_size)]
+        return LibraryTokenizer(dict(self._json, added_tokens=added), self.name)
+
+    def to_json(self):
+        return self._json
+
+    def encode_blocks(self, blocks, begins=True):
+        parts = segments(decoded(blocks))
+        while batch := list(islice(parts, BATCH)):
+            if self._by_words:
+                yield self._encode_words([word for segment in batch for word in WORD.findall(segment)])
+            else:
+                yield np.array([id for ids in self._encode(batch, begins) for id in ids], self.dtype)
+            begins = False
+
+    def _encode_words(self, words):
+        """The ids (N,) of words. Each word is encoded once and then cached."""
+        if self._words_size > CACHE:
+            self._words, self._words_size = {}, 0
+        new = iter(set(words).difference(self._words))
+        while some := list(islice(new, WORDS_AT_ONCE)):
+            for word, ids in zip(some, self._encode(some)):
+                self._words[word] = np.array(ids, self.dtype).tobytes()
+                self._words_size += WORD_COST + len(word)
+        return np.frombuffer(b"".join(map(self._words.__getitem__, words)), self.dtype)
+
+    def _encode(self, strings, begins=False):
+        """A list of ids for each string. begins: whether a text starts with the first string."""
+        parts = [[part for part in ESCAPED.split(string) if part] for string in strings]
+        whole = [part for of_string in parts for part in of_string if not ESCAPED.match(part)]
+        first = begins and parts and not ESCAPED.match(parts[0][0])
+        ids = iter(
+            (self._encode_whole(whole[:1], self._library) if first else [])
+            + self._encode_whole(whole[1 if first else 0 :], self._later)
+        )
+        return [
+            [id for part in of_string for id in (self._byte(part) if ESCAPED.match(part) else next(ids))]
+            for of_string in parts
+        ]
+
+    def _encode_whole(self, strings, library):
+        """A list of ids for each string. All of its characters are UTF-8."""
+        model = self._json["model"]
+        if self._letters and None in self._byte_ids and not model.get("unk_token") and not self._json.get("normalizer"):
+            self._check_letters(strings)  # the library would silently drop characters without a token
+        try:
+            found = [one.ids for one in library.encode_batch_fast(strings, add_special_tokens=False)] if strings else []
+        except Exception as error:
+            raise UserError(f"{self.name} cannot encode the text ({error}); use another tokenizer") from None
+        for i, ids in enumerate(found):
+            # Models that look up whole words find the end-of-text token by its name. Cut in two, the name is not found.
+            if self.end_of_text in ids and len(self._end) > 1:
+                halves = re.split(f"(?<={re.escape(self._end[0])})(?={re.escape(self._end[1:])})", strings[i])
+                if len(halves) > 1:
+                    found[i] = [
+                        id
+                        for j, half in enumerate(halves)
+                        for id in self._encode_whole([half], self._later if j else library)[0]
+                    ]
+        return found
+
+    def _check_letters(self, strings):
+        known = bytes(byte for byte, id in enumerate(self._byte_ids) if id is not None)
+        for string in strings:
+            missing = string.encode().translate(None, known)
+            if missing:
+                wrong = next(letter for letter in string if letter.encode().translate(None, known))
+                raise UserError(
+                    f"the character {wrong!r} (U+{ord(wrong):04X}) is not in the vocabulary of {self.name}; "
+                    "remove it, or use another tokenizer"
+                )
+
+    def _byte(self, escaped):
+        byte = ord(escaped) - 0xDC00
+        if self._byte_ids[byte] is None:
+            raise UserError(
+                f"the text is not UTF-8 (byte 0x{byte:02x}), and {self.name} has no token for that byte; "
+                "convert the text, or use --tokenizer byte"
+            )
+        return [self._byte_ids[byte]]
+
+    def decode(self, ids):
+        parts, begins = [], True
+        for id in self._checked(ids).tolist():
+            part = self._token_bytes.get((id, begins))
+            if part is None:
+                part = self._token_bytes[id, begins] = self._bytes_of(id, begins)
+            parts.append(part)
+            begins = id == self.end_of_text or (begins and id in self._special)
+        return b"".join(parts)
+
+    def _bytes_of(self, id, begins):
+        """The bytes of one token, at the start of a text (`begins`) or after other tokens."""
+        name = self._library.id_to_token(id)
+        if id in self._special or name is None:
+            return b""
+        if self._letters:
+            known = all(letter in self._letters for letter in name)
+            return bytes(map(self._letters.get, name)) if known else name.encode()
+        if self._byte_fallback and re.fullmatch("<0x[0-9A-F]{2}>", name):
+            return bytes([int(name[3:5], 16)])
+        # The decoder may treat the first and the last token differently, so others stand around this one where they
+        # would in a text, and their text is cut off.
+        decode = self._library.decoder.decode if self._library.decoder else " ".join
+        neighbors = [self._neighbor] if self._neighbor else []
+        before, after = [] if begins else neighbors, neighbors
+        text, head = decode([*before, name, *after]), decode(before) if before else ""
+        tail = decode([*neighbors, *after])[len(decode(neighbors)) :] if neighbors else ""
+        return text[len(head) : len(text) - len(tail)].encode()
+
+
+def imported(module, what, install):
+    """The module of that name. UserError, which says how to install it, if it is missing.
+
+    what: what needs the module.   install: the argument of pip install.
+    """
+    try:
+        return __import__(module)
+    except ImportError:
+        raise UserError(
+            f'{what} needs the package {module}, which is not installed; run pip install "{install}"'
+        ) from None
+
+
+def _end_of_text(fields, vocab):
+    """(id, name) of the end-of-text token, or (None, "").
+
+    It has a name in `ENDS`, or else it is the special token whose name contains "end" or "eos", or the only special
+    token.
+    """
+    name = next((name for name in ENDS if name in vocab), None)
+    if name is None:
+        unknown = fields["model"].get("unk_token")
+        added = fields.get("added_tokens") or []
+        special = [token["content"] for token in added if token["special"] and token["content"] != unknown]
+        name = next(
+            (name for name in special if re.search("end|eos", name, re.IGNORECASE)),
+            special[0] if len(special) == 1 else None,
+        )
+    return (None, "") if name is None else (vocab[name], name)
+
+
+def _steps(part):
+    """The steps of a normalizer, a pre-tokenizer or a decoder: the members of a sequence, or the part alone."""
+    if not part:
+        return []
+    inner = next((part[name] for name in ("normalizers", "pretokenizers", "decoders") if name in part), None)
+    return [part] if inner is None else [step for one in inner for step in _steps(one)]
+
+
+def _without_prefix(fields):
+    """The fields of the same tokenizer for text that continues: nothing is put before it."""
+    changed = dict(fields, **{part: copy.deepcopy(fields.get(part)) for part in ("normalizer", "pre_tokenizer")})
+    without = dict(add_prefix_space=False, prepend_scheme="never")
+    for step in _steps(changed["normalizer"]) + _steps(changed["pre_tokenizer"]):
+        if step["type"] == "Prepend":
+            step["prepend"] = ""
+        step.update({key: value for key, value in without.items() if key in step})
+    return changed

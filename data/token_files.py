@@ -1,0 +1,145 @@
+"""Files of token ids: headerless `.bin` files, as this program and nanoGPT write them, with what may lie beside them.
+
+NAME.bin         token ids, little-endian uint16 or uint32
+NAME.mask.bin    a byte per token, 1 if the loss counts it as a target; without this file it counts all
+meta.json        dtype (uint16 without it), bytes (of text: one number, or {NAME: number}), vocab_size,
+                 and tokens, learnt (targets) and documents, each {NAME: number}
+tokenizer.json   the tokenizer
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from slm_np.data import corpus
+from slm_np.data.files import opened, read_json
+from slm_np.data.text_files import BLOCK, Text
+from slm_np.data.tokenizer import Tokenizer
+from slm_np.data.tokenizer_factory import load_tokenizer
+from slm_np.errors import UserError
+
+# Files of a folder in the order of preference, by what they are used for.
+TRAINING = ("train.bin",)
+VALIDATION = ("validation.bin", "val.bin")
+EVALUATION = (*VALIDATION, *TRAINING)
+
+
+class TokenFile(NamedTuple):
+    """One `.bin` file and what lies beside it. Counts are None if meta.json does not give them."""
+
+    source: Text  # the file as bytes, for its hash and cached values
+    ids: np.ndarray  # (N,) uint16 or uint32, memory-mapped, read-only
+    mask: np.ndarray | None  # (N,) uint8, memory-mapped, read-only; None if all tokens are targets
+    tokenizer: Tokenizer | None
+    vocab_size: int | None
+    n_bytes: int | None  # of text
+    n_targets: int | None
+    n_documents: int | None
+
+
+def is_token_file(data):
+    """Whether a `--data` string names token files: a folder of them, or items of which one ends in .bin."""
+    return token_folder(data) is not None or any(
+        item.endswith(".bin") and not os.path.isdir(item) for item in corpus.split_list(data)
+    )
+
+
+def token_folder(data):
+    """The folder of token files that a `--data` string names, or None."""
+    folder = os.path.expanduser(data.strip())
+    is_folder = folder and os.path.isfile(os.path.join(folder, "train.bin")) and not corpus.named(data)
+    return Path(folder) if is_folder else None
+
+
+def file_in(data, names):
+    """The first file of `names` that is in the folder of token files `data`; `data` itself if it is something else."""
+    folder = token_folder(data)
+    return next(str(folder / name) for name in names if (folder / name).is_file()) if folder else data
+
+
+def read_token_file(data, split, cache, progress=True):
+    """The `TokenFile` of the path `data`, which --data (train) or --val-data (validation) named.
+
+    UserError if it is not a single .bin file, or if it and the files beside it do not fit together.
+    """
+    flag = corpus.FLAGS[split]
+    single = is_token_file(data) and len(corpus.split_list(data)) == 1
+    file = corpus.find(data, split, cache, progress) if single else None
+    if file is None or len(file.files) > 1:
+        raise UserError(
+            f"{flag} is {data}, but a .bin token file can only be used alone and with token files for validation; "
+            "give one .bin to --data and one (or none) to --val-data"
+        )
+    [(path, size, _)] = file.files
+    meta = _meta_of(path)
+    if size % meta["dtype"].itemsize:
+        raise UserError(
+            f"{flag} {path} has {size} bytes, which is not a whole number of {meta['dtype'].name} tokens; "
+            'copy it again, or set "dtype" in the meta.json beside it'
+        )
+    ids = mapped(path, meta["dtype"])
+    if meta["tokens"] is not None and len(ids) != meta["tokens"]:
+        raise UserError(
+            f"{flag} {path} has {len(ids)} tokens, but its meta.json says {meta['tokens']}, so it is incomplete; "
+            "copy or prepare it again"
+        )
+    beside = path.parent / "tokenizer.json"
+    tokenizer = load_tokenizer(beside) if beside.is_file() else None
+    mask = _mask_of(path, len(ids))
+    return TokenFile(file, ids, mask, tokenizer, meta["vocab_size"], meta["bytes"], meta["learnt"], meta["documents"])
+
+
+def _mask_of(path, n_tokens):
+    """The mask beside a token file, or None. UserError if its length differs."""
+    path = path.with_suffix(".mask.bin")
+    if not path.is_file():
+        return None
+    mask = mapped(path, np.dtype(np.uint8))
+    if len(mask) != n_tokens:
+        raise UserError(
+            f"{path} has {len(mask)} entries for {n_tokens} tokens; "
+            "prepare both again, or remove it to train on all tokens"
+        )
+    return mask
+
+
+def _meta_of(path):
+    """dtype, bytes, vocab_size, tokens, learnt and documents of a token file as its meta.json gives them, else None."""
+    meta_path = path.with_name("meta.json")
+    found = read_json(meta_path)
+    if meta_path.exists() and not found:
+        raise UserError(f"{meta_path} is not a JSON object; correct it, or remove it if the tokens are uint16")
+    dtype, n_bytes, vocab_size = found.get("dtype", "uint16"), found.get("bytes"), found.get("vocab_size")
+    if isinstance(n_bytes, dict):
+        n_bytes = n_bytes.get(path.stem)
+    elif len(list(path.parent.glob("*.bin"))) > 1:
+        n_bytes = None  # one number for several files
+    if dtype not in ("uint16", "uint32"):
+        raise UserError(f'{meta_path} has "dtype" {dtype!r}; token files are uint16 or uint32')
+    counts = {
+        key: found[key].get(path.stem) if isinstance(found.get(key), dict) else None
+        for key in ("tokens", "learnt", "documents")
+    }
+    for key, value in (("bytes", n_bytes or None), ("vocab_size", vocab_size)):
+        if value is not None and not (type(value) is int and value > 0):
+            raise UserError(f'{meta_path} has "{key}" {value!r}; it must be a positive whole number')
+    return dict(dtype=np.dtype(dtype), bytes=n_bytes or None, vocab_size=vocab_size, **counts)
+
+
+def mapped(path, dtype):
+    """The little-endian array (N,) in a file, memory-mapped and read-only."""
+    dtype = dtype.newbyteorder("<")
+    with opened(path) as file:
+        return np.memmap(file, dtype, "r") if path.stat().st_size else np.empty(0, dtype)  # an empty file has no map
+
+
+def largest_id(ids):
+    """(largest id, its first position), (-1, -1) if there are none. Reads a block at a time."""
+    largest, at = -1, -1
+    for start in range(0, len(ids), BLOCK):
+        block = ids[start : start + BLOCK]
+        if block.max() > largest:
+            largest, at = int(block.max()), start + int(block.argmax())
+    return largest, at

@@ -1,0 +1,339 @@
+"""The token store: a text is tokenized once into memory-mapped files, from which training reads its batches."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from slm_np.data import store_builder
+from slm_np.data.documents import ROWS, check_kind
+from slm_np.data.files import read_json
+from slm_np.data.shards import content, shard_ranges
+from slm_np.data.splits import is_separated, split_ranges
+from slm_np.data.token_files import (
+    EVALUATION,
+    TRAINING,
+    VALIDATION,
+    file_in,
+    is_token_file,
+    largest_id,
+    mapped,
+    read_token_file,
+    token_folder,
+)
+from slm_np.data.tokenizer import Tokenizer
+from slm_np.data.tokenizer_factory import load_tokenizer, make_tokenizer, with_end_of_text
+from slm_np.errors import UserError
+from slm_np.paths import cache_dir as usable_cache_dir
+from slm_np.paths import sweep
+
+FORMAT = 3  # of the store. It is part of the fingerprint, so each version has its own stores
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """One split of a corpus."""
+
+    split: str  # train or validation
+    ids: np.ndarray  # (N,) uint16 or uint32, memory-mapped, read-only
+    n_bytes: int | None = None  # of the text of all targets, None if unknown
+    bits_per_byte_floor: float | None = None  # entropy of the source that generated the text, None if unknown
+    mask: np.ndarray | None = None  # (N,) uint8, memory-mapped: 1 if the loss counts this token; None if it counts all
+    n_targets: int | None = None  # tokens that the loss counts; None counts them
+    n_documents: int | None = None  # None if unknown
+
+    def __post_init__(self):
+        if self.mask is None:
+            object.__setattr__(self, "n_targets", len(self.ids))
+        elif self.n_targets is None:
+            object.__setattr__(self, "n_targets", int(np.count_nonzero(self.mask)))
+
+    def __len__(self):
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Both splits and their tokenizer."""
+
+    train: Tokens
+    validation: Tokens
+    tokenizer: Tokenizer | None  # None for token files without a tokenizer.json
+    vocab_size: int
+    fingerprint: str  # in hexadecimal: equal exactly if contents, splits and tokenizer are equal
+    source: str  # the `--data` string
+
+
+def load_corpus(
+    data,
+    val_data="",
+    tokenizer="byte",
+    documents="marker",
+    limit_bytes=0,
+    cache_dir=None,
+    progress=True,
+    threads=0,
+    out_dir=None,
+    whole="",
+):
+    """The `Corpus` of a text, tokenized on first use and memory-mapped from then on.
+
+    data         files, folders and globs separated by commas, or a corpus known by name (see corpus.py); or token
+                 files: a .bin file, or a folder with train.bin (see token_files.py)
+    val_data     the same for validation. Default: the validation split of a corpus known by name, else the last tenth
+                 of the bytes of `data`, from the start of a document on
+    tokenizer    byte, char, bpe:N, gpt2, file:PATH, or a `Tokenizer`
+    documents    what separates documents: marker or blank-line (see documents.py). Rows of .jsonl files are documents
+    limit_bytes  take this many bytes of `data`, to the end of a document; 0 takes all
+    cache_dir    the folder of the cache (see `paths.cache_dir`)
+    progress     whether to show progress on stderr
+    threads      number of processes that tokenize, 0 for one per core
+    out_dir      a new folder for the token store, in place of CACHE/corpora/FINGERPRINT
+    whole        train or validation: take this part of a corpus known by name or of a folder of tokens, or all of any
+                 other text, as the split `train`. The split `validation` is then empty
+
+    If the text has separators, the end-of-text token follows each document; a blank line does if the `Tokenizer` given
+    has no such token. In rows with messages, only the assistant's tokens are targets.
+    UserError for bad input or a disk that fails.
+    """
+    cache = usable_cache_dir(cache_dir)
+    val_data = val_data or ""
+    check_kind(documents)
+    if is_token_file(data) or is_token_file(val_data):
+        if out_dir:
+            raise UserError(f"{data} contains tokens already; give a text to prepare")
+        if limit_bytes:
+            raise UserError(
+                f"--limit-bytes {limit_bytes} cannot cut {data}, which contains tokens already; "
+                "leave it out, or prepare less of the text"
+            )
+        return _from_token_files(data, val_data, tokenizer, cache, progress, whole)
+
+    given = tokenizer if isinstance(tokenizer, Tokenizer) else None
+    known = given or _existing_tokenizer(tokenizer)
+    ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress)
+    hashes = {split: part.text.sha256(cache, progress) for split, part in ranges.items()}
+    floors = {split: part.text.bits_per_byte_floor for split, part in ranges.items()}
+    fingerprint = _fingerprint(ranges, hashes, documents, known.to_json() if known else tokenizer)
+    folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
+    if folder.is_dir() and (not out_dir or any(folder.iterdir())):
+        found = _read_store(folder, fingerprint, floors, data)
+        if found:
+            return found
+        if out_dir:
+            raise UserError(f"--out-dir {out_dir} contains something else; name a new directory")
+        shutil.rmtree(folder, ignore_errors=True)  # damaged
+    elif out_dir and os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"--out-dir {out_dir} is a file; name a directory")
+
+    separated = any(is_separated(part, documents, cache) for part in ranges.values())
+
+    def made():
+        new = known or _trained_tokenizer(tokenizer, ranges, documents, separated, progress)
+        return with_end_of_text(new) if separated and not given else new
+
+    def described(used, totals):
+        name = type(given).__name__ if given else tokenizer
+        return _meta(fingerprint, name, used, totals, hashes, floors, separated)
+
+    if not out_dir and folder.parent.is_dir():
+        with contextlib.suppress(OSError):
+            os.utime(
+                store_builder.staging_of(folder)
+            )  # so that `sweep` keeps an old incomplete store, which is resumed below
+        sweep(folder.parent)
+    store_builder.build(folder, _plan(fingerprint, ranges, documents, separated), made, described, threads, progress)
+    found = _read_store(folder, fingerprint, floors, data)
+    if found is None:
+        raise UserError(f"{folder} does not contain what was just written to it; check the disk")
+    return found
+
+
+def _existing_tokenizer(name):
+    """The tokenizer of file:PATH, or None for the others, which are made with a store. UserError for a bad name."""
+    made_with_store = name in ("byte", "char", "gpt2") or name.startswith("bpe:")
+    return None if made_with_store else make_tokenizer(name, [], False)
+
+
+def _trained_tokenizer(name, ranges, documents, separated, progress):
+    """The tokenizer `name`, learned from the text of both splits (char) or of the training split."""
+    texts = [
+        lambda part=ranges[split]: content(*part, documents, separated)
+        for split in (SPLITS if name == "char" else SPLITS[:1])
+    ]
+    return make_tokenizer(name, texts, progress)
+
+
+def _fingerprint(ranges, hashes, documents, tokenizer):
+    """A SHA-256 in hexadecimal over everything that the ids depend on. tokenizer: its name, or its fields."""
+    # How a text is divided into files does not matter, except for files of rows.
+    row_files = [segment for part in ranges.values() for segment in part.text.segments(documents) if segment[0] == ROWS]
+    identity = [[hashes[split], part.start, part.stop] for split, part in ranges.items()]
+    identity += [FORMAT, documents, row_files, tokenizer]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _plan(fingerprint, ranges, documents, separated):
+    """The plan of `store_builder.build`."""
+    return dict(
+        fingerprint=fingerprint,
+        separated=separated,
+        texts={
+            split: [[str(path.absolute()), size, mtime] for path, size, mtime in part.text.files]
+            for split, part in ranges.items()
+        },
+        shards=[
+            [split, *shard] for split, part in ranges.items() for shard in shard_ranges(*part, documents, separated)
+        ],
+    )
+
+
+def _meta(fingerprint, name, tokenizer, totals, hashes, floors, separated):
+    """The object in meta.json. Its keys are part of the store's format."""
+    masked = any(counts["targets"] < counts["tokens"] for counts in totals.values())
+    return dict(
+        fingerprint=fingerprint,
+        tokenizer=name,
+        dtype=tokenizer.dtype.name,
+        vocab_size=tokenizer.vocab_size,
+        end_of_text=tokenizer.end_of_text,
+        separated=separated,
+        tokens={split: counts["tokens"] for split, counts in totals.items()},
+        learnt={split: counts["targets"] for split, counts in totals.items()},
+        documents={
+            split: counts["documents"] if separated else int(counts["tokens"] > 0) for split, counts in totals.items()
+        },
+        bytes={split: counts["target_bytes" if masked else "bytes"] for split, counts in totals.items()},
+        bits_per_byte_floor={split: None if separated else floor for split, floor in floors.items()},
+        sha256=hashes,
+    )
+
+
+def _read_store(folder, fingerprint, floors, source):
+    """The `Corpus` in a store, or None if it is damaged or has another fingerprint."""
+    try:
+        meta, tokenizer = read_json(folder / "meta.json"), load_tokenizer(folder / "tokenizer.json")
+        splits = [_read_split(folder, split, meta) for split in SPLITS]
+        if any(len(tokens) != meta["tokens"][tokens.split] for tokens in splits) or meta["fingerprint"] != fingerprint:
+            return None
+        if meta["vocab_size"] != tokenizer.vocab_size or meta["dtype"] != tokenizer.dtype.name:
+            return None
+        # The floor comes from the text at hand: the store may have been made from a copy whose source is unknown.
+        if not meta["separated"]:
+            splits = [replace(tokens, bits_per_byte_floor=floors[tokens.split]) for tokens in splits]
+        return Corpus(*splits, tokenizer, tokenizer.vocab_size, fingerprint, source)
+    except (LookupError, TypeError, OSError, ValueError, UserError):
+        return None
+
+
+def _read_split(folder, split, meta):
+    """The `Tokens` of one split in a store, without the floor. A damaged store raises what `_read_store` catches."""
+    ids = mapped(folder / f"{split}.bin", np.dtype(meta["dtype"]))
+    mask = None
+    if meta["learnt"][split] < meta["tokens"][split]:
+        mask = mapped(folder / f"{split}.mask.bin", np.dtype(np.uint8))
+        if len(mask) != len(ids):
+            raise ValueError("the mask has another length than the ids")
+    return Tokens(
+        split,
+        ids,
+        meta["bytes"][split],
+        mask=mask,
+        n_targets=meta["learnt"][split],
+        n_documents=meta["documents"][split],
+    )
+
+
+def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
+    """The `Corpus` of one or two token files, or of the folder that contains both.
+
+    Without a file for validation, the last tenth of the tokens is taken. The vocabulary is that of the tokenizer beside
+    the files, else the one in meta.json, else as large as the largest id requires.
+    """
+    source, folder = data, token_folder(data)
+    data = file_in(data, EVALUATION if whole == "validation" else TRAINING)
+    if whole:
+        val_data = ""
+    elif val_data:
+        val_data = file_in(val_data, EVALUATION)
+    else:  # beside a single file only our own name counts
+        beside = [Path(data).with_name(name) for name in (VALIDATION if folder else VALIDATION[:1])]
+        val_data = next((str(path) for path in beside if path.is_file() and path != Path(data)), "")
+
+    files = [read_token_file(path, split, cache, progress) for split, path in zip(SPLITS, (data, val_data)) if path]
+    known = _common_tokenizer(files, data, val_data, tokenizer)
+    if len(files) == 2 or whole:
+        splits = [
+            Tokens(split, file.ids, file.n_bytes, None, file.mask, file.n_targets, file.n_documents)
+            for split, file in zip(SPLITS, files)
+        ]
+        if whole:
+            splits.append(Tokens("validation", files[0].ids[:0]))
+    else:
+        [file] = files
+        cut = len(file.ids) * 9 // 10
+        splits = [
+            Tokens(split, file.ids[part], mask=None if file.mask is None else file.mask[part])
+            for split, part in zip(SPLITS, (slice(cut), slice(cut, None)))
+        ]
+    largest = max(
+        file.source.cached(cache, f"largest {file.ids.dtype.name}", lambda ids=file.ids: largest_id(ids)[0])
+        for file in files
+    )
+    vocab_size = known.vocab_size if known else max(file.vocab_size or 0 for file in files) or 1 + largest
+    if largest >= vocab_size:
+        for tokens in splits:
+            check_ids(tokens, vocab_size)
+    identity = [(file.source.sha256(cache, progress), file.ids.dtype.name) for file in files]
+    return Corpus(*splits, known, vocab_size, hashlib.sha256(json.dumps(identity).encode()).hexdigest(), source)
+
+
+def _common_tokenizer(files, data, val_data, tokenizer):
+    """The tokenizer of one or two token files: the one beside them, else the argument of `load_corpus`, else None.
+
+    UserError if they have different ones, or another one than the `Tokenizer` given.
+    """
+    beside = [file.tokenizer for file in files if file.tokenizer]
+    if len(beside) == 2 and beside[0].to_json() != beside[1].to_json():
+        raise UserError(
+            f"--val-data {val_data} was made with another tokenizer than --data {data}; "
+            "prepare both with the same tokenizer"
+        )
+    known = beside[0] if beside else None
+    if isinstance(tokenizer, Tokenizer):
+        if known and known.to_json() != tokenizer.to_json():
+            raise UserError(
+                f"{data} was made with another tokenizer ({known.vocab_size} tokens) than the model's "
+                f"({tokenizer.vocab_size}); give the text itself"
+            )
+        return tokenizer
+    if known is None and (tokenizer == "gpt2" or tokenizer.startswith("file:")):
+        return make_tokenizer(tokenizer, [])
+    return known
+
+
+def check_ids(tokens, vocab_size):
+    """UserError if an id of `tokens` is outside a vocabulary of `vocab_size`. Reads all ids."""
+    largest, at = largest_id(tokens.ids)
+    if largest >= vocab_size:
+        raise UserError(
+            f"the {tokens.split} tokens contain the id {largest} at position {at}, "
+            f"but the vocabulary has {vocab_size}; use --vocab-size {largest + 1} or more, "
+            "or tokens of the right tokenizer"
+        )
+
+
+def check_length(tokens, block_size):
+    """UserError if `tokens` has fewer than `block_size` + 1 tokens, so that no window fits."""
+    if len(tokens) < block_size + 1:
+        remedy = "give more text" if tokens.split == "train" else "give a longer text with --val-data"
+        raise UserError(
+            f"the {tokens.split} split has {len(tokens)} tokens, but --block-size {block_size} needs {block_size + 1}; "
+            f"lower --block-size or {remedy}"
+        )

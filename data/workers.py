@@ -1,0 +1,124 @@
+"""Worker processes that tokenize shards.
+
+A worker is a separate program that exchanges lines with this one: shard numbers on its stdin, JSON on its stdout.
+Nothing is pickled, and the program that calls us is not imported again, as `multiprocessing` would do.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+from queue import Empty, Queue
+
+from slm_np.data.files import read_json
+from slm_np.data.shards import tokenize
+from slm_np.data.text_files import BLOCK
+from slm_np.data.tokenizer_factory import load_tokenizer
+from slm_np.errors import UserError
+
+
+class WorkerDied(Exception):
+    """A worker process ended with the exit status that is the argument."""
+
+
+def tokenize_in_processes(staging, numbers, n, meter):
+    """Tokenize the shards `numbers` with `n` processes, in the folder `staging` with its plan.json and tokenizer.json.
+
+    meter: a `Meter` of the bytes read.   UserError for text that cannot be tokenized, OSError if a disk fails,
+    `WorkerDied`.
+    """
+    environment = dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join(folder or os.getcwd() for folder in sys.path),
+        PYTHONIOENCODING="utf-8",
+        TOKENIZERS_PARALLELISM="false",
+        OMP_NUM_THREADS="1",
+    )
+    program = f"import sys; del sys.path[0]; from {__name__} import work; work()"
+    waiting, answers = deque(numbers), Queue()
+
+    def drive(process):
+        """Give a worker one shard after the other, and queue its answers."""
+        try:
+            while True:
+                process.stdin.write(f"{waiting.popleft()}\n")
+                process.stdin.flush()
+                for line in process.stdout:
+                    answer = json.loads(line)
+                    answers.put(answer)
+                    if "read" not in answer:
+                        break
+                else:
+                    answers.put(dict(died=process.wait()))
+                    return
+        except IndexError:  # no shard is waiting
+            process.stdin.close()
+            answers.put(dict(finished=True))
+        except (OSError, ValueError):
+            answers.put(dict(died=process.wait()))
+
+    processes = []
+    try:
+        for _ in range(n):
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", program, str(staging)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    encoding="utf-8",
+                    env=environment,
+                )
+            )
+            threading.Thread(target=drive, args=processes[-1:], daemon=True).start()
+        while n:
+            try:
+                answer = answers.get(timeout=1)  # without a timeout Ctrl-C would not interrupt it on Windows
+            except Empty:
+                continue
+            n -= "finished" in answer
+            meter.update(answer.get("read", 0))
+            if "error" in answer:
+                raise UserError(answer["error"])
+            if "errno" in answer:
+                raise OSError(answer["errno"], answer["strerror"])
+            if "died" in answer:
+                raise WorkerDied(answer["died"])
+    finally:
+        for process in processes:
+            process.kill()  # finished shards stay, the others start again
+        for process in processes:
+            process.wait()
+
+
+def work():
+    """The program of a worker: tokenize the shards whose numbers arrive on stdin. Its argument is `staging`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends its workers
+    staging = Path(sys.argv[1])
+    plan, tokenizer = read_json(staging / "plan.json"), load_tokenizer(staging / "tokenizer.json")
+    read = 0
+
+    def send(**answer):
+        try:
+            print(json.dumps(answer), flush=True)
+        except OSError:
+            os._exit(1)  # the parent is gone
+
+    def report(n):
+        nonlocal read
+        read += n
+        if read >= BLOCK:
+            send(read=read)
+            read = 0
+
+    for line in sys.stdin:
+        try:
+            tokenize(staging, plan, int(line), tokenizer, report)
+            send(done=int(line))
+        except UserError as error:
+            send(error=str(error))
+        except OSError as error:
+            send(errno=error.errno, strerror=error.strerror)

@@ -1,0 +1,59 @@
+"""What training prints to stderr: a progress bar on a terminal or else lines, and a line for each evaluation."""
+
+import contextlib
+import math
+import os
+
+from slm_np.errors import UserError
+from slm_np.progress import Progress
+from slm_np.training.callbacks import Callback
+from slm_np.training.evaluation import bits_per_byte
+
+
+class Display(Callback):
+    """Shows how a run goes. sampler: function (model) -> a short sample for the evaluations, or None."""
+
+    def __init__(self, sampler=None):
+        self.sampler, self.text = sampler, ""
+
+    def on_start(self, trainer):
+        self.progress = Progress(trainer.progress)
+
+    def on_log(self, trainer, row):
+        if trainer.skipped:
+            self.progress.say(
+                f"step {row['step']}: update skipped, as the loss is {row['loss']} and the gradient norm "
+                f"{row['grad_norm']}"
+            )
+        if trainer.log_is_due():
+            bits = bits_per_byte(row["loss"], trainer.corpus.train)
+            shown = f"  {bits:.2f} bits/byte" if math.isfinite(bits) else ""
+            self.text = f"loss {row['loss']:.3f}{shown}  {row['tokens_per_s']:,.0f} tokens/s"
+
+    def on_step(self, trainer):
+        end = "" if trainer.config.max_seconds else f"/{trainer.max_iters}"
+        self.progress.update(f"step {trainer.updates}{end}", trainer.progress, self.text, bool(self.text))
+        self.text = ""
+
+    def on_evaluation(self, trainer, row, improved):
+        loss, bits = row["val_loss"], row["val_bpb"]
+        line = f"step {row['step']}: train loss {row['train_loss']:.4f}, validation loss {loss:.4f}, "
+        line += f"{bits:.3f} bits/byte" if math.isfinite(bits) else f"{loss:.3f} nats/token"
+        if "replay_loss" in row:
+            line += f", retention loss {row['replay_loss']:.4f}"
+        if self.sampler and math.isfinite(loss):
+            with contextlib.suppress(UserError):  # too little memory for a sample is no reason to stop training
+                if sample := self.sampler(trainer.model):
+                    line += f"  | {sample}"
+        self.progress.say(line)
+
+    def on_stop_request(self, trainer):
+        # Not by print: the signal may have interrupted one.
+        os.write(2, b"\nstopping after this step; a second signal stops at once\n")
+
+    def on_end(self, trainer):
+        if trainer.out_of_patience():
+            self.progress.say(
+                f"stopped at step {trainer.updates}: no lower validation loss in {trainer.stale} evaluations"
+            )
+        self.progress.close()

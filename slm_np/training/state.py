@@ -1,0 +1,115 @@
+"""The state of a run: model, optimizer, data and counters, how one update changes them, and what a checkpoint keeps."""
+
+import numpy as np
+
+from slm_np.nn.model import Model, States
+from slm_np.ops.device import device
+from slm_np.training.batches import evaluation_batches, training_batches
+from slm_np.training.checks import check_effect
+from slm_np.training.host_step import HostStep
+from slm_np.training.optimizer import AdamW
+from slm_np.training.precision import compute_dtype, resolved
+from slm_np.training.schedule import learning_rate
+from slm_np.training.spectral import SpectralNorms
+
+
+def step_class(device):
+    """The Step for a device. DeviceStep is imported only for a GPU, since it needs CuPy."""
+    if device.name == "cpu":
+        return HostStep
+    from slm_np.training.device_step import DeviceStep
+
+    return DeviceStep
+
+
+class TrainingState:
+    """A new model and what training it on a corpus needs. `step` makes one update.
+
+    Parameters and errors as of `Trainer`.
+    """
+
+    def __init__(self, run, corpus, retention=None, fresh=True):
+        check_effect(run.model, run.train)
+        self.run = run = resolved(run)
+        self.config, self.corpus = run.train, corpus
+        config, shape = run.train, (run.train.batch_size, run.model.block_size)
+        self.model = Model(
+            run.model,
+            config.seed if fresh else None,
+            config.decay,
+            compute_dtype=compute_dtype(run),
+            device=device(config.device),
+        )
+        self.optimizer = AdamW(
+            self.model.parameters,
+            config.learning_rate,
+            config.weight_decay,
+            config.beta1,
+            config.beta2,
+            grad_clip=config.grad_clip,
+        )
+        self.spectral = SpectralNorms(self.model.parameters)
+        self.states = States(self.model, config.batch_size) if config.carry_state else None  # recurrent state
+        self.stepper = step_class(self.model.device)(
+            self.model, self.optimizer, self.spectral, shape, config.seed, config.max_spectral_norm, self.states
+        )
+        self.tokens, self.targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)  # (B, T)
+        self.batches, self.evaluated_batches = training_batches(run, corpus), evaluation_batches(run, corpus, retention)
+        self.max_iters = self.batches.updates(config)
+        self.updates = 0  # including those skipped for a bad gradient: schedules and batches depend on it
+        self.elapsed = 0.0  # seconds in `Trainer.train` over all sessions, evaluations and saving included
+
+    def step(self):
+        """One update. Returns (loss, gradient norm, learning rate).
+
+        On a GPU the first two are device arrays that later updates overwrite; `stepper.read` synchronizes.
+        """
+        n, rate = self.config.grad_accumulation_steps, learning_rate(self.config, self.updates, self.schedule_progress)
+        indices = range(self.updates * n, (self.updates + 1) * n)
+        self.stepper.start(self.updates, self.batches.count_targets(self.tokens, self.targets, indices), rate)
+        for micro, index in enumerate(indices):
+            self.load_batch(index)
+            self.stepper.gradient(self.tokens, self.targets, micro)
+        loss, norm = self.stepper.update()
+        self.updates += 1
+        return loss, norm, rate
+
+    def load_batch(self, index):
+        """Fill `tokens` and `targets` with training batch `index`. New sequences start with a new recurrent state."""
+        self.batches.fill(self.tokens, self.targets, index)
+        if self.states and self.batches.restarts(index):
+            self.states.clear()
+
+    @property
+    def progress(self):
+        """Share of the run that is done, of its time if that is limited, else of its updates."""
+        if self.config.max_seconds:
+            return min(1.0, self.elapsed / self.config.max_seconds)
+        return min(1.0, self.updates / self.max_iters) if self.max_iters else 1.0
+
+    @property
+    def schedule_progress(self):
+        """Share of the learning rate's schedule after warmup that is done."""
+        if self.config.max_seconds:
+            return self.progress
+        end = self.config.lr_decay_iters or self.max_iters
+        return (self.updates - self.config.warmup_iters) / max(1, end - self.config.warmup_iters)
+
+    def tensors(self):
+        """{name: array} that a checkpoint keeps besides the weights. Loading into the arrays restores them."""
+        states = {"recurrent_state": self.states.memory} if self.states else {}
+        return {**self.optimizer.state(), **self.spectral.state(), **states}
+
+    def counters(self):
+        """{name: number} that a checkpoint keeps besides the step."""
+        return {**self.stepper.state(), "elapsed": self.elapsed}
+
+    def load(self, step, counters):
+        """Continue from a checkpoint after `step` updates whose weights and tensors were loaded."""
+        self.model.parameters.update_cast_copies()
+        self.updates, self.elapsed = step, counters["elapsed"]
+        self.stepper.load(counters)
+
+    def free(self):
+        """Free the memory that only training needs; the model stays."""
+        self.model.activations = self.stepper = None

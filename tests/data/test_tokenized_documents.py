@@ -1,0 +1,185 @@
+"""Documents and conversations as tokens: end-of-text, splits between documents, the mask of assistant tokens."""
+
+import numpy as np
+import pytest
+from data_files import END, MARKER, byte_ids, conversation, jsonl, load, marked, stories, text_file
+from sample_tokenizers import LLAMA
+
+from slm_np.data import shards
+from slm_np.data.batches import gather
+from slm_np.data.byte_tokenizer import ByteTokenizer
+from slm_np.data.char_tokenizer import CharTokenizer
+from slm_np.data.chat_template import DEFAULT
+from slm_np.data.library_tokenizer import LibraryTokenizer
+from slm_np.data.tokenizer_factory import with_end_of_text
+from slm_np.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLM_NP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_end_of_text_follows_each_document_and_markers_are_left_out(tmp_path):
+    documents = stories(20)
+    path, val = text_file(tmp_path, marked(documents)), text_file(tmp_path, f"one\n{MARKER}\ntwo", "v.txt")
+    found = load(path, val)
+    assert found.train.ids.tolist() == byte_ids(documents) and found.validation.ids.tolist() == byte_ids(["one", "two"])
+    assert (found.vocab_size, found.tokenizer.end_of_text) == (257, END)
+    assert (found.train.n_documents, found.validation.n_documents) == (20, 2)
+    assert found.train.n_bytes == sum(len(one.encode()) for one in documents)
+    assert found.train.mask is None
+    assert found.train.n_targets == len(found.train)
+    assert found.tokenizer.decode(found.train.ids) == "".join(documents).encode()
+
+
+def test_a_text_without_separators_is_one_document_without_end_of_text(tmp_path):
+    text = f"one {MARKER}\n\ntwo" * 9
+    path, val = text_file(tmp_path, text), text_file(tmp_path, "three", "v.txt")
+    found = load(path, val)
+    assert (found.vocab_size, found.train.n_documents, found.validation.n_documents) == (256, 1, 1)
+    assert bytes(found.train.ids.astype(np.uint8)).decode() == text
+    blank = load(path, val, documents="blank-line")
+    assert (blank.vocab_size, blank.train.n_documents) == (257, 10)
+    assert blank.validation.ids.tolist() == byte_ids(["three"])
+
+
+def test_a_char_vocabulary_of_documents_has_end_of_text(tmp_path):
+    path, val = text_file(tmp_path, marked(["ab", "ba"])), text_file(tmp_path, marked(["c"]), "v.txt")
+    found = load(path, val, "char")
+    assert found.tokenizer.characters == "abc"
+    assert found.train.ids.tolist() == [0, 1, 3, 1, 0, 3]
+    assert found.validation.ids.tolist() == [2, 3]
+
+
+def test_a_blank_line_ends_documents_if_a_given_tokenizer_has_no_end_of_text(tmp_path):
+    path = text_file(tmp_path, marked(["one", "two"]))
+    found = load(path, path, ByteTokenizer())
+    assert bytes(found.train.ids.astype(np.uint8)) == b"one\n\ntwo\n\n"
+    assert found.train.n_bytes == 6
+    assert found.vocab_size == 256
+    assert load(path, path, with_end_of_text(ByteTokenizer())).train.ids.tolist() == byte_ids(["one", "two"])
+    assert load(path, path, CharTokenizer("enotw")).train.ids.tolist() == [2, 1, 0, 3, 4, 2]
+
+
+def test_the_validation_split_starts_with_a_document(tmp_path):
+    documents = stories(100)
+    for text, name in ((marked(documents), "a.txt"), (jsonl(dict(text=one) for one in documents), "a.jsonl")):
+        found = load(text_file(tmp_path, text, name))
+        n = found.train.n_documents
+        assert n in (90, 91)
+        assert found.train.ids.tolist() == byte_ids(documents[:n])
+        assert found.validation.ids.tolist() == byte_ids(documents[n:])
+    found = load(text_file(tmp_path, f"one\n{MARKER}\n{'x' * 1000}"))  # no document starts there, so one is cut
+    assert len(found.validation) - 1 == found.validation.n_bytes == 102
+    found = load(text_file(tmp_path, jsonl([dict(text="a"), dict(text="b" * 500)]).rstrip(), "b.jsonl"))
+    # A row is never cut.
+    assert found.train.ids.tolist() == byte_ids(["a"]) and found.validation.ids.tolist() == byte_ids(["b" * 500])
+
+
+def test_limit_bytes_extends_to_the_end_of_a_document(tmp_path):
+    documents = stories(100)
+    path, val = text_file(tmp_path, marked(documents)), text_file(tmp_path, marked(["v"]), "v.txt")
+    each = len(marked(documents[50:51]).encode())
+    for limit in (10 * each, 1000, 1):
+        found = load(path, val, limit_bytes=limit)
+        n = found.train.n_documents
+        assert found.train.ids.tolist() == byte_ids(documents[:n])
+        assert 0 <= len(marked(documents[:n]).encode()) - limit < each
+    assert load(path, val, limit_bytes=10**9).train.n_documents == 100
+    both = load(path, limit_bytes=1000)
+    n = both.train.n_documents + both.validation.n_documents
+    assert both.train.ids.tolist() + both.validation.ids.tolist() == byte_ids(documents[:n])
+    plain = load(text_file(tmp_path, "é" * 500, "p.txt"), val, limit_bytes=101)
+    assert plain.train.n_bytes == 100
+
+
+def test_only_assistant_tokens_are_targets(tmp_path):
+    rows = [
+        conversation("Who lost the ball?", "Lily."),
+        dict(prompt="Where?", completion="By the sea."),
+        dict(text="A story."),
+    ]
+    path = text_file(tmp_path, jsonl(rows).rstrip(), "r.jsonl")  # the last row needs no newline
+    found = load(path, path)
+    assert found.train.n_documents == 3
+    assert found.train.mask.shape == found.train.ids.shape
+    assert found.train.mask.dtype == np.uint8
+    targets = found.train.ids[found.train.mask == 1].tolist()
+    parts = bytes(id if id != END else 0 for id in targets).decode().split("\0")
+    assert [part.strip() for part in parts] == ["Lily.", "By the sea.", "A story.", ""]
+    text = found.tokenizer.decode(targets)
+    assert found.train.n_bytes == len(text) and found.train.n_targets == len(targets) == len(text) + 3
+    assert b"Who lost the ball?" in found.tokenizer.decode(found.train.ids) and b"Who" not in text
+
+
+def test_masked_targets_are_minus_one(tmp_path):
+    path = text_file(tmp_path, jsonl(conversation(f"Who {i}?", f"Me {i}.") for i in range(30)), "r.jsonl")
+    tokens = load(path, path).train
+    x, y = np.zeros((4, 50), np.int32), np.zeros((4, 50), np.int32)
+    gather(x, y, tokens, [0, 3, 100, 200])
+    for row, start in enumerate((0, 3, 100, 200)):
+        ids, mask = tokens.ids[start + 1 : start + 51].astype(int), tokens.mask[start + 1 : start + 51]
+        assert (y[row] == np.where(mask == 1, ids, -1)).all() and (x[row] == tokens.ids[start : start + 50]).all()
+    assert (y == -1).any() and (y >= 0).any()
+
+
+def test_a_blank_line_after_a_conversation_is_not_a_target(tmp_path):
+    path = text_file(tmp_path, jsonl([conversation("Who?", "Me."), conversation("Who?", "You.")]), "r.jsonl")
+    tokens = load(path, path, ByteTokenizer()).train
+    assert bytes(tokens.ids.astype(np.uint8)) == b"Q: Who?\nA: Me.\n\nQ: Who?\nA: You.\n\n"
+    assert bytes(tokens.ids[tokens.mask == 1].astype(np.uint8)) == b" Me.\n You.\n"
+    assert tokens.n_bytes == tokens.n_targets == 11
+
+
+def test_a_reply_has_the_same_ids_in_training_and_in_chat(tmp_path):
+    """Also with a tokenizer that puts a space before a text."""
+    tokenizer = LibraryTokenizer(LLAMA)
+    messages = conversation("the cat", "that the hat")["messages"]
+    path = text_file(tmp_path, jsonl([dict(messages=messages)]), "r.jsonl")
+    tokens = load(path, path, tokenizer).train
+    prompt = tokenizer.encode(DEFAULT.prompt(messages[:1])).tolist()
+    assert tokens.ids[: len(prompt)].tolist() == prompt
+    assert not tokens.mask[: len(prompt)].any()
+    assert tokens.mask[len(prompt) :].all()
+    assert tokenizer.decode(tokens.ids) == b"".join(span for span, _ in DEFAULT.spans(messages))
+
+
+def test_a_text_in_shards_starts_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD", 500)
+    text, tokenizer = b"the cat that had a hat " * 200, LibraryTokenizer(LLAMA)
+    path = text_file(tmp_path, text)
+    found = load(path, path, tokenizer, threads=1)
+    assert tokenizer.decode(found.train.ids) == text == tokenizer.decode(found.validation.ids)
+
+
+def test_rows_and_texts_in_one_corpus(tmp_path):
+    a = text_file(tmp_path, "one\ntwo", "a.txt")
+    b = text_file(tmp_path, jsonl([conversation("Who?", "Me.")]), "b.jsonl")
+    c = text_file(tmp_path, f"x\n{MARKER}\ny", "c.txt")
+    found = load(f"{a},{b},{c}", c)
+    assert found.train.n_documents == 4
+    assert found.train.ids[:8].tolist() == byte_ids(["one\ntwo"])
+    assert found.train.mask[:8].all()
+    assert found.train.ids[-4:].tolist() == byte_ids(["x", "y"])
+    assert found.train.mask[-4:].all()
+    assert not found.train.mask.all()
+
+
+def test_a_bad_row_is_an_error_and_leaves_nothing_behind(tmp_path, cache):
+    path = text_file(tmp_path, '{"text": "good"}\n{"text": ""}\n' * 50, "r.jsonl")
+    with pytest.raises(UserError, match=r"r.jsonl, line 2\b.*\"text\""):
+        load(path, path)
+    assert not [path for path in (cache / "corpora").iterdir() if path.is_dir()]
+
+
+def test_every_story_of_a_real_file_is_a_document(test_data, tmp_path):
+    path = test_data / "tinystories" / "stories.txt"
+    whole, n = path.read_bytes(), 13_255
+    found = load(str(path), out_dir=tmp_path / "out")
+    assert found.train.n_documents + found.validation.n_documents == n
+    assert (found.train.ids == END).sum() + (found.validation.ids == END).sum() == n
+    assert found.train.n_bytes + found.validation.n_bytes == len(whole) - n * len(f"\n{MARKER}\n")
+    text = found.tokenizer.decode(found.train.ids) + found.tokenizer.decode(found.validation.ids)
+    assert text == whole.replace(f"\n{MARKER}\n".encode(), b"")
