@@ -2,10 +2,10 @@
 
     python benchmarks/kernel_bench.py [FAMILY ...] [--shapes char,slim,...] [--quick] [--json FILE]
 
-kernel_cases.py has the families. The engines take turns: slm_np's compiled kernels, its NumPy kernels with the BLAS on
-all cores, and PyTorch, where it is installed. Where slm_np does more than PyTorch, such as accumulating into the
-residual's gradient, that counts against it. The machine's peak, a large copy or a square matmul, takes turns with them:
-quote ratios and shares. Arrays that fit into the caches may exceed the copy.
+The families are in kernel_families.py. The engines take turns: slm_np's compiled kernels, its NumPy kernels with the
+BLAS on all cores, and PyTorch, where it is installed. Where slm_np does more than PyTorch, such as accumulating into
+the residual's gradient, that counts against it. The machine's peak, a large copy or a square matmul, takes turns with
+them: quote ratios and shares. Arrays that fit into the caches may exceed the copy.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import contextlib
 import functools
 
 import checkout  # noqa: F401
-from kernel_cases import FAMILIES, kernel_set, torch
+from kernel_families import FAMILIES, kernel_set, torch
 from measure import alternate, large_copy, square_matmul, write_json
 from shapes import SHAPES, names_of, shape
 

@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
     work   per call: bytes that must be read and written (unit "GB/s"), or operations (unit "GFLOP/s")
     numba  with slm_np's compiled kernels
-    numpy  with its NumPy kernels
+    numpy  with its NumPy kernels, to be called within kernel_set("numpy")
     torch  None where PyTorch is not installed
     """
 
@@ -543,7 +543,7 @@ def rotary(config, batch):
     """
     if not config.has_attention:
         return
-    T, heads, w = config.block_size, config.n_head + config.n_kv_head, config.head_dim // 2 * 2
+    T, heads, w = config.block_size, config.n_head + config.n_kv_head, config.head_dim
     x, dout = normal(batch * T, heads * w), normal(batch * T, heads * w)
     cos, sin = np.zeros((2, T, w // 2), np.float32)
     ops.rotary_table(cos, sin, config.rope_theta)
