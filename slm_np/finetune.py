@@ -6,8 +6,9 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np import train
 from slm_np.cli import flags
+from slm_np.cli.resume import resume_finetuning
+from slm_np.cli.settings import LENGTHS, add_source, settings
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, exit_with_sentence
 
@@ -44,7 +45,7 @@ def parser():
     )
     group = p.add_argument_group("run")
     group.add_argument("--base", metavar="RUN", help="directory of the run to start from")
-    train.add_source(group)
+    add_source(group)
     flags.add_settings(p, TrainConfig, "training", defaults=dict(data="", out_dir="", epochs=EPOCHS))
     flags.add_settings(p, ModelConfig, "model")
     for action in p._actions:  # known, so that one sentence can say that the model stays as it is
@@ -120,7 +121,7 @@ def grown(known, shape):
 def main(argv=None):
     """The command; exit status as of train."""
     args = parser().parse(argv)
-    name, model, given = train.settings(args)
+    name, model, given = settings(args)
     if args.resume is not None:
         from slm_np.cli.resume import directory_of, resumed
 
@@ -132,7 +133,7 @@ def main(argv=None):
             )
         if args.base:
             check_same_base(directory, run, Base.load(args.base))
-        go_on_finetuning(run, directory)
+        resume_finetuning(run, directory)
         return
     for flag, value, mend in (
         ("--base", args.base, "name the run to start from"),
@@ -165,16 +166,6 @@ def begin(base, name, model, given):
     check_fits(base, run, corpus)
     replay, run = replayed(run, corpus)
     train_on(corpus, fitted(run, given, corpus), replay=replay, base=base)
-
-
-def go_on_finetuning(run, directory):
-    """Go on with a finetuned run. Its base is not needed any more."""
-    from slm_np.cli.launch import prepared, replayed, train_on
-    from slm_np.formats.runs import tokenizer_of
-
-    corpus, run = prepared(run, tokenizer_of(directory, run))
-    replay, run = replayed(run, corpus)
-    train_on(corpus, run, directory, replay)
 
 
 def check_unchanged(base, name, model, given):
@@ -217,7 +208,7 @@ def check_fits(base, run, corpus):
 def recipe(base, given):
     """{field: value} of the TrainConfig of a run that starts from one with `base`."""
     values = {field: getattr(base, field) for field in KEPT} | given
-    if not any(field in given for field in train.LENGTHS):
+    if not any(field in given for field in LENGTHS):
         values["epochs"] = EPOCHS
     values.setdefault("learning_rate", RATE_SHARE * base.learning_rate)
     values.setdefault("min_lr", MIN_SHARE * float(values["learning_rate"]))
