@@ -21,7 +21,8 @@ VERBS = {
 
 def usage():
     verbs = "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
-    return f"usage: slm-np VERB [flags]\n\n{verbs}\n\nslm-np VERB --help lists its flags, slm-np --version prints the version."
+    hint = "slm-np VERB --help lists its flags, slm-np --version prints the version."
+    return f"usage: slm-np VERB [flags]\n\n{verbs}\n\n{hint}"
 
 
 def main_of(verb):

@@ -1,4 +1,4 @@
-"""Presets: settings of a model, of its training and of its sampling. They choose values, and the code never asks for their names."""
+"""Presets: settings of a model, of its training and of its sampling. No code depends on the name of a preset."""
 
 from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.errors import UserError, near
@@ -18,8 +18,8 @@ PRESETS = {
     "stories": dict(
         about="default: Llama style, about 1M parameters, bytes, the embedded corpus",
         model=dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=128, n_hidden=384, block_size=256),
-        # Takes 90 s on two cores with fast bfloat16. The batches are small because, in so short a training, many updates
-        # lower the loss more than exact gradients do.
+        # Takes 90 s on two cores with fast bfloat16. Batches are small, because in a run this short many updates lower
+        # the loss more than exact gradients do.
         train=dict(
             data="stories",
             batch_size=4,
@@ -128,7 +128,7 @@ PRESETS = {
         ),
     ),
     "byte-ssm": dict(
-        about="byte-level state-space model, small: only linear recurrences, gradients through the whole window",
+        about="byte-level state-space model, small: linear recurrences only",
         model=dict(BYTE_SSM, n_layer=4, n_embd=256, recurrence_size=512, block_size=256),
         # Constant rates of 2e-5 to 1e-4, with gradients truncated to one time step, learn far more slowly.
         train=dict(

@@ -42,7 +42,7 @@ def main(argv=None):
     name = name or PRESET
     if "data" not in train:
         raise UserError(
-            "the corpus is missing; give files, folders, globs or a name, such as: python -m slm_np.pretrain tinystories"
+            "what to train on is missing; give files, folders, globs or a name: python -m slm_np.pretrain tinystories"
         )
     if name in PRESETS and "tokenizer" not in PRESETS[name]["train"]:
         train.setdefault("tokenizer", TOKENIZER)

@@ -6,11 +6,13 @@ Imports no numerics, so that `--help` is quick.
 import argparse
 import dataclasses
 import sys
+import textwrap
 from pathlib import Path
 
 from slm_np.config import TrainConfig, flag
 from slm_np.errors import UserError, near
 
+WIDTH = 120  # columns of --help
 # Old names of fields, which flags and TOML files still accept in this release: {old: new}.
 RENAMED = {
     "replay_data": "retention_data",
@@ -22,10 +24,11 @@ RENAMED = {
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises UserError, suggests names close to an unknown flag, and takes no abbreviations."""
 
-    def __init__(self, **options):
+    def __init__(self, description, **options):
         super().__init__(
+            description="\n".join(textwrap.fill(line, WIDTH) for line in description.split("\n")),
             allow_abbrev=False,
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120),
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=WIDTH),
             **options,
         )
 

@@ -7,8 +7,8 @@ from slm_np.cli import flags
 from slm_np.cli.settings import LENGTHS, check_effect
 from slm_np.errors import UserError
 
-# Settings that may change when a run is resumed: its length and learning rates, its reports, and its use of the machine.
-# Data may have moved, since they are recognized by their content. On another device or kernel set, the precision may
+# Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
+# and where its data lie, since data are recognized by their content. With the device or the kernels, the precision may
 # change too.
 FREE = {
     *LENGTHS,

@@ -39,7 +39,7 @@ def start_training(name, model, train):
         raise UserError("--retention-data is data that a finetuned model learned earlier; use it with finetune")
     if "vocab_size" in model and not _are_bare_tokens(run.train.data):
         raise UserError(
-            f"--vocab-size {run.model.vocab_size} has no effect on data with a tokenizer, which sets the vocabulary; leave it out"
+            f"--vocab-size {run.model.vocab_size} has no effect with a tokenizer, which sets it; leave it out"
         )
     if train.get("out_dir"):
         check_free(train["out_dir"])
@@ -47,7 +47,7 @@ def start_training(name, model, train):
 
 
 def _are_bare_tokens(data):
-    """Whether the data are token files without a tokenizer beside them, so that only --vocab-size gives the vocabulary's size."""
+    """Whether the data are token files without a tokenizer beside them, whose vocabulary only --vocab-size tells."""
     paths = [Path(item) for item in data.split(",")]
     folders = [path if path.is_dir() else path.parent for path in paths]
     are_tokens = any(path.suffix == ".bin" or (path / "train.bin").is_file() for path in paths)
