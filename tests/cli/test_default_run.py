@@ -1,12 +1,14 @@
-"""The main job: `python -m slm_np.train` without arguments, whole. It takes a minute and a half on two cores."""
+"""The default run, `python -m slm_np.train` without arguments. It takes a minute and a half on two cores."""
 
 import re
 import subprocess
 import sys
 
+import pytest
 import small
 
 
+@pytest.mark.slow
 def test_the_default_run_comes_near_the_floor_and_not_below(tmp_path):
     environment = small.environment()
     del environment["NUMBA_NUM_THREADS"]

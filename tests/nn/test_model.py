@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import reference as ref
 
-from slm_np import gradcheck
 from slm_np.config import ModelConfig
 from slm_np.errors import UserError
-from slm_np.gradcheck import shrunk
 from slm_np.inference.decoder import Decoder
 from slm_np.nn import feed_forward, head
+from slm_np.nn.gradient_check import TOLERANCE, model_error, shrunk
 from slm_np.nn.model import Model, parameter_count
 from slm_np.presets import PRESETS, preset
 from slm_np.training.optimizer import AdamW
@@ -369,6 +368,6 @@ def test_gradcheck_of_chunks_with_dropout(monkeypatch):
     """Backward must draw each chunk's mask again, and chunks must not share one."""
     monkeypatch.setattr(feed_forward, "ROWS", 5)
     config = ModelConfig(feed_forward="gelu", dropout=0.3, vocab_size=11, block_size=9, n_layer=2, n_embd=12, n_head=2)
-    assert max(gradcheck.model_error(config).values()) <= gradcheck.TOLERANCE
+    assert max(model_error(config).values()) <= TOLERANCE
     keys = [key for _, key in feed_forward.chunks(18, 7)]
     assert len(set(keys)) == len(keys) == 4
