@@ -91,7 +91,7 @@ def wheel_of(tree, folder):
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *options, "-w", str(folder), str(tree)],
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=900,
     )
     if done.returncode and not options:
         pytest.skip(f"setuptools is neither installed nor in a package index: {done.stderr.strip().splitlines()[-1:]}")
@@ -188,7 +188,7 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(tmp_path):
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert (
