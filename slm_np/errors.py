@@ -59,7 +59,7 @@ def discard_output():
 
 
 def near(word, known, prefix=""):
-    """ "did you mean X?" for the closest of `known`, or all of them if none is close. Each gets the prefix."""
+    """A hint at the closest of `known`, "did you mean X?", or at all of them if none is close. Each gets the prefix."""
     import difflib
 
     found = difflib.get_close_matches(word, known, n=2, cutoff=0.6)

@@ -57,7 +57,7 @@ def main(argv=None):
     )
     if not has_documents(corpus) and settings.documents == "marker":
         print(
-            "nothing separates documents in the corpus, so each split is one; --documents blank-line may find more",
+            "nothing separates documents, so each split is one document; --documents blank-line may find more",
             file=sys.stderr,
         )
     print("\n".join(describe(corpus, args.out_dir)))

@@ -46,6 +46,8 @@ def resumed(directory, name, model, train):
     from slm_np.formats import run_config
 
     run = run_config.read_config(directory)
+    if train.get("device", "cpu") != "cpu":
+        train = {"kernels": "auto"} | train  # the others are for CPUs
     kernels = train.get("kernels", run.train.kernels)
     moved = train.get("device", run.train.device) != run.train.device
     moved = moved or (kernels == "numpy") != (run.train.kernels == "numpy")

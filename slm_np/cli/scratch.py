@@ -36,7 +36,9 @@ def start_training(name, model, train):
     run = RunConfig(*preset(name, model, train), preset=name)
     check_effect(run.model, run.train)
     if run.train.retention_data:
-        raise UserError("--retention-data is data that a finetuned model learned earlier; use it with finetune")
+        raise UserError(
+            "--retention-data is data that a model learned before finetuning, so it belongs to finetune"
+        )
     if "vocab_size" in model and not _are_bare_tokens(run.train.data):
         raise UserError(
             f"--vocab-size {run.model.vocab_size} has no effect with a tokenizer, which sets it; leave it out"
@@ -47,8 +49,8 @@ def start_training(name, model, train):
 
 
 def _are_bare_tokens(data):
-    """Whether the data are token files without a tokenizer beside them, whose vocabulary only --vocab-size tells."""
-    paths = [Path(item) for item in data.split(",")]
+    """Whether the data are token files without a tokenizer beside them, which need --vocab-size."""
+    paths = [Path(item.strip()).expanduser() for item in data.split(",")]
     folders = [path if path.is_dir() else path.parent for path in paths]
     are_tokens = any(path.suffix == ".bin" or (path / "train.bin").is_file() for path in paths)
     return are_tokens and not any((folder / "tokenizer.json").is_file() for folder in folders)

@@ -144,12 +144,18 @@ def test_a_resumed_run_refuses_settings_without_effect(tmp_path):
         (dict(dtype="bf16"), dict(kernels="numpy"), "auto"),
         (dict(dtype="fp32"), dict(kernels="numpy"), "fp32"),
         (dict(dtype="fp32", kernels="numpy"), dict(kernels="numba", dtype="bf16"), "bf16"),
+        (dict(dtype="fp32", kernels="numpy"), dict(device="cuda", dtype="bf16"), "bf16"),
         (dict(dtype="bf16"), dict(kernels="numba"), "bf16"),
         (dict(dtype="bf16"), dict(dtype="auto"), "bf16"),
     ],
 )
 def test_the_precision_may_change_with_the_kernels(tmp_path, began, changes, dtype):
     assert resume(tmp_path, train=changes, **began).train.dtype == dtype
+
+
+def test_kernels_have_no_effect_on_a_gpu(tmp_path):
+    with pytest.raises(UserError, match="--kernels numpy has no effect with --device cuda"):
+        resume(tmp_path, train=dict(device="cuda", kernels="numpy"))
 
 
 def test_the_precision_may_not_change_with_the_same_kernels(tmp_path):
