@@ -205,6 +205,7 @@ def losses(directory):
     return [row["loss"] for row in metrics.read_metrics(directory) if "loss" in row]
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("began, resumed_on", [("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_is_resumed_on_another_device(cupy, data, capsys, began, resumed_on):  # noqa: F811
@@ -225,6 +226,7 @@ def test_a_run_is_resumed_on_another_device(cupy, data, capsys, began, resumed_o
     assert all(type(weight) is np.ndarray for weight in weights.values())
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_a_run_is_read_evaluated_continued_and_finetuned_on_either_device(cupy, data, capsys):  # noqa: F811
     small.trainer(data, "run", device="cuda", dtype="fp32").train()
