@@ -23,7 +23,7 @@ def parser():
 @command
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
-    from slm_np.formats.runs import newest_run
+    from slm_np.formats.directories import newest_run
 
     paths = [Path(path) for path in parser().parse(argv).paths] or [newest_run()]
     width, ascii = shutil.get_terminal_size((100, 24)).columns, plain()

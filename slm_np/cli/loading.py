@@ -18,7 +18,8 @@ def load_run(args):
     """
     threads = flags.whole_number(args.threads, "--threads", 0)
     use_kernels(args.kernels, args.device)
-    from slm_np.formats.runs import load, newest_run
+    from slm_np.formats.directories import newest_run
+    from slm_np.formats.runs import load
     from slm_np.ops.device import device
 
     device(args.device).use_threads(threads)

@@ -88,7 +88,7 @@ def directory_of(resume, out_dir):
 
     Raises UserError if they differ.
     """
-    from slm_np.formats.runs import newest_run
+    from slm_np.formats.directories import newest_run
 
     directory = Path(resume or out_dir or newest_run())
     if out_dir and Path(out_dir) != directory:

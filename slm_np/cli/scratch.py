@@ -30,15 +30,13 @@ def start_training(name, model, train):
     Raises UserError for bad settings, or if the directory already holds a run.
     """
     from slm_np.cli.launch import train_run
+    from slm_np.formats.directories import check_free
     from slm_np.formats.run_config import RunConfig
-    from slm_np.formats.runs import check_free
 
     run = RunConfig(*preset(name, model, train), preset=name)
     check_effect(run.model, run.train)
     if run.train.retention_data:
-        raise UserError(
-            "--retention-data is data that a model learned before finetuning, so it belongs to finetune"
-        )
+        raise UserError("--retention-data is data that a model learned before finetuning, so it belongs to finetune")
     if "vocab_size" in model and not _are_bare_tokens(run.train.data):
         raise UserError(
             f"--vocab-size {run.model.vocab_size} has no effect with a tokenizer, which sets it; leave it out"

@@ -38,10 +38,8 @@ def settings(args):
 
 
 def check_effect(model, train):
-    """Raise UserError if a setting of training has no effect on a model of this ModelConfig, or on its device."""
+    """Raise UserError if a setting of training has no effect on a model of this ModelConfig."""
     if train.max_spectral_norm and "S" not in model.letters:
         raise UserError(
             f"--max-spectral-norm {train.max_spectral_norm} has no effect without linear recurrences; leave it out"
         )
-    if train.kernels != "auto" and train.device != "cpu":
-        raise UserError(f"--kernels {train.kernels} has no effect with --device {train.device}; leave it out")

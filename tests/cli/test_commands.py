@@ -216,7 +216,7 @@ def test_a_model_too_large_is_refused_before_it_is_allocated(folder, capsys):
         2**20,
     ]
     Path("long.txt").write_bytes(b"long enough " * 100_000)
-    assert "GiB of memory and" in error_line(
+    assert "GiB of memory, and" in error_line(
         capsys, "train", "--data", "long.txt", "--val-data", "long.txt", "--out-dir", "new", *huge
     )
     beyond_64_bits = [
@@ -231,10 +231,10 @@ def test_a_model_too_large_is_refused_before_it_is_allocated(folder, capsys):
         "--batch-size",
         2**16,
     ]
-    assert "GiB of memory and" in error_line(
+    assert "GiB of memory, and" in error_line(
         capsys, "train", "--data", "long.txt", "--val-data", "long.txt", "--out-dir", "new", *beyond_64_bits
     )
-    assert "GiB of memory and" in error_line(
+    assert "GiB of memory, and" in error_line(
         capsys, "train", "--data", "text.txt", "--out-dir", "new", "--batch-size", 2**20, "--n-embd", 4096
     )
     assert "ask for fewer" in error_line(capsys, "generate", "--model", "bytes", "--num-samples", 10**10)
@@ -255,7 +255,7 @@ def test_available_memory_respects_the_limit_of_a_container(tmp_path):
 
 
 def test_a_directory_that_already_holds_something(folder, capsys):
-    assert "bytes already holds a run; go on with it by --resume bytes" in error_line(
+    assert "bytes already holds a run; resume it with --resume bytes" in error_line(
         capsys, "train", "--data", "text.txt", "--out-dir", "bytes"
     )
     assert "text.txt is a file" in error_line(capsys, "train", "--data", "text.txt", "--out-dir", "text.txt")
@@ -308,7 +308,7 @@ def test_damaged_checkpoints_are_skipped_and_refused_if_there_is_no_other(folder
         raw[len(raw) // 2] ^= 1
         path.write_bytes(raw)
     assert small.status("train", "--resume", "bytes") == 0
-    assert "passing over a checkpoint" in capsys.readouterr().err
+    assert "skipping a checkpoint" in capsys.readouterr().err
     for path in Path("bytes").glob("checkpoint-*/optimizer.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     assert small.status("train", "--resume", "bytes") == 2
@@ -522,7 +522,7 @@ def test_without_matplotlib_one_line_says_so(folder):
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert [line for line in done.stdout.splitlines() if "matplotlib" in line] == [
-        'run: new, best model of step 12; no loss curve, as matplotlib is missing: pip install "slm_np[plot]"'
+        'run: new, best model of step 12; no loss curve, since matplotlib is not installed: pip install "slm_np[plot]"'
     ]
     assert not Path("new/loss.png").exists()
 
@@ -567,7 +567,7 @@ def test_samples_and_stops(folder, capsys):
 def test_a_prompt_outside_the_vocabulary(folder, capsys):
     said = error_line(capsys, "generate", "--model", "char", "--prompt", "the Zoo")
     known = json.loads(Path("char/tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    assert "'Z'" in said and f"{len(known)} that the tokenizer knows" in said and "abcdeghilmnorstw" in said
+    assert "'Z'" in said and f"the {len(known)} characters of the tokenizer" in said and "abcdeghilmnorstw" in said
 
 
 @pytest.mark.parametrize("name", ["bytes", "learned", "sinusoidal"])

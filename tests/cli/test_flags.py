@@ -153,11 +153,6 @@ def test_the_precision_may_change_with_the_kernels(tmp_path, began, changes, dty
     assert resume(tmp_path, train=changes, **began).train.dtype == dtype
 
 
-def test_kernels_have_no_effect_on_a_gpu(tmp_path):
-    with pytest.raises(UserError, match="--kernels numpy has no effect with --device cuda"):
-        resume(tmp_path, train=dict(device="cuda", kernels="numpy"))
-
-
 def test_the_precision_may_not_change_with_the_same_kernels(tmp_path):
     with pytest.raises(UserError, match="was trained with --dtype bf16, not fp32"):
         resume(tmp_path, train=dict(kernels="numba", dtype="fp32"), dtype="bf16")

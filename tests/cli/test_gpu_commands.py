@@ -267,7 +267,7 @@ def test_a_run_is_read_evaluated_continued_and_finetuned_on_either_device(cupy, 
 
 @needs_kernels
 def test_tokens_that_a_base_lacks_start_as_the_mean_of_the_others(gpu):
-    from slm_np.finetune import Base
+    from slm_np.training.finetuning import Base
 
     draw = np.random.default_rng(0)
     known = {
@@ -300,12 +300,12 @@ def test_memory_of_training_is_freed_before_the_evaluation(gpu, data, monkeypatc
     try:
         trained, seen = small.trainer(data, "run", device="cuda", dtype="fp32", max_iters=3), []
         trained.train()
-        arena, before = trained.ahead.activations.arena.n_bytes, used()
+        arena, before = trained.stepper.activations.arena.n_bytes, used()
         monkeypatch.setattr(
             "slm_np.evaluate.evaluate", lambda *arguments, **named: seen.append(used()) or fails(UserError("seen"))()
         )
         with pytest.raises(UserError, match="seen"):
-            finish(trained)
+            finish(trained, "run")
         assert seen[0] <= before - arena
     finally:
         gc.enable()

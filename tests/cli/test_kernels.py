@@ -102,6 +102,8 @@ def test_an_unknown_kernel_set_in_the_environment_is_refused(tmp_path):
     )
 
 
-def test_kernels_have_no_effect_on_a_gpu(capsys):
-    assert small.status("generate", "--kernels", "numpy", "--device", "cuda") == 2
+@pytest.mark.parametrize("verb", ["generate", "chat", "evaluate", "train"])
+def test_kernels_have_no_effect_on_a_gpu(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert small.status(verb, "--kernels", "numpy", "--device", "cuda") == 2
     assert "--kernels numpy has no effect with --device cuda" in capsys.readouterr().err
