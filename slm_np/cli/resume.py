@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from slm_np.cli import flags
-from slm_np.cli.settings import LENGTHS, check_effect
+from slm_np.cli.settings import LENGTHS
 from slm_np.errors import UserError
 
 # Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
@@ -66,9 +66,7 @@ def resumed(directory, name, model, train):
     free = {field: value for field, value in train.items() if field in FREE or field == "dtype" and moved}
     _check_same(directory, run.model, model)
     _check_same(directory, run.train, {field: value for field, value in train.items() if field not in free})
-    changed = dataclasses.replace(run, train=dataclasses.replace(run.train, **free))
-    check_effect(changed.model, changed.train)
-    return changed
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, **free))
 
 
 def _check_same(directory, config, given):

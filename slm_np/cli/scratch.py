@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from slm_np.cli import flags
-from slm_np.cli.settings import add_source, check_effect
+from slm_np.cli.settings import add_source
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError
 from slm_np.presets import PRESETS, preset
@@ -34,7 +34,6 @@ def start_training(name, model, train):
     from slm_np.formats.run_config import RunConfig
 
     run = RunConfig(*preset(name, model, train), preset=name)
-    check_effect(run.model, run.train)
     if run.train.retention_data:
         raise UserError("--retention-data is data that a model learned before finetuning, so it belongs to finetune")
     if "vocab_size" in model and not _are_bare_tokens(run.train.data):

@@ -35,11 +35,3 @@ def settings(args):
     if len(lengths) > 1:
         raise UserError(f"{' and '.join(lengths)} both set the length of training; give one")
     return getattr(args, "preset", None) or values.get("preset"), model, train
-
-
-def check_effect(model, train):
-    """Raise UserError if a setting of training has no effect on a model of this ModelConfig."""
-    if train.max_spectral_norm and "S" not in model.letters:
-        raise UserError(
-            f"--max-spectral-norm {train.max_spectral_norm} has no effect without linear recurrences; leave it out"
-        )

@@ -133,11 +133,6 @@ def test_a_resumed_run_keeps_its_model(tmp_path, model, named):
         resume(tmp_path, model, n_head=4)
 
 
-def test_a_resumed_run_refuses_settings_without_effect(tmp_path):
-    with pytest.raises(UserError, match="--max-spectral-norm 1.0 has no effect without linear recurrences"):
-        resume(tmp_path, train=dict(max_spectral_norm=1.0))
-
-
 @pytest.mark.parametrize(
     "began, changes, dtype",
     [
