@@ -52,8 +52,8 @@ def words(tokenizer):
 
 def finish(trainer):
     """After the last update: the best model over the whole validation split, a text it wrote, where it lies."""
-    from slm_np.evaluate import TOKENS, evaluate
     from slm_np.formats import checkpoint
+    from slm_np.inference.evaluation import TOKENS, evaluate
     from slm_np.inference.generation import printable
 
     corpus, model, directory = trainer.corpus, trainer.model.full_precision(), trainer.out_dir

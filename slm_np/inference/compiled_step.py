@@ -4,6 +4,7 @@ Its tables follow from the names of the model's parameters, so nothing here know
 """
 
 import math
+import sys
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from slm_np.nn.mixers.attention import widths
 from slm_np.nn.model import States
 from slm_np.nn.parameters import within
 
+# Child processes that compile the kernels of a step, see the end of this file.
+COMPILE = {name: [[sys.executable, "-m", "slm_np.inference.compiled_step", name]] for name in warmup.PATTERNS}
 SPLIT_COLUMNS, MAX_SPLITS = 64, 16  # columns of a split, at least
 
 
@@ -118,7 +121,8 @@ class CompiledStep:
         config, dtype, shapes = model.config, model.dtype, buffer_shapes(model.config, batch)
         check_memory(model, batch, dtype.itemsize * sum(map(math.prod, shapes.values())))
         attention_only = set(config.letters) == {"A"}
-        warmup.compile_kernels(model.device, attention_only)
+        kernels = "attention" if attention_only else "any"
+        model.device.compile_ahead(f"decoding-{kernels}", COMPILE[kernels])
         self.model, self.tables, self.states = model, PositionTables(model), States(model, batch)
         self.tensors, self.layers = layout(model, batch)
         self.sizes = sizes_of(config)
@@ -154,3 +158,7 @@ class CompiledStep:
         self.buffers.normed[...] = x
         weights, threads = self.model.parameters.weights, self.model.device.kernels.thread_count()
         decode.decode_head(self.logits, self.buffers.normed, weights, self.tensors, self.buffers, threads)
+
+
+if __name__ == "__main__":
+    warmup.run(CompiledStep, sys.argv[1])

@@ -13,7 +13,6 @@ import small
 
 from slm_np.data.answers import answer_ends, window_starts
 from slm_np.data.tokens import Tokens, gather
-from slm_np.evaluate import evaluate, windows_of
 from slm_np.finetune import Base
 from slm_np.formats import checkpoint, metrics, run_config, runs
 
