@@ -41,6 +41,7 @@ class Decoder:
     def __init__(self, model, batch=1):
         self.model, self.batch = model, batch
         self.token_step = token_step(model, batch)
+        self.states = self.token_step.states  # what the mixers keep of the past
         self.context_slides = model.config.positions in ("rotary", "none")
         self.position = 0  # how many tokens came before the next one
         self.recent = np.zeros((batch, 0), np.int32)  # the last T tokens, if they may have to be read again
@@ -59,7 +60,7 @@ class Decoder:
             )
         if not config.unlimited_context:
             tokens = tokens[:, -config.block_size :]
-        self.token_step.states.clear()
+        self.states.clear()
         self.position, self.recent = 0, tokens[:, :0]
         if tokens.shape[1] == 1:
             return self.step(tokens[:, 0])
@@ -79,7 +80,7 @@ class Decoder:
             self.activations = None  # free the old arena before the new one is laid out
             self.activations = self.planned(tokens.shape[1])
         tokens = self.model.device.arrays.asarray(tokens)
-        x = self.model.forward(self.activations, tokens, self.dropout, self.token_step.states.layers)
+        x = self.model.forward(self.activations, tokens, self.dropout, self.states.layers)
         return self.model.device.arrays.ascontiguousarray(x.reshape(*tokens.shape, -1)[:, -1])
 
     def planned(self, steps):

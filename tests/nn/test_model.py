@@ -285,7 +285,7 @@ def test_of_a_long_prompt_the_last_tokens_count_or_all(name):
         return
     for place in range(tokens.shape[1]):
         stepped = other.step(tokens[:, place])
-    assert largest_error(logits, stepped) <= 1e-9
+    assert largest_error(logits, stepped) <= 1e-9 and largest_error(one.memory, other.memory) <= 1e-9
     assert largest_error(one.step(tokens[:, 0]), other.step(tokens[:, 0])) <= 1e-9
 
 
@@ -341,7 +341,7 @@ def test_sliding_decoding_runs_on(name):
     "tokens", [np.zeros((1, 0)), np.zeros((2, 3)), np.zeros((3, 2))], ids=["no-token", "two-texts", "three-texts"]
 )
 def test_a_prompt_of_the_wrong_shape_is_refused(tokens):
-    with pytest.raises(UserError, match="cannot start 1 sequences"):
+    with pytest.raises(UserError, match="cannot start 1 texts"):
         Decoder(Model(MODELS["stories"])).read(tokens)
 
 
