@@ -17,7 +17,7 @@ from slm_np.nn.model import Activations, plan
 from slm_np.ops.device import host
 
 
-def token_step(model, batch):
+def choose_step(model, batch):
     """The decode step for a model: captured on a GPU, compiled by Numba if it knows every part, else generic."""
     if model.device.name == "cuda":
         from slm_np.inference.gpu_step import GpuStep
@@ -40,7 +40,7 @@ class Decoder:
 
     def __init__(self, model, batch=1):
         self.model, self.batch = model, batch
-        self.token_step = token_step(model, batch)
+        self.token_step = choose_step(model, batch)
         self.states = self.token_step.states  # what the mixers keep of the past
         self.context_slides = model.config.positions in ("rotary", "none")
         self.position = 0  # how many tokens came before the next one

@@ -33,7 +33,7 @@ several = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this pr
 @pytest.fixture
 def generic(monkeypatch):
     """Decoders take the generic step."""
-    monkeypatch.setattr(decoder_module, "token_step", GenericStep)
+    monkeypatch.setattr(decoder_module, "choose_step", GenericStep)
 
 
 def made(dtype=np.float64, **settings):
@@ -385,7 +385,7 @@ def test_a_warm_step_allocates_almost_nothing(kind, one_thread):
 @pytest.mark.parametrize("step", [CompiledStep, GenericStep])
 def test_weights_may_change_between_steps(step, one_thread, monkeypatch):
     """A step reads the model's own weights, not a copy."""
-    monkeypatch.setattr(decoder_module, "token_step", step)
+    monkeypatch.setattr(decoder_module, "choose_step", step)
     model, tokens = made(), random_tokens(1, T)
     decoder = Decoder(model)
     decoder.read(tokens[:, :2])
