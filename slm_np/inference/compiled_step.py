@@ -4,11 +4,9 @@ Its tables follow from the names of the model's parameters, so nothing here know
 """
 
 import math
-import sys
 
 import numpy as np
 
-from slm_np.inference import warmup
 from slm_np.inference.generic_step import check_memory
 from slm_np.inference.positions import PositionTables
 from slm_np.kernels.cpu import decode
@@ -18,8 +16,6 @@ from slm_np.nn.mixers.attention import widths
 from slm_np.nn.model import States
 from slm_np.nn.parameters import within
 
-# Child processes that compile the kernels of a step, see the end of this file.
-COMPILE = {name: [[sys.executable, "-m", "slm_np.inference.compiled_step", name]] for name in warmup.PATTERNS}
 SPLIT_COLUMNS, MAX_SPLITS = 64, 16  # columns of a split, at least
 
 
@@ -38,6 +34,11 @@ def supports(model):
         and config.positions in ("none", "learned", "sinusoidal", "rotary")
         and config.head in ("tied", "linear", "mlp", "none")
     )
+
+
+def attention_only(config):
+    """Whether all mixers are attention, for which the step is compiled apart."""
+    return set(config.letters) == {"A"}
 
 
 def splits(columns):
@@ -120,15 +121,12 @@ class CompiledStep:
     def __init__(self, model, batch):
         config, dtype, shapes = model.config, model.dtype, buffer_shapes(model.config, batch)
         check_memory(model, batch, dtype.itemsize * sum(map(math.prod, shapes.values())))
-        attention_only = set(config.letters) == {"A"}
-        kernels = "attention" if attention_only else "any"
-        model.device.compile_ahead(f"decoding-{kernels}", COMPILE[kernels])
         self.model, self.tables, self.states = model, PositionTables(model), States(model, batch)
         self.tensors, self.layers = layout(model, batch)
         self.sizes = sizes_of(config)
         self.buffers = decode.Buffers(**{name: np.zeros(shape, dtype) for name, shape in shapes.items()})
         self.logits = np.zeros((batch, config.vocab_size), dtype)
-        self.decode_step = decode.decode_attention_only if attention_only else decode.decode_any_mixer
+        self.decode_step = decode.decode_attention_only if attention_only(config) else decode.decode_any_mixer
 
     def step(self, tokens, position):
         """As of GenericStep."""
@@ -158,7 +156,3 @@ class CompiledStep:
         self.buffers.normed[...] = x
         weights, threads = self.model.parameters.weights, self.model.device.kernels.thread_count()
         decode.decode_head(self.logits, self.buffers.normed, weights, self.tensors, self.buffers, threads)
-
-
-if __name__ == "__main__":
-    warmup.run(CompiledStep, sys.argv[1])

@@ -24,9 +24,11 @@ def choose_step(model, batch):
 
         return GpuStep(model, batch)
     if model.device.kernel_set == "numba":
-        from slm_np.inference.compiled_step import CompiledStep, supports
+        from slm_np.inference import warmup
+        from slm_np.inference.compiled_step import CompiledStep, attention_only, supports
 
         if supports(model):
+            warmup.compile_kernels(model.device, attention_only(model.config))
             return CompiledStep(model, batch)
     return GenericStep(model, batch)
 
