@@ -1,6 +1,5 @@
 """From settings to a trained run: device, data, memory plan, trainer, training, report."""
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -176,10 +175,9 @@ def memory_plan(run):
 
 def compile_decoding(model, device):
     """Compile the kernels that samples of this ModelConfig need, unless the cache holds them."""
-    with contextlib.suppress(ImportError):  # TODO: import plainly once inference/warmup.py is merged
-        from slm_np.inference import warmup
+    from slm_np.inference import warmup
 
-        warmup.compile_kernels(device, attention_only=set(model.letters) == {"A"})
+    warmup.compile_kernels(device, attention_only=set(model.letters) == {"A"})
 
 
 def train_on(corpus, run, directory=None, retention=None, base=None):
