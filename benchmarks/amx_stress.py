@@ -14,7 +14,7 @@ import os
 
 import checkout  # noqa: F401
 
-from slm_np.errors import UserError, exit_with_sentence
+from slm_np.errors import UserError, command
 from slm_np.kernels.cpu import amx
 from slm_np.progress import Progress
 
@@ -49,7 +49,7 @@ def count(seconds):
     return total, wrong
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Matmuls on AMX tiles while processes contend for the cores.")
     parser.add_argument("--seconds", type=int, default=60, help="how long to run (default: %(default)s)")

@@ -14,7 +14,7 @@ import checkout  # noqa: F401
 
 from slm_np import SamplingConfig, load, text_of
 from slm_np.data import chat_template, dialogues
-from slm_np.errors import exit_with_sentence
+from slm_np.errors import command
 from slm_np.ops.device import CPU
 
 SEED = 777
@@ -28,7 +28,7 @@ def questions():
             yield f"{dialogue.story} {turn.question}", turn
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="The share of questions that a run answers exactly.")
     parser.add_argument("--model", required=True, metavar="RUN", help="directory of the run")

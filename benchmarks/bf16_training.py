@@ -14,7 +14,7 @@ import time
 import checkout  # noqa: F401
 
 from slm_np.cli.launch import prepared
-from slm_np.errors import UserError, exit_with_sentence
+from slm_np.errors import UserError, command
 from slm_np.formats.run_config import RunConfig
 from slm_np.ops.device import CPU
 from slm_np.presets import preset
@@ -53,7 +53,7 @@ def seeds_of(text):
         raise UserError(f"--seeds {text!r} is not a list of integers; write 1,2,3") from None
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Training in bf16 beside float32.")
     parser.add_argument("--updates", type=int, default=1000, help="updates of each run (default: %(default)s)")

@@ -23,7 +23,7 @@ from measure import median_seconds, peak_rss_mb, write_json
 from shapes import SHAPES, matmuls, names_of, operations, shape
 from step_profile import profile
 
-from slm_np.errors import UserError, exit_with_sentence
+from slm_np.errors import UserError, command
 
 SCRIPT = Path(__file__).resolve()
 SLOW = 10.0  # seconds of warmup after which one step is enough
@@ -267,7 +267,7 @@ def check_peer(against):
         )
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Training speed on this CPU.")
     parser.add_argument(

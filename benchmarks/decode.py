@@ -18,7 +18,7 @@ from measure import clock, square_matmul, write_json
 from numba import prange
 
 from slm_np.config import ModelConfig
-from slm_np.errors import exit_with_sentence
+from slm_np.errors import command
 from slm_np.inference.decoder import Decoder
 from slm_np.kernels.cpu import jit
 from slm_np.nn.model import Model
@@ -115,7 +115,7 @@ def line_of(row):
     )
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Decoding speed, beside the floor of reading the weights.")
     parser.add_argument("--rounds", type=int, default=12, help="rounds of measurements (default: %(default)s)")

@@ -35,7 +35,7 @@ from measure import write_json
 from shapes import SCAN_BACKWARD, SCAN_FORWARD, SHAPES, operations
 
 from slm_np.config import ModelConfig
-from slm_np.errors import UserError, exit_with_sentence, near
+from slm_np.errors import UserError, command, near
 from slm_np.presets import GPT2, PRESETS
 
 TRAINED = {  # name: (settings of the model, B)
@@ -156,14 +156,15 @@ ERRORS = (  # what lines of pytest and of compute-sanitizer begin with that repo
 )
 
 
-def checked(command, seconds, separate=False):
-    """Run pytest for at most so many seconds. Returns its verdict, counts and errors, of what ran until then.
+def checked(arguments, seconds, separate=False):
+    """The verdict, counts and errors of pytest, which is ended after so many seconds; then of the tests that had ended.
 
-    separate: every array is an allocation of its own, so that a memory checker knows where it ends
+    arguments: the command line
+    separate:   every array is an allocation of its own, so that a memory checker knows where it ends
     """
     started, environment = time.perf_counter(), os.environ | ({"SLM_NP_NO_POOL": "1"} if separate else {})
     process = subprocess.Popen(
-        command,
+        arguments,
         cwd=checkout.ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -897,7 +898,7 @@ def in_own_process(name, args):
         process.join()
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(

@@ -17,8 +17,8 @@ from kernel_families import FAMILIES, kernel_set, torch
 from measure import alternate, large_copy, square_matmul, write_json
 from shapes import SHAPES, names_of, shape
 
-from slm_np.errors import UserError, exit_with_sentence, near
-from slm_np.gradcheck import shrunk
+from slm_np.errors import UserError, command, near
+from slm_np.nn.gradient_check import shrunk
 
 ENGINES = "slm_np", "NumPy", "PyTorch"
 
@@ -88,7 +88,7 @@ def line_of(row):
     return f"{row['op']:<14}{row['direction']:<10}{row['size']:<22}{peak}{engines}{ratios}"
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Kernels alone, beside their peak, the NumPy kernels and PyTorch.")
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)} (default: all)")

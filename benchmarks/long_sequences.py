@@ -17,7 +17,7 @@ from measure import clock, write_json
 
 from slm_np.config import ModelConfig
 from slm_np.dtypes import BF16
-from slm_np.errors import exit_with_sentence
+from slm_np.errors import command
 from slm_np.inference.decoder import Decoder
 from slm_np.nn.arena import planned_bytes
 from slm_np.nn.model import Model, plan
@@ -131,7 +131,7 @@ def draw(rows, path):
     figure.savefig(path, dpi=120)
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Training speed and memory over the length of windows.")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="precision (default: %(default)s)")

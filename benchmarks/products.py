@@ -17,7 +17,7 @@ from shapes import matmuls, names_of, shape
 
 from slm_np import ops
 from slm_np.dtypes import BF16
-from slm_np.errors import exit_with_sentence
+from slm_np.errors import command
 from slm_np.ops.device import CPU, whole_lines
 
 KINDS = "x W", "dout W^T", "x^T dout"
@@ -62,7 +62,7 @@ def onednn(m, k, n):
     return dict(zip(KINDS, functions))
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Matmuls alone, in bfloat16 and float32.")
     parser.add_argument(

@@ -13,7 +13,7 @@ import dataclasses
 import checkout  # noqa: F401
 
 from slm_np import load, text_of
-from slm_np.errors import exit_with_sentence
+from slm_np.errors import command
 from slm_np.ops.device import CPU
 
 PROMPTS = (
@@ -38,7 +38,7 @@ def repeated(text, size=4):
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Ten prompts continued, and how often each text repeats itself.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a run")

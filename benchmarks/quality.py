@@ -25,7 +25,7 @@ from measure import write_json
 from slm_np import ops
 from slm_np.cli.launch import prepared
 from slm_np.config import ModelConfig, TrainConfig
-from slm_np.errors import UserError, exit_with_sentence, near
+from slm_np.errors import UserError, command, near
 from slm_np.formats.run_config import RunConfig
 from slm_np.ops.device import CPU
 from slm_np.presets import LLAMA, MAMBA, PRESETS
@@ -204,7 +204,7 @@ def rates_of(text):
         raise UserError(f"--rates {text!r} is not a list of numbers; write 1e-3,2e-3") from None
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Models of one size on equal terms.")
     parser.add_argument("--data", required=True, help="tinyshakespeare.txt")

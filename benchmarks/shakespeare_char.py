@@ -17,7 +17,7 @@ import numpy as np
 
 from slm_np.cli.launch import prepared
 from slm_np.data.batches import random_batch
-from slm_np.errors import exit_with_sentence
+from slm_np.errors import command
 from slm_np.formats.run_config import RunConfig
 from slm_np.ops.device import CPU
 from slm_np.presets import preset
@@ -87,7 +87,7 @@ def trained_in_torch(trainer, weights, bfloat16):
     return seconds, losses
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="nanoGPT's CPU recipe on tiny Shakespeare.")
     parser.add_argument("--data", required=True, help="tinyshakespeare.txt")

@@ -25,7 +25,7 @@ import small  # noqa: E402
 
 from slm_np import ops  # noqa: E402
 from slm_np.config import ModelConfig  # noqa: E402
-from slm_np.gradcheck import shrunk  # noqa: E402
+from slm_np.nn.gradient_check import shrunk  # noqa: E402
 from slm_np.nn.model import parameter_count  # noqa: E402
 from slm_np.ops.device import kernels_of  # noqa: E402
 

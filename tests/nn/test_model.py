@@ -7,11 +7,10 @@ import pytest
 from configs import config_of
 from plain_model import cross_entropy, plain_logits, plain_loss, shapes
 
-from slm_np import gradcheck
 from slm_np.errors import UserError
-from slm_np.gradcheck import shrunk
 from slm_np.inference.decoder import Decoder
 from slm_np.nn import feed_forward, head
+from slm_np.nn.gradient_check import TOLERANCE, model_error, shrunk
 from slm_np.nn.model import Model, parameter_count
 from slm_np.ops import Dropout
 from slm_np.presets import PRESETS, preset
@@ -388,6 +387,6 @@ def test_gradcheck_of_chunks_with_dropout(monkeypatch):
     """Backward redraws each chunk's mask, and no two chunks share one."""
     monkeypatch.setattr(feed_forward, "ROWS", 5)
     config = config_of(feed_forward="gelu", dropout=0.3, vocab_size=11, block_size=9, n_layer=2, n_embd=12, n_head=2)
-    assert max(gradcheck.model_error(config).values()) <= gradcheck.TOLERANCE
+    assert max(model_error(config).values()) <= TOLERANCE
     keys = [own.key for _, own in feed_forward.chunks(18, 5, Dropout(0.3, 7))]
     assert len(set(keys)) == len(keys) == 4

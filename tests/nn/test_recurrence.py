@@ -13,8 +13,8 @@ from configs import config_of
 
 import slm_np
 from slm_np import ops
-from slm_np.gradcheck import TOLERANCE, Case, accumulated, model_error
 from slm_np.nn import head
+from slm_np.nn.gradient_check import TOLERANCE, Case, accumulated, model_error
 from slm_np.nn.mixers import recurrence
 from slm_np.nn.model import Model, parameter_count
 from slm_np.ops.device import kernels_of
