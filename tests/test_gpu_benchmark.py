@@ -149,7 +149,8 @@ def test_kernels_are_tested_under_compute_sanitizer(benchmark, monkeypatch, caps
     monkeypatch.setattr(benchmark.shutil, "which", lambda *_, **__: "compute-sanitizer")
     found = benchmark.tests(SimpleNamespace(quick=False))
     assert commands["memcheck"] == commands["racecheck"] < commands["pytest"]
-    assert "kernels/test_gpu_attention.py" in commands["memcheck"] and "nn/test_gpu_model.py" in commands["pytest"]
+    assert {"kernels/test_gpu_attention.py", "kernels/test_gpu_scan.py"} <= commands["memcheck"]
+    assert {"kernels/test_gpu_emulator.py", "nn/test_gpu_model.py"} <= commands["pytest"] - commands["memcheck"]
     assert [row["sound"] for row in found.values()] == [True, True, False]
     assert "racecheck" in capsys.readouterr().out
 
