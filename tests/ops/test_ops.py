@@ -531,6 +531,7 @@ CASES = [
             ("9x11 offset", normal(9, 11) + np.float32(1000)),
             ("9x11 masked", with_masked(normal(9, 11), np.finfo(np.float32).min)),
             ("9x12 masked", with_masked(normal(9, 12), -1e4)),
+            ("9x50257 scale 5", normal(9, 50257, scale=5.0)),
         )
     ),
     *(head_cross_entropy(7, 5, 11, rows) for rows in (1, 3, 7)),
@@ -576,6 +577,16 @@ def test_plain_formula_is_the_oracles(case):
         usual = case.plain(*inputs)
     for plain, exact in zip(usual, case.exact(*inputs), strict=True):
         np.testing.assert_allclose(plain, exact, rtol=1e-11, atol=1e-12 * max(1e-20, np.abs(exact).max()))
+
+
+@pytest.mark.parametrize("width", [1, 7, 130, 384])
+@pytest.mark.parametrize("value", [0.1, 1000.1, 1e10])
+def test_layernorm_of_equal_elements_is_its_bias(value, width):
+    x, weight, bias = np.full((2, width), value, np.float32), normal(width), normal(width, seed=1)
+    out, mean, rstd = empty(x.shape, x), empty(2, x), empty(2, x)
+    ops.layernorm_forward(out, mean, rstd, x, weight, bias, EPS)
+    np.testing.assert_array_equal(out, np.broadcast_to(bias, x.shape))
+    np.testing.assert_array_equal(mean, x[:, 0])
 
 
 # The functions under the ops, float32 without the C library
