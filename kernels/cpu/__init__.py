@@ -11,7 +11,7 @@ from .activation import (
     swiglu_forward,
 )
 from .adamw import adamw, square_sum, square_sum_blocks
-from .attention import attention_backward, attention_forward, attention_scratch
+from .attention import attention_backward, attention_forward, attention_scratch, attention_step
 from .bfloat16 import convert
 from .convolution import convolution_backward, convolution_forward
 from .decode import decode_head, decode_step
