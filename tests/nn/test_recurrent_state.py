@@ -33,11 +33,6 @@ def random_tokens(batch, steps, seed=0):
     return np.random.default_rng([seed, 2]).integers(0, SMALL["vocab_size"], (batch, steps)).astype(np.int32)
 
 
-def memory(decoder):
-    """All recurrent states of a decoder."""
-    return decoder.token_step.states.memory
-
-
 def assert_near(found, expected, tolerance):
     assert np.abs(found - expected).max() <= tolerance * max(1e-3, np.abs(expected).max())
 
@@ -54,7 +49,7 @@ def test_windows_one_after_the_other_equal_one_long_window(name, steps):
         loss = model.loss_and_gradient(window, window, states=states.layers)
         assert loss == pytest.approx(losses[:, start : start + steps].mean(), rel=1e-10)
     assert_near(decoder.read(tokens), logits[:, -1], 1e-9)
-    assert_near(memory(decoder), states.memory, 1e-9)
+    assert_near(decoder.states.memory, states.memory, 1e-9)
     states.clear()
     assert not states.memory.any()
 
@@ -67,7 +62,7 @@ def test_decoding_token_by_token_leaves_the_state_of_the_window(name):
     for position in range(35):
         assert_near(stepped.step(tokens[:, position]), logits[:, position], 1e-9)
     read.read(tokens)
-    assert_near(memory(stepped), memory(read), 1e-9)
+    assert_near(stepped.states.memory, read.states.memory, 1e-9)
 
 
 @every_model
@@ -93,8 +88,8 @@ def test_gradients_stop_at_the_start_of_a_window(name):
 def test_decoding_takes_the_same_memory_at_any_length():
     model, tokens = made(dtype=np.float32), random_tokens(1, 300)
     decoder = Decoder(model, 1)
-    size = memory(decoder).nbytes
+    size = decoder.states.memory.nbytes
     for position in range(300):  # far beyond the context
         logits = decoder.step(tokens[:, position])
-    assert memory(decoder).nbytes == size == 4 * 2 * (16 + 3) * 48 and np.isfinite(logits).all()
+    assert decoder.states.memory.nbytes == size == 4 * 2 * (16 + 3) * 48 and np.isfinite(logits).all()
     assert_near(logits, made(dtype=np.float32, block_size=300).logits(tokens)[:, -1], 1e-4)
