@@ -214,9 +214,9 @@ class Clock:
     def seconds(self, function):
         import cupy
 
-        from slm_np.training.device_step import Replayed
+        from slm_np.kernels.gpu.graph import CapturedGraph
 
-        begun, ended, replayed = cupy.cuda.Event(), cupy.cuda.Event(), Replayed(cupy)
+        begun, ended, replayed = cupy.cuda.Event(), cupy.cuda.Event(), CapturedGraph(cupy)
 
         def several():
             for _ in range(SEVERAL):

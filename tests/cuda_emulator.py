@@ -1,12 +1,19 @@
-"""CUDA source compiled with g++ and run on the CPU, so that GPU kernels can be tested where no GPU is.
+"""A CUDA emulator: compiles CUDA source with g++ and runs it on the CPU, to test GPU kernels without a GPU.
 
-The threads of a block are fibers of one thread: a barrier, a shuffle or a tensor-core product switches to the next, and blocks run one after
-another. A thread that meets none of these runs to its end and the next one runs on the same fiber, so that simple kernels are plain loops.
+The threads of a block are fibers of one CPU thread. A barrier, a shuffle or a tensor-core matmul switches to the next
+fiber, and blocks run one after another. A thread without any of these runs to its end, and the next thread reuses its
+fiber, so simple kernels are plain loops.
 
-What it finds (`LaunchError`): a barrier that not all threads of a block reach, or not the same one; a shuffle that not all lanes of its mask reach; reads
-and writes past an array (`Memory` ends at a page that may not be touched) and past arrays in shared memory or registers whose size is known; writes just
-before an array; vectors that are not aligned. Shared memory starts as NaN in each block. `emulating(order="reversed")` or "shuffled" runs threads
-and blocks in another order: where a result changes, there is a race.
+It raises `LaunchError` for
+- a barrier that not all threads of a block reach, or where they reach different ones
+- a shuffle that not all lanes of its mask reach
+- reads and writes past the end of an array (`Memory` ends at a protected page)
+- reads and writes outside an array of known size in shared memory or registers
+- writes just before an array
+- misaligned vectors.
+
+Shared memory starts as NaN in each block. `emulating(order="reversed")` or "shuffled" runs threads and blocks in
+another order: if a result changes, the kernel has a race.
 """
 
 import contextlib
@@ -27,7 +34,7 @@ import numpy as np
 
 from slm_np.paths import cache_dir
 
-MOST_SHARED = 232448  # bytes of shared memory that a block can have on an H100 or H200
+MAX_SHARED = 232448  # bytes of shared memory per block on an H100 or H200
 ORDERS = ("forward", "reversed", "shuffled")
 
 RUNTIME = r"""
@@ -44,105 +51,112 @@ RUNTIME = r"""
 
 struct uint3 { unsigned x, y, z; };
 uint3 threadIdx, blockIdx, blockDim, gridDim;
-int emulated_thread;          // number of the running thread in its block
-char* emulated_dynamic;       // dynamic shared memory; it ends at a page that may not be touched
+int emulated_thread;          // index of the running thread in its block
+char* emulated_dynamic;       // dynamic shared memory; it ends at a protected page
 
-enum { MOST = 1024, WARPS = 32, STACK = 128 * 1024, SHARED = 232448 };
+enum { MAX_THREADS = 1024, WARPS = 32, STACK = 128 * 1024, SHARED = 232448 };
 typedef void (*Kernel)(void**);
 typedef void (*Resolve)(void** requests, unsigned mask);
 
-// Fibers: a stack each, and where they were left. The tops lie in different lines of the cache: at the same places they would drive each other out.
+// Fibers: each has a stack and a saved context. The tops of the stacks are staggered, so that they fall into different
+// cache sets.
 static char* stacks;
 #ifdef __x86_64__
-typedef void* Place;  // only what a call must keep is saved, on the stack itself: a switch costs a few nanoseconds and no system call
-__attribute__((naked, noinline)) static void change(Place* from, Place* to) {
+// Callee-saved registers are pushed on the stack: a switch takes a few nanoseconds and no system call.
+typedef void* Context;
+__attribute__((naked, noinline)) static void switch_context(Context* from, Context* to) {
     asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15; movq %rsp, (%rdi);"
         "movq (%rsi), %rsp; popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp; ret");
 }
-static void prepare(Place* place, char* stack, void (*start)()) {
+static void prepare(Context* context, char* stack, void (*start)()) {
     void** top = (void**)(stack + STACK - ((stack - stacks) / STACK) % 61 * 320) - 8;
-    memset(top, 0, 64);  // six registers, the address to start at, and a slot that aligns the stack as after a call
+    memset(top, 0, 64);  // six registers, the start address, and a slot that aligns the stack as after a call
     top[6] = (void*)start;
-    *place = top;
+    *context = top;
 }
 #else
-typedef ucontext_t Place;
-static void change(Place* from, Place* to) { swapcontext(from, to); }
-static void prepare(Place* place, char* stack, void (*start)()) {
-    getcontext(place);
-    place->uc_stack.ss_sp = stack; place->uc_stack.ss_size = STACK; place->uc_link = 0;
-    makecontext(place, start, 0);
+typedef ucontext_t Context;
+static void switch_context(Context* from, Context* to) { swapcontext(from, to); }
+static void prepare(Context* context, char* stack, void (*start)()) {
+    getcontext(context);
+    context->uc_stack.ss_sp = stack; context->uc_stack.ss_size = STACK; context->uc_link = 0;
+    makecontext(context, start, 0);
 }
 #endif
 
-static Place places[MOST], home;
-static int idle[MOST], idles, fiber_of[MOST];   // fibers without a thread; the fiber of a thread
+static Context contexts[MAX_THREADS], main_context;
+static int idle[MAX_THREADS], idle_count, fiber_of[MAX_THREADS];   // fibers without a thread; the fiber of a thread
 
-// The block that runs.
+// The running block.
 static Kernel kernel;
 static void** arguments;
-static uint3 index_of[MOST];
+static uint3 index_of[MAX_THREADS];
 static int threads, warps, turn, warp_order[WARPS];
-static unsigned fresh[WARPS], ready[WARPS], waiting[WARPS];  // lanes not started; able to go on; in a collective
-static void* request_of[MOST];
-static Resolve resolve_of[MOST];
-static unsigned mask_of[MOST];
-static int line_of[MOST];
-static int at_barrier, barrier_line, predicates, predicates_before;
+static unsigned fresh[WARPS], ready[WARPS], waiting[WARPS];  // lanes not started; ready to run; waiting in a collective
+static void* request_of[MAX_THREADS];
+static Resolve resolve_of[MAX_THREADS];
+static unsigned mask_of[MAX_THREADS];
+static int line_of[MAX_THREADS];
+static int at_barrier, barrier_line, predicates, previous_predicates;
 static int order;            // 0 forward, 1 reversed, 2 shuffled
-static uint64_t chance;
+static uint64_t random_state;
 
 static char* message;
-static sigjmp_buf out;
+static sigjmp_buf failure;
 static volatile sig_atomic_t running;
 static void* fault;
 
 static unsigned draw(unsigned n) {
-    chance ^= chance << 13; chance ^= chance >> 7; chance ^= chance << 17;
-    return (chance >> 20) % n;
+    random_state ^= random_state << 13; random_state ^= random_state >> 7; random_state ^= random_state << 17;
+    return (random_state >> 20) % n;
 }
-template <class... A> [[noreturn]] static void fail(const char* form, A... values) {
-    snprintf(message, 500, form, values...);
-    siglongjmp(out, 1);
+template <class... A> [[noreturn]] static void fail(const char* format, A... values) {
+    snprintf(message, 500, format, values...);
+    siglongjmp(failure, 1);
 }
 extern "C" [[noreturn]] void emulated_trap(const char* what) { fail("%s", what); }
 
 static void order_warps() {
     for (int w = 0; w < warps; w++) warp_order[w] = order == 1 ? warps - 1 - w : w;
     for (int w = warps - 1; order == 2 && w > 0; w--) {
-        const int other = draw(w + 1), kept = warp_order[w];
-        warp_order[w] = warp_order[other], warp_order[other] = kept;
+        const int other = draw(w + 1), swapped = warp_order[w];
+        warp_order[w] = warp_order[other], warp_order[other] = swapped;
     }
     turn = 0;
 }
 
-// The thread that runs next; -1 when the block is done.
-static int pick() {
+// The thread that runs next, or -1 when the block has finished.
+static int next_thread() {
     for (;;) {
         for (; turn < warps; turn++) {
             const int w = warp_order[turn];
-            const unsigned can = fresh[w] | ready[w];
-            if (can) {
-                int lane = order == 0 ? __builtin_ctz(can) : order == 1 ? 31 - __builtin_clz(can) : 0;
-                if (order == 2) { const unsigned by = draw(32); lane = (__builtin_ctz(by ? can >> by | can << (32 - by) : can) + by) % 32; }
+            const unsigned runnable = fresh[w] | ready[w];
+            if (runnable) {
+                int lane = order == 0 ? __builtin_ctz(runnable) : order == 1 ? 31 - __builtin_clz(runnable) : 0;
+                if (order == 2) {
+                    const unsigned by = draw(32);
+                    lane = (__builtin_ctz(by ? runnable >> by | runnable << (32 - by) : runnable) + by) % 32;
+                }
                 return w * 32 + lane;
             }
             if (waiting[w]) {
                 const int lane = __builtin_ctz(waiting[w]), t = w * 32 + lane;
-                fail("warp %d, lane %d: a shuffle, vote, product or __syncwarp waits for lanes %08x, of which only %08x come @%d",
+                fail("warp %d, lane %d: a shuffle, vote, mma or __syncwarp waits for lanes %08x, "
+                     "but only %08x arrive @%d",
                      w, lane, mask_of[t], waiting[w] & mask_of[t], line_of[t]);
             }
         }
         if (!at_barrier) return -1;
         if (at_barrier != threads)
-            fail("divergent barrier: %d of %d threads reach __syncthreads, the others have returned @%d", at_barrier, threads, barrier_line);
+            fail("divergent barrier: %d of %d threads reach __syncthreads, the others have returned @%d",
+                 at_barrier, threads, barrier_line);
         for (int t = 0; t < threads; t++) ready[t / 32] |= 1u << t % 32;
-        predicates_before = predicates;
+        previous_predicates = predicates;
         at_barrier = predicates = 0;
         order_warps();
     }
 }
-static inline bool enter(int thread) {  // whether it starts
+static inline bool enter(int thread) {  // returns whether the thread is new
     emulated_thread = thread;
     threadIdx = index_of[thread];
     const unsigned bit = 1u << thread % 32;
@@ -151,112 +165,122 @@ static inline bool enter(int thread) {  // whether it starts
     ready[thread / 32] &= ~bit;
     return starts;
 }
-static void live() {  // the life of a fiber
+static void run_fiber() {
     for (;;) {
         const int fiber = fiber_of[emulated_thread];
         kernel(arguments);
-        const int next = pick();
+        const int next = next_thread();
         if (next >= 0 && enter(next)) { fiber_of[next] = fiber; continue; }
-        idle[idles++] = fiber;
-        change(&places[fiber], next < 0 ? &home : &places[fiber_of[next]]);
+        idle[idle_count++] = fiber;
+        switch_context(&contexts[fiber], next < 0 ? &main_context : &contexts[fiber_of[next]]);
     }
 }
-static void give_way() {
-    const int me = emulated_thread, next = pick();
-    if (enter(next)) fiber_of[next] = idle[--idles];
-    if (next != me) change(&places[fiber_of[me]], &places[fiber_of[next]]);
+static void yield_fiber() {
+    const int self = emulated_thread, next = next_thread();
+    if (enter(next)) fiber_of[next] = idle[--idle_count];
+    if (next != self) switch_context(&contexts[fiber_of[self]], &contexts[fiber_of[next]]);
 }
 
 // Called by kernels.
 extern "C" int emulated_barrier(int predicate, int line) {
     if (at_barrier && line != barrier_line)
-        fail("divergent barrier: thread %d waits at another __syncthreads than those before it @%d @%d", emulated_thread, line, barrier_line);
+        fail("divergent barrier: thread %d waits at a different __syncthreads than earlier threads @%d @%d",
+             emulated_thread, line, barrier_line);
     at_barrier++, barrier_line = line, predicates += predicate != 0;
-    give_way();
-    return predicates_before;
+    yield_fiber();
+    return previous_predicates;
 }
-// All lanes of `mask` come here with a request each; the last to come calls `resolve` on all of them.
+// All lanes of `mask` arrive here with one request each; the last one calls `resolve` on all requests.
 extern "C" void emulated_collective(void* request, Resolve resolve, unsigned mask, int line) {
-    const int me = emulated_thread, w = me / 32, first = w * 32, lanes = threads - first < 32 ? threads - first : 32;
-    if (!(mask >> me % 32 & 1) || (lanes < 32 && mask >> lanes))
-        fail("thread %d: mask %08x of a shuffle, vote, product or __syncwarp leaves out its own lane, or names lanes that the block has not @%d",
-             me, mask, line);
-    request_of[me] = request, resolve_of[me] = resolve, mask_of[me] = mask, line_of[me] = line;
+    const int self = emulated_thread, w = self / 32, first = w * 32;
+    const int lanes = threads - first < 32 ? threads - first : 32;
+    if (!(mask >> self % 32 & 1) || (lanes < 32 && mask >> lanes))
+        fail("thread %d: mask %08x of a shuffle, vote, mma or __syncwarp omits its own lane, "
+             "or names lanes outside the block @%d", self, mask, line);
+    request_of[self] = request, resolve_of[self] = resolve, mask_of[self] = mask, line_of[self] = line;
     if (waiting[w] & mask) {
         const int t = first + __builtin_ctz(waiting[w] & mask);
         if (resolve_of[t] != resolve || mask_of[t] != mask || line_of[t] != line)
-            fail("warp %d diverges: lanes %d and %d wait for each other at different operations @%d @%d", w, me % 32, t % 32, line, line_of[t]);
+            fail("warp %d diverges: lanes %d and %d wait for each other at different operations @%d @%d",
+                 w, self % 32, t % 32, line, line_of[t]);
     }
-    waiting[w] |= 1u << me % 32;
+    waiting[w] |= 1u << self % 32;
     if ((waiting[w] & mask) == mask) {
         resolve(request_of + first, mask);
         waiting[w] &= ~mask;
-        ready[w] |= mask & ~(1u << me % 32);
-    } else give_way();
+        ready[w] |= mask & ~(1u << self % 32);
+    } else yield_fiber();
 }
 
-static void caught(int signal, siginfo_t* info, void*) {
+static void on_signal(int signal, siginfo_t* info, void*) {
     if (!running) { ::signal(signal, SIG_DFL); return; }
     fault = info->si_addr;
     fail("%s", signal == SIGILL || signal == SIGTRAP ? "index" : signal == SIGFPE ? "division" : "address");
 }
 
-extern "C" int emulated_launch(Kernel run, void** values, const unsigned* blocks, const unsigned* block, size_t shared, int run_order, uint64_t seed,
-                               char* poison, char* poison_end, char* why, void** where) {
-    static char *alternate, *room;
+// Runs all blocks of a launch. Returns 0, or 1 with the message in `why` and the address of a fault in `where`.
+extern "C" int emulated_launch(Kernel run, void** values, const unsigned* blocks, const unsigned* block, size_t shared,
+                               int run_order, uint64_t seed, char* static_shared, char* static_shared_end,
+                               char* why, void** where) {
+    static char *signal_stack, *dynamic_end;
     if (!stacks) {
         const long page = sysconf(_SC_PAGESIZE);
-        stacks = (char*)mmap(0, (size_t)MOST * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        for (int f = 0; f < MOST; f++) mprotect(stacks + (size_t)f * STACK, page, PROT_NONE);
+        const int access = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_ANONYMOUS;
+        stacks = (char*)mmap(0, (size_t)MAX_THREADS * STACK, access, flags | MAP_NORESERVE, -1, 0);
+        for (int f = 0; f < MAX_THREADS; f++) mprotect(stacks + (size_t)f * STACK, page, PROT_NONE);
         const size_t size = (SHARED + page - 1) / page * page;
-        room = (char*)mmap(0, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) + size;
-        mprotect(room, page, PROT_NONE);
-        alternate = (char*)mmap(0, 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        dynamic_end = (char*)mmap(0, size + page, access, flags, -1, 0) + size;
+        mprotect(dynamic_end, page, PROT_NONE);
+        signal_stack = (char*)mmap(0, 65536, access, flags, -1, 0);
     }
-    kernel = run, arguments = values, message = why, order = run_order, chance = seed * 2 + 88172645463325253ull;
+    kernel = run, arguments = values, message = why, order = run_order, random_state = seed * 2 + 88172645463325253ull;
     gridDim = {blocks[0], blocks[1], blocks[2]}, blockDim = {block[0], block[1], block[2]};
     threads = block[0] * block[1] * block[2], warps = (threads + 31) / 32;
     for (int t = 0; t < threads; t++) index_of[t] = {t % block[0], t / block[0] % block[1], t / (block[0] * block[1])};
-    emulated_dynamic = room - (shared + 15) / 16 * 16;
-    idles = 0;
-    for (int f = MOST - 1; f >= 0; f--) idle[idles++] = f;
-    for (int f = 0; f < threads; f++) prepare(&places[f], stacks + (size_t)f * STACK, live);
+    emulated_dynamic = dynamic_end - (shared + 15) / 16 * 16;
+    idle_count = 0;
+    for (int f = MAX_THREADS - 1; f >= 0; f--) idle[idle_count++] = f;
+    for (int f = 0; f < threads; f++) prepare(&contexts[f], stacks + (size_t)f * STACK, run_fiber);
 
-    stack_t other = {}, before_stack;
-    other.ss_sp = alternate, other.ss_size = 65536;
-    sigaltstack(&other, &before_stack);
+    stack_t alternate = {}, stack_before;
+    alternate.ss_sp = signal_stack, alternate.ss_size = 65536;
+    sigaltstack(&alternate, &stack_before);
     const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
     struct sigaction action = {}, before[5];
-    action.sa_sigaction = caught, action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    action.sa_sigaction = on_signal, action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (int i = 0; i < 5; i++) sigaction(signals[i], &action, &before[i]);
     fault = 0;
-    const int failed = sigsetjmp(out, 1);
+    const int failed = sigsetjmp(failure, 1);
     if (!failed) {
         running = 1;
         const size_t count = (size_t)blocks[0] * blocks[1] * blocks[2], first = order == 2 ? draw(count) : 0;
         size_t step = order == 2 ? draw(count) | 1 : 1;
-        for (size_t a = step, b = count; b;) {  // every block once: no common divisor
-            const size_t rest = a % b;
-            a = b, b = rest;
+        for (size_t a = step, b = count; b;) {  // step and count must be coprime, so that every block runs once
+            const size_t remainder = a % b;
+            a = b, b = remainder;
             if (!b && a != 1) step = 1;
         }
         for (size_t i = 0; i < count; i++) {
             const size_t b = order == 1 ? count - 1 - i : (first + i * step) % count;
-            blockIdx = {(unsigned)(b % blocks[0]), (unsigned)(b / blocks[0] % blocks[1]), (unsigned)(b / ((size_t)blocks[0] * blocks[1]))};
-            memset(emulated_dynamic, 0xff, room - emulated_dynamic);
-            memset(poison, 0xff, poison_end - poison);
-            for (int w = 0; w < warps; w++) ready[w] = waiting[w] = 0, fresh[w] = threads - w * 32 < 32 ? (1u << (threads - w * 32)) - 1 : ~0u;
+            blockIdx = {(unsigned)(b % blocks[0]), (unsigned)(b / blocks[0] % blocks[1]),
+                        (unsigned)(b / ((size_t)blocks[0] * blocks[1]))};
+            memset(emulated_dynamic, 0xff, dynamic_end - emulated_dynamic);  // NaN
+            memset(static_shared, 0xff, static_shared_end - static_shared);
+            for (int w = 0; w < warps; w++) {
+                ready[w] = waiting[w] = 0;
+                fresh[w] = threads - w * 32 < 32 ? (1u << (threads - w * 32)) - 1 : ~0u;
+            }
             at_barrier = predicates = 0;
             order_warps();
-            const int thread = pick();
+            const int thread = next_thread();
             enter(thread);
-            fiber_of[thread] = idle[--idles];
-            change(&home, &places[fiber_of[thread]]);
+            fiber_of[thread] = idle[--idle_count];
+            switch_context(&main_context, &contexts[fiber_of[thread]]);
         }
     }
     running = 0;
     for (int i = 0; i < 5; i++) sigaction(signals[i], &before[i], 0);
-    sigaltstack(&before_stack, 0);
+    sigaltstack(&stack_before, 0);
     *where = fault;
     return failed;
 }
@@ -282,7 +306,8 @@ HEADER = r"""
 #define __shared__ static
 #else
 #define __shared__ static __attribute__((section("emulated_shared")))
-extern "C" char __start_emulated_shared[] __attribute__((weak, visibility("hidden"))), __stop_emulated_shared[] __attribute__((weak, visibility("hidden")));
+extern "C" char __start_emulated_shared[] __attribute__((weak, visibility("hidden")));
+extern "C" char __stop_emulated_shared[] __attribute__((weak, visibility("hidden")));
 #endif
 
 struct uint3 { unsigned x, y, z; };
@@ -292,7 +317,8 @@ constexpr int warpSize = 32;
 extern int emulated_thread;
 extern char* emulated_dynamic;
 extern "C" int emulated_barrier(int predicate, int line);
-extern "C" void emulated_collective(void* request, void (*resolve)(void** requests, unsigned mask), unsigned mask, int line);
+extern "C" void emulated_collective(void* request, void (*resolve)(void** requests, unsigned mask), unsigned mask,
+                                    int line);
 extern "C" [[noreturn]] void emulated_trap(const char* what);
 
 #define EMULATED_VECTORS(T, name) \
@@ -321,7 +347,7 @@ template <class T> static inline T __ldcs(const T* p) { return *p; }
 template <class T> static inline T __ldcg(const T* p) { return *p; }
 template <class T> static inline void __stcs(T* p, T v) { *p = v; }
 template <class T> static inline void __stcg(T* p, T v) { *p = v; }
-template <class T, class V> static inline T atomicAdd(T* p, V v) { T before = *p; *p = before + (T)v; return before; }
+template <class T, class V> static inline T atomicAdd(T* p, V v) { T old = *p; *p = old + (T)v; return old; }
 static inline void __trap() { emulated_trap("__trap()"); }
 
 // The warp
@@ -329,38 +355,42 @@ template <class T> struct EmulatedShuffle { T value; int source; T result; };
 template <class T> void emulated_shuffle(void** requests, unsigned mask) {
     for (unsigned left = mask; left; left &= left - 1) {
         auto request = (EmulatedShuffle<T>*)requests[__builtin_ctz(left)];
-        if (!(mask >> request->source & 1)) emulated_trap("a shuffle reads a lane that its mask does not name");
+        if (!(mask >> request->source & 1)) emulated_trap("a shuffle reads a lane outside its mask");
         request->result = ((EmulatedShuffle<T>*)requests[request->source])->value;
     }
 }
-template <class T> static inline T emulated_read(unsigned mask, T value, int source, int line) {
+template <class T> static inline T emulated_exchange(unsigned mask, T value, int source, int line) {
     EmulatedShuffle<T> request{value, source, value};
     emulated_collective(&request, emulated_shuffle<T>, mask, line);
     return request.result;
 }
 template <class T> static inline T emulated_shfl(unsigned mask, T v, int source, int width, int line) {
-    return emulated_read(mask, v, (emulated_thread % 32 & ~(width - 1)) | (source & (width - 1)), line);
+    return emulated_exchange(mask, v, (emulated_thread % 32 & ~(width - 1)) | (source & (width - 1)), line);
 }
-template <class T> static inline T emulated_near(unsigned mask, T v, int source, int width, int line) {
+// A source outside the lane's group of `width` lanes returns the lane's own value.
+template <class T> static inline T emulated_shfl_group(unsigned mask, T v, int source, int width, int line) {
     const int lane = emulated_thread % 32;
-    return emulated_read(mask, v, (source & ~(width - 1)) == (lane & ~(width - 1)) ? source : lane, line);
+    return emulated_exchange(mask, v, (source & ~(width - 1)) == (lane & ~(width - 1)) ? source : lane, line);
 }
 static inline int emulated_width(int width = 32) { return width; }
 #define __shfl_sync(mask, v, source, ...) emulated_shfl(mask, v, source, emulated_width(__VA_ARGS__), __LINE__)
-#define __shfl_xor_sync(mask, v, other, ...) emulated_near(mask, v, emulated_thread % 32 ^ (int)(other), emulated_width(__VA_ARGS__), __LINE__)
-#define __shfl_up_sync(mask, v, by, ...) emulated_near(mask, v, emulated_thread % 32 - (int)(by), emulated_width(__VA_ARGS__), __LINE__)
-#define __shfl_down_sync(mask, v, by, ...) emulated_near(mask, v, emulated_thread % 32 + (int)(by), emulated_width(__VA_ARGS__), __LINE__)
+#define EMULATED_GROUP(mask, v, source, ...) emulated_shfl_group(mask, v, source, emulated_width(__VA_ARGS__), __LINE__)
+#define __shfl_xor_sync(mask, v, by, ...) EMULATED_GROUP(mask, v, emulated_thread % 32 ^ (int)(by), __VA_ARGS__)
+#define __shfl_up_sync(mask, v, by, ...) EMULATED_GROUP(mask, v, emulated_thread % 32 - (int)(by), __VA_ARGS__)
+#define __shfl_down_sync(mask, v, by, ...) EMULATED_GROUP(mask, v, emulated_thread % 32 + (int)(by), __VA_ARGS__)
 
-struct EmulatedVote { bool mine; unsigned all; };
+struct EmulatedVote { bool predicate; unsigned votes; };
 static void emulated_vote(void** requests, unsigned mask) {
-    unsigned all = 0;
-    for (unsigned left = mask; left; left &= left - 1) all |= (unsigned)((EmulatedVote*)requests[__builtin_ctz(left)])->mine << __builtin_ctz(left);
-    for (unsigned left = mask; left; left &= left - 1) ((EmulatedVote*)requests[__builtin_ctz(left)])->all = all;
+    const auto vote = [&](unsigned lane) { return (EmulatedVote*)requests[lane]; };
+    unsigned votes = 0;
+    for (unsigned left = mask; left; left &= left - 1)
+        votes |= (unsigned)vote(__builtin_ctz(left))->predicate << __builtin_ctz(left);
+    for (unsigned left = mask; left; left &= left - 1) vote(__builtin_ctz(left))->votes = votes;
 }
-static inline unsigned emulated_ballot(unsigned mask, bool mine, int line) {
-    EmulatedVote request{mine, 0};
+static inline unsigned emulated_ballot(unsigned mask, bool predicate, int line) {
+    EmulatedVote request{predicate, 0};
     emulated_collective(&request, emulated_vote, mask, line);
-    return request.all;
+    return request.votes;
 }
 #define __ballot_sync(mask, predicate) emulated_ballot(mask, predicate, __LINE__)
 #define __any_sync(mask, predicate) (emulated_ballot(mask, predicate, __LINE__) != 0)
@@ -368,7 +398,7 @@ static inline unsigned emulated_ballot(unsigned mask, bool mine, int line) {
 static inline unsigned emulated_mask(unsigned mask = 0xffffffffu) { return mask; }
 #define __syncwarp(...) ((void)emulated_ballot(emulated_mask(__VA_ARGS__), 0, __LINE__))
 
-// Numbers
+// Arithmetic
 template <class To, class From> static inline To emulated_bits(From v) {
     static_assert(sizeof(To) == sizeof(From), "");
     To to;
@@ -414,27 +444,29 @@ static inline int __clz(int v) { return v ? __builtin_clz(v) : 32; }
 static inline int __ffs(int v) { return __builtin_ffs(v); }
 static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 
-// What the prelude says in PTX
+// The prelude has these in PTX
 static inline float half_value(unsigned short bits) {
-    const unsigned sign = (bits & 0x8000u) << 16, size = bits & 0x7fff;
-    if (size < 0x400) return copysignf(size * 0x1p-24f, __uint_as_float(sign));
-    return __uint_as_float(sign | (size << 13) + (size < 0x7c00 ? 0x38000000u : 0x70000000u));
+    const unsigned sign = (bits & 0x8000u) << 16, magnitude = bits & 0x7fff;
+    if (magnitude < 0x400) return copysignf(magnitude * 0x1p-24f, __uint_as_float(sign));
+    return __uint_as_float(sign | (magnitude << 13) + (magnitude < 0x7c00 ? 0x38000000u : 0x70000000u));
 }
 static inline unsigned short half_bits(float v) {
-    const unsigned bits = __float_as_uint(v), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
-    if (size > 0x7f800000) return 0x7fff;
-    if (size >= 0x47800000) return sign | 0x7c00;
-    if (size < 0x38800000) return sign | __float_as_uint(__uint_as_float(size) + 0.5f) - 0x3f000000;  // 0.5's last place is a half's smallest number
-    return sign | (size + 0xfff + (size >> 13 & 1) - 0x38000000) >> 13;
+    const unsigned bits = __float_as_uint(v), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) return 0x7fff;
+    if (magnitude >= 0x47800000) return sign | 0x7c00;
+    if (magnitude < 0x38800000)  // adding 0.5 rounds to the spacing of subnormal halves
+        return sign | __float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000;
+    return sign | (magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13;
 }
-struct EmulatedProduct { float* d; const unsigned* a; const unsigned* b; };
-template <class T> void emulated_product(void** requests, unsigned) {
+struct EmulatedMma { float* d; const unsigned* a; const unsigned* b; };
+template <class T> void emulated_mma(void** requests, unsigned) {
     static double A[16][16], B[16][8];
-    const auto lane = [&](int i) { return (EmulatedProduct*)requests[i]; };
+    const auto lane = [&](int i) { return (EmulatedMma*)requests[i]; };
     for (int l = 0; l < 32; l++)
-        for (int half_of = 0; half_of < 2; half_of++) {
-            const int i = l / 4, j = l % 4 * 2 + half_of, shift = 16 * half_of;
-            for (int r = 0; r < 4; r++) A[i + r % 2 * 8][j + r / 2 * 8] = load(T{(unsigned short)(lane(l)->a[r] >> shift)});
+        for (int high = 0; high < 2; high++) {
+            const int i = l / 4, j = l % 4 * 2 + high, shift = 16 * high;
+            for (int r = 0; r < 4; r++)
+                A[i + r % 2 * 8][j + r / 2 * 8] = load(T{(unsigned short)(lane(l)->a[r] >> shift)});
             for (int r = 0; r < 2; r++) B[j + r * 8][i] = load(T{(unsigned short)(lane(l)->b[r] >> shift)});
         }
     for (int l = 0; l < 32; l++)
@@ -446,31 +478,36 @@ template <class T> void emulated_product(void** requests, unsigned) {
         }
 }
 template <class T> static inline void mma(float d[4], const unsigned a[4], const unsigned b[2]) {
-    EmulatedProduct request{d, a, b};
-    emulated_collective(&request, emulated_product<T>, 0xffffffffu, 0);
+    EmulatedMma request{d, a, b};
+    emulated_collective(&request, emulated_mma<T>, 0xffffffffu, 0);
 }
 """
 
 FOOTER = r"""
-template <class... A, size_t... I> static inline void emulated_call(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
+template <class... A, size_t... I>
+static inline void emulated_call(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
     kernel(*(A*)values[I]...);
 }
 template <class... A> static inline void emulated_call(void (*kernel)(A...), void** values) {
     emulated_call(kernel, values, std::index_sequence_for<A...>());
 }
-template <class... A> static int emulated_sizes(void (*)(A...), int* sizes) { int n = 0; ((sizes[n++] = (int)sizeof(A)), ...); return n; }
-extern "C" void emulated_shared_room(char** room) {
+template <class... A> static int emulated_sizes(void (*)(A...), int* sizes) {
+    int n = 0;
+    ((sizes[n++] = (int)sizeof(A)), ...);
+    return n;
+}
+extern "C" void emulated_static_shared(char** bounds) {
 #ifdef __APPLE__
-    room[0] = room[1] = nullptr;
+    bounds[0] = bounds[1] = nullptr;
 #else
-    room[0] = __start_emulated_shared, room[1] = __stop_emulated_shared;
+    bounds[0] = __start_emulated_shared, bounds[1] = __stop_emulated_shared;
 #endif
 }
 """
 
 
 class LaunchError(RuntimeError):
-    """A kernel did what a GPU may not do, or leaves undefined."""
+    """A kernel did what is an error or undefined on a GPU."""
 
 
 settings = SimpleNamespace(order="forward", seed=0, tensor_cores=True)
@@ -478,7 +515,11 @@ settings = SimpleNamespace(order="forward", seed=0, tensor_cores=True)
 
 @contextlib.contextmanager
 def emulating(**changed):
-    """For the duration: `order` of threads, warps and blocks ("forward", "reversed", "shuffled" by `seed`); `tensor_cores` False as before sm_80."""
+    """A context with other settings.
+
+    order: of threads, warps and blocks: "forward", "reversed" or "shuffled" by `seed`.   tensor_cores: False for a GPU
+    before sm_80
+    """
     before = dict(vars(settings))
     if not set(changed) <= set(before) or changed.get("order", "forward") not in ORDERS:
         raise ValueError(f"the emulator has no setting {changed}")
@@ -491,14 +532,14 @@ def emulating(**changed):
 
 @functools.cache
 def missing():
-    """Why the emulator cannot run here, or None."""
+    """Why the emulator cannot run on this machine, or None."""
     if os.name != "posix":
         return "the CUDA emulator needs a POSIX system"
     return None if shutil.which("g++") else "the CUDA emulator needs g++"
 
 
-def _library(source, *flags):
-    """The path of the compiled library, from the cache if it was compiled before."""
+def compiled_library(source, *flags):
+    """The path of the compiled library; compiled only if it is not in the cache."""
     if missing():
         raise RuntimeError(missing())
     flags = (
@@ -516,9 +557,8 @@ def _library(source, *flags):
     )
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=path.parent
-        ) as folder:  # renamed when complete: another process may compile the same
+        # Renamed when complete, since another process may compile the same source.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = os.path.join(folder, "kernel.so")
             run = subprocess.run(
                 ["g++", "-x", "c++", "-", *flags, "-o", made], input=source.encode(), capture_output=True
@@ -531,32 +571,32 @@ def _library(source, *flags):
 
 @functools.cache
 def _runtime():
-    return ctypes.PyDLL(str(_library(RUNTIME, "-O2")), mode=ctypes.RTLD_GLOBAL)  # PyDLL: one launch at a time
+    return ctypes.PyDLL(str(compiled_library(RUNTIME, "-O2")), mode=ctypes.RTLD_GLOBAL)  # PyDLL: one launch at a time
 
 
 class Memory:
-    """`nbytes` of memory that starts as NaN and ends, as far as 16-byte alignment allows, at a page that may not be touched. `buffer` is its bytes."""
+    """Memory that starts as NaN and ends, up to 16-byte alignment, at a protected page. `buffer` is its bytes."""
 
     live = weakref.WeakValueDictionary()  # by address
 
     def __init__(self, nbytes):
         page = mmap.PAGESIZE
-        room = -(-(nbytes + 64) // page) * page
-        mapped = mmap.mmap(-1, room + page)
+        size = -(-(nbytes + 64) // page) * page
+        mapped = mmap.mmap(-1, size + page)
         whole = np.frombuffer(mapped, np.uint8)
-        start = room - -(-nbytes // 16) * 16
+        start = size - -(-nbytes // 16) * 16
         self.address, self.nbytes, self.buffer = whole.ctypes.data + start, nbytes, whole[start : start + nbytes]
-        self._before, self._after = whole[start - 64 : start], whole[start + nbytes : room]
+        self._before, self._after = whole[start - 64 : start], whole[start + nbytes : size]
         self.buffer.fill(0xFF)
         self._before.fill(0xCA)
         self._after.fill(0xCA)
         protect = ctypes.CDLL(None).mprotect
-        if protect(ctypes.c_void_p(whole.ctypes.data + room), ctypes.c_size_t(page), 0):
+        if protect(ctypes.c_void_p(whole.ctypes.data + size), ctypes.c_size_t(page), 0):
             raise OSError("mprotect")
         Memory.live[self.address] = self
 
-    def outside(self, kernel):
-        """What a kernel has written just outside, if anything."""
+    def written_outside(self, kernel):
+        """A message if a kernel has written just outside the array, else None."""
         for guard, where in ((self._before, "before the start"), (self._after, "past the end")):
             if (guard != 0xCA).any():
                 guard.fill(0xCA)
@@ -564,18 +604,24 @@ class Memory:
 
 
 def _nearest(address):
-    """What lies at an address that may not be touched."""
+    """A description of a protected address."""
     for start, memory in list(Memory.live.items()):
         end = start + memory.nbytes
         if end <= address < end + mmap.PAGESIZE + 64:
             return f"{address - end} bytes past the end of an array of {memory.nbytes} bytes"
         if start - mmap.PAGESIZE <= address < start:
             return f"{start - address} bytes before the start of an array of {memory.nbytes} bytes"
-    return f"address {address:#x}, in no array: a null pointer, far outside an array, beyond dynamic shared memory, or not aligned"
+    return (
+        f"address {address:#x} is in no array: a null pointer, far outside an array, beyond dynamic shared memory, "
+        "or misaligned"
+    )
 
 
 class Program:
-    """One source, compiled when first launched: `program.launch(name, blocks, threads, values, shared)`, `values` NumPy arrays or scalars of one number."""
+    """One source, compiled at the first launch: `program.launch(name, blocks, threads, values, shared)`.
+
+    values: NumPy scalars or arrays of one element
+    """
 
     def __init__(self, code):
         self.code, self._libraries = code, {}
@@ -584,7 +630,7 @@ class Program:
         cores = settings.tensor_cores
         if cores not in self._libraries:
             _runtime()
-            # Dynamic shared memory: its address is known only when the block runs.
+            # The address of dynamic shared memory is known only when the block runs.
             aligned, bounds = (
                 r"(?:(?:__align__|alignas)\s*\(\d+\)\s*)?",
                 r"(?:__launch_bounds__\s*\(((?:[^(),]|\([^()]*\))*)[^()]*\)\s*)?",
@@ -598,10 +644,10 @@ class Program:
             launchers = "".join(
                 f'extern "C" void emulated_run_{name}(void** values) {{ emulated_call({name}, values); }}\n'
                 f'extern "C" int emulated_sizes_{name}(int* sizes) {{ return emulated_sizes({name}, sizes); }}\n'
-                f'extern "C" int emulated_most_{name}() {{ return {before or after or 1024}; }}\n'
+                f'extern "C" int emulated_max_threads_{name}() {{ return {before or after or 1024}; }}\n'
                 for before, after, name in names
             )
-            # Without external linkage the statics of templates are ordinary variables, which can share a section.
+            # In an unnamed namespace, static variables of templates are ordinary variables, which can share a section.
             source = (
                 f"{HEADER}\n#define TENSOR_CORES {int(cores)}\nnamespace {{\n#line 1\n{text}\n}}\n{FOOTER}{launchers}"
             )
@@ -612,7 +658,7 @@ class Program:
                 "-fno-strict-aliasing",
                 "-ffp-contract=off",
             )
-            self._libraries[cores] = ctypes.PyDLL(str(_library(source, *flags)))
+            self._libraries[cores] = ctypes.PyDLL(str(compiled_library(source, *flags)))
         return self._libraries[cores]
 
     def has(self, name):
@@ -621,19 +667,20 @@ class Program:
     def launch(self, name, blocks, threads, values, shared=0, memories=()):
         library = self._compiled()
         blocks, threads = ((tuple(map(int, size)) + (1, 1))[:3] for size in (blocks, threads))
-        most = min(1024, getattr(library, f"emulated_most_{name}")())
+        max_threads = min(1024, getattr(library, f"emulated_max_threads_{name}")())
         if (
-            threads[0] * threads[1] * threads[2] > most
+            threads[0] * threads[1] * threads[2] > max_threads
             or threads[2] > 64
             or min(blocks + threads) < 1
             or max(blocks[1:]) > 65535
             or blocks[0] > 2**31 - 1
         ):
             raise LaunchError(
-                f"{name}: no GPU launches {blocks} blocks of {threads} threads, where a block has at most {most}"
+                f"{name} cannot be launched with {blocks} blocks of {threads} threads; "
+                f"a block has at most {max_threads} threads"
             )
-        if shared > MOST_SHARED:
-            raise LaunchError(f"{name}: a block has at most {MOST_SHARED} bytes of shared memory, not {shared}")
+        if shared > MAX_SHARED:
+            raise LaunchError(f"{name}: a block has at most {MAX_SHARED} bytes of shared memory, not {shared}")
         sizes = (ctypes.c_int * 256)()
         count = getattr(library, f"emulated_sizes_{name}")(sizes)
         values = [np.ascontiguousarray(value) for value in values]
@@ -642,8 +689,8 @@ class Program:
                 f"{name} takes arguments of {list(sizes[:count])} bytes, not {[value.nbytes for value in values]}"
             )
         pointers = (ctypes.c_void_p * max(1, count))(*(value.ctypes.data for value in values))
-        room, why, where = (ctypes.c_void_p * 2)(), ctypes.create_string_buffer(512), ctypes.c_void_p()
-        library.emulated_shared_room(room)
+        static_shared, why, where = (ctypes.c_void_p * 2)(), ctypes.create_string_buffer(512), ctypes.c_void_p()
+        library.emulated_static_shared(static_shared)
         three = ctypes.c_uint * 3
         failed = _runtime().emulated_launch(
             ctypes.cast(getattr(library, f"emulated_run_{name}"), ctypes.c_void_p),
@@ -653,24 +700,25 @@ class Program:
             ctypes.c_size_t(shared),
             ORDERS.index(settings.order),
             ctypes.c_uint64(settings.seed),
-            ctypes.c_void_p(room[0]),
-            ctypes.c_void_p(room[1]),
+            ctypes.c_void_p(static_shared[0]),
+            ctypes.c_void_p(static_shared[1]),
             why,
             ctypes.byref(where),
         )
-        told = f"{name}: {self._told(why.value.decode(), where.value or 0)}" if failed else None
+        message = f"{name}: {self._message(why.value.decode(), where.value or 0)}" if failed else None
         for memory in memories:
-            told = memory.outside(name) or told
-        if told:
-            raise LaunchError(told)
+            message = memory.written_outside(name) or message
+        if message:
+            raise LaunchError(message)
 
-    def _told(self, why, address):
+    def _message(self, why, address):
+        """The runtime's message in words, with source lines for line numbers."""
         if why == "address":
             return f"out of bounds: {_nearest(address)}"
         if why == "index":
             return (
-                "out of bounds or not aligned: an index outside an array of shared memory or registers, or several numbers read or written at once "
-                "at no multiple of their size"
+                "out of bounds or misaligned: an index outside an array of shared memory or registers, or a vectorized "
+                "access at an address that is no multiple of its size"
             )
         if why == "division":
             return "an integer is divided by zero"

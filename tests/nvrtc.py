@@ -1,4 +1,7 @@
-"""NVRTC through ctypes: CUDA source to machine code for a named architecture, without CuPy, a driver or a GPU (package nvidia-cuda-nvrtc-cu12)."""
+"""NVRTC through ctypes: compiles CUDA source for a given architecture without CuPy, a driver or a GPU.
+
+It needs the package nvidia-cuda-nvrtc-cu12.
+"""
 
 import ctypes
 import functools
@@ -10,12 +13,12 @@ import re
 
 from slm_np.paths import cache_dir
 
-REGISTERS = 65536  # of a multiprocessor
+REGISTERS = 65536  # per multiprocessor
 
 
 @functools.cache
 def library():
-    """The library, or None where it is not installed."""
+    """The library, or None if it is not installed."""
     spec = importlib.util.find_spec("nvidia")
     for folder in spec.submodule_search_locations if spec else ():
         for name in ("lib/libnvrtc.so.*", "bin/nvrtc64*.dll"):
@@ -26,7 +29,10 @@ def library():
 
 
 def compile(code, architecture, options=()):
-    """(machine code: a cubin, so that the assembler has read it too; NVRTC's log), compiled as CuPy does. ValueError with the log if it is not valid."""
+    """(cubin, NVRTC's log), compiled with CuPy's options. Raises ValueError with the log if the source is not valid.
+
+    A cubin is machine code, so the assembler has accepted it too.
+    """
     nvrtc, program = library(), ctypes.c_void_p()
     options = [
         option.encode()
@@ -57,27 +63,28 @@ def compile(code, architecture, options=()):
 
 
 def check(kernel, types, architecture):
-    """Compile one variant of a `Kernel`, see that its function is there and that a block of its threads finds the registers it needs, which a
-    launch would ask for; what has compiled once is remembered by the hash of its source."""
+    """Compile one variant of a `Kernel`. Raises ValueError if that fails, or if a block's threads need too many
+    registers to be launched.
+
+    A cache remembers which sources have compiled.
+    """
     from slm_np.kernels.gpu.source import OPTIONS
 
     code, version = kernel.code(**types), (ctypes.c_int * 2)()
     library().nvrtcVersion(ctypes.byref(version), ctypes.byref(version, 4))
-    done = (
-        cache_dir()
-        / "nvrtc"
-        / hashlib.sha256(f"{tuple(version)} {architecture} {OPTIONS} {kernel.threads} {code}".encode()).hexdigest()[:24]
-    )
+    key = f"{tuple(version)} {architecture} {OPTIONS} {kernel.threads} {code}"
+    done = cache_dir() / "nvrtc" / hashlib.sha256(key.encode()).hexdigest()[:24]
     if not done.exists():
         try:
             cubin, log = compile(code, architecture, (*OPTIONS, "--ptxas-options=-v"))
             assert kernel.name.encode() in cubin
         except ValueError as error:
             raise ValueError(f"{kernel.name} of {types} for {error}") from None
-        each = int(re.search(r"Used (\d+) registers", log)[1])
-        if -(-each // 8) * 8 * kernel.threads > REGISTERS:  # given out by eights
+        registers = int(re.search(r"Used (\d+) registers", log)[1])
+        if -(-registers // 8) * 8 * kernel.threads > REGISTERS:  # allocated in units of eight
             raise ValueError(
-                f"{kernel.name} of {types} for {architecture}: {kernel.threads} threads of {each} registers do not fit into a multiprocessor"
+                f"{kernel.name} of {types} for {architecture}: "
+                f"{kernel.threads} threads of {registers} registers do not fit into a multiprocessor"
             )
         done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()

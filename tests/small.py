@@ -30,11 +30,11 @@ TRAIN = dict(
     save_interval=4,
     threads=1,
 )
-TIMED = {"step_ms", "tokens_per_s", "time_s"}  # what two equal runs differ in
+TIMED = {"step_ms", "tokens_per_s", "time_s"}  # metrics that differ between equal runs
 
 
 def text(seed=0, lines=300):
-    """A text of few words, always the same for a seed."""
+    """Text of few words, the same for the same seed."""
     draw = random.Random(seed)
     return (
         "\n".join(
@@ -117,7 +117,7 @@ def flags(data, **changes):
 
 
 def environment(**more):
-    """For a process that imports the slm_np that this one has, and uses one thread."""
+    """Environment variables of a process that imports the same slm_np as this one and uses one thread."""
     return {
         **os.environ,
         "PYTHONPATH": str(Path(slm_np.__file__).resolve().parents[1]),
@@ -128,7 +128,7 @@ def environment(**more):
 
 
 def command(verb, *words, cwd, **options):
-    """Run `python -m slm_np.VERB WORDS` in the folder `cwd`. Returns what subprocess.run does, its output as text."""
+    """Run `python -m slm_np.VERB WORDS` in the directory `cwd`. Returns subprocess.run's result, with output as text."""
     return subprocess.run(
         [sys.executable, "-m", f"slm_np.{verb}", *map(str, words)],
         cwd=cwd,
@@ -142,7 +142,7 @@ def command(verb, *words, cwd, **options):
 
 
 def process(verb, *words, cwd):
-    """The same, running: a Popen whose stderr is to be read."""
+    """Start `python -m slm_np.VERB WORDS` in the directory `cwd`. Returns the Popen; its stderr is a pipe."""
     return subprocess.Popen(
         [sys.executable, "-m", f"slm_np.{verb}", *map(str, words)],
         cwd=cwd,
@@ -166,7 +166,7 @@ def status(verb, *words):
 
 
 def rows(run):
-    """The metrics of a run, without what the clock says."""
+    """The metrics of a run, without times."""
     return [{name: value for name, value in row.items() if name not in TIMED} for row in metrics.read_metrics(run)]
 
 
@@ -181,5 +181,5 @@ def assert_same_state(run, other, step):
 
 
 def tree(folder):
-    """Names of all that lies in a folder."""
+    """The paths of all files and directories in a directory."""
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))

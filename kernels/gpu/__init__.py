@@ -1,4 +1,4 @@
-"""GPU kernels: CUDA source, launched through CuPy, and cuBLAS. Each name here that an op calls has a twin of the same parameters in every other kernel set."""
+"""GPU kernels: CUDA source launched through CuPy, and cuBLAS. All kernel sets have these names and parameters."""
 
 from .activation import (
     gelu_backward,
@@ -11,7 +11,8 @@ from .activation import (
     swiglu_forward,
 )
 from .adamw import adamw, clip_scale, square_sum, square_sum_blocks
-from .attention import attention_backward, attention_forward, attention_scratch, attention_step
+from .attention import attention_backward, attention_forward, attention_scratch
+from .attention_step import attention_step
 from .convert import convert
 from .convolution import convolution_backward, convolution_forward
 from .dropout import dropout_backward, dropout_forward

@@ -1,27 +1,27 @@
-"""The optimiser: one sweep over flat memory, and the gradient's norm, which need not leave the device to clip the gradient or to stop the update."""
+"""AdamW in one sweep over flat buffers, and the gradient's norm, which clips or skips an update on the device."""
 
 from .source import Kernel, grid
-from .vector import SEVERAL, count, variants
+from .vector import VECTOR, variants, vector_size
 
-BLOCK = 1 << 13  # numbers that a block sums; fixed, so the sum's order is
+BLOCK = 1 << 13  # elements per partial sum; a constant, which fixes the order of the additions
 
-squares = Kernel(
+squares_kernel = Kernel(
     "squares",
     r"""
-extern "C" __global__ void squares(double* partial, const Number* x, size_t n) {
+extern "C" __global__ void squares(double* partial, const Real* x, size_t n) {
     __shared__ double shared[32];
-    const size_t low = blockIdx.x * (size_t)BLOCK, high = low + BLOCK < n ? low + BLOCK : n;
+    const size_t start = blockIdx.x * (size_t)BLOCK, stop = start + BLOCK < n ? start + BLOCK : n;
     double sum = 0;
     #pragma unroll 8
-    for (size_t i = low + threadIdx.x; i < high; i += 256) sum += (double)x[i] * (double)x[i];
+    for (size_t i = start + threadIdx.x; i < stop; i += 256) sum += (double)x[i] * (double)x[i];
     sum = block_sum(sum, shared);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }""",
-    variants=[dict(Number=t, BLOCK=BLOCK) for t in ("float", "double")],
+    variants=[dict(Real=t, BLOCK=BLOCK) for t in ("float", "double")],
 )
 
-# partial[n] = sum of the n before it
-total = Kernel(
+# partial[n] = sum of partial[:n]
+total_kernel = Kernel(
     "total",
     r"""
 extern "C" __global__ void total(double* partial, size_t n) {
@@ -34,68 +34,80 @@ extern "C" __global__ void total(double* partial, size_t n) {
     threads=1024,
 )
 
-clip = Kernel(
+clip_kernel = Kernel(
     "clip_scale",
     r"""
-extern "C" __global__ void clip_scale(Number* found, const double* square_sum, Scalar<double> grad_clip, Scalar<double> loss_scale) {
+extern "C" __global__ void clip_scale(Real* found, const double* square_sum,
+                                      Scalar<double> grad_clip, Scalar<double> loss_scale) {
     const double unscale = 1 / loss_scale(), norm = sqrt(*square_sum) * unscale, limit = grad_clip();
-    const double share = limit / (norm + 1e-6);
+    const double ratio = limit / (norm + 1e-6);
     found[0] = norm;
-    found[1] = norm < INF ? (limit > 0 && share < 1 ? share : 1) * unscale : INF - INF;  // no `norm - norm`: a product fused into that leaves its rounding
+    // NaN is INF - INF here: the compiler would fuse `norm - norm` into a multiply-add, which leaves the rounding error
+    // of `norm`.
+    found[1] = norm < INF ? (limit > 0 && ratio < 1 ? ratio : 1) * unscale : INF - INF;
 }""",
     threads=1,
-    variants=[dict(Number=t) for t in ("float", "double")],
+    variants=[dict(Real=t) for t in ("float", "double")],
 )
 
-# A scale that is not finite updates nothing; the gradients become zero all the same.
-sweep = Kernel(
+# A gradient scale that is not finite updates nothing, but still zeroes the gradients.
+adamw_kernel = Kernel(
     "adamw",
-    SEVERAL
+    VECTOR
     + r"""
-extern "C" __global__ void adamw(Number* weights, Number* gradients, Number* mean, Number* square, size_t n, size_t n_decayed, Scalar<Number> gradient_scale,
-                                 Scalar<Number> rate, Scalar<Number> correction1, Scalar<Number> correction2,
-                                 Number decay, Number beta1, Number blend1, Number beta2, Number blend2, Number eps) {
-    const Number scale = gradient_scale(), shrink = 1 - rate() * decay, step = rate() / correction1(), root = 1 / sqrt(correction2());
+extern "C" __global__ void adamw(Real* weights, Real* gradients, Real* mean, Real* square, size_t n, size_t n_decayed,
+                                 Scalar<Real> gradient_scale, Scalar<Real> rate,
+                                 Scalar<Real> correction1, Scalar<Real> correction2, Real decay,
+                                 Real beta1, Real one_minus_beta1, Real beta2, Real one_minus_beta2, Real eps) {
+    const Real scale = gradient_scale(), shrink = 1 - rate() * decay;
+    const Real step = rate() / correction1(), inv_root = 1 / sqrt(correction2());
     const bool finite = scale - scale == 0;
-    for (size_t i = first_number(); i < n; i += next_numbers()) {
+    for (size_t i = first_element(); i < n; i += element_stride()) {
         if (finite) {
-            Several<Number> w = several(weights + i), m = several(mean + i), v = several(square + i);
-            const Several<Number> g = several(gradients + i);
-            for (int j = 0; j < COUNT; ++j) {
-                const Number slope = g.at[j] * scale;
-                m.at[j] = beta1 * m.at[j] + blend1 * slope;
-                v.at[j] = beta2 * v.at[j] + blend2 * slope * slope;
-                w.at[j] = w.at[j] * (i + j < n_decayed ? shrink : 1) - step * m.at[j] / (sqrt(v.at[j]) * root + eps);
+            Vector<Real> w = vector(weights + i), m = vector(mean + i), v = vector(square + i);
+            const Vector<Real> gradient = vector(gradients + i);
+            for (int j = 0; j < VEC; ++j) {
+                const Real g = gradient.at[j] * scale;
+                m.at[j] = beta1 * m.at[j] + one_minus_beta1 * g;
+                v.at[j] = beta2 * v.at[j] + one_minus_beta2 * g * g;
+                const Real decayed = w.at[j] * (i + j < n_decayed ? shrink : 1);
+                w.at[j] = decayed - step * m.at[j] / (sqrt(v.at[j]) * inv_root + eps);
             }
-            several(weights + i) = w, several(mean + i) = m, several(square + i) = v;
+            vector(weights + i) = w, vector(mean + i) = m, vector(square + i) = v;
         }
-        several(gradients + i) = {};
+        vector(gradients + i) = {};
     }
 }""",
-    variants=[types for t in ("float", "double") for types in variants(Number=t)],
+    variants=[types for t in ("float", "double") for types in variants(Real=t)],
 )
 
 
 def square_sum_blocks(size):
-    """Numbers of `partial` for gradients of this size: each block's sum, and the sum of all, the last."""
+    """Elements of `partial` for so many gradients: one sum per block, then the total."""
     return (size + BLOCK - 1) // BLOCK + 1
 
 
 def square_sum(partial, x):
-    """partial[-1] = sum of x^2, left on the device and returned as an array of one.   partial (square_sum_blocks(x.size),) float64"""
+    """partial[-1] = sum of x^2        partial (square_sum_blocks(x.size),) float64
+
+    Returns the sum as a device array of one element.
+    """
     blocks = partial.size - 1
-    squares(blocks, (partial, x, x.size), Number=x, BLOCK=BLOCK)
-    total(1, (partial, blocks))
+    squares_kernel(blocks, (partial, x, x.size), Real=x, BLOCK=BLOCK)
+    total_kernel(1, (partial, blocks))
     return partial[-1:]
 
 
 def clip_scale(found, partial, grad_clip, loss_scale):
-    """found[0] = norm = sqrt(sum of squares) / loss_scale,   found[1] = min(1, grad_clip / (norm + 1e-6)) / loss_scale, or NaN if the norm is not finite
+    """found[0] = norm = sqrt(sum of squares) / loss_scale,   found[1] = min(1, grad_clip / (norm + 1e-6)) / loss_scale
 
-    partial: what `square_sum` left.   grad_clip: 0 is no limit.   loss_scale: a number, or a device array of one float64.
-    found (2,) in the weights' type: found[1:] is the scale that `adamw` takes, so that an update needs no word from the host.
+    found[1] is NaN if the norm is not finite.
+
+    found (2,) in the weights' type. found[1:] is the gradient_scale of `adamw`, so an update needs no synchronization.
+    partial: what `square_sum` computed.   grad_clip: 0 for no limit.   loss_scale: a number, or a device array of one
+    float64.
     """
-    clip(1, (found, partial[-1:], grad_clip, loss_scale), Number=found)
+    clip_kernel(1, (found, partial[-1:], grad_clip, loss_scale), Real=found)
 
 
 def adamw(
@@ -113,10 +125,13 @@ def adamw(
     correction2,
     eps,
 ):
-    """Scale, rate and both corrections: numbers, or device arrays of one in the weights' type. A scale that is not finite only zeroes the gradients."""
-    several = count(weights.size, weights, gradients, mean, square)
-    sweep(
-        grid(weights.size // several),
+    """gradient_scale, rate and both corrections: numbers, or device arrays of one element in the weights' type.
+
+    A gradient_scale that is not finite leaves weights and moments unchanged and zeroes the gradients.
+    """
+    vec = vector_size(weights.size, weights, gradients, mean, square)
+    adamw_kernel(
+        grid(weights.size // vec),
         (
             weights,
             gradients,
@@ -135,6 +150,6 @@ def adamw(
             1 - beta2,
             eps,
         ),
-        Number=weights,
-        COUNT=several,
+        Real=weights,
+        VEC=vec,
     )

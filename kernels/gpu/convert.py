@@ -1,18 +1,18 @@
-"""From one storage type to another."""
+"""Conversion from one storage type to another."""
 
 from .source import Kernel, grid
-from .vector import SEVERAL, count, variants
+from .vector import VECTOR, variants, vector_size
 
-rounded = Kernel(
+convert_kernel = Kernel(
     "convert",
-    SEVERAL
+    VECTOR
     + r"""
 extern "C" __global__ void convert(Out* out, const In* x, size_t n) {
-    for (size_t i = first_number(); i < n; i += next_numbers()) {
-        const Several<In> v = several(x + i);
-        Several<Out> y;
-        for (int j = 0; j < COUNT; ++j) y.at[j] = store<Out>(load(v.at[j]));
-        several(out + i) = y;
+    for (size_t i = first_element(); i < n; i += element_stride()) {
+        const Vector<In> v = vector(x + i);
+        Vector<Out> y;
+        for (int j = 0; j < VEC; ++j) y.at[j] = store<Out>(load(v.at[j]));
+        vector(out + i) = y;
     }
 }""",
     variants=[
@@ -31,5 +31,5 @@ extern "C" __global__ void convert(Out* out, const In* x, size_t n) {
 
 
 def convert(out, x):
-    several = count(out.size, out, x)
-    rounded(grid(out.size // several), (out, x, out.size), Out=out, In=x, COUNT=several)
+    vec = vector_size(out.size, out, x)
+    convert_kernel(grid(out.size // vec), (out, x, out.size), Out=out, In=x, VEC=vec)

@@ -1,7 +1,8 @@
-"""cuBLAS on CuPy's current stream, also while that is captured, which CuPy's own calls refuse (14.2: "calling cuBLAS API during stream capture").
+"""cuBLAS called through its C interface on CuPy's current stream, which works while a graph is captured.
 
-It is the library that CuPy has loaded, called by its C names, with a handle and a workspace of our own: a captured graph then allocates nothing, and
-nobody else's calls change the mathematics.
+CuPy's own wrappers refuse that (14.2: "calling cuBLAS API during stream capture"). This uses the library that CuPy
+has loaded, with a handle and a workspace of its own, so a captured graph allocates nothing and other code cannot
+change the math mode.
 """
 
 import ctypes
@@ -9,31 +10,16 @@ import functools
 import os
 from ctypes import c_int, c_longlong, c_size_t, c_void_p
 
-EXACT = 16  # the default mathematics, which has no TF32, and no sum may be cut to a 16-bit output's type before it is complete
-WORKSPACE = 32 << 20  # bytes: what NVIDIA advises for a Hopper GPU; older ones take less
-FACTORS = [
-    c_void_p,
-    c_int,
-    c_int,
-    c_int,
-    c_int,
-    c_int,
-    c_void_p,
-]  # handle, whether A and B are transposed, m, n, k, alpha
-C_TYPES = dict(
-    cublasGemmEx=[*FACTORS, *[c_void_p, c_int, c_int] * 2, c_void_p, c_void_p, c_int, c_int, c_int, c_int],
-    cublasGemmStridedBatchedEx=[
-        *FACTORS,
-        *[c_void_p, c_int, c_int, c_longlong] * 2,
-        c_void_p,
-        c_void_p,
-        c_int,
-        c_int,
-        c_longlong,
-        c_int,
-        c_int,
-        c_int,
-    ],
+# CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: no TF32, and parts of a split sum are not rounded to 16 bits
+EXACT = 16
+WORKSPACE = 32 << 20  # bytes: NVIDIA's recommendation for Hopper; older GPUs need less
+
+SHAPE = [c_void_p, c_int, c_int, c_int, c_int, c_int, c_void_p]  # handle, transpose of A and of B, m, n, k, alpha
+MATRIX = [c_void_p, c_int, c_int]  # address, type, leading dimension
+BATCHED = [*MATRIX, c_longlong]  # the same and the stride from matrix to matrix
+SIGNATURES = dict(
+    cublasGemmEx=[*SHAPE, *MATRIX, *MATRIX, c_void_p, *MATRIX, c_int, c_int],
+    cublasGemmStridedBatchedEx=[*SHAPE, *BATCHED, *BATCHED, c_void_p, *BATCHED, c_int, c_int, c_int],
     cublasSetStream_v2=[c_void_p, c_void_p],
     cublasSetWorkspace_v2=[c_void_p, c_void_p, c_size_t],
     cublasSetMathMode=[c_void_p, c_int],
@@ -41,24 +27,25 @@ C_TYPES = dict(
 
 
 class Cublas:
-    """The library, opened; the first use is to be before a stream is captured."""
+    """The library with one handle. Create it before a stream is captured."""
 
     def __init__(self, cupy):
         self.current_stream, self.error, self.stream = cupy.cuda.get_current_stream, cupy.cuda.cublas.CUBLASError, None
-        # CuPy's module is linked to the library, whose names are found through it; Windows knows a library that is loaded by its own name.
+        # CuPy's extension module links to the library, so its symbols are found through that file. On Windows a loaded
+        # library is found by its own name.
         library = ctypes.CDLL(
             cupy.cuda.cublas.__file__
             if os.name == "posix"
             else f"cublas64_{cupy.cuda.runtime.runtimeGetVersion() // 1000}.dll"
         )
-        self.functions = {name: getattr(library, name) for name in C_TYPES}
+        self.functions = {name: getattr(library, name) for name in SIGNATURES}
         for name, function in self.functions.items():
-            function.argtypes, function.restype = C_TYPES[name], c_int
+            function.argtypes, function.restype = SIGNATURES[name], c_int
         self.handle, self.workspace = cupy.cuda.cublas.create(), cupy.empty(WORKSPACE, "u1")
-        self.ask("cublasSetMathMode", EXACT)
+        self.call("cublasSetMathMode", EXACT)
 
-    def ask(self, name, *arguments):
-        """The function of that C name, of the arguments after the handle. CUBLASError if it fails."""
+    def call(self, name, *arguments):
+        """Call a C function with the handle and these arguments. Raises CUBLASError if it fails."""
         status = self.functions[name](self.handle, *arguments)
         if status:
             raise self.error(status)
@@ -67,26 +54,26 @@ class Cublas:
         """The same on CuPy's current stream."""
         stream = self.current_stream().ptr
         if stream != self.stream:
-            self.ask("cublasSetStream_v2", stream)  # which takes the workspace away
-            self.ask("cublasSetWorkspace_v2", self.workspace.data.ptr, self.workspace.nbytes)
+            self.call("cublasSetStream_v2", stream)  # this resets the workspace to the library's own
+            self.call("cublasSetWorkspace_v2", self.workspace.data.ptr, self.workspace.nbytes)
             self.stream = stream
-        self.ask(name, *arguments)
+        self.call(name, *arguments)
 
 
 @functools.cache
-def opened(cupy):
+def cublas_for(cupy):
     return Cublas(cupy)
 
 
 def gemm_ex(*arguments):
-    """cublasGemmEx, of the arguments after the handle."""
+    """cublasGemmEx, with the arguments after the handle."""
     import cupy
 
-    opened(cupy).launch("cublasGemmEx", *arguments)
+    cublas_for(cupy).launch("cublasGemmEx", *arguments)
 
 
 def gemm_strided_batched_ex(*arguments):
-    """cublasGemmStridedBatchedEx, of the arguments after the handle."""
+    """cublasGemmStridedBatchedEx, with the arguments after the handle."""
     import cupy
 
-    opened(cupy).launch("cublasGemmStridedBatchedEx", *arguments)
+    cublas_for(cupy).launch("cublasGemmStridedBatchedEx", *arguments)

@@ -1,136 +1,140 @@
-"""The GPU of a run: found, named, measured. Where there is none, one sentence says what is missing: CuPy, the driver, a device, CUDA's libraries."""
+"""The GPU of a run: select it, describe it, or say in one sentence what is missing."""
 
 import os
 from typing import NamedTuple, Tuple
 
 from slm_np.errors import UserError
 
-LEAST = (7, 5)  # compute capability of the oldest GPUs that kernels are compiled for
-BFLOAT16 = (8, 0)  # of the oldest whose tensor cores know bfloat16
-NO_DRIVER, NO_DEVICE = 35, 100  # CUDA's words for: no driver, or too old a one; no device
-EXTRAS = "pip install 'slm_np[gpu-cuda12]', or 'slm_np[gpu-cuda13]' under a driver for CUDA 13"
+MIN_CAPABILITY = (7, 5)  # compute capability of the oldest GPUs that the kernels are compiled for
+BFLOAT16_CAPABILITY = (8, 0)  # of the oldest GPUs whose tensor cores support bfloat16
+NO_DRIVER, NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver (no driver, or one that is too old), cudaErrorNoDevice
+INSTALL = "pip install 'slm_np[gpu-cuda12]', or 'slm_np[gpu-cuda13]' with a driver for CUDA 13"
 
 
-class Device(NamedTuple):
-    """A GPU. number: CUDA's, from 0.   capability: (major, minor)   processors: multiprocessors   bytes: all of its memory"""
+class GpuInfo(NamedTuple):
+    """A GPU's properties."""
 
-    number: int
+    number: int  # CUDA's device number, from 0
     name: str
-    capability: Tuple[int, int]
-    processors: int
-    bytes: int
+    capability: Tuple[int, int]  # compute capability, (major, minor)
+    multiprocessors: int
+    bytes: int  # total memory
 
     @property
     def bfloat16(self):
-        """Whether it multiplies bfloat16 as fast as float16."""
-        return self.capability >= BFLOAT16
+        """Whether its matmuls in bfloat16 are as fast as in float16."""
+        return self.capability >= BFLOAT16_CAPABILITY
 
     def __str__(self):
-        return f"{self.name} (cuda:{self.number}, compute capability {'.'.join(map(str, self.capability))}, {self.processors} multiprocessors, {self.bytes / 2**30:.1f} GiB)"
+        return (
+            f"{self.name} (cuda:{self.number}, compute capability {'.'.join(map(str, self.capability))}, "
+            f"{self.multiprocessors} multiprocessors, {self.bytes / 2**30:.1f} GiB)"
+        )
 
 
 def use_device(number=0):
-    """Make GPU `number` the one that this thread's arrays and kernels are on; returns its `Device`.
+    """Make GPU `number` the current device of this thread. Returns its `GpuInfo`.
 
-    UserError where CuPy, NVIDIA's driver, a device of that number or CUDA's libraries are missing, or the device does not do.
+    Raises UserError if CuPy, NVIDIA's driver, the device or CUDA's libraries are missing, or if the device is too old
+    or unusable.
     """
-    cupy = _cupy()
-    count = _count(cupy.cuda.runtime)
+    cupy = _import_cupy()
+    count = _device_count(cupy.cuda.runtime)
     if not 0 <= number < count:
         raise UserError(
             f"there is no GPU cuda:{number}; choose {'cuda:0' if count == 1 else f'one of cuda:0 to cuda:{count - 1}'}"
         )
-    _libraries(cupy)
-    device = described(number)
-    if device.capability < LEAST:
+    _check_libraries(cupy)
+    info = gpu_info(number)
+    if info.capability < MIN_CAPABILITY:
         raise UserError(
-            f"{device} is older than compute capability {'.'.join(map(str, LEAST))}, the least that kernels are written for; choose another device"
+            f"{info} is older than compute capability {'.'.join(map(str, MIN_CAPABILITY))}, the oldest supported one; "
+            "choose another device"
         )
     try:
         cupy.cuda.Device(number).use()
         cupy.cuda.runtime.memGetInfo()  # the first call that needs the device itself
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise UserError(
-            f"{device} cannot be used ({error}); see in nvidia-smi who holds it, or choose another device"
+            f"{info} cannot be used ({error}); check with nvidia-smi which process uses it, or choose another device"
         ) from None
-    return device
+    return info
 
 
-def described(number):
-    """The `Device` of a number."""
+def gpu_info(number):
+    """The `GpuInfo` of a device number."""
     import cupy
 
-    found = cupy.cuda.runtime.getDeviceProperties(number)
-    name = found["name"]
-    return Device(
+    properties = cupy.cuda.runtime.getDeviceProperties(number)
+    name = properties["name"]
+    return GpuInfo(
         number,
         name.decode() if isinstance(name, bytes) else name,
-        (found["major"], found["minor"]),
-        found["multiProcessorCount"],
-        found["totalGlobalMem"],
+        (properties["major"], properties["minor"]),
+        properties["multiProcessorCount"],
+        properties["totalGlobalMem"],
     )
 
 
 def free_bytes():
-    """Memory of the current device that arrays can still be made of: what is free, and what CuPy keeps of arrays that are gone."""
+    """Memory available for arrays on the current device: free memory and what CuPy's pool keeps of freed arrays."""
     import cupy
 
     return cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
 
 
-def _cupy():
-    """The module. UserError where it is not installed or does not load."""
+def _import_cupy():
+    """The module. Raises UserError if it is not installed or does not load."""
     try:
         import cupy
     except ModuleNotFoundError as error:
         if error.name != "cupy":
-            raise UserError(
-                f"CuPy, which GPUs need, lacks the package {error.name}; install it anew: {EXTRAS}"
-            ) from None
-        raise UserError(f"CuPy, which GPUs need, is not installed; {EXTRAS}") from None
+            raise UserError(f"CuPy lacks the package {error.name}; reinstall it: {INSTALL}") from None
+        raise UserError(f"GPUs need CuPy, which is not installed; {INSTALL}") from None
     except ImportError as error:
         raise UserError(
-            f"CuPy, which GPUs need, is installed but does not load ({_line(error.__cause__ or error)}); install it anew: {EXTRAS}"
+            f"GPUs need CuPy, which is installed but does not load ({_first_line(error.__cause__ or error)}); "
+            f"reinstall it: {INSTALL}"
         ) from None
     return cupy
 
 
-def _count(runtime):
-    """How many GPUs there are. UserError where there is no driver, too old a one, or no GPU."""
+def _device_count(runtime):
+    """The number of GPUs. Raises UserError if the driver is missing or too old, or if there is no GPU."""
     try:
         count = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
         if error.status == NO_DRIVER:
-            has, needs = runtime.driverGetVersion() // 1000, runtime.runtimeGetVersion() // 1000
-            if not has:
+            supported, required = runtime.driverGetVersion() // 1000, runtime.runtimeGetVersion() // 1000
+            if not supported:
                 raise UserError(
-                    "NVIDIA's driver, which GPUs need, is missing here; install it, or let the container see it"
+                    "GPUs need NVIDIA's driver, which is missing; install it, or make it visible in the container"
                 ) from None
             raise UserError(
-                f"NVIDIA's driver here is for CUDA {has} and this CuPy needs one for CUDA {needs}; update the driver, or "
-                f"uninstall CuPy and {EXTRAS}"
+                f"NVIDIA's driver supports CUDA {supported}, but this CuPy needs CUDA {required}; "
+                f"update the driver, or uninstall CuPy and {INSTALL}"
             ) from None
         if error.status != NO_DEVICE:
-            raise UserError(f"NVIDIA's driver fails ({_line(error)}); see whether nvidia-smi runs") from None
+            raise UserError(f"NVIDIA's driver fails ({_first_line(error)}); check whether nvidia-smi runs") from None
         count = 0
     if not count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise UserError(
-            "NVIDIA's driver finds no GPU here"
-            + ("; see what nvidia-smi shows" if visible is None else f"; CUDA_VISIBLE_DEVICES={visible} may hide it")
+            "NVIDIA's driver finds no GPU"
+            + ("; check nvidia-smi" if visible is None else f"; CUDA_VISIBLE_DEVICES={visible} may hide it")
         )
     return count
 
 
-def _libraries(cupy):
-    """UserError where CUDA's libraries, which CuPy finds in packages of their own or in a toolkit, are not all there."""
-    for name, touch in (("cuBLAS", lambda: cupy.cuda.cublas), ("NVRTC", lambda: cupy.cuda.nvrtc.getVersion())):
+def _check_libraries(cupy):
+    """Raise UserError if CuPy cannot load CUDA's libraries, from their own packages or a CUDA toolkit."""
+    for name, load in (("cuBLAS", lambda: cupy.cuda.cublas), ("NVRTC", lambda: cupy.cuda.nvrtc.getVersion())):
         try:
-            touch()
+            load()
         except (ImportError, RuntimeError) as error:
-            raise UserError(f"CuPy finds no {name} of CUDA's ({_line(error)}); {EXTRAS}") from None
+            raise UserError(f"CuPy cannot load CUDA's {name} ({_first_line(error)}); {INSTALL}") from None
 
 
-def _line(error):
+def _first_line(error):
     """The first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,22 +1,24 @@
-"""Dropout whose mask is a function of (key, index): drawn again in backward instead of stored, the same on every replay and on every device."""
+"""Dropout whose mask is a function of (key, index): recomputed in backward, the same on every device and replay."""
 
 from .source import Kernel, grid
-from .vector import SEVERAL, count, variants
+from .vector import VECTOR, variants, vector_size
 
 dropout_kernel = Kernel(
     "dropout",
-    SEVERAL
+    VECTOR
     + r"""
-extern "C" __global__ void dropout(Out* out, const In* x, const Residual* residual, size_t n, Scalar<unsigned> key, unsigned threshold, Compute scale) {
+extern "C" __global__ void dropout(Out* out, const In* x, const Residual* residual, size_t n,
+                                   Scalar<unsigned> key, unsigned threshold, Accum scale) {
     const unsigned k = key();
-    for (size_t i = first_number(); i < n; i += next_numbers()) {
-        const Several<In> v = several(x + i);
-        Several<Residual> under = {};
-        if (residual) under = several(residual + i);
-        Several<Out> y;
-        for (int j = 0; j < COUNT; ++j)
-            y.at[j] = store<Out>(load(under.at[j]) + (hash(k, i + j) >= threshold ? load(v.at[j]) * scale : Compute(0)));
-        several(out + i) = y;
+    for (size_t i = first_element(); i < n; i += element_stride()) {
+        const Vector<In> v = vector(x + i);
+        Vector<Residual> r = {};
+        if (residual) r = vector(residual + i);
+        Vector<Out> y;
+        for (int j = 0; j < VEC; ++j)
+            y.at[j] = store<Out>(
+                load(r.at[j]) + (hash(k, i + j) >= threshold ? load(v.at[j]) * scale : Accum(0)));
+        vector(out + i) = y;
     }
 }""",
     variants=[
@@ -37,19 +39,20 @@ extern "C" __global__ void dropout(Out* out, const In* x, const Residual* residu
 
 
 def threshold_of(rate):
+    """Elements whose 32-bit hash is below it are dropped."""
     return int(rate * 4294967296.0)
 
 
 def dropout_forward(out, x, residual, dropout):
     """dropout: (rate, key). The key is a number, or a device array of one uint32 that a captured graph reads."""
-    (rate, key), per_thread = dropout, count(out.size, out, x, residual)
+    (rate, key), vec = dropout, vector_size(out.size, out, x, residual)
     dropout_kernel(
-        grid(out.size // per_thread),
+        grid(out.size // vec),
         (out, x, residual, out.size, key, threshold_of(rate), 1 / (1 - rate)),
         Out=out,
         In=x,
         Residual=out if residual is None else residual,
-        COUNT=per_thread,
+        VEC=vec,
     )
 
 

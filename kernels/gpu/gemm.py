@@ -1,7 +1,8 @@
-"""Matrix products by cuBLAS for row-major arrays, on CuPy's current device and stream.
+"""Matmuls of row-major arrays with cuBLAS, on CuPy's current device and stream.
 
-float32 is multiplied in float32, never in TF32, so that it stays the reference; 16-bit operands are summed in float32 to the end, parts of a sum
-that cuBLAS splits over the GPU among them. cuBLAS gives the same bits every run on one kind of GPU while one stream works.
+float32 is multiplied in float32, never in TF32, because it is the reference. 16-bit inputs are accumulated in float32
+to the end, also where cuBLAS splits a sum over the GPU. On one kind of GPU, with one stream, cuBLAS returns the same
+bits in every run.
 """
 
 import ctypes
@@ -9,71 +10,71 @@ import functools
 
 from .cublas import gemm_ex
 
-# What cuBLAS' C interface calls them: types (cudaDataType), types of sums (cublasComputeType_t), operations, the way (its own choice).
+# cuBLAS' C constants: types (cudaDataType), accumulation types (cublasComputeType_t), operations, algorithm
 R_32F, R_64F, R_16F, R_16BF = 0, 1, 2, 14
-SUM_32F, SUM_64F = 68, 70
-AS_IT_LIES, TRANSPOSED, BEST = 0, 1, -1
+COMPUTE_32F, COMPUTE_64F = 68, 70
+OP_N, OP_T, DEFAULT_ALGORITHM = 0, 1, -1
 
-# (operands' type, output's type, sums' type, type of alpha and beta) by the letters of A's, B's and C's types
-PRODUCTS = {
-    "fff": (R_32F, R_32F, SUM_32F, ctypes.c_float),
-    "ddd": (R_64F, R_64F, SUM_64F, ctypes.c_double),
-    "HHf": (R_16BF, R_32F, SUM_32F, ctypes.c_float),
-    "HHH": (R_16BF, R_16BF, SUM_32F, ctypes.c_float),
-    "eef": (R_16F, R_32F, SUM_32F, ctypes.c_float),
-    "eee": (R_16F, R_16F, SUM_32F, ctypes.c_float),
+# (type of A and B, type of C, accumulation type, C type of alpha and beta) by the type letters of A, B and C
+TYPES = {
+    "fff": (R_32F, R_32F, COMPUTE_32F, ctypes.c_float),
+    "ddd": (R_64F, R_64F, COMPUTE_64F, ctypes.c_double),
+    "HHf": (R_16BF, R_32F, COMPUTE_32F, ctypes.c_float),
+    "HHH": (R_16BF, R_16BF, COMPUTE_32F, ctypes.c_float),
+    "eef": (R_16F, R_32F, COMPUTE_32F, ctypes.c_float),
+    "eee": (R_16F, R_16F, COMPUTE_32F, ctypes.c_float),
 }
 
 
 @functools.lru_cache(maxsize=256)
-def host_number(kind, value):
-    """(address, number): a number in the host's memory, where cuBLAS reads it during the call. The caller holds on to the number until then."""
-    number = kind(value)
-    return ctypes.addressof(number), number
+def host_scalar(c_type, value):
+    """A scalar in host memory, where cuBLAS reads it during a call."""
+    return c_type(value)
 
 
 def row_stride(x):
-    """From one row of x to the next, in numbers. ValueError where a row's numbers do not lie side by side."""
+    """Elements from one row of x (N, D) to the next. Raises ValueError if the elements of a row are not contiguous."""
     rows, columns = x.shape
     down, along = x.strides
     if columns > 1 and along != x.itemsize:
-        raise ValueError(f"a product takes rows whose numbers lie side by side, not strides {x.strides} of {x.dtype}")
-    return down // x.itemsize if rows > 1 else columns  # one row may be given any stride
+        raise ValueError(f"a matmul needs rows with contiguous elements, not strides {x.strides} of {x.dtype}")
+    return down // x.itemsize if rows > 1 else columns  # a single row may have any stride
 
 
 def gemm(c, a, b, transpose_a=False, transpose_b=False, alpha=1.0, beta=0.0):
     """C = alpha op(A) op(B) + beta C        C (m, n), op(A) (m, k), op(B) (k, n); op transposes where the flag is set
 
-    A and B are both of float32, float64, bfloat16 (uint16) or float16, C is of their type or, for the two 16-bit types, of float32. Rows may lie
-    apart, as those of a view. With beta = 0, C is not read. TypeError for other types, ValueError for shapes that do not fit.
+    A and B are both float32, float64, bfloat16 (uint16) or float16; C has their type or, for the 16-bit types, float32.
+    Rows may be strided, as in a view of columns. With beta = 0, C is not read. Raises TypeError for other types,
+    ValueError for shapes that do not match.
 
-    cuBLAS counts in columns, so it is asked for the transpose: C^T = op(B)^T op(A)^T.
+    cuBLAS is column-major, so it computes the transpose: C^T = op(B)^T op(A)^T.
     """
-    kinds = PRODUCTS.get(a.dtype.char + b.dtype.char + c.dtype.char)
-    if kinds is None:
-        raise TypeError(f"no product of {a.dtype} and {b.dtype} gives {c.dtype}")
+    types = TYPES.get(a.dtype.char + b.dtype.char + c.dtype.char)
+    if types is None:
+        raise TypeError(f"matmul of {a.dtype} and {b.dtype} into {c.dtype} is not supported")
     (m, k), (inner, n) = a.shape[::-1] if transpose_a else a.shape, b.shape[::-1] if transpose_b else b.shape
     if inner != k or c.shape != (m, n):
-        raise ValueError(f"a product of {(m, k)} and {(inner, n)} does not fit {c.shape}")
-    operand, output, sums, kind = kinds
-    (alpha, one), (beta, other) = host_number(kind, alpha), host_number(kind, beta)
+        raise ValueError(f"matmul of {(m, k)} and {(inner, n)} does not match the output's shape {c.shape}")
+    input_type, output_type, accumulation_type, c_type = types
+    alpha, beta = host_scalar(c_type, alpha), host_scalar(c_type, beta)
     gemm_ex(
-        TRANSPOSED if transpose_b else AS_IT_LIES,
-        TRANSPOSED if transpose_a else AS_IT_LIES,
+        OP_T if transpose_b else OP_N,
+        OP_T if transpose_a else OP_N,
         n,
         m,
         k,
-        alpha,
+        ctypes.addressof(alpha),
         b.data.ptr,
-        operand,
+        input_type,
         row_stride(b),
         a.data.ptr,
-        operand,
+        input_type,
         row_stride(a),
-        beta,
+        ctypes.addressof(beta),
         c.data.ptr,
-        output,
+        output_type,
         row_stride(c),
-        sums,
-        BEST,
+        accumulation_type,
+        DEFAULT_ALGORITHM,
     )

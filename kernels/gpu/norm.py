@@ -1,154 +1,169 @@
-"""RMSNorm and LayerNorm. A warp takes a row, which its lanes sum without meeting the block's others; the weight's gradient is summed over
-the rows of a block, and then over blocks, in an order that never changes."""
+"""RMSNorm and LayerNorm, one warp per row. The gradients of the parameters are summed in a fixed order."""
 
 from .scratch import scratch
 from .source import Kernel
-from .vector import SEVERAL, count, variants
+from .vector import VECTOR, variants, vector_size
 
-ROWS = 32  # of a block in backward: enough blocks to fill a GPU with the rows of a small batch, and parts that are small beside the rows
+ROWS = 32  # per block in backward: few enough to fill a GPU with a small batch, enough to keep the partial sums small
 TYPES = [
     types
     for t in ("float", "double", "bfloat16", "half")
-    for centred in (0, 1)
-    for types in variants(Number="double" if t == "double" else "float", Operand=t, CENTRED=centred)
+    for centered in (0, 1)
+    for types in variants(Real="double" if t == "double" else "float", Storage=t, CENTERED=centered)
 ]
 
-forward = Kernel(
+# CENTERED: LayerNorm, else RMSNorm.
+forward_kernel = Kernel(
     "norm_forward",
-    SEVERAL
+    VECTOR
     + r"""
-extern "C" __global__ void norm_forward(Operand* out, Number* mean, Number* rstd, const Number* x, const Number* weight, const Number* bias,
-                                        size_t rows, int width, Compute eps) {
+extern "C" __global__ void norm_forward(Storage* out, Real* mean, Real* rstd,
+                                        const Real* x, const Real* weight, const Real* bias,
+                                        size_t rows, int width, Accum eps) {
     const size_t r = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
-    const int lane = threadIdx.x % 32, first = COUNT * lane, stride = COUNT * 32;
+    const int lane = threadIdx.x % 32, start = VEC * lane, stride = VEC * 32;
     if (r >= rows) return;
     x += r * width, out += r * width;
-    Compute centre = 0, square = 0;
-    if (CENTRED) {
-        for (int c = first; c < width; c += stride) {
-            const Several<Number> v = several(x + c);
-            for (int j = 0; j < COUNT; ++j) centre += v.at[j];
+    Accum center = 0, square = 0;
+    if (CENTERED) {
+        for (int c = start; c < width; c += stride) {
+            const Vector<Real> v = vector(x + c);
+            for (int j = 0; j < VEC; ++j) center += v.at[j];
         }
-        centre = warp_sum(centre) / width;
+        center = warp_sum(center) / width;
     }
-    for (int c = first; c < width; c += stride) {
-        const Several<Number> v = several(x + c);
-        for (int j = 0; j < COUNT; ++j) square += (v.at[j] - centre) * (v.at[j] - centre);
+    for (int c = start; c < width; c += stride) {
+        const Vector<Real> v = vector(x + c);
+        for (int j = 0; j < VEC; ++j) square += (v.at[j] - center) * (v.at[j] - center);
     }
-    const Compute scale = 1 / sqrt(warp_sum(square) / width + eps);
-    for (int c = first; c < width; c += stride) {
-        const Several<Number> v = several(x + c), w = several(weight + c);
-        Several<Number> b = {};
-        if (bias) b = several(bias + c);
-        Several<Operand> y;
-        for (int j = 0; j < COUNT; ++j) y.at[j] = store<Operand>((v.at[j] - centre) * scale * w.at[j] + b.at[j]);
-        several(out + c) = y;
+    const Accum scale = 1 / sqrt(warp_sum(square) / width + eps);
+    for (int c = start; c < width; c += stride) {
+        const Vector<Real> v = vector(x + c), w = vector(weight + c);
+        Vector<Real> b = {};
+        if (bias) b = vector(bias + c);
+        Vector<Storage> y;
+        for (int j = 0; j < VEC; ++j) y.at[j] = store<Storage>((v.at[j] - center) * scale * w.at[j] + b.at[j]);
+        vector(out + c) = y;
     }
     if (lane == 0) {
-        if (CENTRED) mean[r] = centre;
+        if (CENTERED) mean[r] = center;
         rstd[r] = scale;
     }
 }""",
     variants=TYPES,
 )
 
-# slopes, sums (blocks, width): what each block's rows give to the gradients of the weight and, where `sums` is there, of the bias.
-backward = Kernel(
+# dweight_partial, dbias_partial (blocks, width): sums over each block's rows; dbias_partial may be null.
+backward_kernel = Kernel(
     "norm_backward",
-    SEVERAL
+    VECTOR
     + r"""
-extern "C" __global__ void norm_backward(Number* dx, Number* slopes, Number* sums, const Operand* dout, const Number* x, const Number* weight,
-                                         const Number* mean, const Number* rstd, size_t rows, int width) {
-    const size_t low = blockIdx.x * (size_t)ROWS, high = low + ROWS < rows ? low + ROWS : rows;
-    const int first = COUNT * (threadIdx.x % 32), stride = COUNT * 32;
-    for (size_t r = low + threadIdx.x / 32; r < high; r += blockDim.x / 32) {
-        const size_t start = r * width;
-        const Compute centre = CENTRED ? mean[r] : 0, scale = rstd[r];
-        Compute plain = 0, slanted = 0;
-        for (int c = first; c < width; c += stride) {
-            const Several<Operand> d = several(dout + start + c);
-            const Several<Number> v = several(x + start + c), w = several(weight + c);
-            for (int j = 0; j < COUNT; ++j) {
-                const Compute g = load(d.at[j]) * w.at[j];
-                plain += g;
-                slanted += g * (v.at[j] - centre);
+extern "C" __global__ void norm_backward(Real* dx, Real* dweight_partial, Real* dbias_partial,
+                                         const Storage* dout, const Real* x, const Real* weight,
+                                         const Real* mean, const Real* rstd, size_t rows, int width) {
+    const size_t row_start = blockIdx.x * (size_t)ROWS, row_stop = row_start + ROWS < rows ? row_start + ROWS : rows;
+    const int start = VEC * (threadIdx.x % 32), stride = VEC * 32;
+    for (size_t r = row_start + threadIdx.x / 32; r < row_stop; r += blockDim.x / 32) {
+        const size_t row = r * width;
+        const Accum center = CENTERED ? mean[r] : 0, scale = rstd[r];
+        Accum sum_dy = 0, sum_dy_xhat = 0;
+        for (int c = start; c < width; c += stride) {
+            const Vector<Storage> d = vector(dout + row + c);
+            const Vector<Real> v = vector(x + row + c), w = vector(weight + c);
+            for (int j = 0; j < VEC; ++j) {
+                const Accum dy = load(d.at[j]) * w.at[j];
+                sum_dy += dy;
+                sum_dy_xhat += dy * (v.at[j] - center);
             }
         }
-        plain = CENTRED ? warp_sum(plain) / width : 0;
-        slanted = warp_sum(slanted) * (scale * scale / width);
-        for (int c = first; c < width; c += stride) {
-            const Several<Operand> d = several(dout + start + c);
-            const Several<Number> v = several(x + start + c), w = several(weight + c);
-            Several<Number> sum = several(dx + start + c);
-            for (int j = 0; j < COUNT; ++j) sum.at[j] += scale * (load(d.at[j]) * w.at[j] - plain - (v.at[j] - centre) * slanted);
-            several(dx + start + c) = sum;
+        const Accum mean_dy = CENTERED ? warp_sum(sum_dy) / width : 0;
+        const Accum slope = warp_sum(sum_dy_xhat) * (scale * scale / width);
+        for (int c = start; c < width; c += stride) {
+            const Vector<Storage> d = vector(dout + row + c);
+            const Vector<Real> v = vector(x + row + c), w = vector(weight + c);
+            Vector<Real> sum = vector(dx + row + c);
+            for (int j = 0; j < VEC; ++j)
+                sum.at[j] += scale * (load(d.at[j]) * w.at[j] - mean_dy - (v.at[j] - center) * slope);
+            vector(dx + row + c) = sum;
         }
     }
-    // Now a thread takes columns. The block has just read these rows, so they come from the cache.
+    // From here a thread takes columns. The block has just read these rows, so they are in the cache.
     for (int c = threadIdx.x; c < width; c += blockDim.x) {
-        Compute slope = 0, sum = 0;
+        Accum weight_sum = 0, bias_sum = 0;
         #pragma unroll 8
-        for (size_t r = low; r < high; ++r) {
-            const Compute d = load(dout[r * width + c]);
-            slope += d * (x[r * width + c] - (CENTRED ? mean[r] : 0)) * rstd[r];
-            sum += d;
+        for (size_t r = row_start; r < row_stop; ++r) {
+            const Accum d = load(dout[r * width + c]);
+            weight_sum += d * (x[r * width + c] - (CENTERED ? mean[r] : 0)) * rstd[r];
+            bias_sum += d;
         }
-        slopes[blockIdx.x * (size_t)width + c] = slope;
-        if (sums) sums[blockIdx.x * (size_t)width + c] = sum;
+        dweight_partial[blockIdx.x * (size_t)width + c] = weight_sum;
+        if (dbias_partial) dbias_partial[blockIdx.x * (size_t)width + c] = bias_sum;
     }
 }""",
     variants=[dict(types, ROWS=ROWS) for types in TYPES],
 )
 
-# total[c] += sum of column c of x (rows, width): a block of 32 x 32 threads takes 32 columns, each row of threads every 32nd row.
-add_rows = Kernel(
-    "add_rows",
+# total[c] += sum of column c of x (rows, width). A block of 32 x 32 threads sums 32 columns; each of its warps reads
+# every 32nd row.
+sum_columns_kernel = Kernel(
+    "sum_columns",
     r"""
-extern "C" __global__ void add_rows(Number* total, const Number* x, int rows, int width) {
-    __shared__ Number sums[32][33];  // one more column than is used: a column's numbers then lie in different banks
-    const int lane = threadIdx.x % 32, group = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
-    Number sum = 0;
+extern "C" __global__ void sum_columns(Real* total, const Real* x, int rows, int width) {
+    __shared__ Real sums[32][33];  // padded by one: the elements of a column lie in different banks
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
+    Real sum = 0;
     if (c < width)
         #pragma unroll 8
-        for (int r = group; r < rows; r += 32) sum += x[r * (size_t)width + c];
-    sums[lane][group] = sum;
+        for (int r = warp; r < rows; r += 32) sum += x[r * (size_t)width + c];
+    sums[lane][warp] = sum;
     __syncthreads();
-    sum = warp_sum(sums[group][lane]);
-    const int mine = blockIdx.x * 32 + group;
-    if (lane == 0 && mine < width) total[mine] += sum;
+    sum = warp_sum(sums[warp][lane]);
+    const int column = blockIdx.x * 32 + warp;
+    if (lane == 0 && column < width) total[column] += sum;
 }""",
     threads=1024,
-    variants=[dict(Number="float"), dict(Number="double")],
+    variants=[dict(Real="float"), dict(Real="double")],
 )
 
 
 def _forward(out, mean, rstd, x, weight, bias, eps):
     rows, width = x.shape
-    forward(
+    forward_kernel(
         -(-rows // 8),
         (out, mean, rstd, x, weight, bias, rows, width, eps),
-        Number=x,
-        Operand=out,
-        COUNT=count(width, out, x, weight, bias),
-        CENTRED=int(mean is not None),
+        Real=x,
+        Storage=out,
+        VEC=vector_size(width, out, x, weight, bias),
+        CENTERED=int(mean is not None),
     )
 
 
 def _backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
     rows, width = x.shape
     blocks = -(-rows // ROWS)
-    slopes, *sums = scratch(*[(blocks * width, x.dtype)] * (1 if dbias is None else 2))
-    backward(
+    dweight_partial, *dbias_partial = scratch(*[(blocks * width, x.dtype)] * (1 if dbias is None else 2))
+    backward_kernel(
         blocks,
-        (dx, slopes, sums[0] if sums else None, dout, x, weight, mean, rstd, rows, width),
-        Number=x,
-        Operand=dout,
-        COUNT=count(width, dx, dout, x, weight),
-        CENTRED=int(mean is not None),
+        (
+            dx,
+            dweight_partial,
+            dbias_partial[0] if dbias_partial else None,
+            dout,
+            x,
+            weight,
+            mean,
+            rstd,
+            rows,
+            width,
+        ),
+        Real=x,
+        Storage=dout,
+        VEC=vector_size(width, dx, dout, x, weight),
+        CENTERED=int(mean is not None),
         ROWS=ROWS,
     )
-    for total, parts in zip((dweight, dbias), (slopes, *sums)):
-        add_rows(-(-width // 32), (total, parts, blocks, width), Number=total)
+    for total, partial in zip((dweight, dbias), (dweight_partial, *dbias_partial)):
+        sum_columns_kernel(-(-width // 32), (total, partial, blocks, width), Real=total)
 
 
 def rmsnorm_forward(out, rstd, x, weight, eps):

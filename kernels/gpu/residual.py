@@ -1,28 +1,28 @@
-"""The residual stream's gradient where nothing normalises: a sum in place."""
+"""Where two branches of the residual stream meet, their gradients add up: a sum in place."""
 
 from .source import Kernel, grid
-from .vector import SEVERAL, count, variants
+from .vector import VECTOR, variants, vector_size
 
-add = Kernel(
+accumulate_kernel = Kernel(
     "accumulate",
-    SEVERAL
+    VECTOR
     + r"""
-extern "C" __global__ void accumulate(Number* total, const In* x, size_t n) {
-    for (size_t i = first_number(); i < n; i += next_numbers()) {
-        Several<Number> sum = several(total + i);
-        const Several<In> v = several(x + i);
-        for (int j = 0; j < COUNT; ++j) sum.at[j] += load(v.at[j]);
-        several(total + i) = sum;
+extern "C" __global__ void accumulate(Real* total, const In* x, size_t n) {
+    for (size_t i = first_element(); i < n; i += element_stride()) {
+        Vector<Real> sum = vector(total + i);
+        const Vector<In> v = vector(x + i);
+        for (int j = 0; j < VEC; ++j) sum.at[j] += load(v.at[j]);
+        vector(total + i) = sum;
     }
 }""",
     variants=[
         types
         for t in ("float", "double", "bfloat16", "half")
-        for types in variants(Number="double" if t == "double" else "float", In=t)
+        for types in variants(Real="double" if t == "double" else "float", In=t)
     ],
 )
 
 
 def accumulate(total, x):
-    several = count(total.size, total, x)
-    add(grid(total.size // several), (total, x, total.size), Number=total, In=x, COUNT=several)
+    vec = vector_size(total.size, total, x)
+    accumulate_kernel(grid(total.size // vec), (total, x, total.size), Real=total, In=x, VEC=vec)

@@ -1,49 +1,50 @@
-"""Rotary positions: pairs (i, i + half) of every head turned in place."""
+"""Rotary positions: the pairs (i, i + half) of every head rotated in place."""
 
 import math
 
 from .source import Kernel
-from .vector import SEVERAL, count, variants
+from .vector import VECTOR, variants, vector_size
 
-# A warp takes a row: its lanes read neighbouring numbers, and finding a pair's head needs only a division of 32 bits.
-rotate = Kernel(
+# One row per warp: its lanes read neighboring elements, and finding a pair's head takes only a 32-bit division.
+rotate_kernel = Kernel(
     "rotate",
-    SEVERAL
+    VECTOR
     + r"""
-extern "C" __global__ void rotate(Operand* x, const Number* cos, const Number* sin, size_t rows, size_t columns, size_t places, int heads, int half, Number sign) {
+extern "C" __global__ void rotate(Storage* x, const Real* cos, const Real* sin, size_t rows, size_t columns,
+                                  size_t positions, int heads, int half, Real sign) {
     const size_t r = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
     if (r >= rows) return;
-    const size_t place = r % places * half;
-    for (int k = COUNT * (threadIdx.x % 32); k < heads * half; k += COUNT * 32) {
+    const size_t angles = r % positions * half;
+    for (int k = VEC * (threadIdx.x % 32); k < heads * half; k += VEC * 32) {
         const int i = k % half;
-        Operand *left = x + r * columns + 2 * (k - i) + i, *right = left + half;
-        const Several<Number> c = several(cos + place + i), s = several(sin + place + i);
-        Several<Operand> a = several(left), b = several(right);
-        for (int j = 0; j < COUNT; ++j) {
-            const Compute u = load(a.at[j]), v = load(b.at[j]), turn = sign * s.at[j];
-            a.at[j] = store<Operand>(u * c.at[j] - v * turn);
-            b.at[j] = store<Operand>(v * c.at[j] + u * turn);
+        Storage *left = x + r * columns + 2 * (k - i) + i, *right = left + half;
+        const Vector<Real> c = vector(cos + angles + i), s = vector(sin + angles + i);
+        Vector<Storage> a = vector(left), b = vector(right);
+        for (int j = 0; j < VEC; ++j) {
+            const Accum u = load(a.at[j]), v = load(b.at[j]), signed_sin = sign * s.at[j];
+            a.at[j] = store<Storage>(u * c.at[j] - v * signed_sin);
+            b.at[j] = store<Storage>(v * c.at[j] + u * signed_sin);
         }
-        several(left) = a;
-        several(right) = b;
+        vector(left) = a;
+        vector(right) = b;
     }
 }""",
     variants=[
         types
         for t in ("float", "double", "bfloat16", "half")
-        for types in variants(Operand=t, Number="double" if t == "double" else "float")
+        for types in variants(Storage=t, Real="double" if t == "double" else "float")
     ],
 )
 
 
 def _rotate(x, cos, sin, heads, sign):
-    (rows, columns), (places, half) = x.shape, cos.shape
-    rotate(
+    (rows, columns), (positions, half) = x.shape, cos.shape
+    rotate_kernel(
         -(-rows // 8),
-        (x, cos, sin, rows, columns, places, heads, half, sign),
-        Operand=x,
-        Number=cos,
-        COUNT=count(math.gcd(half, columns), x, cos, sin),
+        (x, cos, sin, rows, columns, positions, heads, half, sign),
+        Storage=x,
+        Real=cos,
+        VEC=vector_size(math.gcd(half, columns), x, cos, sin),
     )
 
 

@@ -1,44 +1,68 @@
-"""The selective scan: a warp takes 32 channels and four states of each through time, a chunk of steps at a time.
+"""The selective scan of Mamba.
 
-A block is 32 channels of one text, a warp for every four of their states. What a step wants of a channel is made once for all its states and
-waits in shared memory, with B and C of the chunk; the states stay in registers. Channels lie side by side in a warp's lanes, so that rows are
-read whole, B and C are the same address for all lanes, and a readout is a sum over warps; gradients of B and C are sums over lanes.
-Of the states only those before each chunk are kept: backward makes the others again, a chunk at a time from the last to the first, in registers.
+A warp runs 32 channels and four states of each through time, a chunk of steps at a time. A block is 32 channels of
+one sequence, with one warp per four of their states. What a step needs per channel is computed once for all states
+and kept in shared memory, with B and C of the chunk; the states stay in registers. A warp's lanes have neighboring
+channels, so rows are read whole, B and C are the same address for all lanes, and a readout is a sum over warps.
+Gradients of B and C are sums over lanes.
+
+Only the states before each chunk are saved. Backward recomputes the others in registers, one chunk at a time, from
+the last to the first.
 """
+
+from typing import Any, NamedTuple
 
 from .source import Kernel, grid
 
-CHUNK = 16  # steps between states that are kept: as many as backward holds, four states each, in registers
-WIDE = 32  # channels of a block, the lanes of a warp
+CHUNK = 16  # steps between saved states: as many as backward can hold in registers, four states each
+CHANNELS = 32  # channels of a block, one per lane
 PER = 4  # states of a channel in a thread
 
 
-def sizes(states, channels, itemsize):
-    """The constants of a kernel: warps of a block, passes over the states where these are not enough, whether every block has all its channels.
-    48 KB of shared memory set the limit of warps."""
+def constants(states, channels, itemsize):
+    """A kernel's constants: warps of a block, passes over the states where one is not enough, whether all blocks have
+    32 channels.
+
+    48 KB of shared memory limit the number of warps.
+    """
     quads = -(-states // PER)
     passes = -(-quads // (16 // itemsize))
-    return dict(STATES=states, LANES=-(-quads // passes), PASSES=passes, CHUNK=CHUNK, WHOLE=int(channels % WIDE == 0))
+    return dict(
+        STATES=states, WARPS=-(-quads // passes), PASSES=passes, CHUNK=CHUNK, WHOLE=int(channels % CHANNELS == 0)
+    )
 
 
 def selective_scan_chunks(steps):
-    """How many chunks `steps` steps are."""
+    """Number of chunks of `steps` time steps."""
     return -(-steps // CHUNK)
 
 
 def selective_scan_scratch(channels, states, tasks):
-    """Nothing is wanted but `parts`: a number, as no array is empty."""
+    """Shape of the scratch. This set needs none; one element, as no array is empty."""
     return 1, 1
 
 
+class Partials(NamedTuple):
+    """Views of the partial sums of backward."""
+
+    dBC: Any  # B's and C's gradients summed over each 32 channels, by quads of states: (groups, N, quads, 2, 4)
+    dA_D: Any  # A_log's and D's gradients of each sequence: (B, S + 1, E)
+
+
+def partials_elements(batch, steps, channels, states):
+    """(elements of dBC, elements of dA_D)"""
+    groups, quads = -(-channels // CHANNELS), -(-states // PER)
+    return groups * batch * steps * quads * 2 * PER, batch * (states + 1) * channels
+
+
 def selective_scan_partials(batch, steps, channels, states):
-    """Numbers of room for the parts of sums: B's and C's gradients of each 32 channels, fours of states side by side; the parameters' of each text."""
-    return -(-channels // WIDE) * batch * steps * -(-states // PER) * 2 * PER + batch * (states + 1) * channels
+    """Elements of memory for the partial sums of backward."""
+    return sum(partials_elements(batch, steps, channels, states))
 
 
 VARIANTS = [
-    dict(Number=number, **sizes(states, channels, size))
-    for number, size, states, channels in (
+    dict(Real=real, **constants(states, channels, size))
+    for real, size, states, channels in (
         ("float", 4, 16, 512),
         ("float", 4, 16, 50),
         ("float", 4, 1, 32),
@@ -49,110 +73,120 @@ VARIANTS = [
 ]
 
 SCAN = r"""
-constexpr int WIDE = 32, PER = 4, PASS = LANES * PER, QUADS = (STATES + PER - 1) / PER, ROUNDS = (CHUNK + LANES - 1) / LANES;
-constexpr Compute LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
+constexpr int CHANNELS = 32, PER = 4, PASS = WARPS * PER, QUADS = (STATES + PER - 1) / PER;
+constexpr int ROUNDS = (CHUNK + WARPS - 1) / WARPS;  // steps of a chunk per thread
+constexpr Accum LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
 
-__device__ __forceinline__ float power(float x) { return exp2f(x); }
-__device__ __noinline__ double power(double x) { return exp2(x); }  // long: not in every round of an unrolled loop
-__device__ __forceinline__ float log_of_one_more(float x) { return log1pf(x); }
-__device__ __forceinline__ double log_of_one_more(double x) { return log1p(x); }
-__device__ __forceinline__ Compute softplus(Compute x) { return (x > 0 ? x : Compute(0)) + log_of_one_more(exp_(x > 0 ? -x : x)); }
+__device__ __forceinline__ float exp2_(float x) { return exp2f(x); }
+__device__ __noinline__ double exp2_(double x) { return exp2(x); }  // long: not in every round of an unrolled loop
+__device__ __forceinline__ float log1p_(float x) { return log1pf(x); }
+__device__ __forceinline__ double log1p_(double x) { return log1p(x); }
+__device__ __forceinline__ Accum softplus(Accum x) { return (x > 0 ? x : Accum(0)) + log1p_(exp_(x > 0 ? -x : x)); }
 
-// A thread's i-th state in a pass; whether there is one: what fills up a warp's four must not meet an infinity, which it would turn into NaN.
-__device__ __forceinline__ int state_of(int pass, int lane, int i) { return pass * PASS + lane * PER + i; }
+// A thread's i-th state in a pass, and whether it exists: the padding of a quad must not meet an infinity, which would
+// become NaN.
+__device__ __forceinline__ int state_of(int pass, int warp, int i) { return pass * PASS + warp * PER + i; }
 __device__ __forceinline__ bool is_state(int n) { return PASSES * PASS == STATES || n < STATES; }
 
-// Base-two logarithms of the decay over one unit of time: -e^A_log log2(e), zeros past the last state and channel.
-__device__ __forceinline__ void take_rates(Compute (*rates)[PER], const Compute* A_log, int channels, int channel, int lane) {
+// Base-2 logarithms of the decay over one unit of time: -e^A_log log2(e). Zero past the last state and channel.
+__device__ __forceinline__ void load_rates(Accum (*rates)[PER], const Accum* A_log, int channels, int channel,
+                                           int warp) {
     for (int pass = 0; pass < PASSES; ++pass)
         for (int i = 0; i < PER; ++i) {
-            const int n = state_of(pass, lane, i);
-            rates[pass][i] = (WHOLE || channel < channels) && is_state(n) ? -exp_(A_log[(size_t)n * channels + channel]) * LOG2_E : Compute(0);
+            const int n = state_of(pass, warp, i);
+            const bool exists = (WHOLE || channel < channels) && is_state(n);
+            rates[pass][i] = exists ? -exp_(A_log[(size_t)n * channels + channel]) * LOG2_E : Accum(0);
         }
 }
 
-// v[k] = x[(row + t) stride], t = lane + k LANES: a thread's steps of a chunk, asked for together. One by one, each would wait for memory.
-__device__ __forceinline__ void take_steps(Compute (&v)[ROUNDS], const Compute* x, size_t row, size_t stride, int lane, int count) {
+// v[k] = x[(row + t) stride],   t = warp + k WARPS: a thread's steps of a chunk. All loads are in flight at once.
+__device__ __forceinline__ void load_steps(Accum (&v)[ROUNDS], const Accum* x, size_t row, size_t stride,
+                                           int warp, int count) {
     #pragma unroll
-    for (int k = 0; k < ROUNDS; ++k) v[k] = lane + k * LANES < count ? x[(row + lane + k * LANES) * stride] : Compute(0);
+    for (int k = 0; k < ROUNDS; ++k)
+        v[k] = warp + k * WARPS < count ? x[(row + warp + k * WARPS) * stride] : Accum(0);
 }
 
 // B and C of a chunk for the states of one pass.
-__device__ __forceinline__ void take_selected(Compute (*bc)[2][PASS], const Compute* ssm_parameters, int columns, size_t row, int count, int pass) {
+__device__ __forceinline__ void load_BC(Accum (*BC)[2][PASS], const Accum* ssm_parameters, int columns,
+                                        size_t row, int count, int pass) {
     #pragma unroll 4
-    for (int e = threadIdx.x; e < count * 2 * PASS; e += WIDE * LANES) {
-        const int t = e / (2 * PASS), half = e / PASS % 2, n = pass * PASS + e % PASS;
-        bc[t][half][e % PASS] = n < STATES ? ssm_parameters[(row + t + 1) * columns - (2 - half) * STATES + n] : Compute(0);
+    for (int e = threadIdx.x; e < count * 2 * PASS; e += CHANNELS * WARPS) {
+        const int t = e / (2 * PASS), which = e / PASS % 2, n = pass * PASS + e % PASS;
+        BC[t][which][e % PASS] =
+            n < STATES ? ssm_parameters[(row + t + 1) * columns - (2 - which) * STATES + n] : Accum(0);
     }
 }
 """
 
-forward = Kernel(
+forward_kernel = Kernel(
     "selective_scan_forward",
     SCAN
     + r"""
-// At least eight blocks at a time: registers to spare would cost more than they save where memory is waited for.
-extern "C" __global__ void __launch_bounds__(32 * LANES, 8) selective_scan_forward(
-        Compute* out, Compute* states, const Compute* x, const Compute* delta, const Compute* ssm_parameters, const Compute* projected, const Compute* A_log,
-        const Compute* D, int steps, int channels, int columns) {
-    __shared__ __align__(16) Compute bc[CHUNK][2][PASS];
-    __shared__ Compute dt[CHUNK][WIDE], dtx[CHUNK][WIDE], y[LANES][CHUNK][WIDE];
-    const int c = threadIdx.x % WIDE, lane = threadIdx.x / WIDE, groups = (channels + WIDE - 1) / WIDE, chunks = (steps + CHUNK - 1) / CHUNK;
-    const int b = blockIdx.x / groups, channel = blockIdx.x % groups * WIDE + c;
-    const bool here = WHOLE || channel < channels;
-    const Compute straight = here ? D[channel] : Compute(0);
-    Compute rates[PASSES][PER], h[PASSES][PER];
-    Compute* kept = states + (size_t)b * (chunks + 1) * STATES * channels + channel;
-    take_rates(rates, A_log, channels, channel, lane);
+// At least eight blocks per multiprocessor: more registers per thread would cost more occupancy than they save in
+// memory accesses.
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 8) selective_scan_forward(
+        Accum* out, Accum* states, const Accum* x, const Accum* delta, const Accum* ssm_parameters,
+        const Accum* projected, const Accum* A_log, const Accum* D, int steps, int channels, int columns) {
+    __shared__ __align__(16) Accum BC[CHUNK][2][PASS];
+    __shared__ Accum dt[CHUNK][CHANNELS], dtx[CHUNK][CHANNELS], y[WARPS][CHUNK][CHANNELS];
+    const int c = threadIdx.x % CHANNELS, warp = threadIdx.x / CHANNELS;
+    const int groups = (channels + CHANNELS - 1) / CHANNELS, chunks = (steps + CHUNK - 1) / CHUNK;
+    const int b = blockIdx.x / groups, channel = blockIdx.x % groups * CHANNELS + c;
+    const bool active = WHOLE || channel < channels;
+    const Accum skip = active ? D[channel] : Accum(0);
+    Accum rates[PASSES][PER], h[PASSES][PER];
+    Accum* saved = states + (size_t)b * (chunks + 1) * STATES * channels + channel;
+    load_rates(rates, A_log, channels, channel, warp);
     for (int pass = 0; pass < PASSES; ++pass)
         for (int i = 0; i < PER; ++i) {
-            const int n = state_of(pass, lane, i);
-            h[pass][i] = here && is_state(n) ? kept[(size_t)n * channels] : Compute(0);
+            const int n = state_of(pass, warp, i);
+            h[pass][i] = active && is_state(n) ? saved[(size_t)n * channels] : Accum(0);
         }
     for (int chunk = 0; chunk < chunks; ++chunk) {
         const int count = steps - chunk * CHUNK < CHUNK ? steps - chunk * CHUNK : CHUNK;
         const size_t row = (size_t)b * steps + chunk * CHUNK;
-        Compute deltas[ROUNDS], inputs[ROUNDS], gates[ROUNDS];
-        take_steps(deltas, delta + channel, row, channels, lane, here ? count : 0);
-        take_steps(inputs, x + channel, row, channels, lane, here ? count : 0);
-        take_steps(gates, projected + channels + channel, row, 2 * channels, lane, here ? count : 0);
+        Accum deltas[ROUNDS], inputs[ROUNDS], gates[ROUNDS];
+        load_steps(deltas, delta + channel, row, channels, warp, active ? count : 0);
+        load_steps(inputs, x + channel, row, channels, warp, active ? count : 0);
+        load_steps(gates, projected + channels + channel, row, 2 * channels, warp, active ? count : 0);
         #pragma unroll
         for (int k = 0; k < ROUNDS; ++k) {
-            const int t = lane + k * LANES;
+            const int t = warp + k * WARPS;
             if (t >= count) break;
-            const Compute step = here ? softplus(deltas[k]) : Compute(0);
+            const Accum step = active ? softplus(deltas[k]) : Accum(0);
             dt[t][c] = step;
             dtx[t][c] = step * inputs[k];
         }
         for (int pass = 0; pass < PASSES; ++pass) {
-            take_selected(bc, ssm_parameters, columns, row, count, pass);
+            load_BC(BC, ssm_parameters, columns, row, count, pass);
             __syncthreads();
             #pragma unroll 4
             for (int t = 0; t < count; ++t) {  // h = 2^(dt rate) h + dt x B,   y = <h, C>
-                const Compute d = dt[t][c], u = dtx[t][c];
-                Compute read = pass ? y[lane][t][c] : Compute(0);
+                const Accum d = dt[t][c], u = dtx[t][c];
+                Accum readout = pass ? y[warp][t][c] : Accum(0);
                 for (int i = 0; i < PER; ++i) {
-                    if (!is_state(state_of(pass, lane, i))) continue;
-                    h[pass][i] = power(d * rates[pass][i]) * h[pass][i] + u * bc[t][0][lane * PER + i];
-                    read += h[pass][i] * bc[t][1][lane * PER + i];
+                    if (!is_state(state_of(pass, warp, i))) continue;
+                    h[pass][i] = exp2_(d * rates[pass][i]) * h[pass][i] + u * BC[t][0][warp * PER + i];
+                    readout += h[pass][i] * BC[t][1][warp * PER + i];
                 }
-                y[lane][t][c] = read;
+                y[warp][t][c] = readout;
             }
             __syncthreads();
         }
         #pragma unroll
         for (int k = 0; k < ROUNDS; ++k) {
-            const int t = lane + k * LANES;
-            if (!here || t >= count) break;
-            Compute read = straight * inputs[k];
-            for (int other = 0; other < LANES; ++other) read += y[other][t][c];
-            out[(row + t) * channels + channel] = read * (gates[k] * sigmoid(gates[k]));
+            const int t = warp + k * WARPS;
+            if (!active || t >= count) break;
+            Accum readout = skip * inputs[k];
+            for (int other = 0; other < WARPS; ++other) readout += y[other][t][c];
+            out[(row + t) * channels + channel] = readout * (gates[k] * sigmoid(gates[k]));
         }
-        kept += (size_t)STATES * channels;
+        saved += (size_t)STATES * channels;
         for (int pass = 0; pass < PASSES; ++pass)
             for (int i = 0; i < PER; ++i) {
-                const int n = state_of(pass, lane, i);
-                if (here && is_state(n)) kept[(size_t)n * channels] = h[pass][i];
+                const int n = state_of(pass, warp, i);
+                if (active && is_state(n)) saved[(size_t)n * channels] = h[pass][i];
             }
     }
 }""",
@@ -160,176 +194,195 @@ extern "C" __global__ void __launch_bounds__(32 * LANES, 8) selective_scan_forwa
     VARIANTS,
 )
 
-backward = Kernel(
+backward_kernel = Kernel(
     "selective_scan_backward",
     SCAN
     + r"""
-// The sums over a warp of eight numbers, lane l receiving that of v[l % 8]: lanes give away the half that they do not go on with.
-__device__ __forceinline__ Compute share_sums(Compute (&v)[2 * PER], int lane) {
+// Sums over a warp of each of eight values: lane l returns the sum of v[l % 8]. A lane gives away the half that it does
+// not need.
+__device__ __forceinline__ Accum warp_sums(Accum (&v)[2 * PER], int lane) {
     #pragma unroll
     for (int half = PER; half; half /= 2)
         #pragma unroll
         for (int i = 0; i < half; ++i) {
             const bool upper = lane & half;
-            const Compute given = upper ? v[i] : v[i + half];
+            const Accum given = upper ? v[i] : v[i + half];
             v[i] = (upper ? v[i + half] : v[i]) + __shfl_xor_sync(0xffffffffu, given, half);
         }
     v[0] += __shfl_xor_sync(0xffffffffu, v[0], 8);
     return v[0] + __shfl_xor_sync(0xffffffffu, v[0], 16);
 }
 
-extern "C" __global__ void selective_scan_backward(Compute* dx, Compute* delta, Compute* projected, Compute* parts, const Compute* dout, const Compute* states,
-                                                   const Compute* x, const Compute* ssm_parameters, const Compute* A_log, const Compute* D,
-                                                   int batch, int steps, int channels, int columns) {
-    __shared__ __align__(16) Compute bc[CHUNK][2][PASS];
-    __shared__ Compute dt[CHUNK][WIDE], dtx[CHUNK][WIDE], dy[CHUNK][WIDE], y[LANES][CHUNK][WIDE], ddt[LANES][CHUNK][WIDE], ddtx[LANES][CHUNK][WIDE];
-    const int c = threadIdx.x % WIDE, lane = threadIdx.x / WIDE, groups = (channels + WIDE - 1) / WIDE, chunks = (steps + CHUNK - 1) / CHUNK;
-    const int b = blockIdx.x / groups, group = blockIdx.x % groups, channel = group * WIDE + c;
+extern "C" __global__ void selective_scan_backward(
+        Accum* dx, Accum* delta, Accum* projected, Accum* dBC, Accum* dA_D, const Accum* dout, const Accum* states,
+        const Accum* x, const Accum* ssm_parameters, const Accum* A_log, const Accum* D,
+        int batch, int steps, int channels, int columns) {
+    __shared__ __align__(16) Accum BC[CHUNK][2][PASS];
+    __shared__ Accum dt[CHUNK][CHANNELS], dtx[CHUNK][CHANNELS], dy[CHUNK][CHANNELS], y[WARPS][CHUNK][CHANNELS];
+    __shared__ Accum ddt[WARPS][CHUNK][CHANNELS], ddtx[WARPS][CHUNK][CHANNELS];
+    const int c = threadIdx.x % CHANNELS, warp = threadIdx.x / CHANNELS;
+    const int groups = (channels + CHANNELS - 1) / CHANNELS, chunks = (steps + CHUNK - 1) / CHUNK;
+    const int b = blockIdx.x / groups, group = blockIdx.x % groups, channel = group * CHANNELS + c;
     const size_t rows = (size_t)batch * steps;
-    const bool here = WHOLE || channel < channels;
-    const Compute straight = here ? D[channel] : Compute(0);
-    Compute rates[PASSES][PER], g[PASSES][PER] = {}, drates[PASSES][PER] = {}, dD = 0;
-    take_rates(rates, A_log, channels, channel, lane);
+    const bool active = WHOLE || channel < channels;
+    const Accum skip = active ? D[channel] : Accum(0);
+    Accum rates[PASSES][PER], g[PASSES][PER] = {}, drates[PASSES][PER] = {}, dD = 0;
+    load_rates(rates, A_log, channels, channel, warp);
     for (int chunk = chunks - 1; chunk >= 0; --chunk) {
         const int count = steps - chunk * CHUNK < CHUNK ? steps - chunk * CHUNK : CHUNK;
         const size_t row = (size_t)b * steps + chunk * CHUNK;
-        Compute deltas[ROUNDS], inputs[ROUNDS], gates[ROUNDS], douts[ROUNDS];
-        const auto take = [&] {
-            take_steps(deltas, delta + channel, row, channels, lane, here ? count : 0);
-            take_steps(inputs, x + channel, row, channels, lane, here ? count : 0);
-            take_steps(gates, projected + channels + channel, row, 2 * channels, lane, here ? count : 0);
-            take_steps(douts, dout + channel, row, channels, lane, here ? count : 0);
+        Accum deltas[ROUNDS], inputs[ROUNDS], gates[ROUNDS], douts[ROUNDS];
+        const auto load_chunk = [&] {
+            load_steps(deltas, delta + channel, row, channels, warp, active ? count : 0);
+            load_steps(inputs, x + channel, row, channels, warp, active ? count : 0);
+            load_steps(gates, projected + channels + channel, row, 2 * channels, warp, active ? count : 0);
+            load_steps(douts, dout + channel, row, channels, warp, active ? count : 0);
         };
-        take();
+        load_chunk();
         #pragma unroll
         for (int k = 0; k < ROUNDS; ++k) {  // dy = dout silu(gate)
-            const int t = lane + k * LANES;
+            const int t = warp + k * WARPS;
             if (t >= count) break;
-            const Compute step = here ? softplus(deltas[k]) : Compute(0);
+            const Accum step = active ? softplus(deltas[k]) : Accum(0);
             dt[t][c] = step;
             dtx[t][c] = step * inputs[k];
             dy[t][c] = douts[k] * (gates[k] * sigmoid(gates[k]));
         }
         for (int pass = 0; pass < PASSES; ++pass) {
-            take_selected(bc, ssm_parameters, columns, row, count, pass);
+            load_BC(BC, ssm_parameters, columns, row, count, pass);
             __syncthreads();
-            Compute h[CHUNK + 1][PER];  // the states before every step and after the last
-            const Compute* kept = states + ((size_t)b * (chunks + 1) + chunk) * STATES * channels + channel;
+            Accum h[CHUNK + 1][PER];  // the states before every step and after the last
+            const Accum* saved = states + ((size_t)b * (chunks + 1) + chunk) * STATES * channels + channel;
             for (int i = 0; i < PER; ++i) {
-                const int n = state_of(pass, lane, i);
-                h[0][i] = here && is_state(n) ? kept[(size_t)n * channels] : Compute(0);
+                const int n = state_of(pass, warp, i);
+                h[0][i] = active && is_state(n) ? saved[(size_t)n * channels] : Accum(0);
             }
             #pragma unroll
-            for (int t = 0; t < CHUNK; ++t) {  // as many rounds as registers have names; those past the chunk's end do nothing
+            for (int t = 0; t < CHUNK; ++t) {  // unrolled in full, so that h stays in registers
                 if (t >= count) continue;
-                const Compute d = dt[t][c], u = dtx[t][c];
-                Compute read = pass ? y[lane][t][c] : Compute(0);
+                const Accum d = dt[t][c], u = dtx[t][c];
+                Accum readout = pass ? y[warp][t][c] : Accum(0);
                 #pragma unroll
                 for (int i = 0; i < PER; ++i) {
-                    if (!is_state(state_of(pass, lane, i))) continue;
-                    h[t + 1][i] = power(d * rates[pass][i]) * h[t][i] + u * bc[t][0][lane * PER + i];
-                    read += h[t + 1][i] * bc[t][1][lane * PER + i];
+                    if (!is_state(state_of(pass, warp, i))) continue;
+                    h[t + 1][i] = exp2_(d * rates[pass][i]) * h[t][i] + u * BC[t][0][warp * PER + i];
+                    readout += h[t + 1][i] * BC[t][1][warp * PER + i];
                 }
-                y[lane][t][c] = read;
+                y[warp][t][c] = readout;
             }
-            // g = a' g' + C dy,   dC += h dy,   dB += g dt x,   d(dt x) += g B,   d(dt rate) += g a h before, over ln 2. A step's g' and a' are those
-            // of the step after; from step to step g carries their product.
+            // g = a' g' + C dy, where a' and g' are those of the step after; between steps, the variable holds a' g'.
+            // dC += h dy,   dB += g dt x,   d(dt x) += g B,   d(dt rate) += g a h / ln 2, where h is the state before
+            // the step
             #pragma unroll
             for (int t = CHUNK - 1; t >= 0; --t) {
                 if (t >= count) continue;
-                const Compute d = dt[t][c], u = dtx[t][c], up = dy[t][c];
-                Compute into_step = pass ? ddt[lane][t][c] : Compute(0), into_input = pass ? ddtx[lane][t][c] : Compute(0), shared_sums[2 * PER] = {};
+                const Accum d = dt[t][c], u = dtx[t][c], up = dy[t][c];
+                Accum ddt_sum = pass ? ddt[warp][t][c] : Accum(0), ddtx_sum = pass ? ddtx[warp][t][c] : Accum(0);
+                Accum dB_dC[2 * PER] = {};
                 #pragma unroll
                 for (int i = 0; i < PER; ++i) {
-                    if (!here || !is_state(state_of(pass, lane, i))) continue;
-                    Compute& flow = g[pass][i];
-                    flow += up * bc[t][1][lane * PER + i];
-                    shared_sums[i] = flow * u;
-                    shared_sums[PER + i] = h[t + 1][i] * up;
-                    into_input += flow * bc[t][0][lane * PER + i];
-                    flow *= power(d * rates[pass][i]);
-                    const Compute product = flow * h[t][i];
-                    into_step += product * rates[pass][i];
-                    drates[pass][i] += product * d;
+                    if (!active || !is_state(state_of(pass, warp, i))) continue;
+                    Accum& dh = g[pass][i];
+                    dh += up * BC[t][1][warp * PER + i];
+                    dB_dC[i] = dh * u;
+                    dB_dC[PER + i] = h[t + 1][i] * up;
+                    ddtx_sum += dh * BC[t][0][warp * PER + i];
+                    dh *= exp2_(d * rates[pass][i]);
+                    const Accum dexponent = dh * h[t][i];
+                    ddt_sum += dexponent * rates[pass][i];
+                    drates[pass][i] += dexponent * d;
                 }
-                ddt[lane][t][c] = into_step;
-                ddtx[lane][t][c] = into_input;
-                const Compute sum = share_sums(shared_sums, c);
-                const int quad = pass * LANES + lane;
-                if (c < 2 * PER && quad < QUADS) parts[((group * rows + row + t) * QUADS + quad) * 2 * PER + c] = sum;
+                ddt[warp][t][c] = ddt_sum;
+                ddtx[warp][t][c] = ddtx_sum;
+                const Accum sum = warp_sums(dB_dC, c);
+                const int quad = pass * WARPS + warp;
+                if (c < 2 * PER && quad < QUADS) dBC[((group * rows + row + t) * QUADS + quad) * 2 * PER + c] = sum;
             }
             __syncthreads();
         }
-        take();  // again: registers are short between
+        load_chunk();  // again: the registers were needed in between
         #pragma unroll
-        for (int k = 0; k < ROUNDS; ++k) {  // the same (t, c) as above: what other threads wrote are only the sums over states
-            const int t = lane + k * LANES;
-            if (!here || t >= count) break;
-            const size_t at = (row + t) * channels + channel;
-            Compute read = straight * inputs[k], into_step = 0, into_input = 0;
-            for (int other = 0; other < LANES; ++other) {
-                read += y[other][t][c];
-                into_step += ddt[other][t][c];
-                into_input += ddtx[other][t][c];
+        for (int k = 0; k < ROUNDS; ++k) {  // the same (t, c) as above; other threads have only written the sums
+            const int t = warp + k * WARPS;
+            if (!active || t >= count) break;
+            const size_t i = (row + t) * channels + channel;
+            Accum readout = skip * inputs[k], ddt_sum = 0, ddtx_sum = 0;
+            for (int other = 0; other < WARPS; ++other) {
+                readout += y[other][t][c];
+                ddt_sum += ddt[other][t][c];
+                ddtx_sum += ddtx[other][t][c];
             }
-            const Compute z = gates[k], s = sigmoid(z);
-            projected[(2 * (row + t) + 1) * channels + channel] = douts[k] * s * (1 + z * (1 - s)) * read;
-            delta[at] = (into_step * LN_2 + into_input * inputs[k]) * sigmoid(deltas[k]);
-            dx[at] = into_input * dt[t][c] + dy[t][c] * straight;
+            const Accum z = gates[k], s = sigmoid(z);
+            projected[(2 * (row + t) + 1) * channels + channel] = douts[k] * s * (1 + z * (1 - s)) * readout;
+            delta[i] = (ddt_sum * LN_2 + ddtx_sum * inputs[k]) * sigmoid(deltas[k]);
+            dx[i] = ddtx_sum * dt[t][c] + dy[t][c] * skip;
             dD += dy[t][c] * inputs[k];
         }
     }
-    Compute* sums = parts + groups * rows * QUADS * 2 * PER + (size_t)b * (STATES + 1) * channels + channel;
+    Accum* sums = dA_D + (size_t)b * (STATES + 1) * channels + channel;
     for (int pass = 0; pass < PASSES; ++pass)
-        for (int i = 0; i < PER; ++i) {  // d A_log = d(rate) rate, as the rate is -e^A_log times a constant
-            const int n = state_of(pass, lane, i);
-            if (here && is_state(n)) sums[(size_t)n * channels] = drates[pass][i] * rates[pass][i] * LN_2;
+        for (int i = 0; i < PER; ++i) {  // dA_log = drate rate, as the rate is -e^A_log times a constant
+            const int n = state_of(pass, warp, i);
+            if (active && is_state(n)) sums[(size_t)n * channels] = drates[pass][i] * rates[pass][i] * LN_2;
         }
     __syncthreads();
-    y[lane][0][c] = dD;
+    y[warp][0][c] = dD;
     __syncthreads();
-    if (lane || !here) return;
-    for (int other = 1; other < LANES; ++other) dD += y[other][0][c];
+    if (warp || !active) return;
+    for (int other = 1; other < WARPS; ++other) dD += y[other][0][c];
     sums[(size_t)STATES * channels] = dD;
 }""",
     128,
     VARIANTS,
 )
 
-# Sums over groups of channels, a thread one number of a row, and over texts, a thread one state of a channel, in their order.
-sum_parts = Kernel(
-    "selective_scan_sums",
+# Sums in a fixed order: over groups of channels, one thread per element of a row, and over sequences, one thread per
+# parameter.
+sum_partials_kernel = Kernel(
+    "selective_scan_sum_partials",
     r"""
-extern "C" __global__ void selective_scan_sums(Compute* dssm_parameters, Compute* dA_log, Compute* dD, const Compute* parts,
-                                               int batch, int steps, int channels, int columns) {
+extern "C" __global__ void selective_scan_sum_partials(Accum* dssm_parameters, Accum* dA_log, Accum* dD,
+                                                       const Accum* dBC, const Accum* dA_D,
+                                                       int batch, int steps, int channels, int columns) {
     constexpr int PER = 4, QUADS = (STATES + PER - 1) / PER;
-    const size_t groups = (channels + 31) / 32, rows = (size_t)batch * steps, start = blockIdx.x * (size_t)blockDim.x + threadIdx.x, stride = (size_t)gridDim.x * blockDim.x;
-    for (size_t i = start; i < rows * 2 * STATES; i += stride) {
+    const size_t groups = (channels + 31) / 32, rows = (size_t)batch * steps;
+    const size_t first = blockIdx.x * (size_t)blockDim.x + threadIdx.x, stride = (size_t)gridDim.x * blockDim.x;
+    for (size_t i = first; i < rows * 2 * STATES; i += stride) {
         const size_t row = i / (2 * STATES);
-        const int place = i % (2 * STATES), half = place / STATES, n = place % STATES;
-        Compute sum = 0;
+        const int column = i % (2 * STATES), which = column / STATES, n = column % STATES;  // which: B or C
+        Accum sum = 0;
         #pragma unroll 4
-        for (size_t group = 0; group < groups; ++group) sum += parts[((group * rows + row) * QUADS + n / PER) * 2 * PER + half * PER + n % PER];
-        dssm_parameters[(row + 1) * columns - 2 * STATES + place] = sum;
+        for (size_t group = 0; group < groups; ++group)
+            sum += dBC[((group * rows + row) * QUADS + n / PER) * 2 * PER + which * PER + n % PER];
+        dssm_parameters[(row + 1) * columns - 2 * STATES + column] = sum;
     }
-    const Compute* sums = parts + groups * rows * QUADS * 2 * PER;
     const size_t size = (size_t)(STATES + 1) * channels;
-    for (size_t i = start; i < size; i += stride) {
-        Compute sum = 0;
+    for (size_t i = first; i < size; i += stride) {
+        Accum sum = 0;
         #pragma unroll 8
-        for (int b = 0; b < batch; ++b) sum += sums[b * size + i];
+        for (int b = 0; b < batch; ++b) sum += dA_D[b * size + i];
         (i < (size_t)STATES * channels ? dA_log[i] : dD[i - (size_t)STATES * channels]) += sum;
     }
 }""",
-    variants=[dict(Number=number, STATES=states) for number in ("float", "double") for states in (1, 5, 16)],
+    variants=[dict(Real=real, STATES=states) for real in ("float", "double") for states in (1, 5, 16)],
 )
 
 
-def selective_scan_forward(out, states, scratch, x, delta, ssm_parameters, projected, A_log, D):
+def selective_scan_forward(
+    out,
+    states,
+    scratch,
+    x,
+    delta,
+    ssm_parameters,
+    projected,
+    A_log,
+    D,
+):
     batch, _, n_states, channels = states.shape
-    constants = sizes(n_states, channels, out.dtype.itemsize)
-    forward(
-        batch * -(-channels // WIDE),
+    named = constants(n_states, channels, out.dtype.itemsize)
+    forward_kernel(
+        batch * -(-channels // CHANNELS),
         (
             out,
             states,
@@ -343,27 +396,58 @@ def selective_scan_forward(out, states, scratch, x, delta, ssm_parameters, proje
             channels,
             ssm_parameters.shape[1],
         ),
-        threads=WIDE * constants["LANES"],
-        Number=out,
-        **constants,
+        threads=CHANNELS * named["WARPS"],
+        Real=out,
+        **named,
     )
 
 
 def selective_scan_backward(
-    dx, delta, dssm_parameters, projected, dA_log, dD, parts, scratch, dout, states, x, ssm_parameters, A_log, D
+    dx,
+    delta,
+    dssm_parameters,
+    projected,
+    dA_log,
+    dD,
+    partials,
+    scratch,
+    dout,
+    states,
+    x,
+    ssm_parameters,
+    A_log,
+    D,
 ):
     batch, _, n_states, channels = states.shape
-    constants, steps, columns = sizes(n_states, channels, dx.dtype.itemsize), len(x) // batch, ssm_parameters.shape[1]
-    backward(
-        batch * -(-channels // WIDE),
-        (dx, delta, projected, parts, dout, states, x, ssm_parameters, A_log, D, batch, steps, channels, columns),
-        threads=WIDE * constants["LANES"],
-        Number=dx,
-        **constants,
+    named, steps, columns = constants(n_states, channels, dx.dtype.itemsize), len(x) // batch, ssm_parameters.shape[1]
+    dBC_elements, dA_D_elements = partials_elements(batch, steps, channels, n_states)
+    stop = dBC_elements + dA_D_elements
+    sums = Partials(partials[:dBC_elements], partials[dBC_elements:stop])
+    backward_kernel(
+        batch * -(-channels // CHANNELS),
+        (
+            dx,
+            delta,
+            projected,
+            *sums,
+            dout,
+            states,
+            x,
+            ssm_parameters,
+            A_log,
+            D,
+            batch,
+            steps,
+            channels,
+            columns,
+        ),
+        threads=CHANNELS * named["WARPS"],
+        Real=dx,
+        **named,
     )
-    sum_parts(
+    sum_partials_kernel(
         grid(max(len(x) * 2 * n_states, (n_states + 1) * channels)),
-        (dssm_parameters, dA_log, dD, parts, batch, steps, channels, columns),
-        Number=dx,
+        (dssm_parameters, dA_log, dD, *sums, batch, steps, channels, columns),
+        Real=dx,
         STATES=n_states,
     )

@@ -1,25 +1,26 @@
-"""Memory that a kernel needs beside its arguments. It is taken at the first call of a size and kept, so a captured graph may hold its address."""
+"""Scratch memory beside a kernel's arguments, allocated once per size: captured graphs may hold its address."""
 
 import functools
 
 
 @functools.cache
-def _room(size):
-    import cupy  # first needed here, so that these kernels can be read without CuPy
+def _block(size):
+    import cupy  # imported at the first launch: the sources can be read without CuPy
 
     return cupy.empty(size, "u1")
 
 
 def scratch(*parts):
-    """An array for each of `parts`, (numbers, NumPy type), one after another in one block of device memory; what they hold is undefined.
+    """One uninitialized array for each of `parts`, (elements, NumPy type), all in one block of device memory.
 
-    Blocks of one size, rounded up to a power of two, are one block for all kernels: kernels of one stream run one after another, and none
-    leaves anything there for a later call. So use one stream at a time, and let a kernel set's sizes be called once before a graph is captured.
+    Sizes are rounded up to powers of two, and all kernels share the block of a size. That is safe because kernels of
+    one stream run one after another and none keeps data there for a later call. So use one stream at a time, and make
+    one call before capturing a graph.
     """
     sizes = [-(-int(n) * dtype.itemsize // 256) * 256 for n, dtype in parts]
-    room = _room(1 << max(0, sum(sizes) - 1).bit_length())
-    found, start = [], 0
+    block = _block(1 << max(0, sum(sizes) - 1).bit_length())
+    arrays, start = [], 0
     for (n, dtype), size in zip(parts, sizes):
-        found.append(room[start : start + int(n) * dtype.itemsize].view(dtype))
+        arrays.append(block[start : start + int(n) * dtype.itemsize].view(dtype))
         start += size
-    return found
+    return arrays

@@ -1,7 +1,9 @@
-"""What a training step knows of itself, kept on the device so that the host need not wait for it: the loss, the norm, whether an update is made.
+"""The state of a training step, kept on the device so that the host synchronizes only when it logs.
+
+It holds the loss, the norm, and whether an update is made.
 
 record   (6,) float64: RECORD, which the host may read between two steps
-given    (3,) float64: GIVEN, what the host says anew for every micro-batch
+inputs   (3,) float64: INPUTS, the host's inputs of a micro-batch
 scalars  (6,) in the weights' type: SCALARS, which kernels read as `Scalar`
 """
 
@@ -11,75 +13,80 @@ RECORD = (
     "loss",
     "norm",
     "updates",
-    "bad",
-    "scale",
-    "good",
-)  # bad: updates left out in a row.   scale, good: of a GradientScaler
-GIVEN = ("rate", "share", "first")  # share: 1 / targets that count.   first: 1 for an update's first micro-batch
+    "bad",  # consecutive skipped updates, apart from those that lowered the scale
+    "scale",  # of a GradientScaler
+    "good",  # of a GradientScaler
+)
+INPUTS = (
+    "rate",  # learning rate
+    "loss_weight",  # 1 / targets that count
+    "first",  # 1 in the first micro-batch of an update, else 0
+)
 SCALARS = (
     "norm",
-    "clip",
+    "clip",  # gradient_scale of `adamw`
     "rate",
     "correction1",
     "correction2",
-    "slope",
-)  # slope: of the sum of losses, in what is derived
+    "loss_gradient",  # d(scaled mean loss) / d(loss of one target)
+)
 
-NAMES = "".join(
-    f"struct {kind} {{ {number} {', '.join(names)}; }};\n"
-    for kind, number, names in (
+STRUCTS = "".join(
+    f"struct {name} {{ {c_type} {', '.join(fields)}; }};\n"
+    for name, c_type, fields in (
         ("Record", "double", RECORD),
-        ("Given", "double", GIVEN),
-        ("Scalars", "Number", SCALARS),
+        ("Inputs", "double", INPUTS),
+        ("Scalars", "Real", SCALARS),
     )
 )
-NUMBERS = [dict(Number="float"), dict(Number="double")]
+REALS = [dict(Real="float"), dict(Real="double")]
 
-begin_kernel = Kernel(
+begin_batch_kernel = Kernel(
     "begin_batch",
-    NAMES
+    STRUCTS
     + r"""
-extern "C" __global__ void begin_batch(double* record, Number* scalars, const double* given) {
+extern "C" __global__ void begin_batch(double* record, Real* scalars, const double* inputs) {
     Record& r = *(Record*)record;
-    const Given& g = *(const Given*)given;
-    if (g.first != 0) r.loss = 0;
-    ((Scalars*)scalars)->slope = r.scale * g.share;
+    const Inputs& i = *(const Inputs*)inputs;
+    if (i.first != 0) r.loss = 0;
+    ((Scalars*)scalars)->loss_gradient = r.scale * i.loss_weight;
 }""",
     threads=1,
-    variants=NUMBERS,
+    variants=REALS,
 )
 
-losses_kernel = Kernel(
+add_losses_kernel = Kernel(
     "add_losses",
-    NAMES
+    STRUCTS
     + r"""
-extern "C" __global__ void add_losses(double* record, const Number* losses, size_t n, const double* given) {
+extern "C" __global__ void add_losses(double* record, const Real* losses, size_t n, const double* inputs) {
     __shared__ double shared[32];
     double sum = 0;
     #pragma unroll 8
     for (size_t i = threadIdx.x; i < n; i += 1024) sum += losses[i];
     sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) ((Record*)record)->loss += sum * ((const Given*)given)->share;
+    if (threadIdx.x == 0) ((Record*)record)->loss += sum * ((const Inputs*)inputs)->loss_weight;
 }""",
     threads=1024,
-    variants=NUMBERS,
+    variants=REALS,
 )
 
-# A gradient that overflowed under a scale that can be lowered is no bad step: the scale is at fault.
-settle_kernel = Kernel(
-    "settle",
-    NAMES
+# A gradient that overflows while the scale can still be lowered does not count as a bad step: the scale was too large.
+finish_update_kernel = Kernel(
+    "finish_update",
+    STRUCTS
     + r"""
-extern "C" __global__ void settle(double* record, Number* scalars, const double* given, double beta1, double beta2,
-                                  double growth, double backoff, double interval, double lowest) {
+extern "C" __global__ void finish_update(double* record, Real* scalars, const double* inputs,
+                                         double beta1, double beta2,
+                                         double growth, double backoff, double interval, double lowest) {
     Record& r = *(Record*)record;
     Scalars& s = *(Scalars*)scalars;
-    const bool sound = r.loss - r.loss == 0, good = sound && s.clip - s.clip == 0;
-    r.norm = sound ? s.norm : r.loss - r.loss;
-    if (!good) s.clip = r.loss - r.loss + s.clip - s.clip;  // NaN: the sweep leaves the weights alone
+    const bool finite_loss = r.loss - r.loss == 0, good = finite_loss && s.clip - s.clip == 0;
+    r.norm = finite_loss ? s.norm : r.loss - r.loss;
+    if (!good) s.clip = r.loss - r.loss + s.clip - s.clip;  // NaN: AdamW leaves the weights unchanged
     r.updates += good;
-    r.bad = good ? 0 : sound && r.scale > lowest ? r.bad : r.bad + 1;
-    s.rate = ((const Given*)given)->rate;
+    r.bad = good ? 0 : finite_loss && r.scale > lowest ? r.bad : r.bad + 1;
+    s.rate = ((const Inputs*)inputs)->rate;
     s.correction1 = 1 - pow(beta1, r.updates);
     s.correction2 = 1 - pow(beta2, r.updates);
     if (interval > 0) {
@@ -89,38 +96,52 @@ extern "C" __global__ void settle(double* record, Number* scalars, const double*
     }
 }""",
     threads=1,
-    variants=NUMBERS,
+    variants=REALS,
 )
 
-forget_kernel = Kernel(
-    "forget",
+zero_if_not_finite_kernel = Kernel(
+    "zero_if_not_finite",
     r"""
-extern "C" __global__ void forget(Number* x, size_t n, const double* record) {
-    if (*record - *record == 0) return;  // the loss
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) x[i] = 0;
+extern "C" __global__ void zero_if_not_finite(Real* x, size_t n, const double* record) {
+    if (*record - *record == 0) return;  // the loss is finite
+    const size_t first = blockIdx.x * (size_t)blockDim.x + threadIdx.x, stride = (size_t)gridDim.x * blockDim.x;
+    for (size_t i = first; i < n; i += stride) x[i] = 0;
 }""",
-    variants=NUMBERS,
+    variants=REALS,
 )
 
 
-def begin_batch(record, scalars, given):
-    """slope = scale * share, and no loss yet, if the micro-batch is an update's first."""
-    begin_kernel(1, (record, scalars, given), Number=scalars)
+def begin_batch(record, scalars, inputs):
+    """loss_gradient = scale * loss_weight,   and loss = 0 in the first micro-batch of an update"""
+    begin_batch_kernel(1, (record, scalars, inputs), Real=scalars)
 
 
-def add_losses(record, losses, given):
-    """loss += share * sum of losses, in float64"""
-    losses_kernel(1, (record, losses, losses.size, given), Number=losses)
+def add_losses(record, losses, inputs):
+    """loss += loss_weight * sum of losses, in float64"""
+    add_losses_kernel(1, (record, losses, losses.size, inputs), Real=losses)
 
 
-def settle(record, scalars, given, beta1, beta2, growth, backoff, interval, lowest):
-    """What an update comes to, once `clip_scale` has written norm and clip: `clip` is NaN where none is made, the others are what `adamw` takes.
+def finish_update(
+    record,
+    scalars,
+    inputs,
+    beta1,
+    beta2,
+    growth,
+    backoff,
+    interval,
+    lowest,
+):
+    """Decide on the update after `clip_scale` has written norm and clip: the other scalars become what `adamw` takes.
 
-    growth, backoff, interval, lowest: as of `slm_np.training.scaler.GradientScaler`, whose rule for scale and good this is; interval 0 leaves the scale alone.
+    clip becomes NaN if loss or norm are not finite: then no update is made.
+
+    growth, backoff, interval, lowest: of `slm_np.training.scaler.GradientScaler`, which scale and good follow. interval
+    0 for no scaler.
     """
-    settle_kernel(1, (record, scalars, given, beta1, beta2, growth, backoff, interval, lowest), Number=scalars)
+    finish_update_kernel(1, (record, scalars, inputs, beta1, beta2, growth, backoff, interval, lowest), Real=scalars)
 
 
-def forget(x, record):
+def zero_if_not_finite(x, record):
     """x = 0, if the loss is not finite"""
-    forget_kernel(grid(x.size), (x, x.size, record), Number=x)
+    zero_if_not_finite_kernel(grid(x.size), (x, x.size, record), Real=x)

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.special import ndtr
 
 CUBIC = math.sqrt(2 / math.pi)
 
@@ -26,6 +25,8 @@ def silu_backward(x, dout):
 
 def normal(x):
     """(P, p) of the standard normal: P(x) = (1 + erf(x / sqrt 2)) / 2,   p(x) = P'(x) = e^(-x^2/2) / sqrt(2 pi)"""
+    from scipy.special import ndtr  # here, since importing it takes longer than the rest of the set
+
     return ndtr(x), np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 

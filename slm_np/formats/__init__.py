@@ -1,1 +1,1 @@
-"""Runs and foreign checkpoints on disk, one file per format."""
+"""Runs on disk, and checkpoints of other programs: one file per format."""

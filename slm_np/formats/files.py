@@ -1,34 +1,41 @@
-"""Files that are written atomically, and JSON with a checksum. Failures to write are a UserError that names the path and the cause."""
+"""Files that are replaced atomically, and JSON files by the same rules.
+
+A writer fills `NAME.tmp-PROCESS`, flushes it to disk and renames it, so that NAME always shows the old content or the
+new one. Failures are a `UserError` that names the path and the cause.
+"""
 
 import contextlib
 import json
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from slm_np.errors import UserError
 
-MEND = "restore it from a copy or use an older checkpoint"
+# The end of the messages about bad files.
+RESTORE = "restore it from a backup or use an older checkpoint"
 
 
 @contextlib.contextmanager
 def saving(path):
-    """An OSError inside becomes a `UserError` about `path`."""
+    """Turn an OSError inside the block into a UserError about `path`."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write {path} ({error.strerror or error}); the previous checkpoint is intact, "
-            "so make room or make the folder writable and resume, or choose another --out-dir"
+            f"cannot write {path}: {error.strerror or error}; the previous checkpoint is intact, "
+            "so free some space or check the permissions and resume, or choose another --out-dir"
         ) from error
 
 
-def sync_folder(folder):
-    # A rename lasts through a power cut once its folder is on disk. Windows and some network disks cannot flush a folder.
+def sync_directory(directory):
+    """Make the renames in a directory survive a power cut.
+
+    Does nothing where a directory cannot be flushed: on Windows and on some network disks.
+    """
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
@@ -36,7 +43,7 @@ def sync_folder(folder):
 
 
 def write_bytes(path, *chunks):
-    """Replace the file `path` by the concatenated byte `chunks`, or raise OSError and leave it as it was."""
+    """Replace the file `path` with the concatenated byte `chunks`, or raise OSError and leave it as it was."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,44 +57,38 @@ def write_bytes(path, *chunks):
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_folder(path.parent)
+    sync_directory(path.parent)
 
 
 def read_bytes(path):
+    """The content of the file `path`. UserError if it is missing or unreadable."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; {MEND}") from None
+        raise UserError(f"{path} is missing; {RESTORE}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error}); make it readable or {MEND}") from error
+        raise UserError(
+            f"cannot read {path}: {error.strerror or error}; check its permissions, or {RESTORE}"
+        ) from error
 
 
 def to_json(value, **style):
-    return json.dumps(value, default=np.generic.item, **style).encode("ascii")  # NumPy's scalars become Python's
-
-
-def stamped(document, inside):
-    """`document` as JSON, after the dict `inside` it has got the CRC-32 of everything else as its last entry.
-
-    A reader parses the bytes, stamps what it got and compares with the bytes: no change of any byte passes, not even of white space.
-    """
-    inside.pop("crc32", None)
-    inside["crc32"] = f"{zlib.crc32(to_json(document, separators=(',', ':'))):08x}"
-    return to_json(document, separators=(",", ":"))
+    """`value` as ASCII JSON. NumPy scalars become Python's; `style` goes to json.dumps."""
+    return json.dumps(value, default=np.generic.item, **style).encode("ascii")
 
 
 def write_json(path, fields):
-    """Write the dict `fields` as readable JSON, atomically. UserError if the disk refuses."""
+    """Write the dict `fields` as indented JSON, atomically. UserError if the file cannot be written."""
     with saving(path):
         write_bytes(Path(path), to_json(fields, indent=2), b"\n")
 
 
 def read_json(path):
-    """The dict in the JSON file `path`. UserError if it is missing, unreadable, broken or not an object."""
+    """The dict in the JSON file `path`. UserError if it is missing, unreadable, malformed or not an object."""
     try:
         fields = json.loads(read_bytes(path))
         if not isinstance(fields, dict):
-            raise ValueError("it is no object in braces")
+            raise ValueError("the top level is not an object")
         return fields
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is broken JSON ({error}); mend it by hand or {MEND}") from None
+        raise UserError(f"{path} is broken JSON ({error}); fix it by hand, or {RESTORE}") from None

@@ -2,9 +2,9 @@
 
 from slm_np.config import SamplingConfig
 
-GREEDY = 1e-6  # temperatures up to here count as 0: float32 logits hardly differ by less than a few of them
+GREEDY = 1e-6  # temperatures up to this count as 0: float32 logits can hardly differ by less than a few of them
 
-# The seed is not a property of a run.
+# SamplingConfig's fields and the names in the file. The seed is missing: it is not a property of a run.
 NAMES = dict(
     temp="temperature",
     top_k="top_k",
@@ -24,7 +24,7 @@ def to_generation_config(settings):
 
 
 def from_generation_config(fields, **others):
-    """A SamplingConfig from the fields of generation_config.json, then `others`.
+    """A SamplingConfig from the fields of generation_config.json, with `others` on top.
 
     Unknown fields are ignored, since other programs add theirs. Raises UserError for values out of range.
     """

@@ -1,12 +1,16 @@
-"""The files of llama2.c (Karpathy 2023), whose checkpoints of version 0 are a header and float32 weights, nothing else.
+"""The files of llama2.c (Karpathy 2023): checkpoints of version 0 and tokenizers.
 
-    checkpoint    7 int32: dim, hidden dim, layers, heads, key-value heads, vocabulary (negative: the output is not tied), context
-                  float32, each tensor for all layers in turn: embedding, norm 1, q, k, v, o, norm 2, w1, w2, w3, last norm, cos, sin, output
-    tokenizer     int32 longest piece, then for each id: float32 score, int32 length, that many bytes of UTF-8
+    checkpoint    7 int32: width, hidden width, layers, heads, key-value heads, vocabulary size (negative if the output
+                  matrix is not tied to the embedding), context length. Then float32, tensor after tensor, each for all
+                  layers: embedding, norm 1, q, k, v, o, norm 2, w1, w2, w3, last norm, cos, sin, and the output matrix
+                  if it is not tied
+    tokenizer     int32 length of the longest token. Then for each id: float32 score, int32 length, UTF-8 of that length
 
-Little-endian. Matrices are (out, in); rotary pairs lie side by side in a head, (2i, 2i + 1); w1 is the gate, w3 what it lets through.
+All is little-endian. Matrices are (out, in). Rotary pairs are neighbors within a head, (2i, 2i + 1). w1 makes the gate
+of SwiGLU, w3 what the gate multiplies.
 """
 
+import math
 import struct
 from pathlib import Path
 
@@ -16,61 +20,25 @@ from slm_np.config import ModelConfig
 from slm_np.errors import UserError
 
 HEADER = struct.Struct("<7i")
-VERSIONED = 0x616B3432  # what later versions begin with
-UNKNOWN, BEGIN, BYTES = (
-    0,
-    1,
-    3,
-)  # ids of llama2.c: unknown, begin of text, (2, end of text), and from 3 on the 256 byte values
+VERSIONED = 0x616B3432  # the first four bytes of later versions
+UNKNOWN, BEGIN, BYTES = 0, 1, 3  # ids: unknown, begin of text, and the first of the 256 byte values; 2 is end of text
 
 
 def read_checkpoint(path):
     """(ModelConfig, {name: array}) of a checkpoint of version 0, in this package's names and layout.
 
-    UserError if the file is another program's, of another version, cut short, or holds weights that are not finite.
+    Raises UserError if the file is of another program or version, truncated, or holds weights that are not finite.
     """
     path = Path(path)
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            header = file.read(HEADER.size)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name a checkpoint of llama2.c") from None
-    foreign = f"{path} is no checkpoint of llama2.c's version 0"
-    if len(header) < HEADER.size:
-        raise UserError(f"{foreign}, it has {size} bytes and the header alone takes {HEADER.size}; copy it again")
-    if int.from_bytes(header[:4], "little") == VERSIONED:
-        version = int.from_bytes(header[4:8], "little")
-        raise UserError(f"{foreign} but of version {version}; write it with llama2.c's export.py --version 0")
-    dim, hidden, layers, heads, kv_heads, vocab, steps = HEADER.unpack(header)
-    shape = f"dim {dim}, hidden {hidden}, layers {layers}, heads {heads}, key-value heads {kv_heads}, vocabulary {abs(vocab)}, context {steps}"
-    if min(dim, hidden, layers, heads, kv_heads, abs(vocab), steps) < 1 or dim % (2 * heads) or heads % kv_heads:
+    size, sizes = _read_header(path)
+    dim, hidden, layers, heads, kv_heads, vocab, steps = sizes
+    shapes = _shapes(*sizes)
+    counts = {name: math.prod(shape) for name, shape in shapes.items()}
+    expected = HEADER.size + 4 * sum(counts.values())
+    if size != expected:
         raise UserError(
-            f"{foreign}: its first numbers make no model ({shape}); name a .bin that llama2.c's training wrote"
-        )
-    width = dim // heads
-    kv = kv_heads * width
-    sizes = dict(
-        embedding=(abs(vocab), dim),
-        norm1=(layers, dim),
-        q=(layers, dim, dim),
-        k=(layers, kv, dim),
-        v=(layers, kv, dim),
-        o=(layers, dim, dim),
-        norm2=(layers, dim),
-        w1=(layers, hidden, dim),
-        w2=(layers, dim, hidden),
-        w3=(layers, hidden, dim),
-        norm=(dim,),
-        cos=(steps, width // 2),
-        sin=(steps, width // 2),
-        **({"output": (abs(vocab), dim)} if vocab < 0 else {}),
-    )
-    counts = {name: _product(shape) for name, shape in sizes.items()}
-    wanted = HEADER.size + 4 * sum(counts.values())
-    if size != wanted:
-        raise UserError(
-            f"{path} has {size:,} bytes but its header ({shape}) asks for {wanted:,}: it is cut short, or {foreign[len(str(path)) + 4 :]}; copy it again"
+            f"{path} has {size:,} bytes but its header ({_sizes_in_words(sizes)}) asks for {expected:,}: "
+            "it is cut short or not a llama2.c checkpoint of version 0; copy it again"
         )
     config = ModelConfig(
         vocab_size=abs(vocab),
@@ -85,20 +53,78 @@ def read_checkpoint(path):
         feed_forward="swiglu",
         head="linear" if vocab < 0 else "tied",
     )
-    flat, theirs, at = np.memmap(path, "<f4", "r", HEADER.size), {}, 0
+    flat, theirs, start = np.memmap(path, "<f4", "r", HEADER.size), {}, 0
     for name, count in counts.items():
-        theirs[name] = flat[at : at + count].reshape(sizes[name])
-        at += count
+        theirs[name] = flat[start : start + count].reshape(shapes[name])
+        start += count
         if not np.isfinite(theirs[name]).all():
             raise UserError(f"{path} holds weights that are not finite, in {name}; convert an earlier checkpoint")
-    return config, _tensors(theirs, layers, heads, kv_heads)
+    return config, _to_our_layout(theirs, layers, heads, kv_heads)
 
 
-def _tensors(theirs, layers, heads, kv_heads):
-    """Their arrays in our layout: matrices (in, out), q | k | v and gate | up side by side, rotary pairs half a head apart."""
+def _read_header(path):
+    """(bytes of the file, the seven sizes). UserError if the file is unreadable or not a checkpoint of version 0."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            header = file.read(HEADER.size)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a llama2.c checkpoint") from None
+    if len(header) < HEADER.size:
+        raise UserError(
+            f"{path} is not a llama2.c checkpoint of version 0: it has {size} bytes and the header alone takes "
+            f"{HEADER.size}; copy it again"
+        )
+    if int.from_bytes(header[:4], "little") == VERSIONED:
+        version = int.from_bytes(header[4:8], "little")
+        raise UserError(
+            f"{path} is a llama2.c checkpoint of version {version}, and only version 0 is supported; "
+            "write it with llama2.c's export.py --version 0"
+        )
+    dim, hidden, layers, heads, kv_heads, vocab, steps = sizes = HEADER.unpack(header)
+    if min(dim, hidden, layers, heads, kv_heads, abs(vocab), steps) < 1 or dim % (2 * heads) or heads % kv_heads:
+        raise UserError(
+            f"{path} is not a llama2.c checkpoint of version 0: its header is not that of a model "
+            f"({_sizes_in_words(sizes)}); name a .bin that llama2.c's training wrote"
+        )
+    return size, sizes
+
+
+def _sizes_in_words(sizes):
+    dim, hidden, layers, heads, kv_heads, vocab, steps = sizes
+    return (
+        f"dim {dim}, hidden {hidden}, layers {layers}, heads {heads}, key-value heads {kv_heads}, "
+        f"vocabulary {abs(vocab)}, context {steps}"
+    )
+
+
+def _shapes(dim, hidden, layers, heads, kv_heads, vocab, steps):
+    """{name: shape} of the file's tensors, in its order."""
+    head = dim // heads
+    kv = kv_heads * head
+    shapes = dict(
+        embedding=(abs(vocab), dim),
+        norm1=(layers, dim),
+        q=(layers, dim, dim),
+        k=(layers, kv, dim),
+        v=(layers, kv, dim),
+        o=(layers, dim, dim),
+        norm2=(layers, dim),
+        w1=(layers, hidden, dim),
+        w2=(layers, dim, hidden),
+        w3=(layers, hidden, dim),
+        norm=(dim,),
+        cos=(steps, head // 2),
+        sin=(steps, head // 2),
+    )
+    return shapes | ({"output": (abs(vocab), dim)} if vocab < 0 else {})
+
+
+def _to_our_layout(theirs, layers, heads, kv_heads):
+    """Their tensors under our names: matrices (in, out), q | k | v and gate | up in one matrix, our rotary pairs."""
     ours = {"embedding.weight": theirs["embedding"]}
     for i in range(layers):
-        q, k = _half_split(theirs["q"][i], heads), _half_split(theirs["k"][i], kv_heads)
+        q, k = _split_pairs(theirs["q"][i], heads), _split_pairs(theirs["k"][i], kv_heads)
         ours |= {
             f"layers.{i}.mixer_norm.weight": theirs["norm1"][i],
             f"layers.{i}.attention.qkv.weight": np.concatenate([q, k, theirs["v"][i]]).T,
@@ -111,74 +137,73 @@ def _tensors(theirs, layers, heads, kv_heads):
     return ours | ({"head.weight": theirs["output"]} if "output" in theirs else {})
 
 
-def _half_split(rows, heads):
-    """The rows (heads w, in) with each head's pairs (2i, 2i + 1) at (i, i + w/2), as our rotation has them."""
-    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
-
-
-def _product(shape):
-    count = 1  # in Python's integers, which a foreign header cannot overflow
-    for size in shape:
-        count *= size
-    return count
+def _split_pairs(rows, heads):
+    """rows (heads w, in) with the rotary pairs (2i, 2i + 1) of each head moved to (i, i + w/2), as we rotate them."""
+    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)  # (heads, w/2, 2, in) before
 
 
 def read_tokenizer(path, vocab_size):
-    """[(piece, score)] of a tokenizer file, as (str, float). UserError if it is damaged, foreign, or not of `vocab_size` pieces."""
+    """[(token, score)] of a tokenizer file, as (str, float).
+
+    Raises UserError if the file is damaged, of another program, or does not hold `vocab_size` tokens.
+    """
     path = Path(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"--tokenizer {path} cannot be read ({error.strerror}); name the tokenizer.bin that belongs to the checkpoint"
+            f"--tokenizer {path} cannot be read ({error.strerror}); "
+            "name the tokenizer.bin that belongs to the checkpoint"
         ) from None
-    pieces, at = [], 4
+    tokens, end = [], 4
     try:
-        while at < len(raw):
-            score, length = struct.unpack_from("<fi", raw, at)
-            at += 8 + length
-            if length < 0 or at > len(raw):
+        while end < len(raw):
+            score, length = struct.unpack_from("<fi", raw, end)
+            end += 8 + length
+            if length < 0 or end > len(raw):
                 raise ValueError
-            pieces.append((raw[at - length : at].decode("utf-8"), score))
+            tokens.append((raw[end - length : end].decode("utf-8"), score))
     except (struct.error, ValueError):
         raise UserError(
-            f"--tokenizer {path} is cut short or no tokenizer of llama2.c (piece {len(pieces)} cannot be read); copy it again"
+            f"--tokenizer {path} is cut short or not a llama2.c tokenizer (token {len(tokens)} cannot be read); "
+            "copy it again"
         ) from None
-    if len(pieces) != vocab_size:
+    if len(tokens) != vocab_size:
         raise UserError(
-            f"--tokenizer {path} has {len(pieces)} pieces, the model {vocab_size}; give the tokenizer it was trained with"
+            f"--tokenizer {path} has {len(tokens)} tokens, but the model {vocab_size}; "
+            "give the tokenizer that the model was trained with"
         )
-    if [piece for piece, _ in pieces[BYTES : BYTES + 256]] != [f"<0x{byte:02X}>" for byte in range(256)] or len(
-        {piece for piece, _ in pieces}
-    ) < len(pieces):
+    names = [token for token, _ in tokens]
+    if names[BYTES : BYTES + 256] != [f"<0x{byte:02X}>" for byte in range(256)] or len(set(names)) < len(names):
         raise UserError(
-            f"--tokenizer {path} is no tokenizer of llama2.c: ids {BYTES} to {BYTES + 255} must be the bytes <0x00> to <0xFF>, and no piece come twice"
+            f"--tokenizer {path} is not a llama2.c tokenizer: ids {BYTES} to {BYTES + 255} must be the bytes <0x00> to "
+            "<0xFF>, and tokens must be unique"
         )
-    return pieces
+    return tokens
 
 
-def tokenizer_json(pieces):
-    """The tokenizer of `read_tokenizer` as the fields of Hugging Face's tokenizer.json, with the same ids on any text.
+def tokenizer_json(tokens):
+    """The tokenizer of `read_tokenizer` as the fields of Hugging Face's tokenizer.json, with the same ids for any text.
 
-    A space goes in front; a character that is no piece becomes its bytes; then, while two neighbours make a piece, the pair whose piece has
-    the highest score is joined. Merge lists rank pairs, llama2.c scores what they make. They agree, for a piece is only ever joined from one
-    pair: within its characters the joins come in the same order wherever it stands, so that the last of them is always the same.
+    Both prepend a space, replace characters that are not tokens by their bytes, and then merge neighbors. llama2.c
+    merges the pair whose result has the highest score; tokenizer.json ranks pairs. The two agree, since a token only
+    ever results from one pair: the merges within its characters happen in the same order wherever the token occurs, so
+    the last of them is always the same.
 
-    Pieces keep their space as it is (SentencePiece's U+2581 would be one with that character in a text). Begin of text is `<s>`, the one
-    special piece: it alone stands between the documents that llama2.c trains on, and ends what it generates. Id 2 it never uses.
+    Tokens keep their space as it is: replaced by SentencePiece's U+2581, they would match that character in a text.
+    Begin of text is `<s>`, the only special token: llama2.c trains with it alone between documents, and generation ends
+    at it. It never uses id 2.
     """
-    names = [piece for piece, _ in pieces]
+    names = [token for token, _ in tokens]
     names[UNKNOWN], names[BEGIN] = "<unk>", "<s>"
-    scores = {name: score for name, (_, score) in zip(names, pieces)}
-    joined = sorted(
-        (
-            (-scores[name], id, pair)
-            for id, name in enumerate(names)
-            if id >= BYTES + 256 and (pair := _last_join(name, scores))
-        )
+    scores = {name: score for name, (_, score) in zip(names, tokens)}
+    merges = sorted(
+        (-scores[name], id, pair)
+        for id, name in enumerate(names)
+        if id >= BYTES + 256 and (pair := _last_merge(name, scores))
     )
-    # Where a space only ever begins a piece, no join crosses to one: texts may be cut there, which keeps the work linear in their length.
-    cut = dict(type="Split", pattern={"String": " "}, behavior="MergedWithNext", invert=False)
+    # Where spaces only begin tokens, no merge crosses to one. Text can be split there: encoding then takes linear time.
+    split = dict(type="Split", pattern={"String": " "}, behavior="MergedWithNext", invert=False)
     special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     return dict(
         version="1.0",
@@ -186,7 +211,7 @@ def tokenizer_json(pieces):
         padding=None,
         added_tokens=[dict(id=id, content=names[id], **special) for id in (UNKNOWN, BEGIN)],
         normalizer=dict(type="Prepend", prepend=" "),
-        pre_tokenizer=None if any(" " in name[1:] for name in names) else cut,
+        pre_tokenizer=None if any(" " in name[1:] for name in names) else split,
         post_processor=None,
         decoder=dict(
             type="Sequence",
@@ -202,18 +227,17 @@ def tokenizer_json(pieces):
             byte_fallback=True,
             ignore_merges=False,
             vocab={name: id for id, name in enumerate(names)},
-            merges=[list(pair) for *_, pair in joined],
+            merges=[list(pair) for *_, pair in merges],
         ),
     )
 
 
-def _last_join(piece, scores):
-    """The pair whose join makes `piece` out of its characters, the highest score first; None if they never come to that."""
-    parts = list(piece)
+def _last_merge(token, scores):
+    """The pair whose merge completes `token`, if its characters are merged by score; None if they never become it."""
+    parts = list(token)
     while all(part in scores for part in parts) and len(parts) > 1:
-        best = max(
-            range(len(parts) - 1), key=lambda i: scores.get(parts[i] + parts[i + 1], -np.inf)
-        )  # the first of equals
+        # The first of the pairs with the highest score.
+        best = max(range(len(parts) - 1), key=lambda i: scores.get(parts[i] + parts[i + 1], -np.inf))
         pair = parts[best], parts[best + 1]
         if "".join(pair) not in scores:
             return None

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per line."""
+"""metrics.jsonl: what a run logs, one JSON object per line."""
 
 import contextlib
 import json
@@ -9,19 +9,23 @@ from slm_np.formats.files import read_bytes, saving, to_json, write_bytes
 
 
 def _line(row):
-    """`row` as a line of strict JSON, which has no NaN and no infinity: they become null."""
+    """`row` as a line of strict JSON. JSON has no NaN and no infinity: they become null."""
     return to_json(json.loads(to_json(row), parse_constant=lambda constant: None)) + b"\n"
 
 
 def append_metrics(run_dir, row):
-    """Add the dict `row` as a line to metrics.jsonl, flushed to the OS; NaN and infinity become null. UserError if the disk refuses."""
+    """Append the dict `row` to metrics.jsonl as a line. NaN and infinity become null.
+
+    The line reaches the operating system before this returns, but is not flushed to disk: losing rows in a power cut is
+    harmless. UserError if the file cannot be written.
+    """
     path = Path(run_dir) / "metrics.jsonl"
     with saving(path), open(path, "ab") as file:
         file.write(_line(row))
 
 
 def read_metrics(run_dir):
-    """The rows of metrics.jsonl as dicts, [] without the file. Lines that a kill tore are left out."""
+    """The rows of metrics.jsonl as dicts; [] if there is no file. Lines that a kill left incomplete are skipped."""
     path = Path(run_dir) / "metrics.jsonl"
     rows = []
     for line in read_bytes(path).split(b"\n") if os.path.exists(path) else []:
@@ -32,7 +36,7 @@ def read_metrics(run_dir):
 
 
 def trim_metrics(run_dir, step):
-    """Drop torn lines and rows of steps after `step` from metrics.jsonl, atomically: call it on resuming from `step`."""
+    """Remove incomplete lines and the rows of steps after `step`, atomically. Call it when resuming from `step`."""
     path = Path(run_dir) / "metrics.jsonl"
     if os.path.exists(path):
         with saving(path):

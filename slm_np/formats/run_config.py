@@ -1,4 +1,4 @@
-"""config.json: what rebuilds the model of a run."""
+"""config.json: the settings of a run, from which its model is rebuilt."""
 
 import dataclasses
 import os
@@ -7,14 +7,31 @@ from pathlib import Path
 
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, near
+from slm_np.formats import format1
 from slm_np.formats.files import read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What config.json holds. data: {"fingerprint": ..., "source": ...} of the training tokens. base: of a finetuned run, what it started from."""
+    """What config.json holds.
+
+    model   the architecture
+    train   how it is trained, and on what; `dtype` is resolved and never "auto"
+    preset  name of the preset that the settings came from; "" for a converted model
+    data    what the settings cannot say about the data; {} before it is prepared:
+                fingerprint    hash of the training and validation tokens; resuming requires the same
+                source         the name to show
+                tokens         [training tokens, validation tokens]
+                separated      whether the training data contain the end-of-text token
+                replay         fingerprint of the retention data, if there are any
+                converted      for a converted model, format and name of the file; then nothing else
+    base    what a finetuned run started from; {} for others:
+                run, step      directory of the base, and the step of its weights
+                weights        checksum of those weights
+                vocab_size, separated, data, val_data, documents, limit_bytes    of the base
+    """
 
     model: ModelConfig
     train: TrainConfig
@@ -24,41 +41,48 @@ class RunConfig:
 
 
 def write_config(run_dir, config):
-    """Write the `RunConfig` as run_dir/config.json, atomically. UserError if the disk refuses."""
+    """Write the `RunConfig` as run_dir/config.json, atomically. UserError if the file cannot be written."""
     write_json(Path(run_dir) / "config.json", {"model_type": "slm_np", "format": FORMAT, **dataclasses.asdict(config)})
 
 
 def read_config(run_dir):
-    """The `RunConfig` of a run. UserError if `run_dir` is no run of ours or a newer one, or if its config.json is broken or has unknown fields."""
+    """The `RunConfig` of a run, of this format or an older one.
+
+    Raises UserError if `run_dir` is not a run, was written by a newer version, or has a config.json that is malformed
+    or holds unknown fields.
+    """
     path = Path(run_dir) / "config.json"
     if not os.path.isfile(path):
-        raise UserError(f"config.json missing: {run_dir} is not a run of slm_np; name a folder that `--out-dir` made")
+        raise UserError(f"config.json missing: {run_dir} is not a run of slm_np; name a directory that --out-dir made")
     fields = read_json(path)
     kind, version = fields.pop("model_type", None), fields.pop("format", None)
-    if kind != "slm_np" or type(version) is not int:
+    if kind != "slm_np" or type(version) is not int or version < 1:
         raise UserError(
-            f"{path} has model_type {kind!r} and format {version!r}, so {run_dir} is not a run of slm_np; name one that is"
+            f"{path} has model_type {kind!r} and format {version!r}, so {run_dir} is not a run of slm_np; "
+            "name one that is"
         )
     if version > FORMAT:
-        raise UserError(f"{path} is of format {version}, this version reads up to {FORMAT}; upgrade slm_np")
+        raise UserError(f"{path} is of format {version}, and this version reads up to {FORMAT}; upgrade slm_np")
     fields.setdefault("base", {})
     for name, kind in dict(model=dict, train=dict, preset=str, data=dict, base=dict).items():
         if not isinstance(fields.get(name), kind):
             raise UserError(
-                f"{path} has {fields.get(name)!r} for {name!r}; it must be {'a string' if kind is str else 'an object in braces'}"
+                f"{path} has {fields.get(name)!r} for {name!r}; "
+                f"it must be {'a string' if kind is str else 'an object in braces'}"
             )
+    try:
+        if version == 1:
+            fields = format1.run_settings(fields)
+        fields["model"], fields["train"] = _build(ModelConfig, fields["model"]), _build(TrainConfig, fields["train"])
+        return _build(RunConfig, fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
-    def build(kind, given):
-        known = [field.name for field in dataclasses.fields(kind)]
-        for name in given:
-            if name not in known:
-                raise UserError(
-                    f"{path} has the unknown field {name!r}; remove it or upgrade slm_np ({near(name, known)})"
-                )
-        try:
-            return kind(**given)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
 
-    fields["model"], fields["train"] = build(ModelConfig, fields["model"]), build(TrainConfig, fields["train"])
-    return build(RunConfig, fields)
+def _build(kind, fields):
+    """The dataclass `kind` with these fields. UserError if one is unknown or has a bad value."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in fields:
+        if name not in known:
+            raise UserError(f"unknown field {name!r}; remove it or upgrade slm_np ({near(name, known)})")
+    return kind(**fields)

@@ -1,141 +1,81 @@
-"""Runs on disk: the directory of a new one, the newest, and a run as a model in memory with its tokenizer and its defaults for sampling."""
+"""A run in memory: its model with the best weights, its tokenizer and its sampling defaults."""
 
-import contextlib
-import itertools
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from slm_np.config import SamplingConfig
+from slm_np.data.tokenizer import Tokenizer
+from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
-
-RUNS = Path("runs")
-
-
-def check_free(out_dir):
-    """UserError if `out_dir` is a file or holds a run."""
-    if os.path.lexists(out_dir) and not os.path.isdir(out_dir):
-        raise UserError(f"--out-dir {out_dir} is a file; name a directory")
-    if any(os.path.lexists(Path(out_dir) / name) for name in ("config.json", "model.safetensors", "metrics.jsonl")):
-        raise UserError(
-            f"{out_dir} already holds a run; go on with it by --resume {out_dir}, or choose another --out-dir"
-        )
-
-
-@contextlib.contextmanager
-def new_directory(out_dir, name):
-    """Make the directory of a new run: `out_dir`, or without one the first of runs/NAME, runs/NAME-2, ... that is not there yet.
-
-    If what fills it raises, all that came into it goes again. UserError if it cannot be made or already holds a run.
-    """
-    names = [Path(out_dir)] if out_dir else (RUNS / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
-    for directory in names:
-        made = _made(
-            directory
-        )  # the name is taken by making it, so that two programs that start at once do not share it
-        if made or out_dir:
-            break
-    check_free(directory)
-    before = set(os.listdir(directory))
-    try:
-        yield directory
-    except BaseException:
-        with contextlib.suppress(OSError):  # what refused to be written may refuse to go
-            for path in (directory / entry for entry in set(os.listdir(directory)) - before):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if made:
-                directory.rmdir()
-        raise
-
-
-def _made(directory):
-    """Make the directory: True, or False if it was there before. UserError if it cannot be."""
-    try:
-        os.makedirs(directory)
-        return True
-    except (OSError, ValueError) as error:  # ValueError: a character that no path may have
-        if isinstance(error, FileExistsError) and os.path.lexists(directory):
-            return False
-        raise UserError(
-            f"the run's directory {str(directory)!r} cannot be made ({getattr(error, 'strerror', error)}); choose another --out-dir"
-        ) from None
-
-
-def newest_run():
-    """The run under runs/ that was written to last. UserError if there is none."""
-    found = [path.parent for path in RUNS.glob("*/config.json")] if RUNS.is_dir() else []
-    if not found:
-        raise UserError("there is no run in runs/ yet; train one by python -m slm_np.train, or name its directory")
-    # Not whatever lies in the run: a training that saves renames files meanwhile.
-    return max(
-        found,
-        key=lambda path: max(
-            file.stat().st_mtime for name in ("config.json", "metrics.jsonl") if (file := path / name).exists()
-        ),
-    )
+from slm_np.formats.checkpoint import load_best, newest_checkpoint
+from slm_np.formats.directories import check_free, new_directory, newest_run  # noqa: F401  callers still import it here
+from slm_np.formats.files import read_json
+from slm_np.formats.generation_config import from_generation_config
+from slm_np.formats.run_config import RunConfig, read_config
+from slm_np.nn.model import Model, parameter_count
+from slm_np.ops.device import device as device_named
 
 
 @dataclass
 class Run:
-    """A loaded run: `model`, `tokenizer` (None for bare token files), `config` (RunConfig), `step` its weights are of, `sampling` its defaults."""
+    """A loaded run.
+
+    model      the Model, with the best weights
+    tokenizer  None for a run on token files
+    step       number of updates after which the weights were saved
+    sampling   the run's sampling defaults
+    """
 
     path: Path
-    model: object
-    tokenizer: object
-    config: object
+    model: Model
+    tokenizer: Tokenizer | None
+    config: RunConfig
     step: int
-    sampling: object
+    sampling: SamplingConfig
 
 
 def load(path, device="cpu"):
-    """The `Run` in the folder `path` with its best weights, on a device; before a first evaluation, those of its newest checkpoint.
+    """The `Run` in the directory `path`, with its model on a device: "cpu" or "cuda".
 
-    UserError if the folder is no run, or anything in it is damaged.
+    The weights are the best ones or, before the first evaluation, those of the newest checkpoint. Raises UserError if
+    the directory is not a run, anything in it is damaged, or the model does not fit into memory.
     """
-    from slm_np.formats import run_config
-    from slm_np.nn.model import Model, parameter_count
-    from slm_np.ops.device import device as device_called
-
-    path = Path(path)
-    config = run_config.read_config(path)
-    device_called(device).check_memory(8 * parameter_count(config.model), f"the model in {path}")
-    model = Model(config.model, None, config.train.decay, device=device_called(device))
+    path, chosen = Path(path), device_named(device)
+    config = read_config(path)
+    chosen.check_memory(8 * parameter_count(config.model), f"the model in {path}")  # weights and gradients, float32
+    model = Model(config.model, None, config.train.decay, device=chosen)
     _, step = best_weights(path, model.parameters.weight)
     return Run(path, model, tokenizer_of(path, config), config, step, sampling_of(path))
 
 
 def best_weights(path, into=None):
-    """({name: array}, step) of the best model in the run `path`; before a first evaluation, of its newest checkpoint. `into` as of `load_tensors`."""
-    from slm_np.formats import checkpoint
+    """({name: array}, step) of the run's best model or, before the first evaluation, of its newest checkpoint.
 
+    `into` as in `load_tensors`.
+    """
     if (Path(path) / "model.safetensors").exists():
-        weights, metadata = checkpoint.load_best(path, into=into)
+        weights, metadata = load_best(path, into)
         return weights, int(metadata["step"])
-    found = checkpoint.newest_checkpoint(path, into)
+    found = newest_checkpoint(path, into)
     return found.model, found.step
 
 
 def tokenizer_of(path, config):
-    """The tokenizer in the run `path`, None if it has none. UserError if it does not fit the model of `config` (RunConfig)."""
-    from slm_np.data.tokenizer_factory import load_tokenizer
-
+    """The tokenizer of the run in `path`, or None if it has none. UserError if it does not fit `config` (RunConfig)."""
     file = Path(path) / "tokenizer.json"
     if not file.exists():
         return None
     tokenizer = load_tokenizer(file)
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(
-            f"{file} has {tokenizer.vocab_size} pieces, the model {config.model.vocab_size}; restore the tokenizer the run was trained with"
+            f"{file} has {tokenizer.vocab_size} tokens, but the model {config.model.vocab_size}; "
+            "restore the tokenizer that the run was trained with"
         )
     tokenizer.trained_ends = config.data.get("separated", True)
     return tokenizer
 
 
 def sampling_of(path):
-    """The defaults for sampling of the run `path`."""
-    from slm_np.config import SamplingConfig
-    from slm_np.formats import files
-    from slm_np.formats.generation_config import from_generation_config
-
+    """The sampling defaults of the run in `path`."""
     file = Path(path) / "generation_config.json"
-    return from_generation_config(files.read_json(file)) if file.exists() else SamplingConfig()
+    return from_generation_config(read_json(file)) if file.exists() else SamplingConfig()

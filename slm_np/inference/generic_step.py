@@ -9,7 +9,7 @@ import copy
 import numpy as np
 
 from slm_np import ops
-from slm_np.kernels.gpu.graph import Inputs, Replayed
+from slm_np.kernels.gpu.graph import CapturedGraph, HostInputs
 from slm_np.nn import head
 from slm_np.nn.arena import planned_bytes
 from slm_np.nn.dropout import model_dropout
@@ -29,7 +29,7 @@ class Launched:
         )
         self.states = States(model, batch)
         self.logits = arrays.zeros((batch, config.vocab_size), dtype)
-        self.inputs = Inputs(
+        self.inputs = HostInputs(
             arrays, dict(tokens=((batch, 1), np.int32), place=((1,), np.int32), row=((1, 1), np.int32))
         )
         self.given = self.inputs.device
@@ -46,7 +46,7 @@ class Launched:
             self.model.parameters = copy.copy(self.model.parameters)
             self.model.parameters.weight = self.model.parameters.weight | {"positions.weight": row}
             self.fetched, self.rows = [(row, positions)], len(positions)
-        self.keys, self.replayed = model_dropout(config), Replayed(arrays)
+        self.keys, self.replayed = model_dropout(config), CapturedGraph(arrays)
 
     def launches(self):
         for row, table in self.fetched:

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from slm_np.kernels.gpu.graph import Inputs, Replayed
+from slm_np.kernels.gpu.graph import CapturedGraph, HostInputs
 from slm_np.nn.dropout import keys_of, map_keys, model_dropout
 from slm_np.ops.device import host, put
 from slm_np.training.scaler import GradientScaler
@@ -33,10 +33,10 @@ class DeviceStep(Step):
         self.activations = model.plan(*shape)  # the graphs hold its addresses
         dropout = model_dropout(model.config, (0,))
         n_keys = len(keys_of(dropout))
-        self.inputs = Inputs(
+        self.inputs = HostInputs(
             cupy,
             dict(
-                given=((len(step.GIVEN),), np.float64),
+                given=((len(step.INPUTS),), np.float64),
                 tokens=(shape, np.int32),
                 targets=(shape, np.int32),
                 keys=((max(1, n_keys),), np.uint32),
@@ -45,7 +45,7 @@ class DeviceStep(Step):
         indices = iter(range(n_keys))
         self.dropout = map_keys(dropout, lambda key: self.element(self.inputs.device["keys"], next(indices)))
         self.record, self.scalars = cupy.zeros(len(step.RECORD), np.float64), cupy.zeros(len(step.SCALARS), model.dtype)
-        self.batch, self.finish = Replayed(cupy), Replayed(cupy)
+        self.batch, self.finish = CapturedGraph(cupy), CapturedGraph(cupy)
         self.write_record(0)
 
     @staticmethod
@@ -75,7 +75,7 @@ class DeviceStep(Step):
         model, inputs, states = self.model, self.inputs.device, self.states and self.states.layers
         self.kernels.begin_batch(self.record, self.scalars, inputs["given"])
         normed = model.forward(self.activations, inputs["tokens"], self.dropout, states)
-        targets, scale = inputs["targets"].reshape(-1), self.scalar("slope")
+        targets, scale = inputs["targets"].reshape(-1), self.scalar("loss_gradient")
         model.backward(self.activations, inputs["tokens"], targets, normed, scale, self.dropout)
         self.kernels.add_losses(self.record, self.activations.shared["head.losses"], inputs["given"])
 
@@ -87,7 +87,7 @@ class DeviceStep(Step):
         optimizer, scaler, p = self.optimizer, self.scaler, self.optimizer.parameters
         optimizer.kernels.square_sum(optimizer.partial, p.gradients)
         optimizer.kernels.clip_scale(self.scalars[:2], optimizer.partial, optimizer.grad_clip, self.field("scale"))
-        self.kernels.settle(
+        self.kernels.finish_update(
             self.record,
             self.scalars,
             self.inputs.device["given"],
@@ -113,7 +113,7 @@ class DeviceStep(Step):
         self.spectral.launch(self.max_spectral_norm)
         p.update_cast_copies()
         if self.states:
-            self.kernels.forget(self.states.memory, self.record)  # a state that is not finite would stay so
+            self.kernels.zero_if_not_finite(self.states.memory, self.record)  # a state that is not finite would stay so
 
     def read(self, wait=True):
         """Also brings `optimizer`, `scaler` and `spectral` up to date."""

@@ -79,10 +79,12 @@ class Base:
         )
 
     def checksum(self):
-        """CRC-32 of all weights and their names, in hexadecimal."""
-        total = 0
-        for name in sorted(self.weights):
-            total = zlib.crc32(self.weights[name], zlib.crc32(name.encode(), total))
+        """CRC-32 of all weights and their names of format 1, in hexadecimal, as earlier runs recorded it."""
+        from slm_np.formats.format1 import original_name
+
+        total, weights = 0, {original_name(name): weight for name, weight in self.weights.items()}
+        for name in sorted(weights):
+            total = zlib.crc32(weights[name], zlib.crc32(name.encode(), total))
         return f"{total:08x}"
 
 

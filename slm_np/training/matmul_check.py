@@ -10,20 +10,25 @@ class WrongMatmul(Exception):
     """A matmul on AMX tiles gave a wrong result."""
 
 
+def kernels_to_check(array, update):
+    """The kernel set of `array` if it may use AMX and a check is due in `update`, else None."""
+    kernels = kernels_of(array)
+    return kernels if update % INTERVAL == 0 and hasattr(kernels, "watch_matmul") else None
+
+
 def watch_matmul(array, update):
     """Call before the gradient of `update`: in every INTERVAL-th one the kernels check one of the matmuls that follow.
 
     array: any array of the model, which determines the kernel set. Without AMX nothing is checked.
     """
-    if update % INTERVAL == 0:
-        kernels_of(array).watch_matmul(update // INTERVAL % MATMULS)
+    if kernels := kernels_to_check(array, update):
+        kernels.watch_matmul(update // INTERVAL % MATMULS)
 
 
 def check_watched_matmul(array, update):
     """Call after the gradient of `update`. Raises WrongMatmul if the watched matmul is wrong."""
-    if update % INTERVAL:
-        return
-    error = kernels_of(array).watched_error()
+    kernels = kernels_to_check(array, update)
+    error = kernels.watched_error() if kernels else 0.0
     if error > 1:
         raise WrongMatmul(
             f"a matmul of update {update} is wrong by {error:.3g} times the rounding error that is possible"

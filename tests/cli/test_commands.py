@@ -236,7 +236,7 @@ def test_memory_counts_the_containers_limit(tmp_path):
 
 
 def test_a_directory_that_is_taken(folder, capsys):
-    assert "bytes already holds a run; go on with it by --resume bytes" in sentence(
+    assert "bytes already holds a run; resume it with --resume bytes" in sentence(
         capsys, "train", "--data", "text.txt", "--out-dir", "bytes"
     )
     assert "text.txt is a file" in sentence(capsys, "train", "--data", "text.txt", "--out-dir", "text.txt")
@@ -289,7 +289,7 @@ def test_damaged_checkpoints_are_passed_over_then_refused(folder, capsys):
         raw[len(raw) // 2] ^= 1
         path.write_bytes(raw)
     assert small.status("train", "--resume", "bytes") == 0
-    assert "passing over a checkpoint" in capsys.readouterr().err
+    assert "skipping a checkpoint" in capsys.readouterr().err
     for path in Path("bytes").glob("checkpoint-*/optimizer.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     assert small.status("train", "--resume", "bytes") == 2

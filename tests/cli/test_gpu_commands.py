@@ -79,8 +79,8 @@ def stub(**runtime):
 
 
 MISSING = {
-    "CuPy": (lambda: None, "CuPy, which GPUs need, is not installed"),
-    "driver": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(35))), "driver, which GPUs need, is missing"),
+    "CuPy": (lambda: None, "GPUs need CuPy, which is not installed"),
+    "driver": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(35))), "driver, which is missing"),
     "device": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(100))), "finds no GPU"),
     "devices": (lambda: stub(getDeviceCount=lambda: 0), "finds no GPU"),
 }
@@ -396,7 +396,7 @@ def test_a_step_waits_once_and_allocates_nothing(gpu):
     decoder.step(tokens[:, 5])
     after = vars(fake_cupy.counts)
     assert (
-        after["allocations"] == before["allocations"] and after["synchronisations"] - before["synchronisations"] <= 2
+        after["allocations"] == before["allocations"] and after["synchronizations"] - before["synchronizations"] <= 2
     )  # for the logits, and the input's last copy
 
 
@@ -585,7 +585,7 @@ def test_runs_of_pytest_are_counted_also_where_their_time_is_up(benchmark):
 def test_the_benchmark_says_what_is_missing(benchmark, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     for words, said in (
-        ([], "CuPy, which GPUs need, is not installed"),
+        ([], "GPUs need CuPy, which is not installed"),
         (["--only", "kernel"], "did you mean kernels"),
     ):
         with pytest.raises(SystemExit) as left:

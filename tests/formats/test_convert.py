@@ -1,4 +1,4 @@
-"""Conversion: llama2.c's checkpoints and tokenizers, against its equations and its encoder written out here in float64 and plain loops."""
+"""Conversion of llama2.c's files, compared with its equations and its encoder in float64 and plain loops."""
 
 import json
 import re
@@ -12,18 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from slm_np.convert import convert
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats import llama2c, runs
+from slm_np.formats.conversion import convert
 from slm_np.nn.model import Model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SHAPE = dict(dim=24, hidden=20, layers=2, heads=6, kv_heads=2, vocab=300, steps=12)  # heads of 4: two pairs each
+SHAPE = dict(
+    dim=24, hidden=20, layers=2, heads=6, kv_heads=2, vocab=300, steps=12
+)  # heads of width 4: two rotary pairs each
 
 
-# llama2.c itself
+# llama2.c
 
 
 def weights_of(raw):
@@ -53,7 +55,10 @@ def weights_of(raw):
 
 
 def reference_logits(raw, ids):
-    """Logits (T, V) of run.c's forward: a token at a time, pairs (2i, 2i + 1) turned, key-value head j for the query heads of its group."""
+    """Logits (T, V) of run.c's forward, token by token.
+
+    It rotates the pairs (2i, 2i + 1), and key-value head j serves the query heads of group j.
+    """
     (dim, _, layers, heads, kv_heads, _, _), w = weights_of(raw)
     width, group = dim // heads, heads // kv_heads
     keys, values, out = [[] for _ in range(layers)], [[] for _ in range(layers)], []
@@ -61,27 +66,27 @@ def reference_logits(raw, ids):
     def norm(x, weight):
         return weight * x / np.sqrt((x * x).mean() + 1e-5)
 
-    def turned(x, place):
+    def rotated(x, position):
         x = x.copy()
         for i in range(0, len(x), 2):
-            angle = place / 10000.0 ** ((i % width) / width)
+            angle = position / 10000.0 ** ((i % width) / width)
             a, b = x[i], x[i + 1]
             x[i], x[i + 1] = a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)
         return x
 
-    for place, token in enumerate(ids):
+    for position, token in enumerate(ids):
         x = w["emb"][token].copy()
         for layer in range(layers):
             normed = norm(x, w["att"][layer])
-            q = turned(w["wq"][layer] @ normed, place).reshape(heads, width)
-            keys[layer].append(turned(w["wk"][layer] @ normed, place).reshape(kv_heads, width))
+            q = rotated(w["wq"][layer] @ normed, position).reshape(heads, width)
+            keys[layer].append(rotated(w["wk"][layer] @ normed, position).reshape(kv_heads, width))
             values[layer].append((w["wv"][layer] @ normed).reshape(kv_heads, width))
             attended = []
             for head in range(heads):
                 scores = np.array([q[head] @ key[head // group] for key in keys[layer]]) / np.sqrt(width)
-                shares = np.exp(scores - scores.max())
+                weights = np.exp(scores - scores.max())
                 attended.append(
-                    sum(share * value[head // group] for share, value in zip(shares / shares.sum(), values[layer]))
+                    sum(weight * value[head // group] for weight, value in zip(weights / weights.sum(), values[layer]))
                 )
             x = x + w["wo"][layer] @ np.concatenate(attended)
             normed = norm(x, w["ffn"][layer])
@@ -91,24 +96,24 @@ def reference_logits(raw, ids):
     return np.array(out)
 
 
-def reference_encode(pieces, text):
-    """Ids of tokenizer.h's encode, without begin of text: characters, or their bytes, joined greedily by score."""
-    ids_of = {piece: id for id, (piece, _) in enumerate(pieces)}
+def reference_encode(tokens, text):
+    """Ids of tokenizer.h's encode, without begin of text: characters or their bytes, merged greedily by score."""
+    ids_of = {token: id for id, (token, _) in enumerate(tokens)}
     ids = []
     for letter in " " + text if text else "":
         ids += [ids_of[letter]] if letter in ids_of else [byte + 3 for byte in letter.encode()]
     while True:
         best, where = -1e10, None
         for i in range(len(ids) - 1):
-            id = ids_of.get(pieces[ids[i]][0] + pieces[ids[i + 1]][0])
-            if id is not None and pieces[id][1] > best:
-                best, where = pieces[id][1], (i, id)
+            id = ids_of.get(tokens[ids[i]][0] + tokens[ids[i + 1]][0])
+            if id is not None and tokens[id][1] > best:
+                best, where = tokens[id][1], (i, id)
         if where is None:
             return ids
         ids[where[0] : where[0] + 2] = [where[1]]
 
 
-# Files of their formats
+# Files in its formats
 
 
 def checkpoint_bytes(tied=True, seed=0, **changes):
@@ -128,32 +133,32 @@ def checkpoint_bytes(tied=True, seed=0, **changes):
     )
 
 
-def pieces_of(words):
-    """Pieces as a tokenizer file has them: three markers, the bytes, joined pieces, then single characters, scores falling."""
+def tokens_of(words):
+    """The tokens of a tokenizer file: three markers, the bytes, merged tokens, then single characters; scores fall."""
     joined = list(dict.fromkeys(words))
     letters = sorted(set("".join(joined)) | {" "})
     return [(name, 0.0) for name in ("<unk>", "\n<s>\n", "\n</s>\n", *(f"<0x{byte:02X}>" for byte in range(256)))] + [
-        (piece, -float(i)) for i, piece in enumerate([piece for piece in joined if len(piece) > 1] + letters)
+        (token, -float(i)) for i, token in enumerate([word for word in joined if len(word) > 1] + letters)
     ]
 
 
-def tokenizer_bytes(pieces):
-    encoded = [(piece.encode(), score) for piece, score in pieces]
-    return struct.pack("<i", max(len(piece) for piece, _ in encoded)) + b"".join(
-        struct.pack("<fi", score, len(piece)) + piece for piece, score in encoded
+def tokenizer_bytes(tokens):
+    encoded = [(token.encode(), score) for token, score in tokens]
+    return struct.pack("<i", max(len(token) for token, _ in encoded)) + b"".join(
+        struct.pack("<fi", score, len(token)) + token for token, score in encoded
     )
 
 
-def files(folder, pieces=None, **options):
+def files(folder, tokens=None, **options):
     """A checkpoint and a tokenizer that fits it, in `folder`."""
-    pieces = pieces or pieces_of([" t", "he", " the", " c", "at", " cat", "s", "b", "r", " a"])
-    (folder / "model.bin").write_bytes(checkpoint_bytes(vocab=len(pieces), **options))
-    (folder / "tok.bin").write_bytes(tokenizer_bytes(pieces))
-    return folder / "model.bin", folder / "tok.bin", pieces
+    tokens = tokens or tokens_of([" t", "he", " the", " c", "at", " cat", "s", "b", "r", " a"])
+    (folder / "model.bin").write_bytes(checkpoint_bytes(vocab=len(tokens), **options))
+    (folder / "tok.bin").write_bytes(tokenizer_bytes(tokens))
+    return folder / "model.bin", folder / "tok.bin", tokens
 
 
-def library(pieces):
-    return Tokenizer.from_str(json.dumps(llama2c.tokenizer_json(pieces)))
+def library(tokens):
+    return Tokenizer.from_str(json.dumps(llama2c.tokenizer_json(tokens)))
 
 
 # Weights
@@ -162,24 +167,24 @@ def library(pieces):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kv_heads", [6, 2, 1])
 def test_logits_are_those_of_its_equations(tmp_path, tied, kv_heads):
-    file, _, pieces = files(tmp_path, tied=tied, kv_heads=kv_heads)
+    file, _, tokens = files(tmp_path, tied=tied, kv_heads=kv_heads)
     run = runs.load(convert(file, tmp_path / "run"))
     assert run.tokenizer is None and run.step == 0 and run.config.model.head == ("tied" if tied else "linear")
-    ids = np.random.default_rng(1).integers(0, len(pieces), SHAPE["steps"])
+    ids = np.random.default_rng(1).integers(0, len(tokens), SHAPE["steps"])
     wanted = reference_logits(file.read_bytes(), ids)
     np.testing.assert_allclose(
         run.model.logits(ids[None].astype(np.int32))[0], wanted, atol=2e-4 * np.abs(wanted).max()
     )
 
 
-def test_a_run_like_any_other(tmp_path, capsys, monkeypatch):
+def test_the_command_makes_a_run(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file, tokenizer, _ = files(tmp_path)
     assert small.status("convert", file, "--tokenizer", tokenizer) == 0
     assert "run: runs" in capsys.readouterr().out
     assert small.tree("runs/model") == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
     assert Tokenizer.from_file("runs/model/tokenizer.json").encode("the cat").tokens == [" the", " cat"]
-    (tmp_path / "tok.bin").rename("tokenizer.bin")  # found by its name, and a tokenizer.json serves as well
+    (tmp_path / "tok.bin").rename("tokenizer.bin")  # found by its name; a tokenizer.json is accepted too
     for words in (["--out-dir", "beside"], ["--out-dir", "json", "--tokenizer", "runs/model/tokenizer.json"]):
         assert small.status("convert", file, *words) == 0
         assert json.loads(Path(words[1], "tokenizer.json").read_text(encoding="utf-8")) == json.loads(
@@ -196,26 +201,26 @@ def test_a_run_like_any_other(tmp_path, capsys, monkeypatch):
     st.lists(st.text("ab cé☃\n▁<s>", max_size=25), max_size=4),
 )
 def test_ids_are_those_of_its_encoder(words, texts):
-    """Any vocabulary, texts of many overlaps: also where spaces stand inside pieces, or a piece can never be reached."""
-    pieces = pieces_of(words)
-    made = library(pieces)
-    made.encode_special_tokens = True  # what looks like a marker in a text is text
+    """Any vocabulary, also with spaces inside tokens and with tokens that no merge makes; text with many overlaps."""
+    tokens = tokens_of(words)
+    made = library(tokens)
+    made.encode_special_tokens = True  # what looks like a special token in text is text
     for text in texts:
         ids = made.encode(text).ids
-        assert ids == reference_encode(pieces, text)
+        assert ids == reference_encode(tokens, text)
         assert made.decode(ids) == text
 
 
-def test_begin_of_text_is_special_and_ends_texts(tmp_path):
-    made = library(pieces_of(["ab"]))
+def test_begin_of_text_is_special_and_ends_documents(tmp_path):
+    made = library(tokens_of(["ab"]))
     assert [made.token_to_id(name) for name in ("<unk>", "<s>")] == [0, 1]
     assert made.decode([1, *made.encode("ab ab").ids, 1]) == "ab ab"
-    file, tokenizer, pieces = files(tmp_path)
+    file, tokenizer, tokens = files(tmp_path)
     loaded = runs.load(convert(file, tmp_path / "run", tokenizer)).tokenizer
-    assert loaded.end_of_text == 1 and loaded.vocab_size == len(pieces)
-    assert loaded.encode(b"the cat\xff <s>").tolist() == reference_encode(pieces, "the cat") + [
+    assert loaded.end_of_text == 1 and loaded.vocab_size == len(tokens)
+    assert loaded.encode(b"the cat\xff <s>").tolist() == reference_encode(tokens, "the cat") + [
         0xFF + 3,
-        *reference_encode(pieces, "<s>"),
+        *reference_encode(tokens, "<s>"),
     ]
     assert loaded.decode(loaded.encode("the  cat ☃".encode())) == "the  cat ☃".encode()
 
@@ -230,13 +235,13 @@ def test_begin_of_text_is_special_and_ends_texts(tmp_path):
         (lambda raw: raw + b"0000", "cut short"),
         (lambda raw: raw[:20], "has 20 bytes and the header alone takes 28"),
         (lambda raw: b"", "has 0 bytes"),
-        (lambda raw: b"hello " * 99, "first numbers make no model"),
-        (lambda raw: struct.pack("<Ii", 0x616B3432, 1) + raw, "of version 1; .*--version 0"),
+        (lambda raw: b"hello " * 99, "its header is not that of a model"),
+        (lambda raw: struct.pack("<Ii", 0x616B3432, 1) + raw, "of version 1, .*--version 0"),
         (lambda raw: raw[:-4] + b"\0\0\xc0\x7f", "not finite"),
         (lambda raw: struct.pack("<7i", *[2**31 - 2] * 2, 1, 1, 1, 9, 9) + raw[28:], "cut short"),
     ],
 )
-def test_a_file_that_is_no_checkpoint(tmp_path, capsys, change, said):
+def test_a_file_that_is_not_a_checkpoint(tmp_path, capsys, change, said):
     file, _, _ = files(tmp_path)
     file.write_bytes(change(file.read_bytes()))
     assert small.status("convert", file, "--out-dir", tmp_path / "run") == 2
@@ -247,29 +252,29 @@ def test_a_file_that_is_no_checkpoint(tmp_path, capsys, change, said):
 @pytest.mark.parametrize(
     "make, said",
     [
-        (lambda pieces: tokenizer_bytes(pieces)[:-1], "cut short"),
-        (lambda pieces: tokenizer_bytes(pieces[:-1]), r"has \d+ pieces, the model \d+"),
-        (lambda pieces: tokenizer_bytes([pieces[0], *pieces[2:], ("x", 0.0)]), "must be the bytes"),
-        (lambda pieces: tokenizer_bytes(pieces[:-1] + pieces[-2:-1]), "no piece come twice"),
-        (lambda pieces: b"\0" * 4 + struct.pack("<fi", 0, -1), "cut short"),
+        (lambda tokens: tokenizer_bytes(tokens)[:-1], "cut short"),
+        (lambda tokens: tokenizer_bytes(tokens[:-1]), r"has \d+ tokens, but the model \d+"),
+        (lambda tokens: tokenizer_bytes([tokens[0], *tokens[2:], ("x", 0.0)]), "must be the bytes"),
+        (lambda tokens: tokenizer_bytes(tokens[:-1] + tokens[-2:-1]), "tokens must be unique"),
+        (lambda tokens: b"\0" * 4 + struct.pack("<fi", 0, -1), "cut short"),
     ],
 )
 def test_a_tokenizer_that_does_not_fit(tmp_path, make, said):
-    file, tokenizer, pieces = files(tmp_path)
-    tokenizer.write_bytes(make(pieces))
+    file, tokenizer, tokens = files(tmp_path)
+    tokenizer.write_bytes(make(tokens))
     with pytest.raises(UserError, match=said):
         convert(file, tmp_path / "run", tokenizer)
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_missing_or_there_already(tmp_path):
+def test_missing_files_and_an_existing_run(tmp_path):
     file, tokenizer, _ = files(tmp_path)
     with pytest.raises(UserError, match="nothing.bin cannot be read"):
         convert(tmp_path / "nothing.bin", tmp_path / "run")
     with pytest.raises(UserError, match="--tokenizer .*nothing.bin cannot be read"):
         convert(file, tmp_path / "run", tmp_path / "nothing.bin")
     (tmp_path / "bad.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match="no tokenizer.json"):
+    with pytest.raises(UserError, match="is not a tokenizer.json"):
         convert(file, tmp_path / "run", tmp_path / "bad.json")
     convert(file, tmp_path / "run", tokenizer)
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
@@ -309,8 +314,8 @@ def test_real_logits_and_greedy_english(stories260k):
         model.parameters.weight[name][...] = array
     words = library(llama2c.read_tokenizer(stories260k / "tok512.bin", 512))
     ids = np.ones((1, 40), np.int32)
-    for place in range(1, ids.size):  # what lies behind does not count yet
-        ids[0, place] = model.logits(ids)[0, place - 1].argmax()
+    for position in range(1, ids.size):  # later positions have no effect yet
+        ids[0, position] = model.logits(ids)[0, position - 1].argmax()
     wanted = reference_logits(file.read_bytes(), ids[0])
     np.testing.assert_allclose(model.logits(ids)[0], wanted, atol=1e-4 * np.abs(wanted).max())
     assert wanted[:-1].argmax(1).tolist() == ids[0, 1:].tolist()
@@ -320,8 +325,8 @@ def test_real_logits_and_greedy_english(stories260k):
 
 
 def test_real_ids(stories260k, test_data, tmp_path):
-    pieces = llama2c.read_tokenizer(stories260k / "tok512.bin", 512)
-    made = library(pieces)
+    tokens = llama2c.read_tokenizer(stories260k / "tok512.bin", 512)
+    made = library(tokens)
     made.save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
     with open(test_data / "tinystories" / "stories.txt", encoding="utf-8") as file:
@@ -330,5 +335,5 @@ def test_real_ids(stories260k, test_data, tmp_path):
     assert len(documents) > 20
     for document in documents:
         ids = made.encode(document).ids
-        assert ids == reference_encode(pieces, document) == loaded.encode(document.encode()).tolist()
+        assert ids == reference_encode(tokens, document) == loaded.encode(document.encode()).tolist()
         assert made.decode(ids) == document and loaded.decode(ids) == document.encode()

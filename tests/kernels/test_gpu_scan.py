@@ -1,306 +1,191 @@
-"""The GPU's selective scan, short convolution and linear recurrence against the float64 oracle, at sizes that fill no block, in every order of threads."""
+"""The GPU's selective scan, convolution and linear recurrence, at sizes around the boundaries of their blocks.
 
+It covers orders of threads, NaN and infinity, 16-bit types, and captured graphs beyond
+tests/kernels/test_kernel_sets.py.
+"""
+
+import kernel_cases
 import numpy as np
 import pytest
-import reference as ref
 from cuda_emulator import emulating
-from fake_cupy import cupy  # noqa: F401  the fixture
+from fake_cupy import cupy  # noqa: F401  a fixture
+from gpu_cases import assert_as_numpy, case_id
+from kernel_cases import Kernels, normal
+from storage import F16, exact, stored
 
 from slm_np.dtypes import BF16
+from slm_np.kernels import gpu
+from slm_np.kernels import numpy as numpy_kernels
 from slm_np.kernels.gpu import convolution, recurrence, scan
 
-pytestmark = pytest.mark.usefixtures("cupy")
-FLOATS = pytest.mark.parametrize(
-    "dtype, tolerance", [(np.float64, 1e-12), (np.float32, 3e-6)], ids=["float64", "float32"]
-)
+F32, F64 = map(np.dtype, (np.float32, np.float64))
 ORDERS = [dict(order="forward"), dict(order="reversed"), dict(order="shuffled", seed=1)]
 
 
-def normal(*shape, seed=0, scale=1.0, dtype=np.float32):
-    return (scale * np.random.default_rng([seed, *shape]).standard_normal(shape)).astype(dtype)
-
-
-def near(found, expected, tolerance):
-    assert found.shape == expected.shape and np.abs(found - expected).max() <= tolerance * max(
-        1e-3, np.abs(expected).max()
-    )
-
-
-def on_device(kernel, *arrays):
-    """Run a kernel on copies; what the arrays (None is none) then hold."""
-    import cupy
-
-    there = [x if x is None or not isinstance(x, np.ndarray) else cupy.asarray(x) for x in arrays]
-    kernel(*there)
-    return [cupy.asnumpy(x) for x in there if x is not None and not isinstance(x, int)]
-
-
-def in_every_order(run):
-    """What `run` gives, having seen that the order of threads and blocks changes no bit of it."""
-    found = []
+def assert_same_bits_in_every_order(arrays, case):
+    """The order of threads and blocks changes no bit of the results."""
+    results = []
     for order in ORDERS:
         with emulating(**order):
-            found.append(run())
-    for other in found[1:]:
-        for one, same in zip(found[0], other):
-            np.testing.assert_array_equal(one, same)
-    return found[0]
+            results.append(Kernels(gpu, F32, start=1, arrays=arrays).results(case))
+    for other in results[1:]:
+        for name, x in results[0].items():
+            np.testing.assert_array_equal(other[name], x, name)
+
+
+def results(arrays, case, **changes):
+    """The GPU's results in float32 with some inputs replaced; sums start at zero."""
+    return Kernels(gpu, F32, arrays=arrays).results(case, case.inputs | changes)
 
 
 # The selective scan
 
-
-def scan_inputs(batch, steps, channels, states, rank, dtype=np.float32):
-    one = [
-        normal(batch, steps, n, seed=i, dtype=dtype)
-        for i, n in enumerate((channels, channels, rank + 2 * states, 2 * channels))
-    ]
-    a_log = np.log(np.arange(1, states + 1))[:, None] + 0.3 * normal(states, channels)
-    return [
-        *one,
-        a_log.astype(dtype),
-        normal(channels, dtype=dtype),
-        normal(batch, states, channels, seed=7, dtype=dtype),
-        normal(batch, steps, channels, seed=8, dtype=dtype),
-    ]
-
-
-def scanned(x, delta, selected, projected, a_log, skip, first, dout, begun=1.0):
-    """([out, every gradient], the states that are kept); what is added to a parameter's gradient, which is `begun` before."""
-    (batch, steps, channels), states = x.shape, len(a_log)
-    x, delta, selected, projected = (a.reshape(batch * steps, -1) for a in (x, delta, selected, projected))
-    kept = np.full((batch, scan.selective_scan_chunks(steps) + 1, states, channels), np.nan, x.dtype)
-    scratch, parts = (
-        np.full(shape, np.nan, x.dtype)
-        for shape in (
-            scan.selective_scan_scratch(channels, states, batch),
-            scan.selective_scan_partials(batch, steps, channels, states),
-        )
-    )
-    kept[:, 0] = first
-    out, kept, *_ = on_device(
-        scan.selective_scan_forward, np.full_like(x, np.nan), kept, scratch, x, delta, selected, projected, a_log, skip
-    )
-    dselected = np.full_like(selected, np.nan)
-    dselected[:, : -2 * states] = 5
-    dx, delta, dselected, dprojected, da_log, dskip, *_ = on_device(
-        scan.selective_scan_backward,
-        np.full_like(x, np.nan),
-        delta,
-        dselected,
-        projected,
-        np.full_like(a_log, begun),
-        np.full_like(skip, begun),
-        parts,
-        scratch,
-        dout.reshape(x.shape),
-        kept,
-        x,
-        selected,
-        a_log,
-        skip,
-    )
-    np.testing.assert_array_equal(dprojected[:, :channels], projected[:, :channels])
-    assert (dselected[:, : -2 * states] == 5).all()
-    dprojected[:, :channels], dselected[:, : -2 * states] = 0, 0
-    return [
-        out,
-        dx,
-        delta,
-        dselected,
-        dprojected,
-        da_log - a_log.dtype.type(begun),
-        dskip - skip.dtype.type(begun),
-    ], kept
-
-
-CHUNK, WIDE = scan.CHUNK, scan.WIDE
+CHUNK, CHANNELS = scan.CHUNK, scan.CHANNELS
 SCANS = [
-    (2, 5, 3, 2, 1),
-    (1, 1, 1, 1, 1),
-    (3, 1, 7, 1, 2),
-    (2, CHUNK, 5, 4, 1),
-    (1, CHUNK + 1, WIDE + 3, 3, 1),
-    (2, 3 * CHUNK - 1, 17, 5, 2),
-    (1, 70, 2 * WIDE, 16, 1),
-    (2, 20, 33, 35, 1),
+    kernel_cases.selective_scan(*shape)  # (batch, steps, channels, states, rank)
+    for shape in (
+        (2, CHUNK, 5, 4, 1),
+        (1, CHUNK + 1, CHANNELS + 3, 3, 1),
+        (2, 3 * CHUNK - 1, 17, 5, 2),
+        (1, 70, 2 * CHANNELS, 16, 1),
+        (2, 20, 33, 35, 1),
+    )
 ]
 
 
-@pytest.mark.parametrize("shape", SCANS, ids=["x".join(map(str, shape)) for shape in SCANS])
-@FLOATS
-def test_scan_is_the_oracles(shape, dtype, tolerance):
-    *inputs, dout = scan_inputs(*shape, dtype)
-    found, kept = scanned(*inputs, dout)
-    (out, history), gradients = ref.selective_scan(*inputs), ref.selective_scan_backward(dout, *inputs)
-    for one, other in zip(found, (out, *gradients)):
-        near(one.reshape(other.shape), other, tolerance)
-    for place, time in enumerate([*range(0, shape[1], CHUNK), shape[1]]):
-        near(kept[:, place], history[:, time], tolerance)
+@pytest.mark.parametrize("case", SCANS, ids=case_id)
+def test_scan_is_numpys(cupy, case):  # noqa: F811
+    assert_as_numpy(cupy, case)
+
+
+@pytest.mark.parametrize("steps", [1, CHUNK, 3 * CHUNK - 1])
+def test_scan_saves_the_states_before_every_chunk(cupy, steps):  # noqa: F811
+    batch, channels, states = 2, 17, 5
+    inputs = kernel_cases.selective_scan(batch, steps, channels, states, 2).inputs
+    names = "x", "delta", "ssm_parameters", "projected", "A_log", "D"
+
+    def saved(kernels, steps):
+        """The states that forward over so many steps saves."""
+        rows = {
+            name: x.reshape(batch, -1, x.shape[1])[:, :steps].reshape(-1, x.shape[1]) if name in names[:4] else x
+            for name, x in inputs.items()
+        }
+        x, *rest = (kernels.array(rows[name]) for name in names)
+        h = kernels.empty((batch, kernels.selective_scan_chunks(steps) + 1, states, channels))
+        h[:, 0] = kernels.array(inputs["first"])
+        scratch = kernels.empty(kernels.selective_scan_scratch(channels, states, batch))
+        kernels.selective_scan_forward(kernels.empty(x.shape), h, scratch, x, *rest)
+        return kernels.numpy(h)
+
+    found = saved(Kernels(gpu, F64, arrays=cupy), steps)
+    for chunk, step in enumerate([*range(0, steps, CHUNK), steps]):
+        expected = saved(Kernels(numpy_kernels, F64), step)[:, -1] if step else inputs["first"]
+        np.testing.assert_allclose(found[:, chunk], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(2, 21, 37, 16, 1), (3, 5, 3, 19, 2)], ids=str)
-def test_scan_has_the_same_bits_in_every_order(shape):
-    inputs = scan_inputs(*shape)
-    in_every_order(lambda: scanned(*inputs)[0])
+def test_scan_has_the_same_bits_in_every_order(cupy, shape):  # noqa: F811
+    assert_same_bits_in_every_order(cupy, kernel_cases.selective_scan(*shape))
 
 
 @pytest.mark.parametrize("delta", [-100.0, -20.0, 0.0, 30.0, 1e4])
-def test_scan_at_the_ends_of_its_steps(delta):
-    """A step of nearly no time keeps the state, an endless one forgets it; nothing overflows."""
-    x, _, *rest, dout = scan_inputs(1, 20, 20, 3, 1)
-    inputs = [x, np.full_like(x, delta), *rest]
-    for one, other in zip(
-        scanned(*inputs, dout, begun=0.0)[0],
-        (ref.selective_scan(*inputs)[0], *ref.selective_scan_backward(dout, *inputs)),
-    ):
-        near(one.reshape(other.shape), other, 1e-5)
+def test_scan_with_extreme_time_steps(cupy, delta):  # noqa: F811
+    """A time step near zero keeps the state, an endless one forgets it. Nothing overflows."""
+    case = kernel_cases.selective_scan(1, 20, 20, 3, 1)
+    changed = case.inputs | dict(delta=np.full_like(case.inputs["delta"], delta))
+    expected = Kernels(numpy_kernels, F64).results(case, changed)
+    for name, x in Kernels(gpu, F32, arrays=cupy).results(case, changed).items():
+        assert np.abs(x - expected[name]).max() <= 1e-5 * max(1e-3, np.abs(expected[name]).max()), name
 
 
 @pytest.mark.parametrize(
-    "name, place, column, remembered",
-    [("x", 0, 3, True), ("delta", 1, 3, True), ("B", 2, 2, True), ("C", 2, -1, False), ("gate", 3, -1, False)],
+    "name, column, persists",
+    [
+        ("x", 3, True),
+        ("delta", 3, True),
+        ("ssm_parameters", 2, True),  # B
+        ("ssm_parameters", -1, False),  # C
+        ("projected", -1, False),  # the gate
+    ],
+    ids=["x", "delta", "B", "C", "gate"],
 )
-def test_scan_keeps_nan(name, place, column, remembered):
-    *inputs, dout = scan_inputs(2, 20, 20, 3, 1)
-    clean, _ = scanned(*inputs, dout)
-    inputs[place][0, 17, column] = np.nan
-    found, _ = scanned(*inputs, dout)
-    out = found[0].reshape(2, 20, 20)
-    np.testing.assert_array_equal(out[0, :17], clean[0].reshape(out.shape)[0, :17])
-    assert np.isnan(out[0, 17]).any() and np.isnan(out[0, 18:]).any() == remembered
-    for one, other in zip(found[:5], clean[:5]):  # the other text knows nothing of it
-        np.testing.assert_array_equal(one[20:], other[20:])
+def test_nan_in_a_scan_reaches_only_its_sequences_future(cupy, name, column, persists):  # noqa: F811
+    """Sequence 0 has NaN at step 17 of 20. It persists where it enters the state."""
+    case = kernel_cases.selective_scan(2, 20, 20, 3, 1)
+    changed = case.inputs[name].copy()
+    changed[17, column] = np.nan
+    clean, found = results(cupy, case), results(cupy, case, **{name: changed})
+    np.testing.assert_array_equal(found["out"][:17], clean["out"][:17])
+    assert np.isnan(found["out"][17]).any() and np.isnan(found["out"][18:20]).any() == persists
+    for result in ("out", "dx", "ddelta", "dssm_parameters", "dprojected"):
+        np.testing.assert_array_equal(found[result][20:], clean[result][20:])
 
 
-def test_scan_keeps_infinity():
-    """Neither states that fill up a warp's four nor lanes without a channel turn it into NaN."""
-    *inputs, dout = scan_inputs(1, 6, 5, 3, 1)
-    inputs[0][0, 2, 1], inputs[3][0, 2:, 5:] = np.inf, 1.0
+def test_infinity_in_a_scan_stays_infinity(cupy):  # noqa: F811
+    """Padding states and lanes without a channel do not turn it into NaN."""
+    case = kernel_cases.selective_scan(1, 6, 5, 3, 1)
+    inputs = {name: x.copy() for name, x in case.inputs.items()}
+    inputs["x"][2, 1], inputs["projected"][2:, 5:] = np.inf, 1.0
     with np.errstate(invalid="ignore"):
-        expected, _ = ref.selective_scan(*inputs)
-    np.testing.assert_array_equal(np.isinf(scanned(*inputs, dout)[0][0]), np.isinf(expected.reshape(6, 5)))
-    *inputs, dout = scan_inputs(1, 6, 5, 3, 1)
-    inputs[2][0, 2, 1] = np.inf  # of B: dC is an infinite state, times dy, summed over the channels
-    inputs[0][...], dout[...], inputs[3][...] = 1.0, 1.0, 1.0
-    dselected = scanned(*inputs, dout)[0][3]
+        expected = Kernels(numpy_kernels, F64).results(case, inputs)
+    np.testing.assert_array_equal(np.isinf(results(cupy, case, **inputs)["out"]), np.isinf(expected["out"]))
+    inputs = {name: x.copy() for name, x in case.inputs.items()}
+    inputs["ssm_parameters"][2, 1] = np.inf  # B: dC is an infinite state times dy, summed over the channels
+    inputs["x"][...], inputs["dout"][...], inputs["projected"][...] = 1.0, 1.0, 1.0
     with np.errstate(invalid="ignore"):
-        expected = ref.selective_scan_backward(dout, *inputs)[2].reshape(dselected.shape)
+        expected = Kernels(numpy_kernels, F64).results(case, inputs)["dssm_parameters"]
+    found = results(cupy, case, **inputs)["dssm_parameters"]
     assert np.isinf(expected).any()
-    np.testing.assert_array_equal(np.isinf(dselected), np.isinf(expected))
+    np.testing.assert_array_equal(np.isinf(found), np.isinf(expected))
 
 
 # The convolution
 
-
-def convolved(x, past, weight, bias, dout):
-    """(out, dx, dweight - 1, dbias - 1, what dout becomes); x gets columns that are not the convolution's."""
-    (batch, steps, channels), rows = x.shape, x.shape[0] * x.shape[1]
-    wide = np.concatenate((x, normal(batch, steps, 3, seed=5, dtype=x.dtype)), axis=2).reshape(rows, -1)
-    out, *_ = on_device(
-        convolution.convolution_forward, np.full((rows, channels), np.nan, x.dtype), wide, past, weight, bias
-    )
-    dx, dweight, dbias, _, again, *_ = on_device(
-        convolution.convolution_backward,
-        wide,
-        np.ones_like(weight),
-        np.ones_like(bias),
-        np.full_like(out, np.nan),
-        dout.reshape(rows, -1),
-        past,
-        weight,
-        bias,
-    )
-    np.testing.assert_array_equal(dx[:, channels:], wide[:, channels:])
-    return [out.reshape(x.shape), dx[:, :channels].reshape(x.shape), dweight - 1, dbias - 1, again.reshape(x.shape)]
-
-
-def convolution_inputs(batch, steps, channels, size, dtype=np.float32):
-    return [
-        normal(*s, dtype=dtype)
-        for s in ((batch, steps, channels), (batch, size - 1, channels), (size, channels), (channels,))
-    ] + [normal(batch, steps, channels, seed=1, dtype=dtype)]
-
-
-# Texts of one span, of several, shorter than the filter and in groups, of one row; fewer rows than sums.
+# (batch, steps, channels, taps): one span, several, sequences shorter than the filter, alone and in groups, and of one
+# row
 CONVOLUTIONS = [
-    (2, 7, 5, 4),
-    (1, 1, 1, 4),
-    (2, 2, 70, 5),
-    (1, 9, 130, 1),
-    (2, 100, 33, 4),
-    (11, 3, 5, 4),
-    (40, 1, 3, 2),
-    (3, 70, 2, 20),
+    kernel_cases.convolution(*shape) for shape in ((2, 2, 70, 5), (11, 3, 5, 4), (40, 1, 3, 2), (3, 70, 2, 20))
 ]
 
 
-@pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
-@FLOATS
-def test_convolution_is_the_oracles(shape, dtype, tolerance):
-    *inputs, dout = convolution_inputs(*shape, dtype)
-    out, *gradients, again = convolved(*inputs, dout)
-    near(out, ref.convolution(*inputs), tolerance)
-    for found, expected in zip(gradients, ref.convolution_backward(dout, *inputs)):
-        near(found, expected, tolerance)
-    np.testing.assert_array_equal(again, out)
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=case_id)
+def test_convolution_is_numpys(cupy, case):  # noqa: F811
+    assert_as_numpy(cupy, case)
 
 
 def test_spans_are_long_enough_for_their_sums():
     for batch in range(1, 30):
         for steps in range(1, 80):
             for taps in (1, 2, 4, 9):
-                groups, pieces = convolution.spans(batch, steps, taps)
-                texts = np.diff(np.arange(groups + 1) * batch // groups)
-                rows = np.diff(np.arange(pieces + 1) * steps // pieces)
-                assert groups * pieces == 1 or texts.min() * rows.min() >= 2 * taps
-                assert pieces == 1 or (texts == 1).all()
+                groups, segments = convolution.spans(batch, steps, taps)
+                sequences = np.diff(np.arange(groups + 1) * batch // groups)
+                rows = np.diff(np.arange(segments + 1) * steps // segments)
+                assert groups * segments == 1 or sequences.min() * rows.min() >= 2 * taps
+                assert segments == 1 or (sequences == 1).all()
 
 
-def test_convolution_has_the_same_bits_in_every_order():
-    for shape in ((2, 70, 33, 4), (11, 3, 5, 4)):
-        inputs = convolution_inputs(*shape)
-        in_every_order(lambda: convolved(*inputs))
+@pytest.mark.parametrize("shape", [(2, 70, 33, 4), (11, 3, 5, 4)], ids=str)
+def test_convolution_has_the_same_bits_in_every_order(cupy, shape):  # noqa: F811
+    assert_same_bits_in_every_order(cupy, kernel_cases.convolution(*shape))
 
 
-def test_convolution_keeps_nan():
-    *inputs, dout = convolution_inputs(2, 70, 5, 4)
-    clean = convolved(*inputs, dout)
-    inputs[0][0, 69, 3] = np.nan
-    found = convolved(*inputs, dout)
-    assert np.isnan(found[0][0, 69, 3]) and np.isnan(found[0]).sum() == 1
-    assert np.isnan(found[1][0, 66:70, 3]).all() and np.isnan(found[1]).sum() == 4
-    assert np.isnan(found[2][:, 3]).all() and np.isnan(found[2]).sum() == 4 and np.isnan(found[3]).sum() == 1
-    np.testing.assert_array_equal(found[1][1], clean[1][1])
+def test_nan_in_a_convolution_reaches_only_its_window(cupy):  # noqa: F811
+    """Channel 3 of sequence 0 has NaN at its last step, 69."""
+    case = kernel_cases.convolution(2, 70, 5, 4)
+    x = case.inputs["x"].copy()
+    x[69, 3] = np.nan
+    clean, found = results(cupy, case), results(cupy, case, x=x)
+    for name, n_nan in (("out", 1), ("dx", 4), ("dweight", 4), ("dbias", 1)):
+        assert np.isnan(found[name]).sum() == n_nan, name
+    assert np.isnan(found["out"][69, 3]) and np.isnan(found["dx"][66:70, 3]).all()
+    assert np.isnan(found["dweight"][:, 3]).all()
+    np.testing.assert_array_equal(found["dx"][70:], clean["dx"][70:])
 
 
 # The linear recurrence
 
-
-def slow_walk(states, weight, backwards):
-    states, weight = states.astype(np.float64), weight.astype(np.float64)
-    for t in range(len(states) - 1):
-        here, before, step = (-2 - t, -1 - t, weight.T) if backwards else (t + 1, t, weight)
-        states[here] += states[before] @ step
-    return states
-
-
-def walked(states, weight, backwards):
-    (_, batch, width), kernel = (
-        states.shape,
-        recurrence.linear_recurrence_backward if backwards else recurrence.linear_recurrence_forward,
-    )
-    return on_device(
-        kernel, states, np.full(recurrence.linear_recurrence_scratch(batch, width), np.nan, states.dtype), weight
-    )[0]
-
-
-def walk_inputs(steps, batch, width, dtype=np.float32):
-    return normal(steps + 1, batch, width, dtype=dtype), normal(width, width, scale=width**-0.5, dtype=dtype)
-
-
 BLOCK = recurrence.BLOCK
-WALKS = [
+RECURRENCES = [
     (1, 1, 1),
     (5, 1, 7),
     (9, 3, 33),
@@ -313,147 +198,170 @@ WALKS = [
 ]
 
 
-@pytest.mark.parametrize("backwards", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("steps, batch, width", WALKS)
-@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-13), (np.float32, 4e-6)], ids=["float64", "float32"])
-def test_walk_is_the_slow_one(steps, batch, width, dtype, tolerance, backwards):
-    states, weight = walk_inputs(steps, batch, width, dtype)
-    found = walked(states, weight, backwards)
+def loop_over_time(states, weight, backward, dtype=np.float64):
+    """The recurrence, one step at a time."""
+    states, weight = states.astype(dtype), weight.astype(dtype)
+    for t in range(len(states) - 1):
+        target, source, step = (-2 - t, -1 - t, weight.T) if backward else (t + 1, t, weight)
+        states[target] += states[source] @ step
+    return states
+
+
+def run_recurrence(arrays, states, weight, backward):
+    """The GPU's states."""
+    _, batch, width = states.shape
+    kernel = gpu.linear_recurrence_backward if backward else gpu.linear_recurrence_forward
+    device_states = arrays.asarray(states)
+    scratch = arrays.full(gpu.linear_recurrence_scratch(batch, width), np.nan, states.dtype)
+    kernel(device_states, scratch, arrays.asarray(weight))
+    return arrays.asnumpy(device_states)
+
+
+def recurrence_inputs(steps, batch, width, dtype=F32):
+    """States and a weight with a spectral radius of about 1, which keeps errors alive."""
+    return normal(steps + 1, batch, width).astype(dtype), normal(width, width, scale=width**-0.5).astype(dtype)
+
+
+def assert_close(found, expected, tolerance):
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * max(1e-3, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("steps, batch, width", RECURRENCES)
+@pytest.mark.parametrize("dtype, tolerance", [(F64, 1e-13), (F32, 4e-6)], ids=["float64", "float32"])
+def test_recurrence_is_a_loop_over_time(cupy, steps, batch, width, dtype, tolerance, backward):  # noqa: F811
+    states, weight = recurrence_inputs(steps, batch, width, dtype)
+    found = run_recurrence(cupy, states, weight, backward)
     assert found.dtype == dtype
-    near(found, slow_walk(states, weight, backwards), tolerance)
-    given = -1 if backwards else 0
-    np.testing.assert_array_equal(found[given], states[given])
+    assert_close(found, loop_over_time(states, weight, backward), tolerance)
+    unchanged = -1 if backward else 0
+    np.testing.assert_array_equal(found[unchanged], states[unchanged])
 
 
-def test_steps_that_fill_a_gpu_are_walked_one_by_one(monkeypatch):
-    states, weight = walk_inputs(50, 3, 20)
-    blocks = walked(states, weight, False)
+def test_steps_that_fill_a_gpu_are_not_combined(cupy, monkeypatch):  # noqa: F811
+    states, weight = recurrence_inputs(50, 3, 20)
+    by_blocks = run_recurrence(cupy, states, weight, False)
     monkeypatch.setattr(recurrence, "TILES", 1)
-    steps = walked(states, weight, False)
-    near(blocks, steps, 2e-6)
-    assert (blocks != steps).any()
+    by_steps = run_recurrence(cupy, states, weight, False)
+    assert_close(by_blocks, by_steps, 2e-6)
+    assert (by_blocks != by_steps).any()
 
 
-def test_walk_in_blocks_errs_no_more_than_numpy():
-    """Its error over 100 steps, as a share of NumPy's own in float32; the spectral radius of A is about 1, so that errors come a long way."""
-    states, weight = walk_inputs(100, 16, 96)
-    for backwards in (False, True):
-        plain = states.copy()
-        for t in range(100):
-            here, before, step = (-2 - t, -1 - t, weight.T) if backwards else (t + 1, t, weight)
-            plain[here] += plain[before] @ step
-        exact = slow_walk(states, weight, backwards)
-        assert np.linalg.norm(walked(states, weight, backwards) - exact) <= 1.5 * np.linalg.norm(plain - exact)
+def test_recurrence_by_blocks_is_as_precise_as_numpy(cupy):  # noqa: F811
+    states, weight = recurrence_inputs(100, 16, 96)
+    for backward in (False, True):
+        precise, single = (loop_over_time(states, weight, backward, dtype) for dtype in (np.float64, np.float32))
+        found = run_recurrence(cupy, states, weight, backward)
+        assert np.linalg.norm(found - precise) <= 1.5 * np.linalg.norm(single - precise)
 
 
-def test_missing_numbers_stay_with_their_text_and_its_future():
-    states, weight = walk_inputs(40, 5, 20)
-    clean = walked(states, weight, False)
+def test_nan_in_a_recurrence_reaches_only_its_sequences_future(cupy):  # noqa: F811
+    states, weight = recurrence_inputs(40, 5, 20)
+    clean = run_recurrence(cupy, states, weight, False)
     states[21, 3, 7] = np.nan
-    found = walked(states, weight, False)
+    found = run_recurrence(cupy, states, weight, False)
     others = np.arange(5) != 3
-    near(found[:, others], clean[:, others], 1e-6)
-    near(found[:21], clean[:21], 1e-6)
+    assert_close(found[:, others], clean[:, others], 1e-6)
+    assert_close(found[:21], clean[:21], 1e-6)
     assert np.isnan(found[22:, 3]).all()
 
 
 # The order of rows
 
 
-def stored(x, dtype):
-    if dtype != BF16:
-        return x.astype(dtype)
-    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
-    return (bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype(BF16)
-
-
-def exact(x):
-    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == BF16 else x
-
-
-F32, F16, F64 = map(np.dtype, (np.float32, np.float16, np.float64))
-
-
 @pytest.mark.parametrize("steps, batch, columns", [(1, 1, 1), (5, 3, 7), (4, 1, 33), (1, 6, 2)])
 @pytest.mark.parametrize(
-    "number, operand", [(F32, F32), (F64, F64), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16)], ids=str
+    "dtype, time_dtype", [(F32, F32), (F64, F64), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16)], ids=str
 )
-def test_time_major_and_back(steps, batch, columns, number, operand, cupy):  # noqa: F811
-    """`number`: the stream's type; `operand`: that of the turned rows."""
-    x, residual = (stored(normal(batch, steps, columns, seed=seed), number) for seed in (0, 1))
-    wide = F64 if number == F64 else F32
-    back, summed = (cupy.asarray(stored(np.full((batch * steps, columns), np.nan), number)) for _ in range(2))
-    for first, last in ((0, steps // 2), (steps // 2, steps)):
-        if first == last:
+def test_time_major_and_back(cupy, steps, batch, columns, dtype, time_dtype):  # noqa: F811
+    """dtype: of the rows by batch.   time_dtype: of the rows by time. The two halves of the steps are moved in turn."""
+    x, residual = (stored(normal(batch, steps, columns, seed=seed), dtype) for seed in (0, 1))
+    accumulation_dtype = F64 if dtype == F64 else F32
+    back, summed = (cupy.asarray(stored(np.full((batch * steps, columns), np.nan), dtype)) for _ in range(2))
+    for start, stop in ((0, steps // 2), (steps // 2, steps)):
+        if start == stop:
             continue
-        turned = cupy.asarray(stored(np.full((last - first, batch, columns), np.nan), operand))
-        recurrence.time_major(turned, cupy.asarray(x.reshape(-1, columns)), first)
-        np.testing.assert_array_equal(cupy.asnumpy(turned), stored(exact(x[:, first:last].swapaxes(0, 1)), operand))
-        y = cupy.asarray(exact(x[:, first:last].swapaxes(0, 1)).astype(wide))
-        recurrence.batch_major(back, y, None, first)
-        recurrence.batch_major(summed, y, cupy.asarray(residual.reshape(-1, columns)), first)
+        part = exact(x[:, start:stop].swapaxes(0, 1))
+        by_time = cupy.asarray(stored(np.full((stop - start, batch, columns), np.nan), time_dtype))
+        gpu.time_major(by_time, cupy.asarray(x.reshape(-1, columns)), start)
+        np.testing.assert_array_equal(cupy.asnumpy(by_time), stored(part, time_dtype))
+        y = cupy.asarray(part.astype(accumulation_dtype))
+        gpu.batch_major(back, y, None, start)
+        gpu.batch_major(summed, y, cupy.asarray(residual.reshape(-1, columns)), start)
     np.testing.assert_array_equal(cupy.asnumpy(back), x.reshape(-1, columns))
-    np.testing.assert_array_equal(
-        cupy.asnumpy(summed),
-        stored((exact(x).astype(wide) + exact(residual).astype(wide)), number).reshape(-1, columns),
-    )
+    expected = exact(x).astype(accumulation_dtype) + exact(residual).astype(accumulation_dtype)
+    np.testing.assert_array_equal(cupy.asnumpy(summed), stored(expected, dtype).reshape(-1, columns))
 
 
-# All of it in a graph
+# In a captured graph
 
 
-def test_scan_and_walk_are_captured_and_replayed(cupy):  # noqa: F811
-    """No allocation and no waiting for the device after the first call; a replayed graph gives the same bits."""
+def test_recurrences_are_captured_and_replayed(cupy):  # noqa: F811
+    """After the first call nothing allocates or synchronizes. A replayed graph gives the same bits."""
     batch, steps, channels, states = 2, 40, 5, 3
-    *arrays, first, dout = scan_inputs(batch, steps, channels, states, 1)
-    x, delta, selected, projected, a_log, skip = (
-        cupy.asarray(a.reshape(batch * steps, -1) if a.ndim == 3 else a) for a in arrays
+    inputs = kernel_cases.selective_scan(batch, steps, channels, states, 1).inputs
+    x, delta, ssm_parameters, projected, A_log, D, dout = (
+        cupy.asarray(inputs[name]) for name in ("x", "delta", "ssm_parameters", "projected", "A_log", "D", "dout")
     )
-    dout, dselected, da_log, dskip, out, dx = (
-        cupy.asarray(dout.reshape(x.shape)),
-        *map(cupy.zeros_like, (selected, a_log, skip, x, x)),
-    )
-    kept, parts = (
-        cupy.zeros((batch, scan.selective_scan_chunks(steps) + 1, states, channels), x.dtype),
-        cupy.zeros(scan.selective_scan_partials(batch, steps, channels, states), x.dtype),
-    )
-    past, weight, bias, room = (
+    out, dx, dssm_parameters, dA_log, dD = map(cupy.zeros_like, (x, x, ssm_parameters, A_log, D))
+    saved = cupy.zeros((batch, gpu.selective_scan_chunks(steps) + 1, states, channels), F32)
+    partials = cupy.zeros(gpu.selective_scan_partials(batch, steps, channels, states), F32)
+    past, weight, bias, scratch = (
         cupy.asarray(normal(*shape)) for shape in ((batch, 3, channels), (4, channels), (channels,), x.shape)
     )
-    dweight, dbias, walk, square = (
-        cupy.zeros_like(weight),
-        cupy.zeros_like(bias),
-        *map(cupy.asarray, walk_inputs(steps, batch, channels)),
-    )
-    powers, turned = (
-        cupy.zeros(recurrence.linear_recurrence_scratch(batch, channels), x.dtype),
-        cupy.zeros((steps, batch, channels), x.dtype),
-    )
+    dweight, dbias = cupy.zeros_like(weight), cupy.zeros_like(bias)
+    h, transition = map(cupy.asarray, recurrence_inputs(steps, batch, channels))
+    powers = cupy.zeros(gpu.linear_recurrence_scratch(batch, channels), F32)
+    by_time = cupy.zeros((steps, batch, channels), F32)
 
     def step():
-        convolution.convolution_forward(x, projected, past, weight, bias)
-        scan.selective_scan_forward(out, kept, None, x, delta, selected, projected, a_log, skip)
-        scan.selective_scan_backward(
-            dx, delta, dselected, projected, da_log, dskip, parts, None, dout, kept, x, selected, a_log, skip
+        gpu.convolution_forward(x, projected, past, weight, bias)
+        gpu.selective_scan_forward(
+            out,
+            saved,
+            None,
+            x,
+            delta,
+            ssm_parameters,
+            projected,
+            A_log,
+            D,
         )
-        convolution.convolution_backward(projected, dweight, dbias, room, dx, past, weight, bias)
-        recurrence.time_major(turned, dx, 0)
-        recurrence.linear_recurrence_forward(walk, powers, square)
-        recurrence.linear_recurrence_backward(walk, powers, square)
-        recurrence.batch_major(dx, walk[1:], dx, 0)
+        gpu.selective_scan_backward(
+            dx,
+            delta,
+            dssm_parameters,
+            projected,
+            dA_log,
+            dD,
+            partials,
+            None,
+            dout,
+            saved,
+            x,
+            ssm_parameters,
+            A_log,
+            D,
+        )
+        gpu.convolution_backward(projected, dweight, dbias, scratch, dx, past, weight, bias)
+        gpu.time_major(by_time, dx, 0)
+        gpu.linear_recurrence_forward(h, powers, transition)
+        gpu.linear_recurrence_backward(h, powers, transition)
+        gpu.batch_major(dx, h[1:], dx, 0)
 
-    state = [x, delta, projected, dselected, da_log, dskip, out, dx, kept, dweight, dbias, turned, walk]
-    begin = [a.copy() for a in state]
+    arrays = [x, delta, projected, dssm_parameters, dA_log, dD, out, dx, saved, dweight, dbias, by_time, h]
+    before = [array.copy() for array in arrays]
     step()
-    once = [cupy.asnumpy(a) for a in state]
+    expected = [cupy.asnumpy(array) for array in arrays]
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         stream.begin_capture()
         step()
         graph = stream.end_capture()
-        for a, before in zip(state, begin):
-            a[...] = before
+        for array, initial in zip(arrays, before):
+            array[...] = initial
         graph.launch(stream)
         stream.synchronize()
-        for a, expected in zip(state, once):
-            np.testing.assert_array_equal(cupy.asnumpy(a), expected)
+        for array, once in zip(arrays, expected):
+            np.testing.assert_array_equal(cupy.asnumpy(array), once)

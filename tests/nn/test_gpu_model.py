@@ -10,10 +10,11 @@ from fake_cupy import cupy  # noqa: F401  a fixture
 
 from slm_np.config import ModelConfig
 from slm_np.dtypes import BF16
+from slm_np.kernels.gpu.graph import CapturedGraph
 from slm_np.nn.model import Model, States
 from slm_np.ops import device
 from slm_np.ops.device import arrays_for, arrays_of, host, kernels_of, number, put
-from slm_np.training.device_step import DeviceStep, Replayed
+from slm_np.training.device_step import DeviceStep
 from slm_np.training.optimizer import AdamW
 from slm_np.training.scaler import GradientScaler
 from slm_np.training.spectral import SpectralNorms
@@ -221,8 +222,8 @@ def test_a_step_neither_waits_nor_allocates(arrays, data):
     for captured in (False, True, True):
         made.ahead.batch.captures = made.ahead.finish.captures = captured
         made.step()
-    assert (fake_cupy.counts.synchronisations, fake_cupy.counts.allocations) == (
-        before["synchronisations"],
+    assert (fake_cupy.counts.synchronizations, fake_cupy.counts.allocations) == (
+        before["synchronizations"],
         before["allocations"],
     )
     loss, norm = made.catch_up()
@@ -243,10 +244,10 @@ def test_a_step_launches_no_kernel_of_cupys_own(arrays, data, changes):
         pytest.skip("only the stand-in counts")
     made = trainer(data, **changes)
     made.step()
-    before = fake_cupy.counts.own
+    before = fake_cupy.counts.cupy_kernels
     made.ahead.batch.captures = made.ahead.finish.captures = False
     made.step()
-    assert fake_cupy.counts.own == before
+    assert fake_cupy.counts.cupy_kernels == before
 
 
 def test_a_step_of_mamba_launches_one_of_cupys_own_for_each_layer(arrays, data):
@@ -254,10 +255,10 @@ def test_a_step_of_mamba_launches_one_of_cupys_own_for_each_layer(arrays, data):
         pytest.skip("only the stand-in counts")
     made = trainer(data, **MODELS["mamba"], n_layer=2)
     made.step()
-    before = fake_cupy.counts.own
+    before = fake_cupy.counts.cupy_kernels
     made.ahead.batch.captures = made.ahead.finish.captures = False
     made.step()
-    assert fake_cupy.counts.own - before == 2  # the zeros that scans begin with
+    assert fake_cupy.counts.cupy_kernels - before == 2  # the zeros that scans begin with
 
 
 def test_a_loss_that_is_not_finite_updates_nothing_and_forgets_what_is_carried(arrays, data):
@@ -338,7 +339,7 @@ def test_a_function_that_cannot_be_captured_is_run(cupy, arrays, capsys):  # noq
         calls.append(float(x[0]))  # which a captured stream may not
         x.fill(len(calls))
 
-    replayed = Replayed(cupy)
+    replayed = CapturedGraph(cupy)
     for _ in range(4):
         replayed(waits)
     assert replayed.graph is None and host(x)[0] == len(calls) == 4

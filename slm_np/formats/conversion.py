@@ -1,0 +1,66 @@
+"""From another program's checkpoint to a run."""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from slm_np.config import SamplingConfig, TrainConfig
+from slm_np.errors import UserError
+from slm_np.formats import llama2c
+from slm_np.formats.checkpoint import save_best
+from slm_np.formats.directories import new_directory
+from slm_np.formats.files import read_json, write_json
+from slm_np.formats.generation_config import to_generation_config
+from slm_np.formats.run_config import RunConfig, write_config
+
+
+def convert(file, out_dir="", tokenizer=""):
+    """Make a run of the llama2.c checkpoint `file`. Returns the run's directory.
+
+    out_dir    directory of the run; "" means runs/NAME-OF-THE-FILE
+    tokenizer  its tokenizer.bin or tokenizer.json; "" means the one beside the checkpoint, if there is one
+    Raises UserError if a file is not what it should be, the tokenizer does not fit, or the directory already holds a
+    run; then nothing is left behind.
+    """
+    file = Path(file)
+    config, tensors = llama2c.read_checkpoint(file)
+    fields = _tokenizer_fields(tokenizer or _tokenizer_beside(file, config.vocab_size), config.vocab_size)
+    with new_directory(out_dir, file.stem) as directory:
+        if fields:
+            write_json(directory / "tokenizer.json", fields)
+        write_json(directory / "generation_config.json", to_generation_config(SamplingConfig()))
+        save_best(directory, tensors, dict(step=0, val_loss="nan"))
+        origin = dict(converted=f"llama2.c, {file.name}")
+        write_config(directory, RunConfig(config, TrainConfig(max_iters=0), data=origin))
+    return directory
+
+
+def _tokenizer_beside(file, vocab_size):
+    """The tokenizer in the checkpoint's directory, or None."""
+    paths = [file.with_name(name) for name in (f"tok{vocab_size}.bin", "tokenizer.bin")]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _tokenizer_fields(path, vocab_size):
+    """The fields of tokenizer.json, from a tokenizer of llama2.c or a tokenizer.json; None without a path.
+
+    Raises UserError if the tokenizer does not fit the model.
+    """
+    if path is None:
+        return None
+    if Path(path).suffix != ".json":
+        return llama2c.tokenizer_json(llama2c.read_tokenizer(path, vocab_size))
+    fields = read_json(path)
+    try:
+        found = Tokenizer.from_str(json.dumps(fields)).get_vocab_size()
+    except Exception as error:  # the library has no exception of its own
+        raise UserError(
+            f"--tokenizer {path} is not a tokenizer.json ({error}); name the one that the model was trained with"
+        ) from None
+    if found != vocab_size:
+        raise UserError(
+            f"--tokenizer {path} has {found} tokens, but the model {vocab_size}; "
+            "give the tokenizer that the model was trained with"
+        )
+    return fields
