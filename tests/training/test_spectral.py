@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import small
 from configs import config_of
+from fake_cupy import cupy  # noqa: F401  a fixture
 
 from slm_np.nn.model import Model
+from slm_np.ops.device import host
 from slm_np.presets import BYTE_SSM
 from slm_np.training.optimizer import AdamW
 from slm_np.training.spectral import SpectralNorms
@@ -145,3 +147,20 @@ def test_a_run_logs_the_spectral_norm(limit, low, high, tmp_path):
     a = trainer.model.parameters.weight["layers.0.recurrence.state.weight"]
     assert low < row["spectral_norms"][0] < high
     assert row["spectral_norms"][0] == pytest.approx(np.linalg.norm(a, 2), rel=0.02)
+
+
+# On a GPU
+
+
+def test_a_gpu_estimates_and_limits_the_same_norms(cupy):  # noqa: F811
+    matrices = [np.random.default_rng(0).standard_normal((12, 12)), 3 * np.eye(3), 0.1 * np.eye(9)]
+    norms = norms_of(*map(cupy.asarray, matrices))
+    norms.start()
+    norms.launch()
+    norms.read()
+    assert list(norms.norms.values()) == pytest.approx([largest(matrix) for matrix in matrices], rel=1e-3)
+    norms.launch(0.5)
+    norms.read()
+    assert list(norms.norms.values()) == pytest.approx([0.5, 0.5, 0.1])
+    limited = [largest(host(matrix)) for matrix in norms.matrices.values()]
+    assert limited == pytest.approx([0.5, 0.5, 0.1], rel=1e-3)
