@@ -20,7 +20,7 @@ from measure import alternate, large_copy, square_product, write_json  # noqa: E
 from shapes import SHAPES, names_of, shape  # noqa: E402
 
 from slm_np.errors import exit_with_sentence  # noqa: E402
-from slm_np.gradcheck import shrunk  # noqa: E402
+from slm_np.nn.gradient_check import shrunk  # noqa: E402
 
 try:
     import torch

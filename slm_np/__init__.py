@@ -1,35 +1,76 @@
-"""Small language models trained on a CPU: NumPy, OpenBLAS and Numba, every gradient written by hand.
+"""Small language models in NumPy, OpenBLAS and Numba, every gradient written by hand.
 
-The names below are what a program of yours needs; `slm_np.ops` holds every operation beside its derivative.
+The public names are what a program needs. `slm_np.ops` holds every operation with its derivative.
 """
 
-import importlib
+import os
 
-_HOMES = {
-    "ModelConfig": "config",
-    "TrainConfig": "config",
-    "preset": "presets",
-    "Model": "nn.model",
-    "parameter_count": "nn.model",
-    "AdamW": "training.optimizer",
-    "learning_rate": "training.schedule",
-    "SamplingConfig": "config",
-    "text_of": "inference.generation",
-    "load": "formats.runs",
-    "Decoder": "inference.decoder",
-    "load_corpus": "data.token_store",
-    "random_batch": "data.batches",
-    "UserError": "errors",
+from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
+from slm_np.errors import UserError
+from slm_np.presets import preset
+
+__version__ = "0.2.0"
+
+if not os.path.isdir(os.path.join(__path__[0], "kernels")):
+    # A checkout without symlinks: kernels/ and data/ lie beside this folder.
+    __path__.append(os.path.dirname(os.path.abspath(__path__[0])))
+
+
+def _model():
+    from slm_np.nn.model import Model, parameter_count
+
+    return Model, parameter_count
+
+
+def _training():
+    from slm_np.training.optimizer import AdamW
+    from slm_np.training.schedule import learning_rate
+
+    return AdamW, learning_rate
+
+
+def _inference():
+    from slm_np.inference.decoder import Decoder
+    from slm_np.inference.generation import text_of
+
+    return Decoder, text_of
+
+
+def _data():
+    from slm_np.data.batches import random_batch
+    from slm_np.data.token_store import load_corpus
+
+    return load_corpus, random_batch
+
+
+def _runs():
+    from slm_np.formats.runs import load
+
+    return (load,)
+
+
+# Imported when they are first used, so that `import slm_np` and `--help` load no numerics.
+_LAZY = {
+    "Model": _model,
+    "parameter_count": _model,
+    "AdamW": _training,
+    "learning_rate": _training,
+    "Decoder": _inference,
+    "text_of": _inference,
+    "load_corpus": _data,
+    "random_batch": _data,
+    "load": _runs,
 }
-__all__ = list(_HOMES)
+__all__ = ["ModelConfig", "SamplingConfig", "TrainConfig", "UserError", "preset", *_LAZY]
 
 
 def __getattr__(name):
-    """Import what is asked for when it is asked for, so that `--help` need not wait for numerics."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"slm_np.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'slm_np' has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'slm_np' has no attribute {name!r}")
+    found = _LAZY[name]()
+    globals().update((value.__name__, value) for value in found)
+    return globals()[name]
 
 
 def __dir__():
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

@@ -1,37 +1,68 @@
-"""`slm-np VERB` and `python -m slm_np VERB`: the commands by name."""
+"""All commands by name: `slm-np VERB` and `python -m slm_np VERB`."""
 
-import importlib
 import sys
 
-from slm_np.errors import near
+from slm_np import __version__
+from slm_np.errors import UserError, command, near
 
 VERBS = {
-    "prepare": "tokenise a corpus once",
+    "prepare": "tokenize a corpus once",
     "train": "train a model from scratch",
     "pretrain": "build a vocabulary from a large corpus and train on it",
-    "finetune": "go on with a trained model on another text",
+    "finetune": "continue training a model on new data",
     "generate": "continue a prompt with a trained model",
     "chat": "talk with a trained model",
-    "evaluate": "the loss of a model over a whole text",
-    "info": "what a run is and how it was trained",
-    "convert": "take over another program's checkpoint",
+    "evaluate": "measure the loss of a model on a text",
+    "info": "show what a run is and how it was trained",
+    "convert": "convert another program's checkpoint into a run",
     "gradcheck": "check every derivative on this machine",
 }
 
 
-def main():
-    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if verb in ("-h", "--help"):
-        print(
-            "usage: slm-np VERB [flags]\n\n"
-            + "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
-            + "\n\nslm-np VERB --help lists the flags of one."
-        )
-        return
-    if verb not in VERBS:
-        print(f"slm_np: the command {verb!r} is unknown; {near(verb, list(VERBS))}", file=sys.stderr)
-        raise SystemExit(2)
-    importlib.import_module(f"slm_np.{verb}").main(sys.argv[2:])
+def usage():
+    verbs = "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
+    hint = "slm-np VERB --help lists its flags, slm-np --version prints the version."
+    return f"usage: slm-np VERB [flags]\n\n{verbs}\n\n{hint}"
+
+
+def main_of(verb):
+    """The `main` of a command. Only that command is imported, so that it starts quickly."""
+    match verb:
+        case "prepare":
+            from slm_np.prepare import main
+        case "train":
+            from slm_np.train import main
+        case "pretrain":
+            from slm_np.pretrain import main
+        case "finetune":
+            from slm_np.finetune import main
+        case "generate":
+            from slm_np.generate import main
+        case "chat":
+            from slm_np.chat import main
+        case "evaluate":
+            from slm_np.evaluate import main
+        case "info":
+            from slm_np.info import main
+        case "convert":
+            from slm_np.convert import main
+        case "gradcheck":
+            from slm_np.gradcheck import main
+        case _:
+            raise UserError(f"the command {verb!r} is unknown; {near(verb, list(VERBS))}")
+    return main
+
+
+@command
+def main(argv=None):
+    """Exit status: that of the command, 2 if it is unknown."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+    elif words[0] == "--version":
+        print(f"slm_np {__version__}")
+    else:
+        main_of(words[0])(words[1:])
 
 
 if __name__ == "__main__":

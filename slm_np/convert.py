@@ -3,7 +3,7 @@
 import sys
 
 from slm_np.cli import flags
-from slm_np.errors import exit_with_sentence
+from slm_np.errors import command
 
 
 def parser(prog="slm-np convert"):
@@ -26,9 +26,9 @@ def parser(prog="slm-np convert"):
     return p
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
-    """The command."""
+    """Exit status: 0 done, 2 bad input."""
     args = parser().parse(argv)
     # Imported here, so that --help does not wait for numerics.
     from slm_np.cli.report import quoted

@@ -1,4 +1,4 @@
-"""The one exception a user may see: a sentence that names the bad value and the mend."""
+"""The exception for bad input, and the decorator that turns errors of a command into one line and an exit status."""
 
 import functools
 import os
@@ -6,45 +6,52 @@ import sys
 
 
 class UserError(Exception):
-    """Bad input (file, setting, prompt, checkpoint). Its message is one sentence: what is wrong, and how to mend it."""
+    """Bad input (file, setting, prompt, checkpoint). Its message is one sentence: what is wrong, and how to fix it."""
 
 
-def exit_with_sentence(main):
-    """Make `main(argv)` a command: what goes wrong outside of the program is one sentence on stderr, not a traceback.
+def command(main):
+    """Decorate `main(argv)` as a command: an error that is not a bug prints one line on stderr instead of a traceback.
 
-    Exit status: 2 for bad input (`UserError`), too little memory and what the system refuses; 130 after Ctrl-C; 141, quietly, where
-    whoever read the output has closed it.
+    Exit status: 2 for bad input (`UserError`), too little memory and errors of the operating system; 130 after Ctrl-C;
+    141, without a message, if the reader of a pipe has closed it.
     """
 
     @functools.wraps(main)
     def run(argv=None):
         try:
             main(argv)
-            sys.stdout.flush()  # here, where a closed pipe or a full disk can still be told
+            sys.stdout.flush()  # an error of the last write is raised here, where it can still be reported
             return
         except UserError as error:
-            sentence, status = str(error), 2
+            message, status = str(error), 2
         except MemoryError as error:
-            sentence, status = (
-                f"out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd",
-                2,
-            )
+            message = f"out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd"
+            status = 2
         except KeyboardInterrupt:
-            sentence, status = "interrupted", 130
+            message, status = "interrupted", 130
         except BrokenPipeError:
-            sentence, status = "", 141
+            message, status = "", 141
         except OSError as error:
-            sentence, status = f"the system refuses: {error}; mend that and start again", 2
-        if sentence:
-            print("slm_np: " + sentence.replace("\n", "\\n"), file=sys.stderr)  # a file's name may hold one
-        drop_output()
+            message, status = os_error_message(error), 2
+        if message:
+            print("slm_np: " + message.replace("\n", "\\n"), file=sys.stderr)  # a file name may contain a line end
+        discard_output()
         raise SystemExit(status)
 
     return run
 
 
-def drop_output():
-    """Where stdout cannot take what is left for it, give the interpreter's last flush another place."""
+exit_with_sentence = command  # the name before 0.2.0
+
+
+def os_error_message(error):
+    """One sentence about an OSError that no code closer to its cause has explained."""
+    reason = (error.strerror or str(error)).lower()
+    return f"cannot access {error.filename}: {reason}" if error.filename else f"cannot read or write: {reason}"
+
+
+def discard_output():
+    """If stdout cannot be flushed, redirect it to nowhere, so that the interpreter's last flush does not fail too."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -52,7 +59,7 @@ def drop_output():
 
 
 def near(word, known, prefix=""):
-    """'did you mean X?' for the closest of `known`, or the whole list when none is close; `prefix` is put before each."""
+    """A hint at the closest of `known`, "did you mean X?", or at all of them if none is close. Each gets the prefix."""
     import difflib
 
     found = difflib.get_close_matches(word, known, n=2, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""The loss of a model over a whole text: `python -m slm_np.evaluate --model RUN --data TEXT`."""
+"""Measure the loss of a model on a whole text: `python -m slm_np.evaluate --model RUN --data TEXT`."""
 
 import json
 import math
@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from slm_np.cli import flags
-from slm_np.errors import UserError, exit_with_sentence
+from slm_np.cli.loading import add_run, load_run
+from slm_np.config import TrainConfig
+from slm_np.errors import UserError, command
 
 TOKENS = 4096  # read at once: enough for the products, little in memory
 BLOCK = 1 << 16
@@ -172,8 +174,67 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
     return load_corpus(train.data, train.val_data, limit_bytes=limit_bytes or train.limit_bytes, **how).validation
 
 
+def parser():
+    p = flags.Parser(
+        prog="slm-np evaluate",
+        description="The loss of a model on a whole text: nats per token, bits per byte of the text, and perplexity.",
+    )
+    group = p.add_argument_group("text")
+    group.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="files, folders, globs, the name of a corpus or a folder of prepared tokens, of which the validation part "
+        "is read if there is one (default: the validation data of the run)",
+    )
+    group.add_argument(
+        "--stride",
+        default="0",
+        metavar="INT",
+        help="tokens from one window to the next; a small stride gives more tokens a full context and takes longer; "
+        "it has no effect on conversations (default: half a context)",
+    )
+    group.add_argument(
+        "--documents",
+        choices=TrainConfig.__dataclass_fields__["documents"].metadata["choices"],
+        help="what separates documents: a line <|endoftext|>, or a blank line (default: as in training)",
+    )
+    group.add_argument(
+        "--limit-bytes",
+        default="0",
+        metavar="INT",
+        help="use this much of the text, to the end of a document; 0 uses all (default: 0)",
+    )
+    group = p.add_argument_group("run")
+    group.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    add_run(group)
+    return p
+
+
+@command
+def main(argv=None):
+    """Exit status: 0 done, 2 bad input."""
+    args = parser().parse(argv)
+    stride = flags.whole_number(args.stride, "--stride", 0)
+    limit = flags.whole_number(args.limit_bytes, "--limit-bytes", 0)
+    run, data = load_run(args), ",".join(args.data)
+    tokens = tokens_of(run, data, args.documents, limit, int(args.threads))
+    data = data or f"the validation part of {run.config.data['source']}"
+    begun = time.perf_counter()
+    found = evaluate(run.model, tokens, run.tokenizer, stride, quiet=False)
+    fields = report(run, data, tokens, found, stride, time.perf_counter() - begun)
+    if args.json:
+        print(json.dumps(fields))
+    else:
+        print(describe_text(fields), file=sys.stderr)
+        print(describe_loss(fields))
+
+
 def report(run, data, tokens, found, stride, seconds):
-    """What --json prints."""
+    """The fields that --json prints."""
+    context = run.model.config.block_size
+    masked = tokens.mask is not None
     return dict(
         model=str(run.path),
         step=run.step,
@@ -181,97 +242,34 @@ def report(run, data, tokens, found, stride, seconds):
         documents=tokens.n_documents,
         tokens=found.tokens,
         bytes=None if found.bytes is None else round(found.bytes),
-        context=run.model.config.block_size,
-        stride=stride,
+        context=context,
+        stride=None if masked else stride or max(1, min(context, len(tokens)) // 2),
         nats_per_token=found.nats_per_token,
         bits_per_byte=found.bits_per_byte,
         perplexity=found.perplexity,
         bits_per_byte_floor=tokens.bits_per_byte_floor,
-        answers_only=tokens.mask is not None,
+        answers_only=masked,
         seconds=round(seconds, 3),
     )
 
 
-def parser(prog="slm-np evaluate"):
-    from slm_np.data.documents import DOCUMENTS
-
-    p = flags.Parser(
-        prog=prog,
-        description="The loss of a model over a whole text: nats per token, bits per byte of the text, perplexity.",
-    )
-    p.add_argument("--model", metavar="RUN", help="directory of a run (default: the newest in runs/)")
-    p.add_argument(
-        "--data",
-        nargs="+",
-        default=[],
-        metavar="TEXT",
-        help="files, folders, globs, or the name of a corpus or a folder of prepared tokens, of which the validation part is taken if there is one (default: what the run validates with)",
-    )
-    p.add_argument(
-        "--stride",
-        default="0",
-        metavar="INT",
-        help="tokens from one window to the next; small ones give more of them a full context and take longer; where only answers count it changes nothing (default: half a context)",
-    )
-    p.add_argument(
-        "--documents",
-        choices=DOCUMENTS,
-        help="what stands between documents: a line <|endoftext|>, or a blank line (default: as the run was trained)",
-    )
-    p.add_argument(
-        "--limit-bytes",
-        default="0",
-        metavar="INT",
-        help="take this much of the text, to the end of a document; 0 takes all (default: 0)",
-    )
-    p.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    p.add_argument(
-        "--threads",
-        default="0",
-        metavar="INT",
-        help="threads, and processes to tokenise a text with; 0 means one per core (default: 0)",
-    )
-    flags.add_device(p)
-    return p
+def describe_text(fields):
+    """The line about the model and its text."""
+    n = fields["documents"]
+    counts = [f"{fields['bytes']:,} bytes"] if fields["bytes"] else []
+    counts += [f"{n:,} document{'s' * (n != 1)}"] if n else []
+    counts += [f"{fields['tokens']:,} {'assistant ' * fields['answers_only']}tokens", f"context {fields['context']}"]
+    counts += [f"stride {fields['stride']}"] if fields["stride"] else []
+    return f"{fields['model']}, weights of step {fields['step']}, on {fields['data']}: {', '.join(counts)}"
 
 
-@exit_with_sentence
-def main(argv=None):
-    """The command."""
-    from slm_np.generate import count
-
-    args = parser().parse(argv)
-    stride, limit, threads = (
-        count(getattr(args, name), flags.flag(name), 0) for name in ("stride", "limit_bytes", "threads")
-    )
-    from slm_np.formats.runs import load, newest_run
-    from slm_np.ops.device import device
-
-    device(args.device).use_threads(threads)
-    run = load(args.model or newest_run(), args.device)
-    data, context = ",".join(args.data), run.model.config.block_size
-    tokens = tokens_of(run, data, args.documents, limit, threads)
-    data, begun = data or f"the validation part of {run.config.data['source']}", time.perf_counter()
-    found = evaluate(run.model, tokens, run.tokenizer, stride, quiet=False)
-    stride = (
-        None if tokens.mask is not None else stride or max(1, min(context, len(tokens)) // 2)
-    )  # windows of answers have none
-    fields = report(run, data, tokens, found, stride, time.perf_counter() - begun)
-    if args.json:
-        print(json.dumps(fields))
-        return
-    size = f"{fields['bytes']:,} bytes, " if fields["bytes"] else ""
-    documents = f"{tokens.n_documents:,} document{'s' * (tokens.n_documents != 1)}, " if tokens.n_documents else ""
-    print(
-        f"{run.path}, weights of step {run.step}, on {data}: {size}{documents}{found.tokens:,} tokens{' of answers' * fields['answers_only']}, "
-        f"context {context}" + (f", stride {stride}" if stride else ""),
-        file=sys.stderr,
-    )
-    bits, floor = found.bits_per_byte, tokens.bits_per_byte_floor
-    print(
-        f"{found.nats_per_token:.4f} nats/token, "
+def describe_loss(fields):
+    """The line about the loss."""
+    bits, floor = fields["bits_per_byte"], fields["bits_per_byte_floor"]
+    return (
+        f"{fields['nats_per_token']:.4f} nats/token, "
         + (f"{bits:.4f} bits/byte, " if bits is not None else "")
-        + f"perplexity {found.perplexity:,.3f}"
+        + f"perplexity {fields['perplexity']:,.3f}"
         + (f" (floor {floor:.4f} bits/byte)" if floor else "")
     )
 

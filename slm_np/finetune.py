@@ -2,10 +2,10 @@
 
 import argparse
 
-from slm_np import train
 from slm_np.cli import flags
+from slm_np.cli.settings import add_source, settings
 from slm_np.config import ModelConfig, TrainConfig
-from slm_np.errors import UserError, exit_with_sentence
+from slm_np.errors import UserError, command
 from slm_np.training import finetuning
 from slm_np.training.finetuning import CHANGEABLE, EPOCHS, INTERVAL, MIN_SHARE, RATE_SHARE
 
@@ -23,7 +23,7 @@ def parser():
     p = flags.Parser(prog="slm-np finetune", description=DESCRIPTION)
     group = p.add_argument_group("run")
     group.add_argument("--base", metavar="RUN", help="directory of the run to start from")
-    train.add_source(group)
+    add_source(group)
     flags.add_settings(p, TrainConfig, "training", defaults=dict(data="", out_dir="", epochs=EPOCHS))
     flags.add_settings(p, ModelConfig, "model")
     for action in p._actions:  # accepted but not shown, so that a message can say that the model stays as it is
@@ -32,11 +32,11 @@ def parser():
     return p
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
     """The command; exit status as of train."""
     args = parser().parse(argv)
-    preset, model, given = train.settings(args)
+    preset, model, given = settings(args)
     if args.resume is not None:
         resume(args.resume, args.base, preset, model, given)
         return

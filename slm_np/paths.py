@@ -1,4 +1,4 @@
-"""Where things are kept between runs: the cache folder, and folders that appear whole or not at all."""
+"""The cache folder, and folders that appear under their name only when they are complete."""
 
 import atexit
 import contextlib
@@ -14,10 +14,11 @@ from slm_np.errors import UserError
 
 
 def cache_dir(folder=None):
-    """The folder for token stores and compiled kernels, made if need be: `folder`, else $SLM_NP_CACHE, else the platform's own.
+    """The folder for token stores and compiled kernels, created if needed: `folder`, else $SLM_NP_CACHE, else `slm_np`
+    in the platform's cache folder.
 
-    That is $XDG_CACHE_HOME or ~/.cache on Linux, ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows, and `slm_np` in it. If it
-    cannot be written, a line on stderr says so and a temporary folder serves until the program ends.
+    That is $XDG_CACHE_HOME or ~/.cache on Linux, ~/Library/Caches on macOS and %LOCALAPPDATA% on Windows. If the folder
+    cannot be written, a line on stderr says so and a temporary folder is used until the program ends.
     """
     return _writable(str(folder or os.environ.get("SLM_NP_CACHE") or _platform_cache() / "slm_np"))
 
@@ -28,23 +29,25 @@ def _platform_cache():
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
     xdg = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"  # the XDG rules say to ignore a relative one
+    # The XDG specification says to ignore a relative path.
+    return Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
 
 
-@functools.lru_cache(maxsize=None)  # so that the line is printed once, and the temporary folder is one
+@functools.lru_cache(maxsize=None)  # so that there is one message and one temporary folder
 def _writable(folder):
     path = Path(folder).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()  # permission bits alone do not tell (read-only disks, Windows)
+        # Permission bits do not show whether a write succeeds (read-only file systems, Windows).
+        tempfile.TemporaryFile(dir=path).close()
         return path
     except OSError as error:
-        # A fresh private folder, not a fixed name in /tmp that somebody else may have filled.
+        # A fresh private folder, not a fixed name in /tmp, whose contents could be someone else's.
         temporary = Path(tempfile.mkdtemp(prefix="slm_np-"))
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         print(
-            f"slm_np: the cache folder {path} cannot be written ({error.strerror}); {temporary} serves for this run, "
-            "or set SLM_NP_CACHE to another folder",
+            f"slm_np: the cache folder {path} cannot be written ({error.strerror}); using {temporary} for this run; "
+            "set SLM_NP_CACHE to choose another folder",
             file=sys.stderr,
         )
         return temporary
@@ -52,10 +55,10 @@ def _writable(folder):
 
 @contextlib.contextmanager
 def published(folder):
-    """Yield an empty sibling of `folder`, in the cache, to fill; on success it is renamed to `folder`, on an exception it is removed.
+    """Yield an empty folder beside `folder` to fill. On success it is renamed to `folder`, on an exception removed.
 
-    So a folder under its final name is always complete. Where another process was quicker, its folder stays and ours is dropped.
-    UserError if the disk refuses.
+    So a folder under its final name is always complete. If another process has created `folder` meanwhile, that one is
+    kept. Raises UserError if the disk cannot be written.
     """
     part = None
     try:
@@ -70,7 +73,7 @@ def published(folder):
                 raise
     except OSError as error:
         raise UserError(
-            f"the cache {folder.parent} cannot be written ({error.strerror}); free some space, "
+            f"the cache folder {folder.parent} cannot be written ({error.strerror}); free some space, "
             "or set SLM_NP_CACHE to another folder"
         ) from None
     finally:
@@ -79,7 +82,7 @@ def published(folder):
 
 
 def sweep(parent, age=86400):
-    """Remove what killed processes left: unfinished folders in which nothing was written for `age` seconds."""
+    """Remove the unfinished folders of killed processes: those not written to for `age` seconds."""
     for part in parent.glob("*.part"):
         with contextlib.suppress(OSError):
             if max(path.stat().st_mtime for path in (part, *part.iterdir())) < time.time() - age:

@@ -1,13 +1,16 @@
-"""Tokenise a corpus once, into files that training maps into memory: `python -m slm_np.prepare CORPUS --tokenizer T --out-dir DIR`."""
+"""Tokenize a corpus once, into files that training maps into memory.
+
+`python -m slm_np.prepare CORPUS --tokenizer T --out-dir DIR`
+"""
 
 import dataclasses
 import sys
 
 from slm_np.cli import flags
 from slm_np.config import TrainConfig, check
-from slm_np.errors import exit_with_sentence
+from slm_np.errors import command
 
-# The settings of training that this command has too.
+# The settings that this command shares with training.
 Settings = dataclasses.make_dataclass(
     "Settings",
     [
@@ -21,31 +24,30 @@ Settings = dataclasses.make_dataclass(
 def parser():
     p = flags.Parser(
         prog="slm-np prepare",
-        description="Tokenise a corpus into DIR: train.bin, validation.bin, tokenizer.json and meta.json. Train on it with --data DIR.\n"
-        "After a break the same command goes on with what is missing.",
+        description="Tokenize a corpus into DIR: train.bin, validation.bin, tokenizer.json and meta.json. Train on it "
+        "with --data DIR.\nAfter an interruption, the same command continues with what is missing.",
     )
     p.add_argument(
         "corpus",
         nargs="+",
         metavar="CORPUS",
-        help="what to prepare: files, folders, globs, or a name such as tinystories",
+        help="what to tokenize: files, folders, globs, or a name such as tinystories",
     )
     p.add_argument("--out-dir", metavar="DIR", required=True, help="a new directory for the tokens")
     flags.add_settings(p, Settings, "corpus")
     return p
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
-    """The command. Exit status: 0 done, 2 bad input."""
+    """Exit status: 0 done, 2 bad input."""
     args = parser().parse(argv)
     settings = Settings(**flags.given(args, Settings))
     check(settings)
     from slm_np.data.token_store import load_corpus
 
-    data = flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus)
-    found = load_corpus(
-        data,
+    corpus = load_corpus(
+        flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus),
         settings.val_data,
         settings.tokenizer,
         settings.documents,
@@ -53,23 +55,29 @@ def main(argv=None):
         threads=settings.threads,
         out_dir=args.out_dir,
     )
-    if found.train.n_documents == 1 and found.train.ids[-1] != found.tokenizer.end_of_text:
+    if not has_documents(corpus) and settings.documents == "marker":
         print(
-            "the corpus has no borders of documents, so each split is one document; --documents blank-line finds more",
+            "nothing separates documents, so each split is one document; --documents blank-line may find more",
             file=sys.stderr,
         )
-    print("\n".join(described(found, args.out_dir)))
+    print("\n".join(describe(corpus, args.out_dir)))
 
 
-def described(corpus, directory):
-    """Lines that say what was prepared, and how to train on it."""
+def has_documents(corpus):
+    """Whether the training split has several documents, or one that ends."""
+    return corpus.train.n_documents != 1 or corpus.train.ids[-1] == corpus.tokenizer.end_of_text
+
+
+def describe(corpus, directory):
+    """Yield the lines that say what was prepared, and how to train on it."""
     for tokens in (corpus.train, corpus.validation):
-        learnt = f", {tokens.n_targets:,} of them to be learnt" if tokens.mask is not None else ""
+        n = tokens.n_documents
+        targets = f", {tokens.n_targets:,} of them targets" if tokens.mask is not None else ""
         yield (
-            f"{tokens.split}: {tokens.n_documents:,} document{'s' * (tokens.n_documents != 1)}, {tokens.n_bytes:,} bytes, {len(tokens):,} tokens "
-            f"({tokens.ids.dtype.name}){learnt}"
+            f"{tokens.split}: {n:,} document{'s' * (n != 1)}, {tokens.n_bytes:,} bytes, {len(tokens):,} tokens "
+            f"({tokens.ids.dtype.name}){targets}"
         )
-    yield f"vocabulary: {corpus.vocab_size:,} pieces"
+    yield f"vocabulary: {corpus.vocab_size:,} tokens"
     yield f"train on it with: python -m slm_np.train --data {directory}"
 
 

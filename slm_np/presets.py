@@ -1,24 +1,25 @@
-"""Presets: each a model, its recipe, its corpus and how it writes. They are values of the one trunk's settings, never branches in it."""
+"""Presets: settings of a model, of its training and of its sampling. No code depends on the name of a preset."""
 
 from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.errors import UserError, near
 
 GPT2 = dict(positions="learned", norm="layernorm", feed_forward="gelu", head="tied")
 LLAMA = dict(positions="rotary", norm="rmsnorm", feed_forward="swiglu")
-# System 1 has no norm anywhere, one head, uniform weights and an output of two matrices.
+# No norms, one head, uniform initial weights and a head of two matrices.
 BYTE_TRANSFORMER = dict(positions="sinusoidal", norm="none", feed_forward="silu", head="mlp", init="uniform", n_head=1)
-# System 2: layers of a linear recurrence and nothing else; the last one gives the logits.
+# Linear recurrences and nothing else: the last one gives the logits.
 BYTE_SSM = dict(
     pattern="S", positions="none", norm="none", feed_forward="none", residual=False, head="none", init="uniform"
 )
 MAMBA = dict(pattern="M", positions="none", norm="rmsnorm", feed_forward="none", head="tied", init_std=0.1)
-BYTE_SAMPLING = dict(samplers="temp,top-p")  # temperature first, then the nucleus
+BYTE_SAMPLING = dict(samplers="temp,top-p")
 
 PRESETS = {
     "stories": dict(
         about="default: Llama style, about 1M parameters, bytes, the embedded corpus",
         model=dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=128, n_hidden=384, block_size=256),
-        # Sized to 90 s on two cores that multiply bfloat16. Small batches: so early in training many updates teach more than exact gradients.
+        # Takes 90 s on two cores with fast bfloat16. Batches are small, because in a run this short many updates lower
+        # the loss more than exact gradients do.
         train=dict(
             data="stories",
             batch_size=4,
@@ -34,9 +35,9 @@ PRESETS = {
         ),
     ),
     "byte-transformer": dict(
-        about="byte transformer of the C + BLAS kind, its CPU size: no norm, one head, mlp output",
+        about="byte-level transformer, small: no norms, one head, mlp head",
         model=dict(BYTE_TRANSFORMER, n_layer=4, n_embd=256, n_hidden=512, block_size=1024),
-        # The original's rate of 1e-5, constant and without clipping, barely leaves the uniform loss in 100 steps; this course learns.
+        # A constant rate of 1e-5 without clipping barely lowers the uniform model's loss in 100 updates.
         train=dict(
             batch_size=4,
             max_iters=2000,
@@ -49,7 +50,7 @@ PRESETS = {
         ),
     ),
     "byte-transformer-large": dict(
-        about="the same at its large size",
+        about="byte-level transformer, large",
         model=dict(BYTE_TRANSFORMER, n_layer=12, n_embd=512, n_hidden=2048, block_size=4096),
         train=dict(
             batch_size=4,
@@ -80,9 +81,9 @@ PRESETS = {
         ),
     ),
     "gpt2-stories": dict(
-        about="GPT-2 style, 30M parameters, 50,257 pieces, 625 updates of 32 micro-batches",
+        about="GPT-2 style, 30M parameters, 50,257 tokens, 625 updates of 32 micro-batches",
         model=dict(GPT2, vocab_size=50257, n_layer=6, n_head=6, n_embd=384, block_size=128, bias=True, dropout=0.1),
-        # The original's 20,000 iterations are micro-batches of 32 rows; 1,000 of them of warmup are 31 updates.
+        # 20,000 micro-batches of 32 sequences; the warmup of 31 updates is 1,000 of them.
         train=dict(
             batch_size=32,
             grad_accumulation_steps=32,
@@ -99,7 +100,7 @@ PRESETS = {
         ),
     ),
     "slim": dict(
-        about="Llama style, 8 heads of 32, 6 layers, output not tied",
+        about="Llama style, 6 layers, 8 heads of 32, untied head",
         model=dict(LLAMA, head="linear", n_layer=6, n_head=8, n_embd=256, n_hidden=1024, block_size=256),
         train=dict(
             batch_size=16,
@@ -127,9 +128,9 @@ PRESETS = {
         ),
     ),
     "byte-ssm": dict(
-        about="byte state-space model: linear recurrences alone, its CPU size, gradients through all of time",
+        about="byte-level state-space model, small: linear recurrences only",
         model=dict(BYTE_SSM, n_layer=4, n_embd=256, recurrence_size=512, block_size=256),
-        # The original's rates of 2e-5 to 1e-4, constant and with its gradients cut to one step, learn far more slowly.
+        # Constant rates of 2e-5 to 1e-4, with gradients truncated to one time step, learn far more slowly.
         train=dict(
             batch_size=16,
             max_iters=2000,
@@ -143,7 +144,7 @@ PRESETS = {
         generation=BYTE_SAMPLING,
     ),
     "byte-ssm-8": dict(
-        about="the same at the original's first size: E 512, S 256, T 1024, 8 layers",
+        about="byte-level state-space model: E 512, S 256, T 1024, 8 layers",
         model=dict(BYTE_SSM, n_layer=8, n_embd=512, recurrence_size=256, block_size=1024),
         train=dict(
             batch_size=16,
@@ -158,7 +159,7 @@ PRESETS = {
         generation=BYTE_SAMPLING,
     ),
     "byte-ssm-11": dict(
-        about="the same at the original's second size: E 256, S 512, T 1024, 11 layers",
+        about="byte-level state-space model: E 256, S 512, T 1024, 11 layers",
         model=dict(BYTE_SSM, n_layer=11, n_embd=256, recurrence_size=512, block_size=1024),
         train=dict(
             batch_size=256,
@@ -173,7 +174,7 @@ PRESETS = {
         generation=BYTE_SAMPLING,
     ),
     "byte-ssm-large": dict(
-        about="the same at the original's large size: E 512, S 2048, T 2048, 11 layers",
+        about="byte-level state-space model, large: E 512, S 2048, T 2048, 11 layers",
         model=dict(BYTE_SSM, n_layer=11, n_embd=512, recurrence_size=2048, block_size=2048),
         train=dict(
             batch_size=32,
@@ -190,21 +191,32 @@ PRESETS = {
 }
 
 
+# The fields of ModelConfig that decide which others have an effect.
+STRUCTURE = ("pattern", "n_layer", "positions", "norm", "feed_forward", "residual", "head", "init")
+
+
 def preset(name, model=None, train=None):
-    """(ModelConfig, TrainConfig) of the preset `name`, with {field: value} changes to either. UserError names the near ones if it is unknown."""
-    return ModelConfig(**{**known(name)["model"], **(model or {})}), TrainConfig(
-        **{**known(name)["train"], **(train or {})}
-    )
+    """(ModelConfig, TrainConfig) of the preset `name`, with {field: value} changes to either.
+
+    Values of the preset that the changes deprive of their effect are dropped: with pattern M, a number of heads.
+    Raises UserError, with the closest names, if the name is unknown, and for a change without effect.
+    """
+    own, model = known(name)["model"], model or {}
+    structure = {field: value for field, value in (own | model).items() if field in STRUCTURE}
+    config = ModelConfig(**structure)
+    if model.get("positions") == "rotary" and not config.has_attention:
+        raise UserError("--positions rotary has no effect without attention layers; leave it out")
+    own = {field: value for field, value in own.items() if field not in config.unused}
+    return ModelConfig(**own | model), TrainConfig(**known(name)["train"] | (train or {}))
 
 
 def generation_defaults(name):
     """The `SamplingConfig` that a run of the preset `name` starts with."""
-
     return SamplingConfig(**known(name).get("generation", {}))
 
 
 def known(name):
-    """The preset `name`. UserError names the near ones if it is unknown."""
+    """The fields of the preset `name`. Raises UserError, with the closest names, if it is unknown."""
     if name not in PRESETS:
         raise UserError(f"--preset {name!r} is unknown; {near(name, list(PRESETS))}")
     return PRESETS[name]

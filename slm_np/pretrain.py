@@ -1,18 +1,20 @@
 """Build a vocabulary from a large corpus, then train on it: `python -m slm_np.pretrain CORPUS [--preset P]`."""
 
-from slm_np import train
 from slm_np.cli import flags
+from slm_np.cli.resume import resume_training
+from slm_np.cli.scratch import scratch_parser, start_training
+from slm_np.cli.settings import settings
 from slm_np.config import TrainConfig
-from slm_np.errors import UserError, exit_with_sentence
+from slm_np.errors import UserError, command
 from slm_np.presets import PRESETS
 
 PRESET, TOKENIZER = "slim", "bpe:4096"
 
 
 def parser():
-    p = train.parser(
+    p = scratch_parser(
         "slm-np pretrain",
-        "Build a vocabulary from a corpus, then train a model on it from scratch: as train, with other defaults.",
+        "Build a vocabulary from a corpus, then train a model on it from scratch: train with other defaults.",
         PRESET,
         tokenizer=TOKENIZER,
     )
@@ -25,26 +27,26 @@ def parser():
     return p
 
 
-@exit_with_sentence
+@command
 def main(argv=None):
-    """The command; exit status as of train."""
+    """Exit status: that of train."""
     args = parser().parse(argv)
-    name, model, given = train.settings(args)
+    name, model, train = settings(args)
     if args.corpus:
         if hasattr(args, "data"):
-            raise UserError(f"{args.corpus[0]!r} and --data {' '.join(args.data)} both say what to train on; give one")
-        given["data"] = flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus)
+            raise UserError(f"{args.corpus[0]!r} and --data {' '.join(args.data)} both name the corpus; give one")
+        train["data"] = flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus)
     if args.resume is not None:
-        train.go_on(args.resume, name, model, given)
+        resume_training(args.resume, name, model, train)
         return
     name = name or PRESET
-    if "data" not in given:
+    if "data" not in train:
         raise UserError(
-            "what to train on is missing; give files, folders, globs or a name, such as: python -m slm_np.pretrain tinystories"
+            "what to train on is missing; give files, folders, globs or a name: python -m slm_np.pretrain tinystories"
         )
     if name in PRESETS and "tokenizer" not in PRESETS[name]["train"]:
-        given.setdefault("tokenizer", TOKENIZER)
-    train.begin(name, model, given)
+        train.setdefault("tokenizer", TOKENIZER)
+    start_training(name, model, train)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with an ETA on a terminal or in a notebook, plain lines in a log."""
+"""Progress of long work: a bar with an ETA in a terminal or a notebook, plain lines elsewhere."""
 
 import sys
 import time
@@ -13,21 +13,22 @@ def duration(seconds):
 
 
 def interactive():
-    """Whether a bar can be drawn: a terminal, or a notebook."""
+    """Whether a bar can be drawn: in a terminal or a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def bar(quiet=False, **options):
-    """tqdm's bar, which draws nothing where no bar can be drawn."""
+    """A tqdm bar, which draws nothing if `quiet` or outside of a terminal and a notebook."""
     from tqdm.auto import tqdm
 
     return tqdm(dynamic_ncols=True, disable=quiet or not interactive(), **options)
 
 
 class Progress:
-    """Training's display: `update` moves the bar or, at log steps, prints a line; `say` prints a line above the bar.
+    """The display of a long loop: a bar, or lines of a log.
 
-    The bar measures the share of the run that is over, so that a limit in updates and one in time look alike.
+    fraction: the share of the work that is done already. The bar measures this share, so that a limit in updates and
+    one in time look alike.
     """
 
     def __init__(self, fraction, quiet=False):
@@ -42,7 +43,10 @@ class Progress:
             )
 
     def update(self, step, fraction, text, log):
-        """step: what to call it, such as "step 3/100".   fraction: share of the run that is over.   text: what else to show.   log: whether to."""
+        """Move the bar or, if `log`, print a line.
+
+        step: the label, such as "step 3/100".   fraction: share of the work that is done.   text: other values to show.
+        """
         if self.bar is not None:
             self.bar.set_description_str(step, refresh=False)
             if log:
@@ -54,12 +58,14 @@ class Progress:
             print(f"{step}  {text}  ETA {eta}", file=sys.stderr, flush=True)
 
     def say(self, text):
+        """Print a line, above the bar if there is one."""
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         elif not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     def close(self):
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

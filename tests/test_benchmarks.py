@@ -20,7 +20,7 @@ import shapes  # noqa: E402
 import small  # noqa: E402
 
 from slm_np.config import ModelConfig  # noqa: E402
-from slm_np.gradcheck import shrunk  # noqa: E402
+from slm_np.nn.gradient_check import shrunk  # noqa: E402
 from slm_np.ops.device import kernels_of
 
 KERNELS = sorted(path.stem for path in BENCHMARKS.glob("kernel_*.py") if path.stem != "kernel_bench")

@@ -1,11 +1,10 @@
-"""What is installed: no package of ours but slm_np, imports that are quick, and a wheel that trains in a clean environment."""
+"""The installed package: its names, what importing it loads, and a wheel that trains in a clean environment."""
 
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from importlib import metadata
@@ -14,6 +13,8 @@ from pathlib import Path
 import pytest
 import small
 from conftest import ROOT
+
+import slm_np
 
 
 def python(script, cwd, **options):
@@ -30,34 +31,48 @@ def python(script, cwd, **options):
     return done.stdout
 
 
-def test_no_top_level_package_of_ours_but_slm_np():
-    """`kernels` is another project's package, which programs probe for: from the clone it is a plain folder, and importing it gives nothing."""
+def test_slm_np_is_the_only_top_level_package():
+    """`kernels` is the package of another project, which programs look for. In a clone it must stay a plain folder."""
     for name in ("kernels", "data"):
         found = importlib.util.find_spec(name)
         assert found is None or found.origin is None or not Path(found.origin).resolve().is_relative_to(ROOT)
         assert not (ROOT / name / "__init__.py").exists()
-    script = "import importlib.util as u; s = u.find_spec('kernels'); print(s is None or s.loader is None or type(s.loader).__name__ == 'NamespaceLoader')"
-    assert python(script, ROOT) == "True\n"
+    script = "import importlib.util; print(type(getattr(importlib.util.find_spec('kernels'), 'loader', None)).__name__)"
+    assert python(script, ROOT).strip() in ("NoneType", "NamespaceLoader")
 
 
-def test_importing_slm_np_is_quick_and_loads_no_numerics(tmp_path):
-    begun = time.perf_counter()
+def test_importing_slm_np_loads_no_numerics(tmp_path):
     loaded = python("import slm_np, sys; print(*sorted(sys.modules))", tmp_path).split()
-    assert time.perf_counter() - begun < 2
     assert not {"numba", "numpy", "scipy", "safetensors", "tqdm", "matplotlib"} & set(loaded)
 
 
-def test_every_public_name_is_there(tmp_path):
-    import slm_np
-
+def test_every_public_name_exists():
     assert all(getattr(slm_np, name) is not None for name in slm_np.__all__)
     assert set(slm_np.__all__) <= set(dir(slm_np))
     with pytest.raises(AttributeError, match="no attribute 'modle'"):
         slm_np.modle
 
 
+def test_a_checkout_without_symlinks_finds_kernels_and_data(tmp_path):
+    """Where git makes no symlinks, as on Windows by default, it writes files that contain their targets."""
+    for name in ("slm_np", "data"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "kernels", "data"))
+    for name in ("kernels", "data"):
+        (tmp_path / "slm_np" / name).write_text(f"../{name}", encoding="utf-8")
+    script = "import slm_np, slm_np.data.documents as found; print(slm_np.__file__); print(found.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=small.environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "slm_np" / "__init__.py"), str(tmp_path / "data" / "documents.py")]
+
+
 def closure(name):
-    """The distributions that `name` needs without extras, as far as this machine has them."""
+    """The installed distributions that `name` needs without extras."""
     requirements = pytest.importorskip("packaging.requirements")
     found, waiting = {}, [name]
     while waiting:
@@ -70,24 +85,23 @@ def closure(name):
 
 
 def wheel_of(tree, folder):
-    """A wheel of the clean source tree. Skips where neither setuptools nor a package index is at hand."""
+    """A wheel of a clean source tree. Skips if neither setuptools nor a package index is available."""
     options = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
     done = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *options, "-w", str(folder), str(tree)],
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=900,
     )
     if done.returncode and not options:
-        pytest.skip(
-            f"setuptools is not installed and no package index gave it: {done.stderr.strip().splitlines()[-1:]}"
-        )
+        pytest.skip(f"setuptools is neither installed nor in a package index: {done.stderr.strip().splitlines()[-1:]}")
     assert done.returncode == 0, done.stderr
     return next(Path(folder).glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_a_wheel_trains_in_a_clean_environment_from_another_folder(tmp_path):
-    """Slow: the wheel's kernels lie elsewhere, so they are compiled anew. The environment holds the wheel and links to what it needs, nothing else."""
+    """The environment holds the wheel and links to what it requires, nothing else. Kernels are compiled anew."""
     if not (ROOT / "setup.cfg").exists() or not (ROOT / "slm_np" / "kernels").is_symlink():
         pytest.skip("this is not a clone with its symlinks")
     source = tmp_path / "source"
@@ -100,12 +114,16 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(tmp_path):
     wheel = wheel_of(source, tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        assert {"slm_np/train.py", "slm_np/kernels/cpu/gemm.py", "slm_np/data/stories.py", "slm_np/ops/norm.py"} <= set(
-            names
-        )
+        assert {
+            "slm_np/train.py",
+            "slm_np/kernels/cpu/gemm_f32.py",
+            "slm_np/data/stories.py",
+            "slm_np/ops/norm.py",
+        } <= set(names)
         assert {name.split("/")[0] for name in names} == {"slm_np", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
         assert not any(info.external_attr >> 28 == 0xA for info in archive.infolist())  # links
-        [described] = [archive.read(name).decode() for name in names if name.endswith("METADATA")]
+        [metadata_text] = [archive.read(name).decode() for name in names if name.endswith("METADATA")]
+        assert f"\nVersion: {slm_np.__version__}\n" in metadata_text
 
     home = tmp_path / "venv"
     venv.create(home, with_pip=False, symlinks=os.name != "nt")
@@ -135,7 +153,7 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(tmp_path):
     )
     needed = [
         line.split(":", 1)[1].strip()
-        for line in described.splitlines()
+        for line in metadata_text.splitlines()
         if line.startswith("Requires-Dist:") and "extra" not in line
     ]
     assert len(needed) >= 7
@@ -160,14 +178,17 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(tmp_path):
         check=True,
     ).stdout
     assert Path(where).resolve().is_relative_to(site.resolve())
-    words = "--n-layer 1 --n-head 2 --n-embd 16 --n-hidden 24 --block-size 64 --max-iters 2 --eval-interval 2 --eval-iters 1 --log-interval 1".split()
+    words = (
+        "--n-layer 1 --n-head 2 --n-embd 16 --n-hidden 24 --block-size 64 "
+        "--max-iters 2 --eval-interval 2 --eval-iters 1 --log-interval 1"
+    ).split()
     done = subprocess.run(
         [inside, "-m", "slm_np.train", *words],
         cwd=elsewhere,
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert (

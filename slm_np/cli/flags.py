@@ -1,21 +1,34 @@
-"""Command-line flags and `--config` files made from the settings' dataclasses. Imports no numerics: `--help` must be quick."""
+"""Command-line flags and `--config` files made from the dataclasses of config.py.
+
+Imports no numerics, so that `--help` is quick.
+"""
 
 import argparse
 import dataclasses
 import sys
+import textwrap
 from pathlib import Path
 
-from slm_np.config import DEVICES
+from slm_np.config import TrainConfig, flag
 from slm_np.errors import UserError, near
+
+WIDTH = 120  # columns of --help
+# Old names of fields, which flags and TOML files still accept in this release: {old: new}.
+RENAMED = {
+    "replay_data": "retention_data",
+    "state_size": "recurrence_size",
+    "channel_states": "ssm_state_size",
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse in the house's manner: one sentence and exit status 2, near names for an unknown flag, no abbreviations."""
+    """An argument parser that raises UserError, suggests names close to an unknown flag, and takes no abbreviations."""
 
-    def __init__(self, **options):
+    def __init__(self, description, **options):
         super().__init__(
+            description="\n".join(textwrap.fill(line, WIDTH) for line in description.split("\n")),
             allow_abbrev=False,
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120),
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=WIDTH),
             **options,
         )
 
@@ -23,27 +36,43 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message + f"; see {self.prog} --help")
 
     def parse(self, argv=None):
-        """Parsed flags; UserError names the flags nearest to an unknown one."""
+        """The parsed flags. Raises UserError for unknown ones, with the closest known flags."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
-            word, known = (
-                unknown[0].split("=")[0],
-                [name[2:] for action in self._actions for name in action.option_strings if name.startswith("--")],
-            )
-            hint = near(word.lstrip("-"), known, "--") if word.startswith("-") else "values follow a flag"
-            raise UserError(
-                f"unknown argument {unknown[0]!r}; {hint if not hint.startswith('known') else f'see {self.prog} --help'}"
-            )
+            raise UserError(f"unknown argument {unknown[0]!r}; {self._hint(unknown[0])}")
         return args
 
+    def _hint(self, word):
+        if not word.startswith("-"):
+            return "values follow a flag"
+        known = [
+            name[2:]
+            for action in self._actions
+            for name in action.option_strings
+            if name.startswith("--") and not isinstance(action, RenamedFlag)
+        ]
+        hint = near(word.split("=")[0].lstrip("-"), known, "--")
+        return f"see {self.prog} --help" if hint.startswith("known") else hint
 
-def flag(name):
-    """The flag of a field."""
-    return "--" + name.replace("_", "-")
+
+class RenamedFlag(argparse.Action):
+    """An old name of a flag: sets the new one and prints its name on stderr."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print_renamed(option_string, flag(self.dest))
+        setattr(namespace, self.dest, values)
+
+
+def print_renamed(old, new):
+    """Print on stderr that a setting has a new name."""
+    print(f"slm_np: {old} is now {new}", file=sys.stderr)
 
 
 def add_settings(parser, kind, title, aliases=None, defaults=None):
-    """A group of flags for the fields of the dataclass `kind`; those not given are absent from the result. `defaults` are shown in the help."""
+    """Add a group of flags for the fields of the dataclass `kind`. Flags that are not given are absent from the result.
+
+    aliases: {field: another flag}.   defaults: {field: value} to show in the help where they differ from the class's.
+    """
     group = parser.add_argument_group(title)
     for field in dataclasses.fields(kind):
         shown, text = (defaults or {}).get(field.name, field.default), field.metadata["help"].replace("%", "%%")
@@ -58,26 +87,41 @@ def add_settings(parser, kind, title, aliases=None, defaults=None):
         if field.metadata["choices"]:
             text += f": {', '.join(field.metadata['choices'])}"
         also = [aliases[field.name]] if aliases and field.name in aliases else []
+        values = dict(default=argparse.SUPPRESS, nargs="+" if field.metadata["many"] else None)
         group.add_argument(
             flag(field.name),
             *also,
             dest=field.name,
-            default=argparse.SUPPRESS,
-            nargs="+" if field.metadata["many"] else None,
             metavar={int: "INT", float: "FLOAT", str: "TEXT"}[type(field.default)],
             help=text + (f" (default: {shown})" if shown != "" else ""),
+            **values,
         )
+        for old in (old for old, new in RENAMED.items() if new == field.name):
+            group.add_argument(flag(old), dest=field.name, action=RenamedFlag, help=argparse.SUPPRESS, **values)
 
 
-def add_device(group):
-    """The flag of a command that runs a model."""
+def add_field(group, name):
+    """Add the flag of one field of `TrainConfig` to a command that does not train."""
+    field = TrainConfig.__dataclass_fields__[name]
     group.add_argument(
-        "--device", choices=DEVICES, default="cpu", help="where to run; cuda is an NVIDIA GPU (default: cpu)"
+        flag(name),
+        choices=field.metadata["choices"],
+        default=field.default,
+        help=f"{field.metadata['help']} (default: {field.default})",
     )
 
 
+def add_device(group):
+    """Add the flags of a command that runs a model: on which device, and with which kernels."""
+    add_field(group, "device")
+    add_field(group, "kernels")
+
+
 def given(args, kind):
-    """{field: value} of the flags that were given for the dataclass `kind`, as the field's type. UserError for a malformed number."""
+    """{field: value} of the flags given for the dataclass `kind`, each of its field's type.
+
+    Raises UserError for a malformed number.
+    """
     return {
         field.name: converted(field, getattr(args, field.name))
         for field in dataclasses.fields(kind)
@@ -86,31 +130,48 @@ def given(args, kind):
 
 
 def converted(field, value):
-    """A flag's text as the type of its field."""
+    """The text of a flag, converted to the type of its field."""
     wanted, value = type(field.default), joined(field, value)
     if isinstance(value, wanted):
         return value
     try:
         return wanted(value)
     except ValueError:
-        raise UserError(
-            f"{flag(field.name)} {value!r} is not {'a whole number' if wanted is int else 'a number'}; give one such as {field.default}"
-        ) from None
+        kind = "a whole number" if wanted is int else "a number"
+        raise UserError(f"{flag(field.name)} {value!r} is not {kind}; give one such as {field.default}") from None
 
 
 def joined(field, value):
-    """Several values of a field that takes many as one text with commas between; anything else as it is. UserError if one holds a comma."""
+    """A list of values of a field that takes several, joined by commas; any other value unchanged.
+
+    Raises UserError if one of several values contains a comma.
+    """
     if not (field.metadata["many"] and isinstance(value, list) and all(isinstance(one, str) for one in value)):
         return value
-    if len(value) > 1 and any("," in one for one in value):
+    if len(value) > 1 and (wrong := next((one for one in value if "," in one), None)):
         raise UserError(
-            f"{flag(field.name)} {next(one for one in value if ',' in one)!r} has a comma, which stands between several; give its folder instead"
+            f"{flag(field.name)} {wrong!r} contains a comma, which separates several values; give its folder instead"
         )
     return ",".join(value)
 
 
+def whole_number(text, name, low):
+    """The integer that `text` spells. Raises UserError, naming the flag `name`, if it is none or below `low`."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if value < low:
+        raise UserError(f"{name} {text!r} must be a whole number of at least {low}")
+    return value
+
+
 def read_toml(path, kinds):
-    """{field: value} of a TOML file whose keys are flags' names, with - or _: fields of the dataclasses `kinds`, and `preset`. UserError for others."""
+    """{field: value} of a TOML file.
+
+    Its keys are the names of flags, with - or _: the fields of the dataclasses `kinds`, and `preset`. Raises UserError
+    for other keys, or if the file cannot be read.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -120,15 +181,15 @@ def read_toml(path, kinds):
             fields = tomllib.load(file)
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}); name a TOML file") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # besides what TOML forbids: bytes that are not UTF-8, endless digits, deep nesting
+    except (ValueError, RecursionError) as error:  # also: bytes that are not UTF-8, endless digits, deep nesting
         raise UserError(f"--config {path} is not TOML ({error}); write lines such as max-iters = 1000") from None
     known = {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
     values = {}
     for key, value in fields.items():
         name = key.replace("-", "_")
+        if name in RENAMED and RENAMED[name] in known:
+            name = RENAMED[name]
+            print_renamed(key, name.replace("_", "-" if "-" in key else "_"))
         if name == "preset" and not isinstance(value, str):
             raise UserError(f"--config {path} has preset = {value!r}; it must be the name of a preset in quotes")
         if name != "preset" and name not in known:

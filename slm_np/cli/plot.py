@@ -1,4 +1,4 @@
-"""The loss curve of a run as a picture."""
+"""The loss curve of a run as an image."""
 
 from pathlib import Path
 
@@ -6,11 +6,12 @@ from slm_np.formats import metrics
 
 
 def loss_curve(directory, floor=None):
-    """Write loss.png into the run: training loss, evaluations of both splits. floor: bits per byte no model can beat, or None.
+    """Write loss.png into the folder of a run: the loss of batches, and evaluations of both splits. Returns its path.
 
-    Returns its path. ImportError without matplotlib, OSError if the disk refuses.
+    floor: the entropy of the source in bits per byte, below which no model gets, or None. Raises ImportError without
+    matplotlib, and OSError if the file cannot be written.
     """
-    from matplotlib.figure import Figure  # not pyplot, which would choose a backend for the caller's notebook too
+    from matplotlib.figure import Figure  # pyplot would change the backend of the caller's notebook
 
     rows = metrics.read_metrics(directory)
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -1,13 +1,15 @@
-"""Going on with a run: what may change of its settings, and what would make it another run."""
+"""Resume a run: which of its settings may change, and which would make it another run."""
 
 import dataclasses
+from pathlib import Path
 
 from slm_np.cli import flags
+from slm_np.cli.settings import LENGTHS
 from slm_np.errors import UserError
 
-LENGTHS = ("max_iters", "epochs", "max_time")  # three ways to say how long to train, of which a run has one
-# Settings a resumed run may change: how long it runs, the course of its rate, how it reports, and what it uses of the machine. Its data
-# may have moved: they are known by their content. So may the run itself, from one device to another, and then its precision may change too.
+# Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
+# and where its data lie, since data are recognized by their content. With the device or the kernels, the precision may
+# change too.
 FREE = {
     *LENGTHS,
     "lr_decay_iters",
@@ -26,54 +28,78 @@ FREE = {
     "save_interval",
     "patience",
     "threads",
+    "kernels",
     "device",
     "out_dir",
     "data",
     "val_data",
     "retention_data",
 }
+FIX = "resume it without that, or start a new run"
 
 
 def resumed(directory, name, model, train):
-    """The RunConfig of a run to go on with, its free settings changed as given. UserError if what was given would make it another run."""
+    """The RunConfig of the run in `directory`, with the changes {field: value} to its free settings.
+
+    Raises UserError if a preset or a setting was given that would make it another run.
+    """
     from slm_np.formats import run_config
 
     run = run_config.read_config(directory)
+    if train.get("device", "cpu") != "cpu":
+        train = {"kernels": "auto"} | train  # the others are for CPUs
+    kernels = train.get("kernels", run.train.kernels)
     moved = train.get("device", run.train.device) != run.train.device
+    moved = moved or (kernels == "numpy") != (run.train.kernels == "numpy")
     if not moved:
-        train = {
-            field: value for field, value in train.items() if (field, value) != ("dtype", "auto")
-        }  # resolved when the run began
-    elif run.train.dtype == "fp16":
-        train = {"dtype": "auto"} | train  # which a CPU has not
-    mend = "resume it without that, or start a new run"
+        # "auto" was resolved when the run started.
+        train = {field: value for field, value in train.items() if (field, value) != ("dtype", "auto")}
+    elif run.train.dtype == "fp16" or run.train.dtype == "bf16" and kernels == "numpy":
+        train = {"dtype": "auto"} | train  # the CPU does not support fp16, the NumPy kernels no 16 bits at all
     if name and name != run.preset:
-        raise UserError(f"{directory} was trained with --preset {run.preset}, not {name}; {mend}")
+        raise UserError(f"{directory} was trained with --preset {run.preset}, not {name}; {FIX}")
     length = next((field for field in ("max_time", "epochs") if getattr(run.train, field)), "max_iters")
     other = next((field for field in LENGTHS if train.get(field) and field != length), None)
     if other:
-        raise UserError(
-            f"{directory} is trained for {flags.flag(length)} {getattr(run.train, length)}, not for {flags.flag(other)}; {mend}"
-        )
-    changed = dataclasses.replace(
-        run, model=dataclasses.replace(run.model, **model), train=dataclasses.replace(run.train, **train)
-    )
-    for field in [*model, *train]:
-        was, now = (getattr(config.model if field in model else config.train, field) for config in (run, changed))
-        if field not in FREE and now != was and not (field == "dtype" and moved):
-            raise UserError(f"{directory} was trained with {flags.flag(field)} {was}, not {now}; {mend}")
-    return changed
+        was = f"{flags.flag(length)} {getattr(run.train, length)}"
+        raise UserError(f"{directory} is trained for {was}, not for {flags.flag(other)}; {FIX}")
+    free = {field: value for field, value in train.items() if field in FREE or field == "dtype" and moved}
+    _check_same(directory, run.model, model)
+    _check_same(directory, run.train, {field: value for field, value in train.items() if field not in free})
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, **free))
+
+
+def _check_same(directory, config, given):
+    """Raise UserError if one of the settings {field: value} differs from the run's `config`."""
+    for field, value in given.items():
+        was = getattr(config, field)
+        try:  # alone, since it may be given as the default that the run has resolved
+            now = getattr(dataclasses.replace(config, **{field: value}), field)
+        except UserError:
+            now = value  # it does not fit the run's other settings
+        if now != was:
+            raise UserError(f"{directory} was trained with {flags.flag(field)} {was}, not {now}; {FIX}")
 
 
 def directory_of(resume, out_dir):
-    """The directory that `--resume [DIR]` and `--out-dir` mean, or the newest run. UserError if they differ."""
-    from pathlib import Path
+    """The directory that `--resume [DIR]` and `--out-dir` name, or that of the newest run.
 
-    from slm_np.formats.runs import newest_run
+    Raises UserError if they differ.
+    """
+    from slm_np.formats.directories import newest_run
 
     directory = Path(resume or out_dir or newest_run())
     if out_dir and Path(out_dir) != directory:
-        raise UserError(
-            f"--resume {directory} goes on in that directory, not in --out-dir {out_dir}; leave one of them out"
-        )
+        raise UserError(f"--resume {directory} continues that run, not the one in --out-dir {out_dir}; give one")
     return directory
+
+
+def resume_training(directory, name, model, train):
+    """Resume a run, trained from scratch or finetuned, with changes to its settings as of `resumed`.
+
+    directory: the value of --resume; if it is empty, see `directory_of`.
+    """
+    from slm_np.cli.launch import train_run
+
+    directory = directory_of(directory, train.get("out_dir"))
+    train_run(resumed(directory, name, model, train), directory)

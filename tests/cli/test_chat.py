@@ -1,4 +1,7 @@
-"""Chat as its users meet it: in a pseudo-terminal, through a pipe, every command, every refusal. Models are constructed: what they say is known."""
+"""Chat as its users meet it: in a pseudo-terminal, through a pipe, every command, every error.
+
+The models are constructed, so their answers are known.
+"""
 
 import dataclasses
 import json
@@ -11,9 +14,10 @@ import time
 
 import pytest
 import small
-from test_generation import chain, word_chain
+from chain_model import chain, word_chain
 
-from slm_np.chat import COMMANDS, Chat
+from slm_np.cli.conversation import COMMANDS, Conversation
+from slm_np.cli.writing import Screen, color
 from slm_np.config import SamplingConfig, TrainConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import DEFAULT
@@ -22,13 +26,12 @@ from slm_np.formats import checkpoint, files, run_config
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.run_config import RunConfig
 from slm_np.formats.runs import load
-from slm_np.generate import Screen, painted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ANSWER = {
     **word_chain([": yes.\n"]),
     "\n": ("Q", 0.999),
-}  # after the template's "A:" comes this, and then the next question
+}  # the answer after the template's "A:", and then the next question
 
 
 def saved(folder, follows, template=None, block_size=64, **sampling):
@@ -48,7 +51,7 @@ def saved(folder, follows, template=None, block_size=64, **sampling):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """`answers` has a template; `endless` too, and never stops; `continues` has none, and knows nothing after a line's end."""
+    """`answers` has a template, `endless` too and never stops. `continues` has none and is uncertain after a line."""
     folder = tmp_path_factory.mktemp("chats")
     saved(folder / "answers", ANSWER, DEFAULT)
     saved(folder / "endless", {":": ("l", 0.999), "l": ("a", 0.999), "a": ("l", 0.999)}, DEFAULT)
@@ -65,7 +68,7 @@ def folder(runs, monkeypatch):
 
 def conversation(name, max_tokens=30, **options):
     run = load(name)
-    return Chat(run, run.sampling, max_tokens, **options)
+    return Conversation(run, run.sampling, max_tokens, **options)
 
 
 def piped(folder, *words, said):
@@ -98,17 +101,17 @@ def test_a_run_with_a_template_answers(folder, capsys):
     )
 
 
-def test_a_run_without_one_continues_each_text_by_itself(folder, capsys):
+def test_a_run_without_a_template_continues_each_message_alone(folder, capsys):
     chat = conversation("continues")
     chat.answer("is it?")
     chat.answer("was it?")
     assert (
         capsys.readouterr().out == " sure.\n\n" * 2
-    )  # the model's own line end, then the program's; the run's min_confidence ended it
+    )  # the model's line end, then the program's; min_confidence stopped the answer
     chat.messages.append(dict(role="user", content="and?"))
     assert chat.run.tokenizer.decode(chat.prompt()) == b"and?"
     with pytest.raises(UserError, match="no chat template"):
-        chat.instruct("be kind")
+        chat.set_system("be kind")
 
 
 def test_chat_and_generate_agree(folder, capsys):
@@ -118,12 +121,12 @@ def test_chat_and_generate_agree(folder, capsys):
     )
     generated = capsys.readouterr().out
     run = load("continues")
-    Chat(run, dataclasses.replace(run.sampling, seed=3, temp=1.5), 200).answer("it was?")
+    Conversation(run, dataclasses.replace(run.sampling, seed=3, temp=1.5), 200).answer("it was?")
     assert "it was?" + capsys.readouterr().out == generated
     assert run.sampling.min_confidence == 0.15
 
 
-def test_the_same_message_is_not_always_answered_alike(tmp_path, capsys):
+def test_a_repeated_message_can_get_another_answer(tmp_path, capsys):
     chat = conversation(saved(tmp_path / "any", {}, temp=1.0, top_k=0, top_p=1.0, min_p=0.0))
     for _ in range(2):
         chat.answer("x")
@@ -131,14 +134,14 @@ def test_the_same_message_is_not_always_answered_alike(tmp_path, capsys):
     assert len(texts) == 2 and texts[0] != texts[1]
 
 
-def test_oldest_turns_drop_out_once_and_the_system_stays(folder, capsys):
+def test_the_oldest_messages_are_left_out_and_the_system_message_stays(folder, capsys):
     chat = conversation("answers", max_tokens=8, system="be brief")
     for turn in range(6):
         chat.answer(f"question {turn}?")
     said = capsys.readouterr()
     assert (
         said.out == "yes.\n" * 6
-        and said.err.count("from here on the oldest turns are left out") == 1
+        and said.err.count("from here on the oldest messages are left out") == 1
         and "64 tokens" in said.err
     )
     chat.messages.append(dict(role="user", content="last?"))
@@ -149,7 +152,7 @@ def test_oldest_turns_drop_out_once_and_the_system_stays(folder, capsys):
         and len(chat.messages) == 13
     )
     chat.reset()
-    assert chat.messages == [] and chat.first == 0 and not chat.told
+    assert chat.messages == [] and chat.start == 0 and not chat.overflow_told
 
 
 def test_a_message_longer_than_the_context(folder, capsys):
@@ -161,10 +164,10 @@ def test_a_message_longer_than_the_context(folder, capsys):
     )
 
 
-def test_no_answer_leaves_no_trace(folder, capsys):
+def test_an_empty_answer_is_not_kept(folder, capsys):
     chat = conversation("answers", max_tokens=0)
     chat.answer("well?")
-    assert "nothing to say" in capsys.readouterr().err and chat.messages == []
+    assert "answer is empty" in capsys.readouterr().err and chat.messages == []
 
 
 # Commands
@@ -204,7 +207,7 @@ def test_a_conversation_is_saved_in_the_home_folder(folder, tmp_path, monkeypatc
     assert chat.read("/save ~/mine.jsonl")[0] and (tmp_path / "mine.jsonl").exists()
 
 
-def test_commands_that_cannot_be_done(folder, tmp_path):
+def test_commands_that_fail(folder, tmp_path):
     chat = conversation("answers")
     for line, message in [
         ("/sav", "did you mean /save"),
@@ -216,9 +219,9 @@ def test_commands_that_cannot_be_done(folder, tmp_path):
     chat.answer("is it?")
     (tmp_path / "mine.jsonl").write_text("precious", encoding="utf-8")
     for name, message in [
-        (tmp_path / "mine.jsonl", "is already there"),
+        (tmp_path / "mine.jsonl", "already exists"),
         (tmp_path / "no" / "x", "cannot be written"),
-        (tmp_path, "already there"),
+        (tmp_path, "already exists"),
         ("a\0b", "cannot be written"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -249,21 +252,21 @@ def test_a_run_without_a_tokenizer(folder, tmp_path, capsys):
     assert small.status("chat", "--model", run) == 2 and "without a tokenizer" in capsys.readouterr().err
 
 
-# Colours
+# Colors
 
 
-def test_colours_only_where_a_terminal_shows_them(monkeypatch, capsys):
+def test_colors_only_in_a_terminal_that_shows_them(monkeypatch, capsys):
     assert (
-        painted(" word\n", 0.05) == " \033[31mword\033[0m\n"
-        and painted("a", 0.3) == "\033[33ma\033[0m"
-        and painted("ß\x1b", 1.0) == "\033[32mß\ufffd\033[0m"
-        and painted(" \n", 0.0) == " \n"
+        color(" word\n", 0.05) == " \033[31mword\033[0m\n"
+        and color("a", 0.3) == "\033[33ma\033[0m"
+        and color("ß\x1b", 1.0) == "\033[32mß\ufffd\033[0m"
+        and color(" \n", 0.0) == " \n"
     )
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert Screen(True).style is None  # no terminal
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert Screen(True).style is painted and Screen(False).style is None
+    assert Screen(True).style is color and Screen(False).style is None
     Screen(False).write("a\x1b[2J\n")
     assert capsys.readouterr().out == "a\ufffd[2J\n"
     for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
@@ -307,12 +310,16 @@ def test_a_bad_line_in_a_pipe(folder, said, named):
 
 
 class Terminal:
-    """A chat in a pseudo-terminal of its own."""
+    """A chat in a pseudo-terminal of its own, as a context manager that ends it."""
 
     def __init__(self, folder, *words, **environment):
         import fcntl
         import pty
         import termios
+
+        def set_up():  # in the child
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job inherits that it is ignored
 
         self.side, other = pty.openpty()
         self.process = subprocess.Popen(
@@ -323,13 +330,22 @@ class Terminal:
             stderr=other,
             start_new_session=True,
             env=small.environment(TERM="xterm", **environment),
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=set_up,
         )
         os.close(other)
         self.seen = ""
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.side)
+
     def until(self, pattern, seconds=100):
-        """What is shown up to the pattern, which goes."""
+        """What is shown before the pattern. Both are removed from what was seen."""
         import select
 
         end = time.monotonic() + seconds
@@ -338,7 +354,7 @@ class Terminal:
             if select.select([self.side], [], [], 0.2)[0]:
                 try:
                     self.seen += os.read(self.side, 4096).decode("utf-8", "replace")
-                except OSError:  # the other side has gone
+                except OSError:  # the chat has ended
                     assert re.search(pattern, self.seen), self.seen
         before, self.seen = self.seen[: found.start()], self.seen[found.end() :]
         return before
@@ -347,22 +363,12 @@ class Terminal:
         os.write(self.side, text.encode())
 
     def interrupt(self):
-        """Ctrl-C at a prompt that is there already: what comes while readline still draws it is heard only with the next key."""
+        """Ctrl-C at a prompt. While readline still draws the prompt, it handles a signal only with the next key."""
         time.sleep(0.5)
         self.type("\x03")
 
-    def left(self):
-        """Exit status, once it has left."""
-        try:
-            return self.process.wait(30)
-        finally:
-            self.close()
-
-    def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        os.close(self.side)
+    def exit_status(self):
+        return self.process.wait(30)
 
 
 needs_pty = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
@@ -370,54 +376,54 @@ needs_pty = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal"
 
 @needs_pty
 def test_in_a_terminal(folder):
-    terminal = Terminal(folder, "--model", "answers")
-    terminal.until("weights of step 7; /help lists the commands")
-    terminal.until("> ")
-    terminal.type("is itX\x7f?\n")  # backspace
-    assert "yes." in terminal.until("\n> ")
-    terminal.type("/sav\n")
-    assert "slm_np: the command '/sav' is unknown; did you mean /save?" in terminal.until("\n> ")
-    terminal.type("/help\n")
-    assert "/system TEXT" in terminal.until("\n> ")
-    terminal.interrupt()
-    terminal.until("Ctrl-C once more, Ctrl-D or /exit leaves")
-    terminal.until("> ")
-    terminal.type("and now?\n")
-    assert "yes." in terminal.until("\n> ")
-    terminal.type("\x04")
-    assert terminal.left() == 0
+    with Terminal(folder, "--model", "answers") as terminal:
+        terminal.until("weights of step 7; /help lists the commands")
+        terminal.until("> ")
+        terminal.type("is itX\x7f?\n")  # backspace
+        assert "yes." in terminal.until("\n> ")
+        terminal.type("/sav\n")
+        assert "slm_np: the command '/sav' is unknown; did you mean /save?" in terminal.until("\n> ")
+        terminal.type("/help\n")
+        assert "/system TEXT" in terminal.until("\n> ")
+        terminal.interrupt()
+        terminal.until("Ctrl-C again, Ctrl-D or /exit leaves")
+        terminal.until("> ")
+        terminal.type("and now?\n")
+        assert "yes." in terminal.until("\n> ")
+        terminal.type("\x04")
+        assert terminal.exit_status() == 0
 
 
 @needs_pty
 def test_ctrl_c_stops_the_answer_and_not_the_program(folder):
-    terminal = Terminal(folder, "--model", "endless", "-n", "1000000")
-    terminal.until("> ")
-    terminal.type("sing!\n")
-    terminal.until("lalala")  # streamed: in the middle of a million tokens
-    terminal.type("\x03")
-    terminal.until("stopped")
-    terminal.until("> ")
-    terminal.type("/save endless.jsonl\n")
-    terminal.until("saved as endless.jsonl")
-    sung = json.loads((folder / "endless.jsonl").read_text(encoding="utf-8"))["messages"]
-    assert sung[0]["content"] == "sing!" and re.fullmatch("(la)+l?", sung[1]["content"])
-    terminal.until("> ")
-    terminal.type("again!\n")
-    terminal.until("lalala")
-    os.killpg(terminal.process.pid, signal.SIGINT)
-    terminal.until("stopped")
-    terminal.until("> ")
-    terminal.interrupt()  # the second in a row, at the prompt
-    assert terminal.left() == 0
+    with Terminal(folder, "--model", "endless", "-n", "1000000") as terminal:
+        terminal.until("> ")
+        terminal.type("sing!\n")
+        terminal.until("lalala")  # in the middle of a million tokens
+        terminal.type("\x03")
+        terminal.until("stopped")
+        terminal.until("> ")
+        terminal.type("/save endless.jsonl\n")
+        terminal.until("saved as endless.jsonl")
+        sung = json.loads((folder / "endless.jsonl").read_text(encoding="utf-8"))["messages"]
+        assert sung[0]["content"] == "sing!" and re.fullmatch("(la)+l?", sung[1]["content"])
+        terminal.until("> ")
+        terminal.type("again!\n")
+        terminal.until("lalala")
+        os.killpg(terminal.process.pid, signal.SIGINT)
+        terminal.until("stopped")
+        terminal.until("> ")
+        terminal.interrupt()  # the second in a row, at the prompt
+        assert terminal.exit_status() == 0
 
 
 @needs_pty
-def test_confidence_is_coloured_in_a_terminal(folder):
+def test_confidence_is_shown_in_color_in_a_terminal(folder):
     for environment, shown in ((dict(NO_COLOR=""), r"\x1b\[32my\x1b\[0m\x1b\[32me"), (dict(NO_COLOR="1"), "yes")):
-        terminal = Terminal(folder, "--model", "answers", "--show-confidence", **environment)
-        terminal.until("> ")
-        terminal.type("is it?\n")
-        terminal.until(shown)
-        terminal.until("> ")
-        terminal.type("/exit\n")
-        assert terminal.left() == 0
+        with Terminal(folder, "--model", "answers", "--show-confidence", **environment) as terminal:
+            terminal.until("> ")
+            terminal.type("is it?\n")
+            terminal.until(shown)
+            terminal.until("> ")
+            terminal.type("/exit\n")
+            assert terminal.exit_status() == 0

@@ -1,20 +1,20 @@
-"""The commands as their users meet them: help, settings from flags and files, generation, and every kind of bad input."""
+"""The commands as their users meet them: help, settings, training, generation, and all kinds of bad input."""
 
 import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small
 
+import slm_np
 from slm_np import machine
+from slm_np.__main__ import VERBS
 from slm_np.formats import run_config
 from slm_np.presets import PRESETS
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with a text and the runs `bytes`, `char` (a character vocabulary), `learned` and `sinusoidal` (other positions)."""
+    """A folder with a text and the runs `bytes`, `char` (the tokenizer), `learned` and `sinusoidal` (positions)."""
     folder = tmp_path_factory.mktemp("runs")
     data = small.text_file(folder)
     for name, changes in dict(
@@ -47,34 +47,48 @@ def folder(runs, tmp_path, monkeypatch):
     return tmp_path / "work"
 
 
-def sentence(capsys, verb, *words):
-    """What a command says on stderr, which must be one sentence with exit status 2."""
+def error_line(capsys, verb, *words):
+    """What a command prints on stderr: one line, with exit status 2 and without changing a file."""
     capsys.readouterr()
     before = small.tree(".")
     assert small.status(verb, *words) == 2
-    said = capsys.readouterr()
-    assert re.fullmatch(r"slm_np: [^\n]+\n", said.err), said.err
-    assert said.out == "" and small.tree(".") == before, "something was left behind"
-    return said.err
-
-
-def busy():
-    """Whether other programs want the processor, so that times say little."""
-    return hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1)
+    printed = capsys.readouterr()
+    assert re.fullmatch(r"slm_np: [^\n]+\n", printed.err), printed.err
+    assert printed.out == "" and small.tree(".") == before, "files were left behind"
+    return printed.err
 
 
 # Help
 
 
-@pytest.mark.parametrize("verb", ["train", "pretrain", "finetune", "generate", "gradcheck", "__main__"])
-def test_help_is_quick(verb, tmp_path):
-    seconds = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        done = small.command(verb, "--help", cwd=tmp_path)
-        seconds.append(time.perf_counter() - begun)
-        assert done.returncode == 0 and "usage: slm-np" in done.stdout
-    assert statistics.median(seconds) < (1.5 if busy() else 0.5)
+NUMERICS = {"numpy", "scipy", "numba", "safetensors", "tokenizers", "matplotlib"}
+
+
+# evaluate imports NumPy until its functions have moved to slm_np/inference.
+MOVING = pytest.param("evaluate", marks=pytest.mark.xfail(strict=True))
+
+
+@pytest.mark.parametrize("verb", [*(MOVING if verb == "evaluate" else verb for verb in VERBS), "__main__"])
+def test_help_loads_no_numerics(verb, tmp_path):
+    script = f"""
+import sys
+from slm_np.{verb} import main
+try:
+    main(["--help"])
+except SystemExit as left:
+    assert not left.code
+print(*sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=small.environment(), capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0 and done.stdout.startswith("usage: slm-np"), done.stderr
+    assert not NUMERICS & set(done.stderr.split())
+
+
+def test_the_version_is_that_of_the_package(tmp_path):
+    done = small.command("__main__", "--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"slm_np {slm_np.__version__}\n", "")
 
 
 def test_help_has_groups_defaults_and_presets(capsys):
@@ -83,14 +97,16 @@ def test_help_has_groups_defaults_and_presets(capsys):
     for group in ("run:", "training:", "model:"):
         assert f"\n{group}\n" in text
     for flag in (
-        "preset data val-data out-dir max-iters epochs max-time batch-size grad-accumulation-steps block-size n-layer n-head n-kv-head n-embd n-hidden positions norm "
-        "feed-forward head pattern bias no-bias dropout learning-rate min-lr warmup-iters lr-decay-iters lr-schedule weight-decay beta1 beta2 grad-clip eval-interval "
-        "eval-iters log-interval save-interval seed threads dtype device tokenizer resume config"
+        "preset data val-data retention-data out-dir max-iters epochs max-time batch-size grad-accumulation-steps "
+        "block-size n-layer n-head n-kv-head n-embd n-hidden positions norm recurrence-size ssm-state-size "
+        "feed-forward head pattern bias no-bias dropout learning-rate min-lr warmup-iters lr-decay-iters lr-schedule "
+        "weight-decay beta1 beta2 grad-clip eval-interval eval-iters log-interval save-interval seed threads kernels "
+        "dtype device tokenizer resume config"
     ).split():
         assert re.search(rf"--{flag}\b", text), flag
     for name in PRESETS:
         assert f"\n  {name} " in text
-    assert re.search(r"--n-embd INT +D: width of the residual stream \(default: 128\)", text)
+    assert re.search(r"--n-embd INT +D: width of the hidden state \(default: 128\)", text)
     assert small.status("generate", "--help") == 0
     text = capsys.readouterr().out
     for flag in "model prompt max-tokens temp top-k top-p min-p repeat-penalty seed stop num-samples".split():
@@ -98,7 +114,7 @@ def test_help_has_groups_defaults_and_presets(capsys):
     assert "\nsampling:\n" in text and "(default: 0.95)" in text
 
 
-def test_a_command_is_known_by_its_name(tmp_path):
+def test_commands_are_called_by_name(tmp_path):
     assert "did you mean train or pretrain?" in small.command("__main__", "trian", cwd=tmp_path).stderr
     done = small.command("__main__", "train", "--n-layers", 3, cwd=tmp_path)
     assert (
@@ -135,7 +151,14 @@ BAD_SETTINGS = [
     (["--tokenizer", "bites"], "did you mean byte"),
     (["--dtype", "fp8"], "--dtype 'fp8' is unknown"),
     (["--device", "tpu"], "--device 'tpu' is unknown"),
-    (["--threads", 1024], "--threads 1024 is more"),
+    (["--threads", 1024], "--threads 1024 exceeds"),
+    (["--kernels", "cpu"], "--kernels 'cpu' is unknown"),
+    (["--vocab-size", 256], "--vocab-size 256 has no effect with a tokenizer"),
+    (["--max-spectral-norm", 1], "--max-spectral-norm 1.0 has no effect without linear recurrences"),
+    (["--pattern", "M", "--n-head", 2], "--n-head 2 has no effect without attention layers"),
+    (["--pattern", "M", "--positions", "rotary"], "--positions rotary has no effect without attention layers"),
+    (["--conv-kernel", 3], "--conv-kernel 3 has no effect without Mamba layers"),
+    (["--positions", "learned", "--rope-theta", 100], "--rope-theta 100.0 has no effect without rotary positions"),
     (["stray"], "unknown argument 'stray'"),
     (["--n-embd"], "expected one argument"),
     (["--bias", "yes"], "unknown argument 'yes'"),
@@ -146,7 +169,7 @@ BAD_SETTINGS = [
     "words, named", BAD_SETTINGS, ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else ""
 )
 def test_bad_settings(folder, capsys, words, named):
-    assert named in sentence(capsys, "train", "--data", "text.txt", "--out-dir", "new", *words)
+    assert named in error_line(capsys, "train", "--data", "text.txt", "--out-dir", "new", *words)
 
 
 def test_bad_data(folder, capsys):
@@ -158,7 +181,7 @@ def test_bad_data(folder, capsys):
     Path("odd.bin").write_bytes(b"123")
 
     def refused(*words):
-        return sentence(capsys, "train", *small.flags(words[0], out_dir="new"), *words[1:])
+        return error_line(capsys, "train", *small.flags(words[0], out_dir="new"), *words[1:])
 
     assert "tezt.txt does not exist; did you mean text.txt" in refused("tezt.txt")
     assert "two\\nlines.txt does not exist" in refused("two\nlines.txt")
@@ -191,15 +214,11 @@ def test_a_model_too_large_is_refused_before_it_is_allocated(folder, capsys):
         2**20,
         "--batch-size",
         2**20,
-        "--vocab-size",
-        2**24,
     ]
     Path("long.txt").write_bytes(b"long enough " * 100_000)
-    begun = time.perf_counter()
-    assert "GiB of memory and" in sentence(
+    assert "GiB of memory, and" in error_line(
         capsys, "train", "--data", "long.txt", "--val-data", "long.txt", "--out-dir", "new", *huge
     )
-    assert time.perf_counter() - begun < 20
     beyond_64_bits = [
         "--n-embd",
         1,
@@ -212,16 +231,16 @@ def test_a_model_too_large_is_refused_before_it_is_allocated(folder, capsys):
         "--batch-size",
         2**16,
     ]
-    assert "GiB of memory and" in sentence(
+    assert "GiB of memory, and" in error_line(
         capsys, "train", "--data", "long.txt", "--val-data", "long.txt", "--out-dir", "new", *beyond_64_bits
     )
-    assert "GiB of memory and" in sentence(
+    assert "GiB of memory, and" in error_line(
         capsys, "train", "--data", "text.txt", "--out-dir", "new", "--batch-size", 2**20, "--n-embd", 4096
     )
-    assert "ask for fewer" in sentence(capsys, "generate", "--model", "bytes", "--num-samples", 10**10)
+    assert "ask for fewer" in error_line(capsys, "generate", "--model", "bytes", "--num-samples", 10**10)
 
 
-def test_memory_counts_the_containers_limit(tmp_path):
+def test_available_memory_respects_the_limit_of_a_container(tmp_path):
     for name, text in {
         "memory.max": "1000000\n",
         "memory.current": "700000\n",
@@ -235,16 +254,16 @@ def test_memory_counts_the_containers_limit(tmp_path):
     assert machine.available_bytes() is None or machine.available_bytes() > 0
 
 
-def test_a_directory_that_is_taken(folder, capsys):
-    assert "bytes already holds a run; resume it with --resume bytes" in sentence(
+def test_a_directory_that_already_holds_something(folder, capsys):
+    assert "bytes already holds a run; resume it with --resume bytes" in error_line(
         capsys, "train", "--data", "text.txt", "--out-dir", "bytes"
     )
-    assert "text.txt is a file" in sentence(capsys, "train", "--data", "text.txt", "--out-dir", "text.txt")
-    assert "cannot be made (Not a directory)" in sentence(
+    assert "text.txt is a file" in error_line(capsys, "train", "--data", "text.txt", "--out-dir", "text.txt")
+    assert "cannot be made (Not a directory)" in error_line(
         capsys, "train", *small.flags("text.txt", out_dir="text.txt/run")
     )
     Path("runs").write_text("not a folder", encoding="utf-8")
-    assert "cannot be made" in sentence(capsys, "train", *small.flags("text.txt"))
+    assert "cannot be made" in error_line(capsys, "train", *small.flags("text.txt"))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +275,7 @@ def test_a_directory_that_is_taken(folder, capsys):
     ],
 )
 def test_nothing_to_resume(folder, capsys, words, named):
-    assert named in sentence(capsys, "train", *words)
+    assert named in error_line(capsys, "train", *words)
 
 
 @pytest.mark.parametrize(
@@ -279,10 +298,10 @@ def test_damaged_runs(folder, capsys, name, damage, named):
     path = Path("bytes") / name
     raw = damage(path.read_bytes())
     path.unlink() if raw is None else path.write_bytes(raw)
-    assert named in sentence(capsys, "generate", "--model", "bytes", "-n", 3)
+    assert named in error_line(capsys, "generate", "--model", "bytes", "-n", 3)
 
 
-def test_damaged_checkpoints_are_passed_over_then_refused(folder, capsys):
+def test_damaged_checkpoints_are_skipped_and_refused_if_there_is_no_other(folder, capsys):
     flipped = sorted(Path("bytes").glob("checkpoint-*/optimizer.safetensors"))
     for path in flipped[1:]:
         raw = bytearray(path.read_bytes())
@@ -312,16 +331,16 @@ def test_damaged_checkpoints_are_passed_over_then_refused(folder, capsys):
     ],
 )
 def test_bad_generation_settings(folder, capsys, words, named):
-    assert named in sentence(capsys, "generate", "--model", "bytes", *words)
+    assert named in error_line(capsys, "generate", "--model", "bytes", *words)
 
 
 def test_no_run_to_generate_with(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "there is no run in runs/" in sentence(capsys, "generate")
+    assert "there is no run in runs/" in error_line(capsys, "generate")
 
 
 def test_bad_input_in_a_process_of_its_own(folder):
-    """The same through the interpreter: one line, no traceback, status 2."""
+    """Through the interpreter, too: one line, no traceback, exit status 2."""
     for verb, words in [
         ("train", ["--data", "missing.txt"]),
         ("generate", ["--model", "char", "--prompt", "Zebra"]),
@@ -342,7 +361,7 @@ def test_output_that_cannot_be_written(folder):
             env=small.environment(),
             encoding="utf-8",
         )
-    assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "no space left" in done.stderr and "Traceback" not in done.stderr
 
 
 # --config
@@ -382,19 +401,20 @@ def test_bad_config_files(folder, capsys, text, named):
         for word in (f"--{name.replace('_', '-')}", value)
         if not text.startswith("n-layer")
     ]
-    assert named in sentence(capsys, "train", *config_file(text), *words)
+    assert named in error_line(capsys, "train", *config_file(text), *words)
 
 
 def test_a_missing_config_file(folder, capsys):
-    assert "--config none.toml cannot be read" in sentence(capsys, "train", "-c", "none.toml")
-    assert "--config bytes cannot be read" in sentence(capsys, "train", "-c", "bytes")
+    assert "--config none.toml cannot be read" in error_line(capsys, "train", "-c", "none.toml")
+    assert "--config bytes cannot be read" in error_line(capsys, "train", "-c", "bytes")
 
 
 def test_settings_come_from_the_file_and_flags_win(folder):
     shutil.copy("text.txt", "more.txt")
     words = config_file(
-        "preset = 'shakespeare-char'\ntokenizer = 'byte'\nn-layer = 1\nn_embd = 12\nn-head = 2\nblock-size = 8\nbias = true\nmax-iters = 5\nwarmup-iters = 1\n"
-        "learning-rate = 1\nmin-lr = 0\nbatch-size = 2\neval-iters = 1\ndata = ['text.txt', 'more.txt']\nthreads = 1\nout-dir = 'from-file'\n"
+        "preset = 'shakespeare-char'\ntokenizer = 'byte'\nn-layer = 1\nn_embd = 12\nn-head = 2\nblock-size = 8\n"
+        "bias = true\nmax-iters = 5\nwarmup-iters = 1\nlearning-rate = 1\nmin-lr = 0\nbatch-size = 2\neval-iters = 1\n"
+        "data = ['text.txt', 'more.txt']\nthreads = 1\nout-dir = 'from-file'\n"
     )
     assert small.status("train", *words, "--n-embd", 16, "--max-iters", 4, "--no-bias", "--out-dir", "from-flag") == 0
     config = run_config.read_config("from-flag")
@@ -415,7 +435,7 @@ def test_settings_come_from_the_file_and_flags_win(folder):
         small.status("train", "--resume", "from-flag", *words, "--n-embd", 16, "--no-bias", "--out-dir", "from-flag")
         == 0
     )
-    assert small.status("train", *words, "--epochs", 0.01) == 0  # the file's max-iters gives way
+    assert small.status("train", *words, "--epochs", 0.01) == 0  # replaces the file's max-iters
     assert run_config.read_config("from-file").train.epochs == 0.01
 
 
@@ -449,13 +469,14 @@ def test_several_files_folders_and_globs(folder):
         assert sum(run_config.read_config(f"new{number}").data["tokens"]) == total
 
 
-def test_what_training_says(folder):
+def test_the_log_of_training(folder):
     done = small.command("train", *small.flags("text.txt", max_iters=40), cwd=folder)
     assert done.returncode == 0
     lines = done.stderr.splitlines()
-    assert re.match(r"slm_np: on the CPU, 1 thread, (bf16: bfloat16 products|fp32 by .*(BLAS|MKL|BLIS))", lines[0])
+    assert re.match(r"slm_np: on the CPU, 1 thread, (bf16: bfloat16 matmuls|fp32 by .*(BLAS|MKL|BLIS))", lines[0])
     assert re.match(
-        r"corpus text.txt: [\d,]+ bytes, one document \(nothing separates several\), [\d,]+ training and [\d,]+ validation tokens, vocabulary 256",
+        r"corpus text.txt: [\d,]+ bytes, one document \(nothing separates several\), "
+        r"[\d,]+ training and [\d,]+ validation tokens, vocabulary 256",
         lines[1],
     )
     assert re.match(r"model stories: 6,320 parameters", lines[2]) and re.match(
@@ -481,17 +502,7 @@ def test_what_training_says(folder):
     assert (folder / "runs" / "stories-2" / "config.json").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="reads stderr line by line")
-def test_the_first_step_is_soon_after_the_launch(folder):
-    begun = time.perf_counter()
-    running = small.process("train", *small.flags("text.txt", log_interval=1, out_dir="new"), cwd=folder)
-    assert any(line.startswith("step 1/") for line in running.stderr)
-    seconds = time.perf_counter() - begun
-    running.communicate(timeout=60)
-    assert seconds < (8 if busy() else 3)
-
-
-def test_a_small_corpus_is_warned_of(folder, capsys):
+def test_a_small_corpus_gets_a_warning(folder, capsys):
     assert (
         small.status("train", *small.flags("text.txt", max_iters=1, n_embd=64, n_hidden=512, n_layer=2, out_dir="new"))
         == 0
@@ -501,7 +512,7 @@ def test_a_small_corpus_is_warned_of(folder, capsys):
     )
 
 
-def test_matplotlib_missing_is_one_line(folder):
+def test_without_matplotlib_one_line_says_so(folder):
     blocked = "import sys; sys.modules['matplotlib'] = None; from slm_np.train import main; main(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", blocked, *small.flags("text.txt", out_dir="new")],
@@ -511,7 +522,7 @@ def test_matplotlib_missing_is_one_line(folder):
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert [line for line in done.stdout.splitlines() if "matplotlib" in line] == [
-        'run: new, best model of step 12; no loss curve, as matplotlib is missing: pip install "slm_np[plot]"'
+        'run: new, best model of step 12; no loss curve, since matplotlib is not installed: pip install "slm_np[plot]"'
     ]
     assert not Path("new/loss.png").exists()
 
@@ -547,16 +558,16 @@ def test_samples_and_stops(folder, capsys):
     assert len(three) == 3 and len(set(three)) == 3 and all(text.startswith("the") for text in three)
     assert three[0] + "\n" == generated(capsys, *words)
     made = three[0][3:]
-    across = made[20:23]  # three tokens of this model
-    stopped = generated(capsys, *words, "--stop", "never there", "--stop", across)
-    assert stopped == "the" + made[: made.index(across)] + "\n"
+    stop = made[20:23]  # three tokens of this model
+    stopped = generated(capsys, *words, "--stop", "never there", "--stop", stop)
+    assert stopped == "the" + made[: made.index(stop)] + "\n"
     assert generated(capsys, *words, "--max-tokens", 0) == "the\n"
 
 
 def test_a_prompt_outside_the_vocabulary(folder, capsys):
-    said = sentence(capsys, "generate", "--model", "char", "--prompt", "the Zoo")
+    said = error_line(capsys, "generate", "--model", "char", "--prompt", "the Zoo")
     known = json.loads(Path("char/tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    assert "'Z'" in said and f"{len(known)} that the tokenizer knows" in said and "abcdeghilmnorstw" in said
+    assert "'Z'" in said and f"the {len(known)} characters of the tokenizer" in said and "abcdeghilmnorstw" in said
 
 
 @pytest.mark.parametrize("name", ["bytes", "learned", "sinusoidal"])
@@ -584,7 +595,7 @@ def test_a_closed_pipe_is_quiet(folder):
         stderr=subprocess.PIPE,
         env=small.environment(),
     )
-    assert running.stdout.read(10) == b"the cat sa"  # streamed: long before the last token
+    assert running.stdout.read(10) == b"the cat sa"  # printed long before the last token
     running.stdout.close()
     said = running.stderr.read().decode()
     assert running.wait(60) == 141 and said.count("\n") == 1 and "weights of step" in said

@@ -1,4 +1,4 @@
-"""What `info` says: of a run, of several side by side, of what is no run; and its curves."""
+"""What `info` says about a run, about several, and about other files; and its curves."""
 
 import dataclasses
 import json
@@ -10,15 +10,15 @@ import pytest
 import small
 
 from slm_np.cli.chart import MARK, PLAIN_BARS, chart, plain, sparkline, table
+from slm_np.cli.summary import summary
 from slm_np.formats import checkpoint, metrics, run_config
-from slm_np.info import summary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with two runs as training leaves them: configuration, tokenizer, metrics; `new` has not got to an evaluation."""
+    """Runs as training leaves them: configuration, tokenizer, metrics. `new` has no evaluation yet."""
     folder = tmp_path_factory.mktemp("runs")
     data = small.text_file(folder)
     for name, loss in (("low", 1.0), ("high", 2.0), ("new", None)):
@@ -55,7 +55,7 @@ def test_one_run(runs, capsys, monkeypatch):
     for wanted in (
         "low: a run of slm_np, preset stories",
         f"{low.parameters:,} parameters: 1 layer (2 heads of 8)",
-        "bytes, 256 pieces",
+        "bytes, 256 tokens",
         "text.txt: 9,000 training and 1,000 validation tokens",
         "40 updates of 4 x 16 tokens, 2,560 in all, in 1m30s; cosine rate 0.003 to 0.0001",
         f"validation {low.best['val_loss']:.4f} nats/token, {low.best['val_bpb']:.4f} bits/byte at step 40, the best",
@@ -78,7 +78,7 @@ def test_several_side_by_side(runs, capsys, monkeypatch):
     assert f"{bits[1]}*" in rows[1] and f"{bits[0]} " in rows[0] and "*" not in rows[0] + rows[2]
 
 
-def test_plain_ascii_where_the_output_can_show_no_more(runs):
+def test_ascii_where_the_output_can_show_nothing_else(runs):
     for words in (["low"], ["low", "high"]):
         done = small.subprocess.run(
             [small.sys.executable, "-m", "slm_np.info", *words],
@@ -90,7 +90,7 @@ def test_plain_ascii_where_the_output_can_show_no_more(runs):
     assert plain(type("Stream", (), dict(encoding="cp1252"))) and not plain(type("Stream", (), dict(encoding="utf-8")))
 
 
-def test_what_is_no_run(runs, capsys, monkeypatch, tmp_path):
+def test_other_files(runs, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n", encoding="utf-8", newline="\n")
     Path("rows.jsonl").write_text('{"text": "a"}\n' * 3, encoding="utf-8", newline="\n")
@@ -105,12 +105,12 @@ def test_what_is_no_run(runs, capsys, monkeypatch, tmp_path):
         r"train.bin: a file of 10 tokens",
         r"\.: prepared tokens, uint16, vocabulary 300\n",
         r"  train      12 bytes, 10 tokens\n",
-        r"tokenizer.json: a tokenizer, bytes, 256 pieces\n",
+        r"tokenizer.json: a tokenizer, bytes, 256 tokens\n",
     ):
         assert re.search(wanted, out), (wanted, out)
 
 
-def test_a_mask_is_no_split_and_what_meta_leaves_out_is_measured(tmp_path, capsys):
+def test_masks_are_left_out_and_missing_counts_are_measured(tmp_path, capsys):
     for name, size in (("train.bin", 20), ("validation.bin", 8), ("train.mask.bin", 10)):
         (tmp_path / name).write_bytes(bytes(size))
     (tmp_path / "meta.json").write_text(
@@ -126,11 +126,11 @@ def test_a_mask_is_no_split_and_what_meta_leaves_out_is_measured(tmp_path, capsy
         (["nothing"], "nothing does not exist"),
         (["."], "not a run of slm_np"),
         (["bad.json"], "broken JSON"),
-        (["a.json"], "no tokenizer.json"),
+        (["a.json"], "not a tokenizer.json"),
         ([], "no run in runs/"),
     ],
 )
-def test_bad_input_is_one_sentence(tmp_path, capsys, monkeypatch, words, said):
+def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     Path("bad.json").write_text("{", encoding="utf-8")
     Path("a.json").write_text("{}", encoding="utf-8")
@@ -147,15 +147,15 @@ def test_a_chart_shows_its_curve():
     lines = chart(falling, [(1, 8.0), (199, 8 / 199)], 40, 6, ascii=True)
     assert lines[0] == "      8 |o" and lines[5].startswith(" 0.0402 |") and lines[5].endswith("o")
     assert lines[6] == "        +" + "-" * 40 and lines[7].split() == ["1", "199"]
-    places = [line.find(".") for line in (line[9:] for line in lines[:6])]
-    assert places[1:] == sorted(places[1:]) and min(places[1:]) >= 0
+    columns = [line.find(".") for line in (line[9:] for line in lines[:6])]
+    assert columns[1:] == sorted(columns[1:]) and min(columns[1:]) >= 0
     braille = "".join(chart(falling, [], 40, 6))
     assert sum(0x2800 < ord(letter) <= 0x28FF for letter in braille) >= 40
     assert chart([], [], 40, 6) == [] == chart([(1, math.nan)], [(1, 2.0)], 40, 6)
     assert chart([(1, 2.0), (2, 2.0)], [], 40, 6)  # a curve without height
 
 
-def test_a_sparkline_is_high_where_values_are():
+def test_the_height_of_a_sparkline_follows_the_values():
     assert sparkline([8, 4, 2, 1], 4) == "█▆▃▁" and sparkline([8, 4, 2, 1], 4, ascii=True)[0] == PLAIN_BARS[-1]
     assert (
         len(sparkline(range(1, 100), 16)) == 16
@@ -164,5 +164,5 @@ def test_a_sparkline_is_high_where_values_are():
     )
 
 
-def test_a_table_has_straight_columns():
+def test_the_columns_of_a_table_are_aligned():
     assert table([["name", "n", "x"], ["a", "10", "yes"]]) == ["name   n  x", "a     10  yes"]

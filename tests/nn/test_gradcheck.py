@@ -1,6 +1,8 @@
-"""Every derivative against finite differences: each op, each preset, odd architectures; and the checker against wrong derivatives."""
+"""Every derivative against finite differences: each op, each preset, unusual architectures.
 
-import dataclasses
+The checker itself is tested with wrong derivatives.
+"""
+
 import os
 import subprocess
 import sys
@@ -12,7 +14,9 @@ import pytest
 import slm_np
 from slm_np import gradcheck
 from slm_np.config import ModelConfig
-from slm_np.gradcheck import TOLERANCE, directional_error, model_error, op_cases, shrunk
+from slm_np.nn import gradient_check
+from slm_np.nn.gradient_cases import op_cases
+from slm_np.nn.gradient_check import TOLERANCE, directional_error, model_error, overwritten, shrunk
 from slm_np.nn.model import Model, parameters
 from slm_np.presets import PRESETS, preset
 
@@ -20,35 +24,38 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CASES = list(op_cases())
 every_op = pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])
 
-TINY = dict(vocab_size=11, block_size=9, n_layer=2, n_head=2, n_embd=12, n_hidden=10, head_hidden=7)
+TINY = dict(vocab_size=11, block_size=9, n_layer=2, n_head=2, n_embd=12, n_hidden=10)
+MLP = dict(head="mlp", head_hidden=7)
 GPT2 = dict(TINY, positions="learned", norm="layernorm", feed_forward="gelu", bias=True)
 MODELS = {
     "grouped-queries": dict(TINY, n_head=4, n_kv_head=2, head_dim=4),
     "one-key-value-head": dict(TINY, n_head=3, n_kv_head=1, head_dim=2),
-    "head-wider-than-its-share": dict(TINY, head_dim=10),
+    "wide-heads": dict(TINY, head_dim=10),
     "rotary-base": dict(TINY, rope_theta=50.0),
     "no-positions": dict(TINY, positions="none"),
     "sinusoidal": dict(TINY, positions="sinusoidal"),
     "learned-no-bias": dict(GPT2, bias=False),
-    "bias-everywhere": dict(GPT2, positions="rotary", feed_forward="swiglu", head="mlp"),
-    "attention-only": dict(TINY, feed_forward="none"),
+    "bias-everywhere": dict({**GPT2, **MLP}, positions="rotary", feed_forward="swiglu"),
+    "attention-only": dict(TINY, feed_forward="none", n_hidden=0),
     "dropout": dict(GPT2, dropout=0.2),
     "dropout-grouped-queries": dict(TINY, n_head=4, n_kv_head=2, head_dim=4, dropout=0.4, head="linear"),
     "dropout-no-norm": dict(TINY, norm="none", feed_forward="silu", dropout=0.3),
     "linear-head": dict(TINY, head="linear"),
-    "mlp-head": dict(TINY, head="mlp"),
-    "uniform-weights": dict(TINY, init="uniform", norm="none", head="mlp"),
+    "mlp-head": dict(TINY, **MLP),
+    "uniform-weights": dict(TINY, **MLP, init="uniform", norm="none"),
     "one-token": dict(TINY, block_size=1),
     "one-token-learned": dict(GPT2, block_size=1),
-    "one-piece": dict(TINY, vocab_size=1),
+    "one-token-vocabulary": dict(TINY, vocab_size=1),
     "odd-width": dict(GPT2, n_head=1, n_embd=7),
     "odd-width-no-norm": dict(
-        TINY, positions="sinusoidal", norm="none", feed_forward="silu", head="mlp", n_head=1, n_embd=7
+        {**TINY, **MLP}, positions="sinusoidal", norm="none", feed_forward="silu", n_head=1, n_embd=7
     ),
     "width-one": dict(TINY, positions="none", n_head=1, n_embd=1, n_hidden=1),
     "longer-than-a-block-of-queries": dict(TINY, block_size=70, n_layer=1),
     **{
-        f"{norm}-{kind}": dict(TINY, norm=norm, feed_forward=kind, bias=kind != "silu")
+        f"{norm}-{kind}": dict(
+            TINY, norm=norm, feed_forward=kind, n_hidden=0 if kind == "none" else 10, bias=kind != "silu"
+        )
         for norm in ("none", "layernorm", "rmsnorm")
         for kind in ("none", "silu", "gelu", "gelu-tanh", "swiglu")
     },
@@ -74,7 +81,7 @@ def test_model(name):
     assert max(errors.values()) <= TOLERANCE, errors
 
 
-# The checker itself: what it must not let through
+# Wrong derivatives, which the checker must find
 
 
 def scaled(gradient):
@@ -99,7 +106,7 @@ def one_entry_nan(gradient):
 def test_a_wrong_backward_is_caught(case, harm):
     for wrong in range(len(case.inputs)):
         if case.name == "rmsnorm 1 wide" and harm is scaled and wrong == 0:
-            continue  # one number over its own size is its sign: the gradient is near zero, and so is a thousandth of it
+            continue  # one element over its norm is its sign: the gradient is near zero, and so is its thousandth
 
         def backward(dout, *inputs):
             return [harm(g) if i == wrong else g for i, g in enumerate(case.backward(dout, *inputs))]
@@ -114,22 +121,21 @@ def test_a_wrong_tensor_of_a_model_is_caught(harm, monkeypatch):
     class Wrong(Model):
         def loss_and_gradient(self, *args, **named):
             loss = super().loss_and_gradient(*args, **named)
-            self.parameters.gradient[name][...] = 1 + harm(
-                self.parameters.gradient[name] - 1
-            )  # they begin as ones here
+            gradient = self.parameters.gradient[name]
+            gradient[...] = 1 + harm(gradient - 1)  # gradients start as ones in the check
             return loss
 
-    monkeypatch.setattr(gradcheck, "Model", Wrong)
+    monkeypatch.setattr(gradient_check, "Model", Wrong)
     errors = model_error(config)
     assert [n for n, error in errors.items() if not error <= TOLERANCE] == [name, ""]
 
 
 def test_an_output_left_unwritten_is_caught():
-    """The checker's prefill of NaN: a backward that skips a row leaves NaN there."""
+    """The checker fills outputs with NaN, which stays where an op skips a row."""
     silu = next(case for case in CASES if case.name == "silu")
 
     def forward(x):
-        out = gradcheck.overwritten(x.shape)
+        out = overwritten(x.shape)
         out[1:] = silu.forward(x[1:])
         return out
 
@@ -170,9 +176,7 @@ def test_command_prints_a_line_per_tensor():
 
 
 def test_command_without_a_preset_covers_every_op_and_preset(monkeypatch, capsys):
-    monkeypatch.setattr(
-        gradcheck, "shrunk", lambda config: dataclasses.replace(shrunk(config), n_layer=1, block_size=3)
-    )
+    monkeypatch.setattr(gradient_check, "shrunk", lambda config: shrunk(config, n_layer=1, block_size=3))
     with pytest.raises(SystemExit) as left:
         gradcheck.main([])
     shown = capsys.readouterr().out.splitlines()[1:]
@@ -184,7 +188,7 @@ def test_command_without_a_preset_covers_every_op_and_preset(monkeypatch, capsys
 
 def test_command_reports_wrong_derivatives(monkeypatch, capsys):
     harmed = CASES[0]._replace(backward=lambda dout, x: [scaled(g) for g in CASES[0].backward(dout, x)])
-    monkeypatch.setattr(gradcheck, "op_cases", lambda: [harmed, CASES[1]])
+    monkeypatch.setattr("slm_np.nn.gradient_cases.op_cases", lambda: [harmed, CASES[1]])
     monkeypatch.setattr(gradcheck, "PRESETS", {})
     with pytest.raises(SystemExit) as left:
         gradcheck.main([])

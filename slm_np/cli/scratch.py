@@ -1,0 +1,53 @@
+"""Training from scratch, as `train` and `pretrain` share it: their flags, and the start of a new run."""
+
+from pathlib import Path
+
+from slm_np.cli import flags
+from slm_np.cli.settings import add_source
+from slm_np.config import ModelConfig, TrainConfig
+from slm_np.errors import UserError
+from slm_np.presets import PRESETS, preset
+
+
+def scratch_parser(prog, description, default, **changes):
+    """The parser of a command that trains from scratch.
+
+    default: its preset.   changes: {field: value} of its other defaults that differ from the preset's, for the help.
+    """
+    presets = "\n".join(f"  {name:<24}{fields['about']}" for name, fields in PRESETS.items())
+    parser = flags.Parser(prog=prog, description=f"{description}\n\npresets:\n{presets}")
+    group = parser.add_argument_group("run")
+    group.add_argument("--preset", metavar="NAME", help=f"model, recipe and data to start from (default: {default})")
+    add_source(group)
+    flags.add_settings(parser, TrainConfig, "training", defaults=PRESETS[default]["train"] | changes)
+    flags.add_settings(parser, ModelConfig, "model", defaults=PRESETS[default]["model"])
+    return parser
+
+
+def start_training(name, model, train):
+    """Train the preset `name` in a new directory, with the changes {field: value} to its model and its training.
+
+    Raises UserError for bad settings, or if the directory already holds a run.
+    """
+    from slm_np.cli.launch import train_run
+    from slm_np.formats.directories import check_free
+    from slm_np.formats.run_config import RunConfig
+
+    run = RunConfig(*preset(name, model, train), preset=name)
+    if run.train.retention_data:
+        raise UserError("--retention-data is data that a model learned before finetuning, so it belongs to finetune")
+    if "vocab_size" in model and not _are_bare_tokens(run.train.data):
+        raise UserError(
+            f"--vocab-size {run.model.vocab_size} has no effect with a tokenizer, which sets it; leave it out"
+        )
+    if train.get("out_dir"):
+        check_free(train["out_dir"])
+    train_run(run)
+
+
+def _are_bare_tokens(data):
+    """Whether the data are token files without a tokenizer beside them, which need --vocab-size."""
+    paths = [Path(item.strip()).expanduser() for item in data.split(",")]
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    are_tokens = any(path.suffix == ".bin" or (path / "train.bin").is_file() for path in paths)
+    return are_tokens and not any((folder / "tokenizer.json").is_file() for folder in folders)

@@ -1,0 +1,37 @@
+"""The settings of a training command: flags, which win, over a `--config` file."""
+
+from slm_np.cli import flags
+from slm_np.config import ModelConfig, TrainConfig
+from slm_np.errors import UserError
+
+LENGTHS = ("max_iters", "epochs", "max_time")  # three ways to set the length of training; a run has one of them
+
+
+def add_source(group):
+    """Add the flags that name other sources of settings: a file, and a run to resume."""
+    group.add_argument(
+        "-c", "--config", metavar="FILE.toml", help="settings from a file, by the names of the flags; flags win"
+    )
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="resume the run in DIR (default: --out-dir, else the newest in runs/)",
+    )
+
+
+def settings(args):
+    """(name of the preset or None, {field: value} of the model, {field: value} of training) as the user gave them.
+
+    Raises UserError for malformed values, or for two lengths of training.
+    """
+    values = flags.read_toml(args.config, (ModelConfig, TrainConfig)) if args.config else {}
+    model, train = flags.given(args, ModelConfig), flags.given(args, TrainConfig)
+    if any(train.get(name) for name in LENGTHS):
+        values = {name: value for name, value in values.items() if name not in LENGTHS}
+    model, train = flags.split(values, ModelConfig) | model, flags.split(values, TrainConfig) | train
+    lengths = [f"{flags.flag(name)} {train[name]}" for name in LENGTHS if train.get(name)]
+    if len(lengths) > 1:
+        raise UserError(f"{' and '.join(lengths)} both set the length of training; give one")
+    return getattr(args, "preset", None) or values.get("preset"), model, train
