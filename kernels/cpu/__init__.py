@@ -11,10 +11,9 @@ from .activation import (
     swiglu_forward,
 )
 from .adamw import adamw, square_sum, square_sum_blocks
-from .attention import attention_backward, attention_forward, attention_scratch
+from .attention import attention_backward, attention_forward, attention_scratch, attention_step
 from .bfloat16 import convert
 from .convolution import convolution_backward, convolution_forward
-from .decode import decode_head, decode_step
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .gemm_bf16 import cast_copy, update_cast_copy, watch_matmul, watched_error

@@ -258,6 +258,20 @@ def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scor
         attend(out[b, h * width : h * width + width], qkv[b, h * width : h * width + width], k, v, scores, scale)
 
 
+@kernel
+def _attention_step(out, keys, values, qkv, heads, kv_heads, slots, slot, scores):
+    """keys, values: flat.   scores (B K, filled slots): scratch"""
+    for task in prange(len(scores)):
+        b, kv = task // kv_heads, task % kv_heads
+        step_group(out, b, keys, values, qkv, heads, kv_heads, kv, slots, slot, scores[task])
+
+
+def attention_step(out, keys, values, qkv, heads, kv_heads, position):
+    slots = keys.shape[2]
+    scores = np.empty((len(out) * kv_heads, min(position + 1, slots)), out.dtype)
+    _attention_step(out, keys.reshape(-1), values.reshape(-1), qkv, heads, kv_heads, slots, position % slots, scores)
+
+
 def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
     rate, key = dropout or (0.0, 0)
     width, threshold, keep_scale = out.shape[1] // heads, threshold_of(rate), 1 / (1 - rate)

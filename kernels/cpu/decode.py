@@ -1,10 +1,16 @@
-"""Decoding: one token of each text through the whole model in one compiled call, made of the row functions that training's kernels are made of.
+"""Decoding: one new token of each sequence through the whole model in one compiled call.
 
-A step reads every weight once, so its floor is the weights' bytes over the memory's bandwidth. Starting a loop on the pool of threads costs
-microseconds, so a layer has few: one for attention, two for mixers that carry a state, one for the feed-forward. Each is cut into shares that need nothing of each other: a share makes its
-columns of the first product, attends or activates there, and multiplies them with its rows of the second. What shares give to the
-stream is added up in their order, and their number follows from the model alone: so results do not depend on the number of threads.
-A thread makes the columns of all its shares at once, as memory is read fastest in long pieces; a column's sum is the same in any company.
+This is `slm_np/inference/generic_step.py` made fast, out of the row functions that training's kernels are made of. A
+step reads every weight once, so its lower bound is the weights' bytes over the memory bandwidth. Starting a parallel
+loop costs microseconds, so a layer has few: one for attention, two for a mixer with a recurrent state, one for the
+feed-forward. Each loop is cut into splits that do not depend on each other. A split computes its columns of the first
+matmul, attends or activates there, and multiplies them with its rows of the second. The partial sums of all splits are
+added in their order, and the number of splits follows from the model alone, so the result does not depend on the number
+of threads. A thread computes the columns of all its splits at once, since long reads are the fastest; the value of a
+column does not depend on which columns are computed beside it.
+
+Sizes: B sequences, D width, V vocabulary, H query heads, K key-value heads, w head width, T slots of the cache,
+F hidden width, E channels, S states, R rank of the time steps, P splits.
 """
 
 from typing import NamedTuple
@@ -22,165 +28,113 @@ from .norm import add_to, layernorm_row, rmsnorm_row
 from .rotary import rotate_row
 from .scan import gate_row, step_states, take_inputs
 
-ABSENT = -1  # an offset of a tensor that the model does not have
-PIECES = 128  # rows of the vocabulary's table that a thread takes at a time
-
-# A layer is a line of numbers: what its mixer is, where its state starts in the flat memory of the texts, the columns that it gives, and where
-# its tensors start in the flat weights, the mixer's last.
-MIXERS = ("attention", "mamba", "recurrence")
-ATTENTION, MAMBA, RECURRENCE = range(3)
-(
-    MIXER,
-    STATE,
-    COLUMNS,
-    MIXER_NORM,
-    MIXER_NORM_BIAS,
-    FEED_FORWARD_NORM,
-    FEED_FORWARD_NORM_BIAS,
-    INPUT,
-    INPUT_BIAS,
-    DOWN,
-    DOWN_BIAS,
-    TENSORS,
-) = range(12)
-QKV, QKV_BIAS, OUTPUT, OUTPUT_BIAS = range(TENSORS, TENSORS + 4)
-(PROJECT, PROJECT_BIAS, FILTER, FILTER_BIAS, SELECT, STEP, STEP_BIAS, A_LOG, SKIP, BACK, BACK_BIAS) = range(
-    TENSORS, TENSORS + 11
+# The parameters that the step knows, by their names in the model: those of a layer, and those around the layers. A
+# model with any other parameter is decoded by the generic step.
+LAYER_TENSORS = (
+    "mixer_norm.weight",
+    "mixer_norm.bias",
+    "attention.qkv.weight",
+    "attention.qkv.bias",
+    "attention.output.weight",
+    "attention.output.bias",
+    "mamba.in_proj.weight",
+    "mamba.in_proj.bias",
+    "mamba.conv1d.weight",
+    "mamba.conv1d.bias",
+    "mamba.x_proj.weight",
+    "mamba.dt_proj.weight",
+    "mamba.dt_proj.bias",
+    "mamba.A_log",
+    "mamba.D",
+    "mamba.out_proj.weight",
+    "mamba.out_proj.bias",
+    "recurrence.input.weight",
+    "recurrence.state.weight",
+    "recurrence.output.weight",
+    "recurrence.skip.weight",
+    "feed_forward_norm.weight",
+    "feed_forward_norm.bias",
+    "feed_forward.input.weight",
+    "feed_forward.input.bias",
+    "feed_forward.output.weight",
+    "feed_forward.output.bias",
 )
-ENTER, PASS_ON, LEAVE, BESIDE = range(TENSORS, TENSORS + 4)
-LINE = TENSORS + 11
-
+MODEL_TENSORS = (
+    "embedding.weight",
+    "positions.weight",
+    "norm.weight",
+    "norm.bias",
+    "head.input.weight",
+    "head.input.bias",
+    "head.weight",
+)
+MIXER_TENSORS = "attention.qkv.weight", "mamba.in_proj.weight", "recurrence.state.weight"  # a layer's mixer has one
 NORMS = ("none", "layernorm", "rmsnorm")
-NONE, LAYERNORM, RMSNORM = range(3)
 ACTIVATIONS = ("none", "silu", "gelu", "gelu-tanh", "swiglu")
-_, SILU, GELU, GELU_TANH, SWIGLU = range(5)
+NO_NORM, LAYERNORM, RMSNORM = range(3)
+NO_FEED_FORWARD, SILU, GELU, GELU_TANH, SWIGLU = range(5)
+ABSENT = -1  # where a tensor starts that the model or the layer does not have
+VOCABULARY_ROWS = 128  # rows of the vocabulary's matrix that one task multiplies
 
 
-class Ends(NamedTuple):
-    """Offsets of what lies before and after the layers."""
+def field(name):
+    """The field for a parameter: attention.qkv.weight is attention_qkv_weight."""
+    return name.replace(".", "_")
 
-    embedding: int
-    norm: int
-    norm_bias: int
-    input: int
-    input_bias: int
-    table: int
+
+# Where each tensor starts in the flat weights; of a layer also where its mixer's state starts in the states' memory.
+LAYER = np.dtype([("state", np.int64), *((field(name), np.int64) for name in LAYER_TENSORS)])
+Tensors = NamedTuple("Tensors", [(field(name), int) for name in MODEL_TENSORS])
 
 
 class Sizes(NamedTuple):
-    """What the loop has to know of a model. steps: T slots of a cache; activation, norm: places in the lists above; shares: of a feed-forward,
-    channel_shares, state_shares: of Mamba and of the linear recurrence; logits: whether the last mixer gives them."""
+    """What the shapes of the buffers do not tell. norm, activation: indices into NORMS and ACTIVATIONS.
 
-    pieces: int
-    steps: int
-    heads: int
-    kv_heads: int
-    shares: int
+    *_splits: of the feed-forward, of Mamba's channels, of the linear recurrence's states.
+    head: whether there is one, else the last mixer gives the logits.
+    """
+
+    vocab_size: int
+    block_size: int
+    n_head: int
+    n_kv_head: int
+    ssm_state_size: int
+    time_step_rank: int
+    conv_kernel: int
     norm: int
     activation: int
-    rotary: int
     residual: int
-    logits: int
-    channel_shares: int
-    state_shares: int
-    states: int
-    rank: int
-    filter: int
+    head: int
+    hidden_splits: int
+    channel_splits: int
+    state_splits: int
 
 
 class Buffers(NamedTuple):
-    """Scratch of a step for B texts: the stream and its norm (B, D), the columns between, what shares give, flat, (shares, B, columns), scores (K, T),
-    Mamba's projection (B, 2 E), its channels (B, E) and what selects (B, R + 2 S), the linear recurrence's states (B, S)."""
+    """Scratch of a step."""
 
-    x: np.ndarray
-    normed: np.ndarray
-    qkv: np.ndarray
-    attended: np.ndarray
-    hidden: np.ndarray
-    active: np.ndarray
-    given: np.ndarray
-    scores: np.ndarray
-    projected: np.ndarray
-    inner: np.ndarray
-    selected: np.ndarray
-    delta: np.ndarray
-    steps: np.ndarray
-    inputs: np.ndarray
-    readout: np.ndarray
-    entered: np.ndarray
-    entered_active: np.ndarray
-    head_hidden: np.ndarray
-    head_active: np.ndarray
-
-
-@row
-def add_times4(total, a, b, c, d, w, x, y, z):
-    for i in range(total.size):
-        total[i] = multiply_add(z[i], d, multiply_add(y[i], c, multiply_add(x[i], b, multiply_add(w[i], a, total[i]))))
+    x: np.ndarray  # (B, D), the residual branch
+    normed: np.ndarray  # (B, D)
+    partials: np.ndarray  # flat, at least (P, B, columns) of every part of a layer
+    qkv: np.ndarray  # (B, (H + 2 K) w)
+    heads: np.ndarray  # (B, H w)
+    scores: np.ndarray  # (K, T)
+    projected: np.ndarray  # (B, 2 E), Mamba's channels | gates
+    channels: np.ndarray  # (B, E), after the convolution
+    ssm_parameters: np.ndarray  # (B, R + 2 S)
+    delta: np.ndarray  # (B, E)
+    time_steps: np.ndarray  # (B, E)
+    scan_inputs: np.ndarray  # (B, E)
+    scan_out: np.ndarray  # (B, E)
+    states: np.ndarray  # (B, S) of the linear recurrence
+    states_active: np.ndarray  # (B, S)
+    hidden: np.ndarray  # (B, F), or (B, 2 F) with gates
+    active: np.ndarray  # (B, F)
+    head_hidden: np.ndarray  # (B, head's hidden width)
+    head_active: np.ndarray  # the same
 
 
-@row
-def add_product(out, low, high, x, first, last, weights, start, columns):
-    """out[:, low:high] += x[:, first:last] W[first:last, low:high],  W's rows of `columns` numbers begin at `start`: a sum of rows, four at a time."""
-    n = high - low
-    for i in range(first, last - 3, 4):
-        w = start + i * columns + low
-        for b in range(len(out)):
-            add_times4(
-                out[b, low:high],
-                x[b, i],
-                x[b, i + 1],
-                x[b, i + 2],
-                x[b, i + 3],
-                weights[w : w + n],
-                weights[w + columns : w + columns + n],
-                weights[w + 2 * columns : w + 2 * columns + n],
-                weights[w + 3 * columns : w + 3 * columns + n],
-            )
-    for i in range(last - (last - first) % 4, last):
-        w = start + i * columns + low
-        for b in range(len(out)):
-            add_times(out[b, low:high], weights[w : w + n], x[b, i])
-
-
-@row
-def lay_bias(out, low, high, weights, bias):
-    """out[:, low:high] = b"""
-    for b in range(len(out)):
-        if bias == ABSENT:
-            out[b, low:high] = 0
-        else:
-            out[b, low:high] = weights[bias + low : bias + high]
-
-
-@row
-def product_columns(out, low, high, x, weights, start, columns, bias):
-    """out[:, low:high] = x W[:, low:high] + b"""
-    lay_bias(out, low, high, weights, bias)
-    add_product(out, low, high, x, 0, x.shape[1], weights, start, columns)
-
-
-@row
-def add_rows(out, x, first, last, weights, start):
-    """out += x[:, first:last] W[first:last]"""
-    add_product(out, 0, out.shape[1], x, first, last, weights, start, out.shape[1])
-
-
-@row
-def product_rows(out, x, first, last, weights, start):
-    """out = x[:, first:last] W[first:last]"""
-    out[:] = 0
-    add_rows(out, x, first, last, weights, start)
-
-
-@row
-def take(x, given, weights, bias):
-    """x += what shares give + b"""
-    for b in range(len(x)):
-        for share in range(len(given)):
-            add_to(x[b], given[share, b])
-        if bias != ABSENT:
-            add_to(x[b], weights[bias : bias + x.shape[1]])
+# Tensors and matmuls
 
 
 @row
@@ -189,30 +143,111 @@ def flat(x):
 
 
 @row
-def given_of(buffer, shares, batch, columns):
-    """What so many shares give, (shares, B, columns)."""
-    return buffer[: shares * batch * columns].reshape((shares, batch, columns))
+def matrix(weights, start, rows, columns):
+    """The tensor (rows, columns) that starts there in the flat weights."""
+    return weights[start : start + rows * columns].reshape((rows, columns))
 
 
 @row
-def norm_rows(out, x, kind, weights, weight, bias, eps):
-    width = x.shape[1]
+def vector(weights, start, size):
+    """The tensor (size,), or one without elements if it is absent."""
+    return weights[:0] if start == ABSENT else weights[start : start + size]
+
+
+@row
+def partial_sums(buffer, splits, batch, columns):
+    """The first elements of a buffer as (P, B, columns)."""
+    return buffer[: splits * batch * columns].reshape((splits, batch, columns))
+
+
+@row
+def add_times4(total, a, b, c, d, w, x, y, z):
+    """total += a w + b x + c y + d z"""
+    for i in range(total.size):
+        total[i] = multiply_add(z[i], d, multiply_add(y[i], c, multiply_add(x[i], b, multiply_add(w[i], a, total[i]))))
+
+
+@row
+def add_matmul(out, left, right, x, start, stop, weight):
+    """out[:, left:right] += x[:, start:stop] W[start:stop, left:right],   four rows of W at a time"""
+    whole = stop - (stop - start) % 4
+    for i in range(start, whole, 4):
+        for b in range(len(out)):
+            add_times4(
+                out[b, left:right],
+                x[b, i],
+                x[b, i + 1],
+                x[b, i + 2],
+                x[b, i + 3],
+                weight[i, left:right],
+                weight[i + 1, left:right],
+                weight[i + 2, left:right],
+                weight[i + 3, left:right],
+            )
+    for i in range(whole, stop):
+        for b in range(len(out)):
+            add_times(out[b, left:right], weight[i, left:right], x[b, i])
+
+
+@row
+def prefill_bias(out, left, right, bias):
+    """out[:, left:right] = b, or 0 without a bias"""
+    for b in range(len(out)):
+        if bias.size:
+            out[b, left:right] = bias[left:right]
+        else:
+            out[b, left:right] = 0
+
+
+@row
+def matmul_columns(out, left, right, x, weight, bias):
+    """out[:, left:right] = x W[:, left:right] + b"""
+    prefill_bias(out, left, right, bias)
+    add_matmul(out, left, right, x, 0, x.shape[1], weight)
+
+
+@row
+def matmul_rows(out, x, start, stop, weight):
+    """out = x[:, start:stop] W[start:stop]"""
+    out[:] = 0
+    add_matmul(out, 0, out.shape[1], x, start, stop, weight)
+
+
+@row
+def add_partials(x, partials, bias):
+    """x += sum of the partials (P, B, columns) + b"""
+    for b in range(len(x)):
+        for split in range(len(partials)):
+            add_to(x[b], partials[split, b])
+        if bias.size:
+            add_to(x[b], bias)
+
+
+@row
+def split_range(split, splits, size):
+    """(start, stop) of one of the splits of `size` columns; the last ones may be empty."""
+    length = (size + splits - 1) // splits
+    return min(size, split * length), min(size, split * length + length)
+
+
+# Parts of a layer. Each loop has a task per thread: `threads` of them share the splits.
+
+
+@row
+def norm_rows(out, x, kind, weight, bias, eps):
     for b in range(len(x)):
         if kind == RMSNORM:
-            rmsnorm_row(out, x, b, weights[weight : weight + width], eps)
+            rmsnorm_row(out, x, b, weight, eps)
         elif kind == LAYERNORM:
-            offset = max(bias, 0)
-            layernorm_row(
-                out, x, b, weights[weight : weight + width], weights[offset : offset + width], bias != ABSENT, eps
-            )
+            layernorm_row(out, x, b, weight, bias if bias.size else weight, bias.size > 0, eps)
         else:
             out[b] = x[b]
 
 
 @row
-def activate(out, hidden, b, low, high, kind):
-    """Columns low ... high of text b; a gate lies before all the values above it."""
-    part, x = out[b, low:high], hidden[b, low:high]
+def activate(out, hidden, b, left, right, kind):
+    """Columns left ... right of sequence b; with SwiGLU hidden is gates | values."""
+    part, x = out[b, left:right], hidden[b, left:right]
     if kind == SILU:
         silu_block(part, x)
     elif kind == GELU:
@@ -220,312 +255,382 @@ def activate(out, hidden, b, low, high, kind):
     elif kind == GELU_TANH:
         gelu_tanh_block(part, x)
     else:
-        swiglu_row(part, x, hidden[b, out.shape[1] + low : out.shape[1] + high])
+        swiglu_row(part, x, hidden[b, out.shape[1] + left : out.shape[1] + right])
 
 
 @kernel
-def attention_shares(
-    given,
-    attended,
+def attention_loop(
+    partials,
+    heads,
     qkv,
     scores,
     x,
-    weights,
-    places,
-    memory,
-    heads,
-    kv_heads,
-    steps,
-    rotary,
+    qkv_weight,
+    qkv_bias,
+    output_weight,
+    keys,
+    values,
+    n_head,
+    n_kv_head,
+    block_size,
     cos,
     sin,
-    turn,
+    angle,
     slot,
     length,
     threads,
 ):
-    """A share is a key-value head with its queries, of all texts."""
-    columns, width, group, one = qkv.shape[1], attended.shape[1] // heads, heads // kv_heads, x.dtype.type(1)
-    start, size = places[STATE], len(x) * kv_heads * steps * width
-    keys, values = memory[start : start + size], memory[start + size : start + 2 * size]
+    """partials = attention(x) W,   a split being a key-value head with its query heads
+
+    keys, values: the cache, flat. The new token enters it at `slot`; `length` slots are filled then.
+    angle: the row of cos, sin for the position. They have no columns if the positions are not rotary.
+    """
+    width, group, one = heads.shape[1] // n_head, n_head // n_kv_head, x.dtype.type(1)
     for thread in prange(threads):
-        low, high = thread * kv_heads // threads, (thread + 1) * kv_heads // threads
-        for first, span in ((0, group * width), (heads * width, width), ((heads + kv_heads) * width, width)):
-            product_columns(
-                qkv, first + low * span, first + high * span, x, weights, places[QKV], columns, places[QKV_BIAS]
-            )
-        for kv in range(low, high):
+        start, stop = thread * n_kv_head // threads, (thread + 1) * n_kv_head // threads
+        for first, span in ((0, group * width), (n_head * width, width), ((n_head + n_kv_head) * width, width)):
+            matmul_columns(qkv, first + start * span, first + stop * span, x, qkv_weight, qkv_bias)
+        for kv in range(start, stop):
             for b in range(len(x)):
-                if rotary:
-                    rotate_row(qkv, b, kv * group * width, group, cos, sin, turn, one)
-                    rotate_row(qkv, b, (heads + kv) * width, 1, cos, sin, turn, one)
-                step_group(attended, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scores[kv, :length])
-            product_rows(given[kv], attended, kv * group * width, (kv + 1) * group * width, weights, places[OUTPUT])
+                if cos.shape[1]:
+                    rotate_row(qkv, b, kv * group * width, group, cos, sin, angle, one)
+                    rotate_row(qkv, b, (n_head + kv) * width, 1, cos, sin, angle, one)
+                step_group(heads, b, keys, values, qkv, n_head, n_kv_head, kv, block_size, slot, scores[kv, :length])
+            matmul_rows(partials[kv], heads, kv * group * width, (kv + 1) * group * width, output_weight)
 
 
 @kernel
-def mamba_inner_shares(given, inner, projected, x, weights, places, past, size, threads):
-    """A share is `step` channels, of all texts: projection, convolution, and what the channels give to the selection."""
-    (batch, channels), shares = inner.shape, len(given)
-    step = (channels + shares - 1) // shares
-    gates, out = flat(projected), flat(inner)
-    taps, bias = (
-        weights[places[FILTER] : places[FILTER] + size * channels],
-        weights[places[FILTER_BIAS] : places[FILTER_BIAS] + channels],
-    )
-    for thread in prange(threads):
-        low, high = thread * shares // threads, (thread + 1) * shares // threads
-        first, last = min(channels, low * step), min(channels, high * step)
-        for start in (0, channels):
-            product_columns(
-                projected, start + first, start + last, x, weights, places[PROJECT], 2 * channels, places[PROJECT_BIAS]
-            )
-        for b in range(batch):
-            filter_step(out, b * channels + first, gates, past, taps, bias, b, first, last, size, channels)
-        for share in range(low, high):
-            product_rows(
-                given[share],
-                inner,
-                min(channels, share * step),
-                min(channels, share * step + step),
-                weights,
-                places[SELECT],
-            )
-
-
-@kernel
-def mamba_scan_shares(
-    given, out, steps, inputs, delta, selected, inner, projected, weights, places, h, states, rank, threads
+def mamba_projection_loop(
+    partials,
+    channels,
+    projected,
+    x,
+    in_weight,
+    in_bias,
+    conv_weight,
+    conv_bias,
+    x_weight,
+    past,
+    conv_kernel,
+    threads,
 ):
-    """The same shares: time steps, the scan's step, the gate, and what the channels give to the stream."""
-    (batch, channels), shares = inner.shape, len(given)
-    step = (channels + shares - 1) // shares
-    a_log, skip = (
-        weights[places[A_LOG] : places[A_LOG] + states * channels],
-        weights[places[SKIP] : places[SKIP] + channels],
-    )
-    flat_gate, flat_x, flat_delta, flat_out = flat(projected), flat(inner), flat(delta), flat(out)
+    """channels = convolution(x W_in),   partials = channels W_x,   a split being some of the channels"""
+    (batch, width), splits = channels.shape, len(partials)
+    flat_channels, flat_projected = flat(channels), flat(projected)
     for thread in prange(threads):
-        low, high = thread * shares // threads, (thread + 1) * shares // threads
-        first, last = min(channels, low * step), min(channels, high * step)
-        lay_bias(delta, first, last, weights, places[STEP_BIAS])
-        add_product(delta, first, last, selected, 0, rank, weights, places[STEP], channels)
+        first, last = thread * splits // threads, (thread + 1) * splits // threads
+        start, stop = split_range(first, splits, width)[0], split_range(last, splits, width)[0]
+        for offset in (0, width):
+            matmul_columns(projected, offset + start, offset + stop, x, in_weight, in_bias)
         for b in range(batch):
-            at, width = b * channels + first, last - first
-            dt, dtx, y = steps[b, first:last], inputs[b, first:last], flat_delta[at : at + width]
-            take_inputs(dt, dtx, flat_delta, flat_x, at, width)
-            step_states(y, h, dt, dtx, a_log, selected[b, rank:], b, first, states, channels)
-            gate_row(flat_out, at, y, flat_x, skip, flat_gate, (2 * b + 1) * channels + first, first, width)
-        for share in range(low, high):
-            product_rows(
-                given[share],
-                out,
-                min(channels, share * step),
-                min(channels, share * step + step),
-                weights,
-                places[BACK],
+            filter_step(
+                flat_channels,
+                b * width + start,
+                flat_projected,
+                past,
+                conv_weight,
+                conv_bias,
+                b,
+                start,
+                stop,
+                conv_kernel,
+                width,
             )
+        for split in range(first, last):
+            start, stop = split_range(split, splits, width)
+            matmul_rows(partials[split], channels, start, stop, x_weight)
 
 
 @kernel
-def recurrence_state_shares(entered, x, h, weights, places, shares, threads):
-    """entered = x B + h A,   a share being some of the states"""
-    states = entered.shape[1]
-    step = (states + shares - 1) // shares
+def mamba_scan_loop(
+    partials,
+    scan_out,
+    time_steps,
+    scan_inputs,
+    delta,
+    ssm_parameters,
+    channels,
+    projected,
+    dt_weight,
+    dt_bias,
+    A_log,
+    D,
+    out_weight,
+    h,
+    ssm_state_size,
+    threads,
+):
+    """scan_out = the scan's next output times its gate,   partials = scan_out W_out,   the same splits
+
+    h: the states (B, S, E), flat.
+    """
+    (batch, width), splits, rank = channels.shape, len(partials), len(dt_weight)
+    gates, flat_channels, flat_delta, flat_out = flat(projected), flat(channels), flat(delta), flat(scan_out)
     for thread in prange(threads):
-        first, last = (
-            min(states, thread * shares // threads * step),
-            min(states, (thread + 1) * shares // threads * step),
-        )
-        product_columns(entered, first, last, x, weights, places[ENTER], states, ABSENT)
-        add_product(entered, first, last, h, 0, states, weights, places[PASS_ON], states)
+        first, last = thread * splits // threads, (thread + 1) * splits // threads
+        start, stop = split_range(first, splits, width)[0], split_range(last, splits, width)[0]
+        prefill_bias(delta, start, stop, dt_bias)
+        add_matmul(delta, start, stop, ssm_parameters, 0, rank, dt_weight)
+        for b in range(batch):
+            at, n = b * width + start, stop - start
+            dt, dtx, y = time_steps[b, start:stop], scan_inputs[b, start:stop], flat_delta[at : at + n]
+            take_inputs(dt, dtx, flat_delta, flat_channels, at, n)
+            step_states(y, h, dt, dtx, A_log, ssm_parameters[b, rank:], b, start, ssm_state_size, width)
+            gate_row(flat_out, at, y, flat_channels, D, gates, (2 * b + 1) * width + start, start, n)
+        for split in range(first, last):
+            start, stop = split_range(split, splits, width)
+            matmul_rows(partials[split], scan_out, start, stop, out_weight)
+
+
+@kernel
+def recurrence_state_loop(states, x, h, input_weight, state_weight, splits, threads):
+    """states = x B + h A,   a split being some of the columns"""
+    width, no_bias = states.shape[1], flat(state_weight)[:0]
+    for thread in prange(threads):
+        start = split_range(thread * splits // threads, splits, width)[0]
+        stop = split_range((thread + 1) * splits // threads, splits, width)[0]
+        matmul_columns(states, start, stop, x, input_weight, no_bias)
+        add_matmul(states, start, stop, h, 0, width, state_weight)
 
 
 @row
-def enter(h, active, entered, first, last):
-    """Some columns of the new states, and their silu."""
+def update_state(h, active, states, start, stop):
+    """Columns start ... stop of h = states, and of active = silu(states)"""
     for b in range(len(h)):
-        h[b, first:last] = entered[b, first:last]
-        silu_block(active[b, first:last], entered[b, first:last])
+        h[b, start:stop] = states[b, start:stop]
+        silu_block(active[b, start:stop], states[b, start:stop])
 
 
 @kernel
-def recurrence_shares(given, active, entered, x, h, weights, places, threads):
-    """h = entered,   given = silu(h) C + x D,   a share being some rows of C and some of D"""
-    states, width, shares = entered.shape[1], x.shape[1], len(given)
-    step, wide = (states + shares - 1) // shares, (width + shares - 1) // shares
+def recurrence_output_loop(partials, active, states, x, h, output_weight, skip_weight, threads):
+    """h = states,   partials = silu(h) C + x D,   a split being some rows of C and some of D"""
+    splits = len(partials)
     for thread in prange(threads):
-        for share in range(thread * shares // threads, (thread + 1) * shares // threads):
-            first, last = min(states, share * step), min(states, share * step + step)
-            enter(h, active, entered, first, last)
-            product_rows(given[share], active, first, last, weights, places[LEAVE])
-            add_rows(
-                given[share], x, min(width, share * wide), min(width, share * wide + wide), weights, places[BESIDE]
-            )
+        for split in range(thread * splits // threads, (thread + 1) * splits // threads):
+            start, stop = split_range(split, splits, states.shape[1])
+            update_state(h, active, states, start, stop)
+            matmul_rows(partials[split], active, start, stop, output_weight)
+            start, stop = split_range(split, splits, x.shape[1])
+            add_matmul(partials[split], 0, partials.shape[2], x, start, stop, skip_weight)
 
 
 @kernel
-def feed_forward_shares(given, active, hidden, x, weights, places, kind, threads):
-    """A share is `step` hidden columns, of all texts."""
-    width, shares = active.shape[1], len(given)
-    step = (width + shares - 1) // shares
+def feed_forward_loop(partials, active, hidden, x, input_weight, input_bias, output_weight, activation, threads):
+    """partials = activation(x W1 + b1) W2,   a split being some of the hidden columns"""
+    width, splits = active.shape[1], len(partials)
     for thread in prange(threads):
-        low, high = thread * shares // threads, (thread + 1) * shares // threads
-        first, last = min(width, low * step), min(width, high * step)
-        for start in range(0, hidden.shape[1], width):  # a gate and the values above it, or one
-            product_columns(
-                hidden, start + first, start + last, x, weights, places[INPUT], hidden.shape[1], places[INPUT_BIAS]
-            )
+        first, last = thread * splits // threads, (thread + 1) * splits // threads
+        start, stop = split_range(first, splits, width)[0], split_range(last, splits, width)[0]
+        for offset in range(0, hidden.shape[1], width):  # gates and values, or one of them
+            matmul_columns(hidden, offset + start, offset + stop, x, input_weight, input_bias)
         for b in range(len(x)):
-            activate(active, hidden, b, first, last, kind)
-        for share in range(low, high):
-            product_rows(
-                given[share], active, min(width, share * step), min(width, share * step + step), weights, places[DOWN]
-            )
+            activate(active, hidden, b, start, stop, activation)
+        for split in range(first, last):
+            start, stop = split_range(split, splits, width)
+            matmul_rows(partials[split], active, start, stop, output_weight)
 
 
 @kernel
-def head_hidden_shares(active, hidden, x, weights, start, bias, threads):
-    columns = hidden.shape[1]
+def head_hidden_loop(active, hidden, x, weight, bias, threads):
+    """active = silu(x W + b)"""
+    width = hidden.shape[1]
     for thread in prange(threads):
-        low, high = thread * columns // threads, (thread + 1) * columns // threads
-        product_columns(hidden, low, high, x, weights, start, columns, bias)
+        start, stop = thread * width // threads, (thread + 1) * width // threads
+        matmul_columns(hidden, start, stop, x, weight, bias)
         for b in range(len(x)):
-            activate(active, hidden, b, low, high, SILU)
+            activate(active, hidden, b, start, stop, SILU)
 
 
 @kernel
-def table_products(logits, x, weights, start):
-    """logits = x W^T, W a row for each piece"""
-    pieces, width = logits.shape[1], x.shape[1]
-    for part in prange((pieces + PIECES - 1) // PIECES):
-        for v in range(part * PIECES, min(pieces, part * PIECES + PIECES)):
-            line = weights[start + v * width : start + v * width + width]
+def logits_loop(logits, x, weight):
+    """logits = x W^T        weight (V, width)"""
+    vocab_size = len(weight)
+    for task in prange((vocab_size + VOCABULARY_ROWS - 1) // VOCABULARY_ROWS):
+        for v in range(task * VOCABULARY_ROWS, min(vocab_size, (task + 1) * VOCABULARY_ROWS)):
             for b in range(len(x)):
-                logits[b, v] = dot(x[b], line)
+                logits[b, v] = dot(x[b], weight[v])
+
+
+# The step
 
 
 @row
-def decode_head(logits, normed, weights, ends, buffers, threads):
-    """Logits (B, V) of the normed stream (B, D)."""
-    if ends.input == ABSENT:
-        table_products(logits, normed, weights, ends.table)
-    else:
-        head_hidden_shares(
-            buffers.head_active, buffers.head_hidden, normed, weights, ends.input, ends.input_bias, threads
-        )
-        table_products(logits, buffers.head_active, weights, ends.table)
+def decode_head(logits, normed, weights, tensors, buffers, threads):
+    """Logits (B, V) of the normed hidden state (B, D)."""
+    x = normed
+    if tensors.head_input_weight != ABSENT:
+        hidden = buffers.head_hidden
+        weight = matrix(weights, tensors.head_input_weight, normed.shape[1], hidden.shape[1])
+        bias = vector(weights, tensors.head_input_bias, hidden.shape[1])
+        x = buffers.head_active
+        head_hidden_loop(x, hidden, normed, weight, bias, threads)
+    logits_loop(logits, x, matrix(weights, tensors.head_weight, logits.shape[1], x.shape[1]))
 
 
-def step_of(others):
-    """The step of models that attend, or of those that have other mixers too: what a model does not have need not be compiled for it."""
+@row
+def attention(out, x, weights, layer, memory, buffers, sizes, position, cos, sin, threads):
+    """out += the attention mixer's output of x, whose keys and values enter the cache"""
+    qkv, heads, columns = buffers.qkv, buffers.heads, out.shape[1]
+    size = len(x) * sizes.n_kv_head * sizes.block_size * (heads.shape[1] // sizes.n_head)
+    partials = partial_sums(buffers.partials, sizes.n_kv_head, len(x), columns)
+    attention_loop(
+        partials,
+        heads,
+        qkv,
+        buffers.scores,
+        x,
+        matrix(weights, layer.attention_qkv_weight, x.shape[1], qkv.shape[1]),
+        vector(weights, layer.attention_qkv_bias, qkv.shape[1]),
+        matrix(weights, layer.attention_output_weight, heads.shape[1], columns),
+        memory[layer.state : layer.state + size],
+        memory[layer.state + size : layer.state + 2 * size],
+        sizes.n_head,
+        sizes.n_kv_head,
+        sizes.block_size,
+        cos,
+        sin,
+        position % max(1, len(cos)),
+        position % sizes.block_size,
+        min(position + 1, sizes.block_size),
+        threads,
+    )
+    add_partials(out, partials, vector(weights, layer.attention_output_bias, columns))
+
+
+@row
+def mamba(out, x, weights, layer, memory, buffers, sizes, threads):
+    """out += Mamba's output of x, with which the state moves on"""
+    channels, projected, ssm_parameters = buffers.channels, buffers.projected, buffers.ssm_parameters
+    (batch, width), columns, rank = channels.shape, out.shape[1], sizes.time_step_rank
+    past = layer.state + batch * sizes.ssm_state_size * width  # the convolution's inputs lie after the scan's states
+    partials = partial_sums(buffers.partials, sizes.channel_splits, batch, ssm_parameters.shape[1])
+    mamba_projection_loop(
+        partials,
+        channels,
+        projected,
+        x,
+        matrix(weights, layer.mamba_in_proj_weight, x.shape[1], 2 * width),
+        vector(weights, layer.mamba_in_proj_bias, 2 * width),
+        vector(weights, layer.mamba_conv1d_weight, sizes.conv_kernel * width),
+        vector(weights, layer.mamba_conv1d_bias, width),
+        matrix(weights, layer.mamba_x_proj_weight, width, ssm_parameters.shape[1]),
+        memory[past : past + batch * (sizes.conv_kernel - 1) * width],
+        sizes.conv_kernel,
+        threads,
+    )
+    ssm_parameters[:] = 0
+    add_partials(ssm_parameters, partials, weights[:0])
+    partials = partial_sums(buffers.partials, sizes.channel_splits, batch, columns)
+    mamba_scan_loop(
+        partials,
+        buffers.scan_out,
+        buffers.time_steps,
+        buffers.scan_inputs,
+        buffers.delta,
+        ssm_parameters,
+        channels,
+        projected,
+        matrix(weights, layer.mamba_dt_proj_weight, rank, width),
+        vector(weights, layer.mamba_dt_proj_bias, width),
+        vector(weights, layer.mamba_A_log, sizes.ssm_state_size * width),
+        vector(weights, layer.mamba_D, width),
+        matrix(weights, layer.mamba_out_proj_weight, width, columns),
+        memory[layer.state : past],
+        sizes.ssm_state_size,
+        threads,
+    )
+    add_partials(out, partials, vector(weights, layer.mamba_out_proj_bias, columns))
+
+
+@row
+def recurrence(out, x, weights, layer, memory, buffers, sizes, threads):
+    """out += the linear recurrence's output of x, with which the state moves on"""
+    states, columns = buffers.states, out.shape[1]
+    batch, size = states.shape
+    h = memory[layer.state : layer.state + batch * size].reshape((batch, size))
+    input_weight = matrix(weights, layer.recurrence_input_weight, x.shape[1], size)
+    state_weight = matrix(weights, layer.recurrence_state_weight, size, size)
+    recurrence_state_loop(states, x, h, input_weight, state_weight, sizes.state_splits, threads)
+    partials = partial_sums(buffers.partials, sizes.state_splits, batch, columns)
+    output_weight = matrix(weights, layer.recurrence_output_weight, size, columns)
+    skip_weight = matrix(weights, layer.recurrence_skip_weight, x.shape[1], columns)
+    recurrence_output_loop(partials, buffers.states_active, states, x, h, output_weight, skip_weight, threads)
+    add_partials(out, partials, weights[:0])
+
+
+@row
+def feed_forward(out, x, weights, layer, buffers, sizes, threads):
+    """out += the feed-forward's output of x"""
+    hidden, active, columns = buffers.hidden, buffers.active, out.shape[1]
+    partials = partial_sums(buffers.partials, sizes.hidden_splits, len(x), columns)
+    input_weight = matrix(weights, layer.feed_forward_input_weight, x.shape[1], hidden.shape[1])
+    input_bias = vector(weights, layer.feed_forward_input_bias, hidden.shape[1])
+    output_weight = matrix(weights, layer.feed_forward_output_weight, active.shape[1], columns)
+    feed_forward_loop(partials, active, hidden, x, input_weight, input_bias, output_weight, sizes.activation, threads)
+    add_partials(out, partials, vector(weights, layer.feed_forward_output_bias, columns))
+
+
+def step_of(recurrent):
+    """The step of models that may have recurrent layers or, compiled faster, of models that have attention alone."""
 
     def decode_step(
-        logits, memory, buffers, weights, layers, ends, sizes, tokens, place, positions, cos, sin, eps, threads
+        logits,
+        memory,
+        buffers,
+        weights,
+        tensors,
+        layers,
+        sizes,
+        tokens,
+        position,
+        positions,
+        cos,
+        sin,
+        eps,
+        threads,
     ):
-        """logits (B, V) after one more token of each text, (B,), at `place`; what mixers keep of the past, in `memory`, takes it in.
+        """logits (B, V) after one more token of each sequence; the mixers' states take it in.
 
-        weights: all of the model's, flat.   layers (L, LINE): the lines of numbers.   positions: rows that are added to the embedding, and
-        cos, sin those of rotary angles: the row of a place is its remainder by their number, and none is none.
+        memory     what the mixers keep of the past, flat: the memory of `States`
+        weights    all parameters, flat
+        tensors    Tensors
+        layers     (L,) of LAYER
+        tokens     (B,)
+        position   how many tokens came before
+        positions  (R, D) added to the embedding, R = 0 for none
+        cos, sin   (R, w / 2) of rotary angles, w = 0 for none; the row of a position is position % R in all tables
         """
-        x, normed, batch = buffers.x, buffers.normed, len(buffers.x)
-        embedding = weights[ends.embedding : ends.embedding + sizes.pieces * x.shape[1]].reshape(
-            (sizes.pieces, x.shape[1])
-        )
+        x, normed, width = buffers.x, buffers.normed, buffers.x.shape[1]
+        embedding = matrix(weights, tensors.embedding_weight, sizes.vocab_size, width)
         for b in range(len(x)):
-            embedding_row(x, b, embedding, tokens[b], positions, place % max(1, len(positions)), len(positions) > 0)
-        for layer in range(len(layers)):
-            places = layers[layer]
-            columns, state = places[COLUMNS], places[STATE]
-            norm_rows(normed, x, sizes.norm, weights, places[MIXER_NORM], places[MIXER_NORM_BIAS], eps)
-            target = logits if sizes.logits and layer == len(layers) - 1 else x
+            embedding_row(x, b, embedding, tokens[b], positions, position % max(1, len(positions)), len(positions) > 0)
+        for i in range(len(layers)):
+            layer = layers[i]
+            weight = vector(weights, layer.mixer_norm_weight, width)
+            bias = vector(weights, layer.mixer_norm_bias, width)
+            norm_rows(normed, x, sizes.norm, weight, bias, eps)
+            out = x if sizes.head or i < len(layers) - 1 else logits
             if not sizes.residual:
-                target[:] = 0
-            if others and places[MIXER] == MAMBA:
-                channels = buffers.inner.shape[1]
-                past = state + batch * sizes.states * channels
-                given = given_of(buffers.given, sizes.channel_shares, batch, buffers.selected.shape[1])
-                mamba_inner_shares(
-                    given,
-                    buffers.inner,
-                    buffers.projected,
-                    normed,
-                    weights,
-                    places,
-                    memory[past : past + batch * (sizes.filter - 1) * channels],
-                    sizes.filter,
-                    threads,
-                )
-                buffers.selected[:] = 0
-                take(buffers.selected, given, weights, ABSENT)
-                given, bias = given_of(buffers.given, sizes.channel_shares, batch, columns), places[BACK_BIAS]
-                mamba_scan_shares(
-                    given,
-                    buffers.readout,
-                    buffers.steps,
-                    buffers.inputs,
-                    buffers.delta,
-                    buffers.selected,
-                    buffers.inner,
-                    buffers.projected,
-                    weights,
-                    places,
-                    memory[state:past],
-                    sizes.states,
-                    sizes.rank,
-                    threads,
-                )
-            elif others and places[MIXER] == RECURRENCE:
-                states = buffers.entered.shape[1]
-                h = memory[state : state + batch * states].reshape((batch, states))
-                recurrence_state_shares(buffers.entered, normed, h, weights, places, sizes.state_shares, threads)
-                given, bias = given_of(buffers.given, sizes.state_shares, batch, columns), ABSENT
-                recurrence_shares(given, buffers.entered_active, buffers.entered, normed, h, weights, places, threads)
+                out[:] = 0
+            if recurrent and layer.mamba_in_proj_weight != ABSENT:
+                mamba(out, normed, weights, layer, memory, buffers, sizes, threads)
+            elif recurrent and layer.recurrence_state_weight != ABSENT:
+                recurrence(out, normed, weights, layer, memory, buffers, sizes, threads)
             else:
-                given, bias = given_of(buffers.given, sizes.kv_heads, batch, columns), places[OUTPUT_BIAS]
-                attention_shares(
-                    given,
-                    buffers.attended,
-                    buffers.qkv,
-                    buffers.scores,
-                    normed,
-                    weights,
-                    places,
-                    memory,
-                    sizes.heads,
-                    sizes.kv_heads,
-                    sizes.steps,
-                    sizes.rotary,
-                    cos,
-                    sin,
-                    place % max(1, len(cos)),
-                    place % sizes.steps,
-                    min(place + 1, sizes.steps),
-                    threads,
-                )
-            take(target, given, weights, bias)
-            if sizes.activation:
-                given = given_of(buffers.given, sizes.shares, batch, x.shape[1])
-                norm_rows(
-                    normed, x, sizes.norm, weights, places[FEED_FORWARD_NORM], places[FEED_FORWARD_NORM_BIAS], eps
-                )
-                feed_forward_shares(
-                    given, buffers.active, buffers.hidden, normed, weights, places, sizes.activation, threads
-                )
+                attention(out, normed, weights, layer, memory, buffers, sizes, position, cos, sin, threads)
+            if sizes.activation != NO_FEED_FORWARD:
+                weight = vector(weights, layer.feed_forward_norm_weight, width)
+                bias = vector(weights, layer.feed_forward_norm_bias, width)
+                norm_rows(normed, x, sizes.norm, weight, bias, eps)
                 if not sizes.residual:
                     x[:] = 0
-                take(x, given, weights, places[DOWN_BIAS])
-        if not sizes.logits:
-            norm_rows(normed, x, sizes.norm, weights, ends.norm, ends.norm_bias, eps)
-            decode_head(logits, normed, weights, ends, buffers, threads)
+                feed_forward(x, normed, weights, layer, buffers, sizes, threads)
+        if sizes.head:
+            weight, bias = vector(weights, tensors.norm_weight, width), vector(weights, tensors.norm_bias, width)
+            norm_rows(normed, x, sizes.norm, weight, bias, eps)
+            decode_head(logits, normed, weights, tensors, buffers, threads)
 
     return row(decode_step)
 
 
-attention_step, any_step = step_of(False), step_of(True)
-
-
-def decode_step(logits, memory, buffers, weights, layers, *rest):
-    (attention_step if (layers[:, MIXER] == ATTENTION).all() else any_step)(
-        logits, memory, buffers, weights, layers, *rest
-    )
+decode_attention_only, decode_any_mixer = step_of(False), step_of(True)

@@ -1,6 +1,5 @@
 """From settings to a trained run: device, data, memory plan, trainer, training, report."""
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -29,7 +28,7 @@ def train_run(run, directory=None):
 def finetune_run(base, run, given):
     """Train `run` in a new directory, starting from `base`. given: {field: value} of its training settings."""
     from slm_np.data.tokenizer_factory import with_end_of_text
-    from slm_np.formats.runs import check_free
+    from slm_np.formats.directories import check_free
     from slm_np.training.finetuning import check_vocabulary, with_fitted_intervals
 
     if run.train.out_dir:
@@ -176,10 +175,9 @@ def memory_plan(run):
 
 def compile_decoding(model, device):
     """Compile the kernels that samples of this ModelConfig need, unless the cache holds them."""
-    with contextlib.suppress(ImportError):  # TODO: import plainly once inference/warmup.py is merged
-        from slm_np.inference import warmup
+    from slm_np.inference import warmup
 
-        warmup.compile_kernels(device, attention_only=set(model.letters) == {"A"})
+    warmup.compile_kernels(device, attention_only=set(model.letters) == {"A"})
 
 
 def train_on(corpus, run, directory=None, retention=None, base=None):
@@ -220,7 +218,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 
 def create_run(trainer, base):
     """The Storage of a new run, whose weights are the base's if there is one."""
-    from slm_np.formats.runs import new_directory
+    from slm_np.formats.directories import new_directory
     from slm_np.training.storage import Storage
 
     name, defaults = trainer.run.preset, {}

@@ -59,8 +59,8 @@ def finish(trainer, directory, quiet=False):
 
     The trainer cannot train afterwards: its weights are the best model's, and the memory of training is freed.
     """
-    from slm_np.evaluate import TOKENS, evaluate
     from slm_np.formats import checkpoint
+    from slm_np.inference.evaluation import TOKENS, evaluate
     from slm_np.inference.generation import printable
 
     corpus, model = trainer.corpus, trainer.model.full_precision()

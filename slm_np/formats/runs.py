@@ -8,7 +8,6 @@ from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats.checkpoint import load_best, newest_checkpoint
-from slm_np.formats.directories import check_free, new_directory, newest_run  # noqa: F401  callers still import it here
 from slm_np.formats.files import read_json
 from slm_np.formats.generation_config import from_generation_config
 from slm_np.formats.run_config import RunConfig, read_config

@@ -1,1 +1,1 @@
-"""A trained model at work: decoding, sampling, generation, evaluation."""
+"""A trained model in use: decoding, sampling, generation, evaluation."""

@@ -1,65 +1,49 @@
-"""A decode step on a GPU: the trunk's own ops for one token of each text, their launches captured once and replayed.
-
-What changes from step to step lies in one block: the tokens, their place, and the row of that place in the tables of positions, from which
-the embedding's kernel fetches it. So a step is one copy to the device, one launch of a graph and one copy of the logits back.
-"""
-
-import copy
+"""A decode step made of the model's own ops: one new token of each sequence through all layers."""
 
 import numpy as np
 
-from slm_np import ops
-from slm_np.kernels.gpu.graph import CapturedGraph, HostInputs
 from slm_np.nn import head
 from slm_np.nn.arena import planned_bytes
 from slm_np.nn.dropout import model_dropout
 from slm_np.nn.model import Activations, States, plan
 
 
-class Launched:
-    """The step of `Decoder` on a GPU; the same names as `decode.Compiled`."""
+def check_memory(model, batch, scratch):
+    """Raise UserError if a step of B sequences does not fit into memory. scratch: bytes beside states and logits."""
+    elements = sum(mixer.state_elements(model.config, batch) for mixer in model.mixers)
+    elements += batch * model.config.vocab_size
+    needed = model.dtype.itemsize * elements + scratch
+    model.device.check_memory(needed, f"generating {batch} sequences at once", "ask for fewer")
 
-    def __init__(self, model, batch, positions, cos, sin):
-        config, arrays, dtype = model.config, model.device.arrays, model.dtype
-        numbers = sum(mixer.state_elements(config, batch) for mixer in model.mixers) + batch * config.vocab_size
-        model.device.check_memory(
-            dtype.itemsize * numbers + planned_bytes(plan(config, batch, 1, model.device), dtype),
-            f"making {batch} texts at once",
-            "ask for fewer",
-        )
+
+class GenericStep:
+    """`Model.forward` of one token per sequence, for any model on any device.
+
+    Each op gets the new token only; what the mixers need of the past is in their states. The other decode steps have
+    the same interface and are optimizations of this one.
+
+    states  what the mixers keep of the past, `States`
+    logits  (B, V), written by `step` and `head`
+    """
+
+    def __init__(self, model, batch):
+        config, device = model.config, model.device
+        check_memory(model, batch, planned_bytes(plan(config, batch, 1, device), model.dtype))
+        self.model, self.dropout = model.full_precision(), model_dropout(config)
         self.states = States(model, batch)
-        self.logits = arrays.zeros((batch, config.vocab_size), dtype)
-        self.inputs = HostInputs(
-            arrays, dict(tokens=((batch, 1), np.int32), place=((1,), np.int32), row=((1, 1), np.int32))
-        )
-        self.given = self.inputs.device
-        self.whole = Activations(config, batch, 1, dtype, device=model.device)
-        self.buffers = tuple(self.whole.arena.arrays.values())
-        self.model = copy.copy(model.full_precision())
-        a, self.fetched, self.rows = self.whole.shared, [], max(1, len(cos))
-        if config.positions == "rotary":
-            self.fetched = [(a["rotary.cos"], cos), (a["rotary.sin"], sin)]
-        elif config.positions == "sinusoidal":
-            self.fetched, self.rows = [(a["positions"], positions)], len(positions)
-        elif config.positions == "learned":  # the only row of a table of its own
-            row = arrays.zeros((1, config.n_embd), dtype)
-            self.model.parameters = copy.copy(self.model.parameters)
-            self.model.parameters.weight = self.model.parameters.weight | {"positions.weight": row}
-            self.fetched, self.rows = [(row, positions)], len(positions)
-        self.keys, self.replayed = model_dropout(config), CapturedGraph(arrays)
+        self.activations = Activations(config, batch, 1, model.dtype, device=device)
+        self.logits = device.arrays.zeros((batch, config.vocab_size), model.dtype)
 
-    def launches(self):
-        for row, table in self.fetched:
-            ops.embedding_forward(row, self.given["row"], table, None)
-        self.head(
-            self.model.forward(self.whole, self.given["tokens"], self.keys, self.states.layers, self.given["place"])
-        )
+    def step(self, tokens, position):
+        """Logits after one more token of each sequence. tokens: (B,) in host memory; `position` tokens came before."""
+        self.activations.set_positions(self.model.config, position)
+        self.forward(np.ascontiguousarray(tokens[:, None]), position)
 
-    def step(self, tokens, place):
-        """One more token of each text, (B,), at `place`."""
-        self.inputs.fill(tokens=tokens[:, None], place=place, row=place % self.rows)
-        self.replayed(self.launches)
+    def forward(self, tokens, position):
+        """`step` with tokens (B, 1) and, if it is an array, `position` on the device; positional rows are filled."""
+        self.head(self.model.forward(self.activations, tokens, self.dropout, self.states.layers, position))
 
-    def head(self, last):
-        """What the trunk gives of each text's last token, (B, D) or the logits."""
-        head.logits_forward(self.model.config, self.model.parameters.weight, self.whole.shared, self.logits, last)
+    def head(self, x):
+        """Logits of the hidden state (B, D) that `Model.forward` returns for one token of each sequence."""
+        weights = self.model.parameters.weight
+        head.logits_forward(self.model.config, weights, self.activations.shared, self.logits, x)

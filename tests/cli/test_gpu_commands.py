@@ -302,7 +302,8 @@ def test_memory_of_training_is_freed_before_the_evaluation(gpu, data, monkeypatc
         trained.train()
         arena, before = trained.stepper.activations.arena.n_bytes, used()
         monkeypatch.setattr(
-            "slm_np.evaluate.evaluate", lambda *arguments, **named: seen.append(used()) or fails(UserError("seen"))()
+            "slm_np.inference.evaluation.evaluate",
+            lambda *arguments, **named: seen.append(used()) or fails(UserError("seen"))(),
         )
         with pytest.raises(UserError, match="seen"):
             finish(trained, "run")

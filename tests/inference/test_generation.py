@@ -1,4 +1,4 @@
-"""Generation: stop strings, samples, whole characters, the end of a text, prompts."""
+"""Generation: stop strings, uncertain tails, samples, whole characters, the end of a text, prompts."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ from slm_np.errors import UserError
 from slm_np.inference.decoder import Decoder
 from slm_np.inference.generation import (
     START,
-    Stops,
-    Text,
+    StopStrings,
+    TextStream,
     cut,
     encode_prompt,
     generate,
-    generate_ids,
+    generate_tokens,
     printable,
     text_of,
 )
@@ -31,13 +31,15 @@ def model(vocab_size=256, **changes):
         ),
         seed=3,
     )
-    made.parameters.weights *= 20  # so that it has opinions
+    made.parameters.weights *= 20  # so that logits differ
     return made
 
 
 def chain(follows, size=256, block_size=32):
-    """A constructed model of bytes, or of `size` ids: after the byte a, `follows[a] = (b, p)` makes b the next with probability p; after all
-    others every id is as likely. Attention and feed-forward add nothing, so only the last token matters."""
+    """A constructed model of bytes, or of `size` ids: `follows[a] = (b, p)` makes b follow a with probability p.
+
+    After all others every id is equally likely. Attention and feed-forward add nothing: only the last token matters.
+    """
     made = Model(
         ModelConfig(
             vocab_size=size,
@@ -63,7 +65,7 @@ def chain(follows, size=256, block_size=32):
 
 
 def word_chain(words, p=1 - 1e-6, **likelihoods):
-    """`follows` for `chain`: each word's letters after each other, with probability p, or that of `likelihoods` after one letter."""
+    """`follows` for `chain`: the letters of each word, with probability p, or that in `likelihoods` after a letter."""
     return {a: (b, likelihoods.get(a, p)) for word in words for a, b in zip(word, word[1:])}
 
 
@@ -71,7 +73,7 @@ def word_chain(words, p=1 - 1e-6, **likelihoods):
 
 
 @pytest.mark.parametrize(
-    "stops, pieces, shown",
+    "stops, parts, shown",
     [
         (["END"], ["abc", "def"], "abcdef"),
         (["END"], ["abcENDdef", "x"], "abc"),
@@ -86,50 +88,51 @@ def word_chain(words, p=1 - 1e-6, **likelihoods):
         ([""], ["a"], "a"),
     ],
 )
-def test_stops(stops, pieces, shown):
-    held = Stops(stops)
-    parts = [held.push(piece) for piece in pieces] + [held.end()]
-    assert "".join(parts) == shown
-    assert held.over and held.push("more") == "" == held.end()
+def test_stop_strings_end_a_text(stops, parts, shown):
+    strings = StopStrings(stops)
+    assert "".join([strings.push(part) for part in parts] + [strings.end()]) == shown
+    assert strings.finished and strings.push("more") == "" == strings.end()
 
 
-def test_stops_hold_back_no_more_than_they_must():
-    held = Stops(["END", "\n\n"])
-    assert [held.push(letter) for letter in "aEbEN\nc"] == ["a", "", "Eb", "", "", "EN", "\nc"]
+def test_stop_strings_hold_back_no_more_than_needed():
+    strings = StopStrings(["END", "\n\n"])
+    assert [strings.push(letter) for letter in "aEbEN\nc"] == ["a", "", "Eb", "", "", "EN", "\nc"]
 
 
-def test_any_split_of_a_text_shows_the_same():
+def test_any_division_of_a_text_shows_the_same():
     text, stops = "one two\n\nthree", ["\n\n", "two\n\nthree"]
     for size in range(1, len(text) + 1):
-        held = Stops(stops)
-        parts = [held.push(text[at : at + size]) for at in range(0, len(text), size)] + [held.end()]
-        assert "".join(parts) == "one two", size  # the stop that is complete first
+        strings = StopStrings(stops)
+        parts = [strings.push(text[start : start + size]) for start in range(0, len(text), size)] + [strings.end()]
+        assert "".join(parts) == "one two", size  # the stop string that ends first
 
 
-# One text
+# The text of one sequence
 
 
 class Ending(ByteTokenizer):
-    """Bytes, of which 0 ends a text."""
+    """Bytes; 0 is the end-of-text token."""
 
     def __init__(self):
         super().__init__()
         self.end_of_text = 0
 
 
-def test_a_text_is_whole_characters_and_ends_with_its_tokenizers_end():
-    text = Text(Ending(), ["!!"])
+def test_a_text_has_whole_characters_and_ends_at_end_of_text():
+    text = TextStream(Ending(), ["!!"])
     shown = [text.push(byte) for byte in "aß€!".encode()]
     assert shown == ["a", "", "ß", "", "", "€", ""]
-    assert not text.over and text.push(0) == "!" and text.over  # what was held back is shown once nothing can follow
+    assert (
+        not text.finished and text.push(0) == "!" and text.finished
+    )  # what was held back is shown once nothing can follow
     assert text.push(65) == "" == text.end()
 
 
-# Confidence: (letter, probability of the likeliest) per token
+# Confidence: per token a letter and the first decimal of the likeliest token's probability
 
 
 @pytest.mark.parametrize(
-    "letters, chances, pieces",
+    "letters, decimals, parts",
     [
         ("abcdef", "999999", ["a", "b", "c", "d", "e", "f", ""]),
         ("abcdef", "911999", ["a", "", "", "bcd", "e", "f", ""]),
@@ -139,48 +142,48 @@ def test_a_text_is_whole_characters_and_ends_with_its_tokenizers_end():
         ("ab", "11", ["", "", "ab"]),
     ],
 )
-def test_uncertain_tokens_are_held_back(letters, chances, pieces):
-    text, shown = Text(ByteTokenizer(), [], 0.15, 3), []
-    for letter, chance in zip(letters, chances):
-        shown.append(text.push(ord(letter), 0.5, float("0." + chance)))
-        if text.over:
+def test_uncertain_tokens_are_held_back(letters, decimals, parts):
+    text, shown = TextStream(ByteTokenizer(), [], 0.15, 3), []
+    for letter, decimal in zip(letters, decimals):
+        shown.append(text.push(ord(letter), 0.5, float("0." + decimal)))
+        if text.finished:
             break
     else:
         shown.append(text.end())
-    assert shown == pieces and text.push(65) == "" == text.end()
+    assert shown == parts and text.push(65) == "" == text.end()
 
 
-def test_patience_and_the_threshold_itself():
+def test_patience_and_the_threshold():
     for patience in (1, 2, 5):
-        text = Text(ByteTokenizer(), [], 0.5, patience)
+        text = TextStream(ByteTokenizer(), [], 0.5, patience)
         assert "".join(text.push(65, 1.0, 0.5) for _ in range(10)) == "A" * 10  # exactly the threshold is certain
-        assert [text.push(66, 0.1, 0.49) for _ in range(patience)] == [""] * patience and text.over
-    text = Text(ByteTokenizer(), [])
+        assert [text.push(66, 0.1, 0.49) for _ in range(patience)] == [""] * patience and text.finished
+    text = TextStream(ByteTokenizer(), [])
     assert text.push(65, 0.0, 0.0) == "A"  # off
 
 
-def test_an_uncertain_tail_and_the_text_that_stops_held():
-    text = Text(ByteTokenizer(), ["END"], 0.15, 2)
-    shown = [text.push(ord(letter), 1.0, chance) for letter, chance in zip("abEN", (0.9, 0.9, 0.9, 0.1))]
+def test_an_uncertain_tail_and_the_text_that_stop_strings_hold_back():
+    text = TextStream(ByteTokenizer(), ["END"], 0.15, 2)
+    shown = [text.push(ord(letter), 1.0, p) for letter, p in zip("abEN", (0.9, 0.9, 0.9, 0.1))]
     assert (
-        shown == ["a", "b", "", ""] and text.push(ord("x"), 1.0, 0.1) == "E" and text.over
-    )  # certain, but until then it could have begun the stop string
-    text = Text(ByteTokenizer(), ["END"], 0.15, 3)
-    shown = [text.push(ord(letter), 1.0, chance) for letter, chance in zip("aEND", (0.9, 0.9, 0.1, 0.1))]
-    assert shown == ["a", "", "", ""] and text.over
-    text = Text(ByteTokenizer(), ["D"], 0.15, 3)
+        shown == ["a", "b", "", ""] and text.push(ord("x"), 1.0, 0.1) == "E" and text.finished
+    )  # certain, but it could have begun the stop string
+    text = TextStream(ByteTokenizer(), ["END"], 0.15, 3)
+    shown = [text.push(ord(letter), 1.0, p) for letter, p in zip("aEND", (0.9, 0.9, 0.1, 0.1))]
+    assert shown == ["a", "", "", ""] and text.finished
+    text = TextStream(ByteTokenizer(), ["D"], 0.15, 3)
     assert [text.push(ord(letter), 1.0, 0.1) for letter in "xyD"] == [
         "",
         "",
         "xy",
-    ] and text.over  # ended by the stop string: nothing is dropped
-    text = Text(Ending(), [], 0.15, 3)
-    assert [text.push(id, 1.0, 0.1) for id in (65, 66, 0)] == ["", "", "AB"] and text.over
+    ] and text.finished  # the stop string ended it: nothing is dropped
+    text = TextStream(Ending(), [], 0.15, 3)
+    assert [text.push(id, 1.0, 0.1) for id in (65, 66, 0)] == ["", "", "AB"] and text.finished
 
 
-def test_an_uncertain_tail_takes_its_unfinished_character_along():
+def test_an_uncertain_tail_includes_its_unfinished_character():
     a, b, c = "€".encode()
-    text = Text(ByteTokenizer(), [], 0.15, 2)
+    text = TextStream(ByteTokenizer(), [], 0.15, 2)
     assert [
         text.push(65, 1.0, 0.9),
         text.push(a, 1.0, 0.9),
@@ -188,28 +191,28 @@ def test_an_uncertain_tail_takes_its_unfinished_character_along():
         text.push(c, 1.0, 0.1),
         text.end(),
     ] == ["A", "", "", "", ""]
-    text = Text(ByteTokenizer(), [], 0.15, 3)
+    text = TextStream(ByteTokenizer(), [], 0.15, 3)
     assert [text.push(a, 1.0, 0.9), text.push(b, 1.0, 0.1), text.push(c, 1.0, 0.9)] == ["", "", "€"]
 
 
-def test_style_dresses_whole_characters_with_their_least_probability():
-    dressed = []
+def test_style_gets_whole_characters_with_their_lowest_probability():
+    styled = []
 
-    def style(piece, probability):
-        dressed.append((piece, probability))
-        return f"<{piece}>"
+    def style(part, probability):
+        styled.append((part, probability))
+        return f"<{part}>"
 
-    text = Text(ByteTokenizer(), ["!!"], style=style)
+    text = TextStream(ByteTokenizer(), ["!!"], style=style)
     shown = [text.push(byte, p, 0.9) for byte, p in zip("a€!b".encode(), (0.5, 0.4, 0.2, 0.3, 0.6, 0.7))] + [
         text.push(0x80, 0.1, 0.9),
         text.push(0xE2, 0.05, 0.9),
         text.end(),
     ]
     assert shown == ["<a>", "", "", "<€>", "", "<!><b>", "<\ufffd>", "", "<\ufffd>"]
-    assert dressed == [("a", 0.5), ("€", 0.2), ("!", 0.6), ("b", 0.7), ("\ufffd", 0.1), ("\ufffd", 0.05)]
-    text = Text(ByteTokenizer(), ["b!"], 0.15, 2, style)
-    assert [text.push(ord(letter), 0.3, 0.9) for letter in "ab!"] == ["<a>", "", ""] and text.over
-    text = Text(ByteTokenizer(), [], 0.15, 2, style)
+    assert styled == [("a", 0.5), ("€", 0.2), ("!", 0.6), ("b", 0.7), ("\ufffd", 0.1), ("\ufffd", 0.05)]
+    text = TextStream(ByteTokenizer(), ["b!"], 0.15, 2, style)
+    assert [text.push(ord(letter), 0.3, 0.9) for letter in "ab!"] == ["<a>", "", ""] and text.finished
+    text = TextStream(ByteTokenizer(), [], 0.15, 2, style)
     assert [text.push(65, 0.3, 0.1), text.push(66, 0.3, 0.9), text.push(67, 0.3, 0.1), text.push(68, 0.3, 0.1)] == [
         "",
         "<A><B>",
@@ -218,21 +221,21 @@ def test_style_dresses_whole_characters_with_their_least_probability():
     ]
 
 
-def test_half_a_character_at_the_end_is_a_replacement():
-    text = Text(ByteTokenizer(), [])
+def test_half_a_character_at_the_end_is_replaced():
+    text = TextStream(ByteTokenizer(), [])
     assert text.push(0xE2) == "" and text.end() == "\ufffd"
 
 
 # Models
 
 
-def pieces_of(model, tokenizer, prompt, n, sampling=SamplingConfig(), **options):
+def strings_of(model, tokenizer, prompt, n, sampling=SamplingConfig(), **options):
     return list(generate(model, tokenizer, prompt, n, sampling, **options))
 
 
-def test_samples_are_those_made_alone_and_beside_others():
+def test_a_sample_is_the_same_alone_and_beside_others():
     llm, words = model(), CharTokenizer("".join(map(chr, range(32, 288))))
-    three, two = (["".join(parts) for parts in zip(*pieces_of(llm, words, "ab", 20, samples=n))] for n in (3, 2))
+    three, two = (["".join(parts) for parts in zip(*strings_of(llm, words, "ab", 20, samples=n))] for n in (3, 2))
     assert three[:2] == two and len(set(three)) == 3 and all(len(text) == 20 for text in three)
     assert two[0] == text_of(llm, words, "ab", 20, SamplingConfig())
     assert two[0] != text_of(llm, words, "ab", 20, SamplingConfig(seed=1))
@@ -240,9 +243,9 @@ def test_samples_are_those_made_alone_and_beside_others():
 
 def test_samples_end_one_by_one_and_generation_with_the_last():
     llm, words = model(), CharTokenizer("".join(map(chr, range(32, 288))))
-    whole = ["".join(parts) for parts in zip(*pieces_of(llm, words, "ab", 40, samples=3))]
+    whole = ["".join(parts) for parts in zip(*strings_of(llm, words, "ab", 40, samples=3))]
     stops = [text[3 * i + 4] for i, text in enumerate(whole)]
-    made = pieces_of(llm, words, "ab", 40, samples=3, stops=stops)
+    made = strings_of(llm, words, "ab", 40, samples=3, stops=stops)
     assert len(made) < 40
     for text, parts in zip(whole, zip(*made)):
         assert "".join(parts) == text[: min(text.index(stop) for stop in stops if stop in text)]
@@ -250,43 +253,44 @@ def test_samples_end_one_by_one_and_generation_with_the_last():
 
 @pytest.mark.parametrize("positions", ["none", "sinusoidal", "learned", "rotary"])
 def test_any_number_of_tokens(positions):
-    """Past the context, positions that end there re-read the last T tokens; the others slide."""
+    """Beyond the context, positions that end there re-read the last T tokens; the others slide."""
     llm, prompt = model(positions=positions), np.arange(11)
-    ids = np.concatenate(list(generate_ids(Decoder(llm), prompt, 20, SamplingConfig(temp=0))))
+    steps = generate_tokens(Decoder(llm), prompt, 20, SamplingConfig(temp=0))
+    ids = np.concatenate([ids for _, ids in steps])
     assert ids.shape == (20,)
     if positions in ("sinusoidal", "learned"):
-        text = [*prompt, *ids]
-        for at in range(len(prompt), len(text)):
-            last = np.array([text[at - 8 : at]], np.int32)
-            assert llm.logits(last)[0, -1].argmax() == text[at]
+        sequence = [*prompt, *ids]
+        for position in range(len(prompt), len(sequence)):
+            last = np.array([sequence[position - 8 : position]], np.int32)
+            assert llm.logits(last)[0, -1].argmax() == sequence[position]
 
 
-def test_no_tokens_are_one_empty_piece():
-    assert pieces_of(model(), ByteTokenizer(), "ab", 0) == [[""]]
+def test_no_tokens_are_one_empty_string():
+    assert strings_of(model(), ByteTokenizer(), "ab", 0) == [[""]]
 
 
 CERTAIN = SamplingConfig(temp=0.0, min_confidence=0.15)
 
 
-def test_a_constructed_model_stops_where_it_knows_nothing():
-    llm = chain(word_chain([">helo."]))  # after the point every byte is as likely: 1/256
+def test_a_constructed_model_stops_where_it_is_uncertain():
+    llm = chain(word_chain([">helo."]))  # after the period every byte has probability 1/256
     assert text_of(llm, ByteTokenizer(), ">", 50, CERTAIN) == "helo."
     llm = chain(word_chain([">the cy."], h=0.16))
     assert text_of(llm, ByteTokenizer(), ">", 50, CERTAIN) == "the cy."
-    assert pieces_of(llm, ByteTokenizer(), ">", 50, CERTAIN) == [[letter] for letter in "the cy."] + [[""]] * 3
+    assert strings_of(llm, ByteTokenizer(), ">", 50, CERTAIN) == [[letter] for letter in "the cy."] + [[""]] * 3
     assert len(text_of(llm, ByteTokenizer(), ">", 50, SamplingConfig(temp=0.0)).encode("utf-8", "replace")) >= 50
     llm = chain(word_chain([">the cy."], h=0.14))  # one uncertain step: "e" is held back for one token, then shown
-    assert pieces_of(llm, ByteTokenizer(), ">", 50, CERTAIN)[:4] == [["t"], ["h"], [""], ["e "]]
+    assert strings_of(llm, ByteTokenizer(), ">", 50, CERTAIN)[:4] == [["t"], ["h"], [""], ["e "]]
     llm = chain(word_chain([">the cy."], h=0.14, e=0.14, **{" ": 0.14}))  # three
-    assert pieces_of(llm, ByteTokenizer(), ">", 50, CERTAIN) == [["t"], ["h"], [""], [""], [""]]
+    assert strings_of(llm, ByteTokenizer(), ">", 50, CERTAIN) == [["t"], ["h"], [""], [""], [""]]
     assert (
         text_of(llm, ByteTokenizer(), ">", 50, SamplingConfig(temp=0.0, min_confidence=0.15, confidence_patience=4))
         == "the cy."
     )
-    assert text_of(llm, ByteTokenizer(), ">", 4, CERTAIN) == "the "  # the length ended it, not the doubt
+    assert text_of(llm, ByteTokenizer(), ">", 4, CERTAIN) == "the "  # max_tokens ended it
 
 
-def test_confidence_is_taken_before_temperature_penalty_and_truncation():
+def test_confidence_is_measured_before_temperature_penalty_and_truncation():
     llm = chain(word_chain([">the cy."], p=0.5))
     for sampling in (
         SamplingConfig(temp=5.0, top_k=1, min_confidence=0.15),
@@ -301,11 +305,11 @@ def test_confidence_is_taken_before_temperature_penalty_and_truncation():
 
 
 def test_confident_texts_in_a_batch_end_one_by_one():
-    llm = chain({"a": ("b", 0.6), "b": ("a", 0.6)})  # anything but a and b leads into doubt
+    llm = chain({"a": ("b", 0.6), "b": ("a", 0.6)})  # after all other bytes it is uncertain
     sampling = SamplingConfig(temp=1.0, top_k=0, top_p=1.0, min_p=0.0, min_confidence=0.15)
-    together = ["".join(parts) for parts in zip(*pieces_of(llm, ByteTokenizer(), "a", 60, sampling, samples=5))]
+    together = ["".join(parts) for parts in zip(*strings_of(llm, ByteTokenizer(), "a", 60, sampling, samples=5))]
     alone = [
-        "".join(piece for (piece,) in pieces_of(llm, ByteTokenizer(), "a", 60, sampling, stream=i)) for i in range(5)
+        "".join(string for (string,) in strings_of(llm, ByteTokenizer(), "a", 60, sampling, stream=i)) for i in range(5)
     ]
     assert together == alone and len({len(text) for text in together}) > 1
 
@@ -318,16 +322,16 @@ def test_a_stop_string_that_spans_tokens_of_a_model():
 
 def test_end_of_text_ends_generation():
     llm, words = chain({">": ("o", 1 - 1e-6), "o": ("k", 1 - 1e-6), "k": ("\0", 1 - 1e-6)}), Ending()
-    assert pieces_of(llm, words, ">", 50, SamplingConfig(temp=0.0)) == [["o"], ["k"], [""]]
+    assert strings_of(llm, words, ">", 50, SamplingConfig(temp=0.0)) == [["o"], ["k"], [""]]
     assert text_of(llm, words, "", 50, SamplingConfig(temp=0.0), ["k"]) != "ok"
 
 
-def test_colours_follow_the_chosen_tokens_probability():
+def test_style_gets_the_probability_of_the_sampled_token():
     llm = chain(word_chain([">the cy."], h=0.3))
     seen = {}
     "".join(
-        piece
-        for (piece,) in pieces_of(
+        string
+        for (string,) in strings_of(
             llm,
             ByteTokenizer(),
             ">",
@@ -339,11 +343,11 @@ def test_colours_follow_the_chosen_tokens_probability():
     assert seen == {"t": 1.0, "h": 1.0, "e": 0.3, " ": 1.0, "c": 1.0, "y": 1.0, ".": 1.0}
 
 
-def test_a_prompt_begins_after_the_end_of_another_text():
+def test_a_prompt_begins_after_end_of_text():
     assert encode_prompt(Ending(), "ab").tolist() == [0, 97, 98] and encode_prompt(Ending(), "").tolist() == [0]
     assert encode_prompt(ByteTokenizer(), b"a\xff").tolist() == [97, 255]
     words = Ending()
-    words.trained_ends = False  # a model that has never seen it
+    words.trained_ends = False  # a model that was not trained with it
     assert encode_prompt(words, "ab").tolist() == [97, 98] and encode_prompt(words, "").tolist() == [10, 10]
 
 
@@ -360,21 +364,21 @@ def test_a_prompt_longer_than_the_context():
 
 
 def test_a_prompt_may_be_ids():
-    assert pieces_of(model(), ByteTokenizer(), np.array([97, 98]), 9) == pieces_of(model(), ByteTokenizer(), "ab", 9)
+    assert strings_of(model(), ByteTokenizer(), np.array([97, 98]), 9) == strings_of(model(), ByteTokenizer(), "ab", 9)
 
 
-def test_printable():
+def test_control_characters_are_not_printed():
     assert printable("a\tß\n\x1b[2J\x07\r\x9b") == "a\tß\n\ufffd[2J\ufffd\ufffd\ufffd"
 
 
-def test_an_empty_prompt_is_what_stands_between_two_texts():
+def test_an_empty_prompt_is_what_separates_documents():
     assert encode_prompt(ByteTokenizer(), "").tolist() == list(START)
     assert encode_prompt(CharTokenizer("\nab"), "").tolist() == [0, 0]
-    assert encode_prompt(CharTokenizer("abc"), "").tolist() == [0]  # no line ends: some character has to come first
+    assert encode_prompt(CharTokenizer("abc"), "").tolist() == [0]  # no newline: some token has to come first
     assert len(text_of(model(3), CharTokenizer("abc"), "", 5, SamplingConfig())) == 5
 
 
-def test_prompts_that_cannot_be_read_are_refused_at_once():
+def test_prompts_that_cannot_be_encoded_are_refused_at_once():
     with pytest.raises(UserError, match="'z'.*'abc'"):
         generate(model(3), CharTokenizer("abc"), "az", 5, SamplingConfig())
     with pytest.raises(UserError, match="without a tokenizer"):
@@ -382,9 +386,9 @@ def test_prompts_that_cannot_be_read_are_refused_at_once():
     assert encode_prompt(ByteTokenizer(), b"a\xff".decode("utf-8", "surrogateescape")).tolist() == [
         97,
         255,
-    ]  # bytes that are no text
+    ]  # not valid UTF-8
 
 
-def test_too_many_texts_for_the_memory():
+def test_too_many_sequences_for_the_memory():
     with pytest.raises(UserError, match="ask for fewer"):
         generate(model(), ByteTokenizer(), "a", 5, SamplingConfig(), samples=10**12)

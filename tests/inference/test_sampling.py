@@ -1,4 +1,4 @@
-"""Sampling against brute force: small vocabularies where every probability can be worked out in plain Python."""
+"""Sampling against brute force: small vocabularies whose probabilities plain Python can compute."""
 
 import itertools
 import math
@@ -8,25 +8,17 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from slm_np.config import SAMPLERS, SamplingConfig
 from slm_np.errors import UserError
-from slm_np.inference.sampling import (
-    SAMPLERS,
-    SamplingConfig,
-    confidence,
-    distribution,
-    from_generation_config,
-    sample,
-    to_generation_config,
-    top_k,
-    uniform,
-)
+from slm_np.formats.generation_config import from_generation_config, to_generation_config
+from slm_np.inference.sampling import confidence, distribution, sample, top_k, uniform
 from slm_np.presets import PRESETS, generation_defaults
 
-PLAIN = SamplingConfig(temp=1.0, top_k=0, top_p=1.0, min_p=0.0)  # everything off: the softmax
+PLAIN = SamplingConfig(temp=1.0, top_k=0, top_p=1.0, min_p=0.0)  # every filter off: the softmax
 
 
 def brute_force(logits, settings, recent):
-    """{id: probability} in plain Python, every step from its definition and with nothing shared with the engine."""
+    """{id: probability} in plain Python, every filter from its definition, without the engine's code."""
 
     def probabilities(scores):
         most = max(scores.values())
@@ -43,31 +35,31 @@ def brute_force(logits, settings, recent):
             for i, z in scores.items()
         }
 
-    def the_k_likeliest(scores):
+    def k_likeliest(scores):
         return {i: scores[i] for i in ranked(scores)[: settings.top_k or None]}
 
     def nucleus(scores):
         if settings.top_p == 1:
             return scores
         # The smallest set, found by trying every size; ranked order makes it the likeliest of its size.
-        chances, order = probabilities(scores), ranked(scores)
+        likelihoods, order = probabilities(scores), ranked(scores)
         size = next(
-            n for n in range(1, len(order) + 1) if math.fsum(chances[i] for i in order[:n]) >= settings.top_p - 1e-12
+            n
+            for n in range(1, len(order) + 1)
+            if math.fsum(likelihoods[i] for i in order[:n]) >= settings.top_p - 1e-12
         )
         return {i: scores[i] for i in order[:size]}
 
-    def a_share_of_the_likeliest(scores):
-        chances = probabilities(scores)
-        return {i: z for i, z in scores.items() if chances[i] >= settings.min_p * max(chances.values())}
+    def relative_threshold(scores):
+        likelihoods = probabilities(scores)
+        return {i: z for i, z in scores.items() if likelihoods[i] >= settings.min_p * max(likelihoods.values())}
 
     def tempered(scores):
         return {i: z / settings.temp for i, z in scores.items()} if settings.temp else {ranked(scores)[0]: 0.0}
 
     scores = {i: float(z) for i, z in enumerate(logits) if z > -math.inf}
     for name in settings.samplers.split(","):
-        scores = dict(zip(SAMPLERS, (penalty, the_k_likeliest, nucleus, a_share_of_the_likeliest, tempered)))[name](
-            scores
-        )
+        scores = dict(zip(SAMPLERS, (penalty, k_likeliest, nucleus, relative_threshold, tempered)))[name](scores)
     return probabilities(scores)
 
 
@@ -129,27 +121,27 @@ def test_draws_follow_the_distribution():
     n = 4000
     for draws in (
         [sample(logits, settings, [0, 3], counter) for counter in range(n)],
-        [sample(logits, settings, [0, 3], 5, stream) for stream in range(n)],
+        [sample(logits, settings, [0, 3], 5, substream) for substream in range(n)],
         [sample(logits, replace(settings, seed=seed), [0, 3], 5) for seed in range(n)],
     ):
         counts = np.bincount(draws, minlength=len(logits))
         assert counts.sum() == counts[ids].sum() == n
-        assert (
-            chisquare(counts[ids], probabilities * n).pvalue > 1e-3
-        )  # the seeds are fixed: this either always passes or never
+        assert chisquare(counts[ids], probabilities * n).pvalue > 1e-3  # the seeds are fixed, so the result is too
 
 
-def test_a_draw_depends_on_seed_stream_and_counter_alone():
+def test_a_draw_depends_on_seed_substream_and_counter_only():
     logits = np.random.default_rng(1).standard_normal(50)
     settings = SamplingConfig(temp=2.0)
-    texts = {
-        (seed, stream): [sample(logits, replace(settings, seed=seed), [], counter, stream) for counter in range(40)]
+    sequences = {
+        (seed, substream): [
+            sample(logits, replace(settings, seed=seed), [], counter, substream) for counter in range(40)
+        ]
         for seed in (0, 1)
-        for stream in (0, 1)
+        for substream in (0, 1)
     }
-    assert len({tuple(text) for text in texts.values()}) == 4 and len(set(texts[0, 0])) > 5
+    assert len({tuple(ids) for ids in sequences.values()}) == 4 and len(set(sequences[0, 0])) > 5
     np.random.seed(3)  # neither the global generator nor the order of calls matters
-    assert [sample(logits, settings, [], counter) for counter in reversed(range(40))] == texts[0, 0][::-1]
+    assert [sample(logits, settings, [], counter) for counter in reversed(range(40))] == sequences[0, 0][::-1]
 
 
 def philox(key, counter):
@@ -163,11 +155,11 @@ def philox(key, counter):
 
 
 @pytest.mark.parametrize(
-    "seed, stream, counter", [(0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0), ((1 << 63) - 1, 7, 1 << 40)]
+    "seed, substream, counter", [(0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0), ((1 << 63) - 1, 7, 1 << 40)]
 )
-def test_uniform_is_philox_on_every_machine(seed, stream, counter):
-    # NumPy counts once before it draws, hence the 1.
-    assert uniform(seed, stream, counter) == (philox((seed, stream), (1, counter, 0, 0)) >> 11) / 2**53
+def test_uniform_is_philox_on_every_machine(seed, substream, counter):
+    # NumPy increments the counter before it draws, hence the 1.
+    assert uniform(seed, substream, counter) == (philox((seed, substream), (1, counter, 0, 0)) >> 11) / 2**53
 
 
 def test_uniform_numbers_are_spread_over_the_unit_interval():
@@ -177,7 +169,7 @@ def test_uniform_numbers_are_spread_over_the_unit_interval():
 
 
 @pytest.mark.parametrize("top", [0.0, 1 - 2.0**-53])
-def test_the_ends_of_the_unit_interval_never_draw_what_has_no_probability(monkeypatch, top):
+def test_the_ends_of_the_unit_interval_never_draw_tokens_of_probability_zero(monkeypatch, top):
     monkeypatch.setattr("slm_np.inference.sampling.uniform", lambda *key: top)
     logits = np.array([-2000.0, -np.inf, 0.0, 0.1, 0.3, -np.inf, -2000.0])  # exp(-2000) is 0
     assert sample(logits, PLAIN, [], 0) == (2 if top == 0 else 4)
@@ -194,13 +186,13 @@ def test_greedy_and_almost_greedy():
                         assert sample(logits, replace(PLAIN, temp=temp, samplers=samplers), [], counter) == np.argmax(
                             logits
                         )
-    near = np.float32([1, np.nextafter(np.float32(1), np.float32(2)), 1])  # as near as float32 has them
+    near = np.float32([1, np.nextafter(np.float32(1), np.float32(2)), 1])  # neighbors in float32
     assert {sample(near, replace(PLAIN, temp=1e-6), [], counter) for counter in range(50)} == {1}
     assert ids_of([1.0, 3.0, 3.0, 2.0], SamplingConfig(temp=0.0)) == [1]  # the lowest id at a tie
     assert ids_of([3.0, 2.9], SamplingConfig(temp=0.0, repeat_penalty=2.0), [0]) == [1]  # after the penalty
 
 
-def test_a_high_temperature_evens_out():
+def test_a_high_temperature_makes_tokens_equally_likely():
     np.testing.assert_allclose(distribution(np.array([5.0, -5.0, 0.0]), replace(PLAIN, temp=1e9))[1], 1 / 3, rtol=1e-7)
 
 
@@ -236,11 +228,11 @@ def test_nucleus_of_a_large_vocabulary():
             assert ids_of(logits, settings) == sorted(brute_force(logits, settings, [])), (scale, p)
 
 
-def test_nucleus_holds_the_token_that_crosses_p():
+def test_nucleus_contains_the_token_that_crosses_p():
     logits = np.log([0.5, 0.25, 0.125, 0.125])
     for p, size in ((1e-300, 1), (0.25, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.76, 3), (0.875, 3), (0.88, 4), (1.0, 4)):
         assert ids_of(logits, replace(PLAIN, top_p=p)) == list(range(size)), p
-    for n in range(1, 30):  # equal logits: k of n tokens have the probability k / n, whatever the rounding of its sum
+    for n in range(1, 30):  # equal logits: k of n tokens reach k / n, however their sum is rounded
         for k in range(1, n + 1):
             assert ids_of([1.5] * n, replace(PLAIN, top_p=k / n)) == list(range(k))
 
@@ -260,13 +252,13 @@ def test_truncation_comes_before_temperature():
 
 
 def test_temperature_may_come_before_truncation():
-    """Temperature, then nucleus: at a high temperature the nucleus is wider."""
+    """At a high temperature the nucleus is wider."""
     logits = np.log([0.7, 0.2, 0.1])
     for temp, kept in ((0.1, [0]), (1.0, [0, 1]), (100.0, [0, 1, 2])):
         assert ids_of(logits, replace(PLAIN, temp=temp, top_p=0.85, samplers="temp,top-p")) == kept
 
 
-def test_samplers_left_out_are_off():
+def test_omitted_samplers_are_off():
     logits = np.array([1.0, 2.0, 0.0])
     settings = SamplingConfig(temp=0.0, top_k=1, top_p=0.1, min_p=0.9, repeat_penalty=9.0, samplers="penalty")
     np.testing.assert_array_equal(distribution(logits, settings)[1], distribution(logits, PLAIN)[1])
@@ -303,14 +295,14 @@ def test_repetition_penalty():
         0,
         atol=1e-15,
     )
-    for recent in ([0, 0], np.array([0, 0]), (0, 99)):  # twice is as once; ids outside the vocabulary are nobody's
+    for recent in ([0, 0], np.array([0, 0]), (0, 99)):  # penalized once; other ids are ignored
         np.testing.assert_array_equal(distribution(logits, settings, recent)[1], distribution(logits, settings, [0])[1])
     np.testing.assert_array_equal(
         distribution(logits, replace(settings, repeat_last_n=0), [0, 1])[1], distribution(logits, PLAIN)[1]
     )
 
 
-def test_all_equal_logits_one_token_and_ruled_out_tokens():
+def test_equal_logits_one_token_and_excluded_tokens():
     np.testing.assert_array_equal(distribution(np.zeros(8), PLAIN)[1], np.full(8, 0.125))
     for logits in ([-3.0], [-np.inf, 5.0, -np.inf]):
         ids, probabilities = distribution(np.array(logits), SamplingConfig(repeat_penalty=3.0), [0, 1])
@@ -343,16 +335,16 @@ def test_huge_logits_do_not_overflow(dtype):
         ([np.inf, 0.0], "NaN or infinity"),
         ([np.nan] * 3, "NaN"),
         ([-np.inf, np.nan], "NaN"),
-        ([-np.inf, -np.inf], "every token is ruled out"),
+        ([-np.inf, -np.inf], "every token is excluded"),
     ],
 )
-def test_broken_logits(logits, message):
+def test_logits_without_a_distribution(logits, message):
     for settings in (SamplingConfig(), SamplingConfig(temp=0.0), PLAIN):
         with pytest.raises(UserError, match=message):
             sample(np.array(logits, np.float32), settings, [], 0)
 
 
-def test_only_single_rows():
+def test_only_single_rows_are_sampled():
     with pytest.raises(ValueError, match=r"\(1, 3\)"):
         sample(np.zeros((1, 3)), SamplingConfig(), [], 0)
 
@@ -384,7 +376,7 @@ def test_settings_out_of_range(field, value):
         SamplingConfig(**{field: value})
 
 
-def test_generation_config():
+def test_generation_config_files_keep_all_settings():
     settings = SamplingConfig(
         temp=0.3,
         top_k=7,
@@ -417,7 +409,7 @@ def test_generation_config():
     )
     assert from_generation_config({"do_sample": False, "temperature": 0.6, "top_k": None}) == SamplingConfig(
         temp=0.0
-    )  # as other programs write it
+    )  # as other programs write them
     assert from_generation_config({"do_sample": False}, temp=0.6).temp == 0.6
     with pytest.raises(UserError, match="--top-p is 2.0"):
         from_generation_config({"top_p": 2})
@@ -425,7 +417,7 @@ def test_generation_config():
         from_generation_config({"samplers": "topk"})
 
 
-def test_presets_say_how_their_runs_write():
+def test_presets_have_sampling_defaults():
     made = {name: generation_defaults(name) for name in PRESETS}
     assert made["slim"] == SamplingConfig(min_confidence=0.15, confidence_patience=3)
     assert all(

@@ -14,8 +14,8 @@ import small
 from slm_np.data.assistant_windows import replies, window_starts
 from slm_np.data.batches import gather
 from slm_np.data.token_store import Tokens
-from slm_np.evaluate import evaluate, windows_of
 from slm_np.formats import checkpoint, metrics, run_config, runs
+from slm_np.inference.evaluation import evaluate, windows_of
 from slm_np.training.finetuning import Base, grown, recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
