@@ -652,6 +652,7 @@ CASES = [
     convolution(2, 7, 5, 4),
     convolution(3, 2, 3, 4),
     convolution(2, 4, 3, 1),
+    convolution(2, 2, 70, 5),
     convolution(1, 9, 70, 3),
     convolution(1, 9, 130, 1),
     convolution(2, 100, 33, 4),
