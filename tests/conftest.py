@@ -1,4 +1,4 @@
-"""What several test files share: where things lie, test data of other programs, the number of threads."""
+"""Shared by all tests: the import path, the folder of test data, the number of threads."""
 
 import os
 import sys
@@ -8,12 +8,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # for the PyTorch twin
-sys.path.append(str(ROOT))  # last: an installed slm_np goes before the checkout
+sys.path.append(str(ROOT))  # last, so that an installed slm_np comes before the checkout
 
 
 @pytest.fixture(scope="session")
 def test_data():
-    """The folder of files made by other programs (checkpoints, vocabularies), which stay outside this repository."""
+    """The folder of files made by other programs (checkpoints, vocabularies), which are not in this repository."""
     if not os.environ.get("SLM_NP_TEST_DATA"):
         pytest.skip("SLM_NP_TEST_DATA does not name the folder of test data")
     return Path(os.environ["SLM_NP_TEST_DATA"])
@@ -31,5 +31,5 @@ def threads():
 
 @pytest.fixture
 def one_thread(threads):
-    """One thread: at the sizes of tests a second one gains nothing, and on a busy machine every loop would wait for it."""
+    """One thread: arrays in tests are too small for more, and on a busy machine threads wait for each other."""
     threads(1)

@@ -652,6 +652,7 @@ CASES = [
     convolution(2, 7, 5, 4),
     convolution(3, 2, 3, 4),
     convolution(2, 4, 3, 1),
+    convolution(2, 2, 70, 5),
     convolution(1, 9, 70, 3),
     convolution(1, 9, 130, 1),
     convolution(2, 100, 33, 4),
@@ -685,6 +686,7 @@ CASES = [
         )
     ),
     softmax_cross_entropy("9x130", normal(9, 130), masked=True),
+    softmax_cross_entropy("9x50257 scale 5", normal(9, 50257, scale=5.0)),
     adamw(1, 0),
     adamw(1000, 333),
     adamw(70000, 40000),

@@ -17,15 +17,18 @@ from kernel_cases import (
     activation,
     attend,
     attention,
+    convolution,
     drop,
     embedding,
     fused_head,
     layernorm,
     linear,
+    linear_recurrence,
     linear_transposed,
     normal,
     rmsnorm,
     rotary,
+    selective_scan,
     softmax_cross_entropy,
 )
 from threadpoolctl import threadpool_info
@@ -162,6 +165,9 @@ LARGE = [
     rotary(3, 70, 4, 16),
     accumulate(133, 514),
     attention(3, 130, 4, 2, 16),
+    convolution(3, 70, 276, 4),
+    selective_scan(3, 70, 276, 5, 2),
+    *(linear_recurrence(*size) for size in ((5, 40, 70), (3, 24, 257), (2, 9, 33))),
     softmax_cross_entropy("133x514", normal(133, 514)),
 ]
 
@@ -198,6 +204,10 @@ MODELS = {
     "byte-transformer": preset("byte-transformer", dict(n_layer=2, n_embd=128, n_hidden=256, block_size=256))[0],
     "grouped-queries": ModelConfig(
         n_layer=1, n_embd=192, n_head=6, n_kv_head=2, block_size=130, head="linear", vocab_size=300
+    ),
+    "mamba": preset("mamba", dict(n_layer=2, n_embd=150, block_size=40))[0],
+    "recurrence": ModelConfig(
+        pattern="S", positions="none", feed_forward="none", n_layer=2, n_embd=65, recurrence_size=130, block_size=40
     ),
 }
 

@@ -1,5 +1,6 @@
-"""Whole models: sizes, logits and losses against a plain model, causality, no stale memory, decoding, allocation."""
+"""Whole models: sizes, logits and losses beside a plain model, causality, memory, dropout, chunks of rows."""
 
+import re
 import tracemalloc
 
 import numpy as np
@@ -8,7 +9,6 @@ from configs import config_of
 from plain_model import cross_entropy, plain_logits, plain_loss, shapes
 
 from slm_np.errors import UserError
-from slm_np.inference.decoder import Decoder
 from slm_np.nn import feed_forward, head
 from slm_np.nn.gradient_check import TOLERANCE, model_error, shrunk
 from slm_np.nn.model import Model, parameter_count
@@ -52,9 +52,8 @@ both_types = pytest.mark.parametrize(
 def made(config, dtype=np.float32, seed=0, noise=0.3):
     """A model whose biases are not zero and whose norms are not one."""
     model = Model(config, seed, dtype=dtype)
-    model.parameters.weights += (
-        noise * np.random.default_rng(seed).standard_normal(model.parameters.weights.size)
-    ).astype(dtype)
+    size = model.parameters.weights.size
+    model.parameters.weights += (noise * np.random.default_rng(seed).standard_normal(size)).astype(dtype)
     return model
 
 
@@ -162,7 +161,7 @@ def test_a_token_changes_no_earlier_logits_in_a_long_window():
 @every_model
 @pytest.mark.parametrize("dropped", [False, True], ids=["", "dropout"])
 def test_nothing_stale_is_read_from_the_arena(name, dropped):
-    """Two runs, the arena being full of NaN before one and of zeros before the other: the same bits."""
+    """The bits are the same whether the arena holds NaN before or zeros."""
     config = config_of(**{**MODELS[name].__dict__, "dropout": 0.2 if dropped else 0.0})
     model, tokens, targets = made(config), random_tokens(config, 2, T), random_tokens(config, 2, T, seed=1)
     found = []
@@ -199,8 +198,9 @@ def test_micro_batches_add_up_to_the_whole_batch(name):
 
 @every_model
 def test_windows_shorter_than_the_context_add_up_too(name):
-    model, short = made(MODELS[name], np.float64), MODELS[name].block_size - 2
-    tokens, targets = random_tokens(MODELS[name], 3, short), random_tokens(MODELS[name], 3, short, seed=1)
+    config = MODELS[name]
+    model, steps = made(config, np.float64), config.block_size - 2
+    tokens, targets = random_tokens(config, 3, steps), random_tokens(config, 3, steps, seed=1)
     model.loss_and_gradient(tokens, targets)
     whole = model.parameters.gradients.copy()
     model.parameters.gradients.fill(0)
@@ -219,9 +219,8 @@ def test_dropout_is_a_function_of_its_key():
 
     assert run((1, 2, 3)) == run((1, 2, 3))
     assert len({run(key) for key in (None, (1, 2, 3), (1, 2, 4), (1, 3, 3), (2, 2, 3))}) == 5
-    assert (
-        run(None)[0] == model.loss_and_gradient(tokens, targets) == pytest.approx(model.loss(tokens, targets), rel=1e-6)
-    )
+    assert run(None)[0] == model.loss_and_gradient(tokens, targets)
+    assert run(None)[0] == pytest.approx(model.loss(tokens, targets), rel=1e-6)
 
 
 def sizes_of(name):
@@ -255,112 +254,10 @@ def test_a_warm_training_step_allocates_almost_nothing(name):
     assert peak < 64 << 10
 
 
-# Decoding
-
-decoded = pytest.mark.parametrize(
-    "dtype, tolerance", [(np.float64, 1e-9), (np.float32, 1e-4)], ids=["float64", "float32"]
-)
-
-
-@decoded
-@every_model
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("prompt", [1, 4, T])
-def test_decoding_equals_the_full_text_at_each_position(name, dtype, tolerance, batch, prompt):
-    config = MODELS[name]
-    model, tokens = made(config, dtype), random_tokens(config, batch, T)
-    expected, decoder = model.logits(tokens), Decoder(model, batch)
-    for again in range(2):  # a new sequence forgets the one before
-        found = [decoder.read(tokens[:, :prompt]).copy()] + [
-            decoder.step(tokens[:, position]).copy() for position in range(prompt, T)
-        ]
-        for position, logits in enumerate(found, prompt - 1):
-            assert logits.shape == (batch, V) and logits.dtype == dtype
-            assert largest_error(logits, expected[:, position]) <= tolerance, position
-
-
-@every_model
-def test_decoding_may_start_with_a_step(name):
-    model = made(MODELS[name], np.float64)
-    tokens = random_tokens(MODELS[name], 2, T)
-    decoder, expected = Decoder(model, 2), model.logits(tokens)
-    for position in range(T):
-        assert largest_error(decoder.step(tokens[:, position]), expected[:, position]) <= 1e-9
-
-
-@every_model
-def test_a_long_prompt_is_truncated_or_read_whole(name):
-    """Without attention all of it counts: reading windows of T tokens leaves the same state as single steps."""
-    model = made(MODELS[name], np.float64)
-    tokens, one, other = random_tokens(MODELS[name], 2, 3 * T + 2), Decoder(model, 2), Decoder(model, 2)
-    logits = one.read(tokens).copy()
-    if not model.config.unlimited_context:
-        np.testing.assert_array_equal(logits, other.read(tokens[:, -T:]))
-        return
-    for position in range(tokens.shape[1]):
-        stepped = other.step(tokens[:, position])
-    assert largest_error(logits, stepped) <= 1e-9 and largest_error(one.states.memory, other.states.memory) <= 1e-9
-    assert largest_error(one.step(tokens[:, 0]), other.step(tokens[:, 0])) <= 1e-9
-
-
-@pytest.mark.parametrize(
-    "name", [name for name, config in MODELS.items() if config.positions in ("learned", "sinusoidal")]
-)
-@pytest.mark.parametrize("prompt", [1, T, 2 * T])
-def test_beyond_the_context_absolute_positions_read_the_last_tokens_again(name, prompt):
-    model = made(MODELS[name], np.float64)
-    tokens, decoder = random_tokens(MODELS[name], 2, 3 * T + 2), Decoder(model, 2)
-    logits = decoder.read(tokens[:, :prompt])
-    for position in range(prompt, tokens.shape[1]):
-        logits = decoder.step(tokens[:, position])
-        window = tokens[:, max(0, position + 1 - T) : position + 1]
-        assert largest_error(logits, model.logits(window)[:, -1]) <= 1e-9, position
-
-
-@pytest.mark.parametrize("positions", ["rotary", "none"])
-@pytest.mark.parametrize("prompt", [1, T, 2 * T])
-def test_beyond_the_context_one_layer_attends_to_the_last_tokens(positions, prompt):
-    """Scores depend on differences of angles only: with one layer, a window that starts at position 0 gives the same."""
-    config = config_of(
-        vocab_size=V,
-        block_size=T,
-        n_layer=1,
-        n_embd=12,
-        n_head=4,
-        n_kv_head=2,
-        head_dim=6,
-        n_hidden=10,
-        positions=positions,
-    )
-    model = made(config, np.float64)
-    tokens, decoder = random_tokens(config, 2, 4 * T + 2), Decoder(model, 2)
-    logits = decoder.read(tokens[:, :prompt])
-    for position in range(prompt, tokens.shape[1]):
-        logits = decoder.step(tokens[:, position])
-        assert largest_error(logits, model.logits(tokens[:, max(0, position + 1 - T) : position + 1])[:, -1]) <= 1e-9, (
-            position
-        )
-
-
-@pytest.mark.parametrize("name", ["stories", "slim", "grouped-queries", "no-positions"])
-def test_sliding_decoding_runs_on(name):
-    """Deeper layers remember what has left the window, so no window equals it; logits stay finite and change."""
-    model = made(MODELS[name])
-    tokens, decoder = random_tokens(MODELS[name], 1, 60 * T), Decoder(model)
-    decoder.read(tokens[:, :2])
-    logits = np.array([decoder.step(tokens[:, position])[0] for position in range(2, tokens.shape[1])])
-    assert np.isfinite(logits).all() and np.abs(logits).max() < 1e3
-    assert (np.abs(np.diff(logits, axis=0)).max(1) > 0).all() or (np.diff(tokens[0, 2:]) == 0).any()
-
-
-@pytest.mark.parametrize(
-    "tokens",
-    [np.zeros((1, 0)), np.zeros((2, 3)), np.zeros((3, 2))],
-    ids=["no-token", "two-sequences", "three-sequences"],
-)
-def test_a_prompt_of_the_wrong_shape_is_refused(tokens):
-    with pytest.raises(UserError, match="cannot start 1"):
-        Decoder(Model(MODELS["stories"])).read(tokens)
+def test_a_model_shows_its_memory_plan():
+    table = Model(config_of(n_layer=2, n_embd=16, block_size=8)).plan(3, 8).arena.table()
+    assert re.search(r"^layers\.\*\.attention\.qkv +2 x 24 x 48 +saved +[\d.]+ MiB$", table, re.M), table
+    assert table.splitlines()[-1].startswith("activations")
 
 
 # The feed-forward in chunks of rows
@@ -369,7 +266,7 @@ def test_a_prompt_of_the_wrong_shape_is_refused(tokens):
 @pytest.mark.parametrize(
     "settings", [dict(feed_forward="gelu", bias=True), dict(feed_forward="swiglu", norm="none")], ids=["gelu", "swiglu"]
 )
-def test_chunks_of_rows_change_nothing_but_rounding(settings, monkeypatch):
+def test_chunks_of_rows_change_rounding_only(settings, monkeypatch):
     config = config_of(**settings, vocab_size=11, block_size=9, n_layer=2, n_embd=12, n_head=2)
     tokens, targets = np.random.default_rng(0).integers(0, 11, (2, 3, 9)).astype(np.int32)
     found = []
@@ -383,8 +280,8 @@ def test_chunks_of_rows_change_nothing_but_rounding(settings, monkeypatch):
         np.testing.assert_allclose(gradients, found[0][1], rtol=1e-10, atol=1e-14)
 
 
-def test_gradcheck_of_chunks_with_dropout(monkeypatch):
-    """Backward redraws each chunk's mask, and no two chunks share one."""
+def test_the_gradient_in_chunks_of_rows_with_dropout(monkeypatch):
+    """Backward draws each chunk's mask again, and no two chunks share one."""
     monkeypatch.setattr(feed_forward, "ROWS", 5)
     config = config_of(feed_forward="gelu", dropout=0.3, vocab_size=11, block_size=9, n_layer=2, n_embd=12, n_head=2)
     assert max(model_error(config).values()) <= TOLERANCE

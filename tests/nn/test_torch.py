@@ -1,4 +1,4 @@
-"""The engine beside PyTorch, both in float32: the same loss, gradients and updates from the same weights."""
+"""The engine beside PyTorch, both in float32: the same losses, gradients and updates from the same weights."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from slm_np.training.optimizer import AdamW
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from torch_twin import Trainer, Twin  # noqa: E402
 
-torch.set_num_threads(1)  # at these sizes a second thread only waits
+torch.set_num_threads(1)  # at these sizes more threads gain nothing
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = dict(vocab_size=97, block_size=70, n_layer=2, n_head=4, n_embd=64, n_hidden=96)
@@ -40,12 +40,11 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def pair(name, seed=3, decay="matrices"):
-    """The model and its twin with the same weights."""
+    """A model whose biases are not zero, and its twin with the same weights."""
     config = config_of(**MODELS[name])
     model = Model(config, seed, decay)
-    model.parameters.weights += 0.02 * np.random.default_rng(seed).standard_normal(
-        model.parameters.weights.size, np.float32
-    )  # biases off zero
+    noise = np.random.default_rng(seed).standard_normal(model.parameters.weights.size, np.float32)
+    model.parameters.weights += 0.02 * noise
     return model, Twin(config).load(model.parameters.weight)
 
 
@@ -55,13 +54,13 @@ def batch(config, seed=0):
 
 @pytest.fixture(autouse=True)
 def needs_transformers(request):
-    """Of Mamba the twin is theirs."""
+    """The twin takes its Mamba layers from transformers."""
     if "M" in MODELS[request.node.callspec.params["name"]].get("pattern", "A"):
         pytest.importorskip("transformers", reason="transformers is not installed")
 
 
 @every_model
-def test_loss_logits_and_gradients(name):
+def test_loss_logits_and_gradients_equal_pytorchs(name):
     model, twin = pair(name)
     tokens, targets = batch(model.config)
     loss = twin.loss(torch.tensor(tokens).long(), torch.tensor(targets).long())
@@ -72,15 +71,15 @@ def test_loss_logits_and_gradients(name):
     assert gradients.keys() == model.parameters.gradient.keys()
     whole = np.sqrt(sum((g.astype(float) ** 2).sum() for g in gradients.values()))
     for key, gradient in gradients.items():
-        apart = np.linalg.norm((model.parameters.gradient[key] - gradient).astype(float))
-        assert apart <= 1e-4 * np.linalg.norm(gradient.astype(float)) + 1e-6 * whole, key
+        error = np.linalg.norm((model.parameters.gradient[key] - gradient).astype(float))
+        assert error <= 1e-4 * np.linalg.norm(gradient.astype(float)) + 1e-6 * whole, key
     logits = twin(torch.tensor(tokens).long()).detach().numpy()
     assert np.abs(model.logits(tokens) - logits).max() <= 1e-5 * max(1, np.abs(logits).max())
 
 
 @every_model
 @pytest.mark.parametrize("decay, grad_clip", [("matrices", 0.05), ("all", 0.0)], ids=["clipped", "all-decay"])
-def test_ten_updates(name, decay, grad_clip):
+def test_ten_updates_equal_pytorchs(name, decay, grad_clip):
     model, twin = pair(name, decay=decay)
     recipe = dict(learning_rate=3e-3, weight_decay=0.2, beta1=0.9, beta2=0.95, grad_clip=grad_clip)
     optimizer, trainer = AdamW(model.parameters, **recipe), Trainer(twin, decay=decay, **recipe)

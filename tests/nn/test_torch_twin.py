@@ -1,4 +1,4 @@
-"""The PyTorch twin, which the benchmarks compare with, beside the engine in float64: logits, gradients, updates."""
+"""The benchmarks' PyTorch twin beside the engine in float64: logits, gradients, updates, dropout, loading."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from slm_np.training.optimizer import AdamW
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from torch_twin import Trainer, Twin  # noqa: E402
 
-torch.set_num_threads(1)  # more threads only wait at these sizes
+torch.set_num_threads(1)  # at these sizes more threads gain nothing
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 V, T = 11, 5
@@ -36,7 +36,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def case(name, steps=T, decay="matrices"):
-    """The engine's model in float64 with random weights, their {name: array}, tokens, targets."""
+    """(model, {name: weight}, tokens, targets): the engine's model in float64 with random weights."""
     config, rng = ModelConfig(**MODELS[name]), np.random.default_rng(3)
     model = Model(config, decay=decay, dtype=np.float64)
     model.parameters.weights[:] = rng.standard_normal(model.parameters.weights.size) * 0.5

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import reference as ref
 
 from slm_np.nn.parameters import Parameters, Tensor
 from slm_np.training.optimizer import AdamW
@@ -26,10 +25,18 @@ def parameters(dtype, decay="matrices"):
     return found
 
 
+def plain_adamw(weight, gradient, m, v, step, rate, beta1, beta2, eps, decay):
+    """(weight, m, v) after update `step`, counted from 1, as in the docstring of AdamW."""
+    m = beta1 * m + (1 - beta1) * gradient
+    v = beta2 * v + (1 - beta2) * gradient**2
+    update = m / (1 - beta1**step) / (np.sqrt(v / (1 - beta2**step)) + eps)
+    return weight - rate * (update + decay * weight), m, v
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 2e-5)], ids=["float64", "float32"])
 @pytest.mark.parametrize("decay", ["matrices", "all"])
 @pytest.mark.parametrize("grad_clip", [0.0, 0.5, 1e6])
-def test_ten_updates_equal_the_reference(dtype, tolerance, decay, grad_clip):
+def test_ten_updates_follow_the_formula(dtype, tolerance, decay, grad_clip):
     p = parameters(dtype, decay)
     optimizer = AdamW(p, 0.1, weight_decay=0.3, beta1=0.8, beta2=0.9, eps=1e-6, grad_clip=grad_clip)
     weights = {name: w.astype(float) for name, w in p.weight.items()}
@@ -37,14 +44,25 @@ def test_ten_updates_equal_the_reference(dtype, tolerance, decay, grad_clip):
     rng = np.random.default_rng(2)
     for update in range(1, 11):
         p.gradients[:] = rng.standard_normal(p.gradients.size) * 10.0 ** rng.integers(-3, 2)
-        clipped, norm = ref.clip(p.gradient, grad_clip)
+        gradients = {name: gradient.astype(float) for name, gradient in p.gradient.items()}
+        norm = math.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
+        scale = min(1, grad_clip / (norm + 1e-6)) if grad_clip else 1
         rate = 0.1 / update
         assert optimizer.step(rate) == pytest.approx(norm, rel=1e-12)
         assert not p.gradients.any() and optimizer.updates == update
         for name in weights:
             weight_decay = 0.3 if decay == "all" or name in MATRICES else 0.0
-            weights[name], m[name], v[name] = ref.adamw(
-                weights[name], clipped[name], m[name], v[name], update, rate, 0.8, 0.9, 1e-6, weight_decay
+            weights[name], m[name], v[name] = plain_adamw(
+                weights[name],
+                scale * gradients[name],
+                m[name],
+                v[name],
+                update,
+                rate,
+                0.8,
+                0.9,
+                1e-6,
+                weight_decay,
             )
         state = optimizer.state()
         for name in weights:
