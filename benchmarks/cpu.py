@@ -1,11 +1,12 @@
-"""The CPU benchmark: training speed of the shapes, against PyTorch, another kernel set, or another checkout.
+"""Training speed on the CPU, beside PyTorch, the NumPy kernels, or another checkout of this project.
 
     python benchmarks/cpu.py [--shapes char,slim,...] [--dtype bf16] [--against torch|numpy|CHECKOUT] [--json FILE]
-    [--profile]
+    python benchmarks/cpu.py --profile
 
-It times the trainer's own step (batch, forward, backward, clip, AdamW). Each engine runs in a process of its own;
-blocks of steps alternate between them, so that a drift of the machine meets them all, and the median of all steps
-counts. Quote the ratios: absolute figures hold for one machine at one time.
+It times the trainer's own step: batch, forward, backward, clipping, AdamW. Each engine runs in a process of its own.
+Blocks of steps alternate between the engines, so that a drift of the machine affects them all, and the median of all
+steps counts. Quote the ratios: absolute figures hold for one machine at one time. `--profile` shows where a step's time
+goes instead.
 """
 
 import argparse
@@ -17,34 +18,33 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+import checkout  # noqa: F401
+from measure import median_seconds, peak_rss_mb, write_json
+from shapes import SHAPES, matmuls, names_of, operations, shape
+from step_profile import profile
 
-from measure import write_json  # noqa: E402
-from shapes import SHAPES, names_of, operations, shape  # noqa: E402
-from step_profile import profile  # noqa: E402
+from slm_np.errors import UserError, command
 
-from slm_np.errors import UserError, exit_with_sentence  # noqa: E402
-
-SLOW = 10.0  # seconds of warm-up after which one step is enough
-# PyTorch computes in float32 or under autocast to bfloat16, eager or compiled: name: (compiled, bfloat16). "stepwise"
-# runs the whole linear recurrence in its time loop, the others only A h.
+SCRIPT = Path(__file__).resolve()
+SLOW = 10.0  # seconds of warmup after which one step is enough
+HEAD_BYTES = 64 << 20  # of the logits that NumPy computes at once
+# PyTorch computes in float32 or under autocast to bfloat16, eager or compiled. {name: (compiled, bfloat16)}
 TORCH = {
     "eager": (False, False),
     "compiled": (True, False),
     "eager-bf16": (False, True),
     "compiled-bf16": (True, True),
-    "stepwise": (False, False),
 }
+ENGINES = ("slm_np", "numpy", "matmuls", *TORCH)
 
 
 class Engine:
-    """A training step in a process of its own: `block(n)` returns the seconds of each of n steps.
+    """A training step in a process of its own.
 
-    script: the benchmark that serves it, of this checkout or of another one.
+    name: one of ENGINES.   script: the benchmark that serves it, of this checkout or of another one.
     """
 
-    def __init__(self, name, shape_name, dtype, threads, script=HERE / "cpu.py"):
+    def __init__(self, name, shape_name, dtype, threads, script=SCRIPT):
         flags = {"--engine": name, "--shapes": shape_name, "--dtype": dtype, "--threads": str(threads)}
         self.process = subprocess.Popen(
             [sys.executable, str(script), *(word for pair in flags.items() for word in pair)],
@@ -67,10 +67,11 @@ class Engine:
         return self.answer()
 
     def block(self, n):
+        """The seconds of each of n steps."""
         return self.ask("block", n)
 
     def close(self):
-        """Peak memory in MB; the process ends."""
+        """Ends the process. Returns its peak memory in MB."""
         peak = self.ask("end")
         self.process.wait()
         return peak
@@ -79,30 +80,36 @@ class Engine:
 def serve(name, shape_name, dtype, threads):
     """Inside an engine's process: build, warm up, then answer requests."""
     answers, sys.stdout = sys.stdout, sys.stderr
-    step = (
-        trainer_of(shape_name, threads, dtype, "numpy" if name == "numpy" else "numba").step
-        if name in ("slm_np", "numpy")
-        else torch_step(shape_name, threads, *TORCH[name], name == "stepwise")
-    )
-    begun = time.perf_counter()
+
+    def answer(value):
+        print(json.dumps(value), file=answers, flush=True)
+
+    if name == "matmuls":
+        return answer(numpy_matmul_rate(shape_name, threads))
+    step = step_of(name, shape_name, dtype, threads)
+    started = time.perf_counter()
     for _ in range(3):
         step()
-        if time.perf_counter() - begun > SLOW:
+        if time.perf_counter() - started > SLOW:
             break
-    print(json.dumps("ready"), file=answers, flush=True)
+    answer("ready")
     for line in sys.stdin:
         request = json.loads(line)
         if request[0] == "end":
-            from measure import peak_rss_mb
-
-            print(json.dumps(peak_rss_mb()), file=answers, flush=True)
-            return
+            return answer(peak_rss_mb())
         times = []
         for _ in range(request[1]):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             step()
-            times.append(time.perf_counter() - begun)
-        print(json.dumps(times), file=answers, flush=True)
+            times.append(time.perf_counter() - started)
+        answer(times)
+
+
+def step_of(name, shape_name, dtype, threads):
+    """An engine's training step, as a function without arguments."""
+    if name in TORCH:
+        return torch_step(shape_name, threads, *TORCH[name])
+    return trainer_of(shape_name, threads, dtype, "numpy" if name == "numpy" else "numba").step
 
 
 def corpus_of(config):
@@ -116,7 +123,7 @@ def corpus_of(config):
 
 
 def trainer_of(shape_name, threads, dtype="fp32", kernels="numba"):
-    """The trainer whose step is timed."""
+    """The trainer of a shape."""
     from slm_np.config import TrainConfig
     from slm_np.formats.run_config import RunConfig
     from slm_np.ops.device import CPU
@@ -129,96 +136,89 @@ def trainer_of(shape_name, threads, dtype="fp32", kernels="numba"):
     return Trainer(RunConfig(config, train), corpus_of(config))
 
 
-def torch_step(shape_name, threads, compiled, bfloat16, stepwise=False):
+def torch_step(shape_name, threads, compiled, bfloat16):
+    """The same step of the PyTorch twin, on the same batches."""
     import numpy as np
     import torch
-    from torch_twin import Recurrence, Trainer, Twin
+    from torch_twin import Trainer, Twin
 
     from slm_np.data.batches import random_batch
 
     config, batch = shape(shape_name)
     torch.set_num_threads(threads or torch.get_num_threads())
     torch.manual_seed(0)
-    Recurrence.stepwise = stepwise
-    trainer, corpus = Trainer(Twin(config), learning_rate=1e-4, compiled=compiled, bfloat16=bfloat16), corpus_of(config)
+    trainer = Trainer(Twin(config), learning_rate=1e-4, compiled=compiled, bfloat16=bfloat16)
+    corpus, updates = corpus_of(config), 0
     x, y = (np.zeros((batch, config.block_size), np.int32) for _ in range(2))
-    state = [0]
 
     def step():
-        random_batch(x, y, corpus.train, 0, 0, state[0])
-        state[0] += 1
+        nonlocal updates
+        random_batch(x, y, corpus.train, 0, 0, updates)
+        updates += 1
         return trainer.train_step(x.astype(np.int64), y.astype(np.int64))
 
     return step
 
 
-def numpy_matmul_rate(shape_name, threads):
-    """Operations per second that NumPy's matmuls reach on the step's own shapes, in a process where BLAS has its own
-    threads.
+def numpy_matmul_rate(shape_name, threads, seconds=0.3):
+    """Operations per second that NumPy reaches on the matmuls of a step, each timed alone.
+
+    It needs a process of its own, in which the BLAS has all threads.   seconds: per matmul
     """
-    code = f"""
-import sys; sys.path[:0] = {[str(HERE), str(HERE.parent)]!r}
-import numpy as np
-from threadpoolctl import threadpool_limits
-from measure import median_seconds
-from shapes import products, shape
-threadpool_limits({threads or None})
-seconds = operations = 0
-for m, k, n, count in products(*shape({shape_name!r})):
-    rows = min(m, max(512, (64 << 20) // (4 * n)))  # as many rows of a large product as are computed at once
-    x, w, y = np.ones((rows, k), 'f'), np.ones((k, n), 'f'), np.ones((rows, n), 'f')
-    dx, dw = np.empty_like(x), np.empty_like(w)
-    for f in (lambda: np.matmul(x, w, out=y), lambda: np.matmul(y, w.T, out=dx), lambda: np.matmul(x.T, y, out=dw)):
-        seconds += count * m / rows * median_seconds(f, 0.3)
-        operations += 2 * m * k * n * count
-print(operations / seconds)
-"""
-    return float(
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
-        ).stdout
-    )
+    import numpy as np
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(threads or None)
+    total = work = 0
+    for m, k, n, count in matmuls(*shape(shape_name)):
+        rows = min(m, max(512, HEAD_BYTES // (4 * n)))  # of a large matmul as many rows as the head computes at once
+        x, w, y = np.ones((rows, k), np.float32), np.ones((k, n), np.float32), np.ones((rows, n), np.float32)
+        dx, dw = np.empty_like(x), np.empty_like(w)
+        for a, b, out in ((x, w, y), (y, w.T, dx), (x.T, y, dw)):
+            total += count * m / rows * median_seconds(lambda: np.matmul(a, b, out=out), seconds)
+            work += 2 * m * k * n * count
+    return work / total
 
 
 def engines_of(shape_name, dtype, against, threads):
-    """{name: Engine}: ours, and the ones that it runs against."""
+    """{name: Engine}: slm_np, and its peers."""
     config, _ = shape(shape_name)
-    found = {"slm_np": Engine("slm_np", shape_name, dtype, threads)}
+    engines = {"slm_np": Engine("slm_np", shape_name, dtype, threads)}
     if against == "torch":
-        time_loop = set(config.letters) != {"A"}  # a compiler would unroll thousands of steps, for minutes
+        time_loop = set(config.letters) != {"A"}  # a compiler would unroll all of its steps, which takes minutes
         for name, (compiled, bfloat16) in TORCH.items():
-            wanted = (dtype == "bf16" or not bfloat16) and not (compiled and time_loop)
-            if wanted and (name != "stepwise" or "S" in config.letters):
-                found[name] = Engine(name, shape_name, dtype, threads)
+            if (dtype == "bf16" or not bfloat16) and not (compiled and time_loop):
+                engines[name] = Engine(name, shape_name, dtype, threads)
     elif against == "numpy":
-        found["numpy"] = Engine("numpy", shape_name, "fp32", threads)
+        engines["numpy"] = Engine("numpy", shape_name, "fp32", threads)
     elif against:
-        found["checkout"] = Engine("slm_np", shape_name, dtype, threads, Path(against) / "benchmarks" / "cpu.py")
-    return found
+        engines["checkout"] = Engine("slm_np", shape_name, dtype, threads, Path(against) / "benchmarks" / "cpu.py")
+    return engines
 
 
 def compare(shape_name, dtype, against, threads, rounds, seconds):
-    """One shape, engines side by side. Returns the row for the table and the JSON file.
+    """One shape, all engines side by side. Returns the row for the table and the JSON file.
 
-    ratio: the fastest peer's time per step over ours, the median over rounds of the ratio of each round's medians.
+    ratio: how many times as long a step of the fastest peer takes, the median over all rounds of the ratio of the
+    medians of a round.
     """
     config, batch = shape(shape_name)
     tokens = batch * config.block_size
     engines = engines_of(shape_name, dtype, against, threads)
     sizes = {name: max(1, round(seconds / engine.block(1)[0])) for name, engine in engines.items()}
-    times = {name: [] for name in engines}
+    blocks = {name: [] for name in engines}
     for _ in range(rounds):
         for name, engine in engines.items():
-            times[name].append(engine.block(sizes[name]))
+            blocks[name].append(engine.block(sizes[name]))
     peaks = {name: engine.close() for name, engine in engines.items()}
-    step = {name: statistics.median(sum(blocks, [])) for name, blocks in times.items()}
+    step = {name: statistics.median(sum(times, [])) for name, times in blocks.items()}
     row = dict(
         shape=shape_name,
         dtype=dtype,
         tokens_per_s=tokens / step["slm_np"],
         step_ms=1e3 * step["slm_np"],
         gflops=1e-9 * operations(config, batch) / step["slm_np"],
-        gemm_gflops=1e-9 * numpy_matmul_rate(shape_name, threads),
+        gemm_gflops=1e-9 * Engine("matmuls", shape_name, dtype, threads).ready,
         peak_rss_mb=peaks["slm_np"],
         peer=None,
         peer_tokens_per_s=None,
@@ -228,12 +228,12 @@ def compare(shape_name, dtype, against, threads, rounds, seconds):
     peers = [name for name in engines if name != "slm_np"]
     if peers:
         best = min(peers, key=step.get)
-        rounds = zip(times[best], times["slm_np"])
+        pairs = zip(blocks[best], blocks["slm_np"])
         row.update(
             peer=best,
             peer_tokens_per_s=tokens / step[best],
             peer_peak_rss_mb=peaks[best],
-            ratio=statistics.median(statistics.median(theirs) / statistics.median(ours) for theirs, ours in rounds),
+            ratio=statistics.median(statistics.median(theirs) / statistics.median(ours) for theirs, ours in pairs),
             peers={name: tokens / step[name] for name in peers},
         )
     return row
@@ -257,37 +257,45 @@ def line_of(row):
     return line
 
 
-@exit_with_sentence
+def check_peer(against):
+    """Raise UserError if `--against` names nothing that can run beside slm_np."""
+    if against == "torch" and not importlib.util.find_spec("torch"):
+        raise UserError("--against torch needs PyTorch, which is not installed; install the package torch")
+    if against not in (None, "torch", "numpy") and not (Path(against) / "benchmarks" / "cpu.py").is_file():
+        raise UserError(
+            f"--against {against} is not a checkout of this project; give torch, numpy or the folder of a checkout"
+        )
+
+
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Training speed on this CPU.")
-    parser.add_argument("--shapes", default=",".join(SHAPES), help="which, separated by commas (default: %(default)s)")
+    parser.add_argument(
+        "--shapes", default=",".join(SHAPES), help="shapes to run, separated by commas (default: %(default)s)"
+    )
     parser.add_argument(
         "--dtype",
         default="fp32",
         choices=("fp32", "bf16"),
-        help="ours; with bf16 the fastest of PyTorch's float32 and bfloat16 counts",
+        help="precision of slm_np; PyTorch runs in float32 and, with bf16, in bfloat16 too, and the fastest counts",
     )
     parser.add_argument(
         "--against",
         metavar="torch|numpy|CHECKOUT",
-        help="run beside it PyTorch's twin (eager and compiled), the NumPy kernels, or another checkout of this project",
+        help="what to run beside it: the PyTorch twin (eager and compiled), the NumPy kernels, or the folder of "
+        "another checkout of this project",
     )
-    parser.add_argument("--threads", type=int, default=0, help="0 means one per core")
-    parser.add_argument("--rounds", type=int, default=6, help="blocks of steps per engine")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a block")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there")
-    parser.add_argument("--profile", action="store_true", help="say where the step's time goes instead")
-    parser.add_argument("--engine", choices=("slm_np", "numpy", *TORCH), help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=0, help="threads of each engine; 0 means one per core")
+    parser.add_argument("--rounds", type=int, default=6, help="blocks of steps per engine (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a block (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the rows to FILE")
+    parser.add_argument("--profile", action="store_true", help="show where a step's time goes instead")
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     names = names_of(args.shapes)
-    if args.against == "torch" and not importlib.util.find_spec("torch"):
-        raise UserError(
-            "--against torch needs PyTorch, which is not installed; install the package torch, or leave --against out"
-        )
-    elif args.against not in (None, "torch", "numpy") and not (Path(args.against) / "benchmarks" / "cpu.py").is_file():
-        raise UserError(f"--against {args.against} is not a checkout of this project; name its folder, torch or numpy")
     if args.engine:
         return serve(args.engine, names[0], args.dtype, args.threads)
+    check_peer(args.against)
     rows = []
     for name in names:
         if args.profile:

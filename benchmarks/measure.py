@@ -1,4 +1,4 @@
-"""Timing side by side, and the machine's ceilings that results are held against."""
+"""Timing side by side, and the machine's peak rates that results are compared with."""
 
 import contextlib
 import json
@@ -7,17 +7,21 @@ import sys
 import time
 from pathlib import Path
 
+import checkout  # noqa: F401
+
+from slm_np.errors import UserError
+
 
 def clock(function, count=1):
     """Seconds per call, the mean of `count` calls."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(count):
         function()
-    return (time.perf_counter() - begun) / count
+    return (time.perf_counter() - started) / count
 
 
 def median_seconds(function, seconds=0.5, least=5):
-    """Median time of function() in seconds, after one warm-up call."""
+    """The median time of a call in seconds, after one warmup call: of `least` calls, or as many as `seconds` take."""
     function()
     times = []
     while len(times) < least or (sum(times) < seconds and len(times) < 1000):
@@ -25,17 +29,19 @@ def median_seconds(function, seconds=0.5, least=5):
     return statistics.median(times)
 
 
-def alternate(functions, rounds=7, seconds=0.15, settings={}):
-    """{name: median seconds} of several functions, run in turns so that a drift of the machine meets them all.
+def alternate(functions, rounds=7, seconds=0.15, contexts={}):
+    """{name: median seconds} of several functions, which take turns so that a drift of the machine affects them all.
 
-    settings: {name: function () -> context manager} in which that function's turns run; entering it is not timed.
+    contexts: {name: function that makes a context manager}, entered untimed around each turn of that function
     """
     counts, times = {}, {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
-            with settings.get(name, contextlib.nullcontext)():
-                if turn == 0 or counts[name] > 1:  # a long call does by itself what the untimed one is for:
-                    function()  # it wakes this function's threads and fills the caches while those of the one before go to sleep
+            with contexts.get(name, contextlib.nullcontext)():
+                # An untimed call wakes this function's threads and fills the caches, while the threads of the function
+                # before go to sleep. One long call does so by itself.
+                if turn == 0 or counts[name] > 1:
+                    function()
                 if turn == 0:
                     counts[name] = max(1, int(seconds / max(1e-9, clock(function))))
                 else:
@@ -44,7 +50,7 @@ def alternate(functions, rounds=7, seconds=0.15, settings={}):
 
 
 def large_copy():
-    """(function, bytes it moves): a copy of 128 MiB by all threads, bytes read and bytes written both counted."""
+    """(function, bytes that it moves): a copy of 128 MiB on all threads. Bytes read and bytes written both count."""
     import numpy as np
     from numba import prange
 
@@ -59,18 +65,17 @@ def large_copy():
     return lambda: copy(out, x), 2 * x.nbytes
 
 
-def square_product(size, dtype="fp32"):
-    """(function, operations): a square product on the project's own pool of threads, of float32 or, for dtype bf16, of bfloat16 operands."""
+def square_matmul(size, dtype="fp32"):
+    """(function, operations): a square matmul on all threads. dtype of its inputs: fp32, or bf16 for bfloat16."""
     import numpy as np
 
     from slm_np import ops
+    from slm_np.ops.device import CPU
 
     x, w, out = (np.ones((size, size), np.float32) for _ in range(3))
     if dtype == "bf16":
-        from slm_np.ops.device import CPU
-
-        kernels, w = CPU.kernels, CPU.kernels.cast_copy(w)
-        kernels.update_cast_copy(w)
+        w = CPU.kernels.cast_copy(w)
+        CPU.kernels.update_cast_copy(w)
         x = np.full((size, size), 0x3F80, np.uint16)  # ones
     return lambda: ops.linear_forward(out, x, w, None, None), 2 * size**3
 
@@ -81,14 +86,14 @@ def bandwidth():
     return moved / median_seconds(copy)
 
 
-def product_rate(size=2048, dtype="fp32"):
-    """Operations per second of `square_product`."""
-    product, operations = square_product(size, dtype)
-    return operations / median_seconds(product)
+def matmul_rate(size=2048, dtype="fp32"):
+    """Operations per second of `square_matmul`."""
+    matmul, operations = square_matmul(size, dtype)
+    return operations / median_seconds(matmul)
 
 
 def peak_rss_mb():
-    """Largest resident memory of this process so far, in MB (10^6 bytes)."""
+    """The largest resident memory of this process so far, in MB (10^6 bytes)."""
     if sys.platform == "win32":
         return _windows_peak() / 1e6
     import resource
@@ -98,22 +103,23 @@ def peak_rss_mb():
 
 
 def _windows_peak():
-    """Largest working set of this process in bytes: Windows has no `resource` module."""
+    """The largest working set of this process in bytes. Windows has no `resource` module."""
     import ctypes
+
+    sizes = (
+        "peak_working_set",
+        "working_set",
+        "peak_paged",
+        "paged",
+        "peak_nonpaged",
+        "nonpaged",
+        "pagefile",
+        "peak_pagefile",
+    )
 
     class Counters(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ulong), ("page_faults", ctypes.c_ulong)] + [
-            (name, ctypes.c_size_t)
-            for name in (
-                "peak_working_set",
-                "working_set",
-                "peak_paged",
-                "paged",
-                "peak_nonpaged",
-                "nonpaged",
-                "pagefile",
-                "peak_pagefile",
-            )
+            (name, ctypes.c_size_t) for name in sizes
         ]
 
     system, counters = ctypes.WinDLL("kernel32", use_last_error=True), Counters(length=ctypes.sizeof(Counters))
@@ -125,10 +131,8 @@ def _windows_peak():
 
 
 def write_json(path, rows):
-    """Write the rows to a file. UserError if it cannot be written."""
-    from slm_np.errors import UserError
-
+    """Write rows to the file of --json. UserError if that fails."""
     try:
         Path(path).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--json {path} cannot be written ({error.strerror}); choose another file") from None
+        raise UserError(f"cannot write --json {path}: {error.strerror.lower()}; choose another file") from None

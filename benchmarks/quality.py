@@ -1,29 +1,36 @@
-"""State-space models and transformers of 2.4M parameters on equal terms: the same bytes, the same time, and how well each predicts the text it has not seen.
+"""Models of 2.4M parameters on equal terms: the same bytes for the same time, and how well each predicts unseen text.
 
-    python benchmarks/quality.py --data tinyshakespeare.txt [--max-time 10m] [--rates 1e-3,2e-3,4e-3] [--json FILE] [--plot FILE]
+    python benchmarks/quality.py --data tinyshakespeare.txt [--max-time 10m] [--rates 1e-3,2e-3,4e-3]
+        [--json FILE] [--plot FILE]
 
-Every model reads 4,096 bytes a batch under one schedule and optimiser; where A is a matrix its spectral norm is held at 1. It runs whole at every learning
-rate, and its best run counts: short runs would choose rates that are too high for long ones. Prints a table of the lowest validation bits per byte and draws how they
-fell. The model "cut" is `byte-ssm` with the gradient's flow from H_t to H_(t-1) left out, so that a step learns from its own loss alone. Runs
-stand in the file one after another; those that it already holds are not repeated.
+Every model reads 4,096 bytes a batch under one schedule and one optimizer. The spectral norm of a linear recurrence's A
+is held at 1. Each model is trained in full at each learning rate and its best run counts, since short trials favor
+rates that are too high for long runs. Prints a table of the lowest validation bits per byte, and draws them over time.
+"byte-ssm, truncated" is `byte-ssm` with backpropagation truncated to one step: no gradient flows from H_t to H_(t-1).
+Runs that --json already holds are not repeated.
 """
 
 import argparse
 import contextlib
 import itertools
 import json
+import math
 import statistics
-import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+import checkout  # noqa: F401
+from measure import write_json
 
-from measure import write_json  # noqa: E402
-
-from slm_np.errors import UserError, exit_with_sentence, near  # noqa: E402
-from slm_np.presets import LLAMA, MAMBA, PRESETS  # noqa: E402
+from slm_np import ops
+from slm_np.cli.launch import prepared
+from slm_np.config import ModelConfig, TrainConfig
+from slm_np.errors import UserError, command, near
+from slm_np.formats.run_config import RunConfig
+from slm_np.ops.device import CPU
+from slm_np.presets import LLAMA, MAMBA, PRESETS
+from slm_np.training.callbacks import Callback
+from slm_np.training.trainer import Trainer
 
 TOKENS = 4096  # in a batch
 RECURRENCE = dict(
@@ -37,15 +44,17 @@ RECURRENCE = dict(
     recurrence_size=512,
     block_size=256,
 )
+TRUNCATED = "byte-ssm, truncated"
 MODELS = {
     "byte-ssm": PRESETS["byte-ssm"]["model"],
-    "byte-ssm, cut": PRESETS["byte-ssm"]["model"],
+    TRUNCATED: PRESETS["byte-ssm"]["model"],
     "residual recurrence": RECURRENCE,
     "mamba": dict(MAMBA, n_layer=5, n_embd=264, block_size=256),
     "byte-transformer": PRESETS["byte-transformer"]["model"],
     "llama": dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=256, n_hidden=432, block_size=256),
 }
-COURSE = dict(
+FLAGS = {name.replace("byte-ssm, ", ""): name for name in MODELS}  # {value of --models: model}
+RECIPE = dict(
     warmup_iters=50,
     beta2=0.95,
     weight_decay=0.1,
@@ -57,36 +66,43 @@ COURSE = dict(
 
 
 @contextlib.contextmanager
-def one_step(cut):
-    """Within, gradients do not flow from one step of a linear recurrence to the one before it, if `cut`."""
-    from slm_np import ops
-
-    whole = ops.linear_recurrence_backward
+def truncated_to_one_step():
+    """Within, no gradient flows from one step of a linear recurrence to the one before it."""
+    full = ops.linear_recurrence_backward
 
     def backward(dstates, dweight, scratch, states, weight):
         width = states.shape[2]
         ops.linear_backward_weight(dweight, None, dstates[1:].reshape(-1, width), states[:-1].reshape(-1, width))
 
-    ops.linear_recurrence_backward = backward if cut else whole
+    ops.linear_recurrence_backward = backward
     try:
         yield
     finally:
-        ops.linear_recurrence_backward = whole
+        ops.linear_recurrence_backward = full
+
+
+class Evaluations(Callback):
+    """Collects a run's evaluations: [{minutes, tokens, train, bpb}], both losses in bits per byte."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_evaluation(self, trainer, row, improved):
+        self.rows.append(
+            dict(
+                minutes=row["time_s"] / 60,
+                tokens=row["step"] * TOKENS,
+                train=row["train_loss"] / math.log(2),
+                bpb=row["val_loss"] / math.log(2),
+            )
+        )
 
 
 def trained(name, data, rate, max_time, dtype, threads=0):
-    """What a run came to, its evaluations [{minutes, tokens, train, bpb}] among it; `diverged` if it did."""
-    import math
-
-    from slm_np.cli.launch import prepared
-    from slm_np.config import ModelConfig, TrainConfig
-    from slm_np.formats.run_config import RunConfig
-    from slm_np.training.callbacks import Callback
-    from slm_np.training.trainer import Trainer
-
+    """Train a model of MODELS at one learning rate. Returns its row of the JSON file."""
     model = ModelConfig(**MODELS[name])
     train = TrainConfig(
-        **COURSE,
+        **RECIPE,
         max_spectral_norm=1.0 if "S" in model.letters else 0.0,
         data=data,
         threads=threads,
@@ -97,30 +113,18 @@ def trained(name, data, rate, max_time, dtype, threads=0):
         dtype=dtype,
     )
     corpus, run = prepared(RunConfig(model, train))
-    trainer, rows, steps = Trainer(run, corpus), [], []
+    evaluations, seconds = Evaluations(), []
+    trainer = Trainer(run, corpus, [evaluations])
     step = trainer.step
 
-    def timed():
-        begun = time.perf_counter()
+    def timed_step():
+        started = time.perf_counter()
         result = step()
-        steps.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
         return result
 
-    trainer.step = timed
-
-    class Evaluations(Callback):
-        def on_evaluation(self, trainer, row, improved):
-            rows.append(
-                dict(
-                    minutes=row["time_s"] / 60,
-                    tokens=row["step"] * TOKENS,
-                    train=row["train_loss"] / math.log(2),
-                    bpb=row["val_loss"] / math.log(2),
-                )
-            )
-
-    trainer.callbacks.append(Evaluations())
-    with one_step(name.endswith("cut")):
+    trainer.step = timed_step
+    with truncated_to_one_step() if name == TRUNCATED else contextlib.nullcontext():
         try:
             trainer.train()
         except UserError as error:
@@ -132,50 +136,47 @@ def trained(name, data, rate, max_time, dtype, threads=0):
         dtype=trainer.config.dtype,
         updates=trainer.updates,
         diverged=not trainer.finished(),
-        tokens_per_second=TOKENS / statistics.median(steps),
-        curve=rows,
-        best=min((row["bpb"] for row in rows), default=math.inf),
+        tokens_per_second=TOKENS / statistics.median(seconds),
+        curve=evaluations.rows,
+        best=min((row["bpb"] for row in evaluations.rows), default=math.inf),
     )
 
 
 def best_runs(runs):
-    """The best run of each model that did not diverge, the best model first."""
+    """The best run of each model among those that did not diverge, the best model first."""
     best = {}
     for run in sorted((run for run in runs if not run["diverged"]), key=lambda run: run["best"]):
         best.setdefault(run["model"], run)
     return list(best.values())
 
 
+def result(run):
+    return "diverges" if run["diverged"] else f"{run['best']:.3f}"
+
+
 def table(runs):
-    """The best runs as lines of Markdown, beside what their models came to at other rates."""
+    """Lines of Markdown: the best run of each model, and its results at other rates."""
     yield "| model | parameters | learning rate | bytes/s | bytes seen | bits per byte | at other rates |"
     yield "|---|---|---|---|---|---|---|"
-    for row in best_runs(runs):
-        others = sorted(
-            (run["rate"], "diverges" if run["diverged"] else f"{run['best']:.3f}")
-            for run in runs
-            if run["model"] == row["model"] and run is not row
-        )
+    for best in best_runs(runs):
+        others = [run for run in runs if run["model"] == best["model"] and run is not best]
+        others = [f"{run['rate']:g}: {result(run)}" for run in sorted(others, key=lambda run: run["rate"])]
         yield (
-            f"| {row['model']} | {row['parameters']:,} | {row['rate']:g} | {row['tokens_per_second']:,.0f} | {row['updates'] * TOKENS / 1e6:.1f}M | {row['best']:.3f} "
-            f"| {', '.join(f'{rate:g}: {came_to}' for rate, came_to in others)} |"
+            f"| {best['model']} | {best['parameters']:,} | {best['rate']:g} | {best['tokens_per_second']:,.0f} "
+            f"| {best['updates'] * TOKENS / 1e6:.1f}M | {best['best']:.3f} | {', '.join(others)} |"
         )
 
 
 def draw(runs, path):
-    """Bits per byte over minutes, a line for each model's best run."""
+    """Bits per byte over minutes, one line for each model's best run, as an image."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     rows = best_runs(runs)
     for row in reversed(rows):
-        axes.plot(
-            [at["minutes"] for at in row["curve"]],
-            [at["bpb"] for at in row["curve"]],
-            marker=".",
-            label=f"{row['model']}  {row['best']:.3f}",
-        )
+        minutes, bits = [at["minutes"] for at in row["curve"]], [at["bpb"] for at in row["curve"]]
+        axes.plot(minutes, bits, marker=".", label=f"{row['model']}  {row['best']:.3f}")
     axes.set(
         xlabel="minutes",
         ylabel="validation bits per byte",
@@ -187,47 +188,46 @@ def draw(runs, path):
     figure.savefig(path, dpi=120)
 
 
-@exit_with_sentence
+def models_of(text):
+    """Models named by --models. UserError if one is unknown."""
+    for name in text.split(","):
+        if name not in FLAGS:
+            raise UserError(f"--models {name!r} is unknown; {near(name, list(FLAGS))}")
+    return [FLAGS[name] for name in text.split(",")]
+
+
+def rates_of(text):
+    """The learning rates in "1e-3,2e-3". UserError if it is something else."""
+    try:
+        return [float(rate) for rate in text.split(",")]
+    except ValueError:
+        raise UserError(f"--rates {text!r} is not a list of numbers; write 1e-3,2e-3") from None
+
+
+@command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Models of one size on equal terms.")
     parser.add_argument("--data", required=True, help="tinyshakespeare.txt")
-    parser.add_argument("--max-time", default="10m", help="of each run")
+    parser.add_argument("--max-time", default="10m", help="length of each run (default: %(default)s)")
     parser.add_argument(
         "--rates",
         default="1e-3,2e-3,4e-3",
-        help="learning rates, of which each model's best counts (default: %(default)s)",
+        help="learning rates, separated by commas; the best counts (default: %(default)s)",
     )
-    parser.add_argument(
-        "--models",
-        default=",".join(MODELS).replace("byte-ssm, cut", "cut"),
-        help="which, separated by commas (default: %(default)s)",
-    )
-    parser.add_argument("--dtype", default="auto", help="precision: auto, fp32 or bf16")
-    parser.add_argument("--threads", type=int, default=0, help="0 means one per core")
-    parser.add_argument("--json", metavar="FILE", help="keep the runs there, and take from there what has been run")
-    parser.add_argument("--plot", metavar="FILE", help="draw them there")
+    parser.add_argument("--models", default=",".join(FLAGS), help="models, separated by commas (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="precision: auto, fp32 or bf16 (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="threads; 0 means one per core")
+    parser.add_argument("--json", metavar="FILE", help="keep the runs in FILE, and skip those that it holds")
+    parser.add_argument("--plot", metavar="FILE", help="draw the best runs into FILE")
     args = parser.parse_args(argv)
-    names = ["byte-ssm, cut" if name == "cut" else name for name in args.models.split(",")]
-    for name in names:
-        if name not in MODELS:
-            raise UserError(f"--models {name!r} is unknown; {near(name, list(MODELS))}")
-    try:
-        rates = [float(rate) for rate in args.rates.split(",")]
-    except ValueError:
-        raise UserError(
-            f"--rates {args.rates!r} is no list of numbers; separate them by commas, like 1e-3,2e-3"
-        ) from None
-    from slm_np.ops.device import CPU
-
+    names, rates = models_of(args.models), rates_of(args.rates)
     CPU.use_threads(args.threads)
     runs = json.loads(Path(args.json).read_text(encoding="utf-8")) if args.json and Path(args.json).exists() else []
     for name, rate in itertools.product(names, rates):
         if any((run["model"], run["rate"]) == (name, rate) for run in runs):
             continue
         runs.append(trained(name, args.data, rate, args.max_time, args.dtype, args.threads))
-        print(
-            f"{name} at {rate:g}: {'diverges' if runs[-1]['diverged'] else format(runs[-1]['best'], '.3f')}", flush=True
-        )
+        print(f"{name} at {rate:g}: {result(runs[-1])}", flush=True)
         if args.json:
             write_json(args.json, runs)
     print("\n".join(table(runs)))

@@ -1,4 +1,9 @@
-"""The shapes that the benchmarks run, and the products of one training step. Sizes: V vocabulary, L layers, H heads, D width, F hidden, T steps, B batch."""
+"""The shapes that the benchmarks run, and how many operations one of their training steps takes.
+
+Sizes: V vocabulary, L layers, H heads, D width, F hidden width, T steps, B batch, N = B T tokens.
+"""
+
+import checkout  # noqa: F401
 
 from slm_np.config import ModelConfig
 from slm_np.errors import UserError, near
@@ -13,9 +18,11 @@ SHAPES = {  # name: (settings of the model, B)
     "byte-ssm": (PRESETS["byte-ssm"]["model"], 16),
     "mamba": (PRESETS["mamba"]["model"], 8),
 }
-# Of the selective scan, for one state of one channel at one step: twice the vector instructions, as one of a product's is two operations. Forward
-# an exponential is 10 and what is around it 4; backward makes the states again and has 8 more.
-SCAN_FORWARD, SCAN_BACKWARD = 28, 44
+
+# What the selective scan costs for one state of one channel at one step, in operations of a matmul: its vector
+# instructions, doubled, since one multiply-add is two operations. Forward takes 10 for the exponential and 4 around it;
+# backward recomputes the states and takes 8 more.
+SCAN_FORWARD, SCAN_BACKWARD = 2 * (10 + 4), 2 * (10 + 4 + 8)
 
 
 def shape(name):
@@ -25,7 +32,7 @@ def shape(name):
 
 
 def names_of(text):
-    """The shapes named in `text`, separated by commas. UserError if one is unknown."""
+    """The names in `text`, separated by commas. UserError if one is no shape."""
     names = text.split(",")
     for name in names:
         if name not in SHAPES:
@@ -33,68 +40,58 @@ def names_of(text):
     return names
 
 
-def products(config, batch):
-    """[(m, k, n, how often)] of the forward products x W of one step, x (m, k), W (k, n); backward has dy W^T and x^T dy of each."""
-    n, d = batch * config.block_size, config.n_embd
+def matmuls(config, batch):
+    """[(m, k, n, count)] of the matmuls x W of one forward pass, x (m, k), W (k, n).
+
+    Backward has two more of the same size for each, dout W^T and x^T dout.
+    """
+    n, d, letters = batch * config.block_size, config.n_embd, config.letters
     heads, qkv = config.n_head * config.head_dim, (config.n_head + 2 * config.n_kv_head) * config.head_dim
-    found, channels, selected, states = (
-        [],
-        config.n_inner,
-        config.time_step_rank + 2 * config.ssm_state_size,
-        config.recurrence_size,
-    )
-    for letter in dict.fromkeys(config.letters):
-        count, last = config.letters.count(letter), int(config.head == "none" and letter == config.letters[-1])
-        ends = [
-            (size, k) for size, k in ((d, count - last), (config.vocab_size, last)) if k
-        ]  # the last mixer may give the logits
+    channels, rank, states = config.n_inner, config.time_step_rank, config.recurrence_size
+    found = []
+    for letter in dict.fromkeys(letters):
+        count = letters.count(letter)
+        logits = int(config.head == "none" and letter == letters[-1])  # the last mixer gives the logits
+        outputs = [(size, k) for size, k in ((d, count - logits), (config.vocab_size, logits)) if k]
         if letter == "A":
-            found += [(n, d, qkv, count), *((n, heads, size, k) for size, k in ends)]
+            found += [(n, d, qkv, count), *((n, heads, size, k) for size, k in outputs)]
         elif letter == "M":
             found += [
                 (n, d, 2 * channels, count),
-                (n, channels, selected, count),
-                (n, config.time_step_rank, channels, count),
-                *((n, channels, size, k) for size, k in ends),
+                (n, channels, rank + 2 * config.ssm_state_size, count),
+                (n, rank, channels, count),
+                *((n, channels, size, k) for size, k in outputs),
             ]
-        else:  # the walk through time is a product a step
+        else:  # the time loop has one matmul per step
             found += [
                 (n, d, states, count),
                 (batch, states, states, config.block_size * count),
-                *((n, k, size, times) for size, times in ends for k in (states, d)),
+                *((n, width, size, k) for size, k in outputs for width in (states, d)),
             ]
     if config.feed_forward != "none":
-        found += [
-            (n, d, config.n_hidden * (2 if config.feed_forward == "swiglu" else 1), config.n_layer),
-            (n, config.n_hidden, d, config.n_layer),
-        ]
+        gates = 2 if config.feed_forward == "swiglu" else 1
+        found += [(n, d, gates * config.n_hidden, config.n_layer), (n, config.n_hidden, d, config.n_layer)]
     if config.head == "mlp":
         return found + [(n, d, config.head_hidden, 1), (n, config.head_hidden, config.vocab_size, 1)]
     return found + [(n, d, config.vocab_size, 1)] * (config.head != "none")
 
 
 def attention_operations(config, batch):
-    """Operations of attention's products in one step, the upper triangle not counted: two forward, five backward (the scores are made again)."""
+    """Operations of attention's matmuls in one step, without the upper triangle.
+
+    Two matmuls forward and five backward, which recomputes the scores.
+    """
     pairs = batch * config.n_head * config.block_size * (config.block_size + 1) // 2
     return 7 * 2 * pairs * config.head_dim * config.letters.count("A")
 
 
 def scan_operations(config, batch):
-    """What the selective scan's instructions of one step would be as operations of a product."""
-    return (
-        (SCAN_FORWARD + SCAN_BACKWARD)
-        * batch
-        * config.block_size
-        * config.n_inner
-        * config.ssm_state_size
-        * config.letters.count("M")
-    )
+    """What the selective scans of one step cost, in operations of a matmul."""
+    states = batch * config.block_size * config.n_inner * config.ssm_state_size
+    return (SCAN_FORWARD + SCAN_BACKWARD) * states * config.letters.count("M")
 
 
 def operations(config, batch):
-    """Floating-point operations of all products of one training step, and what else takes as long."""
-    return (
-        sum(6 * m * k * n * count for m, k, n, count in products(config, batch))
-        + attention_operations(config, batch)
-        + scan_operations(config, batch)
-    )
+    """Floating-point operations of one training step: its matmuls, and its scans as if they were matmuls."""
+    linear = sum(6 * m * k * n * count for m, k, n, count in matmuls(config, batch))
+    return linear + attention_operations(config, batch) + scan_operations(config, batch)

@@ -1,7 +1,9 @@
-"""The trunk again in plain PyTorch: the benchmarks' opponent and the tests' witness. Same weights, same loss, gradients and updates.
+"""slm_np's model in plain PyTorch, for the benchmarks to compete with and the tests to compare with.
 
-A fair opponent: PyTorch's fused attention, norms, activations, loss and AdamW, its own (out, in) storage of linear weights, and
-`torch.compile` and bfloat16 autocast on request. Only `load`, `weights` and `gradients` speak slm_np's names and (in, out) shapes.
+From the same weights it computes the same logits, loss, gradients and updates. It is a fair competitor: PyTorch's fused
+attention, norms, activations, loss and AdamW, its own (out, in) storage of linear weights, and on request
+`torch.compile` and bfloat16 autocast. Only `load`, `weights` and `gradients` use slm_np's names and (in, out) shapes.
+Sizes: B batch, T steps, D width, V vocabulary.
 """
 
 import numpy as np
@@ -13,7 +15,7 @@ ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu-tanh": lambda x: F.gelu(x, 
 
 
 class Norm(nn.Module):
-    """Layer norm (its bias only if `config.bias`), RMS norm, or nothing at all."""
+    """Layer norm (with a bias only if `config.bias`), RMS norm, or the identity."""
 
     def __init__(self, config):
         super().__init__()
@@ -28,16 +30,12 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention of H query heads over Hkv key-value heads; `qkv` holds the queries' columns first, then keys', then values'."""
+    """Causal attention with grouped queries. The columns of `qkv` are queries | keys | values."""
 
     def __init__(self, config, columns):
         super().__init__()
-        self.heads, self.kv_heads, self.width, self.dropout = (
-            config.n_head,
-            config.n_kv_head,
-            config.head_dim,
-            config.dropout,
-        )
+        self.heads, self.kv_heads, self.width = config.n_head, config.n_kv_head, config.head_dim
+        self.dropout = config.dropout
         self.qkv = nn.Linear(config.n_embd, (self.heads + 2 * self.kv_heads) * self.width, bias=config.bias)
         self.output = nn.Linear(self.heads * self.width, columns, bias=config.bias)
 
@@ -46,7 +44,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, T, -1, self.width).transpose(1, 2)
         if rotation is None:
             q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
-        else:  # queries and keys turn together: half as many small operations
+        else:  # queries and keys are rotated together: half as many small operations
             qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 1)
             cos, sin = rotation
             a, b = qk.chunk(2, -1)
@@ -63,9 +61,7 @@ class Attention(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """h = B x + A h before, y = C silu(h) + D x: what no state is in is a product over all time, the rest a loop; `stepwise` puts all into the loop."""
-
-    stepwise = False
+    """h_t = B x_t + A h_(t-1),   y_t = C silu(h_t) + D x_t.   The time loop has A h alone."""
 
     def __init__(self, config, columns):
         super().__init__()
@@ -75,11 +71,6 @@ class Recurrence(nn.Module):
 
     def forward(self, x, rotation):
         states, h = [], None
-        if self.stepwise:
-            for step in x.unbind(1):
-                h = self.input(step) if h is None else self.input(step) + self.state(h)
-                states.append(self.output(F.silu(h)) + self.skip(step))
-            return torch.stack(states, 1)
         for step in self.input(x).unbind(1):
             h = step if h is None else step + self.state(h)
             states.append(h)
@@ -87,14 +78,14 @@ class Recurrence(nn.Module):
 
 
 class Mamba(nn.Module):
-    """transformers' mixer, which without its CUDA kernels is a loop over time."""
+    """The mixer of Hugging Face's transformers, which is a time loop unless its CUDA kernels are installed."""
 
     def __init__(self, config, columns):
         super().__init__()
         from transformers import MambaConfig
         from transformers.models.mamba.modeling_mamba import MambaMixer
 
-        theirs = MambaConfig(
+        mamba = MambaConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.n_embd,
             state_size=config.ssm_state_size,
@@ -104,8 +95,8 @@ class Mamba(nn.Module):
             use_bias=config.bias,
             time_step_rank=config.time_step_rank,
         )
-        theirs.intermediate_size = config.n_inner
-        self.mixer = MambaMixer(theirs, 0)
+        mamba.intermediate_size = config.n_inner
+        self.mixer = MambaMixer(mamba, 0)
         if columns != config.n_embd:
             self.mixer.out_proj = nn.Linear(config.n_inner, columns, bias=config.bias)
 
@@ -114,19 +105,10 @@ class Mamba(nn.Module):
 
 
 MIXERS = {"A": ("attention", Attention), "M": ("mamba", Mamba), "S": ("recurrence", Recurrence)}
-MAMBA_NAMES = {
-    "in_proj": "input",
-    "conv1d": "convolution",
-    "x_proj": "select",
-    "dt_proj": "step",
-    "out_proj": "output",
-    "A_log": "a_log",
-    "D": "skip",
-}
 
 
 class FeedForward(nn.Module):
-    """Two matrices with an activation between; for swiglu the first half of the inner columns gates the second."""
+    """Two matrices with an activation in between; for swiglu the hidden columns are gate | up."""
 
     def __init__(self, config):
         super().__init__()
@@ -145,7 +127,7 @@ class FeedForward(nn.Module):
 
 
 class Head(nn.Linear):
-    """x W^T, W (V, columns), never with a bias; the mlp head has a matrix and a silu before it."""
+    """x W^T, W (V, width), without a bias; the mlp head has a matrix and a SiLU before it."""
 
     def __init__(self, config):
         mlp = config.head == "mlp"
@@ -157,7 +139,7 @@ class Head(nn.Linear):
 
 
 class Layer(nn.Module):
-    """x + mixer(norm(x)), then x + feed_forward(norm(x)) where there is a feed-forward; without a residual nothing is added."""
+    """x + mixer(norm(x)), then x + feed_forward(norm(x)) if there is a feed-forward; without residuals, neither sum."""
 
     def __init__(self, config, layer):
         super().__init__()
@@ -171,17 +153,17 @@ class Layer(nn.Module):
             self.feed_forward_norm = Norm(config)
             self.feed_forward = FeedForward(config)
 
-    def joined(self, x, given):
-        given = F.dropout(given, self.dropout, self.training)
-        return x + given if self.residual else given
+    def add(self, x, branch):
+        branch = F.dropout(branch, self.dropout, self.training)
+        return x + branch if self.residual else branch
 
     def forward(self, x, rotation):
-        x = self.joined(x, getattr(self, self.name)(self.mixer_norm(x), rotation))
-        return x if self.feed_forward is None else self.joined(x, self.feed_forward(self.feed_forward_norm(x)))
+        x = self.add(x, getattr(self, self.name)(self.mixer_norm(x), rotation))
+        return x if self.feed_forward is None else self.add(x, self.feed_forward(self.feed_forward_norm(x)))
 
 
 class Twin(nn.Module):
-    """The model of a `slm_np.config.ModelConfig` in PyTorch. Its parameters carry slm_np's names; fresh weights are N(0, 0.02)."""
+    """The model of a ModelConfig. Initial weights are N(0, 0.02), biases 0."""
 
     def __init__(self, config, dtype=torch.float32):
         super().__init__()
@@ -236,52 +218,53 @@ class Twin(nn.Module):
         """Mean cross-entropy in nats over all B T `targets`."""
         return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten())
 
-    def _turned(self, name, tensor):
-        """`tensor` from PyTorch's shape to slm_np's or back: an nn.Linear's weight is transposed, save the head's last, (V, columns) in both; so are
-        the rates of Mamba, and its filters, (E, 1, K) there."""
+    def _reshaped(self, name, tensor):
+        """A tensor in slm_np's shape from PyTorch's, or the other way round.
+
+        Weights of nn.Linear are transposed, except for the head's last one, (V, width) in both; so is Mamba's A_log.
+        Mamba's convolution is (E, 1, K) in PyTorch and (K, E) in slm_np.
+        """
         if name.endswith("conv1d.weight"):
             return tensor[:, 0].T if tensor.ndim == 3 else tensor.T[:, None]
         return tensor.T if name in self.transposed or name.endswith("A_log") else tensor
 
     def tensors(self):
-        """(slm_np's name, name, parameter) of each."""
+        """(slm_np's name, PyTorch's name, parameter) of each."""
         for name, parameter in self.named_parameters():
-            ours = name
-            if ".mamba.mixer." in name:
-                before, after = name.split(".mamba.mixer.")
-                part, *rest = after.split(".")
-                ours = ".".join([before, "mamba", MAMBA_NAMES[part], *rest])
-            yield ours, name, parameter
+            yield name.replace(".mamba.mixer.", ".mamba."), name, parameter
 
     def weights(self):
-        """{name: array}: copies of the weights in slm_np's names and shapes."""
+        """{name: array}: copies of the weights, with slm_np's names and shapes."""
         return {
-            ours: np.array(self._turned(name, weight.detach()).numpy(), order="C")
+            ours: np.array(self._reshaped(name, weight.detach()).numpy(), order="C")
             for ours, name, weight in self.tensors()
         }
 
     def gradients(self):
-        """{name: array}: copies of the gradients that `loss(...).backward()` left, in slm_np's names and shapes."""
+        """{name: array}: copies of the gradients after `loss(...).backward()`, with slm_np's names and shapes."""
         return {
-            ours: np.array(self._turned(name, weight.grad).numpy(), order="C") for ours, name, weight in self.tensors()
+            ours: np.array(self._reshaped(name, weight.grad).numpy(), order="C")
+            for ours, name, weight in self.tensors()
         }
 
     def load(self, arrays):
-        """Take weights in slm_np's names and shapes; returns self. ValueError unless names and shapes are exactly this model's."""
-        shapes = {ours: tuple(self._turned(name, weight).shape) for ours, name, weight in self.tensors()}
+        """Copy weights with slm_np's names and shapes. Returns self. ValueError if names or shapes are others."""
+        shapes = {ours: tuple(self._reshaped(name, weight).shape) for ours, name, weight in self.tensors()}
         if wrong := shapes.items() ^ {name: np.shape(array) for name, array in arrays.items()}.items():
-            raise ValueError(f"these weights are on one side only, the twin's or the given: {sorted(wrong)}")
+            raise ValueError(f"these names and shapes are only in the twin or only in `arrays`: {sorted(wrong)}")
         with torch.no_grad():
             for ours, name, weight in self.tensors():
-                weight.copy_(self._turned(name, torch.tensor(np.asarray(arrays[ours]))))
+                weight.copy_(self._reshaped(name, torch.tensor(np.asarray(arrays[ours]))))
         return self
 
 
 class Trainer:
-    """One optimisation step at a time: fused AdamW on `twin` after clipping the norm of the whole gradient to `grad_clip` (0 is off).
+    """Updates of a Twin by fused AdamW, on the device of the twin.
 
-    `decay` "matrices" decays tensors with two axes, "all" every tensor. `compiled` sends the loss through `torch.compile` (needs a C++
-    compiler) in its `mode`, `bfloat16` computes it under autocast; weights and moments keep the twin's type. It runs where the twin is.
+    decay      which tensors weight decay applies to: "matrices" (those with two axes) or "all"
+    grad_clip  limit of the norm of the whole gradient; 0 is off
+    compiled   compute the loss with `torch.compile`, which needs a C++ compiler, in its `mode`
+    bfloat16   compute the loss under autocast; weights and moments keep the twin's type
     """
 
     def __init__(
@@ -312,8 +295,10 @@ class Trainer:
         )
 
     def train_step(self, tokens, targets):
-        """Loss (nats) of integer arrays or tensors `tokens`, `targets` (B, T) before the update that this makes: a float or, on a GPU, for which nobody
-        waits, a tensor."""
+        """One update. Returns the loss before it in nats: a float or, on a GPU, a tensor, so the host need not wait.
+
+        tokens, targets: arrays or tensors of integers (B, T)
+        """
         device = next(self.twin.parameters()).device
         tokens, targets = (torch.as_tensor(x).long().to(device, non_blocking=True) for x in (tokens, targets))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):

@@ -686,6 +686,7 @@ CASES = [
         )
     ),
     softmax_cross_entropy("9x130", normal(9, 130), masked=True),
+    softmax_cross_entropy("9x50257 scale 5", normal(9, 50257, scale=5.0)),
     adamw(1, 0),
     adamw(1000, 333),
     adamw(70000, 40000),

@@ -59,7 +59,7 @@ def test_sections_of_the_benchmark_on_tiny_shapes(gpu, benchmark, monkeypatch, c
     )
     monkeypatch.setattr(benchmark, "GENERATED", {"smallm": (1, 2), "mamba": (1,)})
     args = SimpleNamespace(quick=True, found={}, shapes="smallm", dtype="fp32")
-    assert [(row["shape"], row["texts"]) for row in benchmark.generation(args)] == [
+    assert [(row["shape"], row["sequences"]) for row in benchmark.generation(args)] == [
         ("smallm", 1),
         ("smallm", 2),
         ("mamba", 1),
@@ -115,11 +115,11 @@ def test_a_section_that_fails_or_hangs_or_dies_does_not_stop_the_benchmark(bench
     for name, args, seconds, said in (
         ("config_of", "mamba", 60, None),
         ("config_of", "no such", 60, "KeyError"),
-        ("config_of", "mamba", 0, "its 0 seconds are up"),
+        ("config_of", "mamba", 0, "not finished after 0 s"),
         ("main", ["--only", "no such"], 60, "ended with exit status 2"),
     ):
         monkeypatch.setattr(benchmark, "SECTIONS", {name: seconds})
-        found = benchmark.apart(name, args)
+        found = benchmark.in_own_process(name, args)
         assert found == benchmark.config_of("mamba") if said is None else said in found["error"]
 
 
@@ -130,9 +130,28 @@ def test_an_engine_that_does_not_answer_is_ended(benchmark, monkeypatch):
 
 def test_a_shape_that_cannot_generate_does_not_stop_the_benchmark(gpu, benchmark, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "GENERATED", {"mamba": (1, 2)})
-    monkeypatch.setattr(benchmark, "written", fails(MemoryError("too little")))
+    monkeypatch.setattr(benchmark, "generated", fails(MemoryError("too little")))
     args = SimpleNamespace(quick=True, found=dict(kernels=dict(error="it ended")))
     assert [row["error"] for row in benchmark.generation(args)] == ["MemoryError: too little"] * 2
+
+
+def test_kernels_are_tested_under_compute_sanitizer(benchmark, monkeypatch, capsys):
+    commands = {}
+
+    def checked(arguments, seconds, separate):
+        tool = arguments[arguments.index("--tool") + 1] if "--tool" in arguments else "pytest"
+        commands[tool] = {word.split("/tests/")[1] for word in arguments if "/tests/" in word}
+        return dict(
+            verdict="timed out", passed=3, failed=int(tool == "racecheck"), skipped=0, errors=[], seconds=1, last=""
+        )
+
+    monkeypatch.setattr(benchmark, "checked", checked)
+    monkeypatch.setattr(benchmark.shutil, "which", lambda *_, **__: "compute-sanitizer")
+    found = benchmark.tests(SimpleNamespace(quick=False))
+    assert commands["memcheck"] == commands["racecheck"] < commands["pytest"]
+    assert "kernels/test_gpu_attention.py" in commands["memcheck"] and "nn/test_gpu_model.py" in commands["pytest"]
+    assert [row["sound"] for row in found.values()] == [True, True, False]
+    assert "racecheck" in capsys.readouterr().out
 
 
 def test_results_of_pytest_are_counted_even_if_it_takes_too_long(benchmark):
@@ -141,7 +160,7 @@ def test_results_of_pytest_are_counted_even_if_it_takes_too_long(benchmark):
 
     lines = "print('tests/t.py::a PASSED [ 50%]', flush=True); print('tests/t.py::b FAILED [100%]', flush=True); "
     found = benchmark.checked(script(lines + "import time; time.sleep(60)"), 3)
-    assert found["verdict"] == "time is up" and (found["passed"], found["failed"]) == (1, 1) and found["seconds"] < 30
+    assert found["verdict"] == "timed out" and (found["passed"], found["failed"]) == (1, 1) and found["seconds"] < 30
     found = benchmark.checked(
         script(
             lines
@@ -160,7 +179,7 @@ def test_results_of_pytest_are_counted_even_if_it_takes_too_long(benchmark):
 def test_the_benchmark_says_what_is_missing(benchmark, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     for words, said in (
-        ([], "CuPy, which GPUs need, is not installed"),
+        ([], "GPUs need CuPy, which is not installed"),
         (["--only", "kernel"], "did you mean kernels"),
     ):
         with pytest.raises(SystemExit) as left:

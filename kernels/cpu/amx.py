@@ -17,7 +17,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
@@ -26,9 +25,10 @@ from numba.extending import intrinsic
 
 from .blas import element_pointer
 from .jit import CACHE, row
+from .processor import compiled_features
 
 ROWS, COLUMNS, PAIRS = 32, 32, 16  # of C, from two by two tiles; and the pairs of k that one instruction sums
-FEATURES = "amx-tile", "amx-bf16"
+NEEDED = "amx-tile", "amx-bf16"
 REFUSALS = {
     22: "its kernel is older than Linux 5.16",
     28: "the stack for signals of one of this process's threads is too small to save them",
@@ -154,21 +154,13 @@ def refusal():
         return f"AMX is used on Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
     for owner, has in (
         ("this processor", binding.get_host_cpu_features()),
-        ("NUMBA_CPU_FEATURES", generated_features()),
+        ("the chosen instruction set", compiled_features()),
     ):
-        missing = [feature for feature in FEATURES if not has.get(feature)]
+        missing = [feature for feature in NEEDED if not has.get(feature)]
         if missing:
             return f"{owner} has no {' and no '.join(missing)}"
     error = ask_permission()
     return f"this system lends no AMX tiles: {REFUSALS.get(error, os.strerror(error))}" if error else ""
-
-
-def generated_features():
-    """The features Numba generates code for, as a dict: the processor's, unless $NUMBA_CPU_FEATURES lists others."""
-    chosen = numba.config.CPU_FEATURES
-    if chosen is None:
-        return binding.get_host_cpu_features()
-    return {feature[1:]: feature[0] == "+" for feature in chosen.split(",") if feature}
 
 
 def ask_permission():

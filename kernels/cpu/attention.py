@@ -1,223 +1,239 @@
-"""Causal grouped-query attention, a block of queries at a time: scores live in a worker's scratch and are never kept.
+"""Causal grouped-query attention, a block of queries at a time: scores exist in a worker's scratch only.
 
-For a block of queries the scores against all keys up to the block's end fit the second-level cache, so softmax needs no second
-pass over blocks of keys; tiles of keys past a tile of queries are not touched. Backward makes the probabilities again from the scores and `lse`.
+The scores of a block against all keys up to its end fit the second-level cache, so softmax needs no second pass over blocks of keys.
+Tiles above the diagonal are skipped. Backward recomputes the probabilities from the scores and `lse`. One algorithm serves float32,
+float64 and bfloat16; attention_storage.py holds what differs between them. Sums and the softmax are never of bfloat16.
+
+Sizes: B sequences, T steps, H query heads, K key-value heads, width w. Arrays of heads are flat and addressed by offsets.
 """
+
+import threading
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from numba import prange
+from numba.np.ufunc.parallel import get_thread_id
 
-from slm_np.dtypes import BF16
-
-from . import attention_pairs
-from .attention_pairs import give_rows
+from .attention_storage import (
+    begin,
+    elements_per_entry,
+    end,
+    entries,
+    first_entry,
+    float_layout,
+    load_panels,
+    load_queries,
+    load_right,
+    load_rows,
+    multiply,
+    pair_layout,
+    query_scale,
+    right_strides,
+    score_scale,
+    scratch_for,
+    store_row,
+    tile_rows,
+    turn,
+    turned_strides,
+)
+from .bfloat16 import type_of, write
 from .dropout import threshold_of
 from .jit import kernel, row
 from .math import multiply_add
-from .microkernel_f32 import COLUMNS, QUERIES, ROWS, multiply, padded, transpose
+from .microkernel_f32 import COLUMNS, QUERIES, padded
+from .scratch import elements_of
 from .softmax import drop_row, probability_row, softmax_backward_row, softmax_row
 
-KEYS = 256  # terms of a product over keys at a time, so that their rows stay in the nearest cache while queries pass
+KEYS = 256  # entries of a sum over keys at a time, so that their rows stay in the nearest cache while queries pass
+
+
+class Sizes(NamedTuple):
+    heads: int
+    kv_heads: int
+    steps: int
+    width: int
+
+
+class Dropout(NamedTuple):
+    """What `drop_row` needs; `threshold` is 0 without dropout."""
+
+    key: int
+    threshold: int
+    keep_scale: float
+
+
+@row
+def multiply_scores(scores, rows, panels, q, count):
+    """scores = rows panels for `count` queries from q on and all keys; tiles above the diagonal are left out."""
+    long, height, stride, depth = scores.shape[1], tile_rows(rows), rows.shape[1], panels.shape[1]
+    for j in range(0, q + count, COLUMNS):
+        for i in range(max(0, j - q) // height * height, count, height):
+            multiply(scores, i * long + j, long, rows, i * stride, stride, 1, panels, j * depth, COLUMNS, depth, 0)
+
+
+@row
+def sum_over_keys(result, p, right, q, count):
+    """result (count, w) = P right: each tile of queries over the keys up to its end."""
+    (step, column), height, wide, long = right_strides(right), tile_rows(p), result.shape[1], p.shape[1]
+    for j in range(0, entries(p, q + count), KEYS):
+        for i in range(max(0, j * elements_per_entry(p) - q) // height * height, count, height):
+            k = min(KEYS, entries(p, q + i + height) - j)
+            for c in range(0, wide, COLUMNS):
+                multiply(result, i * wide + c, wide, p, i * long + j, long, 1, right, j * step + c * column, step, k, j)
+
+
+@row
+def add_over_queries(total, turned, right, q, count):
+    """total (T, w) += P^T right: each tile of keys over the queries from its start on."""
+    (step, column), (row_stride, entry_stride) = right_strides(right), turned_strides(turned)
+    height, wide = tile_rows(turned), total.shape[1]
+    stop = entries(turned, padded(count, height))
+    for j in range(0, q + count, height):
+        first = first_entry(turned, max(0, j - q))
+        a = j * row_stride + first * entry_stride
+        for c in range(0, wide, COLUMNS):
+            b = first * step + c * column
+            multiply(total, j * wide + c, wide, turned, a, row_stride, entry_stride, right, b, step, stop - first, 1)
+
+
+@row
+def write_rows(x, start, stride, rows, count, width, scale):
+    """Rows of a head of x = rows * scale."""
+    for t in range(count):
+        source, target = rows[t], x[start + t * stride : start + t * stride + width]
+        for d in range(width):
+            write(target, d, source[d] * scale)
+
+
+@row
+def forward_head(out, lse, s, qkv, sizes, dropout, b, h):
+    """Query head h of sequence b."""
+    heads, kv_heads, steps, width = sizes
+    key, threshold, keep_scale = dropout
+    one, scale = type_of(qkv)(1), type_of(qkv)(1 / np.sqrt(width))
+    columns, out_columns, height, task = (heads + 2 * kv_heads) * width, heads * width, tile_rows(qkv), b * heads + h
+    base = b * steps * columns
+    k = base + (heads + h // (heads // kv_heads)) * width
+    load_panels(s.keys_t, s.rows, qkv, k, columns, steps, width)
+    load_right(s.right, qkv, k + kv_heads * width, columns, steps, width)
+    for q in range(0, steps, QUERIES):
+        count = min(QUERIES, steps - q)
+        stop = padded(q + padded(count, height), COLUMNS)
+        load_rows(s.queries, qkv, base + q * columns + h * width, columns, count, width, query_scale(qkv, scale))
+        multiply_scores(s.scores, s.queries, s.keys_t, q, count)
+        for i in range(padded(count, height)):
+            scores, length = s.scores[i], 0
+            if i < count:
+                length = q + i + 1
+                lse[task, q + i] = softmax_row(scores, length, score_scale(qkv, scale))
+                if threshold > 0:
+                    drop_row(scores, length, (task * steps + q + i) * steps, key, threshold, keep_scale)
+            store_row(s.p[i], scores, length, stop)
+        sum_over_keys(s.result, s.p_rows, s.right, q, count)
+        write_rows(out, (b * steps + q) * out_columns + h * width, out_columns, s.result, count, width, one)
+
+
+@row
+def backward_group(qkv, s, dout, lse, sizes, dropout, b, kv):
+    """Key-value head kv of sequence b with its query heads: no other task reads or overwrites them."""
+    heads, kv_heads, steps, width = sizes
+    key, threshold, keep_scale = dropout
+    one, scale, group = type_of(qkv)(1), type_of(qkv)(1 / np.sqrt(width)), heads // kv_heads
+    columns, out_columns, height = (heads + 2 * kv_heads) * width, heads * width, tile_rows(qkv)
+    base = b * steps * columns
+    k = base + (heads + kv) * width
+    v = k + kv_heads * width
+    load_panels(s.values_t, s.rows, qkv, v, columns, steps, width)
+    load_panels(s.keys_t, s.rows, qkv, k, columns, steps, width)
+    load_right(s.right, qkv, k, columns, steps, width)
+    s.dkeys[:] = 0
+    s.dvalues[:] = 0
+    for h in range(kv * group, kv * group + group):
+        for q in range(0, steps, QUERIES):
+            count, task = min(QUERIES, steps - q), b * heads + h
+            stop = padded(q + padded(count, height), COLUMNS)
+            dq, do = base + q * columns + h * width, (b * steps + q) * out_columns + h * width
+            load_queries(s.queries, s.queries_right, qkv, dq, columns, count, width, query_scale(qkv, scale))
+            load_queries(s.douts, s.douts_right, dout, do, out_columns, count, width, one)
+            multiply_scores(s.scores, s.queries, s.keys_t, q, count)
+            multiply_scores(s.dscores, s.douts, s.values_t, q, count)
+            for i in range(QUERIES):
+                p, dp, length = s.scores[i], s.dscores[i], 0
+                if i < count:
+                    length, index = q + i + 1, (task * steps + q + i) * steps
+                    probability_row(p, length, lse[task, q + i], score_scale(qkv, scale))
+                    if threshold > 0:
+                        drop_row(dp, length, index, key, threshold, keep_scale)
+                    softmax_backward_row(dp, p, length)
+                    if threshold > 0:
+                        drop_row(p, length, index, key, threshold, keep_scale)
+                store_row(s.p[i], p, length, stop)
+                store_row(s.ds[i], dp, length, stop)
+            add_over_queries(s.dvalues, turn(s.turned, s.p, s.tile, stop), s.douts_right, q, count)
+            add_over_queries(s.dkeys, turn(s.turned, s.ds, s.tile, stop), s.queries_right, q, count)
+            sum_over_keys(s.result, s.ds_rows, s.right, q, count)
+            write_rows(qkv, dq, columns, s.result, count, width, scale)
+    write_rows(qkv, k, columns, s.dkeys, steps, width, score_scale(qkv, scale))
+    write_rows(qkv, v, columns, s.dvalues, steps, width, one)
+
+
+# A worker's tasks are a function of their own: in the body of a `prange` Numba may drop writes to views out of a tuple.
+
+
+@row
+def forward_worker(out, lse, scratch, worker, qkv, sizes, dropout):
+    begin(qkv)
+    s = scratch_for(qkv, scratch[worker], sizes.steps, sizes.width)
+    for task in range(worker, len(lse), len(scratch)):
+        forward_head(out, lse, s, qkv, sizes, dropout, task // sizes.heads, task % sizes.heads)
+    end(qkv)
+
+
+@row
+def backward_worker(qkv, scratch, worker, dout, lse, sizes, dropout):
+    begin(qkv)
+    s = scratch_for(qkv, scratch[worker], sizes.steps, sizes.width)
+    for task in range(worker, len(lse) // sizes.heads * sizes.kv_heads, len(scratch)):
+        backward_group(qkv, s, dout, lse, sizes, dropout, task // sizes.kv_heads, task % sizes.kv_heads)
+    end(qkv)
+
+
+@kernel
+def _attention_forward(out, lse, scratch, qkv, sizes, dropout):
+    for worker in prange(len(scratch)):
+        forward_worker(out, lse, scratch, worker, qkv, sizes, dropout)
+
+
+@kernel
+def _attention_backward(qkv, scratch, dout, lse, sizes, dropout):
+    for worker in prange(len(scratch)):
+        backward_worker(qkv, scratch, worker, dout, lse, sizes, dropout)
+
+
+def dropout_of(dropout, real):
+    rate, key = dropout or (0.0, 0)
+    return Dropout(key, threshold_of(rate), real(1 / (1 - rate)))
 
 
 def attention_scratch(block_size, width, tasks):
-    """Shape of the scratch: for each worker, no more than there are cores or `tasks`, what `rooms` lays out, here or for bfloat16."""
-    return min(numba.config.NUMBA_NUM_THREADS, tasks), max(
-        rooms(block_size, width)[-1], attention_pairs.rooms(block_size, width)[-1]
-    )
+    """Shape of the scratch: a row for each worker, at most one per core and per task."""
+    workers = min(numba.config.NUMBA_NUM_THREADS, tasks)
+    return workers, max(elements_of(layout, block_size, width) for layout in (float_layout, pair_layout))
 
 
-def rooms(steps, width):
-    """(padded steps, padded width, [where each array of a worker starts], end): two panels of scores (QUERIES, T), keys and values turned
-    to (w, T), then as rows and their gradients (T, w), and the queries, their gradients and results of a block (QUERIES, w)."""
-    long, wide = (
-        padded(steps + ROWS - 1, COLUMNS),
-        padded(width, COLUMNS),
-    )  # mostly no power of two, whose rows would meet in few places of a cache
-    starts = np.cumsum([0] + 2 * [QUERIES * long] + 2 * [width * long] + 3 * [long * wide] + 3 * [QUERIES * wide])
-    return long, wide, tuple(int(start) for start in starts[:-1]), int(starts[-1])
+def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
+    sizes = Sizes(heads, kv_heads, steps, out.shape[1] // heads)
+    _attention_forward(out.reshape(-1), lse, scratch, qkv.reshape(-1), sizes, dropout_of(dropout, type_of(qkv)))
 
 
-@row
-def take_rows(rows, wide, x, first, columns, count, width, scale):
-    """Rows of one head, times `scale`, zeros around them up to `wide` and to the end of the last tile of rows."""
-    for t in range(count):
-        source, target = x[first + t * columns : first + t * columns + width], rows[t * wide : t * wide + wide]
-        for d in range(width):
-            target[d] = source[d] * scale
-        target[width:] = 0
-    rows[count * wide : padded(count, ROWS) * wide] = 0
+def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout):
+    """`out` is not read: sum_j P dP costs one pass over rows in the nearest cache."""
+    sizes = Sizes(heads, kv_heads, steps, dout.shape[1] // heads)
+    _attention_backward(qkv.reshape(-1), scratch, dout.reshape(-1), lse, sizes, dropout_of(dropout, type_of(qkv)))
 
 
-@row
-def take_turned(turned, x, first, columns, count, width):
-    """Rows of one head as tiles of COLUMNS of their transpose, each (w, COLUMNS); zeros after the last."""
-    for tile in range(0, count, COLUMNS):
-        block, rows = turned[tile * width : (tile + COLUMNS) * width], min(COLUMNS, count - tile)
-        if rows < COLUMNS:
-            block[:] = 0
-        transpose(block, COLUMNS, x, first + tile * columns, columns, rows, width)
-
-
-@row
-def score_tiles(scores, long, queries, wide, turned, width, q, count):
-    """Scores of `count` queries from q on against all keys, the tiles past the diagonal left out."""
-    for j in range(0, q + count, COLUMNS):
-        first = max(0, j - q) // ROWS * ROWS
-        multiply(
-            scores,
-            first * long + j,
-            long,
-            queries,
-            first * wide,
-            wide,
-            1,
-            turned,
-            j * width,
-            COLUMNS,
-            count - first,
-            COLUMNS,
-            width,
-            0,
-        )
-
-
-@row
-def sum_keys(result, wide, p, long, rows, q, count):
-    """result (count, w) = p rows: each tile of queries over the keys up to its end."""
-    for j in range(0, q + count, KEYS):
-        for i in range(max(0, j - q) // ROWS * ROWS, count, ROWS):
-            terms = min(KEYS, q + i + ROWS - j)
-            multiply(result, i * wide, wide, p, i * long + j, long, 1, rows, j * wide, wide, ROWS, wide, terms, j)
-
-
-@row
-def add_queries(dkeys, wide, p, long, rows, q, count):
-    """dkeys += p^T rows: each tile of keys over the queries from its start on."""
-    for j in range(0, q + count, ROWS):
-        first = max(0, j - q)
-        multiply(
-            dkeys,
-            j * wide,
-            wide,
-            p,
-            first * long + j,
-            1,
-            long,
-            rows,
-            first * wide,
-            wide,
-            ROWS,
-            wide,
-            padded(count, ROWS) - first,
-            1,
-        )
-
-
-@kernel
-def _attention_forward(
-    out, lse, scratch, starts, long, wide, qkv, columns, heads, kv_heads, steps, width, key, threshold, keep_scale
-):
-    scale, one, batch = out.dtype.type(1 / np.sqrt(width)), out.dtype.type(1), lse.shape[0] // heads
-    for worker in prange(len(scratch)):
-        memory = scratch[worker]
-        for task in range(worker, batch * heads, len(scratch)):
-            b, h = task // heads, task % heads
-            scores, turned, values, queries, result = (
-                memory[starts[0] :],
-                memory[starts[2] :],
-                memory[starts[4] :],
-                memory[starts[7] :],
-                memory[starts[9] :],
-            )
-            base = b * steps * columns
-            k0 = base + (heads + h // (heads // kv_heads)) * width
-            take_turned(turned, qkv, k0, columns, steps, width)
-            take_rows(values, wide, qkv, k0 + kv_heads * width, columns, steps, width, one)
-            for q in range(0, steps, QUERIES):
-                count = min(QUERIES, steps - q)
-                take_rows(queries, wide, qkv, base + q * columns + h * width, columns, count, width, scale)
-                score_tiles(scores, long, queries, wide, turned, width, q, count)
-                for i in range(padded(count, ROWS)):
-                    line, reach = scores[i * long : i * long + long], q + i // ROWS * ROWS + ROWS
-                    if i < count:
-                        lse[task, q + i] = softmax_row(line, q + i + 1, reach, one)
-                        if threshold > 0:
-                            drop_row(line, q + i + 1, (task * steps + q + i) * steps, key, threshold, keep_scale)
-                    else:
-                        line[:reach] = 0
-                sum_keys(result, wide, scores, long, values, q, count)
-                give_rows(
-                    out, (b * steps + q) * heads * width + h * width, heads * width, result, wide, count, width, one
-                )
-
-
-@kernel
-def _attention_backward(
-    qkv, scratch, starts, long, wide, dout, columns, lse, heads, kv_heads, steps, width, key, threshold, keep_scale
-):
-    scale, one, batch, group = (
-        dout.dtype.type(1 / np.sqrt(width)),
-        dout.dtype.type(1),
-        lse.shape[0] // heads,
-        heads // kv_heads,
-    )
-    for worker in prange(
-        len(scratch)
-    ):  # a task reads and then overwrites the queries, keys and values of one group, which no other reads
-        memory = scratch[worker]
-        for task in range(worker, batch * kv_heads, len(scratch)):
-            b, kv = task // kv_heads, task % kv_heads
-            p, dp, turned_keys, turned_values = (
-                memory[starts[0] :],
-                memory[starts[1] :],
-                memory[starts[2] :],
-                memory[starts[3] :],
-            )
-            keys, dkeys, dvalues = memory[starts[4] :], memory[starts[5] : starts[6]], memory[starts[6] : starts[7]]
-            queries, douts, result = memory[starts[7] :], memory[starts[8] :], memory[starts[9] :]
-            base, out_columns = b * steps * columns, heads * width
-            k0 = base + (heads + kv) * width
-            v0 = k0 + kv_heads * width
-            take_turned(turned_keys, qkv, k0, columns, steps, width)
-            take_turned(turned_values, qkv, v0, columns, steps, width)
-            take_rows(keys, wide, qkv, k0, columns, steps, width, one)
-            dkeys[:] = 0
-            dvalues[:] = 0
-            for h in range(kv * group, kv * group + group):
-                for q in range(0, steps, QUERIES):
-                    count = min(QUERIES, steps - q)
-                    take_rows(queries, wide, qkv, base + q * columns + h * width, columns, count, width, scale)
-                    take_rows(
-                        douts, wide, dout, (b * steps + q) * out_columns + h * width, out_columns, count, width, one
-                    )
-                    score_tiles(p, long, queries, wide, turned_keys, width, q, count)
-                    score_tiles(dp, long, douts, wide, turned_values, width, q, count)
-                    for i in range(padded(count, ROWS)):
-                        p_line, dp_line, length, reach = (
-                            p[i * long : i * long + long],
-                            dp[i * long : i * long + long],
-                            q + i + 1,
-                            q + i // ROWS * ROWS + ROWS,
-                        )
-                        if i < count:
-                            index = ((b * heads + h) * steps + q + i) * steps
-                            probability_row(p_line, length, reach, lse[b * heads + h, q + i], one)
-                            if threshold > 0:
-                                drop_row(dp_line, length, index, key, threshold, keep_scale)
-                            softmax_backward_row(dp_line, p_line, length, reach)
-                            if threshold > 0:
-                                drop_row(p_line, length, index, key, threshold, keep_scale)
-                        else:
-                            p_line[:reach] = 0
-                            dp_line[:reach] = 0
-                    add_queries(dvalues, wide, p, long, douts, q, count)
-                    add_queries(dkeys, wide, dp, long, queries, q, count)
-                    sum_keys(result, wide, dp, long, keys, q, count)
-                    give_rows(qkv, base + q * columns + h * width, columns, result, wide, count, width, scale)
-            give_rows(qkv, k0, columns, dkeys, wide, steps, width, one)
-            give_rows(qkv, v0, columns, dvalues, wide, steps, width, one)
+# Decoding: one query of each sequence and head over the cached keys, in float32 or float64
 
 
 @row
@@ -236,11 +252,11 @@ def add_times(total, x, factor):
 
 @row
 def attend(out, query, keys, values, scores, scale):
-    """One query over the first len(scores) keys and values, which lie one after another."""
+    """One query over the first len(scores) keys and values, rows of w elements."""
     width = query.size
     for t in range(scores.size):
         scores[t] = dot(query, keys[t * width : t * width + width]) * scale
-    softmax_row(scores, scores.size, scores.size, scores.dtype.type(1))
+    softmax_row(scores, scores.size, scores.dtype.type(1))
     out[:] = 0
     for t in range(scores.size):
         add_times(out, values[t * width : t * width + width], scores[t])
@@ -248,7 +264,8 @@ def attend(out, query, keys, values, scores, scale):
 
 @row
 def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scores):
-    """Text b, key-value head kv: its new key and value enter the cache, (B, K, T, w) each and flat, and its queries attend to len(scores) slots."""
+    """Sequence b, key-value head kv: its new key and value enter slot `slot` of the caches, (B, K, T, w) each and flat, and its
+    queries attend to len(scores) slots."""
     width = out.shape[1] // heads
     group, scale, start = heads // kv_heads, out.dtype.type(1 / np.sqrt(width)), (b * kv_heads + kv) * steps * width
     k, v, new = keys[start : start + steps * width], values[start : start + steps * width], slot * width
@@ -259,65 +276,40 @@ def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scor
 
 
 @kernel
-def _attention_step(out, keys, values, qkv, heads, kv_heads, slots, slot, scores):
-    """keys, values: flat.   scores (B K, filled slots): scratch"""
-    for task in prange(len(scores)):
+def _attention_step(out, keys, values, qkv, heads, kv_heads, steps, slot, length, scores):
+    for task in prange(len(out) * kv_heads):
         b, kv = task // kv_heads, task % kv_heads
-        step_group(out, b, keys, values, qkv, heads, kv_heads, kv, slots, slot, scores[task])
+        step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scores[get_thread_id(), :length])
+
+
+class StepScores(threading.local):
+    """Scores of one query for each thread of the pool. Every Python thread has its own, as two may decode at once."""
+
+    def __init__(self):
+        self.memory = np.empty((0, 0))
+
+    def of(self, steps, dtype):
+        if self.memory.shape[1] < steps or self.memory.dtype != dtype:
+            self.memory = np.empty((numba.config.NUMBA_NUM_THREADS, steps), dtype)
+        return self.memory
+
+
+STEP_SCORES = StepScores()
 
 
 def attention_step(out, keys, values, qkv, heads, kv_heads, position):
-    slots = keys.shape[2]
-    scores = np.empty((len(out) * kv_heads, min(position + 1, slots)), out.dtype)
-    _attention_step(out, keys.reshape(-1), values.reshape(-1), qkv, heads, kv_heads, slots, position % slots, scores)
-
-
-def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
-    rate, key = dropout or (0.0, 0)
-    width, threshold, keep_scale = out.shape[1] // heads, threshold_of(rate), 1 / (1 - rate)
-    if out.dtype == BF16:
-        return attention_pairs.forward(out, lse, scratch, qkv, heads, kv_heads, steps, key, threshold, keep_scale)
-    long, wide, starts, _ = rooms(steps, width)
-    _attention_forward(
-        out.reshape(-1),
-        lse,
-        scratch,
-        starts,
-        long,
-        wide,
-        qkv.reshape(-1),
-        qkv.shape[1],
+    """The new keys and values of qkv (B, (H + 2 K) w) enter the caches (B, K, T, w) at slot position % T; out (B, H w) is the
+    attention of the new queries to the newest min(position + 1, T). position: how many tokens came before."""
+    steps, position = keys.shape[2], int(position)
+    _attention_step(
+        out,
+        keys.reshape(-1),
+        values.reshape(-1),
+        qkv,
         heads,
         kv_heads,
         steps,
-        width,
-        key,
-        threshold,
-        out.dtype.type(keep_scale),
-    )
-
-
-def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout):
-    """out is not read: sum_j P dP costs one pass over rows that lie in the nearest cache."""
-    rate, key = dropout or (0.0, 0)
-    width, threshold, keep_scale = dout.shape[1] // heads, threshold_of(rate), 1 / (1 - rate)
-    if dout.dtype == BF16:
-        return attention_pairs.backward(qkv, scratch, dout, lse, heads, kv_heads, steps, key, threshold, keep_scale)
-    long, wide, starts, _ = rooms(steps, width)
-    _attention_backward(
-        qkv.reshape(-1),
-        scratch,
-        starts,
-        long,
-        wide,
-        dout.reshape(-1),
-        qkv.shape[1],
-        lse,
-        heads,
-        kv_heads,
-        steps,
-        width,
-        key,
-        threshold,
-        dout.dtype.type(keep_scale),
+        position % steps,
+        min(position + 1, steps),
+        STEP_SCORES.of(steps, out.dtype),
     )

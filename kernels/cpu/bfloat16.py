@@ -12,7 +12,7 @@ from numba.extending import intrinsic, overload
 from slm_np.dtypes import BF16
 
 from .jit import BLOCK, kernel, row
-from .microkernel_f32 import FEATURES
+from .processor import FEATURES
 
 WORD, HALF = ir.IntType(32), ir.IntType(16)
 # The processor rounds to bfloat16 and multiplies pairs of it, and LLVM knows the type; before, its instructions took integers.

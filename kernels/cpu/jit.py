@@ -18,18 +18,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same wish in the words of LLVM's OpenMP, in milliseconds
 
 import numba  # noqa: E402
-from llvmlite import binding  # noqa: E402
+import numpy as np  # noqa: E402
 from numba import types  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 
 from slm_np.paths import cache_dir  # noqa: E402
 
-# On Intel's processors LLVM takes half of a 512-bit register, as the first that had them slowed down when whole ones were used. Those with AMX do not.
-if numba.config.CPU_FEATURES is None and binding.get_host_cpu_features().get("amx-tile"):
-    numba.config.CPU_FEATURES = binding.get_host_cpu_features().flatten() + ",-prefer-256-bit"
+from .processor import FEATURES, compiled_name  # noqa: E402  first of all, as it chooses the instruction set
 
 # Sums may be reordered and multiplications fused, so that loops vectorise; NaN and infinity keep their meaning.
 FAST = {"reassoc", "nsz", "arcp", "contract"}
+unsigned = np.uint64  # an index of this type cannot be negative, see below
 BLOCK = 8192  # numbers in a block of an elementwise kernel: four arrays of them fit the second-level cache
 
 # How loops are written here: an inner loop counts from zero over a slice, `for i in range(part.size)`. An index that starts
@@ -37,10 +36,8 @@ BLOCK = 8192  # numbers in a block of an elementwise kernel: four arrays of them
 
 
 def kernel_cache():
-    """The cache's folder: it depends on every kernel source and where it lies, on Numba and on the processor."""
-    digest = hashlib.sha256(
-        f"{numba.__version__} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}".encode()
-    )
+    """The cache's folder: it depends on every kernel source and where it lies, on Numba and on the instruction set."""
+    digest = hashlib.sha256(f"{numba.__version__} {compiled_name()} {sorted(FEATURES.items())}".encode())
     for source in sorted(Path(__file__).resolve().parent.glob("*.py")):
         digest.update(f"{source} {source.stat().st_mtime_ns}".encode() + source.read_bytes())
     return cache_dir() / "kernels" / digest.hexdigest()[:16]

@@ -7,11 +7,12 @@ from slm_np.dtypes import BF16, CastCopy
 from . import gemm_bf16, gemm_blas, gemm_f32
 from .gemm_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .jit import kernel
-from .microkernel_f32 import FEATURES, ROWS
+from .microkernel_f32 import ROWS
 from .norm import add_to
+from .processor import FEATURES
 
 
-def products(out, rows):
+def gemm_of(out, rows):
     """Tiles in float32 where registers hold 16 numbers; OpenBLAS in float64, on other processors, where it is as fast, and for a few rows."""
     return gemm_f32 if FEATURES.get("avx512f") and out.dtype == "f4" and rows >= 2 * ROWS else gemm_blas
 
@@ -40,12 +41,12 @@ def multiply(out, a, weight, transpose, bias=None, residual=None):
     if rounded:
         gemm_bf16.product(out, a, weight.backward if transpose else weight.forward, under, bias, residual)
     else:
-        products(out, len(a)).product(out, a, weight, transpose, under, bias, residual)
+        gemm_of(out, len(a)).product(out, a, weight, transpose, under, bias, residual)
 
 
 def add_outer(dweight, a, b):
     """dweight += a^T b"""
-    (gemm_bf16 if a.dtype == BF16 else products(dweight, len(a))).add_outer_products(dweight, a, b)
+    (gemm_bf16 if a.dtype == BF16 else gemm_of(dweight, len(a))).add_outer_products(dweight, a, b)
 
 
 def linear_forward(out, x, weight, bias, residual):

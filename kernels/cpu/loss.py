@@ -5,8 +5,10 @@ from numba import prange
 from numba.extending import overload
 
 from .bfloat16 import write
-from .jit import exact, kernel
+from .jit import exact, kernel, unsigned
 from .math import exp, maximum
+
+SPAN = 512  # logits whose exponentials are summed in the lanes of a register; longer sums would lose small terms beside large ones
 
 
 @exact
@@ -51,17 +53,25 @@ def _softmax_cross_entropy(dlogits, losses, logits, targets, scale, with_gradien
         at_target = logits[r, target]
         total = logits.dtype.type(0)
         if with_gradient:
-            for v in range(pieces):
-                e = exp(logits[r, v] - largest)
-                logits[r, v] = e
-                total += e
+            for start in range(0, pieces, SPAN):
+                part = logits.dtype.type(0)
+                for i in range(min(SPAN, pieces - start)):
+                    v = unsigned(start) + unsigned(i)
+                    e = exp(logits[r, v] - largest)
+                    logits[r, v] = e
+                    part += e
+                total += part
             factor = scale / total
             logits[r, target] -= total  # times factor: less scale
             scale_row(dlogits[r], logits[r], factor)
             dlogits[r, pieces:] = 0  # a product takes longer rows whole
         else:
-            for v in range(pieces):
-                total += exp(logits[r, v] - largest)
+            for start in range(0, pieces, SPAN):
+                part = logits.dtype.type(0)
+                for i in range(min(SPAN, pieces - start)):
+                    v = unsigned(start) + unsigned(i)
+                    part += exp(logits[r, v] - largest)
+                total += part
         losses[r] = log_sum(total, largest, at_target)
 
 

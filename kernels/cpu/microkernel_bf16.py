@@ -4,7 +4,7 @@ instruction that adds the products of sixteen pairs or, without it, by taking pa
 
 from typing import NamedTuple
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -14,8 +14,9 @@ from .amx import TILES, configure_tiles, multiply_tile, release_tiles
 from .bfloat16 import NATIVE, BFloat, nearest
 from .blas import element_pointer
 from .jit import row
-from .microkernel_f32 import COLUMNS, FEATURES, LANES, multiply_added, multiply_tile_of
+from .microkernel_f32 import COLUMNS, LANES, multiply_added, multiply_tile_of
 from .microkernel_f32 import ROWS as REGISTER_ROWS
+from .processor import FEATURES, compiled_name
 
 AMX, AMX_REASON = amx.available()
 ROWS = amx.ROWS if AMX else REGISTER_ROWS
@@ -39,7 +40,7 @@ def bfloat16_unit():
         return Unit(True, AMX_REASON)
     if not NATIVE:
         return Unit(False, AMX_REASON if FEATURES.get("amx-bf16") else "this processor has no instruction for bfloat16")
-    if binding.get_host_cpu_name().startswith("znver"):
+    if compiled_name().startswith("znver"):
         return Unit(True, "this processor multiplies bfloat16 twice as fast as float32, by AVX512-BF16")
     return Unit(False, "on this processor AVX512-BF16 is no faster than float32")
 

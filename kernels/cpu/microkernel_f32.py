@@ -3,15 +3,15 @@
 The tile's size follows from the processor's registers: the tile, a row of B and one number of A fill them.
 """
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .blas import element_pointer
 from .jit import row
+from .processor import FEATURES
 
-FEATURES = binding.get_host_cpu_features()
 # Of float32; a tile of float64 has the same size, and the compiler what to do.
 ROWS, COLUMNS, LANES = (
     (8, 32, 16)

@@ -5,6 +5,7 @@ from numba import prange
 
 from .bfloat16 import read, write
 from .jit import inlined, kernel, row
+from .math import maximum
 from .microkernel_f32 import LANES
 from .vector import load_some, multiply_add, spread, store_some
 
@@ -50,14 +51,22 @@ def rmsnorm_row(out, x, r, weight, eps):
 
 @inlined
 def layernorm_row(out, x, r, weight, bias, has_bias, eps):
-    """Row r of the norm; returns its mean and rstd."""
-    width, total = x.shape[1], x.dtype.type(0)
+    """Row r of the norm; returns its mean and rstd.
+
+    The sum of elements far from zero has a rounding error as large as their deviations from the mean may be. So deviations are taken
+    from a first mean, and their own mean corrects it. Source: T. Chan, G. Golub, R. LeVeque, Algorithms for Computing the Sample
+    Variance, The American Statistician 37, 1983.
+    """
+    width, share, total = x.shape[1], x.dtype.type(1 / x.shape[1]), x.dtype.type(0)
     for c in range(width):
         total += x[r, c]
-    centre = total / x.dtype.type(width)
-    square = x.dtype.type(0)
+    first = total * share
+    rest, square = x.dtype.type(0), x.dtype.type(0)
     for c in range(width):
-        square += (x[r, c] - centre) * (x[r, c] - centre)
+        rest += x[r, c] - first
+        square += (x[r, c] - first) * (x[r, c] - first)
+    correction = rest * share
+    centre, square = first + correction, maximum(square - rest * correction, x.dtype.type(0))
     scale = x.dtype.type(1 / np.sqrt(square / width + eps))
     if has_bias:
         for c in range(width):
@@ -111,15 +120,15 @@ def _layernorm_backward(dx, dweight, dbias, has_bias, dout, flat_dout, x, flat_x
     rows, width = x.shape
     for r in prange(rows):
         centre, scale = mean[r], rstd[r]
-        plain, slanted = x.dtype.type(0), x.dtype.type(0)
+        sum_dy, sum_dy_xhat = x.dtype.type(0), x.dtype.type(0)
         for c in range(width):
             g = dout[r, c] * weight[c]
-            plain += g
-            slanted += g * (x[r, c] - centre)
-        plain /= x.dtype.type(width)
-        slanted *= scale * scale / x.dtype.type(width)
+            sum_dy += g
+            sum_dy_xhat += g * (x[r, c] - centre)
+        mean_dy = sum_dy / x.dtype.type(width)
+        mean_dy_xhat = sum_dy_xhat * (scale * scale / x.dtype.type(width))
         for c in range(width):
-            dx[r, c] += scale * (dout[r, c] * weight[c] - plain - (x[r, c] - centre) * slanted)
+            dx[r, c] += scale * (dout[r, c] * weight[c] - mean_dy - (x[r, c] - centre) * mean_dy_xhat)
     for block in prange((width + COLUMNS - 1) // COLUMNS):
         add_weight_gradient(
             dweight,

@@ -129,7 +129,7 @@ class Conversation:
                 self.sampling,
                 self.stops,
                 style=record,
-                stream=self.answers,
+                substream=self.answers,
             )
             self.answers += 1
             begun = self.template is None

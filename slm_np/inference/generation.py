@@ -170,13 +170,13 @@ def cut(model, ids, name="the prompt"):
     return f"{name} has {len(ids):,} tokens and the context {size:,}; its last {size:,} tokens are kept"
 
 
-def generate(model, tokenizer, prompt, max_tokens, sampling, stops=(), samples=1, style=None, stream=0):
+def generate(model, tokenizer, prompt, max_tokens, sampling, stops=(), samples=1, style=None, substream=0):
     """Iterate over lists of `samples` strings: what each sequence may show next. Joined, they follow the prompt.
 
     prompt    text, or its ids (n,), n >= 1
     sampling  SamplingConfig
     style     function (text, probability of its token) -> text to show
-    stream    the seed's substream for the first sequence; the others take the following ones
+    substream  the seed's substream for the first sequence; the others take the following ones
     A string has whole characters only, and no part of a stop string, of the end-of-text token or of an uncertain tail
     (see `TextStream`). Raises UserError at once if the tokenizer cannot encode the prompt.
     """
@@ -189,7 +189,7 @@ def generate(model, tokenizer, prompt, max_tokens, sampling, stops=(), samples=1
 
     def strings():
         measured = style is not None or sampling.min_confidence > 0
-        for logits, new in generate_tokens(decoder, ids, max_tokens, sampling, stream):
+        for logits, new in generate_tokens(decoder, ids, max_tokens, sampling, substream):
             probabilities = [confidence(row, id)[::-1] if measured else () for row, id in zip(logits, new)]
             yield [text.push(id, *values) for text, id, values in zip(texts, new, probabilities)]
             if all(text.finished for text in texts):

@@ -20,9 +20,9 @@ def linear_recurrence_forward(states, scratch, weight):
 def linear_recurrence_backward(dstates, dweight, scratch, states, weight):
     """G_t = g_t + G_(t+1) A^T,   t = T - 1 ... -1,   dweight += sum_t H_(t-1)^T G_t
 
-    dstates, states (T + 1, B, S).     dstates holds g_t, the gradient that reaches H_t from its own step, and becomes G_t, the gradient of U_t (at -1, of
-    the first state): backpropagation through all of time. H_(t+1)'s differential gives both terms: <G_(t+1), dH_t A +
-    H_t dA> = <G_(t+1) A^T, dH_t> + <H_t^T G_(t+1), dA>.
+    dstates, states (T + 1, B, S). dstates holds g_t, the gradient of H_t from its own step, and becomes G_t, the
+    gradient of U_t (at -1, of the first state): backpropagation through all of time. H_(t+1)'s differential gives both
+    terms: <G_(t+1), dH_t A + H_t dA> = <G_(t+1) A^T, dH_t> + <H_t^T G_(t+1), dA>.
     """
     kernels_of(dstates).linear_recurrence_backward(dstates, scratch, weight)
     width = states.shape[2]

@@ -113,7 +113,7 @@ def test_a_step_synchronizes_once_and_allocates_nothing(gpu):
     decoder.step(tokens[:, 5])
     after = vars(fake_cupy.counts)
     assert after["allocations"] == before["allocations"]
-    assert after["synchronisations"] - before["synchronisations"] <= 2  # for the logits, and the input's last copy
+    assert after["synchronizations"] - before["synchronizations"] <= 2  # for the logits, and the input's last copy
 
 
 @emulated

@@ -17,7 +17,7 @@ import pytest
 from amx_emulator import POSSIBLE, emulated_environment, install, lose_tiles, performed
 from llvmlite import binding
 
-from slm_np.kernels.cpu import amx
+from slm_np.kernels.cpu import amx, processor
 from slm_np.kernels.cpu.amx import COLUMNS, PAIRS, ROWS, TILES, configure_tiles, multiply_tile, release_tiles
 from slm_np.kernels.cpu.gemm_check import projection, projection_error
 from slm_np.kernels.cpu.jit import row
@@ -374,7 +374,7 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(amx.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(amx.binding, "get_host_cpu_features", lambda: HAS)
-    monkeypatch.setattr(amx, "generated_features", lambda: HAS)
+    monkeypatch.setattr(amx, "compiled_features", lambda: HAS)
     monkeypatch.setattr(amx, "ask_permission", lambda: 0)
     monkeypatch.setattr(amx, "CACHE", tmp_path / "kernels")
     monkeypatch.setattr(amx, "boot", lambda: "first")
@@ -404,18 +404,52 @@ def test_processor_without_the_feature(machine):
     assert amx.available() == (False, "this processor has no amx-bf16")
 
 
-def test_feature_left_out_of_numba_s(machine):
-    machine.undo()
-    machine.setattr(amx.numba.config, "CPU_FEATURES", "+avx2,-amx-tile")
-    assert amx.generated_features() == {"avx2": True, "amx-tile": False}
-    features = amx.generated_features()
-    machine.setattr(amx.binding, "get_host_cpu_features", lambda: HAS)
-    machine.setattr(amx, "generated_features", lambda: features)
-    machine.setattr(amx.platform, "machine", lambda: "x86_64")
-    machine.setattr(sys, "platform", "linux")
-    machine.delenv("SLM_NP_AMX", raising=False)
-    amx.refusal.cache_clear()
-    assert amx.available() == (False, "NUMBA_CPU_FEATURES has no amx-tile and no amx-bf16")
+def test_instruction_set_without_the_feature(machine):
+    machine.setattr(amx, "compiled_features", lambda: {"avx2": True, "amx-tile": False})
+    assert amx.available() == (False, "the chosen instruction set has no amx-tile and no amx-bf16")
+
+
+def test_features_follow_numba_s_setting(monkeypatch):
+    monkeypatch.setattr(processor.numba.config, "CPU_FEATURES", "+avx2,-amx-tile")
+    assert processor.compiled_features() == {"avx2": True, "amx-tile": False}
+
+
+def in_a_process(code, **environment):
+    """What a process of its own prints; without the settings of this one's instruction set."""
+    kept = {key: value for key, value in os.environ.items() if key not in CHOICES}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=kept | environment, capture_output=True, text=True, encoding="utf-8"
+    )
+
+
+CHOICES = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "SLM_NP_CPU"
+AVX2 = """
+import numba
+import numpy as np
+from slm_np.kernels.cpu import amx, bfloat16, linear, microkernel_f32
+assert (microkernel_f32.ROWS, microkernel_f32.COLUMNS, microkernel_f32.LANES) == (6, 16, 8)
+assert not bfloat16.NATIVE and not amx.available()[0]
+assert linear.gemm_of(np.zeros((64, 64), np.float32), 64) is linear.gemm_blas
+@numba.njit
+def add(x, y):
+    for i in range(x.size):
+        x[i] += y[i]
+add(np.zeros(64, np.float32), np.zeros(64, np.float32))
+code = next(iter(add.inspect_asm().values()))
+assert "ymm" in code and "zmm" not in code
+print("right")
+"""
+
+
+@pytest.mark.skipif(not binding.get_host_cpu_features().get("avx2"), reason="this processor has no AVX2")
+def test_avx2_can_be_chosen(tmp_path):
+    run = in_a_process(AVX2, SLM_NP_CPU="avx2", SLM_NP_CACHE=str(tmp_path), SLM_NP_COMPILING="1")
+    assert run.stdout == "right\n", run.stderr
+
+
+def test_an_unknown_instruction_set_is_refused(tmp_path):
+    run = in_a_process("import slm_np.kernels.cpu", SLM_NP_CPU="avx3", SLM_NP_CACHE=str(tmp_path))
+    assert "UserError: SLM_NP_CPU=avx3 is unknown; set SLM_NP_CPU=avx2 or unset it" in run.stderr
 
 
 LOOP = """
@@ -442,16 +476,7 @@ print(max(("zmm", "ymm", "xmm"), key=lambda register: register in next(iter(add.
 @pytest.mark.parametrize("tiles, found", [(True, "zmm"), (False, "None")])
 def test_loops_use_whole_registers_where_there_are_tiles(tiles, found, tmp_path):
     """Of LLVM's own accord they use half of one on such a processor; without tiles it is left to LLVM."""
-    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CPU_FEATURES"} | dict(
-        NUMBA_CPU_NAME="sapphirerapids", SLM_NP_CACHE=str(tmp_path)
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", LOOP.format(tiles=tiles)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
+    run = in_a_process(LOOP.format(tiles=tiles), NUMBA_CPU_NAME="sapphirerapids", SLM_NP_CACHE=str(tmp_path))
     assert run.stdout.strip() == found, run.stderr
 
 
@@ -469,7 +494,7 @@ def test_permission_is_asked_once(machine):
 
 
 @pytest.mark.skipif(
-    not POSSIBLE or any(binding.get_host_cpu_features().get(name) for name in amx.FEATURES),
+    not POSSIBLE or any(binding.get_host_cpu_features().get(name) for name in amx.NEEDED),
     reason="no Linux, or one that may grant tiles",
 )
 def test_the_system_refuses_what_the_processor_has_not():

@@ -31,6 +31,20 @@ def empty(shape, like):
     return np.full(shape, np.nan, like.dtype)
 
 
+# Sums
+
+
+@pytest.mark.parametrize("width", [1, 7, 130, 384])
+@pytest.mark.parametrize("value", [0.1, 1000.1, 1e10])
+def test_layernorm_of_equal_elements_is_its_bias(value, width):
+    """The mean of equal elements is exact, whatever the width of the registers that sum them."""
+    x, weight, bias = np.full((2, width), value, np.float32), normal(width), normal(width, seed=1)
+    out, mean, rstd = empty(x.shape, x), empty(2, x), empty(2, x)
+    cpu_kernels.layernorm_forward(out, mean, rstd, x, weight, bias, 1e-5)
+    np.testing.assert_array_equal(out, np.broadcast_to(bias, x.shape))
+    np.testing.assert_array_equal(mean, x[:, 0])
+
+
 # Values that are not finite
 
 
