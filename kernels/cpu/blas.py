@@ -25,7 +25,23 @@ def element_pointer(context, builder, array_type, array, offset):
 
 @intrinsic
 def gemm(
-    typingctx, transpose_a, transpose_b, m, n, k, alpha, a, a_offset, lda, b, b_offset, ldb, beta, c, c_offset, ldc
+    typingctx,
+    transpose_a,
+    transpose_b,
+    m,
+    n,
+    k,
+    alpha,
+    a,
+    a_offset,
+    lda,
+    b,
+    b_offset,
+    ldb,
+    beta,
+    c,
+    c_offset,
+    ldc,
 ):
     """C = alpha op(A) op(B) + beta C on blocks of row-major arrays: C (m, n), op(A) (m, k), op(B) (k, n).
 
@@ -74,4 +90,21 @@ def gemm(
         return context.get_dummy_value()
 
     i = types.intp
-    return types.void(i, i, i, i, i, real, a, i, i, b, i, i, real, c, i, i), codegen
+    return types.void(
+        i,
+        i,
+        i,
+        i,
+        i,
+        real,
+        a,
+        i,
+        i,
+        b,
+        i,
+        i,
+        real,
+        c,
+        i,
+        i,
+    ), codegen

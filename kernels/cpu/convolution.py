@@ -69,7 +69,19 @@ def silu_in_place(x):
 
 
 @row
-def filter_step(out, out_offset, x, past, weight, bias, b, start, stop, kernel_size, channels):
+def filter_step(
+    out,
+    out_offset,
+    x,
+    past,
+    weight,
+    bias,
+    b,
+    start,
+    stop,
+    kernel_size,
+    channels,
+):
     """Decode one token of sequence b, with x (B, 2 E), and shift `past` by one step to include it."""
     filter_row(
         out,
@@ -98,7 +110,18 @@ def filter_step(out, out_offset, x, past, weight, bias, b, start, stop, kernel_s
 
 
 @kernel
-def _convolution_forward(out, x, past, weight, bias, batch, steps, columns, channels, kernel_size):
+def _convolution_forward(
+    out,
+    x,
+    past,
+    weight,
+    bias,
+    batch,
+    steps,
+    columns,
+    channels,
+    kernel_size,
+):
     blocks = (steps + STEPS - 1) // STEPS
     for task in prange(batch * blocks):
         b, start = task // blocks, task % blocks * STEPS
@@ -124,7 +147,19 @@ def _convolution_forward(out, x, past, weight, bias, batch, steps, columns, chan
 
 
 @kernel
-def _silu_backward(dsums, dout, x, past, weight, bias, batch, steps, columns, channels, kernel_size):
+def _silu_backward(
+    dsums,
+    dout,
+    x,
+    past,
+    weight,
+    bias,
+    batch,
+    steps,
+    columns,
+    channels,
+    kernel_size,
+):
     """dsums = dout silu'(sums), where sums, the filters' output, is recomputed."""
     blocks = (steps + STEPS - 1) // STEPS
     for task in prange(batch * blocks):
@@ -152,7 +187,20 @@ def _silu_backward(dsums, dout, x, past, weight, bias, batch, steps, columns, ch
 
 
 @row
-def tap_backward(dweight, dsums, x, past, b, k, j, n, kernel_size, columns, channels, steps):
+def tap_backward(
+    dweight,
+    dsums,
+    x,
+    past,
+    b,
+    k,
+    j,
+    n,
+    kernel_size,
+    columns,
+    channels,
+    steps,
+):
     """dweight[k] += sum_t dsums_t x_(t - K + 1 + k) over sequence b,   channels j ... j + n, summed in a register"""
     lag, tap = kernel_size - 1 - k, k * channels + j
     total = load_some(dweight, tap, n)
@@ -172,7 +220,19 @@ def tap_backward(dweight, dsums, x, past, b, k, j, n, kernel_size, columns, chan
 
 
 @row
-def input_backward(x, dbias, dsums, weight, b, j, n, kernel_size, columns, channels, steps):
+def input_backward(
+    x,
+    dbias,
+    dsums,
+    weight,
+    b,
+    j,
+    n,
+    kernel_size,
+    columns,
+    channels,
+    steps,
+):
     """dx_t = sum_k weight[k] dsums_(t + K - 1 - k),   dbias += sum_t dsums_t,   channels j ... j + n of sequence b
 
     dx replaces x.
@@ -192,15 +252,52 @@ def input_backward(x, dbias, dsums, weight, b, j, n, kernel_size, columns, chann
 
 
 @kernel
-def _filter_backward(x, dweight, dbias, dsums, past, weight, batch, steps, columns, channels, kernel_size):
+def _filter_backward(
+    x,
+    dweight,
+    dbias,
+    dsums,
+    past,
+    weight,
+    batch,
+    steps,
+    columns,
+    channels,
+    kernel_size,
+):
     """Each task sums the gradients of its filters over sequences and steps in their order."""
     for block in prange((channels + CHANNELS - 1) // CHANNELS):
         for b in range(batch):
             for j in range(block * CHANNELS, min(channels, block * CHANNELS + CHANNELS), LANES):
                 n = min(LANES, channels - j)
                 for k in range(kernel_size):
-                    tap_backward(dweight, dsums, x, past, b, k, j, n, kernel_size, columns, channels, steps)
-                input_backward(x, dbias, dsums, weight, b, j, n, kernel_size, columns, channels, steps)
+                    tap_backward(
+                        dweight,
+                        dsums,
+                        x,
+                        past,
+                        b,
+                        k,
+                        j,
+                        n,
+                        kernel_size,
+                        columns,
+                        channels,
+                        steps,
+                    )
+                input_backward(
+                    x,
+                    dbias,
+                    dsums,
+                    weight,
+                    b,
+                    j,
+                    n,
+                    kernel_size,
+                    columns,
+                    channels,
+                    steps,
+                )
 
 
 def convolution_forward(out, x, past, weight, bias):

@@ -26,7 +26,7 @@ from .jit import kernel, row
 from .math import multiply_add
 from .norm import add_to, layernorm_row, rmsnorm_row
 from .rotary import rotate_row
-from .scan import gate_row, step_states, take_inputs
+from .scan import decode_states, gate_row, time_step_row
 
 # The parameters that the step knows, by their names in the model: those of a layer, and those around the layers. A
 # model with any other parameter is decoded by the generic step.
@@ -374,8 +374,8 @@ def mamba_scan_loop(
         for b in range(batch):
             at, n = b * width + start, stop - start
             dt, dtx, y = time_steps[b, start:stop], scan_inputs[b, start:stop], flat_delta[at : at + n]
-            take_inputs(dt, dtx, flat_delta, flat_channels, at, n)
-            step_states(y, h, dt, dtx, A_log, ssm_parameters[b, rank:], b, start, ssm_state_size, width)
+            time_step_row(dt, dtx, flat_delta, flat_channels, at, n)
+            decode_states(y, h, dt, dtx, A_log, ssm_parameters[b, rank:], b, start, ssm_state_size, width)
             gate_row(flat_out, at, y, flat_channels, D, gates, (2 * b + 1) * width + start, start, n)
         for split in range(first, last):
             start, stop = split_range(split, splits, width)

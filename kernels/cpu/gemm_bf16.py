@@ -227,7 +227,19 @@ def copy_rows(rows, a, flat_a, i, count, start, terms):
 
 
 @row
-def store_tile(out, flat_out, i, j, rows, columns, sums, prefill, bias, residual, flat_residual):
+def store_tile(
+    out,
+    flat_out,
+    i,
+    j,
+    rows,
+    columns,
+    sums,
+    prefill,
+    bias,
+    residual,
+    flat_residual,
+):
     """out[i : i + rows, j : j + columns] = sums + prefill, rounded to the type of `out`"""
     n = out.shape[1]
     for r in range(rows):
@@ -291,10 +303,34 @@ def multiply_block(
                 if count == ROWS and columns == COLUMNS:
                     prefetch_tile(flat_out, i * n + j, n)  # loads the target while the sums are computed
                 if direct and i + ROWS <= len(a):
-                    multiply_pairs(tile, 0, COLUMNS, pairs_a, i * half + start, half, flat_b, panel, COLUMNS, length, 0)
+                    multiply_pairs(
+                        tile,
+                        0,
+                        COLUMNS,
+                        pairs_a,
+                        i * half + start,
+                        half,
+                        flat_b,
+                        panel,
+                        COLUMNS,
+                        length,
+                        0,
+                    )
                 else:
                     copy_rows(rows, a, flat_a, i, count, start, length)
-                    multiply_pairs(tile, 0, COLUMNS, rows, 0, length, flat_b, panel, COLUMNS, length, 0)
+                    multiply_pairs(
+                        tile,
+                        0,
+                        COLUMNS,
+                        rows,
+                        0,
+                        length,
+                        flat_b,
+                        panel,
+                        COLUMNS,
+                        length,
+                        0,
+                    )
                 store_tile(
                     out,
                     flat_out,
@@ -358,8 +394,8 @@ def _gemm(
 def product(out, a, b, prefill, bias, residual):
     """out (m, n) = A B + prefill        A (m, k) bfloat16   B (n / C, k / 2, C) pairs in panels
 
-    out is float32 or bfloat16. If it is float32, long sums are split into parts that are added to `out` in turn. Rows of A may be longer than
-    those of B if the rest is zeros. prefill: see gemm_blas.py.
+    out is float32 or bfloat16. If it is float32, long sums are split into parts that are added to `out` in turn.
+    Rows of A may be longer than those of B if the rest is zeros. prefill: see gemm_blas.py.
     """
     k, pairs = a.shape[1], b.shape[1]
     terms = padded(even_share(pairs, TERMS if out.dtype == np.float32 else pairs), STEP)
@@ -411,7 +447,19 @@ def pair_rows(panel, x, flat_x, start, terms, column, columns):
 
 
 @row
-def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
+def outer_block(
+    c,
+    flat_c,
+    i0,
+    i1,
+    j0,
+    j1,
+    a,
+    flat_a,
+    b,
+    flat_b,
+    memory,
+):
     """C[i0:i1, j0:j1] += A^T B"""
     (m, n), scratch = c.shape, outer_layout(memory)[0]
     k = padded((len(a) + 1) // 2, STEP)
@@ -431,18 +479,76 @@ def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
                     count, a_row = min(ROWS, i_stop - i), (i - i_start) * terms
                     if count == ROWS and columns == COLUMNS:
                         prefetch_tile(flat_c, i * n + j, n)
-                        multiply_pairs(flat_c, i * n + j, n, rows, a_row, terms, panel, 0, COLUMNS, terms, 1)
+                        multiply_pairs(
+                            flat_c,
+                            i * n + j,
+                            n,
+                            rows,
+                            a_row,
+                            terms,
+                            panel,
+                            0,
+                            COLUMNS,
+                            terms,
+                            1,
+                        )
                     else:
-                        multiply_pairs(tile, 0, COLUMNS, rows, a_row, terms, panel, 0, COLUMNS, terms, 0)
-                        store_tile(c, flat_c, i, j, count, columns, tile, ADD, flat_c, c, flat_c)
+                        multiply_pairs(
+                            tile,
+                            0,
+                            COLUMNS,
+                            rows,
+                            a_row,
+                            terms,
+                            panel,
+                            0,
+                            COLUMNS,
+                            terms,
+                            0,
+                        )
+                        store_tile(
+                            c,
+                            flat_c,
+                            i,
+                            j,
+                            count,
+                            columns,
+                            tile,
+                            ADD,
+                            flat_c,
+                            c,
+                            flat_c,
+                        )
 
 
 @kernel
-def _outer_products(c, flat_c, a, flat_a, b, flat_b, memory, row_parts, column_parts):
+def _outer_products(
+    c,
+    flat_c,
+    a,
+    flat_a,
+    b,
+    flat_b,
+    memory,
+    row_parts,
+    column_parts,
+):
     for part in prange(row_parts * column_parts):
         i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
         begin_tiles()
-        outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory[get_thread_id()])
+        outer_block(
+            c,
+            flat_c,
+            i0,
+            i1,
+            j0,
+            j1,
+            a,
+            flat_a,
+            b,
+            flat_b,
+            memory[get_thread_id()],
+        )
         end_tiles()
 
 

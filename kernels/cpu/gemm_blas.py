@@ -32,7 +32,17 @@ def prefill_block(out, prefill, bias, residual, r0, r1, c0, c1):
 
 
 @kernel
-def split_gemm(out, a, b, transpose_a, transpose_b, prefill, bias, residual, parts):
+def split_gemm(
+    out,
+    a,
+    b,
+    transpose_a,
+    transpose_b,
+    prefill,
+    bias,
+    residual,
+    parts,
+):
     """out = op(a) op(b) + prefill
 
     The longer side of `out` is split, because each part packs the whole operand of the other side again.
@@ -84,9 +94,29 @@ def parts_of(m, n, k):
 
 def product(out, a, b, transpose_b, prefill, bias, residual):
     """out (m, n) = a op(b) + prefill        a (m, k)   op(b) (k, n)   prefill: NOTHING, ADD, ..."""
-    split_gemm(out, a, b, 0, transpose_b, prefill, bias, residual, parts_of(*out.shape, a.shape[1]))
+    split_gemm(
+        out,
+        a,
+        b,
+        0,
+        transpose_b,
+        prefill,
+        bias,
+        residual,
+        parts_of(*out.shape, a.shape[1]),
+    )
 
 
 def add_outer_products(c, a, b):
     """C (m, n) += A^T B        A (k, m)   B (k, n)"""
-    split_gemm(c, a, b, 1, 0, ADD, c[0], c, parts_of(*c.shape, len(a)))
+    split_gemm(
+        c,
+        a,
+        b,
+        1,
+        0,
+        ADD,
+        c[0],
+        c,
+        parts_of(*c.shape, len(a)),
+    )

@@ -24,8 +24,8 @@ def projection_error(c, a, b, seed, before=None):
     """max_i |C r - A (B r)|_i / tolerance_i        C (m, n) = A (m, k) B (k, n).   A value above 1 means C is wrong.
 
     C is float32. A and B are the operands: floats representable in bfloat16, or int32 pairs along k, A (m, k/2) and
-    B (k/2, n). Transposed views are allowed. If the matmul was added to C, `before` is C's earlier `projection` with the
-    same seed.
+    B (k/2, n). Transposed views are allowed. If the matmul was added to C, `before` is C's earlier `projection` with
+    the same seed.
 
         tolerance_i = t g s_i,   t = (2 ln(2 m / FALSE_ALARM))^(1/2),   g = (18 + k/32) 2^-24,   s_i = |a_i| |B|_F
 

@@ -95,7 +95,23 @@ def store_tile(c, i, j, tile, adds):
 
 
 @row
-def multiply_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, transpose_b, prefill, bias, residual, memory):
+def multiply_block(
+    c,
+    flat_c,
+    i0,
+    i1,
+    j0,
+    j1,
+    a,
+    flat_a,
+    b,
+    flat_b,
+    transpose_b,
+    prefill,
+    bias,
+    residual,
+    memory,
+):
     """C[i0:i1, j0:j1] = A op(B) + prefill"""
     (m, n), k, scratch = c.shape, a.shape[1], layout(memory)[0]
     panel, rows, tile = scratch.panel, scratch.rows, scratch.tile
@@ -114,20 +130,71 @@ def multiply_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, transpose_b,
                 copy_panel(panel, 0, b, flat_b, start, terms, j, COLUMNS)
             for i in range(i0, i1, ROWS):
                 if i + ROWS <= m and columns == COLUMNS:
-                    multiply_tile(flat_c, i * n + j, n, flat_a, i * k + start, k, 1, panel, 0, COLUMNS, terms, adds)
+                    multiply_tile(
+                        flat_c,
+                        i * n + j,
+                        n,
+                        flat_a,
+                        i * k + start,
+                        k,
+                        1,
+                        panel,
+                        0,
+                        COLUMNS,
+                        terms,
+                        adds,
+                    )
                 elif i + ROWS <= m:
-                    multiply_tile(tile, 0, COLUMNS, flat_a, i * k + start, k, 1, panel, 0, COLUMNS, terms, 0)
+                    multiply_tile(
+                        tile,
+                        0,
+                        COLUMNS,
+                        flat_a,
+                        i * k + start,
+                        k,
+                        1,
+                        panel,
+                        0,
+                        COLUMNS,
+                        terms,
+                        0,
+                    )
                     store_tile(c, i, j, tile, adds)
                 else:
                     rows[: ROWS * terms] = 0
                     for r in range(m - i):
                         rows[r * terms : r * terms + terms] = a[i + r, start : start + terms]
-                    multiply_tile(tile, 0, COLUMNS, rows, 0, terms, 1, panel, 0, COLUMNS, terms, 0)
+                    multiply_tile(
+                        tile,
+                        0,
+                        COLUMNS,
+                        rows,
+                        0,
+                        terms,
+                        1,
+                        panel,
+                        0,
+                        COLUMNS,
+                        terms,
+                        0,
+                    )
                     store_tile(c, i, j, tile, adds)
 
 
 @row
-def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
+def outer_block(
+    c,
+    flat_c,
+    i0,
+    i1,
+    j0,
+    j1,
+    a,
+    flat_a,
+    b,
+    flat_b,
+    memory,
+):
     """C[i0:i1, j0:j1] += A^T B: A's panels are as wide as a tile is high, so neither operand needs a transpose."""
     (m, n), k, scratch = c.shape, a.shape[0], layout(memory)[0]
     panel, a_panels, tile = scratch.panel, scratch.rows, scratch.tile
@@ -143,9 +210,35 @@ def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
                 for i in range(i_start, i_stop, ROWS):
                     a_panel = (i - i_start) * terms
                     if i + ROWS <= m and j + COLUMNS <= n:
-                        multiply_tile(flat_c, i * n + j, n, a_panels, a_panel, 1, ROWS, panel, 0, COLUMNS, terms, 1)
+                        multiply_tile(
+                            flat_c,
+                            i * n + j,
+                            n,
+                            a_panels,
+                            a_panel,
+                            1,
+                            ROWS,
+                            panel,
+                            0,
+                            COLUMNS,
+                            terms,
+                            1,
+                        )
                     else:
-                        multiply_tile(tile, 0, COLUMNS, a_panels, a_panel, 1, ROWS, panel, 0, COLUMNS, terms, 0)
+                        multiply_tile(
+                            tile,
+                            0,
+                            COLUMNS,
+                            a_panels,
+                            a_panel,
+                            1,
+                            ROWS,
+                            panel,
+                            0,
+                            COLUMNS,
+                            terms,
+                            0,
+                        )
                         store_tile(c, i, j, tile, 1)
 
 
@@ -197,10 +290,32 @@ def _gemm(
 
 
 @kernel
-def _outer_products(c, flat_c, a, flat_a, b, flat_b, memory, row_parts, column_parts):
+def _outer_products(
+    c,
+    flat_c,
+    a,
+    flat_a,
+    b,
+    flat_b,
+    memory,
+    row_parts,
+    column_parts,
+):
     for part in prange(row_parts * column_parts):
         i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
-        outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory[get_thread_id()])
+        outer_block(
+            c,
+            flat_c,
+            i0,
+            i1,
+            j0,
+            j1,
+            a,
+            flat_a,
+            b,
+            flat_b,
+            memory[get_thread_id()],
+        )
 
 
 def parts_of(m, n, k):

@@ -69,7 +69,18 @@ def pack_panels(panels, weight, flat_weight, transposed):
 
 
 @row
-def step_blocks(states, source_step, target_step, batch, width, start, stop, panels, rows, tiles):
+def step_blocks(
+    states,
+    source_step,
+    target_step,
+    batch,
+    width,
+    start,
+    stop,
+    panels,
+    rows,
+    tiles,
+):
     """states[target_step] += states[source_step] A for the blocks start ... stop; a step is the offset of its rows."""
     full_blocks, terms = batch // ROWS, even_share(width, TERMS)
     if stop > full_blocks:  # a tile reads ROWS rows
@@ -84,12 +95,51 @@ def step_blocks(states, source_step, target_step, batch, width, start, stop, pan
                 target = target_step + block * ROWS * width + j
                 tile = block * ROWS * COLUMNS
                 if block < full_blocks and columns == COLUMNS:
-                    multiply_tile(states, target, width, states, source, width, 1, panels, panel, COLUMNS, count, 1)
+                    multiply_tile(
+                        states,
+                        target,
+                        width,
+                        states,
+                        source,
+                        width,
+                        1,
+                        panels,
+                        panel,
+                        COLUMNS,
+                        count,
+                        1,
+                    )
                     continue
                 if block < full_blocks:
-                    multiply_tile(tiles, tile, COLUMNS, states, source, width, 1, panels, panel, COLUMNS, count, 0)
+                    multiply_tile(
+                        tiles,
+                        tile,
+                        COLUMNS,
+                        states,
+                        source,
+                        width,
+                        1,
+                        panels,
+                        panel,
+                        COLUMNS,
+                        count,
+                        0,
+                    )
                 else:
-                    multiply_tile(tiles, tile, COLUMNS, rows, k, width, 1, panels, panel, COLUMNS, count, 0)
+                    multiply_tile(
+                        tiles,
+                        tile,
+                        COLUMNS,
+                        rows,
+                        k,
+                        width,
+                        1,
+                        panels,
+                        panel,
+                        COLUMNS,
+                        count,
+                        0,
+                    )
                 for r in range(min(ROWS, batch - block * ROWS)):
                     add_to(
                         states[target + r * width : target + r * width + columns],
@@ -98,7 +148,18 @@ def step_blocks(states, source_step, target_step, batch, width, start, stop, pan
 
 
 @kernel
-def time_loop(states, start, stride, steps, batch, width, panels, rows, tiles, tasks):
+def time_loop(
+    states,
+    start,
+    stride,
+    steps,
+    batch,
+    width,
+    panels,
+    rows,
+    tiles,
+    tasks,
+):
     """`steps` steps from the rows at offset `start`, each `stride` elements further. A task owns some blocks."""
     blocks = (batch + ROWS - 1) // ROWS
     for task in prange(tasks):
