@@ -27,9 +27,8 @@ def projection_error(c, a, b, seed, before=None):
     B (k/2, n). Transposed views are allowed. If the matmul was added to C, `before` is C's earlier `projection` with
     the same seed.
 
-        tolerance_i = t g s_i,   t = (2 ln(2 m / FALSE_ALARM))^(1/2),   g = (18 + k/32) 2^-24,   s_i = |a_i| |B|_F
-
-    where s_i = 2 |a_i| |B|_F + |c_i| if the matmul was added to C.
+        tolerance_i = t g s_i,   t = (2 ln(2 m / FALSE_ALARM))^(1/2),   g = (18 + k/32) 2^-24,
+        s_i = |a_i| |B|_F,   or 2 |a_i| |B|_F + |c_i| if the matmul was added to C
 
     Why: a term passes through at most 16 fused steps, the sum of both halves of the pairs and k/32 additions to C, each
     with a rounding error. So the error of an element of C is at most e_ij = g sum_p |a_ip b_pj| <= g |a_i| |b_j|, where
