@@ -1,4 +1,8 @@
-"""The feed-forward's activations. Backward is in place: x becomes its gradient, dout the activation again, and the products that follow need both."""
+"""The activations of the feed-forward: SiLU, GELU, its tanh form, and SwiGLU.
+
+Backward works in place: x becomes its gradient, and dout becomes the activation, recomputed. The matmuls of the
+feed-forward's backward need both.
+"""
 
 from numba import prange
 
@@ -6,7 +10,7 @@ from .bfloat16 import read, type_of, write
 from .jit import BLOCK, kernel, row
 from .math import normal, sigmoid
 
-# tanh(u) = 2 sigmoid(2 u) - 1 turns GELU's tanh form into x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3).
+# GELU's tanh form is x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3), because tanh(u) = 2 sigmoid(2 u) - 1.
 SLOPE, CUBIC = 1.5957691216057308, 0.044715
 
 
@@ -32,17 +36,17 @@ def silu_backward_block(x, dout):
 def gelu_block(out, x):
     for i in range(x.size):
         v = read(x, i)
-        below, density = normal(v)
-        write(out, i, v * below)
+        cdf, pdf = normal(v)
+        write(out, i, v * cdf)
 
 
 @row
 def gelu_backward_block(x, dout):
     for i in range(x.size):
         v, d = read(x, i), read(dout, i)
-        below, density = normal(v)
-        write(x, i, d * (below + v * density))
-        write(dout, i, v * below)
+        cdf, pdf = normal(v)
+        write(x, i, d * (cdf + v * pdf))
+        write(dout, i, v * cdf)
 
 
 @row
@@ -55,12 +59,8 @@ def gelu_tanh_block(out, x):
 
 @row
 def gelu_tanh_backward_block(x, dout):
-    one, slope, cubic, cubic3 = (
-        type_of(x)(1),
-        type_of(x)(SLOPE),
-        type_of(x)(CUBIC * SLOPE),
-        type_of(x)(3 * CUBIC * SLOPE),
-    )
+    one, slope = type_of(x)(1), type_of(x)(SLOPE)
+    cubic, cubic3 = type_of(x)(CUBIC * SLOPE), type_of(x)(3 * CUBIC * SLOPE)
     for i in range(x.size):
         v, d = read(x, i), read(dout, i)
         square = v * v
@@ -130,9 +130,9 @@ def swiglu_backward_row(gate, up, dout):
         write(dout, c, silu * u)
 
 
-# (rows, 2, width): the gate and the value above it
 @kernel
 def _swiglu_forward(out, x):
+    """x: gate and up projection, (N, 2, F)"""
     for r in prange(len(out)):
         swiglu_row(out[r], x[r, 0], x[r, 1])
 
@@ -144,7 +144,7 @@ def _swiglu_backward(x, dout):
 
 
 def swiglu_forward(out, x):
-    _swiglu_forward(out, x.reshape(len(x), 2, -1))
+    _swiglu_forward(out, x.reshape(len(x), 2, -1))  # (N, 2, F)
 
 
 def swiglu_backward(x, dout):

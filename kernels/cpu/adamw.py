@@ -1,15 +1,19 @@
-"""The optimiser: one sweep over flat memory, and the gradient's norm in blocks of fixed size."""
+"""AdamW in one pass over flat memory, and the squared gradient norm.
+
+The norm is summed in blocks of fixed size, so it does not depend on the number of threads.
+"""
 
 import numpy as np
 from numba import prange
 
 from .jit import kernel, row
 
-BLOCK = 1 << 15
+BLOCK = 1 << 15  # elements per task
 
 
 @row
-def squares_block(x):
+def square_sum_block(x):
+    """Sum of squares, in float64."""
     total = np.float64(0)
     for i in range(x.size):
         total += np.float64(x[i]) * np.float64(x[i])
@@ -17,28 +21,45 @@ def squares_block(x):
 
 
 @kernel
-def _squares(partial, x):
+def _square_sums(partial, x):
     for block in prange(partial.size):
-        partial[block] = squares_block(x[block * BLOCK : min(x.size, block * BLOCK + BLOCK)])
+        partial[block] = square_sum_block(x[block * BLOCK : min(x.size, block * BLOCK + BLOCK)])
 
 
 def square_sum_blocks(size):
+    """Elements of `partial` for an array of `size` elements."""
     return (size + BLOCK - 1) // BLOCK
 
 
 def square_sum(partial, x):
-    _squares(partial, x)
+    _square_sums(partial, x)
     return float(partial.sum())
 
 
 @row
 def adamw_block(
-    weights, gradients, mean, square, gradient_scale, beta1, blend1, beta2, blend2, shrink, step, root, eps
+    weights,
+    gradients,
+    mean,
+    square,
+    gradient_scale,
+    beta1,
+    one_minus_beta1,
+    beta2,
+    one_minus_beta2,
+    shrink,
+    step,
+    root,
+    eps,
 ):
+    """m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2,   w = w shrink - step m / (sqrt(v) root + eps),   then g = 0
+
+    shrink: 1 - rate decay        step: rate / correction1        root: 1 / sqrt(correction2)
+    """
     for i in range(weights.size):
         g = gradients[i] * gradient_scale
-        m = beta1 * mean[i] + blend1 * g
-        v = beta2 * square[i] + blend2 * g * g
+        m = beta1 * mean[i] + one_minus_beta1 * g
+        v = beta2 * square[i] + one_minus_beta2 * g * g
         mean[i], square[i], gradients[i] = m, v, 0
         weights[i] = weights[i] * shrink - step * m / (np.sqrt(v) * root + eps)
 
@@ -59,14 +80,14 @@ def adamw(
     correction2,
     eps,
 ):
-    real = weights.dtype.type
-    blend1, blend2 = real(1 - beta1), real(1 - beta2)
-    beta1, beta2, gradient_scale, shrink = real(beta1), real(beta2), real(gradient_scale), real(1 - rate * decay)
-    step, root, eps = real(rate / correction1), real(1 / np.sqrt(correction2)), real(eps)
+    dtype = weights.dtype.type
+    one_minus_beta1, one_minus_beta2 = dtype(1 - beta1), dtype(1 - beta2)
+    beta1, beta2, gradient_scale, shrink = dtype(beta1), dtype(beta2), dtype(gradient_scale), dtype(1 - rate * decay)
+    step, root, eps = dtype(rate / correction1), dtype(1 / np.sqrt(correction2)), dtype(eps)
     for block in prange((weights.size + BLOCK - 1) // BLOCK):
-        low, high = block * BLOCK, min(weights.size, block * BLOCK + BLOCK)
-        border = max(low, min(high, n_decayed))
-        for part, keep in ((slice(low, border), shrink), (slice(border, high), real(1))):
+        start, stop = block * BLOCK, min(weights.size, block * BLOCK + BLOCK)
+        boundary = max(start, min(stop, n_decayed))
+        for part, factor in ((slice(start, boundary), shrink), (slice(boundary, stop), dtype(1))):
             adamw_block(
                 weights[part],
                 gradients[part],
@@ -74,10 +95,10 @@ def adamw(
                 square[part],
                 gradient_scale,
                 beta1,
-                blend1,
+                one_minus_beta1,
                 beta2,
-                blend2,
-                keep,
+                one_minus_beta2,
+                factor,
                 step,
                 root,
                 eps,

@@ -1,7 +1,8 @@
-"""BLAS inside a jitted loop: a matrix product on blocks of row-major arrays, without Python and without BLAS' own threads.
+"""BLAS's gemm inside compiled loops, on blocks of row-major arrays.
 
-OpenBLAS' threads and Numba's would fight for the cores, so OpenBLAS is held to one thread and kernels split products over
-Numba's. The routine is the one that `scipy.linalg.cython_blas` exports; it is bound by name, so that compiled kernels can be cached.
+OpenBLAS runs on one thread, because its threads and Numba's would compete for the cores. Kernels split a gemm over
+Numba's threads. The routine is the one that `scipy.linalg.cython_blas` exports. It is bound by name, so that compiled
+kernels can be cached.
 """
 
 from llvmlite import binding, ir
@@ -24,12 +25,28 @@ def element_pointer(context, builder, array_type, array, offset):
 
 @intrinsic
 def gemm(
-    typingctx, transpose_a, transpose_b, m, n, k, alpha, a, a_offset, lda, b, b_offset, ldb, beta, c, c_offset, ldc
+    typingctx,
+    transpose_a,
+    transpose_b,
+    m,
+    n,
+    k,
+    alpha,
+    a,
+    a_offset,
+    lda,
+    b,
+    b_offset,
+    ldb,
+    beta,
+    c,
+    c_offset,
+    ldc,
 ):
     """C = alpha op(A) op(B) + beta C on blocks of row-major arrays: C (m, n), op(A) (m, k), op(B) (k, n).
 
-    Each block starts `offset` elements into its array, its rows `ld` elements apart; op transposes where the flag is nonzero.
-    BLAS counts in columns, so it is asked for the transpose: C^T = op(B)^T op(A)^T.
+    A block starts `offset` elements into its array, and its rows are `ld` elements apart. op transposes if its flag is
+    not 0. BLAS is column-major, so it computes the transpose: C^T = op(B)^T op(A)^T.
     """
     real = c.dtype
     if not (a.dtype == b.dtype == real) or real not in ROUTINES:
@@ -38,12 +55,13 @@ def gemm(
     def codegen(context, builder, signature, args):
         ta, tb, m, n, k, alpha, a, a_offset, lda, b, b_offset, ldb, beta, c, c_offset, ldc = args
         kinds = signature.args
-        byte, word, number = ir.IntType(8), ir.IntType(32), context.get_value_type(real)
+        byte, word, element = ir.IntType(8), ir.IntType(32), context.get_value_type(real)
 
         def slot(value, kind):
-            place = cgutils.alloca_once(builder, kind)
-            builder.store(value, place)
-            return place
+            """Fortran takes its arguments by reference."""
+            pointer = cgutils.alloca_once(builder, kind)
+            builder.store(value, pointer)
+            return pointer
 
         def letter(flag):
             chosen = builder.icmp_signed("!=", flag, ir.Constant(flag.type, 0))
@@ -58,12 +76,12 @@ def gemm(
             integer(n),
             integer(m),
             integer(k),
-            slot(alpha, number),
+            slot(alpha, element),
             element_pointer(context, builder, kinds[9], b, b_offset),
             integer(ldb),
             element_pointer(context, builder, kinds[6], a, a_offset),
             integer(lda),
-            slot(beta, number),
+            slot(beta, element),
             element_pointer(context, builder, kinds[13], c, c_offset),
             integer(ldc),
         ]
@@ -72,4 +90,21 @@ def gemm(
         return context.get_dummy_value()
 
     i = types.intp
-    return types.void(i, i, i, i, i, real, a, i, i, b, i, i, real, c, i, i), codegen
+    return types.void(
+        i,
+        i,
+        i,
+        i,
+        i,
+        real,
+        a,
+        i,
+        i,
+        b,
+        i,
+        i,
+        real,
+        c,
+        i,
+        i,
+    ), codegen

@@ -1,4 +1,14 @@
-"""The causal depthwise convolution and its silu: for every channel a filter of its own over the last tokens, a vector of channels at a time."""
+"""The causal depthwise convolution of Mamba, followed by SiLU: each channel has its own filter over the last K tokens.
+
+Sizes: B sequences, T steps, E channels, K taps of a filter. All arrays are flat:
+
+    out, dout, dsums    (B, T, E)
+    x                   (B, T, columns), of which the first E columns are the inputs
+    past                (B, K - 1, E), the inputs before the first step
+    weight, bias        (K, E), (E,)
+
+Loops over channels take a vector of LANES channels at a time.
+"""
 
 from numba import prange
 
@@ -8,33 +18,48 @@ from .math import sigmoid
 from .microkernel_f32 import LANES
 from .vector import load_some, multiply_add, store_some
 
-STEPS = 64  # of a worker's share of a text: its rows stay in the second-level cache between filter and silu
-CHANNELS = 2 * 32  # of a worker's share of the filters
+STEPS = 64  # time steps of a task: their rows stay in the second-level cache between the filter and SiLU
+CHANNELS = 2 * 32  # channels of a task of the filter's backward
 
 
 @row
-def place_of(b, s, first, steps, columns, kernel_size, channels):
-    """Where the row of text b's step s lies: before the first step in the past, else in x."""
-    return (
-        (b * (kernel_size - 1) + s + kernel_size - 1) * channels + first if s < 0 else (b * steps + s) * columns + first
-    )
+def input_offset(b, t, channel, steps, columns, kernel_size, channels):
+    """Offset of the input of sequence b at step t and a channel: in `past` if t < 0, else in x."""
+    if t < 0:
+        return (b * (kernel_size - 1) + t + kernel_size - 1) * channels + channel
+    return (b * steps + t) * columns + channel
 
 
 @row
-def filter_row(out, at, x, past, weight, bias, b, t, first, last, kernel_size, columns, channels, steps):
-    """out = bias + sum_k weight[k] x[t - K + 1 + k]: channels `first` to `last` of text b's step t, before the silu."""
-    for j in range(first, last, LANES):
-        n = min(LANES, last - j)
+def filter_row(
+    out,
+    out_offset,
+    x,
+    past,
+    weight,
+    bias,
+    b,
+    t,
+    start,
+    stop,
+    kernel_size,
+    columns,
+    channels,
+    steps,
+):
+    """out = bias + sum_k weight[k] x[t - K + 1 + k],   channels start ... stop of step t of sequence b, before SiLU"""
+    for j in range(start, stop, LANES):
+        n = min(LANES, stop - j)
         value = load_some(bias, j, n)
         for k in range(kernel_size):
             s = t - kernel_size + 1 + k
-            place = place_of(b, s, j, steps, columns, kernel_size, channels)
+            offset = input_offset(b, s, j, steps, columns, kernel_size, channels)
             value = multiply_add(
                 load_some(weight, k * channels + j, n),
-                load_some(past, place, n) if s < 0 else load_some(x, place, n),
+                load_some(past, offset, n) if s < 0 else load_some(x, offset, n),
                 value,
             )
-        store_some(out, at + j - first, value, n)
+        store_some(out, out_offset + j - start, value, n)
 
 
 @row
@@ -44,28 +69,64 @@ def silu_in_place(x):
 
 
 @row
-def filter_step(out, at, x, past, weight, bias, b, first, last, kernel_size, channels):
-    """One token of text b, whose row of x (B, 2 E) is all there is; the past moves up by it."""
-    filter_row(out, at, x, past, weight, bias, b, 0, first, last, kernel_size, 2 * channels, channels, 1)
-    silu_in_place(out[at : at + last - first])
-    for s in range(1 - kernel_size, 0):
-        here, after = (
-            place_of(b, s, first, 1, 2 * channels, kernel_size, channels),
-            place_of(b, s + 1, first, 1, 2 * channels, kernel_size, channels),
-        )
-        if s < -1:
-            past[here : here + last - first] = past[after : after + last - first]
+def filter_step(
+    out,
+    out_offset,
+    x,
+    past,
+    weight,
+    bias,
+    b,
+    start,
+    stop,
+    kernel_size,
+    channels,
+):
+    """Decode one token of sequence b, with x (B, 2 E), and shift `past` by one step to include it."""
+    filter_row(
+        out,
+        out_offset,
+        x,
+        past,
+        weight,
+        bias,
+        b,
+        0,
+        start,
+        stop,
+        kernel_size,
+        2 * channels,
+        channels,
+        1,
+    )
+    silu_in_place(out[out_offset : out_offset + stop - start])
+    for t in range(1 - kernel_size, 0):
+        target = input_offset(b, t, start, 1, 2 * channels, kernel_size, channels)
+        source = input_offset(b, t + 1, start, 1, 2 * channels, kernel_size, channels)
+        if t < -1:
+            past[target : target + stop - start] = past[source : source + stop - start]
         else:
-            past[here : here + last - first] = x[after : after + last - first]
+            past[target : target + stop - start] = x[source : source + stop - start]
 
 
 @kernel
-def _convolution_forward(out, x, past, weight, bias, batch, steps, columns, channels, kernel_size):
+def _convolution_forward(
+    out,
+    x,
+    past,
+    weight,
+    bias,
+    batch,
+    steps,
+    columns,
+    channels,
+    kernel_size,
+):
     blocks = (steps + STEPS - 1) // STEPS
     for task in prange(batch * blocks):
-        b, first = task // blocks, task % blocks * STEPS
-        last = min(steps, first + STEPS)
-        for t in range(first, last):
+        b, start = task // blocks, task % blocks * STEPS
+        stop = min(steps, start + STEPS)
+        for t in range(start, stop):
             filter_row(
                 out,
                 (b * steps + t) * channels,
@@ -82,19 +143,31 @@ def _convolution_forward(out, x, past, weight, bias, batch, steps, columns, chan
                 channels,
                 steps,
             )
-        silu_in_place(out[(b * steps + first) * channels : (b * steps + last) * channels])
+        silu_in_place(out[(b * steps + start) * channels : (b * steps + stop) * channels])
 
 
 @kernel
-def _silu_backward(sums, dout, x, past, weight, bias, batch, steps, columns, channels, kernel_size):
-    """sums = dout silu' of what the filters gave, which they give again"""
+def _silu_backward(
+    dsums,
+    dout,
+    x,
+    past,
+    weight,
+    bias,
+    batch,
+    steps,
+    columns,
+    channels,
+    kernel_size,
+):
+    """dsums = dout silu'(sums), where sums, the filters' output, is recomputed."""
     blocks = (steps + STEPS - 1) // STEPS
     for task in prange(batch * blocks):
-        b, first = task // blocks, task % blocks * STEPS
-        last = min(steps, first + STEPS)
-        for t in range(first, last):
+        b, start = task // blocks, task % blocks * STEPS
+        stop = min(steps, start + STEPS)
+        for t in range(start, stop):
             filter_row(
-                sums,
+                dsums,
                 (b * steps + t) * channels,
                 x,
                 past,
@@ -109,19 +182,32 @@ def _silu_backward(sums, dout, x, past, weight, bias, batch, steps, columns, cha
                 channels,
                 steps,
             )
-        part = slice((b * steps + first) * channels, (b * steps + last) * channels)
-        silu_backward_block(sums[part], dout[part])
+        part = slice((b * steps + start) * channels, (b * steps + stop) * channels)
+        silu_backward_block(dsums[part], dout[part])
 
 
 @row
-def tap_backward(dweight, dsums, x, past, b, k, j, n, kernel_size, columns, channels, steps):
-    """dweight[k] += sum_t dsums_t x_(t - K + 1 + k) over a text: `n` channels from j on, whose sum stays in a register."""
+def tap_backward(
+    dweight,
+    dsums,
+    x,
+    past,
+    b,
+    k,
+    j,
+    n,
+    kernel_size,
+    columns,
+    channels,
+    steps,
+):
+    """dweight[k] += sum_t dsums_t x_(t - K + 1 + k) over sequence b,   channels j ... j + n, summed in a register"""
     lag, tap = kernel_size - 1 - k, k * channels + j
     total = load_some(dweight, tap, n)
     for t in range(min(lag, steps)):
         total = multiply_add(
             load_some(dsums, (b * steps + t) * channels + j, n),
-            load_some(past, place_of(b, t - lag, j, steps, columns, kernel_size, channels), n),
+            load_some(past, input_offset(b, t - lag, j, steps, columns, kernel_size, channels), n),
             total,
         )
     for t in range(lag, steps):
@@ -134,12 +220,27 @@ def tap_backward(dweight, dsums, x, past, b, k, j, n, kernel_size, columns, chan
 
 
 @row
-def input_backward(x, dbias, dsums, weight, b, j, n, kernel_size, columns, channels, steps):
-    """x_t = sum_k weight[k] dsums_(t + K - 1 - k), what each step that saw it gives back,   dbias += sum_t dsums_t: `n` channels of a text from j on."""
+def input_backward(
+    x,
+    dbias,
+    dsums,
+    weight,
+    b,
+    j,
+    n,
+    kernel_size,
+    columns,
+    channels,
+    steps,
+):
+    """dx_t = sum_k weight[k] dsums_(t + K - 1 - k),   dbias += sum_t dsums_t,   channels j ... j + n of sequence b
+
+    dx replaces x.
+    """
     total = load_some(dbias, j, n)
     for t in range(steps):
         total = total + load_some(dsums, (b * steps + t) * channels + j, n)
-        value = load_some(dbias, j, 0)
+        value = load_some(dbias, j, 0)  # zeros
         for k in range(max(0, t + kernel_size - steps), kernel_size):
             value = multiply_add(
                 load_some(weight, k * channels + j, n),
@@ -151,16 +252,52 @@ def input_backward(x, dbias, dsums, weight, b, j, n, kernel_size, columns, chann
 
 
 @kernel
-def _filter_backward(x, dweight, dbias, dsums, past, weight, batch, steps, columns, channels, kernel_size):
-    for block in prange(
-        (channels + CHANNELS - 1) // CHANNELS
-    ):  # texts and steps in order, as filters are summed over them
+def _filter_backward(
+    x,
+    dweight,
+    dbias,
+    dsums,
+    past,
+    weight,
+    batch,
+    steps,
+    columns,
+    channels,
+    kernel_size,
+):
+    """Each task sums the gradients of its filters over sequences and steps in their order."""
+    for block in prange((channels + CHANNELS - 1) // CHANNELS):
         for b in range(batch):
             for j in range(block * CHANNELS, min(channels, block * CHANNELS + CHANNELS), LANES):
                 n = min(LANES, channels - j)
                 for k in range(kernel_size):
-                    tap_backward(dweight, dsums, x, past, b, k, j, n, kernel_size, columns, channels, steps)
-                input_backward(x, dbias, dsums, weight, b, j, n, kernel_size, columns, channels, steps)
+                    tap_backward(
+                        dweight,
+                        dsums,
+                        x,
+                        past,
+                        b,
+                        k,
+                        j,
+                        n,
+                        kernel_size,
+                        columns,
+                        channels,
+                        steps,
+                    )
+                input_backward(
+                    x,
+                    dbias,
+                    dsums,
+                    weight,
+                    b,
+                    j,
+                    n,
+                    kernel_size,
+                    columns,
+                    channels,
+                    steps,
+                )
 
 
 def convolution_forward(out, x, past, weight, bias):
@@ -181,13 +318,7 @@ def convolution_forward(out, x, past, weight, bias):
 
 def convolution_backward(x, dweight, dbias, scratch, dout, past, weight, bias):
     batch, (rows, channels) = len(past), dout.shape
-    x, dweight, sums, past, weight, sizes = (
-        x.reshape(-1),
-        dweight.reshape(-1),
-        scratch.reshape(-1),
-        past.reshape(-1),
-        weight.reshape(-1),
-        (batch, rows // batch, x.shape[1], channels, len(weight)),
-    )
-    _silu_backward(sums, dout.reshape(-1), x, past, weight, bias, *sizes)
-    _filter_backward(x, dweight, dbias, sums, past, weight, *sizes)
+    sizes = batch, rows // batch, x.shape[1], channels, len(weight)
+    x, dweight, dsums, past, weight = (a.reshape(-1) for a in (x, dweight, scratch, past, weight))
+    _silu_backward(dsums, dout.reshape(-1), x, past, weight, bias, *sizes)
+    _filter_backward(x, dweight, dbias, dsums, past, weight, *sizes)

@@ -1,13 +1,14 @@
 """Decoding: one new token of each sequence through the whole model in one compiled call.
 
-This is `slm_np/inference/generic_step.py` made fast, out of the row functions that training's kernels are made of. A
-step reads every weight once, so its lower bound is the weights' bytes over the memory bandwidth. Starting a parallel
-loop costs microseconds, so a layer has few: one for attention, two for a mixer with a recurrent state, one for the
-feed-forward. Each loop is cut into splits that do not depend on each other. A split computes its columns of the first
-matmul, attends or activates there, and multiplies them with its rows of the second. The partial sums of all splits are
-added in their order, and the number of splits follows from the model alone, so the result does not depend on the number
-of threads. A thread computes the columns of all its splits at once, since long reads are the fastest; the value of a
-column does not depend on which columns are computed beside it.
+This is the fast version of `slm_np/inference/generic_step.py`. It calls the same row functions as the training kernels.
+
+A step reads every weight once, so its lower bound is the bytes of the weights divided by the memory bandwidth. Starting
+a parallel loop costs microseconds, so a layer has few: one for attention, two for a mixer with a recurrent state, one
+for the feed-forward. Each loop consists of independent splits. A split computes its columns of the first matmul,
+applies attention or the activation to them, and multiplies them with its rows of the second matmul. The partial sums of
+all splits are added in their order, and the number of splits depends on the model alone, so the result does not depend
+on the number of threads. A thread computes the columns of all its splits at once, because long reads are fastest. The
+value of a column does not depend on the columns computed with it.
 
 Sizes: B sequences, D width, V vocabulary, H query heads, K key-value heads, w head width, T slots of the cache,
 F hidden width, E channels, S states, R rank of the time steps, P splits.
@@ -26,9 +27,9 @@ from .jit import kernel, row
 from .math import multiply_add
 from .norm import add_to, layernorm_row, rmsnorm_row
 from .rotary import rotate_row
-from .scan import gate_row, step_states, take_inputs
+from .scan import decode_states, gate_row, time_step_row
 
-# The parameters that the step knows, by their names in the model: those of a layer, and those around the layers. A
+# The parameters that the step supports, by their names in the model: those of a layer, and those outside the layers. A
 # model with any other parameter is decoded by the generic step.
 LAYER_TENSORS = (
     "mixer_norm.weight",
@@ -73,25 +74,25 @@ NORMS = ("none", "layernorm", "rmsnorm")
 ACTIVATIONS = ("none", "silu", "gelu", "gelu-tanh", "swiglu")
 NO_NORM, LAYERNORM, RMSNORM = range(3)
 NO_FEED_FORWARD, SILU, GELU, GELU_TANH, SWIGLU = range(5)
-ABSENT = -1  # where a tensor starts that the model or the layer does not have
-VOCABULARY_ROWS = 128  # rows of the vocabulary's matrix that one task multiplies
+ABSENT = -1  # the start of a tensor that the model or the layer does not have
+VOCABULARY_ROWS = 128  # rows of the output embedding per task
 
 
 def field(name):
-    """The field for a parameter: attention.qkv.weight is attention_qkv_weight."""
+    """The field of a parameter: attention.qkv.weight becomes attention_qkv_weight."""
     return name.replace(".", "_")
 
 
-# Where each tensor starts in the flat weights; of a layer also where its mixer's state starts in the states' memory.
+# The start of each tensor in the flat weights. `state` is the start of the mixer's state in the memory of the states.
 LAYER = np.dtype([("state", np.int64), *((field(name), np.int64) for name in LAYER_TENSORS)])
 Tensors = NamedTuple("Tensors", [(field(name), int) for name in MODEL_TENSORS])
 
 
 class Sizes(NamedTuple):
-    """What the shapes of the buffers do not tell. norm, activation: indices into NORMS and ACTIVATIONS.
+    """Settings that do not follow from the shapes of the buffers. norm, activation: indices into NORMS and ACTIVATIONS.
 
-    *_splits: of the feed-forward, of Mamba's channels, of the linear recurrence's states.
-    head: whether there is one, else the last mixer gives the logits.
+    hidden_splits, channel_splits, state_splits: splits of the feed-forward, of Mamba, of the linear recurrence.
+    head: whether there is one; otherwise the last mixer computes the logits.
     """
 
     vocab_size: int
@@ -144,13 +145,13 @@ def flat(x):
 
 @row
 def matrix(weights, start, rows, columns):
-    """The tensor (rows, columns) that starts there in the flat weights."""
+    """The tensor (rows, columns) at `start` in the flat weights."""
     return weights[start : start + rows * columns].reshape((rows, columns))
 
 
 @row
 def vector(weights, start, size):
-    """The tensor (size,), or one without elements if it is absent."""
+    """The tensor (size,) at `start`, or an empty one if it is absent."""
     return weights[:0] if start == ABSENT else weights[start : start + size]
 
 
@@ -161,7 +162,17 @@ def partial_sums(buffer, splits, batch, columns):
 
 
 @row
-def add_times4(total, a, b, c, d, w, x, y, z):
+def add_times4(
+    total,
+    a,
+    b,
+    c,
+    d,
+    w,
+    x,
+    y,
+    z,
+):
     """total += a w + b x + c y + d z"""
     for i in range(total.size):
         total[i] = multiply_add(z[i], d, multiply_add(y[i], c, multiply_add(x[i], b, multiply_add(w[i], a, total[i]))))
@@ -225,12 +236,12 @@ def add_partials(x, partials, bias):
 
 @row
 def split_range(split, splits, size):
-    """(start, stop) of one of the splits of `size` columns; the last ones may be empty."""
+    """(start, stop) of a split of `size` columns; the last splits may be empty."""
     length = (size + splits - 1) // splits
     return min(size, split * length), min(size, split * length + length)
 
 
-# Parts of a layer. Each loop has a task per thread: `threads` of them share the splits.
+# Parts of a layer. Each loop has one task per thread, which takes an equal share of the splits.
 
 
 @row
@@ -246,7 +257,7 @@ def norm_rows(out, x, kind, weight, bias, eps):
 
 @row
 def activate(out, hidden, b, left, right, kind):
-    """Columns left ... right of sequence b; with SwiGLU hidden is gates | values."""
+    """out[b, left:right] = activation(hidden[b, left:right]);   for SwiGLU hidden is gates | values"""
     part, x = out[b, left:right], hidden[b, left:right]
     if kind == SILU:
         silu_block(part, x)
@@ -280,10 +291,10 @@ def attention_loop(
     length,
     threads,
 ):
-    """partials = attention(x) W,   a split being a key-value head with its query heads
+    """partials = attention(x) W.   A split is a key-value head with its query heads.
 
-    keys, values: the cache, flat. The new token enters it at `slot`; `length` slots are filled then.
-    angle: the row of cos, sin for the position. They have no columns if the positions are not rotary.
+    keys, values: the cache, flat. The new token is stored in `slot`; then `length` slots are filled.
+    angle: the row of cos and sin for the position. They have no columns without rotary positional encoding.
     """
     width, group, one = heads.shape[1] // n_head, n_head // n_kv_head, x.dtype.type(1)
     for thread in prange(threads):
@@ -295,7 +306,19 @@ def attention_loop(
                 if cos.shape[1]:
                     rotate_row(qkv, b, kv * group * width, group, cos, sin, angle, one)
                     rotate_row(qkv, b, (n_head + kv) * width, 1, cos, sin, angle, one)
-                step_group(heads, b, keys, values, qkv, n_head, n_kv_head, kv, block_size, slot, scores[kv, :length])
+                step_group(
+                    heads,
+                    b,
+                    keys,
+                    values,
+                    qkv,
+                    n_head,
+                    n_kv_head,
+                    kv,
+                    block_size,
+                    slot,
+                    scores[kv, :length],
+                )
             matmul_rows(partials[kv], heads, kv * group * width, (kv + 1) * group * width, output_weight)
 
 
@@ -314,7 +337,7 @@ def mamba_projection_loop(
     conv_kernel,
     threads,
 ):
-    """channels = convolution(x W_in),   partials = channels W_x,   a split being some of the channels"""
+    """channels = convolution(x W_in),   partials = channels W_x.   A split is a range of channels."""
     (batch, width), splits = channels.shape, len(partials)
     flat_channels, flat_projected = flat(channels), flat(projected)
     for thread in prange(threads):
@@ -360,7 +383,7 @@ def mamba_scan_loop(
     ssm_state_size,
     threads,
 ):
-    """scan_out = the scan's next output times its gate,   partials = scan_out W_out,   the same splits
+    """scan_out = one step of the scan, gated,   partials = scan_out W_out.   A split is a range of channels.
 
     h: the states (B, S, E), flat.
     """
@@ -372,11 +395,32 @@ def mamba_scan_loop(
         prefill_bias(delta, start, stop, dt_bias)
         add_matmul(delta, start, stop, ssm_parameters, 0, rank, dt_weight)
         for b in range(batch):
-            at, n = b * width + start, stop - start
-            dt, dtx, y = time_steps[b, start:stop], scan_inputs[b, start:stop], flat_delta[at : at + n]
-            take_inputs(dt, dtx, flat_delta, flat_channels, at, n)
-            step_states(y, h, dt, dtx, A_log, ssm_parameters[b, rank:], b, start, ssm_state_size, width)
-            gate_row(flat_out, at, y, flat_channels, D, gates, (2 * b + 1) * width + start, start, n)
+            offset, n = b * width + start, stop - start
+            dt, dtx, y = time_steps[b, start:stop], scan_inputs[b, start:stop], flat_delta[offset : offset + n]
+            time_step_row(dt, dtx, flat_delta, flat_channels, offset, n)
+            decode_states(
+                y,
+                h,
+                dt,
+                dtx,
+                A_log,
+                ssm_parameters[b, rank:],
+                b,
+                start,
+                ssm_state_size,
+                width,
+            )
+            gate_row(
+                flat_out,
+                offset,
+                y,
+                flat_channels,
+                D,
+                gates,
+                (2 * b + 1) * width + start,
+                start,
+                n,
+            )
         for split in range(first, last):
             start, stop = split_range(split, splits, width)
             matmul_rows(partials[split], scan_out, start, stop, out_weight)
@@ -384,7 +428,7 @@ def mamba_scan_loop(
 
 @kernel
 def recurrence_state_loop(states, x, h, input_weight, state_weight, splits, threads):
-    """states = x B + h A,   a split being some of the columns"""
+    """states = x B + h A.   A split is a range of columns."""
     width, no_bias = states.shape[1], flat(state_weight)[:0]
     for thread in prange(threads):
         start = split_range(thread * splits // threads, splits, width)[0]
@@ -403,7 +447,7 @@ def update_state(h, active, states, start, stop):
 
 @kernel
 def recurrence_output_loop(partials, active, states, x, h, output_weight, skip_weight, threads):
-    """h = states,   partials = silu(h) C + x D,   a split being some rows of C and some of D"""
+    """h = states,   partials = silu(h) C + x D.   A split is a range of rows of C and one of D."""
     splits = len(partials)
     for thread in prange(threads):
         for split in range(thread * splits // threads, (thread + 1) * splits // threads):
@@ -415,8 +459,18 @@ def recurrence_output_loop(partials, active, states, x, h, output_weight, skip_w
 
 
 @kernel
-def feed_forward_loop(partials, active, hidden, x, input_weight, input_bias, output_weight, activation, threads):
-    """partials = activation(x W1 + b1) W2,   a split being some of the hidden columns"""
+def feed_forward_loop(
+    partials,
+    active,
+    hidden,
+    x,
+    input_weight,
+    input_bias,
+    output_weight,
+    activation,
+    threads,
+):
+    """partials = activation(x W1 + b1) W2.   A split is a range of hidden columns."""
     width, splits = active.shape[1], len(partials)
     for thread in prange(threads):
         first, last = thread * splits // threads, (thread + 1) * splits // threads
@@ -468,8 +522,20 @@ def decode_head(logits, normed, weights, tensors, buffers, threads):
 
 
 @row
-def attention(out, x, weights, layer, memory, buffers, sizes, position, cos, sin, threads):
-    """out += the attention mixer's output of x, whose keys and values enter the cache"""
+def attention(
+    out,
+    x,
+    weights,
+    layer,
+    memory,
+    buffers,
+    sizes,
+    position,
+    cos,
+    sin,
+    threads,
+):
+    """out += attention(x); stores the new keys and values in the cache"""
     qkv, heads, columns = buffers.qkv, buffers.heads, out.shape[1]
     size = len(x) * sizes.n_kv_head * sizes.block_size * (heads.shape[1] // sizes.n_head)
     partials = partial_sums(buffers.partials, sizes.n_kv_head, len(x), columns)
@@ -499,10 +565,10 @@ def attention(out, x, weights, layer, memory, buffers, sizes, position, cos, sin
 
 @row
 def mamba(out, x, weights, layer, memory, buffers, sizes, threads):
-    """out += Mamba's output of x, with which the state moves on"""
+    """out += mamba(x); updates the state"""
     channels, projected, ssm_parameters = buffers.channels, buffers.projected, buffers.ssm_parameters
     (batch, width), columns, rank = channels.shape, out.shape[1], sizes.time_step_rank
-    past = layer.state + batch * sizes.ssm_state_size * width  # the convolution's inputs lie after the scan's states
+    past = layer.state + batch * sizes.ssm_state_size * width  # the convolution's inputs follow the scan's states
     partials = partial_sums(buffers.partials, sizes.channel_splits, batch, ssm_parameters.shape[1])
     mamba_projection_loop(
         partials,
@@ -544,7 +610,7 @@ def mamba(out, x, weights, layer, memory, buffers, sizes, threads):
 
 @row
 def recurrence(out, x, weights, layer, memory, buffers, sizes, threads):
-    """out += the linear recurrence's output of x, with which the state moves on"""
+    """out += recurrence(x); updates the state"""
     states, columns = buffers.states, out.shape[1]
     batch, size = states.shape
     h = memory[layer.state : layer.state + batch * size].reshape((batch, size))
@@ -560,18 +626,28 @@ def recurrence(out, x, weights, layer, memory, buffers, sizes, threads):
 
 @row
 def feed_forward(out, x, weights, layer, buffers, sizes, threads):
-    """out += the feed-forward's output of x"""
+    """out += feed_forward(x)"""
     hidden, active, columns = buffers.hidden, buffers.active, out.shape[1]
     partials = partial_sums(buffers.partials, sizes.hidden_splits, len(x), columns)
     input_weight = matrix(weights, layer.feed_forward_input_weight, x.shape[1], hidden.shape[1])
     input_bias = vector(weights, layer.feed_forward_input_bias, hidden.shape[1])
     output_weight = matrix(weights, layer.feed_forward_output_weight, active.shape[1], columns)
-    feed_forward_loop(partials, active, hidden, x, input_weight, input_bias, output_weight, sizes.activation, threads)
+    feed_forward_loop(
+        partials,
+        active,
+        hidden,
+        x,
+        input_weight,
+        input_bias,
+        output_weight,
+        sizes.activation,
+        threads,
+    )
     add_partials(out, partials, vector(weights, layer.feed_forward_output_bias, columns))
 
 
 def step_of(recurrent):
-    """The step of models that may have recurrent layers or, compiled faster, of models that have attention alone."""
+    """The decode step: of any model, or, which compiles faster, of models with attention only."""
 
     def decode_step(
         logits,
@@ -589,16 +665,16 @@ def step_of(recurrent):
         eps,
         threads,
     ):
-        """logits (B, V) after one more token of each sequence; the mixers' states take it in.
+        """logits (B, V) after one more token of each sequence; updates the mixers' states.
 
-        memory     what the mixers keep of the past, flat: the memory of `States`
+        memory     the mixers' states, flat: the memory of `States`
         weights    all parameters, flat
         tensors    Tensors
         layers     (L,) of LAYER
         tokens     (B,)
-        position   how many tokens came before
-        positions  (R, D) added to the embedding, R = 0 for none
-        cos, sin   (R, w / 2) of rotary angles, w = 0 for none; the row of a position is position % R in all tables
+        position   the number of tokens before this one
+        positions  (R, D) added to the embedding; R = 0 for none
+        cos, sin   (R, w / 2) of rotary angles; w = 0 for none. All tables use row position % R.
         """
         x, normed, width = buffers.x, buffers.normed, buffers.x.shape[1]
         embedding = matrix(weights, tensors.embedding_weight, sizes.vocab_size, width)
@@ -617,7 +693,19 @@ def step_of(recurrent):
             elif recurrent and layer.recurrence_state_weight != ABSENT:
                 recurrence(out, normed, weights, layer, memory, buffers, sizes, threads)
             else:
-                attention(out, normed, weights, layer, memory, buffers, sizes, position, cos, sin, threads)
+                attention(
+                    out,
+                    normed,
+                    weights,
+                    layer,
+                    memory,
+                    buffers,
+                    sizes,
+                    position,
+                    cos,
+                    sin,
+                    threads,
+                )
             if sizes.activation != NO_FEED_FORWARD:
                 weight = vector(weights, layer.feed_forward_norm_weight, width)
                 bias = vector(weights, layer.feed_forward_norm_bias, width)

@@ -1,18 +1,22 @@
-"""Rows of a table, picked forward and summed backward; blocks of columns keep the sum in order, so its bits never vary."""
+"""Token embedding: forward gathers rows of a table, backward adds to them.
+
+A task of backward owns a block of columns and adds the rows in their order, so the bits do not depend on the threads.
+"""
 
 from numba import prange
 
 from .jit import inlined, kernel
 from .norm import add_to
 
-COLUMNS = 32
+COLUMNS = 32  # of a task of backward
 
 
 @inlined
-def embedding_row(out, r, weight, token, positions, place, has_positions):
+def embedding_row(out, r, weight, token, positions, position, has_positions):
+    """out[r] = weight[token] (+ positions[position])"""
     if has_positions:
         for c in range(out.shape[1]):
-            out[r, c] = weight[token, c] + positions[place, c]
+            out[r, c] = weight[token, c] + positions[position, c]
     else:
         for c in range(out.shape[1]):
             out[r, c] = weight[token, c]

@@ -1,15 +1,17 @@
-"""Matrix products of bfloat16 operands with float32 sums, from register tiles of pairs.
+"""Matmuls of bfloat16 operands with float32 sums, from tiles of pairs.
 
-A weight enters as two arrays of pairs that `pack` makes once an update: W for products x W, and W^T for products dout W^T, both with the
-summed axis paired and in panels as wide as a tile, so that a product reads them as they lie. An activation's rows are pairs as they lie, where their length allows
-it. Every number is summed in the same order however the product is shared out.
+A pair is an int32 that holds two neighbors along the summed axis, see bfloat16.py. Weights are packed once per update
+into panels of pairs as wide as a tile: W for x W, and W^T for dout W^T. Rows of activations are read as pairs in place
+if their length is even. Every element is summed in the same order however the work is split.
 """
 
 import threading
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import prange
+from numba.extending import register_jitable
 from numba.np.ufunc.parallel import get_thread_id
 
 from slm_np.dtypes import BF16, CastCopy
@@ -35,20 +37,19 @@ from .microkernel_bf16 import (
     put_row_on_residual,
 )
 from .microkernel_f32 import COLUMNS, LANES, padded, transpose, transpose_tile
+from .scratch import carve, elements_of
 
-TERMS = 1024  # pairs of a panel: longer sums are made in pieces, so that the rows of A that go with one stay in a second-level cache
-OUTER_ROWS = (
-    384  # rows of a sum of outer products at a time, and its terms: panels of A that leave room in a second-level cache
-)
-OUTER_TERMS = 256
-STRETCH = 2 * LANES  # rows of a weight that are packed at a time
+TERMS = 1024  # pairs summed at a time: the rows of A that go with them stay in a second-level cache
+# Rows and terms (pairs) of A's packed panels for A^T B: they leave room in a second-level cache.
+OUTER_ROWS, OUTER_TERMS = 384, 256
+PACK_ROWS = 2 * LANES  # rows of a weight that a task packs
 
 
 def cast_copy(weight, dtype=BF16):
     """Allocate the bfloat16 copies of a weight (D, E), which `update_cast_copy` fills.
 
-    forward (E / C, D / 2, C) and backward (D / C, E / 2, C) hold pairs in panels of C = COLUMNS columns, backward those of the
-    transpose. Both axes are padded with zeros to whole pairs and panels.
+    forward (E / C, D / 2, C) holds pairs of the weight in panels of C = COLUMNS columns, and backward (D / C, E / 2, C)
+    those of its transpose. Both axes are padded with zeros to whole pairs and panels.
     """
     d, e = weight.shape
     panels = (
@@ -59,16 +60,16 @@ def cast_copy(weight, dtype=BF16):
 
 
 def unpacked(panels, columns):
-    """Pairs (K / 2, columns) of panels, a copy."""
+    """The pairs (K / 2, columns) in panels, as a copy."""
     return panels.transpose(1, 0, 2).reshape(panels.shape[1], -1)[:, :columns]
 
 
 @row
-def pack_lines(forward, backward, weight, first, scratch):
-    """Rows first ... first + STRETCH of a weight, in both forms. scratch: (LANES, LANES) pairs, twice."""
+def pack_rows(forward, backward, weight, start, scratch):
+    """Pack rows start ... start + PACK_ROWS of a weight in both forms. scratch: (LANES, LANES) pairs"""
     d, e = weight.shape
-    last = min(d, first + STRETCH)
-    for r in range(first, last, 2):
+    stop = min(d, start + PACK_ROWS)
+    for r in range(start, stop, 2):
         for panel in range(len(forward)):
             target, j = forward[panel, r // 2], panel * COLUMNS
             if r + 1 < d and j + COLUMNS <= e:
@@ -81,19 +82,19 @@ def pack_lines(forward, backward, weight, first, scratch):
                         rounded(weight[r, j + c]), rounded(weight[r + 1, j + c]) if r + 1 < d else np.uint16(0)
                     )
     flat = backward.reshape(-1)
-    for r0 in range(first, last, LANES):
-        rows = min(LANES, last - r0)
+    for r0 in range(start, stop, LANES):
+        rows = min(LANES, stop - r0)
         for c0 in range(0, e, 2 * LANES):
             for r in range(rows):
-                line, target = weight[r0 + r], scratch[r * LANES : r * LANES + LANES]
+                source, target = weight[r0 + r], scratch[r * LANES : r * LANES + LANES]
                 if c0 + 2 * LANES <= e:
-                    line = line[c0 : c0 + 2 * LANES]
+                    source = source[c0 : c0 + 2 * LANES]
                     for c in range(LANES):
-                        target[c] = pair(rounded(line[2 * c]), rounded(line[2 * c + 1]))
+                        target[c] = pair(rounded(source[2 * c]), rounded(source[2 * c + 1]))
                 else:
                     for c in range(LANES):
-                        low = rounded(line[c0 + 2 * c]) if c0 + 2 * c < e else np.uint16(0)
-                        target[c] = pair(low, rounded(line[c0 + 2 * c + 1]) if c0 + 2 * c + 1 < e else np.uint16(0))
+                        low = rounded(source[c0 + 2 * c]) if c0 + 2 * c < e else np.uint16(0)
+                        target[c] = pair(low, rounded(source[c0 + 2 * c + 1]) if c0 + 2 * c + 1 < e else np.uint16(0))
             if rows == LANES and c0 + 2 * LANES <= e:
                 transpose_tile(
                     flat,
@@ -111,22 +112,63 @@ def pack_lines(forward, backward, weight, first, scratch):
 
 @kernel
 def _pack(forward, backward, weight, scratch):
-    for block in prange((len(weight) + STRETCH - 1) // STRETCH):
-        pack_lines(forward, backward, weight, block * STRETCH, scratch[get_thread_id()])
+    for block in prange((len(weight) + PACK_ROWS - 1) // PACK_ROWS):
+        pack_rows(forward, backward, weight, block * PACK_ROWS, scratch[get_thread_id()])
+
+
+class Scratch(NamedTuple):
+    """Memory of one thread for A B, flat views.
+
+    rows  (ROWS, terms)    rows of A as pairs, if A's own rows cannot be read
+    tile  (ROWS, COLUMNS)  sums, bits of float32
+    """
+
+    rows: Any
+    tile: Any
+
+
+class OuterScratch(NamedTuple):
+    """Memory of one thread for A^T B, flat views.
+
+    panel  (OUTER_TERMS, COLUMNS)            pairs of rows of A, then of B
+    rows   (OUTER_ROWS + ROWS, OUTER_TERMS)  rows of A^T as pairs
+    tile   (ROWS, COLUMNS)                   sums, bits of float32
+    """
+
+    panel: Any
+    rows: Any
+    tile: Any
+
+
+@register_jitable
+def layout(memory, terms):
+    """The scratch of A B, and the rest of the memory."""
+    rows, memory = carve(memory, (terms * ROWS,))
+    tile, memory = carve(memory, (ROWS * COLUMNS,))
+    return Scratch(rows, tile), memory
+
+
+@register_jitable
+def outer_layout(memory):
+    """The scratch of A^T B, and the rest of the memory."""
+    panel, memory = carve(memory, (OUTER_TERMS * COLUMNS,))
+    rows, memory = carve(memory, (OUTER_TERMS * (OUTER_ROWS + ROWS),))
+    tile, memory = carve(memory, (ROWS * COLUMNS,))
+    return OuterScratch(panel, rows, tile), memory
 
 
 class Memory(threading.local):
-    """Pairs for each thread of the pool: rows of A, and a panel of B where it is no weight. Every thread of Python has its own, as two may multiply at once."""
+    """Scratch for each of Numba's threads. Each Python thread has its own, because two may multiply at once."""
 
     def __init__(self):
-        self.made = np.zeros((0, 0), np.int32)
+        self.array = np.zeros((0, 0), np.int32)
 
     def of(self, terms):
-        """Room for rows of `terms` pairs."""
-        size = max(terms * ROWS, OUTER_TERMS * (COLUMNS + OUTER_ROWS + ROWS)) + ROWS * COLUMNS
-        if self.made.shape[1] < size:
-            self.made = np.zeros((numba.config.NUMBA_NUM_THREADS, size), np.int32)
-        return self.made
+        """Memory (threads, elements) for either layout with `terms` pairs."""
+        size = max(elements_of(layout, terms), elements_of(outer_layout))
+        if self.array.shape[1] < size:
+            self.array = np.zeros((numba.config.NUMBA_NUM_THREADS, size), np.int32)
+        return self.array
 
 
 MEMORY = Memory()
@@ -138,18 +180,18 @@ def update_cast_copy(copy):
 
 
 def as_pairs(x):
-    """A copy of rows as pairs, a zero after the last number of odd rows."""
+    """A copy of rows as pairs; rows of odd length are padded with a zero."""
     return np.pad(x, ((0, 0), (0, x.shape[1] % 2))).view(np.int32)
 
 
 class Watch:
-    """One product to be checked: the one after `skipped` others."""
+    """Selects one coming matmul to check: the one after `skipped` others."""
 
     def __init__(self):
         self.skipped = self.error = None
 
     def due(self):
-        """Whether this product is the one. Counts down."""
+        """Count one matmul; true if it is the one to check."""
         if self.skipped is None:
             return False
         self.skipped = self.skipped - 1 if self.skipped else None
@@ -160,54 +202,66 @@ WATCH = Watch()
 
 
 def watch_matmul(number):
-    """Have a coming product checked, the one after `number` others. Without AMX there is nothing to watch."""
+    """Check a coming matmul, the one after `number` others. Does nothing without AMX."""
     WATCH.skipped, WATCH.error = (number if AMX else None), 0.0
 
 
 def watched_error():
-    """How wrong the product was that was checked, see `slm_np.kernels.cpu.gemm_check`; 0 if none was."""
+    """The error of the checked matmul in tolerances, see gemm_check.py; 0 if none was checked."""
     WATCH.skipped = None
     return WATCH.error
 
 
 @row
-def take_rows(lines, a, flat, first, count, start, terms):
-    """ROWS rows of A as pairs, `terms` from pair `start` on, zeros past A's edges."""
+def copy_rows(rows, a, flat_a, i, count, start, terms):
+    """rows (ROWS, terms) = pairs start ... start + terms of `count` rows of A from i on; zeros past A's edges"""
     k = a.shape[1]
     for r in range(ROWS):
         whole = min(terms, (k - 2 * start) // 2) if r < count else 0
         if whole > 0:
-            copy_pairs(lines, r * terms, flat, (first + r) * k + 2 * start, whole)
+            copy_pairs(rows, r * terms, flat_a, (i + r) * k + 2 * start, whole)
         if whole < terms:
-            lines[r * terms + whole : r * terms + terms] = 0
+            rows[r * terms + whole : r * terms + terms] = 0
             if r < count and 2 * (start + whole) < k:
-                lines[r * terms + whole] = pair(a[first + r, k - 1], np.uint16(0))
+                rows[r * terms + whole] = pair(a[i + r, k - 1], np.uint16(0))
 
 
 @row
-def put(out, flat_out, i, j, rows, columns, sums, under, bias, residual, flat_residual):
-    """A tile of sums, with what lies under it, enters `out`."""
+def store_tile(
+    out,
+    flat_out,
+    i,
+    j,
+    rows,
+    columns,
+    sums,
+    prefill,
+    bias,
+    residual,
+    flat_residual,
+):
+    """out[i : i + rows, j : j + columns] = sums + prefill, rounded to the type of `out`"""
     n = out.shape[1]
     for r in range(rows):
-        place, at = (i + r) * n + j, r * COLUMNS
-        if columns == COLUMNS and under == NOTHING:
-            put_row(flat_out, place, sums, at, bias, j, flat_residual, place)
-        elif columns == COLUMNS and under == BIAS:
-            put_row_on_bias(flat_out, place, sums, at, bias, j, flat_residual, place)
-        elif columns == COLUMNS and under == RESIDUAL:
-            put_row_on_residual(flat_out, place, sums, at, bias, j, flat_residual, place)
-        elif columns == COLUMNS and under == BIAS_AND_RESIDUAL:
-            put_row_on_both(flat_out, place, sums, at, bias, j, flat_residual, place)
+        offset, source = (i + r) * n + j, r * COLUMNS
+        if columns == COLUMNS and prefill == NOTHING:
+            put_row(flat_out, offset, sums, source, bias, j, flat_residual, offset)
+        elif columns == COLUMNS and prefill == BIAS:
+            put_row_on_bias(flat_out, offset, sums, source, bias, j, flat_residual, offset)
+        elif columns == COLUMNS and prefill == RESIDUAL:
+            put_row_on_residual(flat_out, offset, sums, source, bias, j, flat_residual, offset)
+        elif columns == COLUMNS and prefill == BIAS_AND_RESIDUAL:
+            put_row_on_both(flat_out, offset, sums, source, bias, j, flat_residual, offset)
         elif columns == COLUMNS:
-            put_row_on_residual(flat_out, place, sums, at, bias, j, flat_out, place)
+            put_row_on_residual(flat_out, offset, sums, source, bias, j, flat_out, offset)
         else:
             for c in range(columns):
-                value = sums[at + c]
-                if under == BIAS or under == BIAS_AND_RESIDUAL:
+                value = sums[source + c]
+                if prefill == BIAS or prefill == BIAS_AND_RESIDUAL:
                     value += bias[j + c]
-                if under == RESIDUAL or under == BIAS_AND_RESIDUAL:
+                if prefill == RESIDUAL or prefill == BIAS_AND_RESIDUAL:
                     value += read(residual, (i + r, j + c))
-                if under == ADD:
+                if prefill == ADD:
                     value += read(out, (i + r, j + c))
                 write(out, (i + r, j + c), value)
 
@@ -227,35 +281,73 @@ def multiply_block(
     b,
     flat_b,
     terms,
-    under,
+    prefill,
     bias,
     residual,
     flat_residual,
     memory,
 ):
-    """Rows i0 ... i1, columns j0 ... j1 of `out`, `terms` pairs at a time. pairs_a: A's rows as pairs, where `direct` says that they may be read as they lie."""
+    """out[i0:i1, j0:j1] = A B + prefill, `terms` pairs at a time
+
+    direct: pairs_a is A as pairs, read in place.
+    """
     k, n, half = b.shape[1], out.shape[1], a.shape[1] // 2
-    lines, tile = memory, memory[memory.size - ROWS * COLUMNS :].view(np.float32)
+    scratch = layout(memory, terms)[0]
+    rows, tile = scratch.rows, scratch.tile.view(np.float32)
     for start in range(0, k, terms):
         length = min(terms, k - start)
         for j in range(j0, j1, COLUMNS):
             columns, panel = min(COLUMNS, n - j), (j // COLUMNS * k + start) * COLUMNS
             for i in range(i0, i1, ROWS):
-                rows = min(ROWS, i1 - i)
-                if rows == ROWS and columns == COLUMNS:
-                    prefetch_tile(
-                        flat_out, i * n + j, n
-                    )  # where the sums will go comes into the cache while they are made
+                count = min(ROWS, i1 - i)
+                if count == ROWS and columns == COLUMNS:
+                    prefetch_tile(flat_out, i * n + j, n)  # loads the target while the sums are computed
                 if direct and i + ROWS <= len(a):
-                    multiply_pairs(tile, 0, COLUMNS, pairs_a, i * half + start, half, flat_b, panel, COLUMNS, length, 0)
+                    multiply_pairs(
+                        tile,
+                        0,
+                        COLUMNS,
+                        pairs_a,
+                        i * half + start,
+                        half,
+                        flat_b,
+                        panel,
+                        COLUMNS,
+                        length,
+                        0,
+                    )
                 else:
-                    take_rows(lines, a, flat_a, i, rows, start, length)
-                    multiply_pairs(tile, 0, COLUMNS, lines, 0, length, flat_b, panel, COLUMNS, length, 0)
-                put(out, flat_out, i, j, rows, columns, tile, ADD if start else under, bias, residual, flat_residual)
+                    copy_rows(rows, a, flat_a, i, count, start, length)
+                    multiply_pairs(
+                        tile,
+                        0,
+                        COLUMNS,
+                        rows,
+                        0,
+                        length,
+                        flat_b,
+                        panel,
+                        COLUMNS,
+                        length,
+                        0,
+                    )
+                store_tile(
+                    out,
+                    flat_out,
+                    i,
+                    j,
+                    count,
+                    columns,
+                    tile,
+                    ADD if start else prefill,
+                    bias,
+                    residual,
+                    flat_residual,
+                )
 
 
 @kernel
-def _product(
+def _gemm(
     out,
     flat_out,
     a,
@@ -265,7 +357,7 @@ def _product(
     b,
     flat_b,
     terms,
-    under,
+    prefill,
     bias,
     residual,
     flat_residual,
@@ -290,7 +382,7 @@ def _product(
             b,
             flat_b,
             terms,
-            under,
+            prefill,
             bias,
             residual,
             flat_residual,
@@ -299,17 +391,18 @@ def _product(
         end_tiles()
 
 
-def product(out, a, b, under, bias, residual):
-    """out (m, n) = A B + what `under` names        A (m, k) bfloat16   B (n / C, k / 2, C) pairs in panels   out float32 or bfloat16
+def product(out, a, b, prefill, bias, residual):
+    """out (m, n) = A B + prefill        A (m, k) bfloat16   B (n / C, k / 2, C) pairs in panels
 
-    Long sums are made in pieces, which `out` adds up where it is of float32. Rows of A may be longer than B's axis, by zeros.
+    out is float32 or bfloat16. If it is float32, long sums are split into parts that are added to `out` in turn.
+    Rows of A may be longer than those of B if the rest is zeros. prefill: see gemm_blas.py.
     """
     k, pairs = a.shape[1], b.shape[1]
     terms = padded(even_share(pairs, TERMS if out.dtype == np.float32 else pairs), STEP)
     memory, direct = MEMORY.of(terms), k % 2 == 0 and k // 2 >= pairs
     rows = a.reshape(-1).view(np.int32) if direct else memory[0]
-    watched = WATCH.due() and out.dtype == np.float32 and under == NOTHING
-    _product(
+    checked = WATCH.due() and out.dtype == np.float32 and prefill == NOTHING
+    _gemm(
         out,
         out.reshape(-1),
         a,
@@ -319,86 +412,156 @@ def product(out, a, b, under, bias, residual):
         b,
         b.reshape(-1),
         terms,
-        under,
+        prefill,
         bias,
         residual,
         residual.reshape(-1),
         memory,
         *parts_of(*out.shape, (k + 1) // 2),
     )
-    if watched:
+    if checked:
         used = min((k + 1) // 2, pairs)
         WATCH.error = projection_error(out, as_pairs(a)[:, :used], unpacked(b[:, :used], out.shape[1]), out.size)
 
 
 @row
-def take_outer(panel, x, flat, start, terms, first, columns):
-    """Rows 2 start ... of x as a panel of pairs (terms, COLUMNS) from column `first` on; zeros past its edges."""
+def pair_rows(panel, x, flat_x, start, terms, column, columns):
+    """panel (terms, COLUMNS) = pairs of rows of x from row 2 start on, `columns` columns from `column` on
+
+    Past x's edges it is zero.
+    """
     k, n = x.shape
     whole = min(terms, (k - 2 * start) // 2)
     if columns == COLUMNS:
-        interleave_panel(panel, 0, flat, 2 * start * n + first, n, whole)
+        interleave_panel(panel, 0, flat_x, 2 * start * n + column, n, whole)
     else:
         panel[: whole * COLUMNS] = 0
         for t in range(whole):
             for c in range(columns):
-                panel[t * COLUMNS + c] = pair(x[2 * (start + t), first + c], x[2 * (start + t) + 1, first + c])
+                panel[t * COLUMNS + c] = pair(x[2 * (start + t), column + c], x[2 * (start + t) + 1, column + c])
     if whole < terms:
         panel[whole * COLUMNS : terms * COLUMNS] = 0
         if 2 * (start + whole) < k:
             for c in range(columns):
-                panel[whole * COLUMNS + c] = pair(x[k - 1, first + c], np.uint16(0))
+                panel[whole * COLUMNS + c] = pair(x[k - 1, column + c], np.uint16(0))
 
 
 @row
-def outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory):
-    """Rows i0 ... i1, columns j0 ... j1 of C += A^T B."""
-    m, n = c.shape
+def outer_block(
+    c,
+    flat_c,
+    i0,
+    i1,
+    j0,
+    j1,
+    a,
+    flat_a,
+    b,
+    flat_b,
+    memory,
+):
+    """C[i0:i1, j0:j1] += A^T B"""
+    (m, n), scratch = c.shape, outer_layout(memory)[0]
     k = padded((len(a) + 1) // 2, STEP)
-    panel, lines, tile = (
-        memory[: OUTER_TERMS * COLUMNS],
-        memory[OUTER_TERMS * COLUMNS :],
-        memory[memory.size - ROWS * COLUMNS :].view(np.float32),
-    )
+    panel, rows, tile = scratch.panel, scratch.rows, scratch.tile.view(np.float32)
     step = padded(even_share(k, OUTER_TERMS), STEP)
     for start in range(0, k, step):
         terms = min(step, k - start)
-        for first in range(i0, i1, OUTER_ROWS):
-            last = min(i1, first + OUTER_ROWS)
-            for i in range(first, last, COLUMNS):  # A's columns become rows of pairs
-                take_outer(panel, a, flat_a, start, terms, i, min(COLUMNS, m - i))
-                transpose(lines[(i - first) * terms :], terms, panel, 0, COLUMNS, terms, COLUMNS)
+        for i_start in range(i0, i1, OUTER_ROWS):
+            i_stop = min(i1, i_start + OUTER_ROWS)
+            for i in range(i_start, i_stop, COLUMNS):  # A's columns become rows of pairs
+                pair_rows(panel, a, flat_a, start, terms, i, min(COLUMNS, m - i))
+                transpose(rows[(i - i_start) * terms :], terms, panel, 0, COLUMNS, terms, COLUMNS)
             for j in range(j0, j1, COLUMNS):
                 columns = min(COLUMNS, n - j)
-                take_outer(panel, b, flat_b, start, terms, j, columns)
-                for i in range(first, last, ROWS):
-                    rows = min(ROWS, last - i)
-                    if rows == ROWS and columns == COLUMNS:
+                pair_rows(panel, b, flat_b, start, terms, j, columns)
+                for i in range(i_start, i_stop, ROWS):
+                    count, a_row = min(ROWS, i_stop - i), (i - i_start) * terms
+                    if count == ROWS and columns == COLUMNS:
                         prefetch_tile(flat_c, i * n + j, n)
                         multiply_pairs(
-                            flat_c, i * n + j, n, lines, (i - first) * terms, terms, panel, 0, COLUMNS, terms, 1
+                            flat_c,
+                            i * n + j,
+                            n,
+                            rows,
+                            a_row,
+                            terms,
+                            panel,
+                            0,
+                            COLUMNS,
+                            terms,
+                            1,
                         )
                     else:
-                        multiply_pairs(tile, 0, COLUMNS, lines, (i - first) * terms, terms, panel, 0, COLUMNS, terms, 0)
-                        put(c, flat_c, i, j, rows, columns, tile, ADD, flat_c, c, flat_c)
+                        multiply_pairs(
+                            tile,
+                            0,
+                            COLUMNS,
+                            rows,
+                            a_row,
+                            terms,
+                            panel,
+                            0,
+                            COLUMNS,
+                            terms,
+                            0,
+                        )
+                        store_tile(
+                            c,
+                            flat_c,
+                            i,
+                            j,
+                            count,
+                            columns,
+                            tile,
+                            ADD,
+                            flat_c,
+                            c,
+                            flat_c,
+                        )
 
 
 @kernel
-def _outer_products(c, flat_c, a, flat_a, b, flat_b, memory, row_parts, column_parts):
+def _outer_products(
+    c,
+    flat_c,
+    a,
+    flat_a,
+    b,
+    flat_b,
+    memory,
+    row_parts,
+    column_parts,
+):
     for part in prange(row_parts * column_parts):
         i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
         begin_tiles()
-        outer_block(c, flat_c, i0, i1, j0, j1, a, flat_a, b, flat_b, memory[get_thread_id()])
+        outer_block(
+            c,
+            flat_c,
+            i0,
+            i1,
+            j0,
+            j1,
+            a,
+            flat_a,
+            b,
+            flat_b,
+            memory[get_thread_id()],
+        )
         end_tiles()
 
 
 def add_outer_products(c, a, b):
-    """C (m, n) += A^T B        C float32   A (k, m), B (k, n) bfloat16, whose rows may be longer: only the first columns count"""
-    watched = WATCH.due()
-    before = projection(c, c.size) if watched else None
+    """C (m, n) += A^T B        C float32   A (k, m), B (k, n) bfloat16
+
+    A and B may have more columns; only the first m and n count.
+    """
+    checked = WATCH.due()
+    before = projection(c, c.size) if checked else None
     _outer_products(
         c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), MEMORY.of(0), *parts_of(*c.shape, (len(a) + 1) // 2)
     )
-    if watched:
+    if checked:
         a, b = (as_pairs(np.ascontiguousarray(x[:, :n].T)) for x, n in zip((a, b), c.shape))
         WATCH.error = projection_error(c, a, b.T, c.size, before)

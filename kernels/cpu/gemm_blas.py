@@ -1,46 +1,63 @@
-"""Matrix products by OpenBLAS, split over the pool of threads. Bias and residual lie under a product instead of being added after it."""
+"""Matmuls by OpenBLAS, split over Numba's threads.
+
+Bias and residual are not added afterwards: C is prefilled with them, and gemm runs with beta = 1.
+"""
 
 from numba import prange
 
 from .blas import gemm
 from .jit import kernel, row
 
-# Products are split at multiples of ALIGN; one of fewer than 8 UNIT multiply-adds is not worth a second thread, and parts narrower
-# than WIDTH are not worth a third.
+# A matmul is split at multiples of ALIGN into at most MOST parts. With fewer than 8 UNIT multiply-adds a second thread
+# does not pay off; with parts narrower than WIDTH a third does not.
 ALIGN, WIDTH, UNIT, MOST = 64, 384, 1 << 20, 16
+# What C is prefilled with. ADD: C as it is.
 NOTHING, ADD, BIAS, RESIDUAL, BIAS_AND_RESIDUAL = range(5)
 
 
 @row
-def lay(out, under, bias, residual, r0, r1, c0, c1):
-    """Fill a block of `out` with what the product is added to."""
+def prefill_block(out, prefill, bias, residual, r0, r1, c0, c1):
+    """out[r0:r1, c0:c1] = bias, residual or their sum"""
     for r in range(r0, r1):
-        row, under_bias, under_residual = out[r, c0:c1], bias[c0:c1], residual[r, c0:c1]
-        if under == BIAS:
+        row, bias_part, residual_part = out[r, c0:c1], bias[c0:c1], residual[r, c0:c1]
+        if prefill == BIAS:
             for c in range(row.size):
-                row[c] = under_bias[c]
-        elif under == RESIDUAL:
+                row[c] = bias_part[c]
+        elif prefill == RESIDUAL:
             for c in range(row.size):
-                row[c] = under_residual[c]
+                row[c] = residual_part[c]
         else:
             for c in range(row.size):
-                row[c] = under_residual[c] + under_bias[c]
+                row[c] = residual_part[c] + bias_part[c]
 
 
 @kernel
-def split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, parts):
-    """out = op(a) op(b) + what `under` names. The larger side of `out` is split, so that the smaller operand is packed more than once."""
+def split_gemm(
+    out,
+    a,
+    b,
+    transpose_a,
+    transpose_b,
+    prefill,
+    bias,
+    residual,
+    parts,
+):
+    """out = op(a) op(b) + prefill
+
+    The longer side of `out` is split, because each part packs the whole operand of the other side again.
+    """
     m, n = out.shape
     k = a.shape[0] if transpose_a else a.shape[1]
     side = max(m, n)
     step = (side + parts * ALIGN - 1) // (parts * ALIGN) * ALIGN
     zero, one = out.dtype.type(0), out.dtype.type(1)
     for part in prange(parts):
-        low, high = min(side, part * step), min(side, part * step + step)
-        if low < high:
-            r0, r1, c0, c1 = (low, high, 0, n) if m >= n else (0, m, low, high)
-            if under > ADD:
-                lay(out, under, bias, residual, r0, r1, c0, c1)
+        start, stop = min(side, part * step), min(side, part * step + step)
+        if start < stop:
+            r0, r1, c0, c1 = (start, stop, 0, n) if m >= n else (0, m, start, stop)
+            if prefill > ADD:
+                prefill_block(out, prefill, bias, residual, r0, r1, c0, c1)
             gemm(
                 transpose_a,
                 transpose_b,
@@ -54,7 +71,7 @@ def split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, pa
                 b,
                 c0 * k if transpose_b else c0,
                 b.shape[1],
-                zero if under == NOTHING else one,
+                zero if prefill == NOTHING else one,
                 out,
                 r0 * n + c0,
                 n,
@@ -62,10 +79,11 @@ def split_product(out, a, b, transpose_a, transpose_b, under, bias, residual, pa
 
 
 def parts_of(m, n, k):
-    """Into how many parts a product is split: 1, 2, 4, 8 or 16 by its shape alone.
+    """The number of parts of a matmul: 1, 2, 4, 8 or 16, by its shape alone.
 
-    BLAS may compute an element by another sequence of operations when its neighbours change, so the split must not follow the number of
-    threads, or results would. Every part packs the smaller operand again: the narrower the part, the larger that is beside its work.
+    BLAS may compute an element by another sequence of operations when the elements around it change. So the split, and
+    with it the result, must not depend on the number of threads. Each part packs the smaller operand again, so narrow
+    parts waste work.
     """
     work, side = m * n * k, max(m, n)
     parts = 2 if work >= 8 * UNIT and side >= 2 * ALIGN else 1
@@ -74,11 +92,31 @@ def parts_of(m, n, k):
     return parts
 
 
-def product(out, a, b, transpose_b, under, bias, residual):
-    """out (m, n) = a op(b) + what `under` names        a (m, k)   op(b) (k, n)"""
-    split_product(out, a, b, 0, transpose_b, under, bias, residual, parts_of(*out.shape, a.shape[1]))
+def product(out, a, b, transpose_b, prefill, bias, residual):
+    """out (m, n) = a op(b) + prefill        a (m, k)   op(b) (k, n)   prefill: NOTHING, ADD, ..."""
+    split_gemm(
+        out,
+        a,
+        b,
+        0,
+        transpose_b,
+        prefill,
+        bias,
+        residual,
+        parts_of(*out.shape, a.shape[1]),
+    )
 
 
 def add_outer_products(c, a, b):
     """C (m, n) += A^T B        A (k, m)   B (k, n)"""
-    split_product(c, a, b, 1, 0, ADD, c[0], c, parts_of(*c.shape, len(a)))
+    split_gemm(
+        c,
+        a,
+        b,
+        1,
+        0,
+        ADD,
+        c[0],
+        c,
+        parts_of(*c.shape, len(a)),
+    )

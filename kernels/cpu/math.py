@@ -1,7 +1,7 @@
-"""Exponential and normal distribution for jitted loops: float32 as polynomials that vectorise, float64 exact.
+"""Elementary functions for compiled loops: polynomials that vectorize in float32, the C library in float64.
 
-Numba calls the C library once per number for `exp` and `erf`, which no loop can vectorise. This is the one place where the two
-types differ, so that the gradient check in float64 runs the kernels that ship.
+Numba calls the C library once per element for `exp` and `erf`, so loops over them do not vectorize. Only this file
+treats the two types differently; the gradient check in float64 runs the same kernels as training.
 """
 
 import math
@@ -17,7 +17,7 @@ from .jit import float_of_bits
 f = np.float32
 LOG2_E, LN2_HIGH, LN2_LOW = f(1.44269504), f(0.693359375), f(-2.12194440e-4)
 EXP_LOW, EXP_HIGH = f(-87.0), f(88.0)
-# 2^r on [-1/2, 1/2], relative error 2e-9 (least maximum error, fitted in float64).
+# 2^r on [-1/2, 1/2]: a minimax fit in float64, relative error 2e-9.
 P0, P1, P2, P3, P4, P5, P6 = (
     f(c) for c in (1.0, 0.6931472057, 0.2402264689, 0.05550328778, 0.009618489107, 0.001339993099, 0.0001534577162)
 )
@@ -50,7 +50,7 @@ EXACT = {"fastmath": {"contract"}, "error_model": "numpy"}
 
 
 def exp(x):
-    """e^x; float32: relative error below 2e-7, arguments clamped to [-87, 88], NaN stays NaN."""
+    """e^x. In float32 the relative error is below 2e-7, and arguments are clamped to [-87, 88]; NaN stays NaN."""
     return math.exp(x)
 
 
@@ -72,7 +72,10 @@ def _exp(x):
 
 @intrinsic
 def maximum(typingctx, a, b):
-    """The larger of two floats, NaN if one is. Python's max keeps or loses a NaN by its place, so a loop over it cannot vectorise."""
+    """The larger of two floats, NaN if one is NaN.
+
+    Python's max keeps or drops a NaN depending on the argument's position, so a loop over it does not vectorize.
+    """
     if a != b or a not in (types.float32, types.float64):
         return None
 
@@ -87,7 +90,7 @@ def maximum(typingctx, a, b):
 
 @intrinsic
 def multiply_add(typingctx, a, b, c):
-    """a b + c, rounded once: the same bits in whatever part of a loop the compiler puts it."""
+    """a b + c, rounded once: the bits are the same in the vectorized body of a loop and in its remainder."""
     if not a == b == c or a not in (types.float32, types.float64):
         return None
 
@@ -102,7 +105,7 @@ def multiply_add(typingctx, a, b, c):
 
 
 def sigmoid(x):
-    """1 / (1 + e^-x)."""
+    """1 / (1 + e^-x)"""
     return 1 / (1 + math.exp(-x))
 
 
@@ -116,7 +119,7 @@ def _sigmoid(x):
 
 
 def softplus(x):
-    """(log(1 + e^x), its slope 1 / (1 + e^-x)), both from one exponential."""
+    """(log(1 + e^x), its derivative sigmoid(x)), from one exponential."""
     return max(x, 0) + math.log1p(math.exp(-abs(x))), 1 / (1 + math.exp(-x))
 
 
@@ -129,10 +132,8 @@ def _softplus(x):
         u = exp(-abs(x))
         s = u / (TWO + u)
         z = s * s
-        share = ONE / (ONE + u)
-        return maximum(x, f(0)) + s * (TWO + z * (L0 + z * (L1 + z * (L2 + z * L3)))), (
-            u * share if x < f(0) else share
-        )
+        r = ONE / (ONE + u)
+        return maximum(x, f(0)) + s * (TWO + z * (L0 + z * (L1 + z * (L2 + z * L3)))), (u * r if x < f(0) else r)
 
     return softplus32
 
@@ -148,7 +149,7 @@ def _type_one(x):
 
 
 def normal(x):
-    """(P(X <= x), density at x) of the standard normal distribution."""
+    """(cdf, pdf) of the standard normal distribution at x."""
     return 0.5 * math.erfc(-x * INV_SQRT_2), math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 

@@ -1,62 +1,100 @@
-"""The dense linear recurrence, H_t = U_t + H_(t-1) A, walked through time in place; and the order of rows it wants, time before batch.
+"""The dense linear recurrence H_t = U_t + H_(t-1) A, in place, and the change between batch-major and time-major.
 
-A step of 16 rows by a square of 512 is too short to be shared out and waited for. But no text needs another: a thread owns some texts and
-walks all of time alone, so that threads never meet. A is laid out once as the panels that register tiles read; they stream from the
-second-level cache, or the third, as fast as the tiles multiply.
+One step is a small matmul, for example 16 rows by a 512 x 512 matrix: too little work to share out and synchronize. But
+sequences are independent, so each thread runs the time loop of its own sequences and never waits for another. A is
+packed once into the panels that register tiles read, which stay in the second-level or third-level cache.
+
+Sizes: T steps, B sequences, S state width, C = COLUMNS columns of a panel. ROWS sequences form a block.
 """
+
+from typing import Any, NamedTuple
 
 import numba
 from numba import prange
+from numba.extending import register_jitable
 
 from .bfloat16 import convert_block, read, write
-from .gemm_f32 import TERMS, even_share, take_panel
+from .gemm_f32 import TERMS, copy_panel, even_share
 from .jit import kernel, row
 from .microkernel_f32 import COLUMNS, ROWS, multiply_tile, padded, transpose
 from .norm import add_to
+from .scratch import carve, elements_of
 
 
-def rooms(batch, width):
-    """Numbers of scratch for: A's panels; the rows of a block that is not full; a tile for each block, where A's last columns do not fill one."""
-    return padded(width, COLUMNS) * width, ROWS * width, (batch + ROWS - 1) // ROWS * ROWS * COLUMNS
+class Scratch(NamedTuple):
+    """Flat views.
+
+    panels  (S / C, S, C)   A or A^T
+    rows    (ROWS, S)       the last block's rows if it is not full, padded with zeros
+    tiles   (B / ROWS, ROWS, C)   a tile per block, for blocks that are not full and for A's last columns
+    """
+
+    panels: Any
+    rows: Any
+    tiles: Any
+
+
+@register_jitable
+def layout(memory, batch, width):
+    """The scratch, and the rest of the memory."""
+    panels, memory = carve(memory, (padded(width, COLUMNS) * width,))
+    rows, memory = carve(memory, (ROWS * width,))
+    tiles, memory = carve(memory, (padded(batch, ROWS) * COLUMNS,))
+    return Scratch(panels, rows, tiles), memory
+
+
+@row
+def scratch_views(memory, batch, width):
+    return layout(memory, batch, width)[0]
 
 
 def linear_recurrence_scratch(batch, width):
-    return sum(rooms(batch, width))
+    """Elements of scratch."""
+    return elements_of(layout, batch, width)
 
 
 @kernel
-def lay_panels(panels, weight, flat, transposed):
-    """Panels (S, COLUMNS) of A, or of its transpose, one after another, zeros past the last column."""
+def pack_panels(panels, weight, flat_weight, transposed):
+    """panels (S / C, S, C) of A, or of its transpose; columns past the last are zeros"""
     width = len(weight)
     for panel in prange((width + COLUMNS - 1) // COLUMNS):
         j = panel * COLUMNS
         if transposed:
-            part = panels[j * width : (j + COLUMNS) * width]
+            target = panels[j * width : (j + COLUMNS) * width]
             if j + COLUMNS > width:
-                part[:] = 0
-            transpose(part, COLUMNS, flat, j * width, width, min(COLUMNS, width - j), width)
+                target[:] = 0
+            transpose(target, COLUMNS, flat_weight, j * width, width, min(COLUMNS, width - j), width)
         else:
-            take_panel(panels, j * width, weight, flat, 0, width, j, COLUMNS)
+            copy_panel(panels, j * width, weight, flat_weight, 0, width, j, COLUMNS)
 
 
 @row
-def step_blocks(states, before, after, batch, width, first, last, panels, rows, tiles):
-    """states[after] += states[before] A for the blocks first ... last of a batch; `before` and `after` are where the step's rows begin."""
-    whole, terms = batch // ROWS, even_share(width, TERMS)
-    if last > whole:  # a tile reads ROWS rows: those past the batch are zeros
-        source = before + whole * ROWS * width
-        rows[: (batch - whole * ROWS) * width] = states[source : before + batch * width]
+def step_blocks(
+    states,
+    source_step,
+    target_step,
+    batch,
+    width,
+    start,
+    stop,
+    panels,
+    rows,
+    tiles,
+):
+    """states[target_step] += states[source_step] A for the blocks start ... stop; a step is the offset of its rows."""
+    full_blocks, terms = batch // ROWS, even_share(width, TERMS)
+    if stop > full_blocks:  # a tile reads ROWS rows
+        source = source_step + full_blocks * ROWS * width
+        rows[: (batch - full_blocks * ROWS) * width] = states[source : source_step + batch * width]
     for j in range(0, width, COLUMNS):
         columns = min(COLUMNS, width - j)
         for k in range(0, width, terms):
-            count = min(terms, width - k)
-            for block in range(first, last):
-                source, target, tile = (
-                    before + block * ROWS * width + k,
-                    after + block * ROWS * width + j,
-                    block * ROWS * COLUMNS,
-                )
-                if block < whole and columns == COLUMNS:
+            count, panel = min(terms, width - k), j * width + k * COLUMNS
+            for block in range(start, stop):
+                source = source_step + block * ROWS * width + k
+                target = target_step + block * ROWS * width + j
+                tile = block * ROWS * COLUMNS
+                if block < full_blocks and columns == COLUMNS:
                     multiply_tile(
                         states,
                         target,
@@ -66,13 +104,13 @@ def step_blocks(states, before, after, batch, width, first, last, panels, rows, 
                         width,
                         1,
                         panels,
-                        j * width + k * COLUMNS,
+                        panel,
                         COLUMNS,
                         count,
                         1,
                     )
                     continue
-                if block < whole:
+                if block < full_blocks:
                     multiply_tile(
                         tiles,
                         tile,
@@ -82,14 +120,25 @@ def step_blocks(states, before, after, batch, width, first, last, panels, rows, 
                         width,
                         1,
                         panels,
-                        j * width + k * COLUMNS,
+                        panel,
                         COLUMNS,
                         count,
                         0,
                     )
                 else:
                     multiply_tile(
-                        tiles, tile, COLUMNS, rows, k, width, 1, panels, j * width + k * COLUMNS, COLUMNS, count, 0
+                        tiles,
+                        tile,
+                        COLUMNS,
+                        rows,
+                        k,
+                        width,
+                        1,
+                        panels,
+                        panel,
+                        COLUMNS,
+                        count,
+                        0,
                     )
                 for r in range(min(ROWS, batch - block * ROWS)):
                     add_to(
@@ -99,41 +148,50 @@ def step_blocks(states, before, after, batch, width, first, last, panels, rows, 
 
 
 @kernel
-def walk(states, first, stride, steps, batch, width, panels, rows, tiles, parts):
-    """`steps` steps from the rows at `first`, each to the rows `stride` numbers on."""
+def time_loop(
+    states,
+    start,
+    stride,
+    steps,
+    batch,
+    width,
+    panels,
+    rows,
+    tiles,
+    tasks,
+):
+    """`steps` steps from the rows at offset `start`, each `stride` elements further. A task owns some blocks."""
     blocks = (batch + ROWS - 1) // ROWS
-    for part in prange(parts):
+    for task in prange(tasks):
         for t in range(steps):
-            before = first + t * stride
+            source_step = start + t * stride
             step_blocks(
                 states,
-                before,
-                before + stride,
+                source_step,
+                source_step + stride,
                 batch,
                 width,
-                part * blocks // parts,
-                (part + 1) * blocks // parts,
+                task * blocks // tasks,
+                (task + 1) * blocks // tasks,
                 panels,
                 rows,
                 tiles,
             )
 
 
-def recur(states, scratch, weight, backwards):
-    """states[t + 1] += states[t] A for t = 0, 1, ...; or backwards, states[t] += states[t + 1] A^T for t = T - 1, T - 2, ..."""
+def recurrence(states, scratch, weight, backward):
+    """states[t + 1] += states[t] A for t = 0, 1, ...
+
+    Or backward: states[t] += states[t + 1] A^T for t = T - 1, T - 2, ...
+    """
     steps, batch, width = len(states) - 1, *states.shape[1:]
-    n_panels, n_rows, n_tiles = rooms(batch, width)
-    panels, rows, tiles = (
-        scratch[:n_panels],
-        scratch[n_panels : n_panels + n_rows],
-        scratch[n_panels + n_rows : n_panels + n_rows + n_tiles],
-    )
+    panels, rows, tiles = scratch_views(scratch, batch, width)
     rows.fill(0)
-    lay_panels(panels, weight, weight.reshape(-1), backwards)
-    first, stride = (steps * batch * width, -batch * width) if backwards else (0, batch * width)
-    walk(
+    pack_panels(panels, weight, weight.reshape(-1), backward)
+    start, stride = (steps * batch * width, -batch * width) if backward else (0, batch * width)
+    time_loop(
         states.reshape(-1),
-        first,
+        start,
         stride,
         steps,
         batch,
@@ -146,40 +204,39 @@ def recur(states, scratch, weight, backwards):
 
 
 def linear_recurrence_forward(states, scratch, weight):
-    recur(states, scratch, weight, False)
+    recurrence(states, scratch, weight, False)
 
 
 def linear_recurrence_backward(dstates, scratch, weight):
-    recur(dstates, scratch, weight, True)
+    recurrence(dstates, scratch, weight, True)
 
 
 @kernel
-def _time_major(out, x, first):
-    """out (T, B, D) from x (B, ., D), from its step `first` on"""
+def _time_major(out, x, start):
+    """out[t, b] = x[b, start + t]        out (T, B, D)   x (B, ., D)"""
     for t in prange(len(out)):
         for b in range(out.shape[1]):
-            convert_block(out[t, b], x[b, first + t])
+            convert_block(out[t, b], x[b, start + t])
 
 
 @kernel
-def _batch_major(out, x, residual, adds, first):
-    """out (B, ., D), from its step `first` on, from x (T, B, D)"""
+def _batch_major(out, x, residual, has_residual, start):
+    """out[b, start + t] = x[t, b] (+ residual[b, start + t])        out, residual (B, ., D)   x (T, B, D)"""
     for t in prange(len(x)):
         for b in range(x.shape[1]):
-            target, one, other = out[b, first + t], x[t, b], residual[b, first + t]
-            if adds:
+            target, source, other = out[b, start + t], x[t, b], residual[b, start + t]
+            if has_residual:
                 for d in range(target.size):
-                    write(target, d, read(one, d) + read(other, d))
+                    write(target, d, read(source, d) + read(other, d))
             else:
-                convert_block(target, one)
+                convert_block(target, source)
 
 
-def time_major(out, x, first):
-    _time_major(out, x.reshape(out.shape[1], -1, out.shape[2]), first)
+def time_major(out, x, start):
+    _time_major(out, x.reshape(out.shape[1], -1, out.shape[2]), start)
 
 
-def batch_major(out, x, residual, first):
-    shape = x.shape[1], -1, x.shape[2]
-    _batch_major(
-        out.reshape(shape), x, (out if residual is None else residual).reshape(shape), residual is not None, first
-    )
+def batch_major(out, x, residual, start):
+    shape = x.shape[1], -1, x.shape[2]  # (B, ., D)
+    has_residual = residual is not None
+    _batch_major(out.reshape(shape), x, (residual if has_residual else out).reshape(shape), has_residual, start)

@@ -1,4 +1,4 @@
-"""The residual stream's gradient where nothing normalises: a sum in place."""
+"""In-place sum: the gradient of a residual branch without a norm."""
 
 from numba import prange
 

@@ -1,4 +1,4 @@
-"""Rotary positions: pairs (i, i + half) of every head turned in place."""
+"""Rotary positional encoding: rotates the pairs (i, i + w / 2) of every head in place."""
 
 from numba import prange
 
@@ -7,19 +7,20 @@ from .jit import inlined, kernel
 
 
 @inlined
-def rotate_row(x, r, first, heads, cos, sin, place, sign):
-    """Row r, `heads` heads from column `first` on, turned by the angles of `place`."""
+def rotate_row(x, r, start, heads, cos, sin, position, sign):
+    """Rotate `heads` heads of row r, from column `start` on, by the angles of a position; backward if sign is -1."""
     half = cos.shape[1]
     for head in range(heads):
-        left, right = first + head * 2 * half, first + head * 2 * half + half
+        left, right = start + head * 2 * half, start + head * 2 * half + half
         for i in range(half):
-            a, b, s = read(x, (r, left + i)), read(x, (r, right + i)), sign * sin[place, i]
-            write(x, (r, left + i), a * cos[place, i] - b * s)
-            write(x, (r, right + i), b * cos[place, i] + a * s)
+            a, b, s = read(x, (r, left + i)), read(x, (r, right + i)), sign * sin[position, i]
+            write(x, (r, left + i), a * cos[position, i] - b * s)
+            write(x, (r, right + i), b * cos[position, i] + a * s)
 
 
 @kernel
 def _rotate(x, cos, sin, heads, sign):
+    """x: rows (B T, .)        cos, sin: (T, w / 2)"""
     for r in prange(len(x)):
         rotate_row(x, r, 0, heads, cos, sin, r % len(cos), sign)
 

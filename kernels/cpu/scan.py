@@ -1,291 +1,513 @@
-"""The selective scan: step, exponential, state and readout of a group of channels, a chunk of time at a time, in the nearest caches.
+"""The selective scan of Mamba, one group of channels and one chunk of time at a time: its arrays stay in the cache.
 
-Channels lie side by side in vectors, as none needs another. For a vector of them, four states each stay in registers while a chunk of
-time passes. Of the states, (T, S) numbers a channel, only those before each chunk are kept: backward makes the others again, a chunk at a
-time from the last to the first. The arrays of a chunk are padded to whole vectors and fours of states, with zeros that stay zeros.
+Channels are independent, so a vector holds LANES of them. For a vector, PASS states per channel stay in registers
+during a chunk. Only the states before each chunk are stored. Backward recomputes the others, one chunk at a time from
+the last to the first. A chunk's arrays are padded with zeros to whole vectors of channels and whole passes of states.
+
+Sizes: B sequences, T steps, E channels, S states per channel, C steps of a chunk. A group has `width` channels from
+channel `start` on. `stride` is the width padded to vectors, the distance between rows of a chunk's arrays, and
+`padded_states` is S padded to passes. Arrays of the model are flat:
+
+    out, dout, x, delta     (B T, E)
+    gate                    (B T, 2 E), the last E columns
+    ssm_parameters          (B T, columns), the last 2 S columns are B | C
+    A_log, D                (S, E), (E,)
+    states_flat             (B, chunks + 1, S, E)
+
+Notation: d time step, u = d x input, h state, a = 2^(d rate) decay, y = <h, C> output before the gate.
 """
+
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import prange
+from numba.extending import register_jitable
 
 from .jit import kernel, row
 from .math import exp, sigmoid, softplus
 from .microkernel_f32 import LANES, padded
+from .scratch import carve, elements_of
 from .vector import load, multiply_add, power, spread, store, total
 
-CHUNK = 32  # steps between states that are kept
-GROUP = 128  # channels that a worker takes through time together, at most
-PASS = 4  # states of a channel in registers at a time
+CHUNK = 32  # steps between stored states
+GROUP = 128  # channels of a task, at most
+PASS = 4  # states per channel in registers at a time
 LOG2_E, LN_2 = 1.4426950408889634, 0.6931471805599453
-unsigned = np.uint64  # what an index is when it is not to be tested for Python's wrap-around
+unsigned = np.uint64  # an index of this type is not tested for Python's wrap-around
 
 
 @row
 def group_of(channels):
-    """(groups, channels of each but the last): as even as whole vectors allow."""
+    """(groups, stride): equal groups of whole vectors; only the last may have fewer than `stride` channels."""
     groups = (channels + GROUP - 1) // GROUP
-    wide = padded((channels + groups - 1) // groups, LANES)
-    return (channels + wide - 1) // wide, wide
+    stride = padded((channels + groups - 1) // groups, LANES)
+    return (channels + stride - 1) // stride, stride
 
 
 def selective_scan_chunks(steps):
-    """How many chunks `steps` steps are."""
+    """The number of chunks in `steps` steps."""
     return (steps + CHUNK - 1) // CHUNK
 
 
-def rooms(channels, states):
-    """(padded states, [where each array of a worker starts], end): rates, states, their gradients and the rates' (S, wide); time steps, inputs,
-    readouts, the gradients of each, and the slopes of step and gate (CHUNK, wide); B and C (CHUNK, 2, S); states and decays of a pass, and lanes of the gradients of B and C."""
-    wide, deep = group_of(channels)[1], padded(states, PASS)
-    starts = np.cumsum(
-        [0]
-        + 4 * [deep * wide]
-        + 8 * [CHUNK * wide]
-        + [2 * CHUNK * deep]
-        + 2 * [(CHUNK + 1) * PASS * LANES]
-        + [2 * CHUNK * deep * LANES]
-    )
-    return deep, starts[:-1], starts[-1]
+class Scratch(NamedTuple):
+    """Memory of one worker, flat views. S is padded, `stride` is that of a group.
+
+    rates               (S, stride)     base-two logarithm of the decay per unit of time, -e^A_log log2(e)
+    h, dh, drates       (S, stride)     states and gradients
+    dt, dtx, y          (C, stride)     d, u, y
+    dy, ddt, ddtx       (C, stride)     their gradients; ddt without the factor ln 2
+    slope               (C, stride)     softplus'(delta)
+    dgate               (C, stride)     dout silu'(gate)
+    bc                  (C, 2, S)       B and C
+    hs                  (C + 1, PASS, LANES)    states before and after each step
+    decays              (C + 1, PASS, LANES)
+    dbc_lanes           (S / PASS, C, PASS, 2, LANES)   gradients of B and C, not yet summed over lanes
+    """
+
+    rates: Any
+    h: Any
+    dh: Any
+    drates: Any
+    dt: Any
+    dtx: Any
+    y: Any
+    dy: Any
+    ddt: Any
+    ddtx: Any
+    slope: Any
+    dgate: Any
+    bc: Any
+    hs: Any
+    decays: Any
+    dbc_lanes: Any
+
+
+@register_jitable
+def layout(memory, channels, states):
+    """The scratch of a worker, and the rest of the memory."""
+    stride, padded_states = group_of(channels)[1], padded(states, PASS)
+    rates, memory = carve(memory, (padded_states * stride,))
+    h, memory = carve(memory, (padded_states * stride,))
+    dh, memory = carve(memory, (padded_states * stride,))
+    drates, memory = carve(memory, (padded_states * stride,))
+    dt, memory = carve(memory, (CHUNK * stride,))
+    dtx, memory = carve(memory, (CHUNK * stride,))
+    y, memory = carve(memory, (CHUNK * stride,))
+    dy, memory = carve(memory, (CHUNK * stride,))
+    ddt, memory = carve(memory, (CHUNK * stride,))
+    ddtx, memory = carve(memory, (CHUNK * stride,))
+    slope, memory = carve(memory, (CHUNK * stride,))
+    dgate, memory = carve(memory, (CHUNK * stride,))
+    bc, memory = carve(memory, (2 * CHUNK * padded_states,))
+    hs, memory = carve(memory, ((CHUNK + 1) * PASS * LANES,))
+    decays, memory = carve(memory, ((CHUNK + 1) * PASS * LANES,))
+    dbc_lanes, memory = carve(memory, (2 * CHUNK * padded_states * LANES,))
+    return Scratch(
+        rates=rates,
+        h=h,
+        dh=dh,
+        drates=drates,
+        dt=dt,
+        dtx=dtx,
+        y=y,
+        dy=dy,
+        ddt=ddt,
+        ddtx=ddtx,
+        slope=slope,
+        dgate=dgate,
+        bc=bc,
+        hs=hs,
+        decays=decays,
+        dbc_lanes=dbc_lanes,
+    ), memory
 
 
 def selective_scan_scratch(channels, states, tasks):
-    """Shape of the scratch: for each worker, no more than there are cores or tasks, what `rooms` lays out."""
-    return min(numba.config.NUMBA_NUM_THREADS, tasks * group_of(channels)[0]), rooms(channels, states)[-1]
+    """Shape of the scratch (workers, elements): no more workers than cores or tasks."""
+    return min(numba.config.NUMBA_NUM_THREADS, tasks * group_of(channels)[0]), elements_of(layout, channels, states)
 
 
 def selective_scan_partials(batch, steps, channels, states):
-    """Numbers of room for sums that no two workers may add to: B's and C's gradients of each group of channels, the parameters' of each text."""
+    """Elements of the partial sums, one per worker that may add to the same gradient.
+
+    dB | dC of each group of channels, (groups, B T, 2 S), then dA_log and dD of each sequence, (B, S + 1, E).
+    """
     return group_of(channels)[0] * batch * steps * 2 * states + batch * (states + 1) * channels
 
 
 @row
-def take_rates(rates, wide, deep, A_log, channels, states, first, width):
-    """Base-two logarithms of the decay over one unit of time: -e^A_log log2(e), zeros in the padding."""
+def load_rates(rates, stride, padded_states, A_log, channels, states, start, width):
+    """rates = -e^A_log log2(e), zeros in the padding"""
     scale = rates.dtype.type(-LOG2_E)
-    rates[: deep * wide] = 0
+    rates[: padded_states * stride] = 0
     for n in range(states):
         for c in range(width):
-            rates[unsigned(n * wide + c)] = exp(A_log[unsigned(n * channels + first + c)]) * scale
+            rates[unsigned(n * stride + c)] = exp(A_log[unsigned(n * channels + start + c)]) * scale
 
 
 @row
-def take_states(h, wide, deep, states_flat, at, channels, states, first, width):
-    h[: deep * wide] = 0
+def load_states(
+    h,
+    stride,
+    padded_states,
+    states_flat,
+    offset,
+    channels,
+    states,
+    start,
+    width,
+):
+    """h = the states (S, E) at an offset, zeros in the padding"""
+    h[: padded_states * stride] = 0
     for n in range(states):
         for c in range(width):
-            h[unsigned(n * wide + c)] = states_flat[unsigned(at + n * channels + first + c)]
+            h[unsigned(n * stride + c)] = states_flat[unsigned(offset + n * channels + start + c)]
 
 
 @row
-def give_states(states_flat, at, h, wide, channels, states, first, width):
+def store_states(states_flat, offset, h, stride, channels, states, start, width):
+    """The states (S, E) at an offset become h."""
     for n in range(states):
         for c in range(width):
-            states_flat[unsigned(at + n * channels + first + c)] = h[unsigned(n * wide + c)]
+            states_flat[unsigned(offset + n * channels + start + c)] = h[unsigned(n * stride + c)]
 
 
 @row
-def take_inputs(dt, dtx, delta, x, at, width):
-    """dt = softplus(delta),   dtx = dt x, of one step"""
+def time_step_row(dt, dtx, delta, x, offset, width):
+    """dt = softplus(delta),   dtx = dt x,   of one step"""
     for c in range(width):
-        step, _ = softplus(delta[unsigned(at + c)])
+        step, _ = softplus(delta[unsigned(offset + c)])
         dt[unsigned(c)] = step
-        dtx[unsigned(c)] = step * x[unsigned(at + c)]
+        dtx[unsigned(c)] = step * x[unsigned(offset + c)]
 
 
 @row
-def take_inputs_again(dt, dtx, slope, delta, x, at, width):
-    """The same, with softplus'."""
+def time_step_backward_row(dt, dtx, slope, delta, x, offset, width):
+    """The same, and slope = softplus'(delta)."""
     for c in range(width):
-        step, slope[unsigned(c)] = softplus(delta[unsigned(at + c)])
+        step, slope[unsigned(c)] = softplus(delta[unsigned(offset + c)])
         dt[unsigned(c)] = step
-        dtx[unsigned(c)] = step * x[unsigned(at + c)]
+        dtx[unsigned(c)] = step * x[unsigned(offset + c)]
 
 
 @row
-def take_selected(bc, deep, ssm_parameters, columns, states, row0, count):
-    """B and C of a chunk, (CHUNK, 2, S)."""
+def load_bc(bc, padded_states, ssm_parameters, columns, states, row0, count):
+    """bc = B and C of a chunk"""
     for t in range(count):
-        at = (row0 + t + 1) * columns - 2 * states
+        offset = (row0 + t + 1) * columns - 2 * states
         for half in range(2):
-            line = (2 * t + half) * deep
+            target = (2 * t + half) * padded_states
             for n in range(states):
-                bc[line + n] = ssm_parameters[at + half * states + n]
-            for n in range(states, deep):
-                bc[line + n] = 0
+                bc[target + n] = ssm_parameters[offset + half * states + n]
+            for n in range(states, padded_states):
+                bc[target + n] = 0
 
 
 @row
-def scan_pass(y, h, rates, dt, dtx, bc, n, deep, wide, count):
-    """States n ... n + 3 of a group through `count` steps:  h = 2^(dt rate) h + dt x B,  y += C h."""
-    for j in range(0, wide, LANES):
-        at = n * wide + j
-        r0, r1, r2, r3 = load(rates, at), load(rates, at + wide), load(rates, at + 2 * wide), load(rates, at + 3 * wide)
-        h0, h1, h2, h3 = load(h, at), load(h, at + wide), load(h, at + 2 * wide), load(h, at + 3 * wide)
+def scan_pass(
+    y,
+    h,
+    rates,
+    dt,
+    dtx,
+    bc,
+    n,
+    padded_states,
+    stride,
+    count,
+):
+    """h = 2^(dt rate) h + dt x B,   y += C h,   for states n ... n + 3 of a group over `count` steps"""
+    for j in range(0, stride, LANES):
+        offset = n * stride + j
+        r0, r1, r2, r3 = (
+            load(rates, offset),
+            load(rates, offset + stride),
+            load(rates, offset + 2 * stride),
+            load(rates, offset + 3 * stride),
+        )
+        h0, h1, h2, h3 = (
+            load(h, offset),
+            load(h, offset + stride),
+            load(h, offset + 2 * stride),
+            load(h, offset + 3 * stride),
+        )
         for t in range(count):
-            d, u, out = load(dt, t * wide + j), load(dtx, t * wide + j), load(y, t * wide + j)
-            b, c = 2 * t * deep + n, (2 * t + 1) * deep + n
+            d, u, out = load(dt, t * stride + j), load(dtx, t * stride + j), load(y, t * stride + j)
+            b, c = 2 * t * padded_states + n, (2 * t + 1) * padded_states + n
             h0 = multiply_add(power(d * r0), h0, u * spread(bc, b))
             h1 = multiply_add(power(d * r1), h1, u * spread(bc, b + 1))
             h2 = multiply_add(power(d * r2), h2, u * spread(bc, b + 2))
             h3 = multiply_add(power(d * r3), h3, u * spread(bc, b + 3))
             out = multiply_add(h0, spread(bc, c), multiply_add(h1, spread(bc, c + 1), out))
-            store(y, t * wide + j, multiply_add(h2, spread(bc, c + 2), multiply_add(h3, spread(bc, c + 3), out)))
-        store(h, at, h0)
-        store(h, at + wide, h1)
-        store(h, at + 2 * wide, h2)
-        store(h, at + 3 * wide, h3)
+            store(y, t * stride + j, multiply_add(h2, spread(bc, c + 2), multiply_add(h3, spread(bc, c + 3), out)))
+        store(h, offset, h0)
+        store(h, offset + stride, h1)
+        store(h, offset + 2 * stride, h2)
+        store(h, offset + 3 * stride, h3)
 
 
 @row
-def remember_pass(y, hs, decays, h, rates, dt, dtx, bc, n, j, deep, wide, count):
-    """The same for the vector at j, keeping the states before and after every step, (CHUNK + 1, 4, LANES), and the decays."""
-    at = n * wide + j
-    r0, r1, r2, r3 = load(rates, at), load(rates, at + wide), load(rates, at + 2 * wide), load(rates, at + 3 * wide)
-    h0, h1, h2, h3 = load(h, at), load(h, at + wide), load(h, at + 2 * wide), load(h, at + 3 * wide)
+def recompute_pass(
+    y,
+    hs,
+    decays,
+    h,
+    rates,
+    dt,
+    dtx,
+    bc,
+    n,
+    j,
+    padded_states,
+    stride,
+    count,
+):
+    """The same for the vector of channels at j, which also stores the states and the decays of every step."""
+    offset = n * stride + j
+    r0, r1, r2, r3 = (
+        load(rates, offset),
+        load(rates, offset + stride),
+        load(rates, offset + 2 * stride),
+        load(rates, offset + 3 * stride),
+    )
+    h0, h1, h2, h3 = (
+        load(h, offset),
+        load(h, offset + stride),
+        load(h, offset + 2 * stride),
+        load(h, offset + 3 * stride),
+    )
     for t in range(count):
-        d, u, out = load(dt, t * wide + j), load(dtx, t * wide + j), load(y, t * wide + j)
-        b, c, kept = 2 * t * deep + n, (2 * t + 1) * deep + n, t * PASS * LANES
+        d, u, out = load(dt, t * stride + j), load(dtx, t * stride + j), load(y, t * stride + j)
+        b, c, saved = 2 * t * padded_states + n, (2 * t + 1) * padded_states + n, t * PASS * LANES
         a0, a1, a2, a3 = power(d * r0), power(d * r1), power(d * r2), power(d * r3)
-        store(decays, kept, a0)
-        store(decays, kept + LANES, a1)
-        store(decays, kept + 2 * LANES, a2)
-        store(decays, kept + 3 * LANES, a3)
-        store(hs, kept, h0)
-        store(hs, kept + LANES, h1)
-        store(hs, kept + 2 * LANES, h2)
-        store(hs, kept + 3 * LANES, h3)
+        store(decays, saved, a0)
+        store(decays, saved + LANES, a1)
+        store(decays, saved + 2 * LANES, a2)
+        store(decays, saved + 3 * LANES, a3)
+        store(hs, saved, h0)
+        store(hs, saved + LANES, h1)
+        store(hs, saved + 2 * LANES, h2)
+        store(hs, saved + 3 * LANES, h3)
         h0 = multiply_add(a0, h0, u * spread(bc, b))
         h1 = multiply_add(a1, h1, u * spread(bc, b + 1))
         h2 = multiply_add(a2, h2, u * spread(bc, b + 2))
         h3 = multiply_add(a3, h3, u * spread(bc, b + 3))
         out = multiply_add(h0, spread(bc, c), multiply_add(h1, spread(bc, c + 1), out))
-        store(y, t * wide + j, multiply_add(h2, spread(bc, c + 2), multiply_add(h3, spread(bc, c + 3), out)))
-    kept = count * PASS * LANES
-    store(hs, kept, h0)
-    store(hs, kept + LANES, h1)
-    store(hs, kept + 2 * LANES, h2)
-    store(hs, kept + 3 * LANES, h3)
+        store(y, t * stride + j, multiply_add(h2, spread(bc, c + 2), multiply_add(h3, spread(bc, c + 3), out)))
+    saved = count * PASS * LANES
+    store(hs, saved, h0)
+    store(hs, saved + LANES, h1)
+    store(hs, saved + 2 * LANES, h2)
+    store(hs, saved + 3 * LANES, h3)
 
 
 @row
-def add_lanes(lanes, at, a, b):
-    store(lanes, at, multiply_add(a, b, load(lanes, at)))
+def add_to_lanes(lanes, offset, a, b):
+    """lanes[offset : offset + LANES] += a b"""
+    store(lanes, offset, multiply_add(a, b, load(lanes, offset)))
 
 
 @row
-def back_pass(ddt, ddtx, dlanes, dh, drates, hs, decays, rates, dy, dt, dtx, bc, n, j, deep, wide, count):
-    """Back through a chunk for the vector at j:  g = a' g' + C dy,  dC += h dy,  dB += g dt x,  d(dt x) += g B,  d(dt rate) += g a h before, over ln 2.
+def backward_pass(
+    ddt,
+    ddtx,
+    dbc_lanes,
+    dh,
+    drates,
+    hs,
+    decays,
+    rates,
+    dy,
+    dt,
+    dtx,
+    bc,
+    n,
+    j,
+    padded_states,
+    stride,
+    count,
+):
+    """Backward through a chunk for states n ... n + 3 and the vector of channels at j, from the last step to the first:
 
-    A step's g' and a' are those of the step after; `dh` carries their product from chunk to chunk.
+    g_t = a_(t+1) g_(t+1) + C dy,   dC += h_t dy,   dB += g u,   du += g B,
+    p = g a h_(t-1),   dd += p rate,   drate += p d
+
+    dd and drate lack the factor ln 2. `dh` holds a_(t+1) g_(t+1) between chunks.
     """
-    at = n * wide + j
-    r0, r1, r2, r3 = load(rates, at), load(rates, at + wide), load(rates, at + 2 * wide), load(rates, at + 3 * wide)
-    g0, g1, g2, g3 = load(dh, at), load(dh, at + wide), load(dh, at + 2 * wide), load(dh, at + 3 * wide)
-    d0, d1, d2, d3 = load(drates, at), load(drates, at + wide), load(drates, at + 2 * wide), load(drates, at + 3 * wide)
-    for back in range(count):
-        t = count - 1 - back
-        place, kept, lanes = t * wide + j, t * PASS * LANES, (n * CHUNK + t * PASS) * 2 * LANES
-        out, d, u, b, c = load(dy, place), load(dt, place), load(dtx, place), 2 * t * deep + n, (2 * t + 1) * deep + n
-        add_lanes(dlanes, lanes + LANES, load(hs, kept + 4 * LANES), out)
-        add_lanes(dlanes, lanes + 3 * LANES, load(hs, kept + 5 * LANES), out)
-        add_lanes(dlanes, lanes + 5 * LANES, load(hs, kept + 6 * LANES), out)
-        add_lanes(dlanes, lanes + 7 * LANES, load(hs, kept + 7 * LANES), out)
+    offset = n * stride + j
+    r0, r1, r2, r3 = (
+        load(rates, offset),
+        load(rates, offset + stride),
+        load(rates, offset + 2 * stride),
+        load(rates, offset + 3 * stride),
+    )
+    g0, g1, g2, g3 = (
+        load(dh, offset),
+        load(dh, offset + stride),
+        load(dh, offset + 2 * stride),
+        load(dh, offset + 3 * stride),
+    )
+    d0, d1, d2, d3 = (
+        load(drates, offset),
+        load(drates, offset + stride),
+        load(drates, offset + 2 * stride),
+        load(drates, offset + 3 * stride),
+    )
+    for i in range(count):
+        t = count - 1 - i
+        step_offset, saved, lanes = t * stride + j, t * PASS * LANES, (n * CHUNK + t * PASS) * 2 * LANES
+        out, d, u, b, c = (
+            load(dy, step_offset),
+            load(dt, step_offset),
+            load(dtx, step_offset),
+            2 * t * padded_states + n,
+            (2 * t + 1) * padded_states + n,
+        )
+        add_to_lanes(dbc_lanes, lanes + LANES, load(hs, saved + 4 * LANES), out)
+        add_to_lanes(dbc_lanes, lanes + 3 * LANES, load(hs, saved + 5 * LANES), out)
+        add_to_lanes(dbc_lanes, lanes + 5 * LANES, load(hs, saved + 6 * LANES), out)
+        add_to_lanes(dbc_lanes, lanes + 7 * LANES, load(hs, saved + 7 * LANES), out)
         g0, g1 = multiply_add(out, spread(bc, c), g0), multiply_add(out, spread(bc, c + 1), g1)
         g2, g3 = multiply_add(out, spread(bc, c + 2), g2), multiply_add(out, spread(bc, c + 3), g3)
-        add_lanes(dlanes, lanes, g0, u)
-        add_lanes(dlanes, lanes + 2 * LANES, g1, u)
-        add_lanes(dlanes, lanes + 4 * LANES, g2, u)
-        add_lanes(dlanes, lanes + 6 * LANES, g3, u)
-        inputs = multiply_add(g0, spread(bc, b), multiply_add(g1, spread(bc, b + 1), load(ddtx, place)))
-        store(ddtx, place, multiply_add(g2, spread(bc, b + 2), multiply_add(g3, spread(bc, b + 3), inputs)))
+        add_to_lanes(dbc_lanes, lanes, g0, u)
+        add_to_lanes(dbc_lanes, lanes + 2 * LANES, g1, u)
+        add_to_lanes(dbc_lanes, lanes + 4 * LANES, g2, u)
+        add_to_lanes(dbc_lanes, lanes + 6 * LANES, g3, u)
+        inputs = multiply_add(g0, spread(bc, b), multiply_add(g1, spread(bc, b + 1), load(ddtx, step_offset)))
+        store(ddtx, step_offset, multiply_add(g2, spread(bc, b + 2), multiply_add(g3, spread(bc, b + 3), inputs)))
         g0, g1, g2, g3 = (
-            g0 * load(decays, kept),
-            g1 * load(decays, kept + LANES),
-            g2 * load(decays, kept + 2 * LANES),
-            g3 * load(decays, kept + 3 * LANES),
+            g0 * load(decays, saved),
+            g1 * load(decays, saved + LANES),
+            g2 * load(decays, saved + 2 * LANES),
+            g3 * load(decays, saved + 3 * LANES),
         )
         p0, p1, p2, p3 = (
-            g0 * load(hs, kept),
-            g1 * load(hs, kept + LANES),
-            g2 * load(hs, kept + 2 * LANES),
-            g3 * load(hs, kept + 3 * LANES),
+            g0 * load(hs, saved),
+            g1 * load(hs, saved + LANES),
+            g2 * load(hs, saved + 2 * LANES),
+            g3 * load(hs, saved + 3 * LANES),
         )
-        steps = multiply_add(p0, r0, multiply_add(p1, r1, load(ddt, place)))
-        store(ddt, place, multiply_add(p2, r2, multiply_add(p3, r3, steps)))
+        steps = multiply_add(p0, r0, multiply_add(p1, r1, load(ddt, step_offset)))
+        store(ddt, step_offset, multiply_add(p2, r2, multiply_add(p3, r3, steps)))
         d0, d1, d2, d3 = (
             multiply_add(p0, d, d0),
             multiply_add(p1, d, d1),
             multiply_add(p2, d, d2),
             multiply_add(p3, d, d3),
         )
-    store(dh, at, g0)
-    store(dh, at + wide, g1)
-    store(dh, at + 2 * wide, g2)
-    store(dh, at + 3 * wide, g3)
-    store(drates, at, d0)
-    store(drates, at + wide, d1)
-    store(drates, at + 2 * wide, d2)
-    store(drates, at + 3 * wide, d3)
+    store(dh, offset, g0)
+    store(dh, offset + stride, g1)
+    store(dh, offset + 2 * stride, g2)
+    store(dh, offset + 3 * stride, g3)
+    store(drates, offset, d0)
+    store(drates, offset + stride, d1)
+    store(drates, offset + 2 * stride, d2)
+    store(drates, offset + 3 * stride, d3)
 
 
 @row
-def give_sums(parts, at, dlanes, states, deep, count):
-    """The gradients of B and C of a chunk, (count, 2 S): sums of the lanes."""
+def store_lane_sums(partials, offset, dbc_lanes, states, padded_states, count):
+    """dB | dC of a chunk, (count, 2 S), at an offset of `partials`: sums over the lanes"""
     for n in range(states):
         for half in range(2):
             for t in range(count):
                 lanes = (n // PASS * PASS * CHUNK + t * PASS + n % PASS) * 2 + half
-                parts[at + t * 2 * states + half * states + n] = total(load(dlanes, lanes * LANES))
+                partials[offset + t * 2 * states + half * states + n] = total(load(dbc_lanes, lanes * LANES))
 
 
 @row
-def gate_row(out, at, y, x, D, gate, gate_at, first, width):
-    """out = (y + D x) silu(gate), of one step"""
+def gate_row(
+    out,
+    offset,
+    y,
+    x,
+    D,
+    gate,
+    gate_offset,
+    start,
+    width,
+):
+    """out = (y + D x) silu(gate),   of one step"""
     for c in range(width):
-        z = gate[unsigned(gate_at + c)]
-        out[unsigned(at + c)] = (y[unsigned(c)] + D[unsigned(first + c)] * x[unsigned(at + c)]) * (z * sigmoid(z))
+        z = gate[unsigned(gate_offset + c)]
+        out[unsigned(offset + c)] = (y[unsigned(c)] + D[unsigned(start + c)] * x[unsigned(offset + c)]) * (
+            z * sigmoid(z)
+        )
 
 
 @row
-def step_row(y, h, dt, dtx, A_log, b, c):
+def decode_row(y, h, dt, dtx, A_log, b, c):
+    """h = exp(-e^A_log dt) h + dtx b,   y += h c"""
     for i in range(y.size):
         h[i] = exp(-exp(A_log[i]) * dt[i]) * h[i] + dtx[i] * b
         y[i] += h[i] * c
 
 
 @row
-def step_states(y, h, dt, dtx, A_log, bc, b, first, states, channels):
-    """One step of text b's channels from `first` on, whose states (B, S, E) are h: y = <h, C>. dt, dtx as in `take_inputs`; bc: B, then C."""
+def decode_states(
+    y,
+    h,
+    dt,
+    dtx,
+    A_log,
+    bc,
+    b,
+    start,
+    states,
+    channels,
+):
+    """One step of decoding for the channels of sequence b from `start` on: updates h, y = <h, C>
+
+    h (B, S, E), flat   bc (2 S): B | C   dt, dtx: see `time_step_row`
+    """
     y[:] = 0
     for n in range(states):
-        rates = A_log[n * channels + first : n * channels + first + y.size]
-        line = h[(b * states + n) * channels + first : (b * states + n) * channels + first + y.size]
-        step_row(y, line, dt, dtx, rates, bc[n], bc[states + n])
+        rates = A_log[n * channels + start : n * channels + start + y.size]
+        state = h[(b * states + n) * channels + start : (b * states + n) * channels + start + y.size]
+        decode_row(y, state, dt, dtx, rates, bc[n], bc[states + n])
 
 
 @row
-def gate_backward_row(dy, dgate, dout, at, gate, gate_at, width):
-    """dy = dout silu(gate),   dgate = dout silu'(gate), which lacks the readout yet, of one step"""
+def gate_backward_row(dy, dgate, dout, offset, gate, gate_offset, width):
+    """dy = dout silu(gate),   dgate = dout silu'(gate), not yet times y + D x,   of one step"""
     one = dy.dtype.type(1)
     for c in range(width):
-        z, up = gate[unsigned(gate_at + c)], dout[unsigned(at + c)]
+        z, d = gate[unsigned(gate_offset + c)], dout[unsigned(offset + c)]
         s = sigmoid(z)
-        dy[unsigned(c)] = up * z * s
-        dgate[unsigned(c)] = up * s * (one + z * (one - s))
+        dy[unsigned(c)] = d * z * s
+        dgate[unsigned(c)] = d * s * (one + z * (one - s))
 
 
 @row
-def inputs_backward_row(dx, delta, gate, dD, dgate, dy, y, dt, ddt, ddtx, slope, x, D, at, gate_at, first, width):
-    """A step's gradients of x, delta and gate in the end, the latter two in place, and what it adds to the D's."""
+def inputs_backward_row(
+    dx,
+    delta,
+    gate,
+    dD,
+    dgate,
+    dy,
+    y,
+    dt,
+    ddt,
+    ddtx,
+    slope,
+    x,
+    D,
+    offset,
+    gate_offset,
+    start,
+    width,
+):
+    """The gradients of x, delta and gate of one step, the latter two in place, and dD += dy x"""
     ln_2 = x.dtype.type(LN_2)
     for c in range(width):
-        i, k = unsigned(at + c), unsigned(c)
-        value, direct, up = x[i], D[unsigned(first + c)], dy[k]
-        gate[unsigned(gate_at + c)] = dgate[k] * (y[k] + direct * value)
-        dx[i] = ddtx[k] * dt[k] + up * direct
+        i, k = unsigned(offset + c), unsigned(c)
+        value, skip, d = x[i], D[unsigned(start + c)], dy[k]
+        gate[unsigned(gate_offset + c)] = dgate[k] * (y[k] + skip * value)
+        dx[i] = ddtx[k] * dt[k] + d * skip
         delta[i] = (ddt[k] * ln_2 + ddtx[k] * value) * slope[k]
-        dD[k] += up * value
+        dD[k] += d * value
 
 
 @kernel
@@ -293,7 +515,6 @@ def _selective_scan_forward(
     out,
     states_flat,
     scratch,
-    starts,
     x,
     delta,
     ssm_parameters,
@@ -304,59 +525,70 @@ def _selective_scan_forward(
     steps,
     channels,
     states,
-    deep,
     columns,
     chunks,
 ):
-    groups, wide = group_of(channels)
+    (groups, stride), padded_states = group_of(channels), padded(states, PASS)
     for worker in prange(len(scratch)):
-        memory = scratch[worker]
-        rates, h, dt, dtx, y, bc = (
-            memory[starts[0] :],
-            memory[starts[1] :],
-            memory[starts[4] :],
-            memory[starts[5] :],
-            memory[starts[6] :],
-            memory[starts[12] :],
-        )
+        s = layout(scratch[worker], channels, states)[0]
+        rates, h, dt, dtx, y, bc = s.rates, s.h, s.dt, s.dtx, s.y, s.bc
         for task in range(worker, batch * groups, len(scratch)):
-            b, first = task // groups, task % groups * wide
-            width = min(wide, channels - first)
-            take_rates(rates, wide, deep, A_log, channels, states, first, width)
-            take_states(
-                h, wide, deep, states_flat, b * (chunks + 1) * states * channels, channels, states, first, width
+            b, start = task // groups, task % groups * stride
+            width = min(stride, channels - start)
+            load_rates(rates, stride, padded_states, A_log, channels, states, start, width)
+            load_states(
+                h,
+                stride,
+                padded_states,
+                states_flat,
+                b * (chunks + 1) * states * channels,
+                channels,
+                states,
+                start,
+                width,
             )
-            dt[: CHUNK * wide] = 0
-            dtx[: CHUNK * wide] = 0
+            dt[: CHUNK * stride] = 0
+            dtx[: CHUNK * stride] = 0
             for chunk in range(chunks):
                 row0 = b * steps + chunk * CHUNK
                 count = min(CHUNK, steps - chunk * CHUNK)
-                y[: count * wide] = 0
+                y[: count * stride] = 0
                 for t in range(count):
-                    take_inputs(dt[t * wide :], dtx[t * wide :], delta, x, (row0 + t) * channels + first, width)
-                take_selected(bc, deep, ssm_parameters, columns, states, row0, count)
-                for n in range(0, deep, PASS):
-                    scan_pass(y, h, rates, dt, dtx, bc, n, deep, wide, count)
+                    time_step_row(dt[t * stride :], dtx[t * stride :], delta, x, (row0 + t) * channels + start, width)
+                load_bc(bc, padded_states, ssm_parameters, columns, states, row0, count)
+                for n in range(0, padded_states, PASS):
+                    scan_pass(
+                        y,
+                        h,
+                        rates,
+                        dt,
+                        dtx,
+                        bc,
+                        n,
+                        padded_states,
+                        stride,
+                        count,
+                    )
                 for t in range(count):
                     gate_row(
                         out,
-                        (row0 + t) * channels + first,
-                        y[t * wide :],
+                        (row0 + t) * channels + start,
+                        y[t * stride :],
                         x,
                         D,
                         gate,
-                        (2 * (row0 + t) + 1) * channels + first,
-                        first,
+                        (2 * (row0 + t) + 1) * channels + start,
+                        start,
                         width,
                     )
-                give_states(
+                store_states(
                     states_flat,
                     (b * (chunks + 1) + chunk + 1) * states * channels,
                     h,
-                    wide,
+                    stride,
                     channels,
                     states,
-                    first,
+                    start,
                     width,
                 )
 
@@ -366,9 +598,8 @@ def _selective_scan_backward(
     dx,
     delta,
     gate,
-    parts,
+    partials,
     scratch,
-    starts,
     dout,
     states_flat,
     x,
@@ -379,145 +610,181 @@ def _selective_scan_backward(
     steps,
     channels,
     states,
-    deep,
     columns,
     chunks,
 ):
-    groups, wide = group_of(channels)
-    shared = groups * batch * steps * 2 * states  # where the parameters' sums begin
+    (groups, stride), padded_states = group_of(channels), padded(states, PASS)
+    parameter_sums = groups * batch * steps * 2 * states  # offset in `partials`
     for worker in prange(len(scratch)):
-        memory = scratch[worker]
-        rates, h, dh, drates = memory[starts[0] :], memory[starts[1] :], memory[starts[2] :], memory[starts[3] :]
-        dt, dtx, y, dy, ddt, ddtx = (
-            memory[starts[4] :],
-            memory[starts[5] :],
-            memory[starts[6] :],
-            memory[starts[7] :],
-            memory[starts[8] :],
-            memory[starts[9] :],
-        )
-        slope, dgate, bc, hs, decays, dlanes = (
-            memory[starts[10] :],
-            memory[starts[11] :],
-            memory[starts[12] :],
-            memory[starts[13] :],
-            memory[starts[14] :],
-            memory[starts[15] :],
-        )
+        s = layout(scratch[worker], channels, states)[0]
+        rates, h, dh, drates = s.rates, s.h, s.dh, s.drates
+        dt, dtx, y, dy, ddt, ddtx = s.dt, s.dtx, s.y, s.dy, s.ddt, s.ddtx
+        slope, dgate, bc, hs, decays, dbc_lanes = s.slope, s.dgate, s.bc, s.hs, s.decays, s.dbc_lanes
         for task in range(worker, batch * groups, len(scratch)):
             b, group = task // groups, task % groups
-            first = group * wide
-            width = min(wide, channels - first)
-            sums = shared + b * (states + 1) * channels + first
-            take_rates(rates, wide, deep, A_log, channels, states, first, width)
-            dh[: deep * wide] = 0
-            drates[: deep * wide] = 0
-            dt[: CHUNK * wide] = 0
-            dtx[: CHUNK * wide] = 0
-            dy[: CHUNK * wide] = 0
-            dD = parts[sums + states * channels :]
+            start = group * stride
+            width = min(stride, channels - start)
+            sums = parameter_sums + b * (states + 1) * channels + start
+            load_rates(rates, stride, padded_states, A_log, channels, states, start, width)
+            dh[: padded_states * stride] = 0
+            drates[: padded_states * stride] = 0
+            dt[: CHUNK * stride] = 0
+            dtx[: CHUNK * stride] = 0
+            dy[: CHUNK * stride] = 0
+            dD = partials[sums + states * channels :]
             dD[:width] = 0
             for chunk in range(chunks - 1, -1, -1):
                 row0 = b * steps + chunk * CHUNK
                 count = min(CHUNK, steps - chunk * CHUNK)
-                take_states(
+                load_states(
                     h,
-                    wide,
-                    deep,
+                    stride,
+                    padded_states,
                     states_flat,
                     (b * (chunks + 1) + chunk) * states * channels,
                     channels,
                     states,
-                    first,
+                    start,
                     width,
                 )
-                take_selected(bc, deep, ssm_parameters, columns, states, row0, count)
+                load_bc(bc, padded_states, ssm_parameters, columns, states, row0, count)
                 for t in range(count):
-                    take_inputs_again(
-                        dt[t * wide :],
-                        dtx[t * wide :],
-                        slope[t * wide :],
+                    time_step_backward_row(
+                        dt[t * stride :],
+                        dtx[t * stride :],
+                        slope[t * stride :],
                         delta,
                         x,
-                        (row0 + t) * channels + first,
+                        (row0 + t) * channels + start,
                         width,
                     )
                     gate_backward_row(
-                        dy[t * wide :],
-                        dgate[t * wide :],
+                        dy[t * stride :],
+                        dgate[t * stride :],
                         dout,
-                        (row0 + t) * channels + first,
+                        (row0 + t) * channels + start,
                         gate,
-                        (2 * (row0 + t) + 1) * channels + first,
+                        (2 * (row0 + t) + 1) * channels + start,
                         width,
                     )
-                y[: count * wide] = 0
-                ddt[: count * wide] = 0
-                ddtx[: count * wide] = 0
-                dlanes[: 2 * CHUNK * deep * LANES] = 0
-                for n in range(0, deep, PASS):
-                    for j in range(0, wide, LANES):
-                        remember_pass(y, hs, decays, h, rates, dt, dtx, bc, n, j, deep, wide, count)
-                        back_pass(
-                            ddt, ddtx, dlanes, dh, drates, hs, decays, rates, dy, dt, dtx, bc, n, j, deep, wide, count
+                y[: count * stride] = 0
+                ddt[: count * stride] = 0
+                ddtx[: count * stride] = 0
+                dbc_lanes[: 2 * CHUNK * padded_states * LANES] = 0
+                for n in range(0, padded_states, PASS):
+                    for j in range(0, stride, LANES):
+                        recompute_pass(
+                            y,
+                            hs,
+                            decays,
+                            h,
+                            rates,
+                            dt,
+                            dtx,
+                            bc,
+                            n,
+                            j,
+                            padded_states,
+                            stride,
+                            count,
                         )
-                give_sums(parts, (group * batch * steps + row0) * 2 * states, dlanes, states, deep, count)
+                        backward_pass(
+                            ddt,
+                            ddtx,
+                            dbc_lanes,
+                            dh,
+                            drates,
+                            hs,
+                            decays,
+                            rates,
+                            dy,
+                            dt,
+                            dtx,
+                            bc,
+                            n,
+                            j,
+                            padded_states,
+                            stride,
+                            count,
+                        )
+                store_lane_sums(
+                    partials, (group * batch * steps + row0) * 2 * states, dbc_lanes, states, padded_states, count
+                )
                 for t in range(count):
                     inputs_backward_row(
                         dx,
                         delta,
                         gate,
                         dD,
-                        dgate[t * wide :],
-                        dy[t * wide :],
-                        y[t * wide :],
-                        dt[t * wide :],
-                        ddt[t * wide :],
-                        ddtx[t * wide :],
-                        slope[t * wide :],
+                        dgate[t * stride :],
+                        dy[t * stride :],
+                        y[t * stride :],
+                        dt[t * stride :],
+                        ddt[t * stride :],
+                        ddtx[t * stride :],
+                        slope[t * stride :],
                         x,
                         D,
-                        (row0 + t) * channels + first,
-                        (2 * (row0 + t) + 1) * channels + first,
-                        first,
+                        (row0 + t) * channels + start,
+                        (2 * (row0 + t) + 1) * channels + start,
+                        start,
                         width,
                     )
             ln_2 = dx.dtype.type(LN_2)
             for n in range(states):
-                line = parts[sums + n * channels :]
-                for c in range(width):  # d A_log = d(rate) rate, as the rate is -e^A_log times a constant
-                    line[unsigned(c)] = drates[unsigned(n * wide + c)] * rates[unsigned(n * wide + c)] * ln_2
+                dA_log = partials[sums + n * channels :]
+                for c in range(width):  # dA_log = drate rate, because the rate is a constant times e^A_log
+                    dA_log[unsigned(c)] = drates[unsigned(n * stride + c)] * rates[unsigned(n * stride + c)] * ln_2
 
 
 @kernel
-def _sum_parts(dssm_parameters, dA_log, dD, parts, groups, rows, states, columns, batch, channels):
-    """Sums over groups, one row a time, and over texts, one state a time, in their order."""
+def _sum_partials(
+    dssm_parameters,
+    dA_log,
+    dD,
+    partials,
+    groups,
+    rows,
+    states,
+    columns,
+    batch,
+    channels,
+):
+    """Sum the partial sums of dB | dC over groups and those of dA_log and dD over sequences, in their order."""
     for r in prange(rows):
         for n in range(2 * states):
-            value = parts[r * 2 * states + n]
+            value = partials[r * 2 * states + n]
             for group in range(1, groups):
-                value += parts[(group * rows + r) * 2 * states + n]
+                value += partials[(group * rows + r) * 2 * states + n]
             dssm_parameters[(r + 1) * columns - 2 * states + n] = value
-    shared = groups * rows * 2 * states
+    parameter_sums = groups * rows * 2 * states
     for n in prange(states + 1):
         for b in range(batch):
-            at = shared + (b * (states + 1) + n) * channels
+            offset = parameter_sums + (b * (states + 1) + n) * channels
             if n < states:
                 for c in range(channels):
-                    dA_log[unsigned(n * channels + c)] += parts[unsigned(at + c)]
+                    dA_log[unsigned(n * channels + c)] += partials[unsigned(offset + c)]
             else:
                 for c in range(channels):
-                    dD[unsigned(c)] += parts[unsigned(at + c)]
+                    dD[unsigned(c)] += partials[unsigned(offset + c)]
 
 
-def selective_scan_forward(out, states, scratch, x, delta, ssm_parameters, projected, A_log, D):
-    batch, chunks, n_states, channels = states.shape
-    deep, starts, _ = rooms(channels, n_states)
+def selective_scan_forward(
+    out,
+    states,
+    scratch,
+    x,
+    delta,
+    ssm_parameters,
+    projected,
+    A_log,
+    D,
+):
+    batch, chunks, state_size, channels = states.shape
     _selective_scan_forward(
         out.reshape(-1),
         states.reshape(-1),
         scratch,
-        starts,
         x.reshape(-1),
         delta.reshape(-1),
         ssm_parameters.reshape(-1),
@@ -527,25 +794,35 @@ def selective_scan_forward(out, states, scratch, x, delta, ssm_parameters, proje
         batch,
         len(x) // batch,
         channels,
-        n_states,
-        deep,
+        state_size,
         ssm_parameters.shape[1],
         chunks - 1,
     )
 
 
 def selective_scan_backward(
-    dx, delta, dssm_parameters, projected, dA_log, dD, parts, scratch, dout, states, x, ssm_parameters, A_log, D
+    dx,
+    delta,
+    dssm_parameters,
+    projected,
+    dA_log,
+    dD,
+    partials,
+    scratch,
+    dout,
+    states,
+    x,
+    ssm_parameters,
+    A_log,
+    D,
 ):
-    batch, chunks, n_states, channels = states.shape
-    deep, starts, _ = rooms(channels, n_states)
+    batch, chunks, state_size, channels = states.shape
     _selective_scan_backward(
         dx.reshape(-1),
         delta.reshape(-1),
         projected.reshape(-1),
-        parts,
+        partials,
         scratch,
-        starts,
         dout.reshape(-1),
         states.reshape(-1),
         x.reshape(-1),
@@ -555,19 +832,18 @@ def selective_scan_backward(
         batch,
         len(x) // batch,
         channels,
-        n_states,
-        deep,
+        state_size,
         ssm_parameters.shape[1],
         chunks - 1,
     )
-    _sum_parts(
+    _sum_partials(
         dssm_parameters.reshape(-1),
         dA_log.reshape(-1),
         dD,
-        parts,
+        partials,
         group_of(channels)[0],
         len(x),
-        n_states,
+        state_size,
         ssm_parameters.shape[1],
         batch,
         channels,

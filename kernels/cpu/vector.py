@@ -1,6 +1,7 @@
-"""Numbers side by side in one register, for loops that keep a recurrence there while time passes: what the compiler would not find by itself.
+"""Explicit SIMD vectors for compiled loops that the compiler does not vectorize by itself, such as recurrences.
 
-A vector holds LANES numbers of one type, float32 or float64; it exists within compiled functions only. `a * b`, `a + b`, `a - b` act on each lane.
+A vector holds LANES elements of float32 or float64 and exists in compiled functions only. `a * b`, `a + b` and `a - b`
+act on each lane.
 """
 
 import operator
@@ -15,14 +16,14 @@ from .blas import element_pointer
 from .microkernel_f32 import LANES
 
 f = np.float32
-# 2^r on [-1/2, 1/2], relative error 9e-8 and far less near 0, where a state decays slowly and errors would pile up (least maximum error, fitted in
-# float64 under the condition that 2^0 is 1).
+# 2^r on [-1/2, 1/2]: a minimax fit in float64 with 2^0 = 1 exactly. The relative error is 9e-8, and far less near 0,
+# where a state decays slowly and errors would accumulate.
 COEFFICIENTS = (1.0, 0.6931469776, 0.2402224208, 0.05550733744, 0.009671512786, 0.001326472725)
-LOWEST = -126.0  # 2^x of less is no normal float32; to a state it is all the same
+LOWEST = -126.0  # arguments are clamped: 2^x of less is not a normal float32
 
 
 class Vector(types.Type):
-    """LANES numbers of the float type `real`."""
+    """LANES elements of the float type `real`."""
 
     def __init__(self, real):
         self.real = real
@@ -39,15 +40,15 @@ def vector_type(real):
     return ir.VectorType(ir.FloatType() if real == types.float32 else ir.DoubleType(), LANES)
 
 
-def place_of(context, builder, array_type, array, offset):
-    """Where the LANES numbers from element `offset` of an array lie."""
+def vector_pointer(context, builder, array_type, array, offset):
+    """Pointer to the LANES elements from element `offset` of an array."""
     return builder.bitcast(
         element_pointer(context, builder, array_type, array, offset), vector_type(array_type.dtype).as_pointer()
     )
 
 
 def broadcast(builder, value, kind):
-    """One number in all lanes."""
+    """Emit a vector with one value in all lanes."""
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(
         one, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
@@ -56,11 +57,11 @@ def broadcast(builder, value, kind):
 
 @intrinsic
 def load(typingctx, array, offset):
-    """The vector of array[offset:offset + LANES]."""
+    """array[offset : offset + LANES]"""
 
     def codegen(context, builder, signature, args):
         return builder.load(
-            place_of(context, builder, signature.args[0], args[0], args[1]), align=array.dtype.bitwidth // 8
+            vector_pointer(context, builder, signature.args[0], args[0], args[1]), align=array.dtype.bitwidth // 8
         )
 
     return Vector(array.dtype)(array, types.intp), codegen
@@ -68,11 +69,13 @@ def load(typingctx, array, offset):
 
 @intrinsic
 def store(typingctx, array, offset, vector):
-    """array[offset:offset + LANES] = the vector"""
+    """array[offset : offset + LANES] = vector"""
 
     def codegen(context, builder, signature, args):
         builder.store(
-            args[2], place_of(context, builder, signature.args[0], args[0], args[1]), align=array.dtype.bitwidth // 8
+            args[2],
+            vector_pointer(context, builder, signature.args[0], args[0], args[1]),
+            align=array.dtype.bitwidth // 8,
         )
         return context.get_dummy_value()
 
@@ -80,33 +83,33 @@ def store(typingctx, array, offset, vector):
 
 
 def masked(context, builder, array_type, array, offset, count):
-    """(place, lanes below `count`, suffix of the type) for what reaches past an array's end."""
-    lanes, i32 = ir.VectorType(ir.IntType(1), LANES), ir.IntType(64)
-    mask = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(lanes, [i32, i32]), f"llvm.get.active.lane.mask.v{LANES}i1.i64"
+    """(pointer, mask of the first `count` lanes, type suffix): the operands of a masked load or store."""
+    mask_type, i64 = ir.VectorType(ir.IntType(1), LANES), ir.IntType(64)
+    active_lanes = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(mask_type, [i64, i64]), f"llvm.get.active.lane.mask.v{LANES}i1.i64"
     )
     return (
-        place_of(context, builder, array_type, array, offset),
-        builder.call(mask, [ir.Constant(i32, 0), count]),
+        vector_pointer(context, builder, array_type, array, offset),
+        builder.call(active_lanes, [ir.Constant(i64, 0), count]),
         f"v{LANES}f{array_type.dtype.bitwidth}.p0",
     )
 
 
 @intrinsic
 def load_some(typingctx, array, offset, count):
-    """The vector of array[offset:offset + count], zeros in the other lanes."""
+    """array[offset : offset + count], and zeros in the other lanes"""
 
     def codegen(context, builder, signature, args):
-        place, lanes, suffix = masked(context, builder, signature.args[0], *args)
+        pointer, mask, suffix = masked(context, builder, signature.args[0], *args)
         kind = vector_type(array.dtype)
         load = cgutils.get_or_insert_function(
             builder.module,
-            ir.FunctionType(kind, [place.type, ir.IntType(32), lanes.type, kind]),
+            ir.FunctionType(kind, [pointer.type, ir.IntType(32), mask.type, kind]),
             f"llvm.masked.load.{suffix}",
         )
         return builder.call(
             load,
-            [place, ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8), lanes, ir.Constant(kind, [0.0] * LANES)],
+            [pointer, ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8), mask, ir.Constant(kind, [0.0] * LANES)],
         )
 
     return Vector(array.dtype)(array, types.intp, types.intp), codegen
@@ -114,16 +117,16 @@ def load_some(typingctx, array, offset, count):
 
 @intrinsic
 def store_some(typingctx, array, offset, vector, count):
-    """array[offset:offset + count] = the vector's first lanes"""
+    """array[offset : offset + count] = the first `count` lanes of the vector"""
 
     def codegen(context, builder, signature, args):
-        place, lanes, suffix = masked(context, builder, signature.args[0], args[0], args[1], args[3])
+        pointer, mask, suffix = masked(context, builder, signature.args[0], args[0], args[1], args[3])
         store = cgutils.get_or_insert_function(
             builder.module,
-            ir.FunctionType(ir.VoidType(), [args[2].type, place.type, ir.IntType(32), lanes.type]),
+            ir.FunctionType(ir.VoidType(), [args[2].type, pointer.type, ir.IntType(32), mask.type]),
             f"llvm.masked.store.{suffix}",
         )
-        builder.call(store, [args[2], place, ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8), lanes])
+        builder.call(store, [args[2], pointer, ir.Constant(ir.IntType(32), array.dtype.bitwidth // 8), mask])
         return context.get_dummy_value()
 
     return types.void(array, types.intp, vector, types.intp), codegen
@@ -131,7 +134,7 @@ def store_some(typingctx, array, offset, vector, count):
 
 @intrinsic
 def spread(typingctx, array, offset):
-    """array[offset] in every lane."""
+    """array[offset] in every lane"""
 
     def codegen(context, builder, signature, args):
         return broadcast(
@@ -145,7 +148,7 @@ def spread(typingctx, array, offset):
 
 @intrinsic
 def multiply_add(typingctx, a, b, c):
-    """a b + c, rounded once."""
+    """a b + c, rounded once"""
 
     def codegen(context, builder, signature, args):
         kind = args[0].type
@@ -161,7 +164,7 @@ def multiply_add(typingctx, a, b, c):
 
 @intrinsic
 def total(typingctx, a):
-    """The sum of the lanes, by halves: always in the same order."""
+    """The sum of the lanes, by halves: the order is fixed."""
 
     def codegen(context, builder, signature, args):
         value, n = args[0], LANES
@@ -182,7 +185,7 @@ def total(typingctx, a):
 
 @intrinsic
 def power(typingctx, a):
-    """2^a, a <= 0: float32 by a polynomial, float64 by the C library, a lane at a time."""
+    """2^a for a <= 0: float32 by a polynomial, float64 by the C library, one lane at a time."""
 
     def codegen(context, builder, signature, args):
         x, kind = args[0], args[0].type
@@ -212,6 +215,8 @@ def power(typingctx, a):
 
 
 def lanewise(name):
+    """An intrinsic that applies LLVM's instruction `name` to each lane of two vectors."""
+
     @intrinsic
     def act(typingctx, a, b):
         def codegen(context, builder, signature, args):
