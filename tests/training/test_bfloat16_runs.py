@@ -34,7 +34,7 @@ def test_a_run_learns_and_resumes_with_the_same_bits_in_another_process(tmp_path
     assert losses == sorted(losses, reverse=True) and losses[-1] < math.log(256) - 0.3
     resumed = small.command("train", "--resume", halves, "--max-iters", 12, cwd=tmp_path)
     assert resumed.returncode == 0 and "from step 8" in resumed.stderr, resumed.stderr
-    assert "bf16: bfloat16 products with float32 sums" in resumed.stderr
+    assert "bf16: bfloat16 matmuls with float32 accumulation" in resumed.stderr
     small.assert_same_state(whole, halves, 12)
     assert small.rows(whole) == small.rows(halves) and dtype(halves) == "bf16"
 
@@ -79,7 +79,9 @@ def test_auto_chooses_the_faster_precision_reports_it_and_keeps_it(tmp_path, dat
     run, reason = tmp_path / "run", "the reason"
     monkeypatch.setattr(CPU.kernels, "bfloat16_unit", lambda: Unit(fast, reason))
     assert small.status("train", *small.flags(data, dtype=None, out_dir=run, max_iters=2)) == 0
-    name, said = ("bf16", f"bf16: bfloat16 products with float32 sums ({reason})") if fast else ("fp32", f"({reason})")
+    name, said = (
+        ("bf16", f"bf16: bfloat16 matmuls with float32 accumulation ({reason})") if fast else ("fp32", f"({reason})")
+    )
     line = report()
     assert said in line and f", {name}" in line and ("bf16" in line) == fast
     assert dtype(run) == name
