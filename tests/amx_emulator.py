@@ -1,11 +1,14 @@
-"""AMX where the processor has none: compiled code runs as it is, and each tile instruction, which such a processor refuses, is done in memory.
+"""An emulator of AMX for processors without it.
 
-`install()` takes SIGILL. Its handler is compiled by Numba, so that it needs neither Python nor the GIL: it decodes the instruction that trapped,
-performs it on the tiles of the thread that trapped, and goes on after it. What hardware would refuse ends the process: a sentence on stderr, then
-the signal that Linux sends for #UD or #GP. `emulated_environment()` is what a process needs in which Numba is to generate such code.
+Compiled code runs as it is. The processor refuses each tile instruction, and a signal handler performs it in memory.
+`install()` takes SIGILL. Numba compiles the handler, so that it needs neither Python nor the GIL. It decodes the
+instruction that trapped, performs it on the tiles of the thread that trapped, and continues after it. An instruction
+that hardware would refuse ends the process: a message on stderr, then the signal that Linux sends for #UD or #GP. A
+process in which Numba generates such code needs the variables of `emulated_environment()`.
 
-What each instruction does follows Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (LDTILECFG ... TDPBF16PS) and
-volume 1, chapter 18. Left out are what no compiler emits: restarting an instruction halfway (start_row), segment and address-size prefixes.
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2 (LDTILECFG ... TDPBF16PS) and volume 1,
+chapter 18. What no compiler emits is left out: restarting an instruction halfway (start_row), segment and address-size
+prefixes.
 """
 
 import ctypes
@@ -22,14 +25,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 POSSIBLE = sys.platform == "linux" and platform.machine() == "x86_64"
-REGISTERS = 13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7  # where rax, rcx ... r15 lie among the saved registers
-RIP, SAVED = 16, 40  # the next instruction among them, and the bytes before them in a ucontext
-THREADS, CONFIG, TILE, SLOT = 1024, 64, 1024, 9 * 1024  # a thread's slot: its number, its configuration, tiles
-COUNT, LOSE = 0, 8  # before the slots: instructions performed; every how manieth sum loses a tile
+REGISTERS = 13, 14, 12, 11, 15, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7  # indices of rax, rcx ... r15 in the saved registers
+RIP, SAVED = 16, 40  # index of the instruction pointer among them, and their byte offset in a ucontext
+# A slot of SLOT bytes for each of THREADS threads: the thread's id, at CONFIG its configuration, at TILE its tiles.
+THREADS, CONFIG, TILE, SLOT = 1024, 64, 1024, 9 * 1024
+COUNT, LOSE = 0, 8  # offsets before the slots: number of instructions performed, and the interval of `lose_tiles`
 HEAD = 64
 SIGILL, SIGSEGV = 4, 11
 
-SENTENCES = [
+MESSAGES = [
     "",
     "not an AMX instruction that the emulator knows",
     "no tiles are configured",
@@ -40,7 +44,7 @@ SENTENCES = [
     "too many threads use tiles",
     "a configuration that starts halfway is not emulated",
 ]
-UNKNOWN, NOT_CONFIGURED, INVALID, NO_SHAPE, SAME, DISAGREE, CROWDED, HALFWAY = range(1, len(SENTENCES))
+UNKNOWN, NOT_CONFIGURED, INVALID, NO_SHAPE, SAME, DISAGREE, CROWDED, HALFWAY = range(1, len(MESSAGES))
 
 _syscall = types.ExternalFunction("syscall", types.int64(types.int64))
 _write = types.ExternalFunction("write", types.int64(types.int32, types.int64, types.int64))
@@ -52,9 +56,9 @@ GETTID = 186
 
 _memory = np.zeros(64 + HEAD + THREADS * SLOT, np.uint8)
 MEMORY = _memory.ctypes.data + -_memory.ctypes.data % 64
-_texts = [np.frombuffer(f"AMX emulator: {sentence}\n".encode(), np.uint8) for sentence in SENTENCES]
-TEXTS = tuple(text.ctypes.data for text in _texts)
-LENGTHS = tuple(text.size for text in _texts)
+_messages = [np.frombuffer(f"AMX emulator: {message}\n".encode(), np.uint8) for message in MESSAGES]
+ADDRESSES = tuple(message.ctypes.data for message in _messages)
+LENGTHS = tuple(message.size for message in _messages)
 VECTOR, WORDS = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
 
 
@@ -63,7 +67,7 @@ def _at(builder, address, kind):
 
 
 def _reader(bits, extend):
-    """An intrinsic that reads the integer of so many bits at an address."""
+    """An intrinsic that reads an integer of `bits` bits at an address."""
 
     @intrinsic
     def read(typingctx, address):
@@ -92,7 +96,7 @@ def _set(typingctx, address, value):
 
 @intrinsic
 def _claim(typingctx, address, owner):
-    """Write `owner` to the int64 at an address if that is 0, as one step; returns what was there."""
+    """Atomically write `owner` to the int64 at an address if that is 0. Returns the value before."""
 
     def codegen(context, builder, signature, args):
         word = ir.IntType(64)
@@ -105,18 +109,16 @@ def _claim(typingctx, address, owner):
 
 @intrinsic
 def _dot_row(typingctx, c, a, b, pairs):
-    """A row of 16 numbers of C += a row of A times `pairs` rows of B, all by address.
+    """A row of 16 elements of C += a row of A times `pairs` rows of B, all given by address.
 
-    The products with the first of each pair and with the second are summed apart, each step rounded once, then both sums are added, and
-    that to C. Rounding is to nearest, ties to even, and denormal numbers are zeros, before and after.
+    Products of the first elements of pairs and of the second ones are summed apart, with one rounding a step. Then both
+    sums are added, and the result is added to C. Rounding is to nearest even. Denormal inputs and results become zero.
     """
 
     def codegen(context, builder, signature, args):
         c, a, b, pairs = args
-        word, fused = (
-            ir.IntType(64),
-            cgutils.get_or_insert_function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), "llvm.fma.v16f32"),
-        )
+        word, fused_type = ir.IntType(64), ir.FunctionType(VECTOR, [VECTOR] * 3)
+        fused = cgutils.get_or_insert_function(builder.module, fused_type, "llvm.fma.v16f32")
 
         def lanes(number):
             return ir.Constant(WORDS, [number] * 16)
@@ -133,8 +135,8 @@ def _dot_row(typingctx, c, a, b, pairs):
             ]
 
         sums = [cgutils.alloca_once_value(builder, ir.Constant(VECTOR, [0.0] * 16)) for _ in range(2)]
-        for place in sums:
-            builder.store(ir.Constant(VECTOR, [0.0] * 16), place)
+        for total in sums:
+            builder.store(ir.Constant(VECTOR, [0.0] * 16), total)
         with cgutils.for_range(builder, pairs) as loop:
             pair = builder.load(
                 _at(builder, builder.add(a, builder.mul(loop.index, ir.Constant(word, 4))), ir.IntType(32)), align=4
@@ -147,11 +149,11 @@ def _dot_row(typingctx, c, a, b, pairs):
             row = builder.load(
                 _at(builder, builder.add(b, builder.mul(loop.index, ir.Constant(word, 64))), WORDS), align=4
             )
-            for place, x, y in zip(sums, halves(spread), halves(row)):
-                builder.store(flushed(builder.call(fused, [x, y, builder.load(place)])), place)
-        place = _at(builder, c, VECTOR)
+            for total, x, y in zip(sums, halves(spread), halves(row)):
+                builder.store(flushed(builder.call(fused, [x, y, builder.load(total)])), total)
+        target = _at(builder, c, VECTOR)
         both = flushed(builder.fadd(*map(builder.load, sums)))
-        builder.store(flushed(builder.fadd(flushed(builder.load(place, align=4)), both)), place, align=4)
+        builder.store(flushed(builder.fadd(flushed(builder.load(target, align=4)), both)), target, align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen
@@ -162,7 +164,7 @@ _inner = numba.njit(error_model="numpy")
 
 @_inner
 def _slot(adds):
-    """Address of the calling thread's slot; of one it takes if it has none and `adds`; else 0."""
+    """Address of the calling thread's slot. A thread without one takes a free one if `adds`, else the result is 0."""
     thread = _syscall(GETTID)
     for i in range(THREADS):
         slot = MEMORY + HEAD + (thread + i) % THREADS * SLOT
@@ -178,7 +180,7 @@ def _slot(adds):
 
 @_inner
 def _configure(address):
-    """LDTILECFG: the reason of a refusal, or 0."""
+    """LDTILECFG. Returns the reason of a refusal, or 0."""
     if _byte(address) == 0:
         return _release()
     if _byte(address) > 1:
@@ -220,15 +222,15 @@ def _shape(slot, tile):
 
 @_inner
 def _move(slot, tile, address, stride, stores):
-    """TILELOADD, TILESTORED. What lies past a tile's rows and columns is zero since it was configured, and stays so."""
-    (rows, columns), place = _shape(slot, tile), slot + TILE + tile * 1024
+    """TILELOADD and TILESTORED. Past its rows and columns a tile is zero from its configuration on."""
+    (rows, columns), start = _shape(slot, tile), slot + TILE + tile * 1024
     if rows == 0:
         return NO_SHAPE
     for r in range(rows):
         if stores:
-            _copy(address + r * stride, place + r * 64, columns)
+            _copy(address + r * stride, start + r * 64, columns)
         else:
-            _copy(place + r * 64, address + r * stride, columns)
+            _copy(start + r * 64, address + r * stride, columns)
     return 0
 
 
@@ -256,26 +258,25 @@ def _dot(slot, to, left, right):
     c, a, b = slot + TILE + to * 1024, slot + TILE + left * 1024, slot + TILE + right * 1024
     for m in range(rows):
         _dot_row(c + m * 64, a + m * 64, b, right_rows)
-    every = _long(MEMORY + LOSE)
-    if every and _long(MEMORY + COUNT) % every == 0:
+    interval = _long(MEMORY + LOSE)
+    if interval and _long(MEMORY + COUNT) % interval == 0:
         _fill(c, 0, 1024)
     return 0
 
 
 @_inner
 def _perform(registers):
-    """The instruction at RIP, from the saved registers' address; RIP moves past it. Returns the reason of a refusal, or 0."""
+    """Perform the instruction at RIP and move RIP past it. Returns the reason of a refusal, or 0.
+
+    registers: the address of the saved registers.
+    """
     at = _long(registers + 8 * RIP)
-    # VEX of three bytes: C4, inverted R X B and map 0F38; W, inverted vvvv, L and the prefix it stands for
+    # A VEX prefix of three bytes: C4; inverted R, X, B and the map 0F38; W, inverted vvvv, L and the implied prefix.
     if _byte(at) != 0xC4 or _byte(at + 1) & 0x1F != 2 or _byte(at + 2) & 0x84:
         return UNKNOWN
     r, x, b = (~_byte(at + 1) >> 7) & 1, (~_byte(at + 1) >> 6) & 1, (~_byte(at + 1) >> 5) & 1
-    operand, prefix, opcode, modrm = (
-        (~_byte(at + 2) >> 3) & 15,
-        _byte(at + 2) & 3,
-        _byte(at + 3),
-        _byte(at + 4),
-    )  # prefixes: none, 66, F3, F2
+    operand, prefix = (~_byte(at + 2) >> 3) & 15, _byte(at + 2) & 3  # prefixes: none, 66, F3, F2
+    opcode, modrm = _byte(at + 3), _byte(at + 4)
     mode, reg, rm = modrm >> 6, (modrm >> 3) & 7, modrm & 7
     if r or (operand and opcode != 0x5C):
         return UNKNOWN
@@ -329,10 +330,10 @@ def _handler(number, information, context):
     reason = _perform(registers)
     if reason:
         _set(registers + 8 * RIP, at)
-        _write(2, TEXTS[reason], LENGTHS[reason])
-        last = SIGSEGV if reason == INVALID else SIGILL
-        _signal(last, 0)
-        _raise(last)
+        _write(2, ADDRESSES[reason], LENGTHS[reason])
+        fatal = SIGSEGV if reason == INVALID else SIGILL
+        _signal(fatal, 0)
+        _raise(fatal)
 
 
 class _Action(ctypes.Structure):
@@ -350,7 +351,7 @@ _installed = []
 
 
 def install():
-    """From now on this process' threads, and processes forked from it, have AMX."""
+    """Give AMX to all threads of this process and to processes forked from it."""
     if not _installed:
         _installed.append(numba.cfunc(types.void(types.int32, types.int64, types.int64), error_model="numpy")(_handler))
     action = _Action(handler=_installed[0].address, flags=4)  # SA_SIGINFO
@@ -364,17 +365,20 @@ def _header(offset):
 
 
 def performed():
-    """How many instructions have been performed; threads at once may lose some of the count."""
+    """The number of instructions performed. Concurrent threads may miss some."""
     return int(_header(COUNT)[0])
 
 
-def lose_tiles(every):
-    """Behave as machines whose tiles do not survive an interruption: now and then, about once in `every` instructions, a tile turns zero; never if 0."""
-    _header(LOSE)[0] = every
+def lose_tiles(interval):
+    """Set a tile to zero about every `interval` instructions, never if 0.
+
+    So do machines on which tiles do not survive an interrupt.
+    """
+    _header(LOSE)[0] = interval
 
 
 def emulated_environment(**more):
-    """The environment of a process in which Numba generates AMX code."""
+    """Environment variables of a process in which Numba generates AMX code."""
     return {
         **os.environ,
         "NUMBA_CPU_FEATURES": binding.get_host_cpu_features().flatten() + ",+amx-tile,+amx-bf16",
@@ -383,11 +387,11 @@ def emulated_environment(**more):
 
 
 def pretend():
-    """Make the machine look as if it had AMX and lent it, to whatever is imported from now on."""
+    """Install the emulator and report AMX and the permission to use it to all modules imported from now on."""
     install()
     features, library = binding.get_host_cpu_features, ctypes.CDLL
 
-    class Lending(library):
+    class Permitting(library):
         def __getattr__(self, name):
             return (lambda *request: 0) if name == "syscall" else super().__getattr__(name)
 
@@ -396,4 +400,4 @@ def pretend():
         found.update({"amx-tile": True, "amx-bf16": True})
         return found
 
-    binding.get_host_cpu_features, ctypes.CDLL = with_tiles, Lending
+    binding.get_host_cpu_features, ctypes.CDLL = with_tiles, Permitting

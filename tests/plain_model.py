@@ -1,4 +1,4 @@
-"""A whole model in float64 from its formulas, forward only: the oracle of the wiring. It shares no code with the engine.
+"""A whole model in float64 from its formulas, forward only: the oracle of the model. It shares no code with the engine.
 
 Sizes: B batch, T steps, D width, H query heads, K key-value heads, w head width, E channels, S states, V vocabulary.
 """

@@ -1,5 +1,6 @@
-"""Tiny runs, whose update takes less than a millisecond, in this process or in one of their own."""
+"""Tiny runs with updates of less than a millisecond, in this process or in one of their own."""
 
+import importlib
 import os
 import random
 import subprocess
@@ -34,15 +35,9 @@ TIMED = {"step_ms", "tokens_per_s", "time_s"}  # metrics that differ between equ
 
 
 def text(seed=0, lines=300):
-    """Text of few words, the same for the same seed."""
-    draw = random.Random(seed)
-    return (
-        "\n".join(
-            " ".join(draw.choices("the cat dog sat ran saw a big red ball and home".split(), k=8)) + "."
-            for _ in range(lines)
-        )
-        + "\n"
-    )
+    """Text of few distinct words, the same for the same seed."""
+    draw, words = random.Random(seed), "the cat dog sat ran saw a big red ball and home".split()
+    return "".join(" ".join(draw.choices(words, k=8)) + ".\n" for _ in range(lines))
 
 
 def text_file(folder, name="text.txt", **options):
@@ -53,7 +48,7 @@ def text_file(folder, name="text.txt", **options):
 
 
 def sizes(changes):
-    """MODEL without the sizes that a model with these changes does not have."""
+    """MODEL without the sizes that have no effect in a model with these changes."""
     unused = ["n_head"] * ("A" not in changes.get("pattern", "A"))
     unused += ["n_hidden"] * (changes.get("feed_forward") == "none")
     return {name: value for name, value in MODEL.items() if name not in unused}
@@ -61,38 +56,26 @@ def sizes(changes):
 
 def config(data, **changes):
     """The RunConfig of a tiny run on the file `data`. changes: fields of ModelConfig or TrainConfig."""
-    model = {
-        **sizes(changes),
-        "vocab_size": 256,
-        **{name: value for name, value in changes.items() if name in ModelConfig.__dataclass_fields__},
-    }
-    train = {
-        **TRAIN,
-        "data": str(data),
-        **{
-            name: value
-            for name, value in changes.items()
-            if name not in model and name in TrainConfig.__dataclass_fields__
-        },
-    }
-    return RunConfig(ModelConfig(**model), TrainConfig(**train), preset="stories")
+    of_model = {name: value for name, value in changes.items() if name in ModelConfig.__dataclass_fields__}
+    of_training = {name: value for name, value in changes.items() if name in TrainConfig.__dataclass_fields__}
+    model = ModelConfig(**{**sizes(changes), "vocab_size": 256, **of_model})
+    return RunConfig(model, TrainConfig(**{**TRAIN, "data": str(data), **of_training}), preset="stories")
 
 
 def trainer(data, directory=None, **changes):
-    """A Trainer of a tiny run, stored in the new `directory` if there is one. It prints nothing."""
+    """A Trainer of a tiny run that prints nothing, stored in the new `directory` if one is given."""
     run = config(data, **changes)
-    made = Trainer(
-        run,
-        load_corpus(
-            run.train.data, run.train.val_data, run.train.tokenizer, documents=run.train.documents, progress=False
-        ),
+    settings = run.train
+    corpus = load_corpus(
+        settings.data, settings.val_data, settings.tokenizer, documents=settings.documents, progress=False
     )
+    trainer = Trainer(run, corpus)
     if directory:
         Path(directory).mkdir()
         storage = Storage(directory)
-        storage.create(made)
-        made.callbacks.append(storage)
-    return made
+        storage.create(trainer)
+        trainer.callbacks.append(storage)
+    return trainer
 
 
 def resume(trainer, directory):
@@ -104,20 +87,15 @@ def resume(trainer, directory):
 
 def flags(data, **changes):
     """The flags of a tiny run for `train`."""
-    given = {
-        name.replace("_", "-"): value
-        for name, value in {**sizes(changes), **TRAIN, "data": data, **changes}.items()
-        if value is not None
-    }
-    return [
-        word
-        for name, value in given.items()
-        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
-    ]
+    words = []
+    for name, value in {**sizes(changes), **TRAIN, "data": data, **changes}.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}"] + [str(value)] * (value is not True)
+    return words
 
 
 def environment(**more):
-    """Environment variables of a process that imports the same slm_np as this one and uses one thread."""
+    """Environment variables for a process that imports the same slm_np as this one and uses one thread."""
     return {
         **os.environ,
         "PYTHONPATH": str(Path(slm_np.__file__).resolve().parents[1]),
@@ -128,7 +106,7 @@ def environment(**more):
 
 
 def command(verb, *words, cwd, **options):
-    """Run `python -m slm_np.VERB WORDS` in the directory `cwd`. Returns subprocess.run's result, with output as text."""
+    """Run `python -m slm_np.VERB WORDS` in the directory `cwd`. Returns the CompletedProcess, with output as text."""
     return subprocess.run(
         [sys.executable, "-m", f"slm_np.{verb}", *map(str, words)],
         cwd=cwd,
@@ -155,18 +133,16 @@ def process(verb, *words, cwd):
 
 
 def status(verb, *words):
-    """Exit status of a command run in this process."""
-    import importlib
-
+    """Run `slm_np.VERB WORDS` in this process. Returns its exit status."""
     try:
         importlib.import_module(f"slm_np.{verb}").main(list(map(str, words)))
-    except SystemExit as left:
-        return left.code
+    except SystemExit as end:
+        return end.code
     return 0
 
 
 def rows(run):
-    """The metrics of a run, without times."""
+    """The metrics of a run without times."""
     return [{name: value for name, value in row.items() if name not in TIMED} for row in metrics.read_metrics(run)]
 
 

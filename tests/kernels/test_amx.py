@@ -1,4 +1,7 @@
-"""AMX: products on tiles, and whether they are used at all. Where the processor has no tiles, this file runs again on emulated ones."""
+"""AMX: gemms on tiles, and the decision whether to use them.
+
+On a processor without AMX, `test_on_emulated_tiles` runs this file again on emulated tiles.
+"""
 
 import ctypes
 import mmap
@@ -25,59 +28,64 @@ from slm_np.kernels.cpu.jit import row
 EMULATED = "SLM_NP_TEST_EMULATED_AMX" in os.environ
 if EMULATED:
     install()
-tiles = pytest.mark.skipif(not EMULATED and bool(amx.refusal()), reason="needs tiles: test_on_emulated_tiles runs it")
+tiles = pytest.mark.skipif(not EMULATED and bool(amx.refusal()), reason="needs AMX: test_on_emulated_tiles runs it")
 emulated = pytest.mark.skipif(not EMULATED, reason="tests the emulator: test_on_emulated_tiles runs it")
 
 
-@pytest.mark.skipif(not POSSIBLE, reason="the emulator is made for Linux on x86-64")
-@pytest.mark.skipif(EMULATED or not amx.refusal(), reason="this process has tiles")
+@pytest.mark.slow
+@pytest.mark.skipif(not POSSIBLE, reason="the emulator runs on Linux on x86-64 only")
+@pytest.mark.skipif(EMULATED or not amx.refusal(), reason="this process has AMX")
 def test_on_emulated_tiles():
     environment = emulated_environment(SLM_NP_TEST_EMULATED_AMX="1")
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-p", "no:faulthandler", __file__]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "needs tiles" not in run.stdout and "tests the emulator" not in run.stdout
+    assert "needs AMX" not in run.stdout and "tests the emulator" not in run.stdout
 
 
 @row
-def product(config, c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
+def multiply_configured(config, c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
     configure_tiles(config)
     multiply_tile(c, c_offset, c_row, a, a_offset, a_row, 1, b, b_offset, b_step, k, accumulate)
     release_tiles()
 
 
 @row
-def unconfigured(c, a, b, k):
+def multiply_unconfigured(c, a, b, k):
     multiply_tile(c, 0, COLUMNS, a, 0, k, 1, b, 0, COLUMNS, k, 0)
 
 
-def bfloat16(x):
-    """x as float32, cut to the precision of bfloat16."""
+def truncated(x):
+    """x as float32, truncated to values that bfloat16 holds."""
     return (np.asarray(x, np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
 
 
 def pairs(x):
-    """The int32 of two neighbours in a row each."""
+    """int32 pairs of neighbors along a row: (m, k) float32 as (m, k / 2)."""
     halves = (np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
     return halves.view(np.int32)
 
 
-def operands(k, seed=0, draw=None):
-    """A (ROWS, 2 k), B (2 k, COLUMNS) and C before, with values that bfloat16 holds; A and B as pairs, flat."""
+def matrices(k, seed=0, draw=None):
+    """A (ROWS, 2 k), B (2 k, COLUMNS) and C (ROWS, COLUMNS) in float32, then A and B as flat pairs.
+
+    draw: draw(*shape) gives values that bfloat16 holds, by default normal ones.
+    """
     rng = np.random.default_rng([seed, k])
-    draw = draw or (lambda *shape: bfloat16(rng.standard_normal(shape)))
+    draw = draw or (lambda *shape: truncated(rng.standard_normal(shape)))
     a, b, before = draw(ROWS, 2 * k), draw(2 * k, COLUMNS), draw(ROWS, COLUMNS)
     return a, b, before, pairs(a).reshape(-1), np.ascontiguousarray(pairs(b.T).T).reshape(-1)
 
 
 def multiply(c, a, b, k, accumulate=0, config=TILES):
-    product(config, c.reshape(-1), 0, COLUMNS, a, 0, k, b, 0, COLUMNS, k, accumulate)
+    multiply_configured(config, c.reshape(-1), 0, COLUMNS, a, 0, k, b, 0, COLUMNS, k, accumulate)
 
 
-def as_the_manual_says(a, b, c):
-    """The bits of A B + C: of 16 pairs at a time the first and the second numbers are summed apart, in order, then both, then C, all rounded.
+def multiply_as_in_the_manual(a, b, c):
+    """The bits of A B + C. Of each 16 pairs, first and second elements are summed apart; then come both sums, then C.
 
-    Exact where a float64 holds a product and the sum it is added to.
+    Sums run in order, and every step is rounded to float32. The result is exact where a float64 holds each product plus
+    the sum that it is added to.
     """
     c = c.astype(np.float32)
     for start in range(0, a.shape[1], 2 * PAIRS):
@@ -92,8 +100,8 @@ def as_the_manual_says(a, b, c):
 @tiles
 @pytest.mark.parametrize("accumulate", [0, 1])
 @pytest.mark.parametrize("k", [PAIRS, 3 * PAIRS, 640])
-def test_product_against_float64(k, accumulate):
-    a, b, before, a_pairs, b_pairs = operands(k)
+def test_gemm_against_float64(k, accumulate):
+    a, b, before, a_pairs, b_pairs = matrices(k)
     c = before.copy() if accumulate else np.full_like(before, np.nan)
     multiply(c, a_pairs, b_pairs, k, accumulate)
     before = before * accumulate
@@ -106,7 +114,7 @@ def test_product_against_float64(k, accumulate):
 @pytest.mark.parametrize("accumulate", [0, 1])
 def test_integers_are_exact(accumulate):
     rng = np.random.default_rng(0)
-    a, b, before, a_pairs, b_pairs = operands(512, draw=lambda *shape: rng.integers(-99, 100, shape).astype(np.float32))
+    a, b, before, a_pairs, b_pairs = matrices(512, draw=lambda *shape: rng.integers(-99, 100, shape).astype(np.float32))
     exact = a.astype(int) @ b.astype(int) + before.astype(int) * accumulate
     assert np.abs(exact).max() < 2**24
     c = before.copy()
@@ -115,20 +123,20 @@ def test_integers_are_exact(accumulate):
 
 
 @tiles
-def test_order_and_rounding_are_the_manual_s():
+def test_order_and_rounding_follow_the_manual():
     rng = np.random.default_rng(1)
-    a, b, before, a_pairs, b_pairs = operands(
-        4 * PAIRS, draw=lambda *shape: bfloat16(rng.standard_normal(shape) * 2.0 ** rng.integers(-5, 6, shape))
+    a, b, before, a_pairs, b_pairs = matrices(
+        4 * PAIRS, draw=lambda *shape: truncated(rng.standard_normal(shape) * 2.0 ** rng.integers(-5, 6, shape))
     )
     c = before.copy()
     multiply(c, a_pairs, b_pairs, 4 * PAIRS, 1)
-    expected = as_the_manual_says(a, b, before)
+    expected = multiply_as_in_the_manual(a, b, before)
     assert (c == expected).all()
     assert (expected != (a.astype(float) @ b + before).astype(np.float32)).any()
 
 
 @tiles
-def test_denormal_numbers_are_zeros():
+def test_denormals_are_flushed_to_zero():
     tiny, small = 2.0**-130, 2.0**-70
     for left, right, before, expected in (
         (tiny, 1, 0, 0),
@@ -138,15 +146,15 @@ def test_denormal_numbers_are_zeros():
         (0, 0, -tiny, 0),
         (0, 0, 2.0**-126, 2.0**-126),
     ):
-        a, b, c, a_pairs, b_pairs = operands(PAIRS, draw=lambda *shape: np.zeros(shape, np.float32))
+        a, b, c, a_pairs, b_pairs = matrices(PAIRS, draw=lambda *shape: np.zeros(shape, np.float32))
         a[:, :2], b[:2], c[:] = left, right, before
         multiply(c, pairs(a).reshape(-1), np.ascontiguousarray(pairs(b.T).T).reshape(-1), PAIRS, 1)
         assert (c == expected).all(), (left, right, before, c[0, 0])
 
 
 @tiles
-def test_nan_and_infinity_stay():
-    a, b, c, *_ = operands(PAIRS)
+def test_nan_and_infinity_propagate():
+    a, b, c, *_ = matrices(PAIRS)
     a[3, 7], a[20, 1] = np.nan, np.inf
     with np.errstate(invalid="ignore"):
         expected = a.astype(float) @ b
@@ -156,17 +164,14 @@ def test_nan_and_infinity_stay():
 
 @tiles
 @pytest.mark.parametrize("accumulate", [0, 1])
-def test_offsets_and_strides_touch_nothing_else(accumulate):
+def test_offsets_and_strides_leave_other_elements_alone(accumulate):
     k, c_row, a_row, b_step = 2 * PAIRS, COLUMNS + 5, 2 * PAIRS + 3, COLUMNS + 7
-    a, b, before, a_pairs, b_pairs = operands(k)
-    c, big_a, big_b = (
-        np.full((ROWS + 2, c_row), np.nan, np.float32),
-        np.full((ROWS + 1, a_row), -1, np.int32),
-        np.full((k + 1, b_step), -1, np.int32),
-    )
+    a, b, before, a_pairs, b_pairs = matrices(k)
+    c = np.full((ROWS + 2, c_row), np.nan, np.float32)
+    big_a, big_b = np.full((ROWS + 1, a_row), -1, np.int32), np.full((k + 1, b_step), -1, np.int32)
     c[1:-1, 2 : 2 + COLUMNS] = before
     big_a[1:, 1 : 1 + k], big_b[1:, 4 : 4 + COLUMNS] = a_pairs.reshape(ROWS, k), b_pairs.reshape(k, COLUMNS)
-    product(
+    multiply_configured(
         TILES,
         c.reshape(-1),
         c_row + 2,
@@ -180,15 +185,15 @@ def test_offsets_and_strides_touch_nothing_else(accumulate):
         k,
         accumulate,
     )
-    alone = before.copy()
-    multiply(alone, a_pairs, b_pairs, k, accumulate)
-    assert (c[1:-1, 2 : 2 + COLUMNS] == alone).all()
+    contiguous = before.copy()
+    multiply(contiguous, a_pairs, b_pairs, k, accumulate)
+    assert (c[1:-1, 2 : 2 + COLUMNS] == contiguous).all()
     c[1:-1, 2 : 2 + COLUMNS] = np.nan
     assert np.isnan(c).all()
 
 
-def before_a_wall(x):
-    """A copy of x that ends where a page begins which nobody may touch."""
+def before_a_guard_page(x):
+    """A copy of x that ends right before a page without access rights."""
     pages = -(-x.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -199,35 +204,35 @@ def before_a_wall(x):
 
 
 @tiles
-def test_nothing_past_the_arrays_is_touched():
-    a, b, before, a_pairs, b_pairs = operands(3 * PAIRS)
-    c = before_a_wall(np.zeros((ROWS, COLUMNS), np.float32))
-    multiply(c, before_a_wall(a_pairs), before_a_wall(b_pairs), 3 * PAIRS)
+def test_nothing_past_the_arrays_is_accessed():
+    a, b, before, a_pairs, b_pairs = matrices(3 * PAIRS)
+    c = before_a_guard_page(np.zeros((ROWS, COLUMNS), np.float32))
+    multiply(c, before_a_guard_page(a_pairs), before_a_guard_page(b_pairs), 3 * PAIRS)
     np.testing.assert_allclose(c.reshape(ROWS, -1), a @ b, atol=1e-4)
 
 
 @tiles
-def test_product_passes_its_check():
-    a, b, before, a_pairs, b_pairs = operands(256)
+def test_gemm_check_passes_and_finds_a_lost_tile():
+    a, b, before, a_pairs, b_pairs = matrices(256)
     c = before.copy()
     multiply(c, a_pairs, b_pairs, 256, 1)
-    laid = projection(before, 3)
-    assert projection_error(c, a_pairs.reshape(ROWS, -1), b_pairs.reshape(-1, COLUMNS), 3, laid) < 1
+    projected = projection(before, 3)
+    assert projection_error(c, a_pairs.reshape(ROWS, -1), b_pairs.reshape(-1, COLUMNS), 3, projected) < 1
     c[:16, 16:] = before[:16, 16:]
-    assert projection_error(c, a_pairs.reshape(ROWS, -1), b_pairs.reshape(-1, COLUMNS), 3, laid) > 1
+    assert projection_error(c, a_pairs.reshape(ROWS, -1), b_pairs.reshape(-1, COLUMNS), 3, projected) > 1
 
 
 @tiles
-def test_threads_at_once_have_tiles_of_their_own():
-    made = performed()
+def test_concurrent_threads_have_their_own_tiles():
+    count = performed()
     with ThreadPoolExecutor(2) as threads:
         results = list(threads.map(amx.exact_products, [0.3, 0.3], [1, 2]))
     assert all(products and not wrong for products, wrong in results)
-    assert not EMULATED or performed() > made
+    assert not EMULATED or performed() > count
 
 
-def fate(function):
-    """(signal that ended a forked process which calls `function`, or 0; what it wrote on stderr)"""
+def outcome_in_a_fork(function):
+    """Call `function` in a forked process. Returns (the signal that ended the process or 0, its stderr)."""
     with tempfile.TemporaryFile() as errors:
         process = os.fork()
         if process == 0:
@@ -250,63 +255,63 @@ def test_fork_after_use():
         assert amx.exact_products(0)[1] == 0
 
     exact()
-    assert fate(exact)[0] == 0
+    assert outcome_in_a_fork(exact)[0] == 0
     exact()
 
 
 @tiles
 def test_tiles_must_be_configured():
-    a, b, c, a_pairs, b_pairs = operands(PAIRS)
+    a, b, c, a_pairs, b_pairs = matrices(PAIRS)
 
-    def released():
+    def multiply_after_release():
         multiply(c, a_pairs, b_pairs, PAIRS)
-        unconfigured(c.reshape(-1), a_pairs, b_pairs, PAIRS)
+        multiply_unconfigured(c.reshape(-1), a_pairs, b_pairs, PAIRS)
 
-    end, words = fate(released)
-    assert end == signal.SIGILL and (not EMULATED or "no tiles are configured" in words)
-
-
-@tiles
-@pytest.mark.parametrize(
-    "place, value", [(0, 2), (2, 1), (15, 1), (16, 65), (16, 0), (17, 1), (32, 64), (48, 17), (48, 0), (56, 16)]
-)
-def test_invalid_configurations_are_refused(place, value):
-    config = TILES.copy()
-    config[place] = value
-    a, b, c, a_pairs, b_pairs = operands(PAIRS)
-    end, words = fate(lambda: multiply(c, a_pairs, b_pairs, PAIRS, config=config))
-    assert end == signal.SIGSEGV and (not EMULATED or "the configuration is invalid" in words)
+    ended_by, message = outcome_in_a_fork(multiply_after_release)
+    assert ended_by == signal.SIGILL and (not EMULATED or "no tiles are configured" in message)
 
 
 @tiles
 @pytest.mark.parametrize(
-    "place, value", [(16 + 2 * 4, 60), (48 + 6, 15), (48 + 0, 8), (16 + 2 * 0, 32), (16 + 2 * 7, 62)]
+    "index, value", [(0, 2), (2, 1), (15, 1), (16, 65), (16, 0), (17, 1), (32, 64), (48, 17), (48, 0), (56, 16)]
 )
-def test_tiles_whose_shapes_disagree_are_refused(place, value):
+def test_invalid_configurations_are_refused(index, value):
     config = TILES.copy()
-    config[place] = value
-    a, b, c, a_pairs, b_pairs = operands(PAIRS)
-    end, words = fate(lambda: multiply(c, a_pairs, b_pairs, PAIRS, config=config))
-    assert end == signal.SIGILL and (not EMULATED or "do not agree" in words)
+    config[index] = value
+    a, b, c, a_pairs, b_pairs = matrices(PAIRS)
+    ended_by, message = outcome_in_a_fork(lambda: multiply(c, a_pairs, b_pairs, PAIRS, config=config))
+    assert ended_by == signal.SIGSEGV and (not EMULATED or "the configuration is invalid" in message)
 
 
 @tiles
-def test_a_k_that_is_no_multiple_reads_past_the_arrays():
-    a, b, c, a_pairs, b_pairs = operands(PAIRS)
+@pytest.mark.parametrize(
+    "index, value", [(16 + 2 * 4, 60), (48 + 6, 15), (48 + 0, 8), (16 + 2 * 0, 32), (16 + 2 * 7, 62)]
+)
+def test_tiles_whose_shapes_disagree_are_refused(index, value):
+    config = TILES.copy()
+    config[index] = value
+    a, b, c, a_pairs, b_pairs = matrices(PAIRS)
+    ended_by, message = outcome_in_a_fork(lambda: multiply(c, a_pairs, b_pairs, PAIRS, config=config))
+    assert ended_by == signal.SIGILL and (not EMULATED or "do not agree" in message)
+
+
+@tiles
+def test_a_k_that_is_not_a_multiple_of_pairs_reads_past_the_arrays():
+    a, b, c, a_pairs, b_pairs = matrices(PAIRS)
     k = PAIRS - 1
-    a_pairs, b_pairs = before_a_wall(a_pairs[: ROWS * k]), before_a_wall(b_pairs[: k * COLUMNS])
-    assert fate(lambda: multiply(c, a_pairs, b_pairs, k))[0] == signal.SIGSEGV
+    a_pairs, b_pairs = before_a_guard_page(a_pairs[: ROWS * k]), before_a_guard_page(b_pairs[: k * COLUMNS])
+    assert outcome_in_a_fork(lambda: multiply(c, a_pairs, b_pairs, k))[0] == signal.SIGSEGV
 
 
 @emulated
-def test_other_illegal_instructions_still_end_the_process():
+def test_other_illegal_instructions_end_the_process():
     engine, illegal = compiled('define void @illegal() { call void asm sideeffect "ud2", ""() ret void }', "illegal")
-    end, words = fate(illegal)
-    assert end == signal.SIGILL and "not an AMX instruction" in words
+    ended_by, message = outcome_in_a_fork(illegal)
+    assert ended_by == signal.SIGILL and "not an AMX instruction" in message
 
 
 def compiled(module, name, *arguments):
-    """A function of LLVM's text as Python's."""
+    """Compile LLVM assembly. Returns (the engine that owns the code, a Python function that calls `name`)."""
     binding.initialize_native_asmparser()
     features = os.environ["NUMBA_CPU_FEATURES"]
     engine = binding.create_mcjit_compiler(
@@ -323,8 +328,8 @@ BASES, INDICES = (
 
 
 @emulated
-def test_every_way_to_address_memory():
-    """LLVM's assembler encodes them: registers old and new as base and index, scales, displacements of no, one and four bytes, every tile."""
+def test_every_addressing_mode():
+    """LLVM encodes them: all kinds of base and index registers, scales, displacements of 0, 1 or 4 bytes, all tiles."""
     cases = [
         (base, index, 1 << i % 4, (0, 8, -8, 0x1234, -0x5678)[i % 5], i % 8, "t1" * (i % 3 == 0))
         for i, (base, index) in enumerate((base, index) for base in BASES for index in INDICES if base != index)
@@ -350,8 +355,10 @@ def test_every_way_to_address_memory():
     code += ["tilezero %tmm3", "movq %xmm0, %rbp", "tilerelease"]
     registers = "rax rbx rcx rsi r8 r9 r10 r12 r13 r14 r15 xmm0".split()
     text = "\\0A".join(code).replace('"', "")
-    module = f"""define void @run(ptr %config, ptr %source, ptr %target) {{
-        call void asm sideeffect "{text}", "{{rdi}},{{rdx}},{{r11}},{",".join(f"~{{{name}}}" for name in registers)},~{{memory}}"(ptr %config, ptr %source, ptr %target)
+    clobbers = ",".join(f"~{{{name}}}" for name in [*registers, "memory"])
+    pointers = "(ptr %config, ptr %source, ptr %target)"
+    module = f"""define void @run{pointers} {{
+        call void asm sideeffect "{text}", "{{rdi}},{{rdx}},{{r11}},{clobbers}"{pointers}
         ret void
     }}"""
     before = performed()
@@ -364,17 +371,19 @@ def test_every_way_to_address_memory():
         assert (found[:, 64:] == 0).all()
 
 
-HAS = {"amx-tile": True, "amx-bf16": True}
+# The decision whether to use AMX
+
+AMX_FEATURES = {"amx-tile": True, "amx-bf16": True}
 
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine with AMX that starts now: features, permission and an empty cache, for a test to take away."""
+    """A freshly booted machine with AMX: features, permission and an empty cache. Tests patch it further."""
     monkeypatch.delenv("SLM_NP_AMX", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(amx.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(amx.binding, "get_host_cpu_features", lambda: HAS)
-    monkeypatch.setattr(amx, "compiled_features", lambda: HAS)
+    monkeypatch.setattr(amx.binding, "get_host_cpu_features", lambda: AMX_FEATURES)
+    monkeypatch.setattr(amx, "compiled_features", lambda: AMX_FEATURES)
     monkeypatch.setattr(amx, "ask_permission", lambda: 0)
     monkeypatch.setattr(amx, "CACHE", tmp_path / "kernels")
     monkeypatch.setattr(amx, "boot", lambda: "first")
@@ -409,20 +418,22 @@ def test_instruction_set_without_the_feature(machine):
     assert amx.available() == (False, "the chosen instruction set has no amx-tile and no amx-bf16")
 
 
-def test_features_follow_numba_s_setting(monkeypatch):
+def test_features_follow_the_setting_of_numba(monkeypatch):
     monkeypatch.setattr(processor.numba.config, "CPU_FEATURES", "+avx2,-amx-tile")
     assert processor.compiled_features() == {"avx2": True, "amx-tile": False}
 
 
+INSTRUCTION_SETS = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "SLM_NP_CPU"
+
+
 def in_a_process(code, **environment):
-    """What a process of its own prints; without the settings of this one's instruction set."""
-    kept = {key: value for key, value in os.environ.items() if key not in CHOICES}
+    """Run Python code in a process of its own, without this process's choice of an instruction set."""
+    kept = {key: value for key, value in os.environ.items() if key not in INSTRUCTION_SETS}
     return subprocess.run(
         [sys.executable, "-c", code], env=kept | environment, capture_output=True, text=True, encoding="utf-8"
     )
 
 
-CHOICES = "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "SLM_NP_CPU"
 AVX2 = """
 import numba
 import numpy as np
@@ -466,7 +477,8 @@ def add(x, y):
     for i in range(x.size):
         x[i] += y[i]
 add(np.zeros(64, np.float32), np.zeros(64, np.float32))
-print(max(("zmm", "ymm", "xmm"), key=lambda register: register in next(iter(add.inspect_asm().values()))) if tiles else numba.config.CPU_FEATURES)
+code = next(iter(add.inspect_asm().values()))
+print(next(name for name in ("zmm", "ymm", "xmm") if name in code) if tiles else numba.config.CPU_FEATURES)
 """
 
 
@@ -474,16 +486,16 @@ print(max(("zmm", "ymm", "xmm"), key=lambda register: register in next(iter(add.
     not binding.get_host_cpu_features().get("avx512f"), reason="this processor has no 512-bit registers"
 )
 @pytest.mark.parametrize("tiles, found", [(True, "zmm"), (False, "None")])
-def test_loops_use_whole_registers_where_there_are_tiles(tiles, found, tmp_path):
-    """Of LLVM's own accord they use half of one on such a processor; without tiles it is left to LLVM."""
+def test_loops_use_512_bit_registers_on_processors_with_amx(tiles, found, tmp_path):
+    """By default LLVM uses 256 bits of them on Intel's processors. Without AMX, the default stays."""
     run = in_a_process(LOOP.format(tiles=tiles), NUMBA_CPU_NAME="sapphirerapids", SLM_NP_CACHE=str(tmp_path))
     assert run.stdout.strip() == found, run.stderr
 
 
-@pytest.mark.parametrize("error, words", [(22, "its kernel is older than Linux 5.16"), (1, os.strerror(1))])
-def test_permission_denied(machine, error, words):
+@pytest.mark.parametrize("error, reason", [(22, "its kernel is older than Linux 5.16"), (1, os.strerror(1))])
+def test_permission_denied(machine, error, reason):
     machine.setattr(amx, "ask_permission", lambda: error)
-    assert amx.available() == (False, f"this system lends no AMX tiles: {words}")
+    assert amx.available() == (False, f"this system lends no AMX tiles: {reason}")
 
 
 def test_permission_is_asked_once(machine):
@@ -495,9 +507,9 @@ def test_permission_is_asked_once(machine):
 
 @pytest.mark.skipif(
     not POSSIBLE or any(binding.get_host_cpu_features().get(name) for name in amx.NEEDED),
-    reason="no Linux, or one that may grant tiles",
+    reason="this is not Linux, or it may grant tiles",
 )
-def test_the_system_refuses_what_the_processor_has_not():
+def test_the_system_refuses_what_the_processor_lacks():
     assert amx.ask_permission() > 0
 
 
@@ -514,18 +526,18 @@ def test_a_self_test_that_fails_is_remembered_until_the_next_start(machine):
     assert not amx.available()[0]
     machine.setattr(amx, "boot", lambda: "second")
     assert amx.available()[0]
-    machine.setattr(amx, "exact_products", None)  # not asked again
+    machine.setattr(amx, "exact_products", None)  # the self-test does not run again
     assert amx.available()[0]
     assert sorted(path.name for path in amx.CACHE.iterdir()) == ["amx-first", "amx-second"]
 
 
 @emulated
-def test_a_system_without_a_boot_id_is_tested_every_time(machine):
+def test_a_system_without_a_boot_id_is_tested_each_time(machine):
     machine.setattr(amx, "boot", lambda: None)
     assert amx.available()[0] and not amx.CACHE.exists()
 
 
-@pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="no Linux")
+@pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="this is not Linux")
 def test_boot():
     assert len(amx.boot()) == 36
 

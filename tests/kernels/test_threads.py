@@ -1,11 +1,10 @@
-"""The same bits: for any number of threads, with any of BLAS' kernels, and whether loops were just compiled or come from the cache."""
+"""Results have the same bits for any number of threads, any kernels of BLAS, and a cold or a warm kernel cache."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,6 +30,7 @@ from kernel_cases import (
     selective_scan,
     softmax_cross_entropy,
 )
+from thread_counts import over_threads, several
 from threadpoolctl import threadpool_info
 
 import slm_np
@@ -42,57 +42,38 @@ from slm_np.ops.device import kernels_of
 from slm_np.presets import preset
 from slm_np.training.optimizer import AdamW
 
-CORES = numba.config.NUMBA_NUM_THREADS
 first_process = pytest.mark.skipif(
-    "OPENBLAS_CORETYPE" in os.environ, reason="this is a process with other kernels already"
+    "OPENBLAS_CORETYPE" in os.environ, reason="OPENBLAS_CORETYPE has chosen other kernels already"
 )
-several = pytest.mark.skipif(CORES < 2, reason="this process may use one core only")
-CORE = "Haswell"  # kernels of another generation, which every processor with AVX2 can run
+CORE = "Haswell"  # kernels of an older generation, which every processor with AVX2 can run
 WITH_AVX2 = ("Haswell", "Zen", "SkylakeX", "Cooperlake", "Sapphirerapids")
 
 
-def over_threads(function):
-    """Assert that function() -> arrays gives the same bits for every number of threads."""
-    before, expected = numba.get_num_threads(), None
-    try:
-        for threads in range(1, CORES + 1):
-            numba.set_num_threads(threads)
-            found = [np.array(x) for x in function()]
-            expected = expected or found
-            for place, (a, b) in enumerate(zip(found, expected, strict=True)):
-                assert np.isfinite(a).all()
-                assert a.tobytes() == b.tobytes(), (
-                    f"output {place} with {threads} threads: {(a != b).sum()} of {a.size} numbers differ"
-                )
-    finally:
-        numba.set_num_threads(before)
+# Gemms
 
 
-# Matrix products
-
-
-def products(m, n, k, dtype=np.float32):
-    """All kinds of product whose result is (m, n), summed over k."""
+def gemms(m, n, k, dtype=np.float32):
+    """A function that runs every kind of gemm with a result (m, n) and sums over k."""
     rng = np.random.default_rng([m, n, k])
-    left, right, bias, under = (rng.standard_normal(shape).astype(dtype) for shape in ((m, k), (k, n), (n,), (m, n)))
+    a, b, bias, residual = (rng.standard_normal(shape).astype(dtype) for shape in ((m, k), (k, n), (n,), (m, n)))
+    at, bt = (np.ascontiguousarray(x.T) for x in (a, b))
 
     def run():
-        outs = [np.full((m, n), np.nan, dtype) for _ in range(4)] + [under.copy(), under.copy()]
-        columns = np.ascontiguousarray(right.T)
-        ops.linear_forward(outs[0], left, right, None, None)
-        ops.linear_forward(outs[1], left, right, bias, under)
-        ops.linear_backward_input(outs[2], left, columns)
-        ops.linear_transposed_forward(outs[3], left, columns)
-        ops.linear_backward_weight(outs[4], None, right, np.ascontiguousarray(left.T))
+        outs = [np.full((m, n), np.nan, dtype) for _ in range(4)] + [residual.copy(), residual.copy()]
         dx = np.full((k, n), np.nan, dtype)
-        ops.linear_transposed_backward(dx, outs[5], np.ascontiguousarray(left.T), right, np.ascontiguousarray(under))
+        ops.linear_forward(outs[0], a, b, None, None)
+        ops.linear_forward(outs[1], a, b, bias, residual)
+        ops.linear_backward_input(outs[2], a, bt)
+        ops.linear_transposed_forward(outs[3], a, bt)
+        ops.linear_backward_weight(outs[4], None, b, at)
+        ops.linear_transposed_backward(dx, outs[5], at, b, residual)
         return outs + [dx]
 
     return run
 
 
 def near_thresholds():
-    """Sides around multiples of ALIGN, and products around as much work as makes two or four parts."""
+    """Shapes (m, n, k) with sides around multiples of ALIGN and about as much work as two or four parts need."""
     for side in (2 * ALIGN - 1, 2 * ALIGN, 2 * ALIGN + 1, 3 * ALIGN - 1, 3 * ALIGN + 1, 5 * ALIGN + 7):
         for other in (1, 2, 31, ALIGN + 1):
             for parts in (2, 4):
@@ -125,21 +106,21 @@ SHAPES = [
 @several
 @pytest.mark.parametrize("m, n, k", SHAPES, ids=[f"{m}x{n}x{k}" for m, n, k in SHAPES])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_products(m, n, k, dtype):
-    over_threads(products(m, n, k, dtype))
+def test_gemms(m, n, k, dtype):
+    over_threads(gemms(m, n, k, dtype))
 
 
 @several
-def test_products_near_the_thresholds():
+def test_gemms_near_the_thresholds():
     for shape in near_thresholds():
-        over_threads(products(*shape))
+        over_threads(gemms(*shape))
 
 
 @several
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 400))
-def test_any_products(m, n, k):
-    over_threads(products(m, n, k))
+def test_any_gemms(m, n, k):
+    over_threads(gemms(m, n, k))
 
 
 @several
@@ -149,8 +130,8 @@ def test_any_products(m, n, k):
         lambda sides: st.tuples(*sides)
     )
 )
-def test_any_long_products(sides):
-    over_threads(products(*sides))
+def test_any_long_gemms(sides):
+    over_threads(gemms(*sides))
 
 
 # Ops and training steps
@@ -179,7 +160,7 @@ def test_ops_give_the_same_bits(case):
 
 
 @several
-def test_the_fused_head_gives_the_same_bits():
+def test_head_cross_entropy_gives_the_same_bits():
     x, weight, targets = normal(300, 130), normal(514, 130), np.arange(300, dtype=np.int32)
     over_threads(lambda: fused_head(ops, x, weight, targets, 128, 1 / 300, 0).values())
 
@@ -213,7 +194,7 @@ MODELS = {
 
 
 def training_steps(config, updates=2):
-    """Losses, gradients, norms and weights of some updates of two micro-batches."""
+    """Losses, gradients, norms and weights of some updates with two micro-batches each."""
     model = Model(config, seed=1)
     optimizer, rng = AdamW(model.parameters, 1e-2, grad_clip=0.5), np.random.default_rng(2)
     found = []
@@ -232,11 +213,11 @@ def test_training_gives_the_same_bits(name):
     over_threads(lambda: training_steps(MODELS[name]))
 
 
-# Other machines
+# Other kernels of BLAS
 
 
 def blas_core():
-    """The generation of processors whose kernels OpenBLAS runs, None for another BLAS."""
+    """The processor generation of the kernels that OpenBLAS runs. None for another BLAS."""
     return next((info["architecture"] for info in threadpool_info() if info["internal_api"] == "openblas"), None)
 
 
@@ -255,16 +236,17 @@ def run_python(*arguments, **environment):
     return done.stdout
 
 
-@pytest.mark.skipif("OPENBLAS_CORETYPE" not in os.environ, reason="OPENBLAS_CORETYPE does not ask for other kernels")
-def test_blas_runs_the_kernels_asked_for():
+@pytest.mark.skipif("OPENBLAS_CORETYPE" not in os.environ, reason="OPENBLAS_CORETYPE is not set")
+def test_blas_runs_the_kernels_of_openblas_coretype():
     assert blas_core() == os.environ["OPENBLAS_CORETYPE"]
 
 
+@pytest.mark.slow
 @first_process
 @pytest.mark.skipif(blas_core() not in WITH_AVX2, reason="this BLAS cannot run the kernels of another processor")
-def test_everything_here_with_other_kernels_and_three_threads():
-    """All tests above in a process whose OpenBLAS runs the kernels of an older generation."""
-    shown = run_python(
+def test_all_tests_above_with_other_kernels_and_three_threads():
+    """They run in a process whose OpenBLAS runs the kernels of an older processor generation."""
+    output = run_python(
         "-m",
         "pytest",
         "-q",
@@ -274,10 +256,10 @@ def test_everything_here_with_other_kernels_and_three_threads():
         OPENBLAS_CORETYPE=CORE,
         NUMBA_NUM_THREADS="3",
     )
-    assert " skipped" in shown and " passed" in shown and "failed" not in shown
+    assert " skipped" in output and " passed" in output and "failed" not in output
 
 
-# Other processes: loops that the compiler has just made, and the same from its cache
+# Kernels that were just compiled, and the same from the cache
 
 RESULTS = """\
 import hashlib, numpy, kernel_cases
@@ -288,9 +270,13 @@ for case in (kernel_cases.rmsnorm(9, 130), kernel_cases.softmax_cross_entropy(""
 """
 
 
+@pytest.mark.slow
 @first_process
 def test_a_cold_cache_is_announced_once_and_gives_the_same_bits(tmp_path):
-    """Numba may optimise a loop differently when it has just compiled it: a run on a cold cache must equal one on a warm one."""
+    """Numba may optimize a kernel that it just compiled differently from one that it loads from its cache.
+
+    A run on a cold cache must equal one on a warm cache.
+    """
     environment = dict(SLM_NP_CACHE=str(tmp_path), NUMBA_NUM_THREADS="1")
     first, later = (
         run_python("-c", "import sys; sys.stderr = sys.stdout\n" + RESULTS, **environment) for _ in range(2)
