@@ -9,6 +9,13 @@ from slm_np.errors import UserError, near
 DEVICES = ("cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 KERNEL_SETS = ("auto", "numba", "numpy")
+# The mixers by their letters in --pattern: name, and the settings that only they read.
+MIXERS = {
+    "A": ("attention", ("n_head", "n_kv_head", "head_dim", "rope_theta")),
+    "M": ("Mamba", ("n_inner", "ssm_state_size", "time_step_rank", "conv_kernel")),
+    "S": ("linear recurrence", ("recurrence_size",)),
+}
+MIXER_LETTERS = ", ".join(f"{letter} ({name})" for letter, (name, _) in MIXERS.items())
 SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
 
 
@@ -70,7 +77,7 @@ class ModelConfig:
     head_dim: int = setting(0, "width of a head; 0 means n-embd / n-head", low=0, high=1 << 16)
     n_embd: int = setting(128, "D: width of the hidden state", low=1, high=1 << 16)
     n_hidden: int = setting(0, "F: hidden width of the feed-forward; 0 means 4 n-embd", low=0, high=1 << 18)
-    pattern: str = setting("A", "mixers of the layers, repeated: A attention, M Mamba, S linear recurrence")
+    pattern: str = setting("A", f"mixers of the layers, repeated: {MIXER_LETTERS}")
     positions: str = setting("rotary", "positional encoding", choices=("none", "sinusoidal", "learned", "rotary"))
     norm: str = setting(
         "rmsnorm",
@@ -116,11 +123,8 @@ class ModelConfig:
         if self.feed_forward == "swish":  # another name of SiLU
             object.__setattr__(self, "feed_forward", "silu")
         check(self)
-        if set(self.pattern) - set("AMS") or not self.pattern:
-            raise UserError(
-                f"--pattern {self.pattern!r} is unknown; "
-                "use the letters A (attention), M (Mamba) and S (linear recurrence)"
-            )
+        if set(self.pattern) - set(MIXERS) or not self.pattern:
+            raise UserError(f"--pattern {self.pattern!r} is unknown; use the letters {MIXER_LETTERS}")
         if self.positions == "rotary" and not self.has_attention:
             object.__setattr__(self, "positions", "none")
         for name, reason in self.unused.items():
@@ -176,10 +180,7 @@ class ModelConfig:
 
     @property
     def unlimited_context(self):
-        """Whether a sequence may have any length and counts as a whole:
-
-        a recurrent state, and no positional table that ends.
-        """
+        """Whether sequences of any length count as a whole: recurrent states only, and no positional table."""
         return not self.has_attention and self.positions == "none"
 
     @property
@@ -188,13 +189,9 @@ class ModelConfig:
         letters, found = self.letters, {}
         if self.positions != "rotary":
             found["rope_theta"] = "without rotary positions"
-        if "A" not in letters:
-            found |= dict.fromkeys(("n_head", "n_kv_head", "head_dim", "rope_theta"), "without attention layers")
-        if "M" not in letters:
-            mamba = ("n_inner", "ssm_state_size", "time_step_rank", "conv_kernel")
-            found |= dict.fromkeys(mamba, "without Mamba layers")
-        if "S" not in letters:
-            found["recurrence_size"] = "without linear recurrences"
+        for letter, (name, fields) in MIXERS.items():
+            if letter not in letters:
+                found |= dict.fromkeys(fields, f"without {name} layers")
         if self.feed_forward == "none":
             found["n_hidden"] = "without a feed-forward"
         if self.head != "mlp":
@@ -236,24 +233,26 @@ class TrainConfig:
         0, "use this much of the data, to the end of a document; 0 uses all", low=0, high=1 << 50
     )
     retention_data: str = setting(
-        "", "other data whose loss is evaluated too while finetuning, so that forgetting shows", many=True
+        "", "evaluate the loss on this data too while finetuning, to show forgetting", many=True
     )
     out_dir: str = setting("", "the run's directory; without it runs/PRESET, or the next free name of that kind")
     max_iters: int = setting(1000, "optimizer updates", low=0, high=10**9)
     epochs: float = setting(
         0.0,
-        "passes over the corpus in shuffled order, instead of max-iters random batches; 0 is off",
+        "passes over the corpus in shuffled order, instead of max-iters random batches; 0 disables",
         low=0.0,
         high=1e6,
     )
     max_time: str = setting("", "train for this long (90s, 20m, 2h) and fit the schedule to it, instead of max-iters")
     carry_state: bool = setting(
         False,
-        "read the data in order, in as many streams as a batch has sequences, and pass the recurrent state "
-        "from one window to the next; gradients stop at the window's edge",
+        "read the data in order, as batch-size contiguous parts, and pass the recurrent state from one window "
+        "to the next; gradients stop at the window's edge",
     )
     batch_size: int = setting(16, "B: sequences in a batch", low=1, high=1 << 20)
-    grad_accumulation_steps: int = setting(1, "micro-batches whose mean gradient makes one update", low=1, high=1 << 20)
+    grad_accumulation_steps: int = setting(
+        1, "micro-batches per update, whose gradients are averaged", low=1, high=1 << 20
+    )
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)
     min_lr: float = setting(1e-4, "learning rate at the end of the schedule", low=0.0, high=10.0)
     warmup_iters: int = setting(100, "updates over which the learning rate rises linearly from zero", low=0, high=10**9)
@@ -267,10 +266,10 @@ class TrainConfig:
     decay: str = setting("matrices", "which tensors decay: those with two axes, or all", choices=("matrices", "all"))
     beta1: float = setting(0.9, "AdamW's decay rate of the first moment", low=0.0, high=0.999999)
     beta2: float = setting(0.95, "AdamW's decay rate of the second moment", low=0.0, high=0.999999)
-    grad_clip: float = setting(1.0, "clip the norm of the whole gradient to this; 0 is off", low=0.0, high=1e9)
+    grad_clip: float = setting(1.0, "clip the norm of the whole gradient to this; 0 disables", low=0.0, high=1e9)
     max_spectral_norm: float = setting(
         0.0,
-        "largest spectral norm of each linear recurrence's A, which is scaled down to it after an update; 0 is off",
+        "largest spectral norm of each linear recurrence's A, which is scaled down to it after an update; 0 disables",
         low=0.0,
         high=1e9,
     )
@@ -279,7 +278,7 @@ class TrainConfig:
     log_interval: int = setting(10, "updates between lines of the log", low=1, high=10**9)
     save_interval: int = setting(250, "updates between checkpoints to resume from", low=1, high=10**9)
     patience: int = setting(
-        0, "stop after so many evaluations without a lower validation loss; 0 is off", low=0, high=10**6
+        0, "stop after this many evaluations without a lower validation loss; 0 disables", low=0, high=10**6
     )
     seed: int = setting(1337, "seed of the initial weights, batches, dropout and samples", low=0, high=(1 << 63) - 1)
     threads: int = setting(0, "threads; 0 means one per core", low=0, high=1024)
@@ -300,7 +299,7 @@ class TrainConfig:
     def __post_init__(self):
         check(self)
         if self.min_lr > self.learning_rate:
-            raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower it")
+            raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower --min-lr")
         if self.epochs and self.max_time:
             raise UserError(
                 f"--epochs {self.epochs} and --max-time {self.max_time} both set the length of training; give one"
@@ -330,19 +329,19 @@ class SamplingConfig:
     """How the next token is sampled; the defaults and the order are llama.cpp's."""
 
     temp: float = setting(0.8, "temperature, which divides the logits; 0 takes the likeliest token", low=0.0)
-    top_k: int = setting(40, "keep the k likeliest tokens; 0 is off", low=0)
+    top_k: int = setting(40, "keep the k likeliest tokens; 0 disables", low=0)
     top_p: float = setting(
-        0.95, "keep the fewest likeliest tokens whose probability reaches p; 1 is off", above=0.0, high=1.0
+        0.95, "keep the fewest likeliest tokens whose probability reaches p; 1 disables", above=0.0, high=1.0
     )
     min_p: float = setting(
-        0.05, "keep tokens at least this share as likely as the likeliest; 0 is off", low=0.0, high=1.0
+        0.05, "keep tokens at least this share as likely as the likeliest; 0 disables", low=0.0, high=1.0
     )
-    repeat_penalty: float = setting(1.0, "penalty on tokens that occurred lately; 1 is off", low=1e-6, high=1e6)
-    repeat_last_n: int = setting(64, "how many tokens back the penalty looks; 0 is off", low=0)
+    repeat_penalty: float = setting(1.0, "penalty on tokens that occurred lately; 1 disables", low=1e-6, high=1e6)
+    repeat_last_n: int = setting(64, "how many tokens back the penalty looks; 0 disables", low=0)
     samplers: str = setting(",".join(SAMPLERS), "which of these are applied, in this order, separated by commas")
     min_confidence: float = setting(
         0.0,
-        "stop when the likeliest token stays less probable than this, and drop the uncertain tail; 0 is off",
+        "stop when the likeliest token stays less probable than this, and drop the uncertain tail; 0 disables",
         low=0.0,
         high=1.0,
     )

@@ -22,10 +22,7 @@ def _linux_available():
 
 
 def _container_available(root=Path("/sys/fs/cgroup")):
-    """What a control group (version 2 or 1) leaves:
-
-    its limit minus what is used and cannot be reclaimed. ValueError if unlimited.
-    """
+    """Memory left by a control group (version 2 or 1): limit - used + reclaimable. ValueError if it is unlimited."""
     limit, used, group = (
         ("memory.max", "memory.current", root)
         if (root / "memory.max").exists()

@@ -1,7 +1,4 @@
-"""Where a model drops elements:
-
-after the embedding, on attention's probabilities, and on both residual branches of a block.
-"""
+"""Where a model drops elements: the embedding, attention's probabilities, and both residual branches of a block."""
 
 from typing import NamedTuple
 
@@ -9,21 +6,21 @@ from slm_np.ops import Dropout, dropout_key
 
 
 class MixerDropout(NamedTuple):
-    """Inside a mixer (attention's probabilities) and on its residual branch."""
+    """Dropout inside a mixer (attention's probabilities) and on its residual branch."""
 
     inner: Dropout | None = None
     branch: Dropout | None = None
 
 
 class BlockDropout(NamedTuple):
-    """Of one block's mixer, and on the branch of its feed-forward."""
+    """Dropout of one block: of its mixer, and on the branch of its feed-forward."""
 
     mixer: MixerDropout = MixerDropout()
     feed_forward: Dropout | None = None
 
 
 class ModelDropout(NamedTuple):
-    """Of the embedding and of every block. Logits are not dropped."""
+    """Dropout of the embedding and of each block. Logits have none."""
 
     embedding: Dropout | None
     blocks: tuple
@@ -37,8 +34,8 @@ def model_dropout(config, key=None):
     if key is None or not config.dropout:
         return ModelDropout(None, (BlockDropout(),) * config.n_layer)
 
-    def mask(*place):
-        return Dropout(config.dropout, dropout_key(*key, *place))
+    def mask(*position):
+        return Dropout(config.dropout, dropout_key(*key, *position))
 
     blocks = []
     for layer in range(1, config.n_layer + 1):

@@ -56,10 +56,7 @@ def last_input(config, w, a, x):
 
 
 def chunk_scratch(config, a):
-    """(logits, dlogits) of one chunk;
-
-    dlogits is logits itself or, in mixed precision, padded rows of the compute dtype.
-    """
+    """(logits, dlogits) of one chunk. dlogits is logits or, in mixed precision, padded rows of the compute dtype."""
     logits = a["head.logits"][:, : config.vocab_size]
     return logits, a.get("head.dlogits", logits)
 
@@ -83,9 +80,9 @@ def forward(config, w, a, x, targets):
 
 
 def backward(config, w, g, a, dx, x, targets, scale):
-    """a["head.losses"] as in forward, and dx = the gradient of scale * sum of losses;
+    """a["head.losses"] as in forward, and dx = the gradient of scale * sum of losses
 
-    with head "none" x becomes its gradient
+    With head "none" x becomes its gradient.
     """
     if config.head == "none":
         ops.softmax_cross_entropy_backward(x, a["head.losses"], x, targets, scale)

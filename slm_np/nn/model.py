@@ -120,10 +120,7 @@ def block_backward(config, mixer, w, g, a, dx, dout, dropout):
 
 
 def branch_backward(config, w, g, a, name, dx, dnormed, x):
-    """The gradient of x, which a branch read through its norm:
-
-    it adds to that of the residual connection, or is all there is.
-    """
+    """Accumulate the gradient of x through a branch's norm. Without a residual connection it is the whole gradient."""
     if not config.residual:
         dx.fill(0)
     norm.backward(config, w, g, a, name, dx, dnormed, x)

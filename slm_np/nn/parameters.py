@@ -41,10 +41,7 @@ def matmul_weight(config, name, shape, fan_in, residual=False):
 
 
 def decays(tensor, rule):
-    """Whether weight decay applies:
-
-    under "matrices" to tensors of two axes or more that are not exempt, under "all" to all.
-    """
+    """Whether weight decay applies: to all tensors, or under "matrices" to those with two axes that are not exempt."""
     return rule == "all" or len(tensor.shape) > 1 and tensor.decay
 
 

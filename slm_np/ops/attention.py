@@ -20,14 +20,27 @@ def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
     kernels_of(out).attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout)
 
 
-def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout):
+def attention_backward(
+    qkv,
+    scratch,
+    dout,
+    out,
+    lse,
+    heads,
+    kv_heads,
+    steps,
+    dropout,
+):
     """With P = exp(S - lse) again:   dP = dropout(dout v^T),   dS = P * (dP - sum_j P dP) / sqrt(w),
 
     dq = dS k,   dk = dS^T q,   dv = dropout(P)^T dout;   dk and dv are summed over the query heads of a group.
 
-    qkv (N, (H + 2 K) w) becomes its gradient; out (N, H w) and lse (B H, T) are those of forward. The softmax's
-    Jacobian is dP_i/dS_j = P_i ([i = j] - P_j), which gives the second formula. Also sum_j P dP = <dout, out>, which
-    saves a GPU a matmul.
+    Derivation, per head: out = dropout(P) v is a matmul, so its inputs' gradients are dropout(P)^T dout and dout v^T, and
+    dropout applies the same mask to the latter. P = softmax(S) has the Jacobian dP_i/dS_j = P_i ([i = j] - P_j), which
+    gives dS = P * (dP - sum_j P dP). S = q k^T / sqrt(w) is a matmul again: dq = dS k, dk = dS^T q, both over sqrt(w).
+    Also sum_j P dP = <dout, out>, which saves a GPU a matmul.
+
+    qkv (N, (H + 2 K) w) becomes its gradient; out (N, H w) and lse (B H, T) are those of forward.
     """
     kernels_of(qkv).attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout)
 

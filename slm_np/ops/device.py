@@ -32,10 +32,7 @@ class Device:
     memory_name = ""
 
     def chunk_rows(self, rows, cached, most=math.inf):
-        """How many of `rows` rows one pass of a loop takes:
-
-        `cached`, whose scratch stays in a CPU's cache, or `most` on a GPU.
-        """
+        """Rows that one pass of a loop takes: `cached` on a CPU (its scratch stays in the cache), `most` on a GPU."""
         raise NotImplementedError
 
     def row_length(self, columns):
@@ -71,7 +68,7 @@ class CpuDevice(Device):
     cast_copies = 2  # copies of a weight in the compute dtype: one for x W and one for dout W^T
 
     def __init__(self):
-        self._kernels, self.kernel_set = None, ""
+        self._kernels, self._kernel_set = None, ""
 
     @property
     def kernels(self):
@@ -93,18 +90,22 @@ class CpuDevice(Device):
             from slm_np.kernels import numpy as kernels
         else:
             from slm_np.kernels import cpu as kernels
-        self._kernels, self.kernel_set = kernels, name
+        self._kernels, self._kernel_set = kernels, name
+
+    @property
+    def kernel_set(self):
+        """ "numba" or "numpy"."""
+        if not self._kernel_set:
+            self.use_kernels()
+        return self._kernel_set
 
     def compile_ahead(self, name, commands):
         """Compile the kernels that `commands` run, in processes of their own, unless the cache holds them already."""
-        if self.kernels and self.kernel_set == "numba":
+        if self.kernel_set == "numba":
             self.kernels.compile_ahead(name, commands)
 
     def use_threads(self, threads=0):
-        """Set the number of threads of all kernels, 0 for one per core;
-
-        returns it. Raises UserError above the cores.
-        """
+        """Set the number of kernel threads (0: one per core) and return it. Raises UserError above the cores."""
         return self.kernels.use_threads(threads)
 
     def allocate(self, size, align):
@@ -126,14 +127,14 @@ class CpuDevice(Device):
     def free_bytes(self):
         return available_bytes()
 
-    def compute_dtype(self, dtype):
-        """Resolve `--dtype`:
+    def resolve_dtype(self, dtype):
+        """Resolve `--dtype auto` to bf16 where the processor multiplies it faster, else to fp32.
 
-        "auto" becomes bf16 where the processor multiplies it faster. Raises UserError if unsupported.
+        Raises UserError for a dtype that is not supported.
         """
         if dtype == "fp16":
             raise UserError("--dtype fp16 is not supported on a CPU; use --dtype bf16, which needs no gradient scaling")
-        if self.kernels and self.kernel_set == "numpy":
+        if self.kernel_set == "numpy":
             if dtype == "bf16":
                 raise UserError(
                     "--dtype bf16 is not supported by --kernels numpy; use --dtype fp32, or --kernels numba"
@@ -200,10 +201,10 @@ class CudaDevice(Device):
 
         return use_device()
 
-    def compute_dtype(self, dtype):
-        """Resolve `--dtype`:
+    def resolve_dtype(self, dtype):
+        """Resolve `--dtype auto` to bf16 where tensor cores have it, else to fp16.
 
-        "auto" becomes bf16 where tensor cores have it, else fp16. Raises UserError if unsupported.
+        Raises UserError for a dtype that is not supported.
         """
         if dtype in ("fp32", "fp16"):
             return dtype
@@ -278,8 +279,5 @@ def number(x):
 
 
 def whole_lines(columns):
-    """Elements from row to row of so many columns if every row starts a memory line:
-
-    two-byte matmuls read it in place.
-    """
+    """Row stride, in elements, at which every row starts a memory line: 16-bit matmuls read such rows in place."""
     return -(-columns // LINE) * LINE

@@ -1,7 +1,4 @@
-"""Dropout (Srivastava et al.
-
-2014) whose mask is a function of (key, index), so that backward draws the same one again.
-"""
+"""Dropout with a counter-based mask, a function of (key, index), so backward recomputes it (Srivastava et al. 2014)."""
 
 from typing import Any, NamedTuple
 

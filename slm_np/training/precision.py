@@ -10,7 +10,7 @@ from slm_np.ops.device import device
 
 def resolved(run):
     """`run` (RunConfig) with `--dtype auto` replaced by the fastest on its device. Raises UserError if unsupported."""
-    dtype = device(run.train.device).compute_dtype(run.train.dtype)
+    dtype = device(run.train.device).resolve_dtype(run.train.dtype)
     return dataclasses.replace(run, train=dataclasses.replace(run.train, dtype=dtype))
 
 

@@ -1,4 +1,4 @@
-"""What fills a block's mixing slot, by its letter in the pattern. Each mixer is a module of the same names:
+"""The mixers by their letters in the pattern. Each is a module with these names:
 
     parameters(config, columns)         its tensors
     plan(config, B, T, device)          its activations
@@ -15,12 +15,12 @@ attention only fills its cache, for `step`.
 
 from slm_np.nn.mixers import attention, mamba, recurrence
 
-MIXERS = {"A": attention, "M": mamba, "S": recurrence}
+MODULES = {"A": attention, "M": mamba, "S": recurrence}
 
 
 def mixer_of(config, layer):
     """The mixer of layer `layer`."""
-    return MIXERS[config.letters[layer]]
+    return MODULES[config.letters[layer]]
 
 
 def columns_of(config, layer):
