@@ -35,10 +35,10 @@ def attention_backward(
 
     dq = dS k,   dk = dS^T q,   dv = dropout(P)^T dout;   dk and dv are summed over the query heads of a group.
 
-    Derivation, per head: out = dropout(P) v is a matmul, so its inputs' gradients are dropout(P)^T dout and dout v^T, and
-    dropout applies the same mask to the latter. P = softmax(S) has the Jacobian dP_i/dS_j = P_i ([i = j] - P_j), which
-    gives dS = P * (dP - sum_j P dP). S = q k^T / sqrt(w) is a matmul again: dq = dS k, dk = dS^T q, both over sqrt(w).
-    Also sum_j P dP = <dout, out>, which saves a GPU a matmul.
+    Derivation, per head: out = dropout(P) v is a matmul, so its inputs' gradients are dropout(P)^T dout and dout v^T,
+    and dropout applies the same mask to the latter. P = softmax(S) has the Jacobian dP_i/dS_j = P_i ([i = j] - P_j),
+    which gives dS = P * (dP - sum_j P dP). S = q k^T / sqrt(w) is a matmul again: dq = dS k, dk = dS^T q, both over
+    sqrt(w). Also sum_j P dP = <dout, out>, which saves a GPU a matmul.
 
     qkv (N, (H + 2 K) w) becomes its gradient; out (N, H w) and lse (B H, T) are those of forward.
     """
