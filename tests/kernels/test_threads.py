@@ -166,7 +166,17 @@ def test_dropout_gives_the_same_bits():
     def run():
         dqkv, scratch = qkv.copy(), np.full(kernels.attention_scratch(130, 16, 8), np.nan, np.float32)
         out, lse = attend(kernels, qkv, 4, 2, 130, 0.2, 3)
-        ops.attention_backward(dqkv, scratch, out, out, lse, 4, 2, 130, (0.2, 3))
+        ops.attention_backward(
+            dqkv,
+            scratch,
+            out,
+            out,
+            lse,
+            4,
+            2,
+            130,
+            (0.2, 3),
+        )
         return drop(ops, x, 0.3, 5), drop(ops, x, 0.3, 5, residual), out, dqkv
 
     over_threads(run)
