@@ -227,7 +227,7 @@ def run_python(*arguments, **environment):
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=600,
+        timeout=1200,  # compiling all kernels of training takes minutes on a busy machine
         cwd=Path(__file__).parent,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([*roots, os.environ.get("PYTHONPATH", "")]), **environment},
     )
