@@ -44,15 +44,54 @@ def test_on_emulated_tiles():
 
 
 @row
-def multiply_configured(config, c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
+def multiply_configured(
+    config,
+    c,
+    c_offset,
+    c_row,
+    a,
+    a_offset,
+    a_row,
+    b,
+    b_offset,
+    b_step,
+    k,
+    accumulate,
+):
     configure_tiles(config)
-    multiply_tile(c, c_offset, c_row, a, a_offset, a_row, 1, b, b_offset, b_step, k, accumulate)
+    multiply_tile(
+        c,
+        c_offset,
+        c_row,
+        a,
+        a_offset,
+        a_row,
+        1,
+        b,
+        b_offset,
+        b_step,
+        k,
+        accumulate,
+    )
     release_tiles()
 
 
 @row
 def multiply_unconfigured(c, a, b, k):
-    multiply_tile(c, 0, COLUMNS, a, 0, k, 1, b, 0, COLUMNS, k, 0)
+    multiply_tile(
+        c,
+        0,
+        COLUMNS,
+        a,
+        0,
+        k,
+        1,
+        b,
+        0,
+        COLUMNS,
+        k,
+        0,
+    )
 
 
 def truncated(x):
@@ -78,7 +117,20 @@ def matrices(k, seed=0, draw=None):
 
 
 def multiply(c, a, b, k, accumulate=0, config=TILES):
-    multiply_configured(config, c.reshape(-1), 0, COLUMNS, a, 0, k, b, 0, COLUMNS, k, accumulate)
+    multiply_configured(
+        config,
+        c.reshape(-1),
+        0,
+        COLUMNS,
+        a,
+        0,
+        k,
+        b,
+        0,
+        COLUMNS,
+        k,
+        accumulate,
+    )
 
 
 def multiply_as_in_the_manual(a, b, c):

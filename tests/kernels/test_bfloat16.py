@@ -246,7 +246,17 @@ def attention_of_kernels(qkv, dout, heads, kv_heads, steps, dropout):
     ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout)
     poisoned(scratch)
     dqkv[...] = qkv
-    ops.attention_backward(dqkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout)
+    ops.attention_backward(
+        dqkv,
+        scratch,
+        dout,
+        out,
+        lse,
+        heads,
+        kv_heads,
+        steps,
+        dropout,
+    )
     assert_guards_untouched(out_whole, dqkv_whole)
     return widened(out), lse, widened(dqkv)
 
@@ -408,7 +418,17 @@ def test_head_cross_entropy(rows, columns):
     losses, again, dx = np.empty(N, np.float32), np.empty(N, np.float32), poisoned(np.empty((N, d), np.float32))
     x16, copy, dweight = to_bfloat16(x), cast_copy(weight), before.copy()
     ops.head_cross_entropy_forward(losses, logits, x16, copy, targets)
-    ops.head_cross_entropy_backward(dx, dweight, again, logits, dlogits, x16, copy, targets, scale)
+    ops.head_cross_entropy_backward(
+        dx,
+        dweight,
+        again,
+        logits,
+        dlogits,
+        x16,
+        copy,
+        targets,
+        scale,
+    )
     X, W = nearest(x), nearest(weight)
     expected, dz = row_losses(X @ W.T, targets), np.empty((N, v))
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
