@@ -97,7 +97,7 @@ def multiply_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, 
 
     def codegen(context, builder, signature, args):
         c, c_offset, c_row, a, a_offset, a_row, _, b, b_offset, b_step, k, accumulate = args
-        arrays, word = signature.args, ir.IntType(64)
+        array_types, word = signature.args, ir.IntType(64)
         side = ir.Constant(word, 16)  # rows of a tile, and 4-byte elements of its rows
 
         def tile(index):
@@ -108,7 +108,7 @@ def multiply_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, 
 
         a_bytes, b_bytes, c_bytes = (builder.mul(stride, ir.Constant(word, 4)) for stride in (a_row, b_step, c_row))
         a0, b0, c0 = (
-            address(context, builder, arrays[i], array, offset)
+            address(context, builder, array_types[i], array, offset)
             for i, array, offset in ((3, a, a_offset), (7, b, b_offset), (0, c, c_offset))
         )
         a1, b1, c1 = advance(a0, builder.mul(a_row, side)), advance(b0, side), advance(c0, builder.mul(c_row, side))
