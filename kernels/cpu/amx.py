@@ -84,7 +84,21 @@ def release_tiles(typingctx):
 
 
 @intrinsic
-def multiply_tile(typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate):
+def multiply_tile(
+    typingctx,
+    c,
+    c_offset,
+    c_row,
+    a,
+    a_offset,
+    a_row,
+    a_step,
+    b,
+    b_offset,
+    b_step,
+    k,
+    accumulate,
+):
     """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += if `accumulate` is not 0. k > 0: pairs, a multiple of PAIRS
 
     The bfloat16 version of `microkernel_f32.multiply_tile`, with the same parameters: C is float32, and A and B are
@@ -192,7 +206,20 @@ def count_wrong(c, expected, before, a, b, k, accumulate, repeats):
     for _ in range(repeats):
         for i in range(c.size):
             c[i] = before[i]
-        multiply_tile(c, 0, COLUMNS, a, 0, a.size // ROWS, 1, b, 0, b.size // k, k, accumulate)
+        multiply_tile(
+            c,
+            0,
+            COLUMNS,
+            a,
+            0,
+            a.size // ROWS,
+            1,
+            b,
+            0,
+            b.size // k,
+            k,
+            accumulate,
+        )
         differing = 0
         for i in range(c.size):
             differing += c[i] != expected[i]

@@ -79,14 +79,39 @@ multiply_register_tile = multiply_tile_of(
 
 
 @row
-def multiply_pairs(c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
+def multiply_pairs(
+    c,
+    c_offset,
+    c_row,
+    a,
+    a_offset,
+    a_row,
+    b,
+    b_offset,
+    b_step,
+    k,
+    accumulate,
+):
     """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += if `accumulate` is not 0. k > 0: pairs, a multiple of STEP
 
     C is float32, A and B are int32 pairs. Each matrix starts `offset` elements into its array, and its rows are `row`
     or `step` elements apart. The arrays must hold the whole tile. A thread calls `begin_tiles` before its first matmul
     and `end_tiles` after its last.
     """
-    multiply_chosen_tile(c, c_offset, c_row, a, a_offset, a_row, 1, b, b_offset, b_step, k, accumulate)
+    multiply_chosen_tile(
+        c,
+        c_offset,
+        c_row,
+        a,
+        a_offset,
+        a_row,
+        1,
+        b,
+        b_offset,
+        b_step,
+        k,
+        accumulate,
+    )
 
 
 # LLVM cannot generate AMX instructions for a processor without AMX, so the choice is made before compilation.
@@ -119,7 +144,17 @@ def store_sums_of(add_bias, add_residual):
     """
 
     @intrinsic
-    def store_sums(typingctx, out, out_offset, sums, sums_offset, bias, bias_offset, residual, residual_offset):
+    def store_sums(
+        typingctx,
+        out,
+        out_offset,
+        sums,
+        sums_offset,
+        bias,
+        bias_offset,
+        residual,
+        residual_offset,
+    ):
         if sums.dtype != types.float32 or bias.dtype != types.float32:
             return None
 
