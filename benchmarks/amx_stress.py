@@ -30,13 +30,13 @@ def contend():
 
 def one_turn(turn):
     seconds, seed = turn
-    return amx.exact_products(seconds, seed)
+    return amx.multiply_integers(seconds, seed)
 
 
 def count(seconds):
     """(matmuls, wrong ones) of all processes in so many seconds."""
     total = wrong = 0
-    amx.exact_products(0)  # compiles the kernel once, before the processes start
+    amx.multiply_integers(0)  # compiles the kernel once, before the processes start
     turns = [(1.0, seed) for seed in range(seconds * PROCESSES)]
     progress = Progress(0.0)
     with multiprocessing.get_context("fork").Pool(PROCESSES, contend) as pool:

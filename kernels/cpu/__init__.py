@@ -1,4 +1,7 @@
-"""CPU kernels: Numba and BLAS. Each name here that an op calls has a twin of the same parameters in every other kernel set."""
+"""The CPU kernels, in Numba and BLAS.
+
+Every kernel that an op calls has the same name and the same parameters in all kernel sets.
+"""
 
 from .activation import (
     gelu_backward,

@@ -1,7 +1,10 @@
-"""bfloat16: a float32's first sixteen bits, kept as uint16, as NumPy has no such type. `read` and `write` let one loop serve arrays of any type.
+"""bfloat16 arrays: the upper 16 bits of each float32, stored as uint16 because NumPy has no bfloat16.
 
-What feeds a product works on pairs: an int32 holds two numbers that are neighbours along the summed axis, the first in its low half. So rows
-(n, k) of bfloat16 are rows (n, k / 2) of pairs, and every panel, copy and transpose of four-byte numbers serves them.
+`read` and `write` convert elements, so that one loop serves arrays of any type.
+
+Matmuls work on pairs: an int32 holds two bfloat16 neighbors along the summed axis, the first in its low half. So rows
+(n, k) of bfloat16 are rows (n, k / 2) of pairs in memory, and the panels, copies and transposes of four-byte elements
+work on them too.
 """
 
 import numpy as np
@@ -15,12 +18,13 @@ from .jit import BLOCK, kernel, row
 from .processor import FEATURES
 
 WORD, HALF = ir.IntType(32), ir.IntType(16)
-# The processor rounds to bfloat16 and multiplies pairs of it, and LLVM knows the type; before, its instructions took integers.
+# Whether the processor has instructions that round to bfloat16 and multiply pairs, and LLVM has the type. Before LLVM
+# 18, these instructions took integers.
 NATIVE = bool(FEATURES.get("avx512bf16") and FEATURES.get("avx512f") and binding.llvm_version_info >= (18,))
 
 
 class BFloat(ir.Type):
-    """LLVM's type, which its Python binding does not name."""
+    """LLVM's type `bfloat`, which llvmlite lacks."""
 
     def _to_string(self):
         return "bfloat"
@@ -33,7 +37,11 @@ class BFloat(ir.Type):
 
 
 def nearest(builder, x):
-    """Emit the bits of the bfloat16 nearest to x, a float32 or a vector of them: by one instruction, or by carrying half of the last place."""
+    """Emit code for the bits of the bfloat16 nearest to x, a float32 or a vector of float32.
+
+    This is one instruction if the processor has it. Otherwise, half a unit in the last place is added to the bits of x,
+    which are then truncated. Ties go to even, and NaN becomes 0x7FC0.
+    """
 
     def like(kind, value):
         return (
@@ -46,14 +54,14 @@ def nearest(builder, x):
         return builder.bitcast(builder.fptrunc(x, like(BFloat(), 0).type), like(HALF, 0).type)
     bits = builder.bitcast(x, like(WORD, 0).type)
     odd = builder.and_(builder.lshr(bits, like(WORD, 16)), like(WORD, 1))
-    carried = builder.lshr(builder.add(bits, builder.add(odd, like(WORD, 0x7FFF))), like(WORD, 16))
-    carried = builder.select(builder.fcmp_unordered("uno", x, x), like(WORD, 0x7FC0), carried)
-    return builder.trunc(carried, like(HALF, 0).type)
+    rounded_bits = builder.lshr(builder.add(bits, builder.add(odd, like(WORD, 0x7FFF))), like(WORD, 16))
+    rounded_bits = builder.select(builder.fcmp_unordered("uno", x, x), like(WORD, 0x7FC0), rounded_bits)
+    return builder.trunc(rounded_bits, like(HALF, 0).type)
 
 
 @intrinsic
 def rounded(typingctx, x):
-    """The bfloat16 nearest to a float32, the even one of two; NaN stays NaN, and what is smaller than 2^-126 may become zero."""
+    """x, a float32, rounded to the nearest bfloat16, ties to even. NaN stays NaN. Denormals may become zero."""
     if x != types.float32:
         return None
 
@@ -65,7 +73,7 @@ def rounded(typingctx, x):
 
 @intrinsic
 def widened(typingctx, x):
-    """The float32 that a bfloat16 is."""
+    """x, a bfloat16, as float32."""
     if x != types.uint16:
         return None
 
@@ -77,7 +85,7 @@ def widened(typingctx, x):
 
 @intrinsic
 def pair(typingctx, low, high):
-    """Two bfloat16 side by side."""
+    """The pair of two bfloat16, `low` in the low half."""
     if not low == high == types.uint16:
         return None
 
@@ -88,7 +96,7 @@ def pair(typingctx, low, high):
 
 
 def read(x, i):
-    """Number i of an array, of bfloat16 as float32."""
+    """x[i], as float32 if x is bfloat16."""
 
 
 @overload(read, jit_options={"error_model": "numpy", "fastmath": {"contract"}})
@@ -99,25 +107,25 @@ def _read(x, i):
 
 
 def write(x, i, value):
-    """x[i] = value, rounded where x is of bfloat16."""
+    """x[i] = value, rounded if x is bfloat16."""
 
 
 @overload(write, jit_options={"error_model": "numpy", "fastmath": {"contract"}})
 def _write(x, i, value):
     if x.dtype == types.uint16:
 
-        def put(x, i, value):
+        def assign(x, i, value):
             x[i] = rounded(value)
     else:
 
-        def put(x, i, value):
+        def assign(x, i, value):
             x[i] = value
 
-    return put
+    return assign
 
 
 def type_of(x):
-    """The type that numbers of x are computed in."""
+    """The type in which to compute with elements of x."""
     return np.float32 if x.dtype == BF16 else x.dtype.type
 
 

@@ -31,10 +31,10 @@ from .microkernel_bf16 import (
     interleave_panel,
     multiply_pairs,
     prefetch_tile,
-    put_row,
-    put_row_on_bias,
-    put_row_on_both,
-    put_row_on_residual,
+    store_sums,
+    store_sums_with_bias,
+    store_sums_with_both,
+    store_sums_with_residual,
 )
 from .microkernel_f32 import COLUMNS, LANES, padded, transpose, transpose_tile
 from .scratch import carve, elements_of
@@ -245,15 +245,15 @@ def store_tile(
     for r in range(rows):
         offset, source = (i + r) * n + j, r * COLUMNS
         if columns == COLUMNS and prefill == NOTHING:
-            put_row(flat_out, offset, sums, source, bias, j, flat_residual, offset)
+            store_sums(flat_out, offset, sums, source, bias, j, flat_residual, offset)
         elif columns == COLUMNS and prefill == BIAS:
-            put_row_on_bias(flat_out, offset, sums, source, bias, j, flat_residual, offset)
+            store_sums_with_bias(flat_out, offset, sums, source, bias, j, flat_residual, offset)
         elif columns == COLUMNS and prefill == RESIDUAL:
-            put_row_on_residual(flat_out, offset, sums, source, bias, j, flat_residual, offset)
+            store_sums_with_residual(flat_out, offset, sums, source, bias, j, flat_residual, offset)
         elif columns == COLUMNS and prefill == BIAS_AND_RESIDUAL:
-            put_row_on_both(flat_out, offset, sums, source, bias, j, flat_residual, offset)
+            store_sums_with_both(flat_out, offset, sums, source, bias, j, flat_residual, offset)
         elif columns == COLUMNS:
-            put_row_on_residual(flat_out, offset, sums, source, bias, j, flat_out, offset)
+            store_sums_with_residual(flat_out, offset, sums, source, bias, j, flat_out, offset)
         else:
             for c in range(columns):
                 value = sums[source + c]

@@ -1,7 +1,11 @@
-"""How CPU kernels are compiled: one decorator, one cache on disk, one pool of threads.
+"""Compilation of the CPU kernels: Numba decorators, one cache on disk, one thread pool.
 
-Numba's cache notices a change in the file of a kernel but not in the helpers it inlines from other files. So the cache lies in a
-folder named by a hash of all kernel sources, and helpers can be shared freely.
+Numba's cache detects a change in a kernel's own file, but not in helpers that it inlines from other files. So the
+cache folder's name is a hash of all kernel sources, and files can share helpers freely.
+
+In kernels, an inner loop counts from zero over a slice: `for i in range(part.size)`. If an index starts elsewhere, the
+compiler cannot rule out that it is negative. It then adds Python's wrap-around test and gathers elements instead of
+loading vectors.
 """
 
 import hashlib
@@ -10,12 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-# A thread that waits spins for a few microseconds, as the next loop mostly comes sooner, and then sleeps. If it slept at once, waking it
-# would take 45 microseconds a loop (a seventh of a small model's step); if it spun on, as OpenMP does by default, it would keep the core
-# from the very thread it waits for whenever anything else runs on the machine: a loop of 10 microseconds then takes 8 milliseconds.
-# OpenMP reads this when Numba starts its threads.
+# A waiting thread spins for a few microseconds, because the next loop usually starts within that time. Then it sleeps.
+# Sleeping at once would add 45 microseconds of wake-up time to each loop, a seventh of a small model's step. Spinning
+# longer, as OpenMP does by default, takes a core from the thread that it waits for if the machine is busy: a loop of 10
+# microseconds then takes 8 milliseconds. OpenMP reads these variables when Numba starts its threads.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same wish in the words of LLVM's OpenMP, in milliseconds
+os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same setting for LLVM's OpenMP, in milliseconds
 
 import numba  # noqa: E402
 import numpy as np  # noqa: E402
@@ -24,19 +28,16 @@ from numba.extending import intrinsic  # noqa: E402
 
 from slm_np.paths import cache_dir  # noqa: E402
 
-from .processor import FEATURES, compiled_name  # noqa: E402  first of all, as it chooses the instruction set
+from .processor import FEATURES, compiled_name  # noqa: E402  imported first: it sets the instruction set
 
-# Sums may be reordered and multiplications fused, so that loops vectorise; NaN and infinity keep their meaning.
+# Sums may be reordered and multiply-adds fused, so that loops vectorize. NaN and infinity keep their meaning.
 FAST = {"reassoc", "nsz", "arcp", "contract"}
-unsigned = np.uint64  # an index of this type cannot be negative, see below
-BLOCK = 8192  # numbers in a block of an elementwise kernel: four arrays of them fit the second-level cache
-
-# How loops are written here: an inner loop counts from zero over a slice, `for i in range(part.size)`. An index that starts
-# elsewhere could be negative for all the compiler knows; it would then test for Python's wrap-around and gather instead of load.
+unsigned = np.uint64  # the type of an index that the compiler must know to be nonnegative
+BLOCK = 8192  # elements in a block of an elementwise kernel: blocks of four arrays fit the second-level cache
 
 
 def kernel_cache():
-    """The cache's folder: it depends on every kernel source and where it lies, on Numba and on the instruction set."""
+    """The cache folder. Its name depends on the kernel sources and their paths, on Numba and on the instruction set."""
     digest = hashlib.sha256(f"{numba.__version__} {compiled_name()} {sorted(FEATURES.items())}".encode())
     for source in sorted(Path(__file__).resolve().parent.glob("*.py")):
         digest.update(f"{source} {source.stat().st_mtime_ns}".encode() + source.read_bytes())
@@ -55,11 +56,11 @@ def _compiled(function, **options):
 
 
 def compile_ahead(name, commands):
-    """Run `commands`, which compile kernels, in parallel processes of their own, unless `name` is complete in the cache.
+    """Run `commands`, which compile kernels, in parallel child processes, unless `name` is complete in the cache.
 
-    Numba optimizes a loop that it has just compiled and the same loop from its cache in different rounds, so their sums may
-    differ in the last bit, and a run begun on a cold cache would not resume with the same bits. So training only ever runs
-    kernels that it loads from the cache.
+    A loop that Numba has just compiled and the same loop loaded from its cache go through different optimization
+    passes, so their sums may differ in the last bit. A run that compiles its kernels would then not resume with the
+    same bits. So training only uses kernels that it loads from the cache.
     """
     complete, child = CACHE / f"complete-{name}", "SLM_NP_COMPILING"
     if os.environ.get(child) or complete.exists():
@@ -72,7 +73,7 @@ def compile_ahead(name, commands):
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
     }
     children = [subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) for command in commands]
-    if not any([child.wait() for child in children]):  # otherwise kernels are compiled where they are first called
+    if not any([child.wait() for child in children]):  # if one fails, each kernel is compiled at its first call
         complete.touch()
 
 
@@ -87,7 +88,10 @@ def row(function):
 
 
 def inlined(function):
-    """A part of several kernels that is compiled within each: where a call would keep the compiler from what it knows there of indices and sums."""
+    """Compile a serial function into each kernel that calls it.
+
+    Inlining lets the optimizer use what it knows at the call about indices and sums.
+    """
     return _compiled(function, fastmath=FAST, inline="always")
 
 
@@ -98,7 +102,7 @@ def exact(function):
 
 @intrinsic
 def float_of_bits(typingctx, bits):
-    """The float32 whose bits are those of an int32."""
+    """The float32 with the bits of an int32."""
 
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], context.get_value_type(types.float32))

@@ -1,4 +1,7 @@
-"""Linear layers: products with a bias and a residual under them. float32 and float64 by the faster of two ways, bfloat16 by tiles of pairs."""
+"""Linear layers: matmuls whose output is prefilled with the bias and the residual.
+
+float32 uses register tiles or OpenBLAS, whichever is faster, float64 OpenBLAS, and bfloat16 tiles of pairs.
+"""
 
 from numba import prange
 
@@ -13,13 +16,17 @@ from .processor import FEATURES
 
 
 def gemm_of(out, rows):
-    """Tiles in float32 where registers hold 16 numbers; OpenBLAS in float64, on other processors, where it is as fast, and for a few rows."""
+    """The module of the faster gemm for `out` with so many rows.
+
+    Register tiles are faster in float32 with AVX-512, where a register holds 16 elements. In float64, on other
+    processors and for a few rows, OpenBLAS is at least as fast.
+    """
     return gemm_f32 if FEATURES.get("avx512f") and out.dtype == "f4" and rows >= 2 * ROWS else gemm_blas
 
 
 @kernel
 def add_rows(dbias, dout):
-    """dbias += sum of the rows of dout, in blocks of columns."""
+    """dbias += sum_n dout, in blocks of columns"""
     rows, columns = dout.shape
     for block in prange((columns + 127) // 128):
         part = slice(block * 128, min(columns, block * 128 + 128))
@@ -28,20 +35,21 @@ def add_rows(dbias, dout):
 
 
 def multiply(out, a, weight, transpose, bias=None, residual=None):
-    """out = a W or a W^T, + bias + residual        weight: an array, or `CastCopy`"""
-    if bias is None:
-        under = (
-            NOTHING if residual is None else ADD if residual is out else RESIDUAL
-        )  # what lies there already need not be laid
+    """out = a op(W) + bias + residual        op(W) = W^T if `transpose`, else W   weight: an array or a CastCopy"""
+    if bias is not None:
+        prefill = BIAS if residual is None else BIAS_AND_RESIDUAL
+    elif residual is None:
+        prefill = NOTHING
     else:
-        under = BIAS if residual is None else BIAS_AND_RESIDUAL
-    rounded = isinstance(weight, CastCopy)
-    values = weight.weight if rounded else weight
+        prefill = ADD if residual is out else RESIDUAL  # ADD: `out` already holds the residual
+    is_copy = isinstance(weight, CastCopy)
+    values = weight.weight if is_copy else weight
+    # Kernels take arrays, not None. They only read the ones that `prefill` names.
     bias, residual = values[0] if bias is None else bias, out if residual is None else residual
-    if rounded:
-        gemm_bf16.product(out, a, weight.backward if transpose else weight.forward, under, bias, residual)
+    if is_copy:
+        gemm_bf16.product(out, a, weight.backward if transpose else weight.forward, prefill, bias, residual)
     else:
-        gemm_of(out, len(a)).product(out, a, weight, transpose, under, bias, residual)
+        gemm_of(out, len(a)).product(out, a, weight, transpose, prefill, bias, residual)
 
 
 def add_outer(dweight, a, b):

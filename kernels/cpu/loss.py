@@ -1,4 +1,7 @@
-"""Softmax cross-entropy, row by row; the gradient may lie where the logits were. A row whose target is negative is not counted."""
+"""Softmax cross-entropy, row by row.
+
+The gradient may overwrite the logits. A row with a negative target is masked: its loss and its gradient are 0.
+"""
 
 import numpy as np
 from numba import prange
@@ -8,17 +11,17 @@ from .bfloat16 import write
 from .jit import exact, kernel, unsigned
 from .math import exp, maximum
 
-SPAN = 512  # logits whose exponentials are summed in the lanes of a register; longer sums would lose small terms beside large ones
+SPAN = 512  # exponentials summed in the lanes of a register at a time: longer sums lose more bits of small terms
 
 
 @exact
 def log_sum(total, largest, at_target):
-    """log(total) + largest - at_target. Reordered, it would lose what is small beside `largest`."""
+    """log(total) + (largest - at_target). Adding `largest` first would lose the low bits of log(total)."""
     return np.log(total) + (largest - at_target)
 
 
 def scale_row(out, x, factor):
-    """out = factor x, in place where the types are one: they are the same row then."""
+    """out = factor x. If both have the same type, they are the same row, and x is scaled in place."""
 
 
 @overload(scale_row, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
@@ -39,7 +42,7 @@ def _scale_row(out, x, factor):
 
 @kernel
 def _softmax_cross_entropy(dlogits, losses, logits, targets, scale, with_gradient):
-    rows, pieces = logits.shape
+    rows, vocab_size = logits.shape
     for r in prange(rows):
         target = targets[r]
         if target < 0:
@@ -48,27 +51,27 @@ def _softmax_cross_entropy(dlogits, losses, logits, targets, scale, with_gradien
                 dlogits[r] = 0
             continue
         largest = logits[r, 0]
-        for v in range(pieces):
+        for v in range(vocab_size):
             largest = maximum(largest, logits[r, v])
         at_target = logits[r, target]
         total = logits.dtype.type(0)
         if with_gradient:
-            for start in range(0, pieces, SPAN):
+            for start in range(0, vocab_size, SPAN):
                 part = logits.dtype.type(0)
-                for i in range(min(SPAN, pieces - start)):
+                for i in range(min(SPAN, vocab_size - start)):
                     v = unsigned(start) + unsigned(i)
                     e = exp(logits[r, v] - largest)
                     logits[r, v] = e
                     part += e
                 total += part
             factor = scale / total
-            logits[r, target] -= total  # times factor: less scale
+            logits[r, target] -= total  # times `factor`, this subtracts `scale`
             scale_row(dlogits[r], logits[r], factor)
-            dlogits[r, pieces:] = 0  # a product takes longer rows whole
+            dlogits[r, vocab_size:] = 0  # the padding, which the matmul reads too
         else:
-            for start in range(0, pieces, SPAN):
+            for start in range(0, vocab_size, SPAN):
                 part = logits.dtype.type(0)
-                for i in range(min(SPAN, pieces - start)):
+                for i in range(min(SPAN, vocab_size - start)):
                     v = unsigned(start) + unsigned(i)
                     part += exp(logits[r, v] - largest)
                 total += part

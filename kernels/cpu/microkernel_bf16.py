@@ -1,5 +1,8 @@
-"""The tile of a bfloat16 product: pairs in, float32 out. AMX's where the processor has them and they are right; else of registers, by an
-instruction that adds the products of sixteen pairs or, without it, by taking pairs apart and multiplying float32: the same up to rounding of sums.
+"""One tile of a bfloat16 matmul: bfloat16 pairs in, float32 out.
+
+The tile is computed by AMX if it is available and passes its self-test, and otherwise in vector registers: by the
+AVX512-BF16 instruction that multiplies and adds pairs or, without it, by splitting the pairs and multiplying in
+float32. The three agree up to the rounding of sums.
 """
 
 from typing import NamedTuple
@@ -20,22 +23,26 @@ from .processor import FEATURES, compiled_name
 
 AMX, AMX_REASON = amx.available()
 ROWS = amx.ROWS if AMX else REGISTER_ROWS
-STEP = amx.PAIRS if AMX else 1  # pairs of which the summed axis must be a multiple
+STEP = amx.PAIRS if AMX else 1  # the summed axis is a multiple of this many pairs
 if AMX:
-    jit.CACHE = jit.CACHE / "amx"  # what is compiled from here on differs
+    jit.CACHE = jit.CACHE / "amx"  # kernels compiled from here on use AMX, so they need their own cache
     assert COLUMNS == amx.COLUMNS
 
 
 class Unit(NamedTuple):
-    """What multiplies bfloat16 here: whether it is faster than float32, and a reason to print."""
+    """Whether bfloat16 matmuls are faster than float32 on this processor, and the reason as a clause."""
 
     fast: bool
     reason: str
 
 
 def bfloat16_unit():
-    """The `Unit` of this processor. AMX multiplies bfloat16 some ten times as fast as float32. AVX512-BF16 adds sixteen pairs where an
-    AVX-512 multiply-add adds sixteen numbers, twice the work; Intel's processors have it at half the rate, and so gain nothing."""
+    """The `Unit` of this processor.
+
+    AMX multiplies bfloat16 about ten times as fast as float32. An AVX512-BF16 instruction does twice the work of an
+    AVX-512 multiply-add: sixteen pairs instead of sixteen elements. Intel's processors run it at half the rate, so
+    they gain nothing.
+    """
     if AMX:
         return Unit(True, AMX_REASON)
     if not NATIVE:
@@ -45,8 +52,8 @@ def bfloat16_unit():
     return Unit(False, "on this processor AVX512-BF16 is no faster than float32")
 
 
-def pairs_added(builder, total, factor, b):
-    """total + the products of two vectors of pairs, lane by lane."""
+def add_pair_products(builder, total, factor, b):
+    """total + the dot product of each pair of `factor` with the pair of `b` in the same lane."""
     lanes, word = total.type.count, ir.VectorType(ir.IntType(32), total.type.count)
     if NATIVE:
         pairs = ir.VectorType(BFloat(), 2 * lanes)
@@ -66,73 +73,115 @@ def pairs_added(builder, total, factor, b):
     return total
 
 
-multiply_register_tile = multiply_tile_of(lambda c, a, b: c == types.float32 and a == b == types.int32, pairs_added)
+multiply_register_tile = multiply_tile_of(
+    lambda c, a, b: c == types.float32 and a == b == types.int32, add_pair_products
+)
 
 
 @row
-def multiply_pairs(c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate):
-    """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0 pairs, a multiple of STEP.
+def multiply_pairs(
+    c,
+    c_offset,
+    c_row,
+    a,
+    a_offset,
+    a_row,
+    b,
+    b_offset,
+    b_step,
+    k,
+    accumulate,
+):
+    """C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += if `accumulate` is not 0. k > 0: pairs, a multiple of STEP
 
-    C is of float32, A and B of pairs, int32. Each operand starts `offset` elements into its array, its rows `row` or `step` elements apart.
-    Everything the tile covers must exist. A thread calls `begin_tiles` before its first and `end_tiles` after its last.
+    C is float32, A and B are int32 pairs. Each matrix starts `offset` elements into its array, and its rows are `row`
+    or `step` elements apart. The arrays must hold the whole tile. A thread calls `begin_tiles` before its first matmul
+    and `end_tiles` after its last.
     """
-    multiply_chosen_tile(c, c_offset, c_row, a, a_offset, a_row, 1, b, b_offset, b_step, k, accumulate)
+    multiply_chosen_tile(
+        c,
+        c_offset,
+        c_row,
+        a,
+        a_offset,
+        a_row,
+        1,
+        b,
+        b_offset,
+        b_step,
+        k,
+        accumulate,
+    )
 
 
-# Code with AMX instructions cannot even be generated for a processor without them.
+# LLVM cannot generate AMX instructions for a processor without AMX, so the choice is made before compilation.
 if AMX:
     multiply_chosen_tile = multiply_tile
 
     @row
     def begin_tiles():
-        """Tiles belong to a thread, and it has none until it asks."""
+        """Configure the calling thread's AMX tiles."""
         configure_tiles(TILES)
 
     @row
     def end_tiles():
-        """A thread with tiles has more to save whenever another runs."""
+        """Release the calling thread's AMX tiles, which makes its context switches cheaper."""
         release_tiles()
 else:
     multiply_chosen_tile = multiply_register_tile
 
     @row
     def begin_tiles():
-        """Registers are there for everyone."""
+        """Do nothing: vector registers need no setup."""
 
     end_tiles = begin_tiles
 
 
-def put_row_of(on_bias, on_residual):
-    """An intrinsic: COLUMNS numbers of a row of `out` = sums (+ bias) (+ residual), each starting at an offset; rounded where `out` is of bfloat16."""
+def store_sums_of(add_bias, add_residual):
+    """Make an intrinsic that stores COLUMNS elements of a row: out = sums (+ bias) (+ residual).
+
+    Each array is read or written from its own offset. The results are rounded to the type of `out`.
+    """
 
     @intrinsic
-    def put_row(typingctx, out, out_offset, sums, sums_offset, bias, bias_offset, residual, residual_offset):
+    def store_sums(
+        typingctx,
+        out,
+        out_offset,
+        sums,
+        sums_offset,
+        bias,
+        bias_offset,
+        residual,
+        residual_offset,
+    ):
         if sums.dtype != types.float32 or bias.dtype != types.float32:
             return None
 
         def codegen(context, builder, signature, args):
-            kinds, vector = signature.args, ir.VectorType(ir.FloatType(), LANES)
-            halves, words = (ir.VectorType(kind, LANES) for kind in (ir.IntType(16), ir.IntType(32)))
+            array_types, vector = signature.args, ir.VectorType(ir.FloatType(), LANES)
+            halves, words = (ir.VectorType(ir.IntType(bits), LANES) for bits in (16, 32))
 
-            def at(place, kind, v):
+            def at(argument, vector_type, v):
+                """The address of vector v of an argument, which an offset follows."""
                 pointer = builder.gep(
-                    element_pointer(context, builder, kinds[place], args[place], args[place + 1]),
+                    element_pointer(context, builder, array_types[argument], args[argument], args[argument + 1]),
                     [ir.Constant(ir.IntType(64), v * LANES)],
                 )
-                return builder.bitcast(pointer, kind.as_pointer())
+                return builder.bitcast(pointer, vector_type.as_pointer())
 
             for v in range(COLUMNS // LANES):
                 total = builder.load(at(2, vector, v), align=4)
-                if on_bias:
+                if add_bias:
                     total = builder.fadd(total, builder.load(at(4, vector, v), align=4))
-                if on_residual and kinds[6].dtype == types.uint16:
+                if add_residual and array_types[6].dtype == types.uint16:
                     bits = builder.zext(builder.load(at(6, halves, v), align=2), words)
                     total = builder.fadd(
                         total, builder.bitcast(builder.shl(bits, ir.Constant(words, [16] * LANES)), vector)
                     )
-                elif on_residual:
+                elif add_residual:
                     total = builder.fadd(total, builder.load(at(6, vector, v), align=4))
-                if kinds[0].dtype == types.uint16:
+                if array_types[0].dtype == types.uint16:
                     builder.store(nearest(builder, total), at(0, halves, v), align=2)
                 else:
                     builder.store(total, at(0, vector, v), align=4)
@@ -141,17 +190,17 @@ def put_row_of(on_bias, on_residual):
         i = types.intp
         return types.void(out, i, sums, i, bias, i, residual, i), codegen
 
-    return put_row
+    return store_sums
 
 
-put_row, put_row_on_bias, put_row_on_residual, put_row_on_both = (
-    put_row_of(*choice) for choice in ((False, False), (True, False), (False, True), (True, True))
+store_sums, store_sums_with_bias, store_sums_with_residual, store_sums_with_both = (
+    store_sums_of(*choice) for choice in ((False, False), (True, False), (False, True), (True, True))
 )
 
 
 @intrinsic
 def prefetch_tile(typingctx, out, offset, row):
-    """The first line of each of ROWS rows, `row` elements apart, is to be written soon."""
+    """Prefetch the first cache line of each of ROWS rows, `row` elements apart, for writing."""
 
     def codegen(context, builder, signature, args):
         out, offset, row = args
@@ -164,17 +213,20 @@ def prefetch_tile(typingctx, out, offset, row):
             builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
         )
         for r in range(ROWS):
-            place = builder.gep(first, [builder.mul(row, ir.Constant(ir.IntType(64), r))])
+            pointer = builder.gep(first, [builder.mul(row, ir.Constant(ir.IntType(64), r))])
             builder.call(
-                prefetch, [builder.bitcast(place, byte), *(ir.Constant(flag, choice) for choice in (1, 3, 1))]
-            )  # to write, near, data
+                prefetch, [builder.bitcast(pointer, byte), *(ir.Constant(flag, choice) for choice in (1, 3, 1))]
+            )  # for writing, into the nearest cache, data
         return context.get_dummy_value()
 
     return types.void(out, types.intp, types.intp), codegen
 
 
 def interleave_panel_of(width):
-    """An intrinsic: panel (terms, width) of pairs: row t holds x[2t, ...] and x[2t + 1, ...] side by side, `width` columns from an offset on, x's rows `x_row` apart."""
+    """Make an intrinsic that packs a panel of pairs (terms, `width`) from neighboring rows of a bfloat16 matrix x.
+
+    Element (t, c) of the panel is the pair x[2 t, c], x[2 t + 1, c]. x starts at an offset, its rows `x_row` apart.
+    """
 
     @intrinsic
     def interleave_panel(typingctx, panel, panel_offset, x, x_offset, x_row, terms):
@@ -183,23 +235,24 @@ def interleave_panel_of(width):
 
         def codegen(context, builder, signature, args):
             panel, panel_offset, x, x_offset, x_row, terms = args
-            kinds, word = signature.args, ir.IntType(64)
+            array_types, word = signature.args, ir.IntType(64)
             vector, pairs = ir.VectorType(ir.IntType(16), width), ir.VectorType(ir.IntType(16), 2 * width)
             order = ir.Constant(
-                ir.VectorType(ir.IntType(32), 2 * width), [place for i in range(width) for place in (i, width + i)]
+                ir.VectorType(ir.IntType(32), 2 * width), [lane for i in range(width) for lane in (i, width + i)]
             )
             source, target = (
-                element_pointer(context, builder, kinds[2], x, x_offset),
-                element_pointer(context, builder, kinds[0], panel, panel_offset),
+                element_pointer(context, builder, array_types[2], x, x_offset),
+                element_pointer(context, builder, array_types[0], panel, panel_offset),
             )
             with cgutils.for_range(builder, terms) as loop:
                 even = builder.gep(source, [builder.mul(builder.mul(loop.index, ir.Constant(word, 2)), x_row)])
                 rows = [
-                    builder.load(builder.bitcast(place, vector.as_pointer()), align=2)
-                    for place in (even, builder.gep(even, [x_row]))
+                    builder.load(builder.bitcast(pointer, vector.as_pointer()), align=2)
+                    for pointer in (even, builder.gep(even, [x_row]))
                 ]
-                place = builder.gep(target, [builder.mul(loop.index, ir.Constant(word, width))])
-                builder.store(builder.shuffle_vector(*rows, order), builder.bitcast(place, pairs.as_pointer()), align=4)
+                pointer = builder.gep(target, [builder.mul(loop.index, ir.Constant(word, width))])
+                interleaved = builder.shuffle_vector(*rows, order)
+                builder.store(interleaved, builder.bitcast(pointer, pairs.as_pointer()), align=4)
             return context.get_dummy_value()
 
         i = types.intp
@@ -213,7 +266,10 @@ interleave_panel = interleave_panel_of(COLUMNS)
 
 @intrinsic
 def copy_pairs(typingctx, pairs, offset, x, x_offset, count):
-    """pairs[offset : offset + count] = the 2 count bfloat16 from x_offset on, wherever that is: two neighbours are a pair as they lie."""
+    """pairs[offset : offset + count] = x[x_offset : x_offset + 2 count]
+
+    x is bfloat16. Two neighbors in memory already have the bits of a pair, so this is a memory copy.
+    """
     if pairs.dtype != types.int32 or x.dtype != types.uint16:
         return None
 

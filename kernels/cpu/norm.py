@@ -1,4 +1,8 @@
-"""RMSNorm and LayerNorm: rows in parallel; the weight's gradient in blocks of columns, so that no two threads add to one place."""
+"""RMSNorm and LayerNorm.
+
+Threads split the rows. For the weight's gradient they split the columns instead, so that no two threads add to the same
+element.
+"""
 
 import numpy as np
 from numba import prange
@@ -9,37 +13,53 @@ from .math import maximum
 from .microkernel_f32 import LANES
 from .vector import load_some, multiply_add, spread, store_some
 
-COLUMNS, ROWS = 64, 64  # of what a thread adds up at a time: it stays in the nearest cache
+COLUMNS, ROWS = 64, 64  # the block that a thread sums at a time: it stays in the first-level cache
 
 
 @row
 def add_to(total, dout):
+    """total += dout, one row"""
     for c in range(total.size):
         total[c] += read(dout, c)
 
 
 @row
-def add_weight_gradient(dweight, dbias, has_bias, dout, x, mean, has_mean, rstd, width, first, last):
-    """dweight += sum_n dout * (x - mean) rstd,   dbias += sum_n dout: columns `first` to `last`, whose sums stay in registers. dout, x: flat."""
-    for start in range(0, rstd.size, ROWS):
-        for j in range(first, last, LANES):
-            n = min(LANES, last - j)
-            slanted, plain = load_some(dweight, j, n), load_some(dbias, j, n)
-            for r in range(start, min(rstd.size, start + ROWS)):
+def add_weight_gradient(
+    dweight,
+    dbias,
+    has_bias,
+    dout,
+    x,
+    mean,
+    has_mean,
+    rstd,
+    width,
+    start,
+    stop,
+):
+    """dweight += sum_n dout * (x - mean) * rstd,   dbias += sum_n dout,   for the columns start ... stop - 1
+
+    dout, x: flat (N * width,)   Without `has_mean`, the mean is 0. The sums of a block of rows stay in registers.
+    """
+    for first_row in range(0, rstd.size, ROWS):
+        for j in range(start, stop, LANES):
+            n = min(LANES, stop - j)
+            sum_dy_xhat, sum_dy = load_some(dweight, j, n), load_some(dbias, j, n)
+            for r in range(first_row, min(rstd.size, first_row + ROWS)):
                 d, value = load_some(dout, r * width + j, n), load_some(x, r * width + j, n)
                 if has_mean:
                     value = value - spread(mean, r)
-                slanted = multiply_add(d, value * spread(rstd, r), slanted)
-                plain = plain + d
-            store_some(dweight, j, slanted, n)
+                sum_dy_xhat = multiply_add(d, value * spread(rstd, r), sum_dy_xhat)
+                sum_dy = sum_dy + d
+            store_some(dweight, j, sum_dy_xhat, n)
             if has_bias:
-                store_some(dbias, j, plain, n)
+                store_some(dbias, j, sum_dy, n)
 
 
-# Rows are addressed without slices, which would count references once a row.
+# These two index rows directly, because a slice costs a reference count per row.
 @inlined
 def rmsnorm_row(out, x, r, weight, eps):
-    """Row r of the norm; returns rstd."""
+    """Normalize row r of x into `out`. Returns rstd."""
     width, total = x.shape[1], x.dtype.type(0)
     for c in range(width):
         total += x[r, c] * x[r, c]
@@ -51,30 +71,32 @@ def rmsnorm_row(out, x, r, weight, eps):
 
 @inlined
 def layernorm_row(out, x, r, weight, bias, has_bias, eps):
-    """Row r of the norm; returns its mean and rstd.
+    """Normalize row r of x into `out`. Returns (mean, rstd).
 
-    The sum of elements far from zero has a rounding error as large as their deviations from the mean may be. So deviations are taken
-    from a first mean, and their own mean corrects it. Source: T. Chan, G. Golub, R. LeVeque, Algorithms for Computing the Sample
-    Variance, The American Statistician 37, 1983.
+    If the mean is far from zero, the rounding error of the row's sum can be as large as the deviations from the mean.
+    So the deviations are taken from a first estimate of the mean, and the mean of the deviations corrects it.
+
+    Source: T. Chan, G. Golub, R. LeVeque, Algorithms for Computing the Sample Variance, The American Statistician 37,
+    1983.
     """
-    width, share, total = x.shape[1], x.dtype.type(1 / x.shape[1]), x.dtype.type(0)
+    width, inverse_width, sum_x = x.shape[1], x.dtype.type(1 / x.shape[1]), x.dtype.type(0)
     for c in range(width):
-        total += x[r, c]
-    first = total * share
-    rest, square = x.dtype.type(0), x.dtype.type(0)
+        sum_x += x[r, c]
+    estimate = sum_x * inverse_width
+    sum_deviation, sum_square = x.dtype.type(0), x.dtype.type(0)
     for c in range(width):
-        rest += x[r, c] - first
-        square += (x[r, c] - first) * (x[r, c] - first)
-    correction = rest * share
-    centre, square = first + correction, maximum(square - rest * correction, x.dtype.type(0))
-    scale = x.dtype.type(1 / np.sqrt(square / width + eps))
+        sum_deviation += x[r, c] - estimate
+        sum_square += (x[r, c] - estimate) * (x[r, c] - estimate)
+    correction = sum_deviation * inverse_width
+    center, sum_square = estimate + correction, maximum(sum_square - sum_deviation * correction, x.dtype.type(0))
+    scale = x.dtype.type(1 / np.sqrt(sum_square / width + eps))
     if has_bias:
         for c in range(width):
-            write(out, (r, c), (x[r, c] - centre) * scale * weight[c] + bias[c])
+            write(out, (r, c), (x[r, c] - center) * scale * weight[c] + bias[c])
     else:
         for c in range(width):
-            write(out, (r, c), (x[r, c] - centre) * scale * weight[c])
-    return centre, scale
+            write(out, (r, c), (x[r, c] - center) * scale * weight[c])
+    return center, scale
 
 
 @kernel
@@ -116,19 +138,31 @@ def _layernorm_forward(out, mean, rstd, x, weight, bias, has_bias, eps):
 
 
 @kernel
-def _layernorm_backward(dx, dweight, dbias, has_bias, dout, flat_dout, x, flat_x, weight, mean, rstd):
+def _layernorm_backward(
+    dx,
+    dweight,
+    dbias,
+    has_bias,
+    dout,
+    flat_dout,
+    x,
+    flat_x,
+    weight,
+    mean,
+    rstd,
+):
     rows, width = x.shape
     for r in prange(rows):
-        centre, scale = mean[r], rstd[r]
+        center, scale = mean[r], rstd[r]
         sum_dy, sum_dy_xhat = x.dtype.type(0), x.dtype.type(0)
         for c in range(width):
             g = dout[r, c] * weight[c]
             sum_dy += g
-            sum_dy_xhat += g * (x[r, c] - centre)
+            sum_dy_xhat += g * (x[r, c] - center)
         mean_dy = sum_dy / x.dtype.type(width)
         mean_dy_xhat = sum_dy_xhat * (scale * scale / x.dtype.type(width))
         for c in range(width):
-            dx[r, c] += scale * (dout[r, c] * weight[c] - mean_dy - (x[r, c] - centre) * mean_dy_xhat)
+            dx[r, c] += scale * (dout[r, c] * weight[c] - mean_dy - (x[r, c] - center) * mean_dy_xhat)
     for block in prange((width + COLUMNS - 1) // COLUMNS):
         add_weight_gradient(
             dweight,

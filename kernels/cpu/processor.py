@@ -1,8 +1,9 @@
-"""The instruction set that kernels are compiled for: this processor's, or the one that Numba is told to use.
+"""The instruction set that kernels are compiled for: this processor's, unless an environment variable sets another.
 
-`SLM_NP_CPU=avx2` compiles for any x86-64 processor since 2013 (x86-64-v3: AVX2 and FMA), so that a machine with AVX-512 runs what
-an AVX2 machine runs, bit for bit. Numba's own variables NUMBA_CPU_NAME and NUMBA_CPU_FEATURES choose other instruction sets.
-OpenBLAS chooses its kernels by itself; OPENBLAS_CORETYPE=Haswell makes it use those for AVX2.
+`SLM_NP_CPU=avx2` compiles for any x86-64 processor since 2013 (x86-64-v3: AVX2 and FMA). A machine with AVX-512 then
+runs the same code as a machine with AVX2, with the same bits. Numba's own variables NUMBA_CPU_NAME and
+NUMBA_CPU_FEATURES select other instruction sets. OpenBLAS selects its kernels separately: OPENBLAS_CORETYPE=Haswell
+selects those for AVX2.
 
 This module changes Numba's settings, so it must be imported before Numba compiles anything.
 """
@@ -21,7 +22,7 @@ X86_64_V3 = (
 
 
 def compiled_features():
-    """{feature: whether Numba generates code with it}, in LLVM's names."""
+    """{LLVM's name of a feature: whether Numba generates code that uses it}"""
     chosen = numba.config.CPU_FEATURES
     if chosen is None:
         return binding.get_host_cpu_features()
@@ -29,23 +30,23 @@ def compiled_features():
 
 
 def compiled_name():
-    """LLVM's name of the processor that Numba generates code for."""
+    """LLVM's name of the processor that Numba compiles for."""
     return numba.config.CPU_NAME or binding.get_host_cpu_name()
 
 
 def choose_instruction_set():
-    """Apply SLM_NP_CPU to Numba's settings. Raises UserError for a value that is unknown or needs another processor."""
-    asked, host = os.environ.get("SLM_NP_CPU", ""), binding.get_host_cpu_features()
-    if asked == "avx2":
+    """Apply SLM_NP_CPU to Numba's settings. Raises UserError if its value is unknown or this processor lacks AVX2."""
+    choice, host = os.environ.get("SLM_NP_CPU", ""), binding.get_host_cpu_features()
+    if choice == "avx2":
         if not (host.get("avx2") and host.get("fma")):
             raise UserError("SLM_NP_CPU=avx2 needs a processor with AVX2 and FMA; unset SLM_NP_CPU")
         numba.config.CPU_NAME = "x86-64-v3"
         numba.config.CPU_FEATURES = ",".join(f"+{feature}" for feature in X86_64_V3)
-    elif asked:
-        raise UserError(f"SLM_NP_CPU={asked} is unknown; set SLM_NP_CPU=avx2 or unset it")
+    elif choice:
+        raise UserError(f"SLM_NP_CPU={choice} is unknown; set SLM_NP_CPU=avx2 or unset it")
     elif numba.config.CPU_FEATURES is None and host.get("amx-tile"):
-        # LLVM uses half of a 512-bit register on Intel's processors, because the first ones that had such registers lowered
-        # their clock for whole ones. Processors with AMX do not.
+        # By default, LLVM uses 256-bit vectors on Intel's processors, because the first ones with AVX-512 lowered their
+        # clock for 512-bit vectors. Processors with AMX do not.
         numba.config.CPU_FEATURES = host.flatten() + ",-prefer-256-bit"
 
 

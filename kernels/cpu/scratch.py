@@ -1,17 +1,19 @@
-"""Scratch memory as named views: one function lays them out, both for a kernel and for whoever allocates the memory.
+"""Scratch memory as named views: one function per kernel defines the layout, for the kernel and for the allocation.
 
-A layout is a plain function `layout(memory, ...)` that calls `carve` once per view and returns (views, rest of the memory). Kernels
-compile it, memory being a flat array. `elements_of` runs it in Python on a count instead, so that both agree by construction.
+A layout is a function `layout(memory, ...)` that calls `carve` once per view and returns (views, rest of the memory).
+Kernels compile it and pass a flat array. `elements_of` runs the same function in Python on a count of elements, so the
+allocated size always matches the layout.
 """
 
 from numba import types
 from numba.extending import overload, register_jitable
 
-ALIGN = 16  # elements: a view begins where a cache line does, if the memory does
+ALIGN = 16  # elements: views start at cache lines if the memory does
 
 
 @register_jitable
 def elements(shape):
+    """The number of elements of an array of this shape."""
     size = 1
     for length in shape:
         size *= length
@@ -19,7 +21,10 @@ def elements(shape):
 
 
 def carve(memory, shape):
-    """(a view of the first elements of `memory`, the rest)        Given a count instead: (shape, the count after it)"""
+    """(a view of the first elements of `memory`, the rest of it)
+
+    In Python, `memory` is a count of the elements used so far, and the result is (shape, the new count).
+    """
     return shape, memory + -(-elements(shape) // ALIGN) * ALIGN
 
 
@@ -33,5 +38,5 @@ def _carve(memory, shape):
 
 
 def elements_of(layout, *sizes):
-    """Elements of memory that `layout` divides."""
+    """The number of elements that `layout` needs for these sizes."""
     return layout(0, *sizes)[1]

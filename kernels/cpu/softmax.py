@@ -1,4 +1,4 @@
-"""Rows of attention's scores: softmax, its derivative, dropout."""
+"""Row functions of attention: softmax of a row of scores, its derivative, and dropout."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from .math import exp, maximum
 
 @row
 def softmax_row(scores, length, scale):
-    """scores[:length] = softmax(scale * scores[:length]); returns log sum exp."""
+    """scores[:length] = softmax(scale * scores[:length]). Returns log sum exp(scale * scores)."""
     largest, total = scores[0], scores.dtype.type(0)
     for j in range(length):
         largest = maximum(largest, scores[j])
@@ -25,14 +25,14 @@ def softmax_row(scores, length, scale):
 
 @row
 def probability_row(p, length, lse, scale):
-    """Scores p[:length] become their probabilities again, from forward's log sum exp."""
+    """p[:length] = exp(scale * p[:length] - lse): recompute the probabilities from the scores and forward's lse."""
     for j in range(length):
         p[j] = exp(p[j] * scale - lse)
 
 
 @row
 def softmax_backward_row(dp, p, length):
-    """dp[:length] becomes p * (dp - sum p dp)."""
+    """dp[:length] = p * (dp - sum_j p_j dp_j)"""
     mean = p.dtype.type(0)
     for j in range(length):
         mean += p[j] * dp[j]
@@ -42,6 +42,6 @@ def softmax_backward_row(dp, p, length):
 
 @row
 def drop_row(values, length, index, key, threshold, keep_scale):
-    """Dropout of values[:length], elements `index`... of the mask."""
+    """Apply dropout to values[:length] in place. `index` is the first element's index in the mask."""
     for j in range(length):
         values[j] = values[j] * keep_scale if kept(index + j, key, threshold) else values.dtype.type(0)

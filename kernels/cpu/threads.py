@@ -1,4 +1,4 @@
-"""Threads of the kernels, and the BLAS behind the matmuls."""
+"""The number of threads that kernels use, and the name of the BLAS library."""
 
 import numba
 
@@ -6,7 +6,7 @@ from slm_np.errors import UserError
 
 
 def use_threads(threads=0):
-    """Set the number of threads, 0 for one per core; returns it. Raises UserError above the cores of this process."""
+    """Set the number of threads; 0 means one per core. Returns the number. Raises UserError if it exceeds the cores."""
     cores = numba.config.NUMBA_NUM_THREADS
     if threads > cores:
         raise UserError(
@@ -18,12 +18,13 @@ def use_threads(threads=0):
 
 
 def thread_count():
+    """The number of threads that kernels use."""
     return numba.get_num_threads()
 
 
 def matmul_name():
-    """The BLAS behind the matmuls, such as 'OpenBLAS 0.3.30 (SkylakeX)'."""
-    import scipy.linalg.cython_blas  # noqa: F401  loads it
+    """The name of the BLAS library that the kernels call, such as 'OpenBLAS 0.3.30 (SkylakeX)'."""
+    import scipy.linalg.cython_blas  # noqa: F401  loads the library
     from threadpoolctl import threadpool_info
 
     known = [info for info in threadpool_info() if info["user_api"] == "blas"]

@@ -278,8 +278,8 @@ def test_gemm_check_passes_and_finds_a_lost_tile():
 def test_concurrent_threads_have_their_own_tiles():
     count = performed()
     with ThreadPoolExecutor(2) as threads:
-        results = list(threads.map(amx.exact_products, [0.3, 0.3], [1, 2]))
-    assert all(products and not wrong for products, wrong in results)
+        results = list(threads.map(amx.multiply_integers, [0.3, 0.3], [1, 2]))
+    assert all(total and not wrong for total, wrong in results)
     assert not EMULATED or performed() > count
 
 
@@ -304,7 +304,7 @@ def outcome_in_a_fork(function):
 @tiles
 def test_fork_after_use():
     def exact():
-        assert amx.exact_products(0)[1] == 0
+        assert amx.multiply_integers(0)[1] == 0
 
     exact()
     assert outcome_in_a_fork(exact)[0] == 0
@@ -446,18 +446,18 @@ def machine(monkeypatch, tmp_path):
 
 @tiles
 def test_available(machine):
-    assert amx.available() == (True, "this processor has AMX and products of integers on it are exact")
+    assert amx.available() == (True, "this processor has AMX and its self-test passed")
 
 
 def test_switched_off(machine):
     machine.setenv("SLM_NP_AMX", "0")
-    assert amx.available() == (False, "SLM_NP_AMX=0 switches AMX off")
+    assert amx.available() == (False, "SLM_NP_AMX=0 disables AMX")
 
 
 def test_other_systems(machine):
     machine.setattr(sys, "platform", "darwin")
     machine.setattr(amx.platform, "system", lambda: "Darwin")
-    assert amx.available() == (False, "AMX is used on Linux on x86-64, and this is Darwin on x86_64")
+    assert amx.available() == (False, "AMX requires Linux on x86-64, and this is Darwin on x86_64")
 
 
 def test_processor_without_the_feature(machine):
@@ -544,10 +544,10 @@ def test_loops_use_512_bit_registers_on_processors_with_amx(tiles, found, tmp_pa
     assert run.stdout.strip() == found, run.stderr
 
 
-@pytest.mark.parametrize("error, reason", [(22, "its kernel is older than Linux 5.16"), (1, os.strerror(1))])
+@pytest.mark.parametrize("error, reason", [(22, "the kernel is older than Linux 5.16"), (1, os.strerror(1))])
 def test_permission_denied(machine, error, reason):
     machine.setattr(amx, "ask_permission", lambda: error)
-    assert amx.available() == (False, f"this system lends no AMX tiles: {reason}")
+    assert amx.available() == (False, f"the operating system does not provide AMX tiles: {reason}")
 
 
 def test_permission_is_asked_once(machine):
@@ -571,14 +571,14 @@ def test_a_self_test_that_fails_is_remembered_until_the_next_start(machine):
     try:
         assert amx.available() == (
             False,
-            "AMX products of integers are wrong on this machine, so its tiles stay unused until it restarts",
+            "AMX failed its self-test on this machine and stays disabled until the next reboot",
         )
     finally:
         lose_tiles(0)
     assert not amx.available()[0]
     machine.setattr(amx, "boot", lambda: "second")
     assert amx.available()[0]
-    machine.setattr(amx, "exact_products", None)  # the self-test does not run again
+    machine.setattr(amx, "multiply_integers", None)  # the self-test does not run again
     assert amx.available()[0]
     assert sorted(path.name for path in amx.CACHE.iterdir()) == ["amx-first", "amx-second"]
 
@@ -595,15 +595,15 @@ def test_boot():
 
 
 @tiles
-def test_stress_counts_products(machine, capsys):
+def test_stress_counts_matmuls(machine, capsys):
     with pytest.raises(SystemExit) as stopped:
         amx_stress.main(["--seconds", "1"])
     assert not stopped.value.code
-    assert re.fullmatch(r"[\d,]+ products by 4 processes on \d cores? in 1 s, 0 wrong\n", capsys.readouterr().out)
+    assert re.fullmatch(r"[\d,]+ matmuls by 4 processes on \d cores? in 1 s, 0 wrong\n", capsys.readouterr().out)
 
 
 @emulated
-def test_stress_counts_wrong_products(machine, capsys):
+def test_stress_counts_wrong_matmuls(machine, capsys):
     lose_tiles(499)
     try:
         with pytest.raises(SystemExit) as stopped:
@@ -619,4 +619,5 @@ def test_stress_without_tiles(machine, capsys):
     machine.setenv("SLM_NP_AMX", "0")
     with pytest.raises(SystemExit) as stopped:
         amx_stress.main([])
-    assert stopped.value.code == 2 and capsys.readouterr().err == "no AMX: SLM_NP_AMX=0 switches AMX off\n"
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "slm_np: AMX is unavailable: SLM_NP_AMX=0 disables AMX\n"

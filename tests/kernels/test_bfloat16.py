@@ -611,7 +611,7 @@ def check_avx2():
 
 def check_amx():
     assert microkernel_bf16.AMX and ROWS == 32
-    reason = "this processor has AMX and products of integers on it are exact"
+    reason = "this processor has AMX and its self-test passed"
     assert microkernel_bf16.bfloat16_unit() == (True, reason)
 
 
@@ -646,7 +646,7 @@ from slm_np.kernels.cpu import microkernel_bf16
 assert not microkernel_bf16.AMX
 assert microkernel_bf16.multiply_chosen_tile is microkernel_bf16.multiply_register_tile
 unit = microkernel_bf16.bfloat16_unit()
-assert microkernel_bf16.NATIVE or unit == (False, "SLM_NP_AMX=0 switches AMX off"), unit
+assert microkernel_bf16.NATIVE or unit == (False, "SLM_NP_AMX=0 disables AMX"), unit
 print("passed")
 """
 
