@@ -30,6 +30,7 @@ from .attention_storage import (
     pair_layout,
     query_scale,
     right_strides,
+    row_stop,
     score_scale,
     scratch_for,
     store_row,
@@ -61,6 +62,11 @@ class Dropout(NamedTuple):
     key: int
     threshold: int
     keep_scale: float
+
+
+@row
+def clear(x):
+    x.reshape(x.size)[:] = 0
 
 
 @row
@@ -119,7 +125,6 @@ def forward_head(out, lse, s, qkv, sizes, dropout, b, h):
     load_right(s.right, qkv, k + kv_heads * width, columns, steps, width)
     for q in range(0, steps, QUERIES):
         count = min(QUERIES, steps - q)
-        stop = padded(q + padded(count, height), COLUMNS)
         load_rows(s.queries, qkv, base + q * columns + h * width, columns, count, width, query_scale(qkv, scale))
         multiply_scores(s.scores, s.queries, s.keys_t, q, count)
         for i in range(padded(count, height)):
@@ -129,7 +134,7 @@ def forward_head(out, lse, s, qkv, sizes, dropout, b, h):
                 lse[task, q + i] = softmax_row(scores, length, score_scale(qkv, scale))
                 if threshold > 0:
                     drop_row(scores, length, (task * steps + q + i) * steps, key, threshold, keep_scale)
-            store_row(s.p[i], scores, length, stop)
+            store_row(s.p[i], scores, length, row_stop(qkv, q, i, count))
         sum_over_keys(s.result, s.p_rows, s.right, q, count)
         write_rows(out, (b * steps + q) * out_columns + h * width, out_columns, s.result, count, width, one)
 
@@ -140,19 +145,18 @@ def backward_group(qkv, s, dout, lse, sizes, dropout, b, kv):
     heads, kv_heads, steps, width = sizes
     key, threshold, keep_scale = dropout
     one, scale, group = type_of(qkv)(1), type_of(qkv)(1 / np.sqrt(width)), heads // kv_heads
-    columns, out_columns, height = (heads + 2 * kv_heads) * width, heads * width, tile_rows(qkv)
+    columns, out_columns = (heads + 2 * kv_heads) * width, heads * width
     base = b * steps * columns
     k = base + (heads + kv) * width
     v = k + kv_heads * width
     load_panels(s.values_t, s.rows, qkv, v, columns, steps, width)
     load_panels(s.keys_t, s.rows, qkv, k, columns, steps, width)
     load_right(s.right, qkv, k, columns, steps, width)
-    s.dkeys[:] = 0
-    s.dvalues[:] = 0
+    clear(s.dkeys)
+    clear(s.dvalues)
     for h in range(kv * group, kv * group + group):
         for q in range(0, steps, QUERIES):
             count, task = min(QUERIES, steps - q), b * heads + h
-            stop = padded(q + padded(count, height), COLUMNS)
             dq, do = base + q * columns + h * width, (b * steps + q) * out_columns + h * width
             load_queries(s.queries, s.queries_right, qkv, dq, columns, count, width, query_scale(qkv, scale))
             load_queries(s.douts, s.douts_right, dout, do, out_columns, count, width, one)
@@ -168,10 +172,11 @@ def backward_group(qkv, s, dout, lse, sizes, dropout, b, kv):
                     softmax_backward_row(dp, p, length)
                     if threshold > 0:
                         drop_row(p, length, index, key, threshold, keep_scale)
+                stop = row_stop(qkv, q, i, count)
                 store_row(s.p[i], p, length, stop)
                 store_row(s.ds[i], dp, length, stop)
-            add_over_queries(s.dvalues, turn(s.turned, s.p, s.tile, stop), s.douts_right, q, count)
-            add_over_queries(s.dkeys, turn(s.turned, s.ds, s.tile, stop), s.queries_right, q, count)
+            add_over_queries(s.dvalues, turn(s.turned, s.p, s.tile, q, count), s.douts_right, q, count)
+            add_over_queries(s.dkeys, turn(s.turned, s.ds, s.tile, q, count), s.queries_right, q, count)
             sum_over_keys(s.result, s.ds_rows, s.right, q, count)
             write_rows(qkv, dq, columns, s.result, count, width, scale)
     write_rows(qkv, k, columns, s.dkeys, steps, width, score_scale(qkv, scale))

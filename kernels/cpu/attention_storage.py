@@ -22,7 +22,7 @@ from numba.extending import overload, register_jitable
 from . import microkernel_bf16, microkernel_f32
 from .bfloat16 import pair, rounded
 from .jit import FAST, row
-from .microkernel_bf16 import STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_pairs
+from .microkernel_bf16 import STEP, begin_tiles, copy_pairs, end_tiles, interleave_panel, multiply_chosen_tile
 from .microkernel_f32 import COLUMNS, QUERIES, multiply_tile, padded, transpose
 from .scratch import carve
 
@@ -170,14 +170,17 @@ def _halves(view):
     return lambda view: view.view(np.uint16)
 
 
-def by_storage(of_floats, of_pairs):
-    """A function for compiled code: `of_pairs` where an argument is an array of bfloat16 or of pairs, else `of_floats`."""
+def by_storage(of_floats, of_pairs, inline=False):
+    """A function for compiled code: `of_pairs` where an argument is an array of bfloat16 or of pairs, else `of_floats`.
+
+    inline: LLVM compiles it within each caller.
+    """
     of_floats, of_pairs = (getattr(function, "py_func", function) for function in (of_floats, of_pairs))
 
     def function(*arguments):
         raise NotImplementedError("for compiled code only")
 
-    @overload(function, strict=False, jit_options={"fastmath": FAST, "error_model": "numpy"})
+    @overload(function, strict=False, jit_options={"fastmath": FAST, "error_model": "numpy", "forceinline": inline})
     def chosen(*arguments):
         stored = {argument.dtype for argument in arguments if isinstance(argument, types.Array)}
         return of_pairs if stored & {types.uint16, types.int32} else of_floats
@@ -201,6 +204,16 @@ def entries_of_pairs(operand, elements):
 
 
 @row
+def row_stop_of_floats(operand, q, i, count):
+    return q + i // FLOAT_ROWS * FLOAT_ROWS + FLOAT_ROWS
+
+
+@row
+def row_stop_of_pairs(operand, q, i, count):
+    return padded(q + padded(count, PAIR_ROWS), COLUMNS)
+
+
+@row
 def nothing(operand):
     pass
 
@@ -213,6 +226,8 @@ elements_per_entry = by_storage(lambda operand: 1, lambda operand: 2)
 # Entries that hold so many elements, and the first entry of a sum that may leave out all elements before one.
 entries = by_storage(lambda operand, elements: elements, entries_of_pairs)
 first_entry = by_storage(lambda operand, element: element, lambda operand, element: element // (2 * STEP) * STEP)
+# Up to where row i of a block of `count` queries from q on must hold zeros: floats to the end of its tile, pairs for `turn_pairs`.
+row_stop = by_storage(row_stop_of_floats, row_stop_of_pairs)
 # 1 / sqrt(w) is multiplied to queries and to what is summed with them, or to scores and to the sums.
 query_scale = by_storage(lambda x, scale: scale, lambda x, scale: np.float32(1))
 score_scale = by_storage(lambda x, scale: x.dtype.type(1), lambda x, scale: scale)
@@ -252,19 +267,19 @@ def load_float_panels(panels, rows, x, start, stride, count, width):
         panel, n = panels[tile // COLUMNS], min(COLUMNS, count - tile)
         if n < COLUMNS:
             panel[:] = 0
-        transpose(panel.reshape(panel.size), COLUMNS, x, start + tile * stride, stride, n, width)
+        transpose(panel, COLUMNS, x, start + tile * stride, stride, n, width)
 
 
 @row
 def load_pair_panels(panels, rows, x, start, stride, count, width):
     """The same of pairs, (w / 2, COLUMNS), by way of `rows`."""
     load_pair_rows(rows, x, start, stride, count, width, np.float32(1))
-    half, flat = rows.shape[1], rows.reshape(rows.size)
+    half = rows.shape[1]
     for tile in range(0, count, COLUMNS):
         panel, n = panels[tile // COLUMNS], min(COLUMNS, count - tile)
         if n < COLUMNS:
             panel[:] = 0
-        transpose(panel.reshape(panel.size), COLUMNS, flat, tile * half, half, n, half)
+        transpose(panel, COLUMNS, rows, tile * half, half, n, half)
 
 
 @row
@@ -328,18 +343,17 @@ def store_rounded_row(p, scores, length, stop):
 
 
 @row
-def turn_floats(turned, p, tile, stop):
+def turn_floats(turned, p, tile, q, count):
     """P^T (T, QUERIES) as a left operand: floats are read by columns."""
     return p
 
 
 @row
-def turn_pairs(turned, p, tile, stop):
+def turn_pairs(turned, p, tile, q, count):
     """P^T as pairs of neighboring queries."""
-    flat, columns, long = turned.reshape(turned.size), tile.reshape(tile.size), p.shape[1]
-    for t in range(0, stop, COLUMNS):
-        interleave_panel(tile, 0, p, t, long, QUERIES // 2)
-        transpose(flat[t * QUERY_PAIRS :], QUERY_PAIRS, columns, 0, COLUMNS, QUERY_PAIRS, COLUMNS)
+    for t in range(0, row_stop_of_pairs(p, q, 0, count), COLUMNS):
+        interleave_panel(tile, 0, p, t, p.shape[1], QUERIES // 2)
+        transpose(turned[t:], QUERY_PAIRS, tile, 0, COLUMNS, QUERY_PAIRS, COLUMNS)
     return turned
 
 
@@ -359,10 +373,10 @@ def multiply_float_tile(c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_off
 @row
 def multiply_pair_tile(c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate):
     """The same of pairs: `a_step` is 1."""
-    multiply_pairs(c, c_offset, c_row, a, a_offset, a_row, b, b_offset, b_step, k, accumulate)
+    multiply_chosen_tile(c, c_offset, c_row, a, a_offset, a_row, 1, b, b_offset, b_step, k, accumulate)
 
 
-multiply = by_storage(multiply_float_tile, multiply_pair_tile)
+multiply = by_storage(multiply_float_tile, multiply_pair_tile, inline=True)
 # (from row to row, from entry to entry) of a left operand P^T;   (from entry to entry, from column to column) of a right operand.
 turned_strides = by_storage(lambda left: (1, left.shape[1]), lambda left: (left.shape[1], 1))
 right_strides = by_storage(lambda right: (right.shape[1], 1), lambda right: (COLUMNS, right.shape[1]))

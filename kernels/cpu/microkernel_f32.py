@@ -193,6 +193,18 @@ def copy_panel_of(width):
 copy_row_panel, copy_column_panel = copy_panel_of(ROWS), copy_panel_of(COLUMNS)
 
 
+@intrinsic
+def copy_element(typingctx, out, out_offset, x, x_offset):
+    """out[out_offset] = x[x_offset], counted over contiguous arrays of any shape."""
+
+    def codegen(context, builder, signature, args):
+        source, target = (element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in (2, 0))
+        builder.store(builder.load(source), target)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, x, types.intp), codegen
+
+
 @row
 def padded(size, multiple):
     return (size + multiple - 1) // multiple * multiple
@@ -229,4 +241,4 @@ def transpose(out, out_row, x, x_offset, x_row, rows, columns):
             else:
                 for i in range(r, min(rows, r + LANES)):
                     for j in range(c, min(columns, c + LANES)):
-                        out[j * out_row + i] = x[x_offset + i * x_row + j]
+                        copy_element(out, j * out_row + i, x, x_offset + i * x_row + j)
