@@ -1,10 +1,12 @@
 """Causal grouped-query attention, a block of queries at a time: scores exist in a worker's scratch only.
 
-The scores of a block against all keys up to its end fit the second-level cache, so softmax needs no second pass over blocks of keys.
-Tiles above the diagonal are skipped. Backward recomputes the probabilities from the scores and `lse`. One algorithm serves float32,
-float64 and bfloat16; attention_storage.py holds what differs between them. Sums and the softmax are never of bfloat16.
+The scores of a block against all keys up to its end fit the second-level cache, so softmax needs no second pass over
+blocks of keys. Tiles above the diagonal are skipped. Backward recomputes the probabilities from the scores and `lse`.
+One algorithm serves float32, float64 and bfloat16; attention_storage.py holds what differs between them. Sums and the
+softmax are never of bfloat16.
 
-Sizes: B sequences, T steps, H query heads, K key-value heads, width w. Arrays of heads are flat and addressed by offsets.
+Sizes: B sequences, T steps, H query heads, K key-value heads, width w. Arrays of heads are flat and addressed by
+offsets.
 """
 
 import threading
@@ -269,8 +271,10 @@ def attend(out, query, keys, values, scores, scale):
 
 @row
 def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scores):
-    """Sequence b, key-value head kv: its new key and value enter slot `slot` of the caches, (B, K, T, w) each and flat, and its
-    queries attend to len(scores) slots."""
+    """Sequence b, key-value head kv: its new key and value enter slot `slot`, and its queries attend to len(scores) slots.
+
+    keys, values: the caches (B, K, T, w), flat.
+    """
     width = out.shape[1] // heads
     group, scale, start = heads // kv_heads, out.dtype.type(1 / np.sqrt(width)), (b * kv_heads + kv) * steps * width
     k, v, new = keys[start : start + steps * width], values[start : start + steps * width], slot * width
@@ -303,8 +307,7 @@ STEP_SCORES = StepScores()
 
 
 def attention_step(out, keys, values, qkv, heads, kv_heads, position):
-    """The new keys and values of qkv (B, (H + 2 K) w) enter the caches (B, K, T, w) at slot position % T; out (B, H w) is the
-    attention of the new queries to the newest min(position + 1, T). position: how many tokens came before."""
+    """One new token per sequence: see `ops.attention_step`."""
     steps, position = keys.shape[2], int(position)
     _attention_step(
         out,

@@ -1,6 +1,7 @@
 """What attention does differently for its two kinds of storage: floats (float32, float64) and bfloat16.
 
-`attention.py` holds the algorithm. Its matmuls read a left operand by rows and a right operand by panels of COLUMNS columns:
+`attention.py` holds the algorithm. Its matmuls read a left operand by rows and a right operand by panels of COLUMNS
+columns:
 
     operand                         floats                              bfloat16
     left: Q, dO                     rows (QUERIES, w)                   rows of pairs (QUERIES, w / 2)
@@ -9,8 +10,8 @@
     right: K^T, V^T                 panels (T / C, w, C)                panels of pairs (T / C, w / 2, C)
     right: V, K, Q, dO              rows (T, w) or (QUERIES, w)         panels of interleaved rows (w / C, T / 2, C)
 
-A pair is two neighbors along the summed axis, see bfloat16.py. An *entry* is what the summed axis counts: an element, or a pair.
-Every function here comes in both kinds and is chosen by the type of its first argument.
+A pair is two neighbors along the summed axis, see bfloat16.py. An *entry* is what the summed axis counts: an element,
+or a pair. Every function here comes in both kinds and is chosen by the type of its first argument.
 """
 
 from typing import Any, NamedTuple
@@ -226,7 +227,8 @@ elements_per_entry = by_storage(lambda operand: 1, lambda operand: 2)
 # Entries that hold so many elements, and the first entry of a sum that may leave out all elements before one.
 entries = by_storage(lambda operand, elements: elements, entries_of_pairs)
 first_entry = by_storage(lambda operand, element: element, lambda operand, element: element // (2 * STEP) * STEP)
-# Up to where row i of a block of `count` queries from q on must hold zeros: floats to the end of its tile, pairs for `turn_pairs`.
+# Up to where row i of a block of `count` queries from q on must hold zeros: floats to the end of its tile, pairs for
+# `turn_pairs`.
 row_stop = by_storage(row_stop_of_floats, row_stop_of_pairs)
 # 1 / sqrt(w) is multiplied to queries and to what is summed with them, or to scores and to the sums.
 query_scale = by_storage(lambda x, scale: scale, lambda x, scale: np.float32(1))
@@ -290,7 +292,10 @@ def load_float_right(right, x, start, stride, count, width):
 
 @row
 def interleave_rows(right, x, start, stride, count, width):
-    """The same of pairs: rows 2 t and 2 t + 1 interleaved in panels (T / 2, COLUMNS), zeros after the width and the last row."""
+    """The same of pairs:
+
+    rows 2 t and 2 t + 1 interleaved in panels (T / 2, COLUMNS), zeros after the width and the last row.
+    """
     whole = count // 2
     for j in range(0, width, COLUMNS):
         panel, wide = right[j // COLUMNS], min(COLUMNS, width - j)
@@ -366,7 +371,10 @@ turn = by_storage(turn_floats, turn_pairs)
 
 @row
 def multiply_float_tile(c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate):
-    """C (tile_rows, COLUMNS) = A B, or += where `accumulate` is not 0, summed over k entries. See `microkernel_f32.multiply_tile_of`."""
+    """C (tile_rows, COLUMNS) = A B, or += where `accumulate` is not 0, summed over k entries.
+
+    See `microkernel_f32.multiply_tile_of`.
+    """
     multiply_tile(c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate)
 
 
@@ -377,6 +385,7 @@ def multiply_pair_tile(c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offs
 
 
 multiply = by_storage(multiply_float_tile, multiply_pair_tile, inline=True)
-# (from row to row, from entry to entry) of a left operand P^T;   (from entry to entry, from column to column) of a right operand.
+# (from row to row, from entry to entry) of a left operand P^T;   (from entry to entry, from column to column) of a
+# right operand.
 turned_strides = by_storage(lambda left: (1, left.shape[1]), lambda left: (left.shape[1], 1))
 right_strides = by_storage(lambda right: (right.shape[1], 1), lambda right: (COLUMNS, right.shape[1]))

@@ -1,6 +1,7 @@
-"""The small product that larger ones are made of: a tile of C held in registers while its terms pass. And the transpose of a small square.
+"""The microkernel of float32 and float64 matmuls: a tile of C stays in registers while its terms are added.
 
-The tile's size follows from the processor's registers: the tile, a row of B and one number of A fill them.
+The size of the tile follows from the processor's registers: the tile, a row of B and one element of A fill them. The file
+also holds what packs operands for tiles: copies of panels, and the transpose of a square that fits the registers.
 """
 
 from llvmlite import ir
@@ -12,7 +13,7 @@ from .blas import element_pointer
 from .jit import row
 from .processor import FEATURES
 
-# Of float32; a tile of float64 has the same size, and the compiler what to do.
+# Of float32. A float64 tile has the same size, and the compiler splits it into more registers.
 ROWS, COLUMNS, LANES = (
     (8, 32, 16)
     if FEATURES.get("avx512f")
@@ -26,10 +27,10 @@ QUERIES = 64 // ROWS * ROWS  # of attention at a time: whole tiles
 def multiply_tile_of(fits, add):
     """An intrinsic: C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0.
 
-    Each operand starts `offset` elements into its array. A row of C lies `c_row` elements after the one before, its columns side by side;
-    A's rows lie `a_row` and its columns `a_step` apart, so that it may be a transpose; a row of B lies `b_step` after the one before.
-    Everything the tile covers must exist.
-    fits: whether it takes elements of the types of C, A and B.   add: emits total + factor b for vectors, one of C's numbers, two of terms.
+    Each operand starts `offset` elements into its array. Rows of C lie `c_row` elements apart, rows of A `a_row` and its
+    columns `a_step`, so that A may be a transpose; rows of B lie `b_step` apart. The arrays must hold whole tiles.
+    fits  function (types of C, A and B) -> whether the intrinsic takes them
+    add   emits total + factor b for vectors, total of C's type, the others of A's
     """
 
     @intrinsic
@@ -41,12 +42,12 @@ def multiply_tile_of(fits, add):
             c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate = args
             kinds, word = signature.args, ir.IntType(64)
             vectors, size = range(COLUMNS // LANES), 8 if kinds[0].dtype == types.float64 else 4
-            numbers, terms = (ir.VectorType(context.get_value_type(kinds[place].dtype), LANES) for place in (0, 3))
+            sums_type, terms = (ir.VectorType(context.get_value_type(kinds[i].dtype), LANES) for i in (0, 3))
             spread, first = (
                 ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES),
                 ir.Constant(ir.IntType(32), 0),
             )
-            undefined, zero = ir.Constant(terms, ir.Undefined), ir.Constant(numbers, [0.0] * LANES)
+            undefined, zero = ir.Constant(terms, ir.Undefined), ir.Constant(sums_type, [0.0] * LANES)
 
             def at(base, offset, v, kind):
                 """Pointer to vector v of the row that starts `offset` after `base`."""
@@ -68,7 +69,7 @@ def multiply_tile_of(fits, add):
             builder.position_at_end(loop)
             i = builder.phi(word)
             i.add_incoming(ir.Constant(word, 0), before)
-            sums = [[builder.phi(numbers) for _ in vectors] for _ in range(ROWS)]
+            sums = [[builder.phi(sums_type) for _ in vectors] for _ in range(ROWS)]
             b_row = [builder.load(at(b0, builder.mul(i, b_step), v, terms), align=size) for v in vectors]
             for r in range(ROWS):
                 scalar = builder.load(builder.gep(a_rows[r], [builder.mul(i, a_step)]), align=size)
@@ -87,11 +88,11 @@ def multiply_tile_of(fits, add):
                     with branch:
                         for r in range(ROWS):
                             for v in vectors:
-                                place = at(c0, builder.mul(c_row, ir.Constant(word, r)), v, numbers)
+                                pointer = at(c0, builder.mul(c_row, ir.Constant(word, r)), v, sums_type)
                                 total = (
-                                    builder.fadd(builder.load(place, align=size), sums[r][v]) if adds else sums[r][v]
+                                    builder.fadd(builder.load(pointer, align=size), sums[r][v]) if adds else sums[r][v]
                                 )
-                                builder.store(total, place, align=size)
+                                builder.store(total, pointer, align=size)
             return context.get_dummy_value()
 
         i = types.intp
@@ -116,7 +117,8 @@ multiply_tile = multiply_tile_of(lambda c, a, b: c == a == b, multiply_added)
 def transpose_tile(typingctx, out, out_offset, out_row, x, x_offset, x_row):
     """out (LANES, LANES) = x^T, rows `out_row` and `x_row` elements apart.
 
-    Interleaving the first half of the rows with the second, log2(LANES) times, moves the bits of a number's row into its column.
+    Interleaving the first half of the rows with the second, log2(LANES) times, moves the bits of a number's row into
+    its column.
     """
     if out.dtype != x.dtype:
         return None
@@ -133,7 +135,7 @@ def transpose_tile(typingctx, out, out_offset, out_row, x, x_offset, x_row):
             return builder.bitcast(builder.gep(base, [builder.mul(step, ir.Constant(word, r))]), vector.as_pointer())
 
         def interleave(a, b, first):
-            order = [place for i in range(first, first + LANES // 2) for place in (i, LANES + i)]
+            order = [lane for i in range(first, first + LANES // 2) for lane in (i, LANES + i)]
             return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), LANES), order))
 
         source, target = (
@@ -154,7 +156,10 @@ def transpose_tile(typingctx, out, out_offset, out_row, x, x_offset, x_row):
 
 
 def copy_panel_of(width):
-    """An intrinsic: panel (terms, width) = x[first : first + terms, some `width` columns], x's rows `x_row` apart, the first `x_offset` elements into it."""
+    """An intrinsic: panel (terms, width) = `terms` rows of `width` columns of x, which start `x_offset` elements into it.
+
+    Rows of x lie `x_row` elements apart.
+    """
 
     @intrinsic
     def copy_panel(typingctx, panel, panel_offset, x, x_offset, x_row, terms):
@@ -212,7 +217,7 @@ def padded(size, multiple):
 
 @row
 def multiply(c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, rows, columns, k, accumulate):
-    """`multiply_tile` over all tiles of C (rows, columns); the operands reach to the next multiples of ROWS and COLUMNS."""
+    """`multiply_tile` over all tiles of C (rows, columns). The operands must reach to multiples of ROWS and COLUMNS."""
     for j in range(0, columns, COLUMNS):
         for i in range(0, rows, ROWS):
             multiply_tile(
@@ -233,7 +238,7 @@ def multiply(c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step
 
 @row
 def transpose(out, out_row, x, x_offset, x_row, rows, columns):
-    """out (columns, rows) = x^T, from x (rows, columns) at an offset; out begins the array."""
+    """out (columns, rows) = x^T, from x (rows, columns) at `x_offset`; out starts its array."""
     for r in range(0, rows, LANES):
         for c in range(0, columns, LANES):
             if r + LANES <= rows and c + LANES <= columns:
