@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from slm_np.cli.writing import Screen
+from slm_np.cli.text_output import Screen
 from slm_np.errors import UserError, near
 
 COMMANDS = {

@@ -11,7 +11,7 @@ from cuda_emulator import emulating
 from fake_cupy import cupy  # noqa: F401  a fixture
 from gpu_cases import assert_as_numpy, case_id
 from kernel_cases import Kernels, normal
-from storage import F16, exact, stored
+from sixteen_bit import F16, exact, stored
 
 from slm_np.dtypes import BF16
 from slm_np.kernels import gpu

@@ -9,7 +9,7 @@ from slm_np.errors import UserError
 from slm_np.presets import PRESETS, preset
 
 
-def scratch_parser(prog, description, default, **changes):
+def new_run_parser(prog, description, default, **changes):
     """The parser of a command that trains from scratch.
 
     default: its preset.   changes: {field: value} of its other defaults that differ from the preset's, for the help.
