@@ -155,7 +155,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
     """
     train = run.config.train
     if not data and not run.config.data.get("source"):
-        raise UserError(f"{run.path} was not trained here, so it has no validation data; give some by --data")
+        raise UserError(f"{run.path} was not trained here, so it has no validation data; pass --data")
     if not data and not train.val_data and corpus.named(train.data) in corpus.OWN_VALIDATION:
         data = train.data  # its training split is not needed
     text = data or train.data
