@@ -23,7 +23,7 @@ class Writer(NamedTuple):
     # (n_bytes, seed) -> iterable of (text, bits) until n_bytes are reached; bits is the text's entropy, None if unknown
     write: Callable
     suffix: str  # of the file: .txt, or .jsonl for rows
-    modules: tuple  # whose source determines the text
+    modules: tuple  # their source determines the text
 
 
 WRITERS = dict(

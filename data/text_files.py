@@ -46,8 +46,8 @@ class Text:
     def segments(self, documents):
         """[(kind, start, stop), ...]: byte ranges that are read in the same way.
 
-        Each .jsonl file is a segment of kind `ROWS`. Consecutive files of any other kind form one segment, whose
-        documents are separated as `documents` says (marker or blank-line). Empty files are left out.
+        Each .jsonl file is a segment of kind `ROWS`. Consecutive files of any other kind form one segment;
+        `documents` says how its documents are separated (marker or blank-line). Empty files are left out.
         """
         found, offset = [], 0
         for path, size, _ in self.files:

@@ -40,7 +40,7 @@ class TokenFile(NamedTuple):
 
 
 def is_token_file(data):
-    """Whether a `--data` string names token files: a folder of them, or items of which one ends in .bin."""
+    """Whether a `--data` string names token files: a folder of them, or items that include a .bin."""
     return token_folder(data) is not None or any(
         item.endswith(".bin") and not os.path.isdir(item) for item in corpus.split_list(data)
     )

@@ -224,7 +224,7 @@ def _read_store(folder, fingerprint, floors, source):
             return None
         if meta["vocab_size"] != tokenizer.vocab_size or meta["dtype"] != tokenizer.dtype.name:
             return None
-        # The floor comes from the text at hand: the store may have been made from a copy whose source is unknown.
+        # The floor comes from the text at hand: the store may have been made from a copy of unknown source.
         if not meta["separated"]:
             splits = [replace(tokens, bits_per_byte_floor=floors[tokens.split]) for tokens in splits]
         return Corpus(*splits, tokenizer, tokenizer.vocab_size, fingerprint, source)

@@ -95,7 +95,7 @@ def tokenize_in_processes(staging, numbers, n, meter):
 
 
 def work():
-    """The program of a worker: tokenize the shards whose numbers arrive on stdin. Its argument is `staging`."""
+    """The program of a worker: tokenize shards by their numbers, which arrive on stdin. Its argument is `staging`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends its workers
     staging = Path(sys.argv[1])
     plan, tokenizer = read_json_or_empty(staging / "plan.json"), load_tokenizer(staging / "tokenizer.json")

@@ -184,7 +184,7 @@ def compile_decoding(model, device):
 def train_on(corpus, run, directory=None, retention=None, base=None):
     """Train `run` on its prepared corpus, in a new directory or resumed in `directory`, and print the results.
 
-    retention: Tokens of other data whose loss is evaluated too.   base: the Base to start from; None: random weights.
+    retention: Tokens of other data to evaluate, too.   base: the Base to start from; None: random weights.
     """
     from slm_np.ops.device import device
     from slm_np.training.display import Display

@@ -112,7 +112,7 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
 
 
 def windows_of(tokens, steps, stride, after_end, end_of_text):
-    """(start, new) of windows, whose last `new` targets are in no window before. Every target is new once.
+    """Yield (start, new) of windows: the last `new` targets are in no window before. Every target is new once.
 
     Start -1 is the end-of-text token before the first token, if the text is read `after_end`.
     """

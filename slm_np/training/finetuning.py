@@ -46,7 +46,7 @@ class Base:
 
     @classmethod
     def load(cls, path):
-        """The Base in the directory `path`. Raises UserError if it is no run or anything in it is damaged."""
+        """The Base in the directory `path`. Raises UserError if it is not a run or anything in it is damaged."""
         from slm_np.data import chat_template
         from slm_np.formats import run_config, runs
 

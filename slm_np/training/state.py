@@ -119,7 +119,7 @@ class TrainingState:
         return {**self.stepper.state(), "elapsed": self.elapsed}
 
     def load(self, step, counters):
-        """Continue from a checkpoint after `step` updates whose weights and tensors were loaded."""
+        """Continue from a checkpoint after `step` updates. Its weights and tensors are already loaded."""
         self.model.parameters.update_cast_copies()
         self.updates, self.elapsed = step, counters["elapsed"]
         self.stepper.load(counters)

@@ -86,7 +86,7 @@ print(*sys.modules, file=sys.stderr)
     assert not NUMERICS & set(done.stderr.split())
 
 
-def test_the_version_is_that_of_the_package(tmp_path):
+def test_version_matches_package(tmp_path):
     done = small.command("__main__", "--version", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"slm_np {slm_np.__version__}\n", "")
 
