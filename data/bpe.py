@@ -70,7 +70,7 @@ def gpt2():
 
 
 def _last_pair(token, ranks):
-    """The two tokens whose merge made `token`: what merging its bytes, the lowest rank first, leaves at the end."""
+    """The two tokens that merge into `token`: what merging its bytes, the lowest rank first, leaves at the end."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         at = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))

@@ -122,7 +122,7 @@ def load(run_dir):
 
 
 def check_messages(messages, where):
-    """UserError, whose sentence starts with `where`, unless `messages` is a conversation.
+    """Raise UserError, starting with `where`, unless `messages` is a conversation.
 
     A conversation is a list of {"role", "content"}: at most one system message, which comes first, then messages of
     user and assistant in turn.
@@ -149,7 +149,7 @@ def check_messages(messages, where):
 
 
 def check_text(row, field, where):
-    """UserError, whose sentence starts with `where`, unless `row[field]` is a non-blank string that can be encoded."""
+    """Raise UserError, starting with `where`, unless `row[field]` is a non-blank string that can be encoded."""
     if not isinstance(row.get(field), str):
         raise UserError(f'{where} has no string "{field}"; add it')
     if not row[field].strip():

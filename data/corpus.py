@@ -52,7 +52,7 @@ def named(data):
 
 
 def split_list(data):
-    """The items of a `--data` string, which commas separate. A file whose name contains commas is one item."""
+    """The items of a `--data` string, which commas separate. A file with commas in its name is one item."""
     return [data] if os.path.exists(data) else [item.strip() for item in data.split(",") if item.strip()]
 
 

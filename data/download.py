@@ -21,7 +21,7 @@ class Source:
     url: str  # of the file, or, ending in "/", of the folder
     files: dict  # {split: file name}
     license: str
-    repository: str = ""  # the dataset on the Hugging Face hub, whose client verifies what it downloads
+    repository: str = ""  # the dataset on the Hugging Face hub; its client verifies what it downloads
     sha256: str = ""  # of the file, where there is no repository
 
 

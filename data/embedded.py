@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slm_np.data import dialogues, stories
-from slm_np.data.files import read_json
+from slm_np.data.files import read_json_or_empty
 from slm_np.data.meter import metered
 from slm_np.data.text_files import Text
 from slm_np.paths import published
@@ -23,7 +23,7 @@ class Writer(NamedTuple):
     # (n_bytes, seed) -> iterable of (text, bits) until n_bytes are reached; bits is the text's entropy, None if unknown
     write: Callable
     suffix: str  # of the file: .txt, or .jsonl for rows
-    modules: tuple  # whose source determines the text
+    modules: tuple  # their source determines the text
 
 
 WRITERS = dict(
@@ -43,7 +43,7 @@ def written(name, split, cache, progress=True):
     version = hashlib.sha256(code + repr((n_bytes, seed)).encode()).hexdigest()
     folder = cache / name / f"{split}-{version[:16]}"
     file, floor_file = folder / (name + writer.suffix), folder / "floor.json"
-    floor = read_json(floor_file)
+    floor = read_json_or_empty(floor_file)
     if folder.is_dir() and not (file.is_file() and file.stat().st_size == floor.get("bytes") and "bits" in floor):
         shutil.rmtree(folder, ignore_errors=True)  # damaged
     if not folder.is_dir():

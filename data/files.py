@@ -31,7 +31,7 @@ def unreadable(path, error, flag=""):
     )
 
 
-def read_json(path):
+def read_json_or_empty(path):
     """The object in a JSON file. {} if the file is missing, is damaged, or holds something other than an object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -40,7 +40,7 @@ def read_json(path):
     return found if isinstance(found, dict) else {}
 
 
-def write_json(path, value):
+def write_cache_json(path, value):
     """Replace the JSON file at `path` in one step. For caches only: a failed write is ignored."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from slm_np.data.tokenizer_json import END_OF_TEXT, byte_letters, end_of_text_to
 from slm_np.errors import UserError
 
 BATCH = 64  # segments in memory at a time
-WORDS_AT_ONCE = 1 << 13  # words per call of the library, whose result takes far more memory than the ids
+WORDS_AT_ONCE = 1 << 13  # words per call of the library: its result takes far more memory than the ids
 CACHE = 1 << 24  # size of the cache of words. A word counts its characters and `WORD_COST`
 WORD_COST = 64
 ENDS = (END_OF_TEXT, "</s>", "<eos>")  # names of the end-of-text token, the most likely first
@@ -26,7 +26,7 @@ WORD = re.compile(f"[{SPACES}]*[^{SPACES}]+|[{SPACES}]+")
 class LibraryTokenizer(Tokenizer):
     """The tokenizer with the `fields` of a tokenizer.json. Errors call it `name`.
 
-    A text is cut into segments, each of which is encoded on its own. A space that the tokenizer puts before a text
+    A text is cut into segments, and each is encoded on its own. A space that the tokenizer puts before a text
     comes before the first segment only. A byte that is not UTF-8 becomes the token of that byte. Special tokens never
     occur in the encoding of a text and decode to nothing. After the end-of-text token a new text starts.
     UserError for fields that the library does not accept.
@@ -213,7 +213,7 @@ def imported(module, what, install):
 def _end_of_text(fields, vocab):
     """(id, name) of the end-of-text token, or (None, "").
 
-    It has a name in `ENDS`, or else it is the special token whose name contains "end" or "eos", or the only special
+    It has a name in `ENDS`, or else it is the special token with "end" or "eos" in its name, or the only special
     token.
     """
     name = next((name for name in ENDS if name in vocab), None)

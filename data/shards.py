@@ -12,7 +12,7 @@ import numpy as np
 
 from slm_np.data.documents import END, PLAIN, ROWS, next_start, rows
 from slm_np.data.documents import split as split_documents
-from slm_np.data.files import read_json
+from slm_np.data.files import read_json_or_empty
 from slm_np.data.text_files import BLOCK, Text
 from slm_np.errors import UserError
 
@@ -167,7 +167,7 @@ def join(staging, plan, split, id_size):
 
 def finished(staging, number):
     """The `COUNTS` of a finished shard. {} if it is not finished."""
-    return read_json(staging / "shards" / f"{number}.json")
+    return read_json_or_empty(staging / "shards" / f"{number}.json")
 
 
 def text_of(plan, split):

@@ -17,6 +17,7 @@ from slm_np.data.meter import Meter
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.data.workers import WorkerDied, tokenize_in_processes
 from slm_np.errors import UserError
+from slm_np.machine import available_cores
 
 
 def build(folder, plan, make_tokenizer, describe, threads=0, progress=True):
@@ -91,14 +92,10 @@ def _tokenize_all(staging, plan, tokenizer, threads, progress):
     sizes = [stop - start for _, _, start, stop in plan["shards"]]
     todo = [number for number in range(len(sizes)) if not shards.finished(staging, number)]
     left = sum(sizes[number] for number in todo)
-    processes = min(threads or _cores(), -(-left // shards.SHARD))
+    processes = min(threads or available_cores(), -(-left // shards.SHARD))
     with Meter(sum(sizes), "tokenizing", progress, sum(sizes) - left) as meter:
         if processes > 1:
             tokenize_in_processes(staging, todo, processes, meter)
         else:
             for number in todo:
                 shards.tokenize(staging, plan, number, tokenizer, meter.update)
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_np.data.documents import ROWS
-from slm_np.data.files import opened, read_json, status, write_json
+from slm_np.data.files import opened, read_json_or_empty, status, write_cache_json
 from slm_np.data.meter import metered
 from slm_np.errors import UserError
 
@@ -46,8 +46,8 @@ class Text:
     def segments(self, documents):
         """[(kind, start, stop), ...]: byte ranges that are read in the same way.
 
-        Each .jsonl file is a segment of kind `ROWS`. Consecutive files of any other kind form one segment, whose
-        documents are separated as `documents` says (marker or blank-line). Empty files are left out.
+        Each .jsonl file is a segment of kind `ROWS`. Consecutive files of any other kind form one segment;
+        `documents` says how its documents are separated (marker or blank-line). Empty files are left out.
         """
         found, offset = [], 0
         for path, size, _ in self.files:
@@ -103,11 +103,11 @@ class Text:
         index_file = cache / "corpora" / "index.json"
         stamps = [(str(path.absolute()), size, mtime) for path, size, mtime in self.files]
         key = hashlib.sha256(repr((what, stamps)).encode()).hexdigest()
-        index = read_json(index_file)
+        index = read_json_or_empty(index_file)
         if key in index:
             return index[key]
         value = compute()
         if max(mtime for _, _, mtime in self.files) < time.time_ns() - JUST_WRITTEN:
-            newest = [*read_json(index_file).items()][1 - INDEX_SIZE :]  # another process may have added to it
-            write_json(index_file, {**dict(newest), key: value})
+            newest = [*read_json_or_empty(index_file).items()][1 - INDEX_SIZE :]  # another process may have added to it
+            write_cache_json(index_file, {**dict(newest), key: value})
         return value

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slm_np.data import corpus
-from slm_np.data.files import opened, read_json
+from slm_np.data.files import opened, read_json_or_empty
 from slm_np.data.text_files import BLOCK, Text
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
@@ -40,7 +40,7 @@ class TokenFile(NamedTuple):
 
 
 def is_token_file(data):
-    """Whether a `--data` string names token files: a folder of them, or items of which one ends in .bin."""
+    """Whether a `--data` string names token files: a folder of them, or items that include a .bin."""
     return token_folder(data) is not None or any(
         item.endswith(".bin") and not os.path.isdir(item) for item in corpus.split_list(data)
     )
@@ -108,7 +108,7 @@ def _mask_of(path, n_tokens):
 def _meta_of(path):
     """dtype, bytes, vocab_size, tokens, learnt and documents of a token file as its meta.json gives them, else None."""
     meta_path = path.with_name("meta.json")
-    found = read_json(meta_path)
+    found = read_json_or_empty(meta_path)
     if meta_path.exists() and not found:
         raise UserError(f"{meta_path} is not a JSON object; correct it, or remove it if the tokens are uint16")
     dtype, n_bytes, vocab_size = found.get("dtype", "uint16"), found.get("bytes"), found.get("vocab_size")

@@ -12,7 +12,7 @@ import numpy as np
 
 from slm_np.data import store_builder
 from slm_np.data.documents import ROWS, check_kind
-from slm_np.data.files import read_json
+from slm_np.data.files import read_json_or_empty
 from slm_np.data.shards import content, shard_ranges
 from slm_np.data.splits import is_separated, split_ranges
 from slm_np.data.token_files import (
@@ -218,13 +218,13 @@ def _meta(fingerprint, name, tokenizer, totals, hashes, floors, separated):
 def _read_store(folder, fingerprint, floors, source):
     """The `Corpus` in a store, or None if it is damaged or has another fingerprint."""
     try:
-        meta, tokenizer = read_json(folder / "meta.json"), load_tokenizer(folder / "tokenizer.json")
+        meta, tokenizer = read_json_or_empty(folder / "meta.json"), load_tokenizer(folder / "tokenizer.json")
         splits = [_read_split(folder, split, meta) for split in SPLITS]
         if any(len(tokens) != meta["tokens"][tokens.split] for tokens in splits) or meta["fingerprint"] != fingerprint:
             return None
         if meta["vocab_size"] != tokenizer.vocab_size or meta["dtype"] != tokenizer.dtype.name:
             return None
-        # The floor comes from the text at hand: the store may have been made from a copy whose source is unknown.
+        # The floor comes from the text at hand: the store may have been made from a copy of unknown source.
         if not meta["separated"]:
             splits = [replace(tokens, bits_per_byte_floor=floors[tokens.split]) for tokens in splits]
         return Corpus(*splits, tokenizer, tokenizer.vocab_size, fingerprint, source)

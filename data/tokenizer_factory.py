@@ -19,7 +19,7 @@ def make_tokenizer(name, texts, progress=True):
     """The `Tokenizer` with that name in `TOKENIZERS`.
 
     texts: functions () -> fresh iterable of blocks of bytes, to learn from: char takes all their characters, bpe:N a
-    vocabulary of N tokens, of which the last is the end-of-text token. The others ignore them.
+    vocabulary of N tokens; the last is the end-of-text token. The others ignore them.
     UserError for an unknown name, an N out of range, a missing package, GPT-2's vocabulary out of reach, or a bad file.
     """
     kind, colon, value = name.partition(":")

@@ -14,7 +14,7 @@ from collections import deque
 from pathlib import Path
 from queue import Empty, Queue
 
-from slm_np.data.files import read_json
+from slm_np.data.files import read_json_or_empty
 from slm_np.data.shards import tokenize
 from slm_np.data.text_files import BLOCK
 from slm_np.data.tokenizer_factory import load_tokenizer
@@ -95,10 +95,10 @@ def tokenize_in_processes(staging, numbers, n, meter):
 
 
 def work():
-    """The program of a worker: tokenize the shards whose numbers arrive on stdin. Its argument is `staging`."""
+    """The program of a worker: tokenize shards by their numbers, which arrive on stdin. Its argument is `staging`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends its workers
     staging = Path(sys.argv[1])
-    plan, tokenizer = read_json(staging / "plan.json"), load_tokenizer(staging / "tokenizer.json")
+    plan, tokenizer = read_json_or_empty(staging / "plan.json"), load_tokenizer(staging / "tokenizer.json")
     read = 0
 
     def send(**answer):

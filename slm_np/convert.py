@@ -6,9 +6,9 @@ from slm_np.cli import flags
 from slm_np.errors import command
 
 
-def parser(prog="slm-np convert"):
+def parser():
     p = flags.Parser(
-        prog=prog,
+        prog="slm-np convert",
         description="Make a run of another program's checkpoint, for generate, chat, evaluate, info and finetune. "
         "Supported: llama2.c checkpoints of version 0 (.bin).",
     )

@@ -30,5 +30,5 @@ class CastCopy(NamedTuple):
 
     @property
     def nbytes(self):
-        """Bytes that one matmul reads."""
+        """Size of the copy that a matmul reads, in bytes."""
         return self.forward.nbytes

@@ -41,9 +41,6 @@ def command(main):
     return run
 
 
-exit_with_sentence = command  # the name before 0.2.0
-
-
 def os_error_message(error):
     """One sentence about an OSError that no code closer to its cause has explained."""
     reason = (error.strerror or str(error)).lower()

@@ -21,8 +21,8 @@ def parser():
         nargs="+",
         default=[],
         metavar="TEXT",
-        help="files, folders, globs, the name of a corpus or a folder of prepared tokens, of which the validation part "
-        "is read if there is one (default: the validation data of the run)",
+        help="files, folders, globs, the name of a corpus or a folder of prepared tokens: its validation split if it "
+        "has one (default: the validation data of the run)",
     )
     group.add_argument(
         "--stride",
@@ -58,7 +58,7 @@ def main(argv=None):
     limit = flags.whole_number(args.limit_bytes, "--limit-bytes", 0)
     run, data = load_run(args), ",".join(args.data)
     tokens = tokens_of(run, data, args.documents, limit, int(args.threads))
-    data = data or f"the validation part of {run.config.data['source']}"
+    data = data or f"the validation split of {run.config.data['source']}"
     begun = time.perf_counter()
     found = evaluate(run.model, tokens, run.tokenizer, stride, quiet=False)
     fields = report(run, data, tokens, found, stride, time.perf_counter() - begun)

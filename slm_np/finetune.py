@@ -34,7 +34,7 @@ def parser():
 
 @command
 def main(argv=None):
-    """The command; exit status as of train."""
+    """Exit status: that of train."""
     args = parser().parse(argv)
     preset, model, given = settings(args)
     if args.resume is not None:

@@ -3,7 +3,7 @@
 import sys
 
 from slm_np.cli import flags
-from slm_np.cli.writing import Screen, add_writing, load_writer
+from slm_np.cli.text_output import Screen, add_writing, load_writer
 from slm_np.errors import command
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from slm_np.cli import flags
 from slm_np.cli.chart import plain
-from slm_np.cli.other_files import describe_path
+from slm_np.cli.info_files import describe_path
 from slm_np.cli.summary import compare, describe_run, summary
 from slm_np.errors import UserError, command
 

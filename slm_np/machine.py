@@ -1,8 +1,13 @@
-"""How much memory the machine, or its container, has left."""
+"""What this process may use of the machine: cores, and the memory that the machine or its container has left."""
 
 import os
 import sys
 from pathlib import Path
+
+
+def available_cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_bytes():

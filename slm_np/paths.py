@@ -12,6 +12,8 @@ from pathlib import Path
 
 from slm_np.errors import UserError
 
+UNFINISHED_SECONDS = 86400  # until an unfinished folder belongs to a killed process
+
 
 def cache_dir(folder=None):
     """The folder for token stores and compiled kernels, created if needed: `folder`, else $SLM_NP_CACHE, else `slm_np`
@@ -42,7 +44,7 @@ def _writable(folder):
         tempfile.TemporaryFile(dir=path).close()
         return path
     except OSError as error:
-        # A fresh private folder, not a fixed name in /tmp, whose contents could be someone else's.
+        # A fresh private folder: one of a fixed name in /tmp could hold someone else's files.
         temporary = Path(tempfile.mkdtemp(prefix="slm_np-"))
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         print(
@@ -81,9 +83,9 @@ def published(folder):
             shutil.rmtree(part, ignore_errors=True)
 
 
-def sweep(parent, age=86400):
-    """Remove the unfinished folders of killed processes: those not written to for `age` seconds."""
+def sweep(parent):
+    """Remove the unfinished folders of killed processes: those not written to for UNFINISHED_SECONDS."""
     for part in parent.glob("*.part"):
         with contextlib.suppress(OSError):
-            if max(path.stat().st_mtime for path in (part, *part.iterdir())) < time.time() - age:
+            if max(path.stat().st_mtime for path in (part, *part.iterdir())) < time.time() - UNFINISHED_SECONDS:
                 shutil.rmtree(part)

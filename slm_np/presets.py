@@ -193,6 +193,8 @@ PRESETS = {
 
 # The fields of ModelConfig that decide which others have an effect.
 STRUCTURE = ("pattern", "n_layer", "positions", "norm", "feed_forward", "residual", "head", "init")
+# The fields of TrainConfig that set the length of training; a run has one of them.
+LENGTHS = ("max_iters", "epochs", "max_time")
 
 
 def preset(name, model=None, train=None):

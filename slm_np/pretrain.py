@@ -1,8 +1,8 @@
 """Build a vocabulary from a large corpus, then train on it: `python -m slm_np.pretrain CORPUS [--preset P]`."""
 
 from slm_np.cli import flags
+from slm_np.cli.new_run import new_run_parser, start_training
 from slm_np.cli.resume import resume_training
-from slm_np.cli.scratch import scratch_parser, start_training
 from slm_np.cli.settings import settings
 from slm_np.config import TrainConfig
 from slm_np.errors import UserError, command
@@ -12,7 +12,7 @@ PRESET, TOKENIZER = "slim", "bpe:4096"
 
 
 def parser():
-    p = scratch_parser(
+    p = new_run_parser(
         "slm-np pretrain",
         "Build a vocabulary from a corpus, then train a model on it from scratch: train with other defaults.",
         PRESET,

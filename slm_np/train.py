@@ -1,7 +1,7 @@
 """Train a model from scratch: `python -m slm_np.train [--preset P] [--data TEXT]`."""
 
+from slm_np.cli.new_run import new_run_parser, start_training
 from slm_np.cli.resume import resume_training
-from slm_np.cli.scratch import scratch_parser, start_training
 from slm_np.cli.settings import settings
 from slm_np.errors import command
 
@@ -9,7 +9,7 @@ PRESET = "stories"
 
 
 def parser():
-    return scratch_parser(
+    return new_run_parser(
         "slm-np train",
         f"Train a small language model from scratch. Without arguments: the preset {PRESET}.",
         PRESET,

@@ -553,7 +553,7 @@ def _module(name, **members):
 
 
 def _modules():
-    """{name: module}"""
+    """The fake modules for sys.modules, by name."""
     runtime = _module(
         "cupy.cuda.runtime",
         **members(

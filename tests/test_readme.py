@@ -149,7 +149,7 @@ def shortened(verb, words, seconds):
 
 
 def runs_here(verb, words):
-    """Whether it is a command of slm_np that needs neither a GPU nor a network nor another program's checkpoint."""
+    """Whether it is an slm_np command without GPU, network or foreign checkpoint."""
     return verb not in (None, "convert") and not {"cuda", "gpt2", *download.SOURCES} & set(words)
 
 
@@ -308,7 +308,7 @@ def test_the_readme_of_a_room_names_every_file(folder, files):
 
 
 @every_readme
-def test_local_links_lead_somewhere(folder):
+def test_local_links_resolve(folder):
     for link in re.findall(r"\]\(([^)\s]+)\)", READMES[folder]):
         if not re.match(r"https?:|mailto:", link):
             path, _, heading = link.partition("#")

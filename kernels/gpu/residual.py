@@ -1,4 +1,4 @@
-"""Where two branches of the residual stream meet, their gradients add up: a sum in place."""
+"""Gradients of a residual connection: total += x."""
 
 from .source import Kernel, grid
 from .vector import VECTOR, variants, vector_size

@@ -1,12 +1,12 @@
 """The threads of NumPy's BLAS, the only ones of this kernel set: everything except matmuls runs on one thread."""
 
 import functools
-import os
 from pathlib import Path
 
 from threadpoolctl import ThreadpoolController
 
 from slm_np.errors import UserError
+from slm_np.machine import available_cores
 
 NAMES = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS", "flexiblas": "FlexiBLAS"}
 
@@ -17,11 +17,6 @@ def blas_controller():
     blas = ThreadpoolController().select(user_api="blas")
     bundled = [lib.filepath for lib in blas.lib_controllers if "numpy" in "".join(Path(lib.filepath).parts[-3:-1])]
     return blas.select(filepath=bundled) if bundled else blas
-
-
-def available_cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(threads=0):

@@ -84,7 +84,7 @@ def sparkline(values, width, ascii=False, low=None, high=None):
 
 
 def table(rows, left=1):
-    """The lines of a table of strings, of which the first row is the heading.
+    """The lines of a table of strings. The first row is the heading.
 
     The first `left` columns and the last are aligned to the left, the others to the right.
     """

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from slm_np.cli.writing import Screen
+from slm_np.cli.text_output import Screen
 from slm_np.errors import UserError, near
 
 COMMANDS = {
@@ -189,7 +189,7 @@ class Conversation:
             say(list_commands())
         elif name == "system":
             self.set_system(text)
-            say("system message set" if text else "no system message")
+            say("system message set" if text else "system message removed")
         elif name == "save":
             self.save(text)
         return name != "exit"

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from slm_np.cli.loading import use_kernels
 from slm_np.cli.report import describe, finish, quoted, sampler
 from slm_np.errors import UserError
 from slm_np.training.precision import compute_dtype, resolved
@@ -15,9 +16,14 @@ SEARCHED = 1 << 20  # tokens in which an end-of-text occurs if the corpus has an
 
 
 def train_run(run, directory=None):
-    """Train `run` (RunConfig) in a new directory, or resume it in `directory`, and print what it comes to."""
+    """Train `run` (RunConfig) in a new directory, or resume it in `directory`, and print the results."""
     from slm_np.formats.runs import tokenizer_of
 
+    if run.train.retention_data and not run.base:
+        raise UserError(
+            f"--retention-data {run.train.retention_data} has no effect on a run without a base; leave it out, or use "
+            "finetune"
+        )
     use_device(run.train)
     tokenizer = tokenizer_of(directory, run) if run.base and directory is not None else None
     corpus, run = prepared(run, tokenizer)
@@ -44,12 +50,9 @@ def finetune_run(base, run, given):
 
 def use_device(train):
     """Set up the device of the settings: its kernel set and its threads. UserError if it is unavailable."""
-    from slm_np.ops.device import CPU, device
+    from slm_np.ops.device import device
 
-    if train.device == "cpu":
-        CPU.use_kernels(train.kernels)
-    elif train.kernels != "auto":
-        raise UserError(f"--kernels {train.kernels} has no effect with --device {train.device}; leave it out")
+    use_kernels(train.kernels, train.device)
     device(train.device).use_threads(train.threads)
 
 
@@ -92,8 +95,8 @@ def prepared(run, tokenizer=None):
         if run.base and len(split) <= model.block_size:
             remedy = "more text" if split.split == "train" else "a longer text with --val-data"
             raise UserError(
-                f"the {split.split} split of {corpus.source} has {len(split)} tokens, but one context of "
-                f"{run.base['run']} takes {model.block_size + 1}; give {remedy}"
+                f"the {split.split} split of {corpus.source} has {len(split)} tokens, but the model of "
+                f"{run.base['run']} needs at least {model.block_size + 1}; give {remedy}"
             )
         check_length(split, model.block_size)
         if corpus.tokenizer is None:
@@ -121,8 +124,6 @@ def retention_split(run, corpus):
     data = run.train.retention_data
     if not data:
         return None, run
-    if not run.base:
-        raise UserError(f"--retention-data {data} has no effect on a run without a base; leave it out, or use finetune")
     split_as = run.base if run.base["data"] == data else dict(val_data="", documents=run.train.documents, limit_bytes=0)
     retention = load_corpus(
         data,
@@ -142,7 +143,7 @@ def retention_split(run, corpus):
         check_ids(split, run.model.vocab_size)
     elif retention.vocab_size != run.model.vocab_size:
         raise UserError(
-            f"--retention-data {data} has a vocabulary of {retention.vocab_size} tokens, the model one of "
+            f"--retention-data {data} has a vocabulary of {retention.vocab_size} tokens, but the model has "
             f"{run.model.vocab_size}; give it in the same form as --data"
         )
     if run.data.get("replay", retention.fingerprint) != retention.fingerprint:
@@ -151,7 +152,7 @@ def retention_split(run, corpus):
 
 
 def memory_plan(run):
-    """{part: bytes} that training takes on its device. Raises UserError if less is free."""
+    """{part: bytes} of device memory that training needs. Raises UserError if it is unavailable."""
     from slm_np.nn.arena import planned_bytes
     from slm_np.nn.model import parameter_count, parameters, plan
     from slm_np.ops.device import device
@@ -181,9 +182,9 @@ def compile_decoding(model, device):
 
 
 def train_on(corpus, run, directory=None, retention=None, base=None):
-    """Train `run` on its prepared corpus, in a new directory or resumed in `directory`, and print what it comes to.
+    """Train `run` on its prepared corpus, in a new directory or resumed in `directory`, and print the results.
 
-    retention: Tokens of other data whose loss is evaluated too.   base: the Base to start from; None: random weights.
+    retention: Tokens of other data to evaluate, too.   base: the Base to start from; None: random weights.
     """
     from slm_np.ops.device import device
     from slm_np.training.display import Display
@@ -217,7 +218,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 
 
 def create_run(trainer, base):
-    """The Storage of a new run, whose weights are the base's if there is one."""
+    """The Storage of a new run. It starts with the weights of the base if there is one."""
     from slm_np.formats.directories import new_directory
     from slm_np.training.storage import Storage
 
@@ -233,7 +234,7 @@ def create_run(trainer, base):
 
 
 def resume_run(trainer, directory):
-    """The Storage of a run in `directory`, whose newest checkpoint is loaded.
+    """The Storage of a run in `directory`, after its newest checkpoint is loaded.
 
     Raises UserError if the run was trained with another tokenizer than the corpus has now. That may happen where a
     vocabulary is learned from the corpus again, by another release of a library.

@@ -1,4 +1,4 @@
-"""What a training command prints: before the first update what it trains, after the last what came of it."""
+"""What a training command prints: before the first update what it trains, after the last the results."""
 
 import sys
 
@@ -27,8 +27,8 @@ def describe(run, corpus, memory):
         )
     if run.base.get("vocab_size", run.model.vocab_size) < run.model.vocab_size:
         lines.append(
-            f"the vocabulary grows from {run.base['vocab_size']} to {run.model.vocab_size} by end-of-text, "
-            "whose weights start as the mean of the others"
+            f"end-of-text is added to the vocabulary ({run.base['vocab_size']} -> {run.model.vocab_size}); "
+            "it starts as the mean of the other embeddings"
         )
     if 5 * len(train) < n and not run.base:
         lines.append(
@@ -54,8 +54,8 @@ def sampler(tokenizer):
     return lambda model: printable(" ".join(text_of(model, tokenizer, "", 64, SamplingConfig(seed=1)).split()))[:60]
 
 
-def finish(trainer, directory, quiet=False):
-    """Evaluate the best model in `directory` on the whole validation split, sample from it, and print what it came to.
+def finish(trainer, directory):
+    """Evaluate the best model in `directory` on the whole validation split, sample from it, and print the results.
 
     The trainer cannot train afterwards: its weights are the best model's, and the memory of training is freed.
     """
@@ -69,7 +69,7 @@ def finish(trainer, directory, quiet=False):
     print(f"evaluating the best model, of step {metadata['step']}, on the whole validation split", file=sys.stderr)
     trainer.free()
     batch = min(TOKENS, trainer.tokens.size)  # the memory that training had is enough
-    found = evaluate(model, corpus.validation, corpus.tokenizer, quiet=quiet, batch=batch)
+    found = evaluate(model, corpus.validation, corpus.tokenizer, quiet=False, batch=batch)
     stories = corpus.source == "stories"
     if corpus.tokenizer is not None:
         print(f"\n{printable(sample(trainer, stories).strip())}\n")

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from slm_np.cli import flags
-from slm_np.cli.settings import LENGTHS
 from slm_np.errors import UserError
+from slm_np.presets import LENGTHS
 
 # Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
 # and where its data lie, since data are recognized by their content. With the device or the kernels, the precision may
@@ -95,7 +95,7 @@ def directory_of(resume, out_dir):
 
 
 def resume_training(directory, name, model, train):
-    """Resume a run, trained from scratch or finetuned, with changes to its settings as of `resumed`.
+    """Resume a run, trained from scratch or finetuned, with the changes to its settings that `resumed` allows.
 
     directory: the value of --resume; if it is empty, see `directory_of`.
     """

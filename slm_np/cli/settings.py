@@ -3,8 +3,7 @@
 from slm_np.cli import flags
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError
-
-LENGTHS = ("max_iters", "epochs", "max_time")  # three ways to set the length of training; a run has one of them
+from slm_np.presets import LENGTHS
 
 
 def add_source(group):

@@ -1,4 +1,4 @@
-"""What `info` says about runs: the lines about one, and the table of several."""
+"""What `info` prints: details of one run, or a table of several."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -54,10 +54,8 @@ def _create(directory):
     except (OSError, ValueError) as error:  # ValueError: a character that is not allowed in paths
         if isinstance(error, FileExistsError) and os.path.lexists(directory):
             return False
-        raise UserError(
-            f"the run's directory {str(directory)!r} cannot be made ({getattr(error, 'strerror', error)}); "
-            "choose another --out-dir"
-        ) from None
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise UserError(f"cannot create {str(directory)!r}: {reason}; choose another --out-dir") from None
 
 
 def newest_run():

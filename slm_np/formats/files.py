@@ -91,4 +91,4 @@ def read_json(path):
             raise ValueError("the top level is not an object")
         return fields
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is broken JSON ({error}); fix it by hand, or {RESTORE}") from None
+        raise UserError(f"{path} is not valid JSON ({error}); fix it by hand, or {RESTORE}") from None

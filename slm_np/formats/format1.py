@@ -9,11 +9,10 @@ it replaces them.
 """
 
 from slm_np.config import ModelConfig
+from slm_np.presets import STRUCTURE
 
 MODEL_FIELDS = dict(state_size="recurrence_size", channel_states="ssm_state_size")
 TRAIN_FIELDS = dict(replay_data="retention_data")
-# The settings on which it depends whether others have an effect.
-ARCHITECTURE = ("pattern", "n_layer", "positions", "norm", "feed_forward", "residual", "head", "init")
 
 MAMBA = dict(
     input="in_proj", convolution="conv1d", select="x_proj", step="dt_proj", a_log="A_log", skip="D", output="out_proj"
@@ -31,7 +30,7 @@ def run_settings(fields):
     train = {TRAIN_FIELDS.get(name, name): value for name, value in fields["train"].items()}
     if model.get("feed_forward") == "swish":
         model["feed_forward"] = "silu"
-    architecture = ModelConfig(**{name: model[name] for name in ARCHITECTURE if name in model})
+    architecture = ModelConfig(**{name: model[name] for name in STRUCTURE if name in model})
     unused = set(architecture.unused)
     if "S" not in architecture.letters:
         unused.add("max_spectral_norm")

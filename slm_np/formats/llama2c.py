@@ -121,7 +121,10 @@ def _shapes(dim, hidden, layers, heads, kv_heads, vocab, steps):
 
 
 def _to_our_layout(theirs, layers, heads, kv_heads):
-    """Their tensors under our names: matrices (in, out), q | k | v and gate | up in one matrix, our rotary pairs."""
+    """llama2.c's tensors under slm_np's names.
+
+    Matrices are (in, out), q | k | v and gate | up are one matrix each, and rotary pairs are those of slm_np.
+    """
     ours = {"embedding.weight": theirs["embedding"]}
     for i in range(layers):
         q, k = _split_pairs(theirs["q"][i], heads), _split_pairs(theirs["k"][i], kv_heads)
@@ -186,7 +189,7 @@ def tokenizer_json(tokens):
     """The tokenizer of `read_tokenizer` as the fields of Hugging Face's tokenizer.json, with the same ids for any text.
 
     Both prepend a space, replace characters that are not tokens by their bytes, and then merge neighbors. llama2.c
-    merges the pair whose result has the highest score; tokenizer.json ranks pairs. The two agree, since a token only
+    merges the pair with the highest score of its result; tokenizer.json ranks pairs. The two agree, since a token only
     ever results from one pair: the merges within its characters happen in the same order wherever the token occurs, so
     the last of them is always the same.
 
@@ -233,7 +236,7 @@ def tokenizer_json(tokens):
 
 
 def _last_merge(token, scores):
-    """The pair whose merge completes `token`, if its characters are merged by score; None if they never become it."""
+    """The pair that merges into `token`, if its characters are merged by score; None if they never become it."""
     parts = list(token)
     while all(part in scores for part in parts) and len(parts) > 1:
         # The first of the pairs with the highest score.

@@ -40,7 +40,7 @@ def _header(entries, metadata):
 
 
 def _parse_header(raw):
-    """(entries, metadata, length of the header in bytes) of the file whose bytes (n,) are `raw`."""
+    """(entries, metadata, length of the header in bytes) of a file with the bytes `raw` (n,)."""
     end = 8 + int.from_bytes(raw[:8].tobytes(), "little")
     entries = json.loads(raw[8:end].tobytes())
     return entries, entries.pop("__metadata__", None) or {}, end

@@ -1,6 +1,7 @@
 """The decode step of the Numba kernels: all layers in one compiled call, see kernels/cpu/decode.py.
 
-Its tables follow from the names of the model's parameters, so nothing here knows a mixer's tensors.
+`layout` finds tensors by the names in decode.py, so a mixer's tensors are named only there; `buffer_shapes` knows the
+sizes of each mixer's buffers.
 """
 
 import math
@@ -62,7 +63,7 @@ def layout(model, batch):
 
 
 def sizes_of(config):
-    """The Sizes of a configuration."""
+    """`decode.Sizes` for a ModelConfig."""
     return decode.Sizes(
         vocab_size=config.vocab_size,
         block_size=config.block_size,
@@ -116,7 +117,7 @@ def buffer_shapes(config, batch):
 
 
 class CompiledStep:
-    """As GenericStep, with other sums: its results differ by rounding, and do not depend on the number of threads."""
+    """Same interface as GenericStep; sums in another order. The number of threads does not affect the results."""
 
     def __init__(self, model, batch):
         config, dtype, shapes = model.config, model.dtype, buffer_shapes(model.config, batch)
@@ -129,7 +130,7 @@ class CompiledStep:
         self.decode_step = decode.decode_attention_only if attention_only(config) else decode.decode_any_mixer
 
     def step(self, tokens, position):
-        """As of GenericStep."""
+        """Same as `GenericStep.step`; sums in another order."""
         self.tables.fill(position)
         self.decode_step(
             self.logits,
@@ -149,7 +150,7 @@ class CompiledStep:
         )
 
     def head(self, x):
-        """As of GenericStep."""
+        """Same as `GenericStep.head`; sums in another order."""
         if self.model.config.head == "none":
             self.logits[...] = x
             return

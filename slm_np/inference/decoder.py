@@ -3,8 +3,8 @@
 Every mixer keeps what it needs of the past in a state: attention keys and values, the others a recurrent state. So a
 step takes the same time and memory however long the sequence is. With rotary or no positions the context slides: keys
 keep the angle of their own position, and the newest key overwrites the oldest. Learned and sinusoidal positions end at
-T, so beyond it the last T tokens are read again. Without attention and such positions only the state limits what is
-remembered: a prompt of any length is read, T tokens at a time.
+T, so beyond it the last T tokens are read again. A model without attention and positional tables reads prompts of any
+length, T tokens at a time.
 """
 
 import numpy as np

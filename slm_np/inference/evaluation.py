@@ -112,7 +112,7 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
 
 
 def windows_of(tokens, steps, stride, after_end, end_of_text):
-    """(start, new) of windows, whose last `new` targets are in no window before. Every target is new once.
+    """Yield (start, new) of windows: the last `new` targets are in no window before. Every target is new once.
 
     Start -1 is the end-of-text token before the first token, if the text is read `after_end`.
     """
@@ -155,7 +155,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
     """
     train = run.config.train
     if not data and not run.config.data.get("source"):
-        raise UserError(f"{run.path} was not trained here, so it has no validation data; give some by --data")
+        raise UserError(f"{run.path} was not trained here, so it has no validation data; pass --data")
     if not data and not train.val_data and corpus.named(train.data) in corpus.OWN_VALIDATION:
         data = train.data  # its training split is not needed
     text = data or train.data

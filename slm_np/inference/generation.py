@@ -1,4 +1,4 @@
-"""Generation: sampled tokens as text while it is produced, whole characters only, up to a stop string or the end."""
+"""Sample tokens and stream them as text, whole characters only, until a stop string or end-of-text."""
 
 import numpy as np
 
@@ -170,7 +170,17 @@ def cut(model, ids, name="the prompt"):
     return f"{name} has {len(ids):,} tokens and the context {size:,}; its last {size:,} tokens are kept"
 
 
-def generate(model, tokenizer, prompt, max_tokens, sampling, stops=(), samples=1, style=None, substream=0):
+def generate(
+    model,
+    tokenizer,
+    prompt,
+    max_tokens,
+    sampling,
+    stops=(),
+    samples=1,
+    style=None,
+    substream=0,
+):
     """Iterate over lists of `samples` strings: what each sequence may show next. Joined, they follow the prompt.
 
     prompt    text, or its ids (n,), n >= 1

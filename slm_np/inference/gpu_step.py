@@ -14,7 +14,7 @@ from slm_np.kernels.gpu.graph import CapturedGraph, HostInputs
 
 
 class GpuStep(GenericStep):
-    """As GenericStep."""
+    """Same interface and results as GenericStep."""
 
     def __init__(self, model, batch):
         super().__init__(model, batch)

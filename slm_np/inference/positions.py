@@ -1,8 +1,8 @@
-"""Positional tables of a decode step whose kernels look up the row of the current position."""
+"""Positional tables of a decode step: its kernels look up the row of the current position."""
 
 from slm_np import ops
 
-ROWS = 256  # positions whose rows are computed at a time
+ROWS = 256  # computed at a time, one per position
 
 
 class PositionTables:

@@ -2,7 +2,7 @@
 
 A filter takes (ids, logits), the tokens that are still candidates in ascending order of id and their logits, and
 returns fewer of them or changes the logits. It computes in float64. The logits come in the model's dtype, so that top-k
-does not convert a large vocabulary of which it keeps little. `distribution` chains the filters, by default in
+does not convert a large vocabulary to keep little of it. `distribution` chains the filters, by default in
 llama.cpp's order: repetition penalty, top-k, top-p, min-p, temperature. (Hugging Face's transformers apply the
 temperature right after the penalty, so there the same settings keep more or fewer tokens.)
 
@@ -56,7 +56,7 @@ def top_k(ids, logits, k):
 
 
 def top_p(ids, logits, p):
-    """The fewest likeliest tokens whose probability reaches p, including the one that crosses p; equal ones by id.
+    """The fewest likeliest tokens that together have probability p, including the one that crosses p; equal ones by id.
 
     Source: nucleus sampling, Holtzman et al. 2019.
     """

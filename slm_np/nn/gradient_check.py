@@ -50,9 +50,9 @@ class Case(NamedTuple):
     backward: Callable
     scaled: bool = False  # the op takes one scale for all outputs instead of a dout
 
-    def error(self, seed=0):
+    def error(self):
         """The `directional_error` of the scalar <dout, out> for a random dout."""
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         out = self.forward(*self.inputs)
         dout = np.full(out.shape, 0.7) if self.scaled else rng.standard_normal(out.shape)
         gradients = self.backward(dout.copy(), *self.inputs)
@@ -93,19 +93,20 @@ def shrunk(config, **changes):
     return dataclasses.replace(config, **small | changes)
 
 
-def model_error(config, batch=2, seed=0):
+def model_error(config):
     """{tensor name: error} of the gradient of a model's loss, and under "" the error in all tensors together.
 
     All passes draw the same dropout masks.
     """
-    rng = np.random.default_rng(seed)
-    model = Model(config, seed=seed, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    model = Model(config, seed=0, dtype=np.float64)
     parameters = model.parameters
     parameters.weights += 0.3 * rng.standard_normal(parameters.weights.size)  # no zero biases, no equal norms
-    tokens, targets = (rng.integers(0, config.vocab_size, (batch, config.block_size)) for _ in range(2))
-    model.plan(batch, config.block_size).arena.fill(np.nan)
+    shape = (2, config.block_size)
+    tokens, targets = (rng.integers(0, config.vocab_size, shape) for _ in range(2))
+    model.plan(*shape).arena.fill(np.nan)
     model.activations.set_positions(config, 0)
-    key = (seed, 1, 0) if config.dropout else None
+    key = (0, 1, 0) if config.dropout else None
 
     def loss():
         return model.loss_and_gradient(tokens, targets, key=key)

@@ -17,12 +17,22 @@ from slm_np.training.step import Step, StepResult
 
 
 class DeviceStep(Step):
-    """Updates of a model on a GPU; parameters as of `HostStep`.
+    """Updates of a model on a GPU; same parameters as `HostStep`.
 
     scaler: GradientScaler; None makes one if the model multiplies float16
     """
 
-    def __init__(self, model, optimizer, spectral, shape, seed=0, max_spectral_norm=0.0, states=None, scaler=None):
+    def __init__(
+        self,
+        model,
+        optimizer,
+        spectral,
+        shape,
+        seed=0,
+        max_spectral_norm=0.0,
+        states=None,
+        scaler=None,
+    ):
         import cupy
 
         from slm_np.kernels.gpu import step

@@ -22,8 +22,7 @@ class Display(Callback):
     def on_log(self, trainer, row):
         if trainer.skipped:
             self.progress.say(
-                f"step {row['step']}: update skipped, as the loss is {row['loss']} and the gradient norm "
-                f"{row['grad_norm']}"
+                f"step {row['step']}: update skipped: loss {row['loss']}, gradient norm {row['grad_norm']}"
             )
         if trainer.log_is_due():
             bits = bits_per_byte(row["loss"], trainer.corpus.train)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from slm_np.config import TrainConfig, flag
 from slm_np.errors import UserError
+from slm_np.presets import LENGTHS
 
 EPOCHS = 3.0  # over the new data, unless the length is given
 RATE_SHARE = 0.25  # peak learning rate as a share of the base's
 MIN_SHARE = 0.1  # lowest learning rate as a share of the peak
 INTERVAL = 250  # updates between evaluations, at most
-LENGTHS = ("max_iters", "epochs", "max_time")  # the settings of how long to train
 # Settings that are the base's unless given.
 KEPT = (
     "tokenizer",
@@ -46,7 +46,7 @@ class Base:
 
     @classmethod
     def load(cls, path):
-        """The Base in the directory `path`. Raises UserError if it is no run or anything in it is damaged."""
+        """The Base in the directory `path`. Raises UserError if it is not a run or anything in it is damaged."""
         from slm_np.data import chat_template
         from slm_np.formats import run_config, runs
 
@@ -108,7 +108,7 @@ def finetuned(base, model, train):
 
 
 def recipe(base, given):
-    """{field: value} of the TrainConfig of a run whose base has the TrainConfig `base`."""
+    """{field: value} of the TrainConfig of a run that starts from one with the TrainConfig `base`."""
     values = {field: getattr(base, field) for field in KEPT} | given
     if not any(field in given for field in LENGTHS):
         values["epochs"] = EPOCHS
@@ -139,7 +139,7 @@ def check_unchanged(base, preset, model, train):
     """
     if preset and preset != base.config.preset:
         raise UserError(
-            f"finetune keeps the model of {base.path}, whose preset is {base.config.preset}, not {preset}; leave it out"
+            f"finetune keeps the base model: {base.path} uses --preset {base.config.preset}, not {preset}; leave it out"
         )
     tokenizer = {field: train[field] for field in ("tokenizer",) if field in train}
     for settings, given in ((base.config.model, model), (base.config.train, tokenizer)):
@@ -147,8 +147,7 @@ def check_unchanged(base, preset, model, train):
             kept, asked = getattr(settings, field), getattr(dataclasses.replace(settings, **{field: value}), field)
             if field not in CHANGEABLE and asked != kept:
                 raise UserError(
-                    f"finetune keeps the model of {base.path}, whose {flag(field)} is {kept}, not {asked}; leave it "
-                    "out, or train a new model"
+                    f"finetune keeps the base model: {base.path} uses {flag(field)} {kept}, not {asked}; leave it out"
                 )
 
 
@@ -156,8 +155,8 @@ def check_same_base(directory, run, base):
     """Raise UserError if `run`, which is in `directory`, did not start from `base`."""
     if base.checksum() != run.base["weights"]:
         raise UserError(
-            f"{directory} started from step {run.base['step']} of {run.base['run']}, whose weights are not those of "
-            f"{base.path}, step {base.step}; leave --base out to resume it, or start a new run"
+            f"{directory} was finetuned from other weights than {base.path}, step {base.step}; leave --base out, "
+            "or start a new run"
         )
 
 
@@ -171,6 +170,6 @@ def check_vocabulary(base, run, corpus):
         )
     if needed != known and not (needed == known + 1 and corpus.tokenizer.end_of_text == known):
         raise UserError(
-            f"{corpus.source} has a vocabulary of {needed} tokens, the model in {base.path} one of {known}; "
+            f"{corpus.source} has a vocabulary of {needed} tokens, but the model in {base.path} has {known}; "
             "prepare it with the tokenizer of the model"
         )

@@ -9,12 +9,12 @@ from slm_np.training.step import Step, StepResult
 class HostStep(Step):
     """Updates of `model` by `optimizer` (AdamW).
 
-    spectral           SpectralNorms, whose norms are limited to `max_spectral_norm`; 0 is no limit
+    spectral           SpectralNorms; they are limited to `max_spectral_norm`, 0 is no limit
     shape              (B, T) of a micro-batch
     seed               of dropout
     states             States that pass from window to window, or None
 
-    An update whose watched matmul is wrong raises WrongMatmul before the weights change.
+    If a watched matmul is wrong, the update raises WrongMatmul before the weights change.
     """
 
     def __init__(self, model, optimizer, spectral, shape, seed=0, max_spectral_norm=0.0, states=None):

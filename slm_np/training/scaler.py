@@ -1,4 +1,4 @@
-"""Loss scaling for float16, whose small gradients would become zero.
+"""Loss scaling for float16: without it, small gradients would become zero.
 
 Backward starts from the loss times a scale, and the update divides the gradient by it. If the gradient overflows, the
 update is skipped and the scale halved; after many updates without overflow it is doubled (Micikevicius et al. 2018).

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from slm_np.errors import UserError
 from slm_np.nn.model import Model, States
 from slm_np.ops.device import device
 from slm_np.training.batches import evaluation_batches, training_batches
-from slm_np.training.checks import check_effect
 from slm_np.training.host_step import HostStep
 from slm_np.training.optimizer import AdamW
 from slm_np.training.precision import compute_dtype, resolved
@@ -22,10 +22,24 @@ def step_class(device):
     return DeviceStep
 
 
+def check_effect(model, train):
+    """Raise UserError if a setting of `train` (TrainConfig) has no effect on a model of this ModelConfig."""
+    if train.carry_state and model.has_attention:
+        raise UserError("--carry-state needs recurrent layers only; choose a --pattern of M and S")
+    if train.max_spectral_norm and "S" not in model.letters:
+        raise UserError(
+            f"--max-spectral-norm {train.max_spectral_norm} has no effect without linear recurrences; set it to 0, "
+            "or choose a --pattern with S"
+        )
+    if train.lr_decay_iters and (train.max_time or train.lr_schedule == "constant"):
+        other = f"--max-time {train.max_time}" if train.max_time else "--lr-schedule constant"
+        raise UserError(f"--lr-decay-iters {train.lr_decay_iters} has no effect with {other}; set it to 0")
+
+
 class TrainingState:
     """A new model and what training it on a corpus needs. `step` makes one update.
 
-    Parameters and errors as of `Trainer`.
+    Same parameters and errors as `Trainer`.
     """
 
     def __init__(self, run, corpus, retention=None, fresh=True):
@@ -82,14 +96,14 @@ class TrainingState:
 
     @property
     def progress(self):
-        """Share of the run that is done, of its time if that is limited, else of its updates."""
+        """Fraction of the run completed: of its time limit if it has one, otherwise of its updates."""
         if self.config.max_seconds:
             return min(1.0, self.elapsed / self.config.max_seconds)
         return min(1.0, self.updates / self.max_iters) if self.max_iters else 1.0
 
     @property
     def schedule_progress(self):
-        """Share of the learning rate's schedule after warmup that is done."""
+        """Fraction of the learning rate's schedule after warmup that is completed."""
         if self.config.max_seconds:
             return self.progress
         end = self.config.lr_decay_iters or self.max_iters
@@ -105,7 +119,7 @@ class TrainingState:
         return {**self.stepper.state(), "elapsed": self.elapsed}
 
     def load(self, step, counters):
-        """Continue from a checkpoint after `step` updates whose weights and tensors were loaded."""
+        """Continue from a checkpoint after `step` updates. Its weights and tensors are already loaded."""
         self.model.parameters.update_cast_copies()
         self.updates, self.elapsed = step, counters["elapsed"]
         self.stepper.load(counters)

@@ -18,7 +18,7 @@ class Step:
     """
 
     def start(self, index, n_targets, learning_rate):
-        """Begin update `index`, counted from 0, whose micro-batches together have `n_targets` unmasked targets."""
+        """Begin update `index`, counted from 0. Its micro-batches together have `n_targets` unmasked targets."""
         raise NotImplementedError
 
     def gradient(self, tokens, targets, micro):

@@ -23,7 +23,7 @@ class Storage(Callback):
     def create(self, trainer, sampling=None, template=None):
         """Make an empty directory a run: tokenizer, generation defaults, chat template, checkpoint of step 0.
 
-        config.json comes last: a directory without it is no run.
+        config.json comes last: a directory without it is not a run.
         sampling: SamplingConfig, by default its preset's.   template: ChatTemplate of the base, if any; a run on
         conversations keeps the one of its data instead.
         """

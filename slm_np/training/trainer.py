@@ -21,7 +21,7 @@ class Trainer(TrainingState):
     run        RunConfig
     corpus     Corpus of `load_corpus`
     callbacks  see callbacks.py; without any, nothing is written and nothing printed
-    retention  Tokens of other data whose loss is evaluated too, or None
+    retention  Tokens of other data to evaluate, too, or None
     fresh      False leaves the weights 0, to be filled by a checkpoint or a base
 
     Raises UserError for settings that do not fit the model or the corpus.

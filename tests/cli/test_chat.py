@@ -17,7 +17,7 @@ import small
 from chain_model import chain, word_chain
 
 from slm_np.cli.conversation import COMMANDS, Conversation
-from slm_np.cli.writing import Screen, color
+from slm_np.cli.text_output import Screen, color
 from slm_np.config import SamplingConfig, TrainConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import DEFAULT

@@ -86,7 +86,7 @@ print(*sys.modules, file=sys.stderr)
     assert not NUMERICS & set(done.stderr.split())
 
 
-def test_the_version_is_that_of_the_package(tmp_path):
+def test_version_matches_package(tmp_path):
     done = small.command("__main__", "--version", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"slm_np {slm_np.__version__}\n", "")
 
@@ -259,11 +259,11 @@ def test_a_directory_that_already_holds_something(folder, capsys):
         capsys, "train", "--data", "text.txt", "--out-dir", "bytes"
     )
     assert "text.txt is a file" in error_line(capsys, "train", "--data", "text.txt", "--out-dir", "text.txt")
-    assert "cannot be made (Not a directory)" in error_line(
+    assert ": not a directory; choose another --out-dir" in error_line(
         capsys, "train", *small.flags("text.txt", out_dir="text.txt/run")
     )
     Path("runs").write_text("not a folder", encoding="utf-8")
-    assert "cannot be made" in error_line(capsys, "train", *small.flags("text.txt"))
+    assert "cannot create" in error_line(capsys, "train", *small.flags("text.txt"))
 
 
 @pytest.mark.parametrize(
@@ -284,12 +284,12 @@ def test_nothing_to_resume(folder, capsys, words, named):
         ("model.safetensors", lambda raw: raw[: len(raw) // 2], "cut short"),
         ("model.safetensors", lambda raw: raw[:-5] + bytes([raw[-5] ^ 4]) + raw[-4:], "checksum"),
         ("model.safetensors", lambda raw: raw.replace(b'"crc32', b'"crc33'), "was not written by slm_np"),
-        ("config.json", lambda raw: raw[:50], "broken JSON"),
+        ("config.json", lambda raw: raw[:50], "is not valid JSON"),
         ("config.json", lambda raw: raw.replace(b'"slm_np"', b'"gpt2"'), "not a run of slm_np"),
         ("config.json", lambda raw: raw.replace(b'"n_embd": 16', b'"n_embd": 32'), "shape"),
         ("config.json", lambda raw: raw.replace(b'"n_embd": 16', b'"n_embd": "x"'), "--n-embd"),
         ("tokenizer.json", lambda raw: raw[:50], "not a tokenizer.json"),
-        ("generation_config.json", lambda raw: b"[]", "broken JSON"),
+        ("generation_config.json", lambda raw: b"[]", "is not valid JSON"),
         ("config.json", lambda raw: None, "config.json missing"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -389,7 +389,7 @@ def config_file(text):
         ("[model]\nn-layer = 2", "unknown setting 'model'"),
         ("dropout = 1979-05-27", "--dropout must be of type float"),
         ("epochs = 2\nmax-time = '3s'", "give one"),
-        ('out-dir = "a\\u0000b"', "cannot be made"),
+        ('out-dir = "a\\u0000b"', "cannot create"),
     ],
     ids=lambda value: value[:30],
 )

@@ -125,7 +125,7 @@ def test_masks_are_left_out_and_missing_counts_are_measured(tmp_path, capsys):
     [
         (["nothing"], "nothing does not exist"),
         (["."], "not a run of slm_np"),
-        (["bad.json"], "broken JSON"),
+        (["bad.json"], "is not valid JSON"),
         (["a.json"], "not a tokenizer.json"),
         ([], "no run in runs/"),
     ],

@@ -187,7 +187,7 @@ def test_the_library_agrees_on_any_bytes(tmp_path):
     same()
 
 
-def test_an_unknown_character_is_an_error_in_the_library_too(tmp_path):
+def test_library_refuses_unknown_characters(tmp_path):
     with pytest.raises(Exception, match="UNK"):
         library(char_tokenizer("abc"), tmp_path).encode("abd")
 

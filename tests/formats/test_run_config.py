@@ -63,7 +63,7 @@ def test_broken_configs(tmp_path, change, message):
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff\xfe\xfa", b'{"format": ' + b"1" * 5000 + b"", b"[" * 100_000])
 def test_broken_json(tmp_path, raw):
     (tmp_path / "config.json").write_bytes(raw)
-    with pytest.raises(UserError, match="config.json is broken JSON"):
+    with pytest.raises(UserError, match="config.json is not valid JSON"):
         read_config(tmp_path)
 
 

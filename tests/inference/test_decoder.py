@@ -144,12 +144,12 @@ def check_choice(name, dtype, kind):
 
 @pytest.mark.parametrize("name", CHOICES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_the_compiled_step_knows_every_choice(name, dtype, one_thread):
+def test_the_compiled_step_supports_every_setting(name, dtype, one_thread):
     check_choice(name, dtype, CompiledStep)
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_the_generic_step_knows_every_choice(name, one_thread, generic):
+def test_the_generic_step_supports_every_setting(name, one_thread, generic):
     check_choice(name, np.float64, GenericStep)
 
 
@@ -163,7 +163,7 @@ def test_every_preset(name, one_thread):
 
 
 @pytest.mark.parametrize("kind", ["rotary", "sinusoidal"])
-def test_more_positions_than_a_table_holds(kind, one_thread, monkeypatch):
+def test_position_tables_refill(kind, one_thread, monkeypatch):
     monkeypatch.setattr(positions_module, "ROWS", 4)
     model, tokens = made(positions=kind), random_tokens(2, T)
     assert_near(decoded(Decoder(model, 2), tokens, 2), model.logits(tokens)[:, 1:], np.float64)
@@ -334,7 +334,7 @@ def test_one_sliding_layer_attends_to_the_last_tokens_generically(kind, one_thre
     ],
     ids=["llama", "gpt2", "grouped"],
 )
-def test_a_sequence_is_the_same_alone_and_beside_others(settings, one_thread):
+def test_decoding_is_batch_invariant(settings, one_thread):
     model, tokens = made(np.float32, **settings), random_tokens(5, 3 * T)
     decoders = [Decoder(model, batch) for batch in (1, 2, 5)]
     # Beyond the context learned positions read a window, whose matmuls may round differently.

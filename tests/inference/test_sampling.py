@@ -344,7 +344,7 @@ def test_logits_without_a_distribution(logits, message):
             sample(np.array(logits, np.float32), settings, [], 0)
 
 
-def test_only_single_rows_are_sampled():
+def test_batched_logits_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 3\)"):
         sample(np.zeros((1, 3)), SamplingConfig(), [], 0)
 

@@ -70,7 +70,7 @@ def test_nan_stays_in_its_sequence():
 
 
 @pytest.mark.parametrize("steps, batch, columns", [(1, 1, 1), (5, 3, 7), (4, 1, 33), (1, 6, 2)])
-def test_time_major_and_back(steps, batch, columns):
+def test_time_major_round_trip(steps, batch, columns):
     x, residual = normal(batch, steps, columns), normal(batch, steps, columns, seed=1)
     back, added = np.full((2, batch * steps, columns), np.nan, np.float32)
     for start, stop in ((0, steps // 2), (steps // 2, steps)):

@@ -13,7 +13,7 @@ from fake_cupy import cupy, real  # noqa: F401  cupy is a fixture
 from gpu_cases import assert_as_numpy, case_id
 from kernel_cases import attention as attention_case
 from kernel_cases import normal
-from storage import F16, exact, stored
+from sixteen_bit import F16, exact, stored
 
 from slm_np.dtypes import BF16
 from slm_np.kernels import gpu

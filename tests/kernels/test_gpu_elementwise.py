@@ -11,7 +11,7 @@ from cuda_emulator import emulating
 from fake_cupy import cupy  # noqa: F401  a fixture
 from gpu_cases import on_gpu
 from kernel_cases import ACTIVATIONS, CASES, EPS, ULP, Kernels, normal
-from storage import F16, HALF_ULP, SMALLEST, exact, stored
+from sixteen_bit import F16, HALF_ULP, SMALLEST, exact, stored
 
 from slm_np.dtypes import BF16
 from slm_np.kernels import gpu

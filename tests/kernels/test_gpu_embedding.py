@@ -6,7 +6,7 @@ from cuda_emulator import ORDERS, emulating
 from fake_cupy import cupy  # noqa: F401  a fixture
 from gpu_cases import on_gpu
 from kernel_cases import normal
-from storage import F16, exact, stored
+from sixteen_bit import F16, exact, stored
 
 from slm_np.dtypes import BF16
 

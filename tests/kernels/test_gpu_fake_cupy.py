@@ -9,7 +9,7 @@ import pytest
 from cuda_emulator import LaunchError
 from fake_cupy import cupy  # noqa: F401  a fixture
 from gpu_kernels import copy_kernel
-from storage import F16, HALF_ULP, exact, stored
+from sixteen_bit import F16, HALF_ULP, exact, stored
 
 from slm_np.dtypes import BF16
 from slm_np.kernels.gpu import cublas

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cuda_emulator import emulating
 from fake_cupy import cupy  # noqa: F401  a fixture
-from storage import F16, exact, stored
+from sixteen_bit import F16, exact, stored
 
 from slm_np.dtypes import BF16
 from slm_np.kernels.gpu import linear

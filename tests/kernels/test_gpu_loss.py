@@ -5,7 +5,7 @@ import pytest
 from fake_cupy import cupy  # noqa: F401  a fixture
 from gpu_cases import on_gpu
 from kernel_cases import normal
-from storage import F16, HALF_ULP, exact, stored
+from sixteen_bit import F16, HALF_ULP, exact, stored
 
 from slm_np.dtypes import BF16
 from slm_np.kernels import numpy as numpy_kernels

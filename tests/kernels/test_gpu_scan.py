@@ -11,7 +11,7 @@ from cuda_emulator import emulating
 from fake_cupy import cupy  # noqa: F401  a fixture
 from gpu_cases import assert_as_numpy, case_id
 from kernel_cases import Kernels, normal
-from storage import F16, exact, stored
+from sixteen_bit import F16, exact, stored
 
 from slm_np.dtypes import BF16
 from slm_np.kernels import gpu
@@ -274,7 +274,7 @@ def test_nan_in_a_recurrence_reaches_only_its_sequences_future(cupy):  # noqa: F
 @pytest.mark.parametrize(
     "dtype, time_dtype", [(F32, F32), (F64, F64), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16)], ids=str
 )
-def test_time_major_and_back(cupy, steps, batch, columns, dtype, time_dtype):  # noqa: F811
+def test_time_major_round_trip(cupy, steps, batch, columns, dtype, time_dtype):  # noqa: F811
     """dtype: of the rows by batch.   time_dtype: of the rows by time. The two halves of the steps are moved in turn."""
     x, residual = (stored(normal(batch, steps, columns, seed=seed), dtype) for seed in (0, 1))
     accumulation_dtype = F64 if dtype == F64 else F32

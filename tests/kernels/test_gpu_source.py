@@ -16,7 +16,7 @@ from slm_np.kernels.numpy.dropout import hashed
 # Kernels
 
 
-def test_blocks_of_a_grid():
+def test_grid_size():
     assert [grid(n) for n in (0, 1, 256, 257, 10**9)] == [1, 1, 1, 2, 4096]
     assert grid(100, threads=32) == 4 and grid(10**9, limit=7) == 7
 

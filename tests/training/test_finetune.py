@@ -162,7 +162,11 @@ def test_evaluation_counts_assistant_tokens_only(folder):
 def test_a_run_on_conversations_reports_masking_and_keeps_their_template(folder, capsys):
     assert finetune(data="rows.jsonl") == 0
     said = capsys.readouterr()
-    for words in ("the loss is masked to assistant tokens", "the vocabulary grows from 256 to 257", "documents"):
+    for words in (
+        "the loss is masked to assistant tokens",
+        "end-of-text is added to the vocabulary (256 -> 257)",
+        "documents",
+    ):
         assert words in said.err
     assert "Q: Who sat on the" in said.out and "slm_np.chat --model tuned" in said.out
     assert Path("tuned/chat_template.json").exists() and runs.load("tuned").tokenizer.end_of_text == 256
@@ -292,7 +296,9 @@ def test_another_base_or_other_data_are_refused(folder, capsys):
     assert finetune("--retention-data", "text.txt") == 0
     capsys.readouterr()
     assert small.status("train", *small.flags("text.txt", max_iters=2, seed=5, out_dir="other", block_size=32)) == 0
-    assert "whose weights are not those of other" in sentence(capsys, "--resume", "tuned", "--base", "other")
+    assert "tuned was finetuned from other weights than other" in sentence(
+        capsys, "--resume", "tuned", "--base", "other"
+    )
     assert "the data have changed" in sentence(capsys, "--resume", "tuned", "--data", "text.txt")
     assert "--retention-data new.txt has changed" in sentence(
         capsys, "--resume", "tuned", "--retention-data", "new.txt"
@@ -312,11 +318,11 @@ def test_another_base_or_other_data_are_refused(folder, capsys):
         (["--base", ".", "--data", "new.txt"], "config.json missing"),
         (
             ["--base", "base", "--data", "short.txt"],
-            "the train split of short.txt has 15 tokens, but one context of base takes 33",
+            "the train split of short.txt has 15 tokens, but the model of base needs at least 33",
         ),
-        (["--base", "base", "--data", "new.txt", "--n-layer", 2], "whose --n-layer is 1, not 2"),
-        (["--base", "base", "--data", "new.txt", "--block-size", 8], "--block-size is 32, not 8"),
-        (["--base", "base", "--data", "new.txt", "--tokenizer", "char"], "whose --tokenizer is byte, not char"),
+        (["--base", "base", "--data", "new.txt", "--n-layer", 2], "base uses --n-layer 1, not 2"),
+        (["--base", "base", "--data", "new.txt", "--block-size", 8], "base uses --block-size 32, not 8"),
+        (["--base", "base", "--data", "new.txt", "--tokenizer", "char"], "base uses --tokenizer byte, not char"),
         (["--base", "base", "--data", "new.txt", "--patience", -1], "--patience is -1"),
         (["--base", "base", "--data", "new.txt", "--epochs", 2, "--max-time", "3s"], "give one"),
         (
@@ -338,7 +344,7 @@ def test_bad_input(folder, capsys, words, named):
 
 def test_other_commands_refuse_retention_data(folder, capsys):
     assert small.status("train", *small.flags("text.txt", out_dir="x"), "--retention-data", "new.txt") == 2
-    assert "it belongs to finetune" in capsys.readouterr().err
+    assert "has no effect on a run without a base; leave it out, or use finetune" in capsys.readouterr().err
 
 
 # pretrain

@@ -48,7 +48,7 @@ class State:
         """Nothing to do: a sequence overwrites the keys and values of the one before."""
 
     def fill(self, config, qkv, steps):
-        """Take in the keys and values of a prompt of `steps` tokens, which starts the sequence."""
+        """Cache the keys and values of a prompt of `steps` tokens, which starts a new sequence."""
         batch, kv_heads = self.keys.shape[0], config.n_kv_head
         heads = qkv.reshape(batch, steps, config.n_head + 2 * kv_heads, config.head_dim)
         new = heads[:, :, config.n_head :].swapaxes(1, 2)  # (B, 2 K, T, w)

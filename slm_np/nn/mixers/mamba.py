@@ -23,7 +23,7 @@ def initial_A_log(draw, shape):
 
 
 def initial_time_step_bias(draw, shape):
-    """Biases whose softplus is log-uniform between the shortest and the longest time step."""
+    """Biases b with softplus(b) log-uniform between the shortest and the longest time step."""
     step = np.exp(draw.uniform(np.log(TIME_STEP_MIN), np.log(TIME_STEP_MAX), shape))
     step = np.maximum(TIME_STEP_FLOOR, step)
     return step + np.log(-np.expm1(-step))
@@ -89,7 +89,7 @@ class State:
     def update(self, projected, states, past):
         """Keep the states after the window and its last inputs.
 
-        past: a copy of those before, of which a short window keeps some.
+        past: a copy of those before; a short window keeps part of it.
         """
         batch, kept, channels = self.past.shape
         inputs = projected.reshape(batch, -1, 2 * channels)[:, -kept:, :channels] if kept else self.past

@@ -1,4 +1,4 @@
-"""Training from scratch, as `train` and `pretrain` share it: their flags, and the start of a new run."""
+"""Training from scratch, shared by `train` and `pretrain`: their flags, and the start of a new run."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from slm_np.errors import UserError
 from slm_np.presets import PRESETS, preset
 
 
-def scratch_parser(prog, description, default, **changes):
+def new_run_parser(prog, description, default, **changes):
     """The parser of a command that trains from scratch.
 
     default: its preset.   changes: {field: value} of its other defaults that differ from the preset's, for the help.
@@ -34,8 +34,6 @@ def start_training(name, model, train):
     from slm_np.formats.run_config import RunConfig
 
     run = RunConfig(*preset(name, model, train), preset=name)
-    if run.train.retention_data:
-        raise UserError("--retention-data is data that a model learned before finetuning, so it belongs to finetune")
     if "vocab_size" in model and not _are_bare_tokens(run.train.data):
         raise UserError(
             f"--vocab-size {run.model.vocab_size} has no effect with a tokenizer, which sets it; leave it out"
