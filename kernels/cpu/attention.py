@@ -271,7 +271,7 @@ def attend(out, query, keys, values, scores, scale):
 
 @row
 def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scores):
-    """Sequence b, key-value head kv: its new key and value enter slot `slot`, and its queries attend to len(scores) slots.
+    """Sequence b, key-value head kv: its new key and value enter slot `slot`, its queries attend to len(scores) slots.
 
     keys, values: the caches (B, K, T, w), flat.
     """

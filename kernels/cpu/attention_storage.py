@@ -292,9 +292,9 @@ def load_float_right(right, x, start, stride, count, width):
 
 @row
 def interleave_rows(right, x, start, stride, count, width):
-    """The same of pairs:
+    """The same of pairs.
 
-    rows 2 t and 2 t + 1 interleaved in panels (T / 2, COLUMNS), zeros after the width and the last row.
+    Rows 2 t and 2 t + 1 are interleaved in panels (T / 2, COLUMNS), zeros after the width and the last row.
     """
     whole = count // 2
     for j in range(0, width, COLUMNS):

@@ -1,7 +1,7 @@
 """The microkernel of float32 and float64 matmuls: a tile of C stays in registers while its terms are added.
 
-The size of the tile follows from the processor's registers: the tile, a row of B and one element of A fill them. The file
-also holds what packs operands for tiles: copies of panels, and the transpose of a square that fits the registers.
+The size of the tile follows from the processor's registers: the tile, a row of B and one element of A fill them. The
+file also holds what packs operands for tiles: copies of panels, and the transpose of a square that fits the registers.
 """
 
 from llvmlite import ir
@@ -27,8 +27,8 @@ QUERIES = 64 // ROWS * ROWS  # of attention at a time: whole tiles
 def multiply_tile_of(fits, add):
     """An intrinsic: C (ROWS, COLUMNS) = A (ROWS, k) B (k, COLUMNS), or += where `accumulate` is not 0; k > 0.
 
-    Each operand starts `offset` elements into its array. Rows of C lie `c_row` elements apart, rows of A `a_row` and its
-    columns `a_step`, so that A may be a transpose; rows of B lie `b_step` apart. The arrays must hold whole tiles.
+    Each operand starts `offset` elements into its array. Rows of C lie `c_row` elements apart, rows of A `a_row` and
+    its columns `a_step`, so that A may be a transpose; rows of B lie `b_step` apart. The arrays must hold whole tiles.
     fits  function (types of C, A and B) -> whether the intrinsic takes them
     add   emits total + factor b for vectors, total of C's type, the others of A's
     """
@@ -156,7 +156,7 @@ def transpose_tile(typingctx, out, out_offset, out_row, x, x_offset, x_row):
 
 
 def copy_panel_of(width):
-    """An intrinsic: panel (terms, width) = `terms` rows of `width` columns of x, which start `x_offset` elements into it.
+    """An intrinsic: panel (terms, width) = `terms` rows of x, `width` columns each, from element `x_offset` on.
 
     Rows of x lie `x_row` elements apart.
     """
