@@ -308,7 +308,7 @@ STEP_SCORES = StepScores()
 
 def attention_step(out, keys, values, qkv, heads, kv_heads, position):
     """One new token per sequence: see `ops.attention_step`."""
-    steps, position = keys.shape[2], int(position)
+    steps, position = keys.shape[2], int(np.asarray(position).item())
     _attention_step(
         out,
         keys.reshape(-1),
