@@ -10,6 +10,7 @@ import math
 from typing import Callable, NamedTuple
 
 import numpy as np
+from scipy.special import logsumexp
 
 EPS = 1e-5  # of the norms
 ULP = np.finfo(np.float32).eps
@@ -544,6 +545,12 @@ class OnDevice:
         for x, device in there.values():
             x[...] = cupy.asnumpy(device)
         return found
+
+
+def row_losses(logits, targets):
+    """-log softmax(logits)[target] of each row in float64, 0 where the target is -1."""
+    logits = logits.astype(np.float64)
+    return np.where(targets < 0, 0, logsumexp(logits, 1) - logits[np.arange(len(logits)), targets])
 
 
 def attend(kernels, qkv, heads, kv_heads, steps, dropout=0.0, key=0):

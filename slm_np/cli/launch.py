@@ -192,7 +192,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
     from slm_np.training.signals import Interrupted
     from slm_np.training.trainer import Trainer
 
-    run = resolved(run)
+    run = resolved(run)  # as Trainer would, but the memory plan comes before it
     memory = memory_plan(run)
     with ThreadPoolExecutor() as pool:  # decoding's kernels are compiled while `Trainer` compiles those of training
         if corpus.tokenizer is not None:

@@ -183,7 +183,7 @@ def test_bad_settings_of_format_1_are_named(folder, part, fields, message):
 def test_the_base_of_a_finetuned_run_is_recognized(folder, capsys):
     assert resume("finetuned", 241, "--base", "mamba") == 0
     assert resume("finetuned", 242, "--base", "byte-ssm") == 2
-    assert "not those of byte-ssm" in capsys.readouterr().err
+    assert "was finetuned from other weights than byte-ssm" in capsys.readouterr().err
 
 
 def test_finetuning_starts_from_a_run_of_format_1(folder):

@@ -309,7 +309,8 @@ def test_confident_texts_in_a_batch_end_one_by_one():
     sampling = SamplingConfig(temp=1.0, top_k=0, top_p=1.0, min_p=0.0, min_confidence=0.15)
     together = ["".join(parts) for parts in zip(*strings_of(llm, ByteTokenizer(), "a", 60, sampling, samples=5))]
     alone = [
-        "".join(string for (string,) in strings_of(llm, ByteTokenizer(), "a", 60, sampling, stream=i)) for i in range(5)
+        "".join(string for (string,) in strings_of(llm, ByteTokenizer(), "a", 60, sampling, substream=i))
+        for i in range(5)
     ]
     assert together == alone and len({len(text) for text in together}) > 1
 
