@@ -391,7 +391,7 @@ def _gemm(
         end_tiles()
 
 
-def product(out, a, b, prefill, bias, residual):
+def matmul(out, a, b, prefill, bias, residual):
     """out (m, n) = A B + prefill        A (m, k) bfloat16   B (n / C, k / 2, C) pairs in panels
 
     out is float32 or bfloat16. If it is float32, long sums are split into parts that are added to `out` in turn.

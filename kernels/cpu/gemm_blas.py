@@ -92,7 +92,7 @@ def parts_of(m, n, k):
     return parts
 
 
-def product(out, a, b, transpose_b, prefill, bias, residual):
+def matmul(out, a, b, transpose_b, prefill, bias, residual):
     """out (m, n) = a op(b) + prefill        a (m, k)   op(b) (k, n)   prefill: NOTHING, ADD, ..."""
     split_gemm(
         out,

@@ -325,7 +325,7 @@ def parts_of(m, n, k):
     return rows, threads // rows
 
 
-def product(out, a, b, transpose_b, prefill, bias, residual):
+def matmul(out, a, b, transpose_b, prefill, bias, residual):
     """out (m, n) = a op(b) + prefill        a (m, k)   op(b) (k, n)   prefill: see gemm_blas.py"""
     _gemm(
         out,

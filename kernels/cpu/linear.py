@@ -47,9 +47,9 @@ def multiply(out, a, weight, transpose, bias=None, residual=None):
     # Kernels take arrays, not None. They only read the ones that `prefill` names.
     bias, residual = values[0] if bias is None else bias, out if residual is None else residual
     if is_copy:
-        gemm_bf16.product(out, a, weight.backward if transpose else weight.forward, prefill, bias, residual)
+        gemm_bf16.matmul(out, a, weight.backward if transpose else weight.forward, prefill, bias, residual)
     else:
-        gemm_of(out, len(a)).product(out, a, weight, transpose, prefill, bias, residual)
+        gemm_of(out, len(a)).matmul(out, a, weight, transpose, prefill, bias, residual)
 
 
 def add_outer(dweight, a, b):

@@ -57,7 +57,7 @@ def test_gemm(gemm, dtype, prefill, transpose_b, m, n, k):
         exact += bias
     if prefill in (RESIDUAL, BIAS_AND_RESIDUAL):
         exact += residual
-    gemm.product(out, a, b, transpose_b, prefill, bias, residual)
+    gemm.matmul(out, a, b, transpose_b, prefill, bias, residual)
     assert_close(out, exact, k, dtype)
     assert np.isnan(whole[[0, 2]]).all()
 
@@ -80,7 +80,7 @@ def test_outer_products_accumulate(gemm, dtype, m, n, k):
 def test_any_shape(gemm, m, n, k, transpose_b):
     a, b = normal(m, k).astype("f"), normal(*((n, k) if transpose_b else (k, n)), seed=1).astype("f")
     out = np.full((m, n), np.nan, np.float32)
-    gemm.product(out, a, b, int(transpose_b), NOTHING, b[0], out)
+    gemm.matmul(out, a, b, int(transpose_b), NOTHING, b[0], out)
     assert_close(out, a.astype(float) @ (b.T if transpose_b else b).astype(float), k, np.float32)
 
 

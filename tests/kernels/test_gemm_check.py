@@ -157,8 +157,8 @@ def linear_layer(m=70, k=67, n=90, padding=0):
     gemm_bf16.update_cast_copy(weight)
     out, dx, dw = np.zeros((m, n), np.float32), np.zeros((m, k), np.float32), np.full((k, n), 0.5, np.float32)
     return [
-        lambda: gemm_bf16.product(out, x, weight.forward, NOTHING, w[0], out),
-        lambda: gemm_bf16.product(dx, dy, weight.backward, NOTHING, w[0], dx),
+        lambda: gemm_bf16.matmul(out, x, weight.forward, NOTHING, w[0], out),
+        lambda: gemm_bf16.matmul(dx, dy, weight.backward, NOTHING, w[0], dx),
         lambda: gemm_bf16.add_outer_products(dw, x, dy),
     ]
 
@@ -177,7 +177,7 @@ def test_a_correct_watched_product_passes(amx, which, padding):
 
 @each_product
 def test_a_wrong_watched_product_fails(amx, which, monkeypatch):
-    name = "_outer_products" if which == 2 else "_product"
+    name = "_outer_products" if which == 2 else "_matmul"
     kernel = getattr(gemm_bf16, name)
 
     def lose_a_tile(c, *rest):
