@@ -223,10 +223,10 @@ def dropout_of(dropout, real):
     return Dropout(key, threshold_of(rate), real(1 / (1 - rate)))
 
 
-def attention_scratch(block_size, width, tasks):
+def attention_scratch(steps, width, tasks):
     """Shape of the scratch: a row for each worker, at most one per core and per task."""
     workers = min(numba.config.NUMBA_NUM_THREADS, tasks)
-    return workers, max(elements_of(layout, block_size, width) for layout in (float_layout, pair_layout))
+    return workers, max(elements_of(layout, steps, width) for layout in (float_layout, pair_layout))
 
 
 def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):

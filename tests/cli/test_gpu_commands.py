@@ -78,8 +78,8 @@ def stub(**runtime):
 
 
 MISSING = {
-    "CuPy": (lambda: None, "CuPy, which GPUs need, is not installed"),
-    "driver": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(35))), "driver, which GPUs need, is missing"),
+    "CuPy": (lambda: None, "GPUs need CuPy, which is not installed"),
+    "driver": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(35))), "GPUs need NVIDIA's driver, which is missing"),
     "device": (lambda: stub(getDeviceCount=fails(CUDARuntimeError(100))), "finds no GPU"),
     "devices": (lambda: stub(getDeviceCount=lambda: 0), "finds no GPU"),
 }

@@ -177,7 +177,7 @@ def test_a_correct_watched_product_passes(amx, which, padding):
 
 @each_product
 def test_a_wrong_watched_product_fails(amx, which, monkeypatch):
-    name = "_outer_products" if which == 2 else "_matmul"
+    name = "_outer_products" if which == 2 else "_gemm"
     kernel = getattr(gemm_bf16, name)
 
     def lose_a_tile(c, *rest):
