@@ -101,6 +101,7 @@ def test_training_without_a_gpu_is_refused_before_anything_is_read_or_written(da
 def test_other_commands_without_a_gpu(data, capsys, monkeypatch, what):
     made, said = MISSING[what]
     small.trainer(data, "run")
+    capsys.readouterr()  # on a cold cache, the line about compiling
     monkeypatch.setitem(sys.modules, "cupy", made())
     before = small.tree(data.parent)
     for words in (
