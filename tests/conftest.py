@@ -33,3 +33,13 @@ def threads():
 def one_thread(threads):
     """One thread: arrays in tests are too small for more, and on a busy machine threads wait for each other."""
     threads(1)
+
+
+@pytest.fixture(params=["numpy", pytest.param("numba", marks=pytest.mark.slow)])
+def kernel_set(request):
+    """Run a test on both kernel sets of the CPU. Compiling the fast one in float64 takes minutes, hence slow."""
+    from slm_np.ops.device import CPU
+
+    CPU.use_kernels(request.param)
+    yield request.param
+    CPU.use_kernels("numba")

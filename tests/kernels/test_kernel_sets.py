@@ -92,6 +92,7 @@ def test_cpu_in_float32_is_as_precise_as_numpy(case):
     assert_precise(Kernels(cpu_kernels, np.float32).results(case), SINGLE.results(case), exact, case.cancels)
 
 
+@pytest.mark.slow
 @each(CPU_CASES)
 def test_cpu_in_float64_is_numpys(case):
     """Results that are overwritten held NaN before, results that accumulate held one."""

@@ -20,7 +20,7 @@ from slm_np.nn.gradient_check import TOLERANCE, directional_error, model_error, 
 from slm_np.nn.model import Model, parameters
 from slm_np.presets import PRESETS, preset
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kernel_set")
 CASES = list(op_cases())
 every_op = pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])
 
@@ -158,9 +158,9 @@ def test_directional_error_restores_its_inputs_and_measures_slopes():
 # The command
 
 
-def test_command_prints_a_line_per_tensor():
+def test_command_prints_a_line_per_tensor(kernel_set):
     done = subprocess.run(
-        [sys.executable, "-m", "slm_np.gradcheck", "--preset", "stories"],
+        [sys.executable, "-m", "slm_np.gradcheck", "--preset", "stories", "--kernels", kernel_set],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -175,10 +175,10 @@ def test_command_prints_a_line_per_tensor():
     assert all(line[-1] == "ok" and float(line[-2]) <= TOLERANCE for line in lines)
 
 
-def test_command_without_a_preset_covers_every_op_and_preset(monkeypatch, capsys):
+def test_command_without_a_preset_covers_every_op_and_preset(kernel_set, monkeypatch, capsys):
     monkeypatch.setattr(gradient_check, "shrunk", lambda config: shrunk(config, n_layer=1, block_size=3))
     with pytest.raises(SystemExit) as left:
-        gradcheck.main([])
+        gradcheck.main(["--kernels", kernel_set])
     shown = capsys.readouterr().out.splitlines()[1:]
     assert left.value.code == 0
     assert [line[:44].strip() for line in shown] == [case.name for case in CASES] + [

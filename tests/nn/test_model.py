@@ -45,7 +45,9 @@ MODELS = {
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 both_types = pytest.mark.parametrize(
-    "dtype, tolerance", [(np.float64, 1e-10), (np.float32, 1e-5)], ids=["float64", "float32"]
+    "dtype, tolerance",
+    [pytest.param(np.float64, 1e-10, marks=pytest.mark.slow), (np.float32, 1e-5)],
+    ids=["float64", "float32"],
 )
 
 
@@ -181,7 +183,7 @@ def test_nothing_stale_is_read_from_the_arena(name, dropped):
 
 
 @every_model
-def test_micro_batches_add_up_to_the_whole_batch(name):
+def test_micro_batches_add_up_to_the_whole_batch(name, kernel_set):
     config = MODELS[name]
     model, tokens, targets = (
         made(config, np.float64),
@@ -197,7 +199,7 @@ def test_micro_batches_add_up_to_the_whole_batch(name):
 
 
 @every_model
-def test_windows_shorter_than_the_context_add_up_too(name):
+def test_windows_shorter_than_the_context_add_up_too(name, kernel_set):
     config = MODELS[name]
     model, steps = made(config, np.float64), config.block_size - 2
     tokens, targets = random_tokens(config, 3, steps), random_tokens(config, 3, steps, seed=1)
@@ -266,7 +268,7 @@ def test_a_model_shows_its_memory_plan():
 @pytest.mark.parametrize(
     "settings", [dict(feed_forward="gelu", bias=True), dict(feed_forward="swiglu", norm="none")], ids=["gelu", "swiglu"]
 )
-def test_chunks_of_rows_change_rounding_only(settings, monkeypatch):
+def test_chunks_of_rows_change_rounding_only(settings, monkeypatch, kernel_set):
     config = config_of(**settings, vocab_size=11, block_size=9, n_layer=2, n_embd=12, n_head=2)
     tokens, targets = np.random.default_rng(0).integers(0, 11, (2, 3, 9)).astype(np.int32)
     found = []
@@ -280,7 +282,7 @@ def test_chunks_of_rows_change_rounding_only(settings, monkeypatch):
         np.testing.assert_allclose(gradients, found[0][1], rtol=1e-10, atol=1e-14)
 
 
-def test_the_gradient_in_chunks_of_rows_with_dropout(monkeypatch):
+def test_the_gradient_in_chunks_of_rows_with_dropout(monkeypatch, kernel_set):
     """Backward draws each chunk's mask again, and no two chunks share one."""
     monkeypatch.setattr(feed_forward, "ROWS", 5)
     config = config_of(feed_forward="gelu", dropout=0.3, vocab_size=11, block_size=9, n_layer=2, n_embd=12, n_head=2)

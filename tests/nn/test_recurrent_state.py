@@ -10,7 +10,7 @@ from slm_np.inference.decoder import Decoder
 from slm_np.nn.model import Model, States
 from slm_np.presets import MAMBA
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "kernel_set")
 SMALL = dict(MAMBA, vocab_size=23, block_size=40, n_layer=2, n_embd=24)
 MODELS = {
     "mamba": dict(),
