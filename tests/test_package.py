@@ -195,7 +195,7 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(tmp_path):
         "compiling kernels" in done.stderr
         and "step 2/2" in done.stderr
         and "validation" in done.stdout
-        and "matplotlib is missing" in done.stdout
+        and "matplotlib is not installed" in done.stdout
     )
     assert sorted(path.name for path in (elsewhere / "runs" / "stories").iterdir()) == [
         "checkpoint-0",
