@@ -10,7 +10,7 @@ import slm_np
 
 ROOT = Path(slm_np.__file__).resolve().parent
 
-# A room may import those on lines above its own, and itself.
+# A package may import those on lines above its own, and itself.
 LAYERS = (
     {"config", "presets", "errors", "dtypes", "paths", "progress", "machine"},
     {"kernels.numpy", "kernels.cpu", "kernels.gpu", "data"},
@@ -77,22 +77,22 @@ def graph_of(root):
     return {name: imports_of(name, path, modules) for name, path in modules.items()}
 
 
-def room(name):
-    """(layer, room) of a module."""
+def package_of(name):
+    """(layer, package) of a module."""
     inner = name.partition(".")[2]
-    for layer, rooms in enumerate(LAYERS):
-        for one in rooms:
+    for layer, packages in enumerate(LAYERS):
+        for one in packages:
             if inner == one or inner.startswith(one + "."):
                 return layer, one
     return COMMANDS, inner
 
 
 def wrong_edges(graph):
-    """Imports upwards, between rooms of one layer, or of one command by another."""
+    """Imports upwards, between packages of one layer, or of one command by another."""
     found = []
     for name, targets in graph.items():
         for target in targets:
-            (layer, here), (other_layer, there) = room(name), room(target)
+            (layer, here), (other_layer, there) = package_of(name), package_of(target)
             leaves = layer == other_layer == 0
             facade = name.count(".") == 0 or name.endswith(".__main__")  # the package itself names its public parts
             if other_layer > layer or other_layer == layer and here != there and not leaves and not facade:
@@ -140,7 +140,7 @@ def test_the_graph_holds_every_file():
     files = {p.resolve() for folder in (ROOT, ROOT / "kernels", ROOT / "data") for p in folder.rglob("*.py")}
     assert {path.resolve() for path in modules_of(ROOT).values()} == files
     assert "slm_np.kernels.cpu" in graph["slm_np.ops.device"]
-    assert room("slm_np.train")[0] == COMMANDS and room("slm_np.kernels.gpu.norm") == (1, "kernels.gpu")
+    assert package_of("slm_np.train")[0] == COMMANDS and package_of("slm_np.kernels.gpu.norm") == (1, "kernels.gpu")
 
 
 WAYS = {
