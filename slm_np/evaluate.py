@@ -51,9 +51,10 @@ def parser():
 @command
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
+    args = parser().parse(argv)
+
     from slm_np.inference.evaluation import evaluate, tokens_of
 
-    args = parser().parse(argv)
     stride = flags.whole_number(args.stride, "--stride", 0)
     limit = flags.whole_number(args.limit_bytes, "--limit-bytes", 0)
     run, data = load_run(args), ",".join(args.data)

@@ -64,11 +64,7 @@ def error_line(capsys, verb, *words):
 NUMERICS = {"numpy", "scipy", "numba", "safetensors", "tokenizers", "matplotlib"}
 
 
-# evaluate imports NumPy until its functions have moved to slm_np/inference.
-MOVING = pytest.param("evaluate", marks=pytest.mark.xfail(strict=True))
-
-
-@pytest.mark.parametrize("verb", [*(MOVING if verb == "evaluate" else verb for verb in VERBS), "__main__"])
+@pytest.mark.parametrize("verb", [*VERBS, "__main__"])
 def test_help_loads_no_numerics(verb, tmp_path):
     script = f"""
 import sys
