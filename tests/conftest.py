@@ -42,4 +42,4 @@ def kernel_set(request):
 
     CPU.use_kernels(request.param)
     yield request.param
-    CPU.use_kernels("numba")
+    CPU.use_kernels()

@@ -298,6 +298,7 @@ class StepScores(threading.local):
         self.memory = np.empty((0, 0))
 
     def of(self, steps, dtype):
+        """Memory (threads, at least `steps`) of a dtype, allocated again only when the cache of keys has grown."""
         if self.memory.shape[1] < steps or self.memory.dtype != dtype:
             self.memory = np.empty((numba.config.NUMBA_NUM_THREADS, steps), dtype)
         return self.memory
