@@ -12,7 +12,7 @@ import os
 import shutil
 
 from slm_np.data import shards
-from slm_np.data.file_lock import locked
+from slm_np.file_lock import locked
 from slm_np.data.meter import Meter
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.data.workers import WorkerDied, tokenize_in_processes

@@ -22,7 +22,12 @@ def cache_dir(folder=None):
     That is $XDG_CACHE_HOME or ~/.cache on Linux, ~/Library/Caches on macOS and %LOCALAPPDATA% on Windows. If the folder
     cannot be written, a line on stderr says so and a temporary folder is used until the program ends.
     """
-    return _writable(str(folder or os.environ.get("SLM_NP_CACHE") or _platform_cache() / "slm_np"))
+    return _writable(str(cache_path(folder)))
+
+
+def cache_path(folder=None):
+    """The folder of `cache_dir`, whether it exists and can be written or not."""
+    return Path(folder or os.environ.get("SLM_NP_CACHE") or _platform_cache() / "slm_np").expanduser().absolute()
 
 
 def _platform_cache():
@@ -37,7 +42,7 @@ def _platform_cache():
 
 @functools.lru_cache(maxsize=None)  # so that there is one message and one temporary folder
 def _writable(folder):
-    path = Path(folder).expanduser().absolute()
+    path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
         # Permission bits do not show whether a write succeeds (read-only file systems, Windows).

@@ -16,11 +16,11 @@ from .activation import (
 from .adamw import adamw, square_sum, square_sum_blocks
 from .attention import attention_backward, attention_forward, attention_scratch, attention_step
 from .bfloat16 import convert
+from .compilation import prepare
 from .convolution import convolution_backward, convolution_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .gemm_bf16 import cast_copy, update_cast_copy, watch_matmul, watched_error
-from .jit import compile_ahead
 from .linear import (
     linear_backward_input,
     linear_backward_weight,

@@ -4,10 +4,8 @@ Backward works in place: x becomes its gradient, and dout becomes the activation
 feed-forward's backward need both.
 """
 
-from numba import prange
-
 from .bfloat16 import read, type_of, write
-from .jit import BLOCK, kernel, row
+from .jit import BLOCK, blocks_of, kernel, row
 from .math import normal, sigmoid
 
 # GELU's tanh form is x sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3), because tanh(u) = 2 sigmoid(2 u) - 1.
@@ -70,45 +68,39 @@ def gelu_tanh_backward_block(x, dout):
 
 
 @kernel
-def _silu_forward(out, x):
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        silu_block(out[part], x[part])
+def _silu_forward(block, out, x):
+    part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+    silu_block(out[part], x[part])
 
 
 @kernel
-def _silu_backward(x, dout):
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        silu_backward_block(x[part], dout[part])
+def _silu_backward(block, x, dout):
+    part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+    silu_backward_block(x[part], dout[part])
 
 
 @kernel
-def _gelu_forward(out, x):
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        gelu_block(out[part], x[part])
+def _gelu_forward(block, out, x):
+    part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+    gelu_block(out[part], x[part])
 
 
 @kernel
-def _gelu_backward(x, dout):
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        gelu_backward_block(x[part], dout[part])
+def _gelu_backward(block, x, dout):
+    part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+    gelu_backward_block(x[part], dout[part])
 
 
 @kernel
-def _gelu_tanh_forward(out, x):
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        gelu_tanh_block(out[part], x[part])
+def _gelu_tanh_forward(block, out, x):
+    part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+    gelu_tanh_block(out[part], x[part])
 
 
 @kernel
-def _gelu_tanh_backward(x, dout):
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        gelu_tanh_backward_block(x[part], dout[part])
+def _gelu_tanh_backward(block, x, dout):
+    part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+    gelu_tanh_backward_block(x[part], dout[part])
 
 
 @row
@@ -131,45 +123,43 @@ def swiglu_backward_row(gate, up, dout):
 
 
 @kernel
-def _swiglu_forward(out, x):
+def _swiglu_forward(r, out, x):
     """x: gate and up projection, (N, 2, F)"""
-    for r in prange(len(out)):
-        swiglu_row(out[r], x[r, 0], x[r, 1])
+    swiglu_row(out[r], x[r, 0], x[r, 1])
 
 
 @kernel
-def _swiglu_backward(x, dout):
-    for r in prange(dout.shape[0]):
-        swiglu_backward_row(x[r, 0], x[r, 1], dout[r])
+def _swiglu_backward(r, x, dout):
+    swiglu_backward_row(x[r, 0], x[r, 1], dout[r])
 
 
 def swiglu_forward(out, x):
-    _swiglu_forward(out, x.reshape(len(x), 2, -1))  # (N, 2, F)
+    _swiglu_forward(len(x), out, x.reshape(len(x), 2, -1))  # (N, 2, F)
 
 
 def swiglu_backward(x, dout):
-    _swiglu_backward(x.reshape(len(x), 2, -1), dout)
+    _swiglu_backward(len(x), x.reshape(len(x), 2, -1), dout)
 
 
 def silu_forward(out, x):
-    _silu_forward(out.reshape(-1), x.reshape(-1))
+    _silu_forward(blocks_of(x), out.reshape(-1), x.reshape(-1))
 
 
 def silu_backward(x, dout):
-    _silu_backward(x.reshape(-1), dout.reshape(-1))
+    _silu_backward(blocks_of(x), x.reshape(-1), dout.reshape(-1))
 
 
 def gelu_forward(out, x):
-    _gelu_forward(out.reshape(-1), x.reshape(-1))
+    _gelu_forward(blocks_of(x), out.reshape(-1), x.reshape(-1))
 
 
 def gelu_backward(x, dout):
-    _gelu_backward(x.reshape(-1), dout.reshape(-1))
+    _gelu_backward(blocks_of(x), x.reshape(-1), dout.reshape(-1))
 
 
 def gelu_tanh_forward(out, x):
-    _gelu_tanh_forward(out.reshape(-1), x.reshape(-1))
+    _gelu_tanh_forward(blocks_of(x), out.reshape(-1), x.reshape(-1))
 
 
 def gelu_tanh_backward(x, dout):
-    _gelu_tanh_backward(x.reshape(-1), dout.reshape(-1))
+    _gelu_tanh_backward(blocks_of(x), x.reshape(-1), dout.reshape(-1))

@@ -4,7 +4,6 @@ The norm is summed in blocks of fixed size, so it does not depend on the number 
 """
 
 import numpy as np
-from numba import prange
 
 from .jit import kernel, row
 
@@ -21,9 +20,8 @@ def square_sum_block(x):
 
 
 @kernel
-def _square_sums(partial, x):
-    for block in prange(partial.size):
-        partial[block] = square_sum_block(x[block * BLOCK : min(x.size, block * BLOCK + BLOCK)])
+def _square_sums(block, partial, x):
+    partial[block] = square_sum_block(x[block * BLOCK : min(x.size, block * BLOCK + BLOCK)])
 
 
 def square_sum_blocks(size):
@@ -32,7 +30,7 @@ def square_sum_blocks(size):
 
 
 def square_sum(partial, x):
-    _square_sums(partial, x)
+    _square_sums(partial.size, partial, x)
     return float(partial.sum())
 
 
@@ -65,7 +63,8 @@ def adamw_block(
 
 
 @kernel
-def adamw(
+def _adamw(
+    block,
     weights,
     gradients,
     mean,
@@ -84,22 +83,54 @@ def adamw(
     one_minus_beta1, one_minus_beta2 = dtype(1 - beta1), dtype(1 - beta2)
     beta1, beta2, gradient_scale, shrink = dtype(beta1), dtype(beta2), dtype(gradient_scale), dtype(1 - rate * decay)
     step, root, eps = dtype(rate / correction1), dtype(1 / np.sqrt(correction2)), dtype(eps)
-    for block in prange((weights.size + BLOCK - 1) // BLOCK):
-        start, stop = block * BLOCK, min(weights.size, block * BLOCK + BLOCK)
-        boundary = max(start, min(stop, n_decayed))
-        for part, factor in ((slice(start, boundary), shrink), (slice(boundary, stop), dtype(1))):
-            adamw_block(
-                weights[part],
-                gradients[part],
-                mean[part],
-                square[part],
-                gradient_scale,
-                beta1,
-                one_minus_beta1,
-                beta2,
-                one_minus_beta2,
-                factor,
-                step,
-                root,
-                eps,
-            )
+    start, stop = block * BLOCK, min(weights.size, block * BLOCK + BLOCK)
+    boundary = max(start, min(stop, n_decayed))
+    for part, factor in ((slice(start, boundary), shrink), (slice(boundary, stop), dtype(1))):
+        adamw_block(
+            weights[part],
+            gradients[part],
+            mean[part],
+            square[part],
+            gradient_scale,
+            beta1,
+            one_minus_beta1,
+            beta2,
+            one_minus_beta2,
+            factor,
+            step,
+            root,
+            eps,
+        )
+
+
+def adamw(
+    weights,
+    gradients,
+    mean,
+    square,
+    n_decayed,
+    gradient_scale,
+    rate,
+    decay,
+    beta1,
+    beta2,
+    correction1,
+    correction2,
+    eps,
+):
+    _adamw(
+        -(-weights.size // BLOCK),
+        weights,
+        gradients,
+        mean,
+        square,
+        n_decayed,
+        gradient_scale,
+        rate,
+        decay,
+        beta1,
+        beta2,
+        correction1,
+        correction2,
+        eps,
+    )

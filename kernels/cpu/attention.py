@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from numba import prange
 from numba.np.ufunc.parallel import get_thread_id
 
 from .attention_storage import (
@@ -185,11 +184,8 @@ def backward_group(qkv, s, dout, lse, sizes, dropout, b, kv):
     write_rows(qkv, v, columns, s.dvalues, steps, width, one)
 
 
-# A worker's tasks are a function of their own: in the body of a `prange` Numba may drop writes to views out of a tuple.
-
-
-@row
-def forward_worker(out, lse, scratch, worker, qkv, sizes, dropout):
+@kernel
+def _attention_forward(worker, out, lse, scratch, qkv, sizes, dropout):
     begin(qkv)
     s = scratch_for(qkv, scratch[worker], sizes.steps, sizes.width)
     for task in range(worker, len(lse), len(scratch)):
@@ -197,25 +193,13 @@ def forward_worker(out, lse, scratch, worker, qkv, sizes, dropout):
     end(qkv)
 
 
-@row
-def backward_worker(qkv, scratch, worker, dout, lse, sizes, dropout):
+@kernel
+def _attention_backward(worker, qkv, scratch, dout, lse, sizes, dropout):
     begin(qkv)
     s = scratch_for(qkv, scratch[worker], sizes.steps, sizes.width)
     for task in range(worker, len(lse) // sizes.heads * sizes.kv_heads, len(scratch)):
         backward_group(qkv, s, dout, lse, sizes, dropout, task // sizes.kv_heads, task % sizes.kv_heads)
     end(qkv)
-
-
-@kernel
-def _attention_forward(out, lse, scratch, qkv, sizes, dropout):
-    for worker in prange(len(scratch)):
-        forward_worker(out, lse, scratch, worker, qkv, sizes, dropout)
-
-
-@kernel
-def _attention_backward(qkv, scratch, dout, lse, sizes, dropout):
-    for worker in prange(len(scratch)):
-        backward_worker(qkv, scratch, worker, dout, lse, sizes, dropout)
 
 
 def dropout_of(dropout, real):
@@ -231,13 +215,15 @@ def attention_scratch(steps, width, tasks):
 
 def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
     sizes = Sizes(heads, kv_heads, steps, out.shape[1] // heads)
-    _attention_forward(out.reshape(-1), lse, scratch, qkv.reshape(-1), sizes, dropout_of(dropout, type_of(qkv)))
+    dropout = dropout_of(dropout, type_of(qkv))
+    _attention_forward(len(scratch), out.reshape(-1), lse, scratch, qkv.reshape(-1), sizes, dropout)
 
 
 def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout):
     """`out` is not read: sum_j P dP costs one pass over rows in the nearest cache."""
     sizes = Sizes(heads, kv_heads, steps, dout.shape[1] // heads)
-    _attention_backward(qkv.reshape(-1), scratch, dout.reshape(-1), lse, sizes, dropout_of(dropout, type_of(qkv)))
+    dropout = dropout_of(dropout, type_of(qkv))
+    _attention_backward(len(scratch), qkv.reshape(-1), scratch, dout.reshape(-1), lse, sizes, dropout)
 
 
 # Decoding: one query of each sequence and head over the cached keys, in float32 or float64
@@ -285,10 +271,9 @@ def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scor
 
 
 @kernel
-def _attention_step(out, keys, values, qkv, heads, kv_heads, steps, slot, length, scores):
-    for task in prange(len(out) * kv_heads):
-        b, kv = task // kv_heads, task % kv_heads
-        step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scores[get_thread_id(), :length])
+def _attention_step(task, out, keys, values, qkv, heads, kv_heads, steps, slot, length, scores):
+    b, kv = task // kv_heads, task % kv_heads
+    step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scores[get_thread_id(), :length])
 
 
 class StepScores(threading.local):
@@ -311,6 +296,7 @@ def attention_step(out, keys, values, qkv, heads, kv_heads, position):
     """One new token per sequence: see `ops.attention_step`."""
     steps, position = keys.shape[2], int(np.asarray(position).item())
     _attention_step(
+        len(out) * kv_heads,
         out,
         keys.reshape(-1),
         values.reshape(-1),

@@ -9,12 +9,12 @@ work on them too.
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic, overload
 
 from slm_np.dtypes import BF16
 
-from .jit import BLOCK, kernel, row
+from .jit import BLOCK, blocks_of, kernel, row
 from .processor import FEATURES
 
 WORD, HALF = ir.IntType(32), ir.IntType(16)
@@ -143,11 +143,10 @@ def convert_block(out, x):
 
 
 @kernel
-def _convert(out, x):
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
-        convert_block(out[part], x[part])
+def _convert(block, out, x):
+    part = slice(block * BLOCK, min(x.size, block * BLOCK + BLOCK))
+    convert_block(out[part], x[part])
 
 
 def convert(out, x):
-    _convert(out.reshape(-1), x.reshape(-1))
+    _convert(blocks_of(x), out.reshape(-1), x.reshape(-1))

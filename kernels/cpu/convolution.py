@@ -10,8 +10,6 @@ Sizes: B sequences, T steps, E channels, K taps of a filter. All arrays are flat
 Loops over channels take a vector of LANES channels at a time.
 """
 
-from numba import prange
-
 from .activation import silu_backward_block
 from .jit import kernel, row
 from .math import sigmoid
@@ -111,6 +109,7 @@ def filter_step(
 
 @kernel
 def _convolution_forward(
+    task,
     out,
     x,
     past,
@@ -123,31 +122,31 @@ def _convolution_forward(
     kernel_size,
 ):
     blocks = (steps + STEPS - 1) // STEPS
-    for task in prange(batch * blocks):
-        b, start = task // blocks, task % blocks * STEPS
-        stop = min(steps, start + STEPS)
-        for t in range(start, stop):
-            filter_row(
-                out,
-                (b * steps + t) * channels,
-                x,
-                past,
-                weight,
-                bias,
-                b,
-                t,
-                0,
-                channels,
-                kernel_size,
-                columns,
-                channels,
-                steps,
-            )
-        silu_in_place(out[(b * steps + start) * channels : (b * steps + stop) * channels])
+    b, start = task // blocks, task % blocks * STEPS
+    stop = min(steps, start + STEPS)
+    for t in range(start, stop):
+        filter_row(
+            out,
+            (b * steps + t) * channels,
+            x,
+            past,
+            weight,
+            bias,
+            b,
+            t,
+            0,
+            channels,
+            kernel_size,
+            columns,
+            channels,
+            steps,
+        )
+    silu_in_place(out[(b * steps + start) * channels : (b * steps + stop) * channels])
 
 
 @kernel
 def _silu_backward(
+    task,
     dsums,
     dout,
     x,
@@ -162,28 +161,27 @@ def _silu_backward(
 ):
     """dsums = dout silu'(sums), where sums, the filters' output, is recomputed."""
     blocks = (steps + STEPS - 1) // STEPS
-    for task in prange(batch * blocks):
-        b, start = task // blocks, task % blocks * STEPS
-        stop = min(steps, start + STEPS)
-        for t in range(start, stop):
-            filter_row(
-                dsums,
-                (b * steps + t) * channels,
-                x,
-                past,
-                weight,
-                bias,
-                b,
-                t,
-                0,
-                channels,
-                kernel_size,
-                columns,
-                channels,
-                steps,
-            )
-        part = slice((b * steps + start) * channels, (b * steps + stop) * channels)
-        silu_backward_block(dsums[part], dout[part])
+    b, start = task // blocks, task % blocks * STEPS
+    stop = min(steps, start + STEPS)
+    for t in range(start, stop):
+        filter_row(
+            dsums,
+            (b * steps + t) * channels,
+            x,
+            past,
+            weight,
+            bias,
+            b,
+            t,
+            0,
+            channels,
+            kernel_size,
+            columns,
+            channels,
+            steps,
+        )
+    part = slice((b * steps + start) * channels, (b * steps + stop) * channels)
+    silu_backward_block(dsums[part], dout[part])
 
 
 @row
@@ -253,6 +251,7 @@ def input_backward(
 
 @kernel
 def _filter_backward(
+    block,
     x,
     dweight,
     dbias,
@@ -266,31 +265,17 @@ def _filter_backward(
     kernel_size,
 ):
     """Each task sums the gradients of its filters over sequences and steps in their order."""
-    for block in prange((channels + CHANNELS - 1) // CHANNELS):
-        for b in range(batch):
-            for j in range(block * CHANNELS, min(channels, block * CHANNELS + CHANNELS), LANES):
-                n = min(LANES, channels - j)
-                for k in range(kernel_size):
-                    tap_backward(
-                        dweight,
-                        dsums,
-                        x,
-                        past,
-                        b,
-                        k,
-                        j,
-                        n,
-                        kernel_size,
-                        columns,
-                        channels,
-                        steps,
-                    )
-                input_backward(
-                    x,
-                    dbias,
+    for b in range(batch):
+        for j in range(block * CHANNELS, min(channels, block * CHANNELS + CHANNELS), LANES):
+            n = min(LANES, channels - j)
+            for k in range(kernel_size):
+                tap_backward(
+                    dweight,
                     dsums,
-                    weight,
+                    x,
+                    past,
                     b,
+                    k,
                     j,
                     n,
                     kernel_size,
@@ -298,11 +283,25 @@ def _filter_backward(
                     channels,
                     steps,
                 )
+            input_backward(
+                x,
+                dbias,
+                dsums,
+                weight,
+                b,
+                j,
+                n,
+                kernel_size,
+                columns,
+                channels,
+                steps,
+            )
 
 
 def convolution_forward(out, x, past, weight, bias):
     batch, (rows, channels) = len(past), out.shape
     _convolution_forward(
+        batch * -(-(rows // batch) // STEPS),
         out.reshape(-1),
         x.reshape(-1),
         past.reshape(-1),
@@ -320,5 +319,5 @@ def convolution_backward(x, dweight, dbias, scratch, dout, past, weight, bias):
     batch, (rows, channels) = len(past), dout.shape
     sizes = batch, rows // batch, x.shape[1], channels, len(weight)
     x, dweight, dsums, past, weight = (a.reshape(-1) for a in (x, dweight, scratch, past, weight))
-    _silu_backward(dsums, dout.reshape(-1), x, past, weight, bias, *sizes)
-    _filter_backward(x, dweight, dbias, dsums, past, weight, *sizes)
+    _silu_backward(batch * -(-(rows // batch) // STEPS), dsums, dout.reshape(-1), x, past, weight, bias, *sizes)
+    _filter_backward(-(-channels // CHANNELS), x, dweight, dbias, dsums, past, weight, *sizes)

@@ -17,13 +17,12 @@ F hidden width, E channels, S states, R rank of the time steps, P splits.
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from .activation import gelu_block, gelu_tanh_block, silu_block, swiglu_row
 from .attention import add_times, dot, step_group
 from .convolution import filter_step
 from .embedding import embedding_row
-from .jit import kernel, row
+from .jit import entry, loop, row
 from .math import multiply_add
 from .norm import add_to, layernorm_row, rmsnorm_row
 from .rotary import rotate_row
@@ -269,8 +268,9 @@ def activate(out, hidden, b, left, right, kind):
         swiglu_row(part, x, hidden[b, out.shape[1] + left : out.shape[1] + right])
 
 
-@kernel
+@loop
 def attention_loop(
+    thread,
     partials,
     heads,
     qkv,
@@ -297,33 +297,33 @@ def attention_loop(
     angle: the row of cos and sin for the position. They have no columns without rotary positional encoding.
     """
     width, group, one = heads.shape[1] // n_head, n_head // n_kv_head, x.dtype.type(1)
-    for thread in prange(threads):
-        start, stop = thread * n_kv_head // threads, (thread + 1) * n_kv_head // threads
-        for first, span in ((0, group * width), (n_head * width, width), ((n_head + n_kv_head) * width, width)):
-            matmul_columns(qkv, first + start * span, first + stop * span, x, qkv_weight, qkv_bias)
-        for kv in range(start, stop):
-            for b in range(len(x)):
-                if cos.shape[1]:
-                    rotate_row(qkv, b, kv * group * width, group, cos, sin, angle, one)
-                    rotate_row(qkv, b, (n_head + kv) * width, 1, cos, sin, angle, one)
-                step_group(
-                    heads,
-                    b,
-                    keys,
-                    values,
-                    qkv,
-                    n_head,
-                    n_kv_head,
-                    kv,
-                    block_size,
-                    slot,
-                    scores[kv, :length],
-                )
-            matmul_rows(partials[kv], heads, kv * group * width, (kv + 1) * group * width, output_weight)
+    start, stop = thread * n_kv_head // threads, (thread + 1) * n_kv_head // threads
+    for first, span in ((0, group * width), (n_head * width, width), ((n_head + n_kv_head) * width, width)):
+        matmul_columns(qkv, first + start * span, first + stop * span, x, qkv_weight, qkv_bias)
+    for kv in range(start, stop):
+        for b in range(len(x)):
+            if cos.shape[1]:
+                rotate_row(qkv, b, kv * group * width, group, cos, sin, angle, one)
+                rotate_row(qkv, b, (n_head + kv) * width, 1, cos, sin, angle, one)
+            step_group(
+                heads,
+                b,
+                keys,
+                values,
+                qkv,
+                n_head,
+                n_kv_head,
+                kv,
+                block_size,
+                slot,
+                scores[kv, :length],
+            )
+        matmul_rows(partials[kv], heads, kv * group * width, (kv + 1) * group * width, output_weight)
 
 
-@kernel
+@loop
 def mamba_projection_loop(
+    thread,
     partials,
     channels,
     projected,
@@ -340,32 +340,32 @@ def mamba_projection_loop(
     """channels = convolution(x W_in),   partials = channels W_x.   A split is a range of channels."""
     (batch, width), splits = channels.shape, len(partials)
     flat_channels, flat_projected = flat(channels), flat(projected)
-    for thread in prange(threads):
-        first, last = thread * splits // threads, (thread + 1) * splits // threads
-        start, stop = split_range(first, splits, width)[0], split_range(last, splits, width)[0]
-        for offset in (0, width):
-            matmul_columns(projected, offset + start, offset + stop, x, in_weight, in_bias)
-        for b in range(batch):
-            filter_step(
-                flat_channels,
-                b * width + start,
-                flat_projected,
-                past,
-                conv_weight,
-                conv_bias,
-                b,
-                start,
-                stop,
-                conv_kernel,
-                width,
-            )
-        for split in range(first, last):
-            start, stop = split_range(split, splits, width)
-            matmul_rows(partials[split], channels, start, stop, x_weight)
+    first, last = thread * splits // threads, (thread + 1) * splits // threads
+    start, stop = split_range(first, splits, width)[0], split_range(last, splits, width)[0]
+    for offset in (0, width):
+        matmul_columns(projected, offset + start, offset + stop, x, in_weight, in_bias)
+    for b in range(batch):
+        filter_step(
+            flat_channels,
+            b * width + start,
+            flat_projected,
+            past,
+            conv_weight,
+            conv_bias,
+            b,
+            start,
+            stop,
+            conv_kernel,
+            width,
+        )
+    for split in range(first, last):
+        start, stop = split_range(split, splits, width)
+        matmul_rows(partials[split], channels, start, stop, x_weight)
 
 
-@kernel
+@loop
 def mamba_scan_loop(
+    thread,
     partials,
     scan_out,
     time_steps,
@@ -389,52 +389,50 @@ def mamba_scan_loop(
     """
     (batch, width), splits, rank = channels.shape, len(partials), len(dt_weight)
     gates, flat_channels, flat_delta, flat_out = flat(projected), flat(channels), flat(delta), flat(scan_out)
-    for thread in prange(threads):
-        first, last = thread * splits // threads, (thread + 1) * splits // threads
-        start, stop = split_range(first, splits, width)[0], split_range(last, splits, width)[0]
-        prefill_bias(delta, start, stop, dt_bias)
-        add_matmul(delta, start, stop, ssm_parameters, 0, rank, dt_weight)
-        for b in range(batch):
-            offset, n = b * width + start, stop - start
-            dt, dtx, y = time_steps[b, start:stop], scan_inputs[b, start:stop], flat_delta[offset : offset + n]
-            time_step_row(dt, dtx, flat_delta, flat_channels, offset, n)
-            decode_states(
-                y,
-                h,
-                dt,
-                dtx,
-                A_log,
-                ssm_parameters[b, rank:],
-                b,
-                start,
-                ssm_state_size,
-                width,
-            )
-            gate_row(
-                flat_out,
-                offset,
-                y,
-                flat_channels,
-                D,
-                gates,
-                (2 * b + 1) * width + start,
-                start,
-                n,
-            )
-        for split in range(first, last):
-            start, stop = split_range(split, splits, width)
-            matmul_rows(partials[split], scan_out, start, stop, out_weight)
+    first, last = thread * splits // threads, (thread + 1) * splits // threads
+    start, stop = split_range(first, splits, width)[0], split_range(last, splits, width)[0]
+    prefill_bias(delta, start, stop, dt_bias)
+    add_matmul(delta, start, stop, ssm_parameters, 0, rank, dt_weight)
+    for b in range(batch):
+        offset, n = b * width + start, stop - start
+        dt, dtx, y = time_steps[b, start:stop], scan_inputs[b, start:stop], flat_delta[offset : offset + n]
+        time_step_row(dt, dtx, flat_delta, flat_channels, offset, n)
+        decode_states(
+            y,
+            h,
+            dt,
+            dtx,
+            A_log,
+            ssm_parameters[b, rank:],
+            b,
+            start,
+            ssm_state_size,
+            width,
+        )
+        gate_row(
+            flat_out,
+            offset,
+            y,
+            flat_channels,
+            D,
+            gates,
+            (2 * b + 1) * width + start,
+            start,
+            n,
+        )
+    for split in range(first, last):
+        start, stop = split_range(split, splits, width)
+        matmul_rows(partials[split], scan_out, start, stop, out_weight)
 
 
-@kernel
-def recurrence_state_loop(states, x, h, input_weight, state_weight, splits, threads):
+@loop
+def recurrence_state_loop(thread, states, x, h, input_weight, state_weight, splits, threads):
     """states = x B + h A.   A split is a range of columns."""
     width, no_bias = states.shape[1], flat(state_weight)[:0]
-    for thread in prange(threads):
-        start = split_range(thread * splits // threads, splits, width)[0]
-        stop = split_range((thread + 1) * splits // threads, splits, width)[0]
-        matmul_columns(states, start, stop, x, input_weight, no_bias)
-        add_matmul(states, start, stop, h, 0, width, state_weight)
+    start = split_range(thread * splits // threads, splits, width)[0]
+    stop = split_range((thread + 1) * splits // threads, splits, width)[0]
+    matmul_columns(states, start, stop, x, input_weight, no_bias)
+    add_matmul(states, start, stop, h, 0, width, state_weight)
 
 
 @row
@@ -445,21 +443,21 @@ def update_state(h, active, states, start, stop):
         silu_block(active[b, start:stop], states[b, start:stop])
 
 
-@kernel
-def recurrence_output_loop(partials, active, states, x, h, output_weight, skip_weight, threads):
+@loop
+def recurrence_output_loop(thread, partials, active, states, x, h, output_weight, skip_weight, threads):
     """h = states,   partials = silu(h) C + x D.   A split is a range of rows of C and one of D."""
     splits = len(partials)
-    for thread in prange(threads):
-        for split in range(thread * splits // threads, (thread + 1) * splits // threads):
-            start, stop = split_range(split, splits, states.shape[1])
-            update_state(h, active, states, start, stop)
-            matmul_rows(partials[split], active, start, stop, output_weight)
-            start, stop = split_range(split, splits, x.shape[1])
-            add_matmul(partials[split], 0, partials.shape[2], x, start, stop, skip_weight)
+    for split in range(thread * splits // threads, (thread + 1) * splits // threads):
+        start, stop = split_range(split, splits, states.shape[1])
+        update_state(h, active, states, start, stop)
+        matmul_rows(partials[split], active, start, stop, output_weight)
+        start, stop = split_range(split, splits, x.shape[1])
+        add_matmul(partials[split], 0, partials.shape[2], x, start, stop, skip_weight)
 
 
-@kernel
+@loop
 def feed_forward_loop(
+    thread,
     partials,
     active,
     hidden,
@@ -472,43 +470,40 @@ def feed_forward_loop(
 ):
     """partials = activation(x W1 + b1) W2.   A split is a range of hidden columns."""
     width, splits = active.shape[1], len(partials)
-    for thread in prange(threads):
-        first, last = thread * splits // threads, (thread + 1) * splits // threads
-        start, stop = split_range(first, splits, width)[0], split_range(last, splits, width)[0]
-        for offset in range(0, hidden.shape[1], width):  # gates and values, or one of them
-            matmul_columns(hidden, offset + start, offset + stop, x, input_weight, input_bias)
-        for b in range(len(x)):
-            activate(active, hidden, b, start, stop, activation)
-        for split in range(first, last):
-            start, stop = split_range(split, splits, width)
-            matmul_rows(partials[split], active, start, stop, output_weight)
+    first, last = thread * splits // threads, (thread + 1) * splits // threads
+    start, stop = split_range(first, splits, width)[0], split_range(last, splits, width)[0]
+    for offset in range(0, hidden.shape[1], width):  # gates and values, or one of them
+        matmul_columns(hidden, offset + start, offset + stop, x, input_weight, input_bias)
+    for b in range(len(x)):
+        activate(active, hidden, b, start, stop, activation)
+    for split in range(first, last):
+        start, stop = split_range(split, splits, width)
+        matmul_rows(partials[split], active, start, stop, output_weight)
 
 
-@kernel
-def head_hidden_loop(active, hidden, x, weight, bias, threads):
+@loop
+def head_hidden_loop(thread, active, hidden, x, weight, bias, threads):
     """active = silu(x W + b)"""
     width = hidden.shape[1]
-    for thread in prange(threads):
-        start, stop = thread * width // threads, (thread + 1) * width // threads
-        matmul_columns(hidden, start, stop, x, weight, bias)
-        for b in range(len(x)):
-            activate(active, hidden, b, start, stop, SILU)
+    start, stop = thread * width // threads, (thread + 1) * width // threads
+    matmul_columns(hidden, start, stop, x, weight, bias)
+    for b in range(len(x)):
+        activate(active, hidden, b, start, stop, SILU)
 
 
-@kernel
-def logits_loop(logits, x, weight):
+@loop
+def logits_loop(task, logits, x, weight):
     """logits = x W^T        weight (V, width)"""
     vocab_size = len(weight)
-    for task in prange((vocab_size + VOCABULARY_ROWS - 1) // VOCABULARY_ROWS):
-        for v in range(task * VOCABULARY_ROWS, min(vocab_size, (task + 1) * VOCABULARY_ROWS)):
-            for b in range(len(x)):
-                logits[b, v] = dot(x[b], weight[v])
+    for v in range(task * VOCABULARY_ROWS, min(vocab_size, (task + 1) * VOCABULARY_ROWS)):
+        for b in range(len(x)):
+            logits[b, v] = dot(x[b], weight[v])
 
 
 # The step
 
 
-@row
+@entry
 def decode_head(logits, normed, weights, tensors, buffers, threads):
     """Logits (B, V) of the normed hidden state (B, D)."""
     x = normed
@@ -517,8 +512,9 @@ def decode_head(logits, normed, weights, tensors, buffers, threads):
         weight = matrix(weights, tensors.head_input_weight, normed.shape[1], hidden.shape[1])
         bias = vector(weights, tensors.head_input_bias, hidden.shape[1])
         x = buffers.head_active
-        head_hidden_loop(x, hidden, normed, weight, bias, threads)
-    logits_loop(logits, x, matrix(weights, tensors.head_weight, logits.shape[1], x.shape[1]))
+        head_hidden_loop(threads, x, hidden, normed, weight, bias, threads)
+    tasks = (logits.shape[1] + VOCABULARY_ROWS - 1) // VOCABULARY_ROWS
+    logits_loop(tasks, logits, x, matrix(weights, tensors.head_weight, logits.shape[1], x.shape[1]))
 
 
 @row
@@ -540,6 +536,7 @@ def attention(
     size = len(x) * sizes.n_kv_head * sizes.block_size * (heads.shape[1] // sizes.n_head)
     partials = partial_sums(buffers.partials, sizes.n_kv_head, len(x), columns)
     attention_loop(
+        threads,
         partials,
         heads,
         qkv,
@@ -571,6 +568,7 @@ def mamba(out, x, weights, layer, memory, buffers, sizes, threads):
     past = layer.state + batch * sizes.ssm_state_size * width  # the convolution's inputs follow the scan's states
     partials = partial_sums(buffers.partials, sizes.channel_splits, batch, ssm_parameters.shape[1])
     mamba_projection_loop(
+        threads,
         partials,
         channels,
         projected,
@@ -588,6 +586,7 @@ def mamba(out, x, weights, layer, memory, buffers, sizes, threads):
     add_partials(ssm_parameters, partials, weights[:0])
     partials = partial_sums(buffers.partials, sizes.channel_splits, batch, columns)
     mamba_scan_loop(
+        threads,
         partials,
         buffers.scan_out,
         buffers.time_steps,
@@ -616,11 +615,11 @@ def recurrence(out, x, weights, layer, memory, buffers, sizes, threads):
     h = memory[layer.state : layer.state + batch * size].reshape((batch, size))
     input_weight = matrix(weights, layer.recurrence_input_weight, x.shape[1], size)
     state_weight = matrix(weights, layer.recurrence_state_weight, size, size)
-    recurrence_state_loop(states, x, h, input_weight, state_weight, sizes.state_splits, threads)
+    recurrence_state_loop(threads, states, x, h, input_weight, state_weight, sizes.state_splits, threads)
     partials = partial_sums(buffers.partials, sizes.state_splits, batch, columns)
     output_weight = matrix(weights, layer.recurrence_output_weight, size, columns)
     skip_weight = matrix(weights, layer.recurrence_skip_weight, x.shape[1], columns)
-    recurrence_output_loop(partials, buffers.states_active, states, x, h, output_weight, skip_weight, threads)
+    recurrence_output_loop(threads, partials, buffers.states_active, states, x, h, output_weight, skip_weight, threads)
     add_partials(out, partials, weights[:0])
 
 
@@ -633,6 +632,7 @@ def feed_forward(out, x, weights, layer, buffers, sizes, threads):
     input_bias = vector(weights, layer.feed_forward_input_bias, hidden.shape[1])
     output_weight = matrix(weights, layer.feed_forward_output_weight, active.shape[1], columns)
     feed_forward_loop(
+        threads,
         partials,
         active,
         hidden,
@@ -718,7 +718,8 @@ def step_of(recurrent):
             norm_rows(normed, x, sizes.norm, weight, bias, eps)
             decode_head(logits, normed, weights, tensors, buffers, threads)
 
-    return row(decode_step)
+    decode_step.__name__ += "_any_mixer" if recurrent else "_attention_only"
+    return entry(decode_step)
 
 
 decode_attention_only, decode_any_mixer = step_of(False), step_of(True)

@@ -4,10 +4,9 @@ Backward recomputes the mask instead of storing it, and a resumed run draws the 
 """
 
 import numpy as np
-from numba import prange
 
 from .bfloat16 import read, type_of, write
-from .jit import BLOCK, kernel, row
+from .jit import BLOCK, blocks_of, kernel, row
 
 
 @row
@@ -28,25 +27,25 @@ def threshold_of(rate):
 
 
 @kernel
-def _dropout(out, x, residual, has_residual, key, threshold, scale):
+def _dropout(block, out, x, residual, has_residual, key, threshold, scale):
     """out = x scale where the element is kept, else 0;  + residual"""
     zero = type_of(x)(0)
-    for block in prange((x.size + BLOCK - 1) // BLOCK):
-        start, stop = block * BLOCK, min(x.size, block * BLOCK + BLOCK)
-        out_part, x_part, residual_part = out[start:stop], x[start:stop], residual[start:stop]
-        if has_residual:
-            for i in range(stop - start):
-                value = read(x_part, i) * scale if kept(start + i, key, threshold) else zero
-                write(out_part, i, read(residual_part, i) + value)
-        else:
-            for i in range(stop - start):
-                write(out_part, i, read(x_part, i) * scale if kept(start + i, key, threshold) else zero)
+    start, stop = block * BLOCK, min(x.size, block * BLOCK + BLOCK)
+    out_part, x_part, residual_part = out[start:stop], x[start:stop], residual[start:stop]
+    if has_residual:
+        for i in range(stop - start):
+            value = read(x_part, i) * scale if kept(start + i, key, threshold) else zero
+            write(out_part, i, read(residual_part, i) + value)
+    else:
+        for i in range(stop - start):
+            write(out_part, i, read(x_part, i) * scale if kept(start + i, key, threshold) else zero)
 
 
 def dropout_forward(out, x, residual, dropout):
     rate, key = dropout
     has_residual = residual is not None
     _dropout(
+        blocks_of(x),
         out.reshape(-1),
         x.reshape(-1),
         (residual if has_residual else x).reshape(-1),

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import prange
 from numba.extending import register_jitable
 from numba.np.ufunc.parallel import get_thread_id
 
@@ -111,9 +110,8 @@ def pack_rows(forward, backward, weight, start, scratch):
 
 
 @kernel
-def _pack(forward, backward, weight, scratch):
-    for block in prange((len(weight) + PACK_ROWS - 1) // PACK_ROWS):
-        pack_rows(forward, backward, weight, block * PACK_ROWS, scratch[get_thread_id()])
+def _pack(block, forward, backward, weight, scratch):
+    pack_rows(forward, backward, weight, block * PACK_ROWS, scratch[get_thread_id()])
 
 
 class Scratch(NamedTuple):
@@ -176,7 +174,7 @@ MEMORY = Memory()
 
 def update_cast_copy(copy):
     """Fill a `CastCopy` from its float32 weight."""
-    _pack(copy.forward, copy.backward, copy.weight, MEMORY.of(TERMS))
+    _pack(-(-len(copy.weight) // PACK_ROWS), copy.forward, copy.backward, copy.weight, MEMORY.of(TERMS))
 
 
 def as_pairs(x):
@@ -348,6 +346,7 @@ def multiply_block(
 
 @kernel
 def _gemm(
+    part,
     out,
     flat_out,
     a,
@@ -365,30 +364,29 @@ def _gemm(
     row_parts,
     column_parts,
 ):
-    for part in prange(row_parts * column_parts):
-        i0, i1, j0, j1 = part_of(part, out, row_parts, column_parts)
-        begin_tiles()
-        multiply_block(
-            out,
-            flat_out,
-            i0,
-            i1,
-            j0,
-            j1,
-            a,
-            flat_a,
-            pairs_a,
-            direct,
-            b,
-            flat_b,
-            terms,
-            prefill,
-            bias,
-            residual,
-            flat_residual,
-            memory[get_thread_id()],
-        )
-        end_tiles()
+    i0, i1, j0, j1 = part_of(part, out, row_parts, column_parts)
+    begin_tiles()
+    multiply_block(
+        out,
+        flat_out,
+        i0,
+        i1,
+        j0,
+        j1,
+        a,
+        flat_a,
+        pairs_a,
+        direct,
+        b,
+        flat_b,
+        terms,
+        prefill,
+        bias,
+        residual,
+        flat_residual,
+        memory[get_thread_id()],
+    )
+    end_tiles()
 
 
 def matmul(out, a, b, prefill, bias, residual):
@@ -402,7 +400,9 @@ def matmul(out, a, b, prefill, bias, residual):
     memory, direct = MEMORY.of(terms), k % 2 == 0 and k // 2 >= pairs
     rows = a.reshape(-1).view(np.int32) if direct else memory[0]
     checked = WATCH.due() and out.dtype == np.float32 and prefill == NOTHING
+    row_parts, column_parts = parts_of(*out.shape, (k + 1) // 2)
     _gemm(
+        row_parts * column_parts,
         out,
         out.reshape(-1),
         a,
@@ -417,7 +417,8 @@ def matmul(out, a, b, prefill, bias, residual):
         residual,
         residual.reshape(-1),
         memory,
-        *parts_of(*out.shape, (k + 1) // 2),
+        row_parts,
+        column_parts,
     )
     if checked:
         used = min((k + 1) // 2, pairs)
@@ -523,6 +524,7 @@ def outer_block(
 
 @kernel
 def _outer_products(
+    part,
     c,
     flat_c,
     a,
@@ -533,23 +535,22 @@ def _outer_products(
     row_parts,
     column_parts,
 ):
-    for part in prange(row_parts * column_parts):
-        i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
-        begin_tiles()
-        outer_block(
-            c,
-            flat_c,
-            i0,
-            i1,
-            j0,
-            j1,
-            a,
-            flat_a,
-            b,
-            flat_b,
-            memory[get_thread_id()],
-        )
-        end_tiles()
+    i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
+    begin_tiles()
+    outer_block(
+        c,
+        flat_c,
+        i0,
+        i1,
+        j0,
+        j1,
+        a,
+        flat_a,
+        b,
+        flat_b,
+        memory[get_thread_id()],
+    )
+    end_tiles()
 
 
 def add_outer_products(c, a, b):
@@ -559,8 +560,18 @@ def add_outer_products(c, a, b):
     """
     checked = WATCH.due()
     before = projection(c, c.size) if checked else None
+    row_parts, column_parts = parts_of(*c.shape, (len(a) + 1) // 2)
     _outer_products(
-        c, c.reshape(-1), a, a.reshape(-1), b, b.reshape(-1), MEMORY.of(0), *parts_of(*c.shape, (len(a) + 1) // 2)
+        row_parts * column_parts,
+        c,
+        c.reshape(-1),
+        a,
+        a.reshape(-1),
+        b,
+        b.reshape(-1),
+        MEMORY.of(0),
+        row_parts,
+        column_parts,
     )
     if checked:
         a, b = (as_pairs(np.ascontiguousarray(x[:, :n].T)) for x, n in zip((a, b), c.shape))

@@ -3,8 +3,6 @@
 Bias and residual are not added afterwards: C is prefilled with them, and gemm runs with beta = 1.
 """
 
-from numba import prange
-
 from .blas import gemm
 from .jit import kernel, row
 
@@ -33,6 +31,7 @@ def prefill_block(out, prefill, bias, residual, r0, r1, c0, c1):
 
 @kernel
 def split_gemm(
+    part,
     out,
     a,
     b,
@@ -52,30 +51,29 @@ def split_gemm(
     side = max(m, n)
     step = (side + parts * ALIGN - 1) // (parts * ALIGN) * ALIGN
     zero, one = out.dtype.type(0), out.dtype.type(1)
-    for part in prange(parts):
-        start, stop = min(side, part * step), min(side, part * step + step)
-        if start < stop:
-            r0, r1, c0, c1 = (start, stop, 0, n) if m >= n else (0, m, start, stop)
-            if prefill > ADD:
-                prefill_block(out, prefill, bias, residual, r0, r1, c0, c1)
-            gemm(
-                transpose_a,
-                transpose_b,
-                r1 - r0,
-                c1 - c0,
-                k,
-                one,
-                a,
-                r0 if transpose_a else r0 * k,
-                a.shape[1],
-                b,
-                c0 * k if transpose_b else c0,
-                b.shape[1],
-                zero if prefill == NOTHING else one,
-                out,
-                r0 * n + c0,
-                n,
-            )
+    start, stop = min(side, part * step), min(side, part * step + step)
+    if start < stop:
+        r0, r1, c0, c1 = (start, stop, 0, n) if m >= n else (0, m, start, stop)
+        if prefill > ADD:
+            prefill_block(out, prefill, bias, residual, r0, r1, c0, c1)
+        gemm(
+            transpose_a,
+            transpose_b,
+            r1 - r0,
+            c1 - c0,
+            k,
+            one,
+            a,
+            r0 if transpose_a else r0 * k,
+            a.shape[1],
+            b,
+            c0 * k if transpose_b else c0,
+            b.shape[1],
+            zero if prefill == NOTHING else one,
+            out,
+            r0 * n + c0,
+            n,
+        )
 
 
 def parts_of(m, n, k):
@@ -94,7 +92,9 @@ def parts_of(m, n, k):
 
 def matmul(out, a, b, transpose_b, prefill, bias, residual):
     """out (m, n) = a op(b) + prefill        a (m, k)   op(b) (k, n)   prefill: NOTHING, ADD, ..."""
+    parts = parts_of(*out.shape, a.shape[1])
     split_gemm(
+        parts,
         out,
         a,
         b,
@@ -103,13 +103,15 @@ def matmul(out, a, b, transpose_b, prefill, bias, residual):
         prefill,
         bias,
         residual,
-        parts_of(*out.shape, a.shape[1]),
+        parts,
     )
 
 
 def add_outer_products(c, a, b):
     """C (m, n) += A^T B        A (k, m)   B (k, n)"""
+    parts = parts_of(*c.shape, len(a))
     split_gemm(
+        parts,
         c,
         a,
         b,
@@ -118,5 +120,5 @@ def add_outer_products(c, a, b):
         ADD,
         c[0],
         c,
-        parts_of(*c.shape, len(a)),
+        parts,
     )

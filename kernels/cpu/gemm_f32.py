@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import prange
 from numba.extending import register_jitable
 from numba.np.ufunc.parallel import get_thread_id
 
@@ -62,7 +61,7 @@ class Memory(threading.local):
 MEMORY = Memory()
 
 
-@row
+@register_jitable
 def even_share(count, most):
     """The size of equal shares of `count`, as few as possible, of at most `most` each."""
     shares = (count + most - 1) // most
@@ -254,6 +253,7 @@ def part_of(part, c, row_parts, column_parts):
 
 @kernel
 def _gemm(
+    part,
     c,
     flat_c,
     a,
@@ -268,29 +268,29 @@ def _gemm(
     row_parts,
     column_parts,
 ):
-    for part in prange(row_parts * column_parts):
-        i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
-        multiply_block(
-            c,
-            flat_c,
-            i0,
-            i1,
-            j0,
-            j1,
-            a,
-            flat_a,
-            b,
-            flat_b,
-            transpose_b,
-            prefill,
-            bias,
-            residual,
-            memory[get_thread_id()],
-        )
+    i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
+    multiply_block(
+        c,
+        flat_c,
+        i0,
+        i1,
+        j0,
+        j1,
+        a,
+        flat_a,
+        b,
+        flat_b,
+        transpose_b,
+        prefill,
+        bias,
+        residual,
+        memory[get_thread_id()],
+    )
 
 
 @kernel
 def _outer_products(
+    part,
     c,
     flat_c,
     a,
@@ -301,21 +301,20 @@ def _outer_products(
     row_parts,
     column_parts,
 ):
-    for part in prange(row_parts * column_parts):
-        i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
-        outer_block(
-            c,
-            flat_c,
-            i0,
-            i1,
-            j0,
-            j1,
-            a,
-            flat_a,
-            b,
-            flat_b,
-            memory[get_thread_id()],
-        )
+    i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
+    outer_block(
+        c,
+        flat_c,
+        i0,
+        i1,
+        j0,
+        j1,
+        a,
+        flat_a,
+        b,
+        flat_b,
+        memory[get_thread_id()],
+    )
 
 
 def parts_of(m, n, k):
@@ -327,7 +326,9 @@ def parts_of(m, n, k):
 
 def matmul(out, a, b, transpose_b, prefill, bias, residual):
     """out (m, n) = a op(b) + prefill        a (m, k)   op(b) (k, n)   prefill: see gemm_blas.py"""
+    row_parts, column_parts = parts_of(*out.shape, a.shape[1])
     _gemm(
+        row_parts * column_parts,
         out,
         out.reshape(-1),
         a,
@@ -339,13 +340,16 @@ def matmul(out, a, b, transpose_b, prefill, bias, residual):
         bias,
         residual,
         MEMORY.of(out.dtype),
-        *parts_of(*out.shape, a.shape[1]),
+        row_parts,
+        column_parts,
     )
 
 
 def add_outer_products(c, a, b):
     """C (m, n) += A^T B        A (k, m)   B (k, n)"""
+    row_parts, column_parts = parts_of(*c.shape, len(a))
     _outer_products(
+        row_parts * column_parts,
         c,
         c.reshape(-1),
         a,
@@ -353,5 +357,6 @@ def add_outer_products(c, a, b):
         b,
         b.reshape(-1),
         MEMORY.of(c.dtype),
-        *parts_of(*c.shape, len(a)),
+        row_parts,
+        column_parts,
     )

@@ -1,18 +1,18 @@
-"""Compilation of the CPU kernels: Numba decorators, one cache on disk, one thread pool.
+"""Compilation of the CPU kernels: the decorators, and what happens at the first call of a kernel.
 
-Numba's cache detects a change in a kernel's own file, but not in helpers that it inlines from other files. So the
-cache folder's name is a hash of all kernel sources, and files can share helpers freely.
+A function that Python calls is a `kernel` or an `entry`. Its compiled form is kept on disk, see kernel_cache.py. The
+functions that it calls are compiled into it, and never kept by themselves. So the machine code of a kernel depends on
+its sources and its argument types alone.
 
 In kernels, an inner loop counts from zero over a slice: `for i in range(part.size)`. If an index starts elsewhere, the
 compiler cannot rule out that it is negative. It then adds Python's wrap-around test and gathers elements instead of
 loading vectors.
 """
 
-import hashlib
+import contextlib
+import functools
 import os
-import subprocess
-import sys
-from pathlib import Path
+import threading
 
 # A waiting thread spins for a few microseconds, because the next loop usually starts within that time. Then it sleeps.
 # Sleeping at once would add 45 microseconds of wake-up time to each loop, a seventh of a small model's step. Spinning
@@ -26,60 +26,25 @@ import numpy as np  # noqa: E402
 from numba import types  # noqa: E402
 from numba.extending import intrinsic  # noqa: E402
 
-from slm_np.paths import cache_dir  # noqa: E402
-
-from .processor import FEATURES, compiled_name  # noqa: E402  imported first: it sets the instruction set
+from .kernel_cache import KernelCache  # noqa: E402
+from .parallel import run_tasks  # noqa: E402
 
 # Sums may be reordered and multiply-adds fused, so that loops vectorize. NaN and infinity keep their meaning.
 FAST = {"reassoc", "nsz", "arcp", "contract"}
 unsigned = np.uint64  # the type of an index that the compiler must know to be nonnegative
 BLOCK = 8192  # elements in a block of an elementwise kernel: blocks of four arrays fit the second-level cache
 
-
-def kernel_cache():
-    """The cache folder. Its name depends on the kernel sources and their paths, on Numba and on the instruction set."""
-    digest = hashlib.sha256(f"{numba.__version__} {compiled_name()} {sorted(FEATURES.items())}".encode())
-    for source in sorted(Path(__file__).resolve().parent.glob("*.py")):
-        digest.update(f"{source} {source.stat().st_mtime_ns}".encode() + source.read_bytes())
-    return cache_dir() / "kernels" / digest.hexdigest()[:16]
+ENTRIES = {}  # {name: compiled function}: all that Python calls
+VARIANT = ""  # of the machine code of the functions decorated from now on; "amx" where the processor has it
 
 
-CACHE = kernel_cache()
+def blocks_of(x):
+    """The number of blocks of an array."""
+    return -(-x.size // BLOCK)
 
 
 def _compiled(function, **options):
-    previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE)
-    try:
-        return numba.njit(function, cache=True, error_model="numpy", nogil=True, **options)
-    finally:
-        numba.config.CACHE_DIR = previous
-
-
-def compile_ahead(name, commands):
-    """Run `commands`, which compile kernels, in parallel child processes, unless `name` is complete in the cache.
-
-    A loop that Numba has just compiled and the same loop loaded from its cache go through different optimization
-    passes, so their sums may differ in the last bit. A run that compiles its kernels would then not resume with the
-    same bits. So training only uses kernels that it loads from the cache.
-    """
-    complete, child = CACHE / f"complete-{name}", "SLM_NP_COMPILING"
-    if os.environ.get(child) or complete.exists():
-        return
-    print("compiling kernels for this processor, once (about a minute) ...", file=sys.stderr, flush=True)
-    environment = {
-        **os.environ,
-        child: "1",
-        "SLM_NP_CACHE": str(CACHE.parent.parent),
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-    }
-    children = [subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) for command in commands]
-    if not any([child.wait() for child in children]):  # if one fails, each kernel is compiled at its first call
-        complete.touch()
-
-
-def kernel(function):
-    """Compile a kernel whose outer loop is a `prange`."""
-    return _compiled(function, parallel=True, fastmath=FAST)
+    return numba.njit(function, error_model="numpy", nogil=True, **options)
 
 
 def row(function):
@@ -98,6 +63,73 @@ def inlined(function):
 def exact(function):
     """Compile a serial function whose sums must not be reordered."""
     return _compiled(function, fastmath={"contract"})
+
+
+def _launcher(function):
+    """A function (tasks, ...) that calls function(task, ...) for task = 0 ... tasks - 1 in parallel."""
+    task = _compiled(function, fastmath=FAST, forceinline=True)
+
+    def launch(tasks, *arguments):
+        run_tasks(task, tasks, arguments)
+
+    launch.__name__, launch.__module__, launch.__doc__ = function.__name__, function.__module__, function.__doc__
+    return launch
+
+
+def loop(function):
+    """Compile `function(task, ...)` into a parallel loop (tasks, ...) that compiled functions call."""
+    return row(_launcher(function))
+
+
+def kernel(function):
+    """Compile `function(task, ...)` into a kernel (tasks, ...), the parallel loop over task = 0 ... tasks - 1."""
+    return entry(_launcher(function))
+
+
+def entry(function):
+    """Compile a function that Python calls, or take its compiled form from the cache."""
+    compiled = row(function)
+    name = f"{function.__module__}.{function.__name__}"
+    if name in ENTRIES:
+        raise ValueError(f"two compiled functions are named {name}")
+    compiled._cache = KernelCache(name, VARIANT)
+    compiled._compile_for_args = functools.partial(_first_call, compiled)
+    ENTRIES[name] = compiled
+    return compiled
+
+
+class Recorder(threading.local):
+    """The first calls of a Python thread while it records them instead of making them; None while it does not."""
+
+    calls = None
+
+
+RECORDER = Recorder()
+
+
+def _first_call(compiled, *arguments, **named):
+    """What Numba asks for the compiled form of a function when it sees arguments of new types."""
+    if RECORDER.calls is not None:
+        RECORDER.calls[compiled, tuple(map(compiled.typeof_pyval, arguments))] = None
+        return _do_nothing
+    return type(compiled)._compile_for_args(compiled, *arguments, **named)
+
+
+def _do_nothing(*arguments):
+    """What is called instead of a recorded function."""
+
+
+@contextlib.contextmanager
+def recorded():
+    """Within, kernels that would be loaded or compiled are not called, but listed: yields [(entry, argument types)].
+
+    Only for code that does not depend on the results of kernels.
+    """
+    RECORDER.calls = {}  # a dictionary, to keep the order and drop repetitions
+    try:
+        yield RECORDER.calls
+    finally:
+        RECORDER.calls = None
 
 
 @intrinsic

@@ -3,8 +3,6 @@
 float32 uses register tiles or OpenBLAS, whichever is faster, float64 OpenBLAS, and bfloat16 tiles of pairs.
 """
 
-from numba import prange
-
 from slm_np.dtypes import BF16, CastCopy
 
 from . import gemm_bf16, gemm_blas, gemm_f32
@@ -24,14 +22,16 @@ def gemm_of(out, rows):
     return gemm_f32 if FEATURES.get("avx512f") and out.dtype == "f4" and rows >= 2 * ROWS else gemm_blas
 
 
+COLUMNS = 128  # of dbias per task
+
+
 @kernel
-def add_rows(dbias, dout):
-    """dbias += sum_n dout, in blocks of columns"""
+def _add_rows(block, dbias, dout):
+    """dbias += sum_n dout, for a block of columns"""
     rows, columns = dout.shape
-    for block in prange((columns + 127) // 128):
-        part = slice(block * 128, min(columns, block * 128 + 128))
-        for r in range(rows):
-            add_to(dbias[part], dout[r, part])
+    part = slice(block * COLUMNS, min(columns, block * COLUMNS + COLUMNS))
+    for r in range(rows):
+        add_to(dbias[part], dout[r, part])
 
 
 def multiply(out, a, weight, transpose, bias=None, residual=None):
@@ -68,7 +68,7 @@ def linear_backward_input(dx, dout, weight):
 def linear_backward_weight(dweight, dbias, dout, x):
     add_outer(dweight, x, dout)
     if dbias is not None:
-        add_rows(dbias, dout)
+        _add_rows(-(-len(dbias) // COLUMNS), dbias, dout)
 
 
 def linear_transposed_forward(out, x, weight):

@@ -4,7 +4,6 @@ The gradient may overwrite the logits. A row with a negative target is masked: i
 """
 
 import numpy as np
-from numba import prange
 from numba.extending import overload
 
 from .bfloat16 import write
@@ -41,46 +40,45 @@ def _scale_row(out, x, factor):
 
 
 @kernel
-def _softmax_cross_entropy(dlogits, losses, logits, targets, scale, with_gradient):
+def _softmax_cross_entropy(r, dlogits, losses, logits, targets, scale, with_gradient):
     rows, vocab_size = logits.shape
-    for r in prange(rows):
-        target = targets[r]
-        if target < 0:
-            losses[r] = 0
-            if with_gradient:
-                dlogits[r] = 0
-            continue
-        largest = logits[r, 0]
-        for v in range(vocab_size):
-            largest = maximum(largest, logits[r, v])
-        at_target = logits[r, target]
-        total = logits.dtype.type(0)
+    target = targets[r]
+    if target < 0:
+        losses[r] = 0
         if with_gradient:
-            for start in range(0, vocab_size, SPAN):
-                part = logits.dtype.type(0)
-                for i in range(min(SPAN, vocab_size - start)):
-                    v = unsigned(start) + unsigned(i)
-                    e = exp(logits[r, v] - largest)
-                    logits[r, v] = e
-                    part += e
-                total += part
-            factor = scale / total
-            logits[r, target] -= total  # times `factor`, this subtracts `scale`
-            scale_row(dlogits[r], logits[r], factor)
-            dlogits[r, vocab_size:] = 0  # the padding, which the matmul reads too
-        else:
-            for start in range(0, vocab_size, SPAN):
-                part = logits.dtype.type(0)
-                for i in range(min(SPAN, vocab_size - start)):
-                    v = unsigned(start) + unsigned(i)
-                    part += exp(logits[r, v] - largest)
-                total += part
-        losses[r] = log_sum(total, largest, at_target)
+            dlogits[r] = 0
+        return
+    largest = logits[r, 0]
+    for v in range(vocab_size):
+        largest = maximum(largest, logits[r, v])
+    at_target = logits[r, target]
+    total = logits.dtype.type(0)
+    if with_gradient:
+        for start in range(0, vocab_size, SPAN):
+            part = logits.dtype.type(0)
+            for i in range(min(SPAN, vocab_size - start)):
+                v = unsigned(start) + unsigned(i)
+                e = exp(logits[r, v] - largest)
+                logits[r, v] = e
+                part += e
+            total += part
+        factor = scale / total
+        logits[r, target] -= total  # times `factor`, this subtracts `scale`
+        scale_row(dlogits[r], logits[r], factor)
+        dlogits[r, vocab_size:] = 0  # the padding, which the matmul reads too
+    else:
+        for start in range(0, vocab_size, SPAN):
+            part = logits.dtype.type(0)
+            for i in range(min(SPAN, vocab_size - start)):
+                v = unsigned(start) + unsigned(i)
+                part += exp(logits[r, v] - largest)
+            total += part
+    losses[r] = log_sum(total, largest, at_target)
 
 
 def softmax_cross_entropy_forward(losses, logits, targets):
-    _softmax_cross_entropy(logits, losses, logits, targets, logits.dtype.type(0), False)
+    _softmax_cross_entropy(len(logits), logits, losses, logits, targets, logits.dtype.type(0), False)
 
 
 def softmax_cross_entropy_backward(dlogits, losses, logits, targets, scale):
-    _softmax_cross_entropy(dlogits, losses, logits, targets, logits.dtype.type(scale), True)
+    _softmax_cross_entropy(len(logits), dlogits, losses, logits, targets, logits.dtype.type(scale), True)

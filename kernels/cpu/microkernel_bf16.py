@@ -25,7 +25,7 @@ AMX, AMX_REASON = amx.available()
 ROWS = amx.ROWS if AMX else REGISTER_ROWS
 STEP = amx.PAIRS if AMX else 1  # the summed axis is a multiple of this many pairs
 if AMX:
-    jit.CACHE = jit.CACHE / "amx"  # kernels compiled from here on use AMX, so they need their own cache
+    jit.VARIANT = "amx"  # the machine code of kernels from here on differs
     assert COLUMNS == amx.COLUMNS
 
 

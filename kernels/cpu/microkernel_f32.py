@@ -7,7 +7,7 @@ file also holds what packs operands for tiles: copies of panels, and the transpo
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from .blas import element_pointer
 from .jit import row
@@ -210,7 +210,7 @@ def copy_element(typingctx, out, out_offset, x, x_offset):
     return types.void(out, types.intp, x, types.intp), codegen
 
 
-@row
+@register_jitable
 def padded(size, multiple):
     return (size + multiple - 1) // multiple * multiple
 

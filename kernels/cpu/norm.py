@@ -5,7 +5,6 @@ element.
 """
 
 import numpy as np
-from numba import prange
 
 from .bfloat16 import read, write
 from .jit import inlined, kernel, row
@@ -23,24 +22,13 @@ def add_to(total, dout):
         total[c] += read(dout, c)
 
 
-@row
-def add_weight_gradient(
-    dweight,
-    dbias,
-    has_bias,
-    dout,
-    x,
-    mean,
-    has_mean,
-    rstd,
-    width,
-    start,
-    stop,
-):
-    """dweight += sum_n dout * (x - mean) * rstd,   dbias += sum_n dout,   for the columns start ... stop - 1
+@kernel
+def _weight_gradient(block, dweight, dbias, has_bias, dout, x, mean, has_mean, rstd, width):
+    """dweight += sum_n dout * (x - mean) * rstd,   dbias += sum_n dout,   for a block of columns
 
     dout, x: flat (N * width,)   Without `has_mean`, the mean is 0. The sums of a block of rows stay in registers.
     """
+    start, stop = block * COLUMNS, min(width, block * COLUMNS + COLUMNS)
     for first_row in range(0, rstd.size, ROWS):
         for j in range(start, stop, LANES):
             n = min(LANES, stop - j)
@@ -100,104 +88,56 @@ def layernorm_row(out, x, r, weight, bias, has_bias, eps):
 
 
 @kernel
+def _rmsnorm_forward(r, out, rstd, x, weight, eps):
+    rstd[r] = rmsnorm_row(out, x, r, weight, eps)
+
+
+@kernel
+def _rmsnorm_backward(r, dx, dout, x, weight, rstd):
+    width, scale, total = x.shape[1], rstd[r], x.dtype.type(0)
+    for c in range(width):
+        total += dout[r, c] * weight[c] * x[r, c]
+    mean = total * scale * scale / x.dtype.type(width)
+    for c in range(width):
+        dx[r, c] += scale * (dout[r, c] * weight[c] - x[r, c] * mean)
+
+
+@kernel
+def _layernorm_forward(r, out, mean, rstd, x, weight, bias, has_bias, eps):
+    mean[r], rstd[r] = layernorm_row(out, x, r, weight, bias, has_bias, eps)
+
+
+@kernel
+def _layernorm_backward(r, dx, dout, x, weight, mean, rstd):
+    width, center, scale = x.shape[1], mean[r], rstd[r]
+    sum_dy, sum_dy_xhat = x.dtype.type(0), x.dtype.type(0)
+    for c in range(width):
+        g = dout[r, c] * weight[c]
+        sum_dy += g
+        sum_dy_xhat += g * (x[r, c] - center)
+    mean_dy = sum_dy / x.dtype.type(width)
+    mean_dy_xhat = sum_dy_xhat * (scale * scale / x.dtype.type(width))
+    for c in range(width):
+        dx[r, c] += scale * (dout[r, c] * weight[c] - mean_dy - (x[r, c] - center) * mean_dy_xhat)
+
+
 def rmsnorm_forward(out, rstd, x, weight, eps):
-    for r in prange(len(x)):
-        rstd[r] = rmsnorm_row(out, x, r, weight, eps)
-
-
-@kernel
-def _rmsnorm_backward(dx, dweight, dout, flat_dout, x, flat_x, weight, rstd):
-    rows, width = x.shape
-    for r in prange(rows):
-        scale, total = rstd[r], x.dtype.type(0)
-        for c in range(width):
-            total += dout[r, c] * weight[c] * x[r, c]
-        mean = total * scale * scale / x.dtype.type(width)
-        for c in range(width):
-            dx[r, c] += scale * (dout[r, c] * weight[c] - x[r, c] * mean)
-    for block in prange((width + COLUMNS - 1) // COLUMNS):
-        add_weight_gradient(
-            dweight,
-            dweight,
-            False,
-            flat_dout,
-            flat_x,
-            rstd,
-            False,
-            rstd,
-            width,
-            block * COLUMNS,
-            min(width, block * COLUMNS + COLUMNS),
-        )
-
-
-@kernel
-def _layernorm_forward(out, mean, rstd, x, weight, bias, has_bias, eps):
-    for r in prange(len(x)):
-        mean[r], rstd[r] = layernorm_row(out, x, r, weight, bias, has_bias, eps)
-
-
-@kernel
-def _layernorm_backward(
-    dx,
-    dweight,
-    dbias,
-    has_bias,
-    dout,
-    flat_dout,
-    x,
-    flat_x,
-    weight,
-    mean,
-    rstd,
-):
-    rows, width = x.shape
-    for r in prange(rows):
-        center, scale = mean[r], rstd[r]
-        sum_dy, sum_dy_xhat = x.dtype.type(0), x.dtype.type(0)
-        for c in range(width):
-            g = dout[r, c] * weight[c]
-            sum_dy += g
-            sum_dy_xhat += g * (x[r, c] - center)
-        mean_dy = sum_dy / x.dtype.type(width)
-        mean_dy_xhat = sum_dy_xhat * (scale * scale / x.dtype.type(width))
-        for c in range(width):
-            dx[r, c] += scale * (dout[r, c] * weight[c] - mean_dy - (x[r, c] - center) * mean_dy_xhat)
-    for block in prange((width + COLUMNS - 1) // COLUMNS):
-        add_weight_gradient(
-            dweight,
-            dbias,
-            has_bias,
-            flat_dout,
-            flat_x,
-            mean,
-            True,
-            rstd,
-            width,
-            block * COLUMNS,
-            min(width, block * COLUMNS + COLUMNS),
-        )
+    _rmsnorm_forward(len(x), out, rstd, x, weight, eps)
 
 
 def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
-    _rmsnorm_backward(dx, dweight, dout, dout.reshape(-1), x, x.reshape(-1), weight, rstd)
+    _rmsnorm_backward(len(x), dx, dout, x, weight, rstd)
+    blocks, width = -(-x.shape[1] // COLUMNS), x.shape[1]
+    _weight_gradient(blocks, dweight, dweight, False, dout.reshape(-1), x.reshape(-1), rstd, False, rstd, width)
 
 
 def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
-    _layernorm_forward(out, mean, rstd, x, weight, weight if bias is None else bias, bias is not None, eps)
+    has_bias = bias is not None
+    _layernorm_forward(len(x), out, mean, rstd, x, weight, bias if has_bias else weight, has_bias, eps)
 
 
 def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
-    _layernorm_backward(
-        dx,
-        dweight,
-        dweight if dbias is None else dbias,
-        dbias is not None,
-        dout,
-        dout.reshape(-1),
-        x,
-        x.reshape(-1),
-        weight,
-        mean,
-        rstd,
-    )
+    _layernorm_backward(len(x), dx, dout, x, weight, mean, rstd)
+    blocks, width, has_bias = -(-x.shape[1] // COLUMNS), x.shape[1], dbias is not None
+    dbias = dbias if has_bias else dweight
+    _weight_gradient(blocks, dweight, dbias, has_bias, dout.reshape(-1), x.reshape(-1), mean, True, rstd, width)

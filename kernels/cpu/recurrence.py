@@ -10,7 +10,6 @@ Sizes: T steps, B sequences, S state width, C = COLUMNS columns of a panel. ROWS
 from typing import Any, NamedTuple
 
 import numba
-from numba import prange
 from numba.extending import register_jitable
 
 from .bfloat16 import convert_block, read, write
@@ -43,29 +42,23 @@ def layout(memory, batch, width):
     return Scratch(panels, rows, tiles), memory
 
 
-@row
-def scratch_views(memory, batch, width):
-    return layout(memory, batch, width)[0]
-
-
 def linear_recurrence_scratch(batch, width):
     """Elements of scratch."""
     return elements_of(layout, batch, width)
 
 
 @kernel
-def pack_panels(panels, weight, flat_weight, transposed):
+def _pack_panels(panel, scratch, batch, weight, flat_weight, transposed):
     """panels (S / C, S, C) of A, or of its transpose; columns past the last are zeros"""
-    width = len(weight)
-    for panel in prange((width + COLUMNS - 1) // COLUMNS):
-        j = panel * COLUMNS
-        if transposed:
-            target = panels[j * width : (j + COLUMNS) * width]
-            if j + COLUMNS > width:
-                target[:] = 0
-            transpose(target, COLUMNS, flat_weight, j * width, width, min(COLUMNS, width - j), width)
-        else:
-            copy_panel(panels, j * width, weight, flat_weight, 0, width, j, COLUMNS)
+    width, j = len(weight), panel * COLUMNS
+    panels = layout(scratch, batch, width)[0].panels
+    if transposed:
+        target = panels[j * width : (j + COLUMNS) * width]
+        if j + COLUMNS > width:
+            target[:] = 0
+        transpose(target, COLUMNS, flat_weight, j * width, width, min(COLUMNS, width - j), width)
+    else:
+        copy_panel(panels, j * width, weight, flat_weight, 0, width, j, COLUMNS)
 
 
 @row
@@ -148,35 +141,25 @@ def step_blocks(
 
 
 @kernel
-def time_loop(
-    states,
-    start,
-    stride,
-    steps,
-    batch,
-    width,
-    panels,
-    rows,
-    tiles,
-    tasks,
-):
+def _time_loop(task, states, start, stride, steps, batch, width, scratch, tasks):
     """`steps` steps from the rows at offset `start`, each `stride` elements further. A task owns some blocks."""
-    blocks = (batch + ROWS - 1) // ROWS
-    for task in prange(tasks):
-        for t in range(steps):
-            source_step = start + t * stride
-            step_blocks(
-                states,
-                source_step,
-                source_step + stride,
-                batch,
-                width,
-                task * blocks // tasks,
-                (task + 1) * blocks // tasks,
-                panels,
-                rows,
-                tiles,
-            )
+    blocks, s = (batch + ROWS - 1) // ROWS, layout(scratch, batch, width)[0]
+    if task == tasks - 1:  # it owns the block that is not full
+        s.rows[:] = 0
+    for t in range(steps):
+        source_step = start + t * stride
+        step_blocks(
+            states,
+            source_step,
+            source_step + stride,
+            batch,
+            width,
+            task * blocks // tasks,
+            (task + 1) * blocks // tasks,
+            s.panels,
+            s.rows,
+            s.tiles,
+        )
 
 
 def recurrence(states, scratch, weight, backward):
@@ -185,22 +168,10 @@ def recurrence(states, scratch, weight, backward):
     Or backward: states[t] += states[t + 1] A^T for t = T - 1, T - 2, ...
     """
     steps, batch, width = len(states) - 1, *states.shape[1:]
-    panels, rows, tiles = scratch_views(scratch, batch, width)
-    rows.fill(0)
-    pack_panels(panels, weight, weight.reshape(-1), backward)
+    _pack_panels(-(-width // COLUMNS), scratch, batch, weight, weight.reshape(-1), backward)
     start, stride = (steps * batch * width, -batch * width) if backward else (0, batch * width)
-    time_loop(
-        states.reshape(-1),
-        start,
-        stride,
-        steps,
-        batch,
-        width,
-        panels,
-        rows,
-        tiles,
-        min(numba.get_num_threads(), (batch + ROWS - 1) // ROWS),
-    )
+    tasks = min(numba.get_num_threads(), (batch + ROWS - 1) // ROWS)
+    _time_loop(tasks, states.reshape(-1), start, stride, steps, batch, width, scratch, tasks)
 
 
 def linear_recurrence_forward(states, scratch, weight):
@@ -212,31 +183,30 @@ def linear_recurrence_backward(dstates, scratch, weight):
 
 
 @kernel
-def _time_major(out, x, start):
+def _time_major(t, out, x, start):
     """out[t, b] = x[b, start + t]        out (T, B, D)   x (B, ., D)"""
-    for t in prange(len(out)):
-        for b in range(out.shape[1]):
-            convert_block(out[t, b], x[b, start + t])
+    for b in range(out.shape[1]):
+        convert_block(out[t, b], x[b, start + t])
 
 
 @kernel
-def _batch_major(out, x, residual, has_residual, start):
+def _batch_major(t, out, x, residual, has_residual, start):
     """out[b, start + t] = x[t, b] (+ residual[b, start + t])        out, residual (B, ., D)   x (T, B, D)"""
-    for t in prange(len(x)):
-        for b in range(x.shape[1]):
-            target, source, other = out[b, start + t], x[t, b], residual[b, start + t]
-            if has_residual:
-                for d in range(target.size):
-                    write(target, d, read(source, d) + read(other, d))
-            else:
-                convert_block(target, source)
+    for b in range(x.shape[1]):
+        target, source, other = out[b, start + t], x[t, b], residual[b, start + t]
+        if has_residual:
+            for d in range(target.size):
+                write(target, d, read(source, d) + read(other, d))
+        else:
+            convert_block(target, source)
 
 
 def time_major(out, x, start):
-    _time_major(out, x.reshape(out.shape[1], -1, out.shape[2]), start)
+    _time_major(len(out), out, x.reshape(out.shape[1], -1, out.shape[2]), start)
 
 
 def batch_major(out, x, residual, start):
     shape = x.shape[1], -1, x.shape[2]  # (B, ., D)
     has_residual = residual is not None
-    _batch_major(out.reshape(shape), x, (residual if has_residual else out).reshape(shape), has_residual, start)
+    residual = residual if has_residual else out
+    _batch_major(len(x), out.reshape(shape), x, residual.reshape(shape), has_residual, start)

@@ -1,7 +1,5 @@
 """Rotary positional encoding: rotates the pairs (i, i + w / 2) of every head in place."""
 
-from numba import prange
-
 from .bfloat16 import read, type_of, write
 from .jit import inlined, kernel
 
@@ -19,15 +17,14 @@ def rotate_row(x, r, start, heads, cos, sin, position, sign):
 
 
 @kernel
-def _rotate(x, cos, sin, heads, sign):
+def _rotate(r, x, cos, sin, heads, sign):
     """x: rows (B T, .)        cos, sin: (T, w / 2)"""
-    for r in prange(len(x)):
-        rotate_row(x, r, 0, heads, cos, sin, r % len(cos), sign)
+    rotate_row(x, r, 0, heads, cos, sin, r % len(cos), sign)
 
 
 def rotary_forward(x, cos, sin, heads):
-    _rotate(x, cos, sin, heads, type_of(x)(1))
+    _rotate(len(x), x, cos, sin, heads, type_of(x)(1))
 
 
 def rotary_backward(dx, cos, sin, heads):
-    _rotate(dx, cos, sin, heads, type_of(dx)(-1))
+    _rotate(len(dx), dx, cos, sin, heads, type_of(dx)(-1))

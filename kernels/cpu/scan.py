@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import prange
 from numba.extending import register_jitable
 
 from .jit import kernel, row
@@ -37,7 +36,7 @@ LOG2_E, LN_2 = 1.4426950408889634, 0.6931471805599453
 unsigned = np.uint64  # an index of this type is not tested for Python's wrap-around
 
 
-@row
+@register_jitable
 def group_of(channels):
     """(groups, stride): equal groups of whole vectors; only the last may have fewer than `stride` channels."""
     groups = (channels + GROUP - 1) // GROUP
@@ -512,6 +511,7 @@ def inputs_backward_row(
 
 @kernel
 def _selective_scan_forward(
+    worker,
     out,
     states_flat,
     scratch,
@@ -529,72 +529,72 @@ def _selective_scan_forward(
     chunks,
 ):
     (groups, stride), padded_states = group_of(channels), padded(states, PASS)
-    for worker in prange(len(scratch)):
-        s = layout(scratch[worker], channels, states)[0]
-        rates, h, dt, dtx, y, bc = s.rates, s.h, s.dt, s.dtx, s.y, s.bc
-        for task in range(worker, batch * groups, len(scratch)):
-            b, start = task // groups, task % groups * stride
-            width = min(stride, channels - start)
-            load_rates(rates, stride, padded_states, A_log, channels, states, start, width)
-            load_states(
+    s = layout(scratch[worker], channels, states)[0]
+    rates, h, dt, dtx, y, bc = s.rates, s.h, s.dt, s.dtx, s.y, s.bc
+    for task in range(worker, batch * groups, len(scratch)):
+        b, start = task // groups, task % groups * stride
+        width = min(stride, channels - start)
+        load_rates(rates, stride, padded_states, A_log, channels, states, start, width)
+        load_states(
+            h,
+            stride,
+            padded_states,
+            states_flat,
+            b * (chunks + 1) * states * channels,
+            channels,
+            states,
+            start,
+            width,
+        )
+        dt[: CHUNK * stride] = 0
+        dtx[: CHUNK * stride] = 0
+        for chunk in range(chunks):
+            row0 = b * steps + chunk * CHUNK
+            count = min(CHUNK, steps - chunk * CHUNK)
+            y[: count * stride] = 0
+            for t in range(count):
+                time_step_row(dt[t * stride :], dtx[t * stride :], delta, x, (row0 + t) * channels + start, width)
+            load_bc(bc, padded_states, ssm_parameters, columns, states, row0, count)
+            for n in range(0, padded_states, PASS):
+                scan_pass(
+                    y,
+                    h,
+                    rates,
+                    dt,
+                    dtx,
+                    bc,
+                    n,
+                    padded_states,
+                    stride,
+                    count,
+                )
+            for t in range(count):
+                gate_row(
+                    out,
+                    (row0 + t) * channels + start,
+                    y[t * stride :],
+                    x,
+                    D,
+                    gate,
+                    (2 * (row0 + t) + 1) * channels + start,
+                    start,
+                    width,
+                )
+            store_states(
+                states_flat,
+                (b * (chunks + 1) + chunk + 1) * states * channels,
                 h,
                 stride,
-                padded_states,
-                states_flat,
-                b * (chunks + 1) * states * channels,
                 channels,
                 states,
                 start,
                 width,
             )
-            dt[: CHUNK * stride] = 0
-            dtx[: CHUNK * stride] = 0
-            for chunk in range(chunks):
-                row0 = b * steps + chunk * CHUNK
-                count = min(CHUNK, steps - chunk * CHUNK)
-                y[: count * stride] = 0
-                for t in range(count):
-                    time_step_row(dt[t * stride :], dtx[t * stride :], delta, x, (row0 + t) * channels + start, width)
-                load_bc(bc, padded_states, ssm_parameters, columns, states, row0, count)
-                for n in range(0, padded_states, PASS):
-                    scan_pass(
-                        y,
-                        h,
-                        rates,
-                        dt,
-                        dtx,
-                        bc,
-                        n,
-                        padded_states,
-                        stride,
-                        count,
-                    )
-                for t in range(count):
-                    gate_row(
-                        out,
-                        (row0 + t) * channels + start,
-                        y[t * stride :],
-                        x,
-                        D,
-                        gate,
-                        (2 * (row0 + t) + 1) * channels + start,
-                        start,
-                        width,
-                    )
-                store_states(
-                    states_flat,
-                    (b * (chunks + 1) + chunk + 1) * states * channels,
-                    h,
-                    stride,
-                    channels,
-                    states,
-                    start,
-                    width,
-                )
 
 
 @kernel
 def _selective_scan_backward(
+    worker,
     dx,
     delta,
     gate,
@@ -615,158 +615,148 @@ def _selective_scan_backward(
 ):
     (groups, stride), padded_states = group_of(channels), padded(states, PASS)
     parameter_sums = groups * batch * steps * 2 * states  # offset in `partials`
-    for worker in prange(len(scratch)):
-        s = layout(scratch[worker], channels, states)[0]
-        rates, h, dh, drates = s.rates, s.h, s.dh, s.drates
-        dt, dtx, y, dy, ddt, ddtx = s.dt, s.dtx, s.y, s.dy, s.ddt, s.ddtx
-        slope, dgate, bc, hs, decays, dbc_lanes = s.slope, s.dgate, s.bc, s.hs, s.decays, s.dbc_lanes
-        for task in range(worker, batch * groups, len(scratch)):
-            b, group = task // groups, task % groups
-            start = group * stride
-            width = min(stride, channels - start)
-            sums = parameter_sums + b * (states + 1) * channels + start
-            load_rates(rates, stride, padded_states, A_log, channels, states, start, width)
-            dh[: padded_states * stride] = 0
-            drates[: padded_states * stride] = 0
-            dt[: CHUNK * stride] = 0
-            dtx[: CHUNK * stride] = 0
-            dy[: CHUNK * stride] = 0
-            dD = partials[sums + states * channels :]
-            dD[:width] = 0
-            for chunk in range(chunks - 1, -1, -1):
-                row0 = b * steps + chunk * CHUNK
-                count = min(CHUNK, steps - chunk * CHUNK)
-                load_states(
-                    h,
-                    stride,
-                    padded_states,
-                    states_flat,
-                    (b * (chunks + 1) + chunk) * states * channels,
-                    channels,
-                    states,
+    s = layout(scratch[worker], channels, states)[0]
+    rates, h, dh, drates = s.rates, s.h, s.dh, s.drates
+    dt, dtx, y, dy, ddt, ddtx = s.dt, s.dtx, s.y, s.dy, s.ddt, s.ddtx
+    slope, dgate, bc, hs, decays, dbc_lanes = s.slope, s.dgate, s.bc, s.hs, s.decays, s.dbc_lanes
+    for task in range(worker, batch * groups, len(scratch)):
+        b, group = task // groups, task % groups
+        start = group * stride
+        width = min(stride, channels - start)
+        sums = parameter_sums + b * (states + 1) * channels + start
+        load_rates(rates, stride, padded_states, A_log, channels, states, start, width)
+        dh[: padded_states * stride] = 0
+        drates[: padded_states * stride] = 0
+        dt[: CHUNK * stride] = 0
+        dtx[: CHUNK * stride] = 0
+        dy[: CHUNK * stride] = 0
+        dD = partials[sums + states * channels :]
+        dD[:width] = 0
+        for chunk in range(chunks - 1, -1, -1):
+            row0 = b * steps + chunk * CHUNK
+            count = min(CHUNK, steps - chunk * CHUNK)
+            load_states(
+                h,
+                stride,
+                padded_states,
+                states_flat,
+                (b * (chunks + 1) + chunk) * states * channels,
+                channels,
+                states,
+                start,
+                width,
+            )
+            load_bc(bc, padded_states, ssm_parameters, columns, states, row0, count)
+            for t in range(count):
+                time_step_backward_row(
+                    dt[t * stride :],
+                    dtx[t * stride :],
+                    slope[t * stride :],
+                    delta,
+                    x,
+                    (row0 + t) * channels + start,
+                    width,
+                )
+                gate_backward_row(
+                    dy[t * stride :],
+                    dgate[t * stride :],
+                    dout,
+                    (row0 + t) * channels + start,
+                    gate,
+                    (2 * (row0 + t) + 1) * channels + start,
+                    width,
+                )
+            y[: count * stride] = 0
+            ddt[: count * stride] = 0
+            ddtx[: count * stride] = 0
+            dbc_lanes[: 2 * CHUNK * padded_states * LANES] = 0
+            for n in range(0, padded_states, PASS):
+                for j in range(0, stride, LANES):
+                    recompute_pass(
+                        y,
+                        hs,
+                        decays,
+                        h,
+                        rates,
+                        dt,
+                        dtx,
+                        bc,
+                        n,
+                        j,
+                        padded_states,
+                        stride,
+                        count,
+                    )
+                    backward_pass(
+                        ddt,
+                        ddtx,
+                        dbc_lanes,
+                        dh,
+                        drates,
+                        hs,
+                        decays,
+                        rates,
+                        dy,
+                        dt,
+                        dtx,
+                        bc,
+                        n,
+                        j,
+                        padded_states,
+                        stride,
+                        count,
+                    )
+            store_lane_sums(
+                partials, (group * batch * steps + row0) * 2 * states, dbc_lanes, states, padded_states, count
+            )
+            for t in range(count):
+                inputs_backward_row(
+                    dx,
+                    delta,
+                    gate,
+                    dD,
+                    dgate[t * stride :],
+                    dy[t * stride :],
+                    y[t * stride :],
+                    dt[t * stride :],
+                    ddt[t * stride :],
+                    ddtx[t * stride :],
+                    slope[t * stride :],
+                    x,
+                    D,
+                    (row0 + t) * channels + start,
+                    (2 * (row0 + t) + 1) * channels + start,
                     start,
                     width,
                 )
-                load_bc(bc, padded_states, ssm_parameters, columns, states, row0, count)
-                for t in range(count):
-                    time_step_backward_row(
-                        dt[t * stride :],
-                        dtx[t * stride :],
-                        slope[t * stride :],
-                        delta,
-                        x,
-                        (row0 + t) * channels + start,
-                        width,
-                    )
-                    gate_backward_row(
-                        dy[t * stride :],
-                        dgate[t * stride :],
-                        dout,
-                        (row0 + t) * channels + start,
-                        gate,
-                        (2 * (row0 + t) + 1) * channels + start,
-                        width,
-                    )
-                y[: count * stride] = 0
-                ddt[: count * stride] = 0
-                ddtx[: count * stride] = 0
-                dbc_lanes[: 2 * CHUNK * padded_states * LANES] = 0
-                for n in range(0, padded_states, PASS):
-                    for j in range(0, stride, LANES):
-                        recompute_pass(
-                            y,
-                            hs,
-                            decays,
-                            h,
-                            rates,
-                            dt,
-                            dtx,
-                            bc,
-                            n,
-                            j,
-                            padded_states,
-                            stride,
-                            count,
-                        )
-                        backward_pass(
-                            ddt,
-                            ddtx,
-                            dbc_lanes,
-                            dh,
-                            drates,
-                            hs,
-                            decays,
-                            rates,
-                            dy,
-                            dt,
-                            dtx,
-                            bc,
-                            n,
-                            j,
-                            padded_states,
-                            stride,
-                            count,
-                        )
-                store_lane_sums(
-                    partials, (group * batch * steps + row0) * 2 * states, dbc_lanes, states, padded_states, count
-                )
-                for t in range(count):
-                    inputs_backward_row(
-                        dx,
-                        delta,
-                        gate,
-                        dD,
-                        dgate[t * stride :],
-                        dy[t * stride :],
-                        y[t * stride :],
-                        dt[t * stride :],
-                        ddt[t * stride :],
-                        ddtx[t * stride :],
-                        slope[t * stride :],
-                        x,
-                        D,
-                        (row0 + t) * channels + start,
-                        (2 * (row0 + t) + 1) * channels + start,
-                        start,
-                        width,
-                    )
-            ln_2 = dx.dtype.type(LN_2)
-            for n in range(states):
-                dA_log = partials[sums + n * channels :]
-                for c in range(width):  # dA_log = drate rate, because the rate is a constant times e^A_log
-                    dA_log[unsigned(c)] = drates[unsigned(n * stride + c)] * rates[unsigned(n * stride + c)] * ln_2
+        ln_2 = dx.dtype.type(LN_2)
+        for n in range(states):
+            dA_log = partials[sums + n * channels :]
+            for c in range(width):  # dA_log = drate rate, because the rate is a constant times e^A_log
+                dA_log[unsigned(c)] = drates[unsigned(n * stride + c)] * rates[unsigned(n * stride + c)] * ln_2
 
 
 @kernel
-def _sum_partials(
-    dssm_parameters,
-    dA_log,
-    dD,
-    partials,
-    groups,
-    rows,
-    states,
-    columns,
-    batch,
-    channels,
-):
-    """Sum the partial sums of dB | dC over groups and those of dA_log and dD over sequences, in their order."""
-    for r in prange(rows):
-        for n in range(2 * states):
-            value = partials[r * 2 * states + n]
-            for group in range(1, groups):
-                value += partials[(group * rows + r) * 2 * states + n]
-            dssm_parameters[(r + 1) * columns - 2 * states + n] = value
-    parameter_sums = groups * rows * 2 * states
-    for n in prange(states + 1):
-        for b in range(batch):
-            offset = parameter_sums + (b * (states + 1) + n) * channels
-            if n < states:
-                for c in range(channels):
-                    dA_log[unsigned(n * channels + c)] += partials[unsigned(offset + c)]
-            else:
-                for c in range(channels):
-                    dD[unsigned(c)] += partials[unsigned(offset + c)]
+def _sum_groups(r, dssm_parameters, partials, groups, rows, states, columns):
+    """Row r of dB | dC: the sum of its partial sums over the groups, in their order."""
+    for n in range(2 * states):
+        value = partials[r * 2 * states + n]
+        for group in range(1, groups):
+            value += partials[(group * rows + r) * 2 * states + n]
+        dssm_parameters[(r + 1) * columns - 2 * states + n] = value
+
+
+@kernel
+def _sum_sequences(n, dA_log, dD, partials, states, batch, channels):
+    """Row n of dA_log, or dD if n = S: += the partial sums (B, S + 1, E), summed over the sequences in their order."""
+    for b in range(batch):
+        offset = (b * (states + 1) + n) * channels
+        if n < states:
+            for c in range(channels):
+                dA_log[unsigned(n * channels + c)] += partials[unsigned(offset + c)]
+        else:
+            for c in range(channels):
+                dD[unsigned(c)] += partials[unsigned(offset + c)]
 
 
 def selective_scan_forward(
@@ -782,6 +772,7 @@ def selective_scan_forward(
 ):
     batch, chunks, state_size, channels = states.shape
     _selective_scan_forward(
+        len(scratch),
         out.reshape(-1),
         states.reshape(-1),
         scratch,
@@ -818,6 +809,7 @@ def selective_scan_backward(
 ):
     batch, chunks, state_size, channels = states.shape
     _selective_scan_backward(
+        len(scratch),
         dx.reshape(-1),
         delta.reshape(-1),
         projected.reshape(-1),
@@ -836,15 +828,7 @@ def selective_scan_backward(
         ssm_parameters.shape[1],
         chunks - 1,
     )
-    _sum_partials(
-        dssm_parameters.reshape(-1),
-        dA_log.reshape(-1),
-        dD,
-        partials,
-        group_of(channels)[0],
-        len(x),
-        state_size,
-        ssm_parameters.shape[1],
-        batch,
-        channels,
-    )
+    groups, rows, columns = group_of(channels)[0], len(x), ssm_parameters.shape[1]
+    _sum_groups(rows, dssm_parameters.reshape(-1), partials, groups, rows, state_size, columns)
+    of_sequences = partials[groups * rows * 2 * state_size :]
+    _sum_sequences(state_size + 1, dA_log.reshape(-1), dD, of_sequences, state_size, batch, channels)

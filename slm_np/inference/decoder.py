@@ -11,6 +11,7 @@ import numpy as np
 
 from slm_np.errors import UserError
 from slm_np.inference.generic_step import GenericStep
+from slm_np.nn import warmup
 from slm_np.nn.arena import planned_bytes
 from slm_np.nn.dropout import model_dropout
 from slm_np.nn.model import Activations, plan
@@ -24,11 +25,9 @@ def choose_step(model, batch):
 
         return GpuStep(model, batch)
     if model.device.kernel_set == "numba":
-        from slm_np.inference import warmup
-        from slm_np.inference.compiled_step import CompiledStep, attention_only, supports
+        from slm_np.inference.compiled_step import CompiledStep, supports
 
         if supports(model):
-            warmup.compile_kernels(model.device, attention_only(model.config))
             return CompiledStep(model, batch)
     return GenericStep(model, batch)
 
@@ -48,6 +47,7 @@ class Decoder:
         self.position = 0  # how many tokens came before the next one
         self.recent = np.zeros((batch, 0), np.int32)  # the last T tokens, if they may have to be read again
         self.activations, self.dropout = None, model_dropout(model.config)
+        warmup.prepare(model, decoding)
 
     def read(self, tokens):
         """Logits after a prompt (B, n), n >= 1, which starts new sequences.
@@ -113,3 +113,10 @@ class Decoder:
                 "encode the text with the model's own tokenizer"
             )
         return tokens
+
+
+def decoding(twin):
+    """A prompt and a step, as a run of `slm_np.nn.warmup`."""
+    decoder = Decoder(twin)
+    decoder.read(np.zeros((1, 2), np.int32))
+    decoder.step(np.zeros(1, np.int32))

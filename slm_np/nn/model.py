@@ -6,7 +6,6 @@ vocabulary, D width, L layers.
 """
 
 import copy
-import sys
 
 import numpy as np
 
@@ -18,9 +17,6 @@ from slm_np.nn.dropout import model_dropout
 from slm_np.nn.mixers import columns_of, mixer_of
 from slm_np.nn.parameters import Parameters, count, matmul_weight, within
 from slm_np.ops.device import CPU, host, number
-
-# Child processes that compile the kernels of a training step, see the end of this file.
-COMPILE = [[sys.executable, "-m", "slm_np.nn.model", dtype] for dtype in ("fp32", "bf16")]
 
 
 def block_parameters(config, layer):
@@ -181,7 +177,6 @@ class Model:
     """
 
     def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
-        device.compile_ahead("training", COMPILE)
         self.config, self.dtype, self.device = config, np.dtype(dtype), device
         self.compute_dtype = np.dtype(compute_dtype or dtype)
         self.parameters = Parameters(parameters(config), decay, dtype, self.compute_dtype, device)
@@ -193,14 +188,20 @@ class Model:
             for views in (self.parameters.weight, self.parameters.matmul_weight, self.parameters.gradient)
         )
         self.activations = None
+        self.prepared, self.is_twin = set(), False  # for warmup.py: what the kernels are prepared for
 
     def full_precision(self):
         """A model with the same weights that multiplies them without casting; its activations are its own."""
         model = copy.copy(self)
         model.compute_dtype, model.activations, model.layer_matmul_weights = self.dtype, None, self.layer_weights
+        model.prepared = set()
         model.parameters = copy.copy(self.parameters)
         model.parameters.matmul_weight, model.parameters.cast_copies = self.parameters.weight, []
         return model
+
+    def states(self, batch):
+        """What the mixers keep of `batch` new sequences."""
+        return States(self, batch)
 
     def plan(self, batch, steps):
         """Lay out the arena for (B, T) tokens; later calls of the same size reuse it. Returns the Activations.
@@ -268,6 +269,7 @@ class Model:
 
         tokens, targets: (B, T) integers below V; a target of -1 is masked and has loss 0.
         """
+        warmup.prepare(self, warmup.evaluation)
         activations = self.plan(*tokens.shape)
         tokens, targets = self.device.arrays.asarray(tokens), self.device.arrays.asarray(targets)
         normed = self.forward(activations, tokens, model_dropout(self.config))
@@ -287,6 +289,7 @@ class Model:
         key     integers (seed, step, micro-batch) from which dropout's masks are drawn; None: no dropout
         states  the layers of `States`, from which the windows continue; gradients stop at the window's edge
         """
+        warmup.prepare(self, warmup.training)
         count = max(1, unmasked(targets) if count is None else count)
         activations, dropout = self.plan(*tokens.shape), model_dropout(self.config, key)
         tokens, targets = self.device.arrays.asarray(tokens), self.device.arrays.asarray(targets)
@@ -296,12 +299,9 @@ class Model:
 
     def logits(self, tokens):
         """Logits of every token, (B, T, V), without dropout. tokens: (B, T) integers below V."""
+        warmup.prepare(self, warmup.evaluation)
         activations = self.plan(*tokens.shape)
         normed = self.forward(activations, self.device.arrays.asarray(tokens), model_dropout(self.config))
         out = self.device.arrays.empty((tokens.size, self.config.vocab_size), self.dtype)
         head.logits_forward(self.config, self.parameters.matmul_weight, activations.shared, out, normed)
         return out.reshape(*tokens.shape, -1)
-
-
-if __name__ == "__main__":
-    warmup.run(Model, sys.argv[1])

@@ -1,45 +1,74 @@
-"""Tiny models that together call every kernel of a training step, for compiling kernels ahead of their first use."""
+"""Which kernels a model needs: those that a tiny model of the same parts calls.
+
+Before its first step a model lets its device prepare them. The kernels of Numba are compiled ahead, on all cores, and
+only those that this model needs.
+"""
 
 import numpy as np
 
 from slm_np.config import ModelConfig
-from slm_np.dtypes import BF16
-from slm_np.presets import BYTE_SSM, GPT2, LLAMA, MAMBA
-
-MODELS = (
-    dict(GPT2, bias=True, dropout=0.1),
-    LLAMA,
-    dict(positions="sinusoidal", norm="none", feed_forward="silu", head="mlp"),
-    dict(feed_forward="gelu-tanh"),
-    dict(MAMBA, bias=True),
-    dict(BYTE_SSM),
-)
 
 
-def tiny_config(settings):
-    """The smallest ModelConfig that calls the kernels of `settings`."""
-    sizes = dict(vocab_size=5, block_size=4, n_layer=1, n_embd=4)
-    if "A" in settings.get("pattern", "A"):
-        sizes["n_head"] = 2
-    return ModelConfig(**settings, **sizes)
+def prepare(model, *runs):
+    """Prepare the kernels that each run(twin) calls, where `twin` is a tiny model of the same parts as `model`.
 
-
-def run(model_class, dtype):
-    """A step and an evaluation of every tiny model in "fp32" or "bf16".
-
-    The two start at opposite ends of the list, so that one process finds in the cache what the other has compiled.
+    A run is a function of this file, or one like them. What is prepared already costs nothing.
     """
-    tokens = np.zeros((8, 4), np.int32)  # enough rows for the tiled matmuls; two sequences are few enough for BLAS
-    for settings in MODELS[:: 1 if dtype == "bf16" else -1]:
-        model = model_class(tiny_config(settings), compute_dtype=BF16 if dtype == "bf16" else None)
-        model.loss_and_gradient(tokens, tokens, key=(1,))
-        run_optimizer(model)
-        model.loss(tokens[:2], tokens[:2])
+    new = [run for run in runs if run not in model.prepared]
+    if new and not model.is_twin:
+        model.prepared.update(new)
+        model.device.prepare((twin_config(model.config), model.dtype, model.compute_dtype, *new), lambda: _run(model, new))
 
 
-def run_optimizer(model):
+def _run(model, runs):
+    twin = type(model)(
+        twin_config(model.config), dtype=model.dtype, compute_dtype=model.compute_dtype, device=model.device
+    )
+    twin.is_twin = True  # what it calls itself is only recorded
+    for run in runs:
+        run(twin)
+
+
+def twin_config(config):
+    """The smallest ModelConfig with the parts of another one: every mixer once."""
+    pattern = "".join(dict.fromkeys(config.letters))
+    return ModelConfig(
+        pattern=pattern,
+        n_layer=len(pattern),
+        vocab_size=5,
+        block_size=4,
+        n_embd=4,
+        n_head=2 if "A" in pattern else ModelConfig.n_head,
+        positions=config.positions,
+        norm=config.norm,
+        feed_forward=config.feed_forward,
+        residual=config.residual,
+        head=config.head,
+        bias=config.bias,
+        dropout=0.1 if config.dropout else 0.0,
+    )
+
+
+def evaluation(twin):
+    """The losses and the logits of a batch."""
+    tokens = np.zeros((8, 4), np.int32)
+    twin.loss(tokens, tokens)
+    twin.logits(tokens)
+
+
+def training(twin):
+    """An update, its model in the state that a sequence leaves, and an evaluation."""
+    tokens = np.zeros((8, 4), np.int32)
+    twin.loss_and_gradient(tokens, tokens, key=(1,))
+    if not twin.config.has_attention:
+        twin.loss_and_gradient(tokens, tokens, key=(1,), states=twin.states(8).layers)
+    update(twin)
+    evaluation(twin)
+
+
+def update(twin):
     """The kernels of AdamW, on the model's buffers."""
-    kernels, parameters = model.device.kernels, model.parameters
+    kernels, parameters = twin.device.kernels, twin.parameters
     partial = np.zeros(kernels.square_sum_blocks(parameters.weights.size))
     kernels.square_sum(partial, parameters.gradients)
     kernels.adamw(

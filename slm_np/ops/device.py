@@ -68,7 +68,7 @@ class CpuDevice(Device):
     cast_copies = 2  # copies of a weight in the compute dtype: one for x W and one for dout W^T
 
     def __init__(self):
-        self._kernels, self._kernel_set = None, ""
+        self._kernels, self._kernel_set, self._prepared = None, "", set()
 
     @property
     def kernels(self):
@@ -99,10 +99,14 @@ class CpuDevice(Device):
             self.use_kernels()
         return self._kernel_set
 
-    def compile_ahead(self, name, commands):
-        """Compile the kernels that `commands` run, in processes of their own, unless the cache holds them already."""
-        if self.kernel_set == "numba":
-            self.kernels.compile_ahead(name, commands)
+    def prepare(self, key, run):
+        """Compile the kernels that run() calls, unless the cache holds them. `run` is told from others by its key.
+
+        Kernels are not executed meanwhile, so `run` must not depend on their results. Each process asks once per key.
+        """
+        if self.kernel_set == "numba" and key not in self._prepared:
+            self._prepared.add(key)
+            self.kernels.prepare(run)
 
     def use_threads(self, threads=0):
         """Set the number of kernel threads (0: one per core) and return it. Raises UserError above the cores."""
@@ -172,7 +176,7 @@ class CudaDevice(Device):
 
         self.arrays, self.kernels, self.stream = cupy, gpu, cupy.cuda.Stream()
 
-    def compile_ahead(self, name, commands):
+    def prepare(self, key, run):
         """Nothing: a CUDA kernel is compiled when it is first launched."""
 
     def use_threads(self, threads=0):

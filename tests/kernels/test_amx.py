@@ -437,7 +437,9 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(amx.binding, "get_host_cpu_features", lambda: AMX_FEATURES)
     monkeypatch.setattr(amx, "compiled_features", lambda: AMX_FEATURES)
     monkeypatch.setattr(amx, "ask_permission", lambda: 0)
-    monkeypatch.setattr(amx, "CACHE", tmp_path / "kernels")
+    (tmp_path / "kernels").mkdir()
+    monkeypatch.setattr(amx, "readable_folder", lambda: tmp_path / "kernels")
+    monkeypatch.setattr(amx, "writable_folder", lambda: tmp_path / "kernels")
     monkeypatch.setattr(amx, "boot", lambda: "first")
     amx.refusal.cache_clear()
     yield monkeypatch
@@ -580,13 +582,13 @@ def test_a_self_test_that_fails_is_remembered_until_the_next_start(machine):
     assert amx.available()[0]
     machine.setattr(amx, "multiply_integers", None)  # the self-test does not run again
     assert amx.available()[0]
-    assert sorted(path.name for path in amx.CACHE.iterdir()) == ["amx-first", "amx-second"]
+    assert sorted(path.name for path in amx.readable_folder().iterdir()) == ["amx-first", "amx-second"]
 
 
 @emulated
 def test_a_system_without_a_boot_id_is_tested_each_time(machine):
     machine.setattr(amx, "boot", lambda: None)
-    assert amx.available()[0] and not amx.CACHE.exists()
+    assert amx.available()[0] and not list(amx.readable_folder().iterdir())
 
 
 @pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="this is not Linux")
