@@ -39,7 +39,7 @@ from .attention_storage import (
     turn,
     turned_strides,
 )
-from .bfloat16 import type_of, write
+from .bfloat16 import convert_block, type_of, write
 from .dropout import threshold_of
 from .jit import kernel, row
 from .math import multiply_add
@@ -264,8 +264,8 @@ def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scor
     width = out.shape[1] // heads
     group, scale, start = heads // kv_heads, out.dtype.type(1 / np.sqrt(width)), (b * kv_heads + kv) * steps * width
     k, v, new = keys[start : start + steps * width], values[start : start + steps * width], slot * width
-    k[new : new + width] = qkv[b, (heads + kv) * width : (heads + kv + 1) * width]
-    v[new : new + width] = qkv[b, (heads + kv_heads + kv) * width : (heads + kv_heads + kv + 1) * width]
+    convert_block(k[new : new + width], qkv[b, (heads + kv) * width : (heads + kv + 1) * width])
+    convert_block(v[new : new + width], qkv[b, (heads + kv_heads + kv) * width : (heads + kv_heads + kv + 1) * width])
     for h in range(kv * group, kv * group + group):
         attend(out[b, h * width : h * width + width], qkv[b, h * width : h * width + width], k, v, scores, scale)
 

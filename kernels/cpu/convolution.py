@@ -11,6 +11,7 @@ Loops over channels take a vector of LANES channels at a time.
 """
 
 from .activation import silu_backward_block
+from .bfloat16 import convert_block
 from .jit import kernel, row
 from .math import sigmoid
 from .microkernel_f32 import LANES
@@ -102,9 +103,9 @@ def filter_step(
         target = input_offset(b, t, start, 1, 2 * channels, kernel_size, channels)
         source = input_offset(b, t + 1, start, 1, 2 * channels, kernel_size, channels)
         if t < -1:
-            past[target : target + stop - start] = past[source : source + stop - start]
+            convert_block(past[target : target + stop - start], past[source : source + stop - start])
         else:
-            past[target : target + stop - start] = x[source : source + stop - start]
+            convert_block(past[target : target + stop - start], x[source : source + stop - start])
 
 
 @kernel

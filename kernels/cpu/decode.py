@@ -20,6 +20,7 @@ import numpy as np
 
 from .activation import gelu_block, gelu_tanh_block, silu_block, swiglu_row
 from .attention import add_times, dot, step_group
+from .bfloat16 import convert_block
 from .convolution import filter_step
 from .embedding import embedding_row
 from .jit import entry, loop, row
@@ -204,7 +205,7 @@ def prefill_bias(out, left, right, bias):
     """out[:, left:right] = b, or 0 without a bias"""
     for b in range(len(out)):
         if bias.size:
-            out[b, left:right] = bias[left:right]
+            convert_block(out[b, left:right], bias[left:right])
         else:
             out[b, left:right] = 0
 
@@ -251,7 +252,7 @@ def norm_rows(out, x, kind, weight, bias, eps):
         elif kind == LAYERNORM:
             layernorm_row(out, x, b, weight, bias if bias.size else weight, bias.size > 0, eps)
         else:
-            out[b] = x[b]
+            convert_block(out[b], x[b])
 
 
 @row
@@ -439,7 +440,7 @@ def recurrence_state_loop(thread, states, x, h, input_weight, state_weight, spli
 def update_state(h, active, states, start, stop):
     """Columns start ... stop of h = states, and of active = silu(states)"""
     for b in range(len(h)):
-        h[b, start:stop] = states[b, start:stop]
+        convert_block(h[b, start:stop], states[b, start:stop])
         silu_block(active[b, start:stop], states[b, start:stop])
 
 

@@ -78,7 +78,7 @@ def step_blocks(
     full_blocks, terms = batch // ROWS, even_share(width, TERMS)
     if stop > full_blocks:  # a tile reads ROWS rows
         source = source_step + full_blocks * ROWS * width
-        rows[: (batch - full_blocks * ROWS) * width] = states[source : source_step + batch * width]
+        convert_block(rows[: (batch - full_blocks * ROWS) * width], states[source : source_step + batch * width])
     for j in range(0, width, COLUMNS):
         columns = min(COLUMNS, width - j)
         for k in range(0, width, terms):
