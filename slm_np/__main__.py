@@ -16,6 +16,7 @@ VERBS = {
     "info": "show what a run is and how it was trained",
     "convert": "convert another program's checkpoint into a run",
     "gradcheck": "check every derivative on this machine",
+    "warmup": "compile the kernels before they are needed",
 }
 
 
@@ -48,6 +49,8 @@ def main_of(verb):
             from slm_np.convert import main
         case "gradcheck":
             from slm_np.gradcheck import main
+        case "warmup":
+            from slm_np.warmup import main
         case _:
             raise UserError(f"the command {verb!r} is unknown; {near(verb, list(VERBS))}")
     return main

@@ -26,7 +26,7 @@ from slm_np.machine import available_cores
 from slm_np.paths import cache_dir
 from slm_np.progress import Progress
 
-from .jit import ENTRIES, recorded
+from .jit import ENTRIES, recorded, recording
 from .kernel_cache import writable_folder
 
 CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import serve; serve()"
@@ -36,9 +36,11 @@ COMPILED, BUSY = "compiled", "busy"  # what a child answers
 def prepare(run):
     """Compile the kernels that run() would call, unless the cache holds them. Returns how many were compiled.
 
-    run() is executed without its kernels, so it must not depend on their results. Raises UserError if a child process
-    dies, and SystemExit after SIGTERM; the children end in any case.
+    run() is executed without its kernels, so it must not depend on their results; within it, `prepare` does nothing.
+    Raises UserError if a child process dies, and SystemExit after SIGTERM; the children end in any case.
     """
+    if recording():
+        return 0
     with recorded() as calls:
         run()
     missing = [call for call in calls if call[1] not in call[0].overloads and not call[0]._cache.stored(call[1])]

@@ -504,8 +504,8 @@ def logits_loop(task, logits, x, weight):
 # The step
 
 
-@entry
-def decode_head(logits, normed, weights, tensors, buffers, threads):
+@row
+def head(logits, normed, weights, tensors, buffers, threads):
     """Logits (B, V) of the normed hidden state (B, D)."""
     x = normed
     if tensors.head_input_weight != ABSENT:
@@ -647,6 +647,12 @@ def feed_forward(out, x, weights, layer, buffers, sizes, threads):
     add_partials(out, partials, vector(weights, layer.feed_forward_output_bias, columns))
 
 
+@entry
+def decode_head(logits, normed, weights, tensors, buffers, threads):
+    """`head` alone."""
+    head(logits, normed, weights, tensors, buffers, threads)
+
+
 def step_of(recurrent):
     """The decode step: of any model, or, which compiles faster, of models with attention only."""
 
@@ -717,7 +723,7 @@ def step_of(recurrent):
         if sizes.head:
             weight, bias = vector(weights, tensors.norm_weight, width), vector(weights, tensors.norm_bias, width)
             norm_rows(normed, x, sizes.norm, weight, bias, eps)
-            decode_head(logits, normed, weights, tensors, buffers, threads)
+            head(logits, normed, weights, tensors, buffers, threads)
 
     decode_step.__name__ += "_any_mixer" if recurrent else "_attention_only"
     return entry(decode_step)

@@ -119,6 +119,11 @@ def _do_nothing(*arguments):
     """What is called instead of a recorded function."""
 
 
+def recording():
+    """Whether this Python thread is within `recorded`."""
+    return RECORDER.calls is not None
+
+
 @contextlib.contextmanager
 def recorded():
     """Within, kernels that would be loaded or compiled are not called, but listed: yields [(entry, argument types)].

@@ -188,7 +188,7 @@ class Model:
             for views in (self.parameters.weight, self.parameters.matmul_weight, self.parameters.gradient)
         )
         self.activations = None
-        self.prepared, self.is_twin = set(), False  # for warmup.py: what the kernels are prepared for
+        self.prepared = set()  # what warmup.py has prepared the kernels for
 
     def full_precision(self):
         """A model with the same weights that multiplies them without casting; its activations are its own."""

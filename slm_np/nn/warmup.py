@@ -15,16 +15,17 @@ def prepare(model, *runs):
     A run is a function of this file, or one like them. What is prepared already costs nothing.
     """
     new = [run for run in runs if run not in model.prepared]
-    if new and not model.is_twin:
+    if new:
         model.prepared.update(new)
-        model.device.prepare((twin_config(model.config), model.dtype, model.compute_dtype, *new), lambda: _run(model, new))
+        model.device.prepare(
+            (twin_config(model.config), model.dtype, model.compute_dtype, *new), lambda: _run(model, new)
+        )
 
 
 def _run(model, runs):
     twin = type(model)(
         twin_config(model.config), dtype=model.dtype, compute_dtype=model.compute_dtype, device=model.device
     )
-    twin.is_twin = True  # what it calls itself is only recorded
     for run in runs:
         run(twin)
 

@@ -103,10 +103,12 @@ class CpuDevice(Device):
         """Compile the kernels that run() calls, unless the cache holds them. `run` is told from others by its key.
 
         Kernels are not executed meanwhile, so `run` must not depend on their results. Each process asks once per key.
+        Returns how many kernels were compiled.
         """
-        if self.kernel_set == "numba" and key not in self._prepared:
-            self._prepared.add(key)
-            self.kernels.prepare(run)
+        if self.kernel_set == "numpy" or key in self._prepared:
+            return 0
+        self._prepared.add(key)
+        return self.kernels.prepare(run)
 
     def use_threads(self, threads=0):
         """Set the number of kernel threads (0: one per core) and return it. Raises UserError above the cores."""

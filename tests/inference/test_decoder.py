@@ -270,7 +270,7 @@ class RunningMean:
 
     @staticmethod
     def forward(config, w, a, out, x, residual, dropout, state=None):
-        batch = len(state.total) if state else len(x) // T
+        batch = len(state.total) if state else len(x) // config.block_size
         ops.linear_forward(a["mean.y"], x, w["mean.weight"], None, None)
         totals = np.cumsum(a["mean.y"].reshape(batch, -1, config.n_embd), axis=1)  # (B, T, D)
         count = state.count if state else 0
