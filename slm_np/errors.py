@@ -1,6 +1,7 @@
-"""The exception for bad input, and the decorator that turns errors of a command into one line and an exit status."""
+"""The exception for bad input, and what raises or reports it: optional packages, errors of a command in one line."""
 
 import functools
+import importlib
 import os
 import sys
 
@@ -39,6 +40,27 @@ def command(main):
         raise SystemExit(status)
 
     return run
+
+
+def imported(module, what, install):
+    """The optional module of that name. UserError, which says how to install it, if it is missing or does not load.
+
+    what: what needs the module.   install: the argument of pip install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            raise UserError(
+                f'{what} needs the package {module}, which is not installed; run pip install "{install}"'
+            ) from None
+        reason = str(error)
+    except ImportError as error:
+        reason = str(error)
+    raise UserError(
+        f"{what} needs the package {module}, which does not load ({reason.strip().partition(chr(10))[0]}); "
+        f"run pip install --force-reinstall {module}"
+    )
 
 
 def os_error_message(error):

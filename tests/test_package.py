@@ -3,6 +3,7 @@
 import configparser
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -223,13 +224,13 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(source_tree, 
         for line in metadata_text.splitlines()
         if line.startswith("Requires-Dist:") and "extra" not in line
     ]
-    assert len(needed) >= 7
+    assert {"numpy", "numba", "safetensors"} <= {re.match(r"[\w-]+", requirement).group() for requirement in needed}
     for requirement in needed:
         for distribution in closure(requirement).values():
             for top in {file.parts[0] for file in distribution.files if file.parts[0] not in ("..", "__pycache__")}:
                 if not (site / top).exists():
                     (site / top).symlink_to(distribution.locate_file(top))
-    assert not (site / "matplotlib").exists() and not (site / "pytest").exists()
+    assert not any((site / name).exists() for name in ("matplotlib", "pytest", "tokenizers", "huggingface_hub"))
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
