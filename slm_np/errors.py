@@ -13,8 +13,8 @@ class UserError(Exception):
 def command(main):
     """Decorate `main(argv)` as a command: an error that is not a bug prints one line on stderr instead of a traceback.
 
-    Exit status: 2 for bad input (`UserError`), too little memory and errors of the operating system; 130 after Ctrl-C;
-    141, without a message, if the reader of a pipe has closed it.
+    Exit status: 2 for bad input (`UserError`), a missing package, too little memory and errors of the operating system;
+    130 after Ctrl-C; 141, without a message, if the reader of a pipe has closed it.
     """
 
     @functools.wraps(main)
@@ -27,6 +27,11 @@ def command(main):
             message, status = str(error), 2
         except MemoryError as error:
             message = f"out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd"
+            status = 2
+        except ModuleNotFoundError as error:  # of a required package, as in a clone without installation
+            if not error.name or error.name.partition(".")[0] == "slm_np":
+                raise
+            message = f"the package {error.name} is not installed; install slm_np: pip install -e . in its checkout"
             status = 2
         except KeyboardInterrupt:
             message, status = "interrupted", 130

@@ -10,6 +10,7 @@ import pytest
 import small
 
 from slm_np import errors
+from slm_np.__main__ import VERBS
 from slm_np.cli import flags
 from slm_np.config import TrainConfig
 from slm_np.ops.device import CPU
@@ -98,6 +99,27 @@ def test_a_byte_pair_run_needs_one_extra_and_says_so(work, monkeypatch, capsys):
         assert re.fullmatch(line, said), said
     assert small.tree(".") == before
     assert small.status("info", run) == 0 and re.search("tokenizer +byte pairs", capsys.readouterr().out)
+
+
+def test_every_command_of_a_clone_that_is_not_installed_says_so(work):
+    """Each fails at the first package that is missing, in one line."""
+    script = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys(("numpy", "numba", "tqdm", "safetensors", "threadpoolctl", *{EXTRAS})))
+words = dict(finetune="--base run --data text.txt", prepare="text.txt --out-dir tokens", pretrain="text.txt",
+             convert="text.txt", info="text.txt", evaluate="--model run", generate="--model run", chat="--model run")
+for verb in {VERBS}:
+    try:
+        importlib.import_module("slm_np." + verb).main(words.get(verb, "").split())
+    except SystemExit as end:
+        print(verb, end.code, file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=small.environment(), capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stderr
+    line = r"slm_np: the package \w+ is not installed; install slm_np: pip install -e \. in its checkout\n"
+    assert re.fullmatch("".join(f"{line}{verb} 2\n" for verb in VERBS), done.stderr), done.stderr
 
 
 def test_a_package_that_does_not_load_is_one_sentence(tmp_path, monkeypatch):
