@@ -260,7 +260,7 @@ def line_of(row):
 def check_peer(against):
     """Raise UserError if `--against` names nothing that can run beside slm_np."""
     if against == "torch" and not importlib.util.find_spec("torch"):
-        raise UserError("--against torch needs PyTorch, which is not installed; install the package torch")
+        raise UserError('--against torch needs PyTorch, which is not installed; run pip install "slm_np[bench]"')
     if against not in (None, "torch", "numpy") and not (Path(against) / "benchmarks" / "cpu.py").is_file():
         raise UserError(
             f"--against {against} is not a checkout of this project; give torch, numpy or the folder of a checkout"

@@ -3,13 +3,20 @@
 import json
 from itertools import chain
 
-from slm_np.data.library_tokenizer import LibraryTokenizer, imported
+from slm_np.data.library_tokenizer import LibraryTokenizer, tokenizers_library
 from slm_np.data.meter import metered
 from slm_np.data.segments import ESCAPED, decoded, segments
 from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, tokenizer_json
-from slm_np.errors import UserError
+from slm_np.errors import UserError, imported
 
 SAMPLE = 1 << 27  # bytes of a corpus to train on, so that the distinct words of a large corpus fit into memory
+
+
+def check_packages(name):
+    """UserError if a package that the tokenizer `name`, bpe:N or gpt2, needs is missing."""
+    if name == "gpt2":
+        imported("tiktoken", f"--tokenizer {name}", "slm_np[gpt2]")
+    tokenizers_library(f"--tokenizer {name}")
 
 
 def train(vocab_size, texts, progress=True):
@@ -20,7 +27,7 @@ def train(vocab_size, texts, progress=True):
     end-of-text token. A text with fewer pairs to merge gives fewer tokens.
     UserError if the `tokenizers` library is missing.
     """
-    library = imported("tokenizers", f"--tokenizer bpe:{vocab_size}", "tokenizers")
+    library = tokenizers_library(f"--tokenizer bpe:{vocab_size}")
     total = sum(sum(map(len, text())) for text in texts)
 
     trained = library.Tokenizer(library.models.BPE())

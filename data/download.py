@@ -11,7 +11,7 @@ from pathlib import Path
 
 from slm_np.data.meter import metered
 from slm_np.data.text_files import BLOCK
-from slm_np.errors import UserError
+from slm_np.errors import UserError, imported
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,11 @@ def download(name, split, cache, progress=True):
     by_hand = f"check the network and try again, or put {url} at {path} yourself"
     if source.repository:
         try:
-            import huggingface_hub
-        except ImportError:
-            raise UserError(
-                f"--data {name} needs huggingface_hub: pip install 'slm_np[hub]', or put {url} at {path} yourself"
-            ) from None
+            hub = imported("huggingface_hub", f"--data {name}", "slm_np[hub]")
+        except UserError as error:
+            raise UserError(f"{error}, or put {url} at {path} yourself") from None
         try:
-            return Path(huggingface_hub.hf_hub_download(source.repository, file, repo_type="dataset"))
+            return Path(hub.hf_hub_download(source.repository, file, repo_type="dataset"))
         except Exception as error:  # its own classes, and those of the HTTP library it uses
             raise UserError(f"--data {name} cannot be downloaded ({_first_line(error)}); {by_hand}") from None
     try:

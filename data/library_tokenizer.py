@@ -10,7 +10,7 @@ import numpy as np
 from slm_np.data.segments import ESCAPED, decoded, segments
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_json import END_OF_TEXT, byte_letters, end_of_text_token
-from slm_np.errors import UserError
+from slm_np.errors import UserError, imported
 
 BATCH = 64  # segments in memory at a time
 WORDS_AT_ONCE = 1 << 13  # words per call of the library: its result takes far more memory than the ids
@@ -75,7 +75,7 @@ class LibraryTokenizer(Tokenizer):
 
     def _made(self, fields):
         """The library's tokenizer. UserError if the library does not accept the fields."""
-        library = imported("tokenizers", "this tokenizer", "tokenizers")
+        library = tokenizers_library(f"the tokenizer {self.name}")
         try:
             made = library.Tokenizer.from_str(json.dumps(fields))
         except Exception as error:  # the library has no exception class of its own
@@ -197,17 +197,9 @@ class LibraryTokenizer(Tokenizer):
         return text[len(head) : len(text) - len(tail)].encode()
 
 
-def imported(module, what, install):
-    """The module of that name. UserError, which says how to install it, if it is missing.
-
-    what: what needs the module.   install: the argument of pip install.
-    """
-    try:
-        return __import__(module)
-    except ImportError:
-        raise UserError(
-            f'{what} needs the package {module}, which is not installed; run pip install "{install}"'
-        ) from None
+def tokenizers_library(what):
+    """The module `tokenizers`, which is an extra. UserError if it is missing. what: what needs it."""
+    return imported("tokenizers", what, "slm_np[bpe]")
 
 
 def _end_of_text(fields, vocab):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_np.data import store_builder
+from slm_np.data import bpe, store_builder
 from slm_np.data.documents import ROWS, check_kind
 from slm_np.data.files import read_json_or_empty
 from slm_np.data.shards import content, shard_ranges
@@ -156,9 +156,15 @@ def load_corpus(
 
 
 def _existing_tokenizer(name):
-    """The tokenizer of file:PATH, or None for the others, which are made with a store. UserError for a bad name."""
-    made_with_store = name in ("byte", "char", "gpt2") or name.startswith("bpe:")
-    return None if made_with_store else make_tokenizer(name, [], False)
+    """The tokenizer of file:PATH, or None for the others, which are made with a store.
+
+    UserError for a bad name. A missing package is reported here too, before the text is downloaded or read.
+    """
+    if name == "gpt2" or name.startswith("bpe:"):
+        bpe.check_packages(name)
+    elif name not in ("byte", "char"):
+        return make_tokenizer(name, [], False)
+    return None
 
 
 def _trained_tokenizer(name, ranges, documents, separated, progress):

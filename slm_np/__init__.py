@@ -4,6 +4,9 @@ The public names are what a program needs. `slm_np.ops` holds every operation wi
 """
 
 import os
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 
 from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.errors import UserError
@@ -11,9 +14,22 @@ from slm_np.presets import preset
 
 __version__ = "0.2.0"
 
-if not os.path.isdir(os.path.join(__path__[0], "kernels")):
-    # A checkout without symlinks: kernels/ and data/ lie beside this folder.
-    __path__.append(os.path.dirname(os.path.abspath(__path__[0])))
+
+def _add_sibling_packages():
+    """In a checkout, make the folders kernels/ and data/ beside this one importable as slm_np.kernels and slm_np.data.
+
+    An installed slm_np contains both. Only these two names are added: neither `sys.path` nor `__path__` changes.
+    """
+    package = os.path.abspath(__path__[0])
+    for name in ("kernels", "data"):
+        if not os.path.isdir(os.path.join(package, name)):
+            spec = PathFinder.find_spec(f"{__name__}.{name}", [os.path.dirname(package)])
+            if spec is not None:
+                # After importlib.reload, the loaded package must stay.
+                globals()[name] = sys.modules.setdefault(spec.name, module_from_spec(spec))
+
+
+_add_sibling_packages()
 
 
 def _model():

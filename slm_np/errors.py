@@ -1,6 +1,7 @@
-"""The exception for bad input, and the decorator that turns errors of a command into one line and an exit status."""
+"""The exception for bad input, and what raises or reports it: optional packages, errors of a command in one line."""
 
 import functools
+import importlib
 import os
 import sys
 
@@ -12,8 +13,8 @@ class UserError(Exception):
 def command(main):
     """Decorate `main(argv)` as a command: an error that is not a bug prints one line on stderr instead of a traceback.
 
-    Exit status: 2 for bad input (`UserError`), too little memory and errors of the operating system; 130 after Ctrl-C;
-    141, without a message, if the reader of a pipe has closed it.
+    Exit status: 2 for bad input (`UserError`), a missing package, too little memory and errors of the operating system;
+    130 after Ctrl-C; 141, without a message, if the reader of a pipe has closed it.
     """
 
     @functools.wraps(main)
@@ -27,6 +28,11 @@ def command(main):
         except MemoryError as error:
             message = f"out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd"
             status = 2
+        except ModuleNotFoundError as error:  # of a required package, as in a clone without installation
+            if not error.name or error.name.partition(".")[0] == "slm_np":
+                raise
+            message = f"the package {error.name} is not installed; install slm_np: pip install -e . in its checkout"
+            status = 2
         except KeyboardInterrupt:
             message, status = "interrupted", 130
         except BrokenPipeError:
@@ -39,6 +45,27 @@ def command(main):
         raise SystemExit(status)
 
     return run
+
+
+def imported(module, what, install):
+    """The optional module of that name. UserError, which says how to install it, if it is missing or does not load.
+
+    what: what needs the module.   install: the argument of pip install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            raise UserError(
+                f'{what} needs the package {module}, which is not installed; run pip install "{install}"'
+            ) from None
+        reason = str(error)
+    except ImportError as error:
+        reason = str(error)
+    raise UserError(
+        f"{what} needs the package {module}, which does not load ({reason.strip().partition(chr(10))[0]}); "
+        f"run pip install --force-reinstall {module}"
+    )
 
 
 def os_error_message(error):

@@ -8,7 +8,7 @@ from slm_np.errors import UserError
 MIN_CAPABILITY = (7, 5)  # compute capability of the oldest GPUs that the kernels are compiled for
 BFLOAT16_CAPABILITY = (8, 0)  # of the oldest GPUs whose tensor cores support bfloat16
 NO_DRIVER, NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver (no driver, or one that is too old), cudaErrorNoDevice
-INSTALL = "pip install 'slm_np[gpu-cuda12]', or 'slm_np[gpu-cuda13]' with a driver for CUDA 13"
+INSTALL = 'pip install "slm_np[gpu-cuda12]", or "slm_np[gpu-cuda13]" with a driver for CUDA 13'
 
 
 class GpuInfo(NamedTuple):

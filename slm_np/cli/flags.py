@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 
 from slm_np.config import TrainConfig, flag
-from slm_np.errors import UserError, near
+from slm_np.errors import UserError, imported, near
 
 WIDTH = 120  # columns of --help
 # Old names of fields, which flags and TOML files still accept in this release: {old: new}.
@@ -175,7 +175,7 @@ def read_toml(path, kinds):
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        tomllib = imported("tomli", f"--config {path}", "tomli")
     try:
         with open(Path(path), "rb") as file:
             fields = tomllib.load(file)

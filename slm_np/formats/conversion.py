@@ -1,11 +1,9 @@
 """From another program's checkpoint to a run."""
 
-import json
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from slm_np.config import SamplingConfig, TrainConfig
+from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats import llama2c
 from slm_np.formats.checkpoint import save_best
@@ -51,16 +49,10 @@ def _tokenizer_fields(path, vocab_size):
         return None
     if Path(path).suffix != ".json":
         return llama2c.tokenizer_json(llama2c.read_tokenizer(path, vocab_size))
-    fields = read_json(path)
-    try:
-        found = Tokenizer.from_str(json.dumps(fields)).get_vocab_size()
-    except Exception as error:  # the library has no exception of its own
-        raise UserError(
-            f"--tokenizer {path} is not a tokenizer.json ({error}); name the one that the model was trained with"
-        ) from None
+    found = load_tokenizer(path).vocab_size
     if found != vocab_size:
         raise UserError(
             f"--tokenizer {path} has {found} tokens, but the model {vocab_size}; "
             "give the tokenizer that the model was trained with"
         )
-    return fields
+    return read_json(path)

@@ -42,9 +42,10 @@ def load(path, device="cpu"):
     path, chosen = Path(path), device_named(device)
     config = read_config(path)
     chosen.check_memory(8 * parameter_count(config.model), f"the model in {path}")  # weights and gradients, float32
+    tokenizer = tokenizer_of(path, config)  # before the weights: it may need a package that is missing
     model = Model(config.model, None, config.train.decay, device=chosen)
     _, step = best_weights(path, model.parameters.weight)
-    return Run(path, model, tokenizer_of(path, config), config, step, sampling_of(path))
+    return Run(path, model, tokenizer, config, step, sampling_of(path))
 
 
 def best_weights(path, into=None):

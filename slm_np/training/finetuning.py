@@ -52,8 +52,8 @@ class Base:
 
         path = Path(path)
         config = run_config.read_config(path)
-        weights, step = runs.best_weights(path)
         tokenizer, sampling = runs.tokenizer_of(path, config), runs.sampling_of(path)
+        weights, step = runs.best_weights(path)
         return cls(path, config, weights, step, tokenizer, sampling, chat_template.load(path))
 
     def fill(self, weights):

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_tokenizers import SAMPLE, TALE, bpe_tokenizer
 
-from slm_np.data import bpe, segments, tokenizer_factory
+from slm_np.data import bpe, segments, token_store, tokenizer_factory
 from slm_np.data.byte_tokenizer import ByteTokenizer
+from slm_np.data.token_store import load_corpus
 from slm_np.data.tokenizer_factory import load_tokenizer, make_tokenizer
 from slm_np.data.tokenizer_json import END_OF_TEXT
 from slm_np.errors import UserError
@@ -127,7 +128,7 @@ def test_gpt2_without_a_network_is_one_sentence(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, package, install", [("gpt2", "tiktoken", r"slm_np\[gpt2\]"), ("bpe:300", "tokenizers", "tokenizers")]
+    "name, package, install", [("gpt2", "tiktoken", r"slm_np\[gpt2\]"), ("bpe:300", "tokenizers", r"slm_np\[bpe\]")]
 )
 def test_a_missing_package_is_one_sentence(name, package, install, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # importing it fails
@@ -136,6 +137,30 @@ def test_a_missing_package_is_one_sentence(name, package, install, monkeypatch):
         match=f'--tokenizer {name} needs the package {package}, which is not installed; run pip install "{install}"',
     ):
         make_tokenizer(name, [lambda: [b"abc"]], progress=False)
+
+
+@pytest.mark.parametrize("name, package", [("gpt2", "tiktoken"), ("bpe:300", "tokenizers")])
+def test_a_missing_package_is_reported_before_the_text_is_read(name, package, monkeypatch):
+    def read(*arguments):
+        raise AssertionError("the text was read")
+
+    monkeypatch.setattr(token_store, "split_ranges", read)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"{name} needs the package {package}"):
+        load_corpus("tinystories", tokenizer=name, progress=False)
+
+
+def test_a_missing_package_leaves_the_finished_store(tmp_path, monkeypatch):
+    """Its tokenizer.json cannot be loaded then, but the store is not damaged."""
+    (tmp_path / "text.txt").write_text(TALE * 20, encoding="utf-8")
+    given = dict(tokenizer="bpe:300", cache_dir=tmp_path / "cache", progress=False)
+    load_corpus(str(tmp_path / "text.txt"), **given)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "corpora").rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tokenizers", None)
+        with pytest.raises(UserError, match=r"slm_np\[bpe\]"):
+            load_corpus(str(tmp_path / "text.txt"), **given)
+    assert files and files == {path: path.stat().st_mtime_ns for path in files}
 
 
 @pytest.mark.parametrize(
