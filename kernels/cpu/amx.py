@@ -27,7 +27,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .blas import element_pointer
+from .pointer import element_pointer
 from .jit import CACHE, row
 from .processor import compiled_features
 

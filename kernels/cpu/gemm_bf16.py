@@ -17,7 +17,7 @@ from numba.np.ufunc.parallel import get_thread_id
 from slm_np.dtypes import BF16, CastCopy
 
 from .bfloat16 import pair, read, rounded, write
-from .gemm_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
+from .microkernel_f32 import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .gemm_check import projection, projection_error
 from .gemm_f32 import even_share, part_of, parts_of
 from .jit import kernel, row

@@ -13,9 +13,21 @@ from numba import prange
 from numba.extending import register_jitable
 from numba.np.ufunc.parallel import get_thread_id
 
-from .gemm_blas import ADD, NOTHING, prefill_block
-from .jit import kernel, row
-from .microkernel_f32 import COLUMNS, ROWS, copy_column_panel, copy_row_panel, multiply_tile, padded, transpose
+from .jit import exact, kernel, row
+from .microkernel_f32 import (
+    ADD,
+    BIAS,
+    COLUMNS,
+    NOTHING,
+    RESIDUAL,
+    ROWS,
+    copy_column_panel,
+    copy_row_panel,
+    multiply_prefilled_tile,
+    multiply_tile,
+    padded,
+    transpose,
+)
 from .scratch import carve, elements_of
 
 TERMS = 256  # summed in registers before they are added to C: more would be a little faster and less exact
@@ -84,17 +96,31 @@ def copy_panel(panel, offset, x, flat_x, start, terms, column, width):
                 panel[offset + t * width + c] = x[start + t, column + c]
 
 
-@row
-def store_tile(c, i, j, tile, adds):
-    """Store the part of a tile inside C, or add it."""
+@exact
+def store_tile(c, i, j, tile, prefill, bias, residual):
+    """Store the part of a tile that lies inside C: C = prefill + tile."""
     columns = min(COLUMNS, c.shape[1] - j)
     for r in range(min(ROWS, c.shape[0] - i)):
-        target, source = c[i + r, j : j + columns], tile[r * COLUMNS : r * COLUMNS + columns]
-        for q in range(columns):
-            target[q] = target[q] + source[q] if adds else source[q]
+        target, sums = c[i + r, j : j + columns], tile[r * COLUMNS : r * COLUMNS + columns]
+        bias_part, residual_part = bias[j : j + columns], residual[i + r, j : j + columns]
+        if prefill == NOTHING:
+            for q in range(columns):
+                target[q] = sums[q]
+        elif prefill == ADD:
+            for q in range(columns):
+                target[q] = target[q] + sums[q]
+        elif prefill == BIAS:
+            for q in range(columns):
+                target[q] = bias_part[q] + sums[q]
+        elif prefill == RESIDUAL:
+            for q in range(columns):
+                target[q] = residual_part[q] + sums[q]
+        else:
+            for q in range(columns):
+                target[q] = (residual_part[q] + bias_part[q]) + sums[q]
 
 
-@row
+@exact
 def multiply_block(
     c,
     flat_c,
@@ -110,18 +136,17 @@ def multiply_block(
     prefill,
     bias,
     residual,
+    flat_residual,
     memory,
 ):
-    """C[i0:i1, j0:j1] = A op(B) + prefill"""
+    """C[i0:i1, j0:j1] = prefill + A op(B)"""
     (m, n), k, scratch = c.shape, a.shape[1], layout(memory)[0]
     panel, rows, tile = scratch.panel, scratch.rows, scratch.tile
     step = even_share(k, TERMS)
     for j in range(j0, j1, COLUMNS):
         columns = min(COLUMNS, n - j)
-        if prefill > ADD:
-            prefill_block(c, prefill, bias, residual, i0, i1, j, j + columns)
         for start in range(0, k, step):
-            terms, adds = min(step, k - start), start > 0 or prefill != NOTHING
+            terms, adds = min(step, k - start), prefill if start == 0 else ADD
             if transpose_b:
                 if columns < COLUMNS:
                     panel[:] = 0
@@ -130,7 +155,7 @@ def multiply_block(
                 copy_panel(panel, 0, b, flat_b, start, terms, j, COLUMNS)
             for i in range(i0, i1, ROWS):
                 if i + ROWS <= m and columns == COLUMNS:
-                    multiply_tile(
+                    multiply_prefilled_tile(
                         flat_c,
                         i * n + j,
                         n,
@@ -143,8 +168,12 @@ def multiply_block(
                         COLUMNS,
                         terms,
                         adds,
+                        bias,
+                        j,
+                        flat_residual,
                     )
-                elif i + ROWS <= m:
+                    continue
+                if i + ROWS <= m:
                     multiply_tile(
                         tile,
                         0,
@@ -159,7 +188,6 @@ def multiply_block(
                         terms,
                         0,
                     )
-                    store_tile(c, i, j, tile, adds)
                 else:
                     rows[: ROWS * terms] = 0
                     for r in range(m - i):
@@ -178,7 +206,7 @@ def multiply_block(
                         terms,
                         0,
                     )
-                    store_tile(c, i, j, tile, adds)
+                store_tile(c, i, j, tile, adds, bias, residual)
 
 
 @row
@@ -239,7 +267,7 @@ def outer_block(
                             terms,
                             0,
                         )
-                        store_tile(c, i, j, tile, 1)
+                        store_tile(c, i, j, tile, ADD, tile, c)
 
 
 @row
@@ -264,6 +292,7 @@ def _gemm(
     prefill,
     bias,
     residual,
+    flat_residual,
     memory,
     row_parts,
     column_parts,
@@ -285,6 +314,7 @@ def _gemm(
             prefill,
             bias,
             residual,
+            flat_residual,
             memory[get_thread_id()],
         )
 
@@ -326,7 +356,7 @@ def parts_of(m, n, k):
 
 
 def matmul(out, a, b, transpose_b, prefill, bias, residual):
-    """out (m, n) = a op(b) + prefill        a (m, k)   op(b) (k, n)   prefill: see gemm_blas.py"""
+    """out (m, n) = prefill + a op(b)        a (m, k)   op(b) (k, n)   prefill: NOTHING, ADD, ..."""
     _gemm(
         out,
         out.reshape(-1),
@@ -338,6 +368,7 @@ def matmul(out, a, b, transpose_b, prefill, bias, residual):
         prefill,
         bias,
         residual,
+        residual.reshape(-1),
         MEMORY.of(out.dtype),
         *parts_of(*out.shape, a.shape[1]),
     )

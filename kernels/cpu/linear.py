@@ -8,7 +8,7 @@ from numba import prange
 from slm_np.dtypes import BF16, CastCopy
 
 from . import gemm_bf16, gemm_blas, gemm_f32
-from .gemm_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
+from .microkernel_f32 import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .jit import kernel
 from .microkernel_f32 import ROWS
 from .norm import add_to

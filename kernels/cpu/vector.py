@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from .blas import element_pointer
+from .pointer import element_pointer
 from .microkernel_f32 import LANES
 
 f = np.float32

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_np.kernels.cpu import gemm_blas, gemm_f32
-from slm_np.kernels.cpu.gemm_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
+from slm_np.kernels.cpu.microkernel_f32 import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from slm_np.kernels.cpu.jit import row
 from slm_np.kernels.cpu.microkernel_f32 import COLUMNS, LANES, ROWS, transpose
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from slm_np.kernels.cpu import gemm_bf16
-from slm_np.kernels.cpu.gemm_blas import NOTHING
+from slm_np.kernels.cpu.microkernel_f32 import NOTHING
 from slm_np.kernels.cpu.gemm_check import projection, projection_error
 
 SHAPES = pytest.mark.parametrize(
