@@ -27,8 +27,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .pointer import element_pointer
 from .jit import CACHE, row
+from .pointer import element_pointer
 from .processor import compiled_features
 
 ROWS, COLUMNS = 32, 32  # shape of the block of C that `multiply_tile` computes, in 2 x 2 tile registers

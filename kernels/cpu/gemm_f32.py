@@ -31,8 +31,10 @@ from .microkernel_f32 import (
 from .scratch import carve, elements_of
 
 TERMS = 256  # summed in registers before they are added to C: more would be a little faster and less exact
-# Terms and rows of A's packed panels for A^T B: 590 kB, which leaves room in a second-level cache.
-OUTER_TERMS, OUTER_ROWS = 384, 384
+OUTER_TERMS = 384  # the same for A^T B
+# Rows of A and columns of B that are packed at a time: 390 kB (590 kB for A^T B) and 1 MB in float32. The first leave
+# room in a second-level cache; B's panels are read one after the other.
+BLOCK_ROWS, BLOCK_COLUMNS = 384, 1024
 SMALL = 1 << 21  # multiply-adds below which a second thread does not pay off
 ENOUGH = 256  # rows per thread below which columns are split instead: packing a panel must pay off
 
@@ -40,23 +42,23 @@ ENOUGH = 256  # rows per thread below which columns are split instead: packing a
 class Scratch(NamedTuple):
     """Memory of one thread, flat views.
 
-    panel  (terms, COLUMNS)       a panel of B
-    rows   (ROWS, TERMS)          A's last rows padded to a tile; or (OUTER_ROWS, OUTER_TERMS), panels of A^T
-    tile   (ROWS, COLUMNS)        a tile of C that reaches past an edge
+    a_block  (BLOCK_ROWS, terms)            rows of A, or panels of A^T (BLOCK_ROWS / ROWS, terms, ROWS)
+    panels   (BLOCK_COLUMNS / C, terms, C)  panels of B, C = COLUMNS columns each
+    tile     (ROWS, COLUMNS)                a tile of C that reaches past an edge
     """
 
-    panel: Any
-    rows: Any
+    a_block: Any
+    panels: Any
     tile: Any
 
 
 @register_jitable
 def layout(memory):
     """The scratch, and the rest of the memory."""
-    panel, memory = carve(memory, (max(TERMS, OUTER_TERMS) * COLUMNS,))
-    rows, memory = carve(memory, (max(TERMS * ROWS, OUTER_TERMS * OUTER_ROWS),))
+    a_block, memory = carve(memory, (BLOCK_ROWS * max(TERMS, OUTER_TERMS),))
+    panels, memory = carve(memory, (max(BLOCK_COLUMNS * TERMS, COLUMNS * OUTER_TERMS),))
     tile, memory = carve(memory, (ROWS * COLUMNS,))
-    return Scratch(panel, rows, tile), memory
+    return Scratch(a_block, panels, tile), memory
 
 
 class Memory(threading.local):
@@ -96,13 +98,23 @@ def copy_panel(panel, offset, x, flat_x, start, terms, column, width):
                 panel[offset + t * width + c] = x[start + t, column + c]
 
 
+@row
+def copy_rows(rows, a, start, stop, term, terms):
+    """rows (., terms) = a[start:stop, term : term + terms],   zeros after the last row to the end of its tile"""
+    for r in range(stop - start):
+        target, source = rows[r * terms : r * terms + terms], a[start + r, term : term + terms]
+        for t in range(terms):
+            target[t] = source[t]
+    rows[(stop - start) * terms : padded(stop - start, ROWS) * terms] = 0
+
+
 @exact
-def store_tile(c, i, j, tile, prefill, bias, residual):
-    """Store the part of a tile that lies inside C: C = prefill + tile."""
-    columns = min(COLUMNS, c.shape[1] - j)
-    for r in range(min(ROWS, c.shape[0] - i)):
-        target, sums = c[i + r, j : j + columns], tile[r * COLUMNS : r * COLUMNS + columns]
-        bias_part, residual_part = bias[j : j + columns], residual[i + r, j : j + columns]
+def store_tile(c, start, n, rows, columns, tile, prefill, bias, residual):
+    """C = prefill + the first rows and columns of a tile. C and the residual begin at `start`, their rows n apart."""
+    for r in range(rows):
+        offset = start + r * n
+        target, sums = c[offset : offset + columns], tile[r * COLUMNS : r * COLUMNS + columns]
+        residual_row = residual[offset : offset + columns]
         if prefill == NOTHING:
             for q in range(columns):
                 target[q] = sums[q]
@@ -111,19 +123,85 @@ def store_tile(c, i, j, tile, prefill, bias, residual):
                 target[q] = target[q] + sums[q]
         elif prefill == BIAS:
             for q in range(columns):
-                target[q] = bias_part[q] + sums[q]
+                target[q] = bias[q] + sums[q]
         elif prefill == RESIDUAL:
             for q in range(columns):
-                target[q] = residual_part[q] + sums[q]
+                target[q] = residual_row[q] + sums[q]
         else:
             for q in range(columns):
-                target[q] = (residual_part[q] + bias_part[q]) + sums[q]
+                target[q] = (residual_row[q] + bias[q]) + sums[q]
 
 
 @exact
-def multiply_block(
+def multiply_panel(
     c,
+    start,
+    n,
+    rows,
+    columns,
+    a,
+    a_start,
+    a_stride,
+    a_row,
+    a_step,
+    panels,
+    panel,
+    terms,
+    prefill,
+    bias,
+    bias_start,
+    residual,
+    tile,
+):
+    """C = prefill + A B for one panel of B: tile after tile, `rows` in all.
+
+    c, residual   flat; the block begins at `start`, its rows n elements apart; `columns` of the panel lie inside it
+    a             row i of a tile's A begins at a_start + i a_stride; within a tile, see `multiply_tile_of`
+    panels        flat; the panel begins at `panel`
+    """
+    for i in range(0, rows, ROWS):
+        target, source = start + i * n, a_start + i * a_stride
+        if i + ROWS <= rows and columns == COLUMNS:
+            multiply_prefilled_tile(
+                c,
+                target,
+                n,
+                a,
+                source,
+                a_row,
+                a_step,
+                panels,
+                panel,
+                COLUMNS,
+                terms,
+                prefill,
+                bias,
+                bias_start,
+                residual,
+            )
+        else:
+            multiply_tile(
+                tile,
+                0,
+                COLUMNS,
+                a,
+                source,
+                a_row,
+                a_step,
+                panels,
+                panel,
+                COLUMNS,
+                terms,
+                0,
+            )
+            bias_part = bias[bias_start : bias_start + columns]
+            store_tile(c, target, n, min(ROWS, rows - i), columns, tile, prefill, bias_part, residual)
+
+
+@row
+def multiply_block(
     flat_c,
+    n,
     i0,
     i1,
     j0,
@@ -135,84 +213,60 @@ def multiply_block(
     transpose_b,
     prefill,
     bias,
-    residual,
     flat_residual,
     memory,
 ):
-    """C[i0:i1, j0:j1] = prefill + A op(B)"""
-    (m, n), k, scratch = c.shape, a.shape[1], layout(memory)[0]
-    panel, rows, tile = scratch.panel, scratch.rows, scratch.tile
+    """C[i0:i1, j0:j1] = prefill + A op(B)
+
+    A block of A stays in the second-level cache while the panels of B pass. Its rows are read in place if they are
+    contiguous, and else from a copy: the processor fetches short parts of distant rows ahead of time badly.
+    """
+    k, scratch = a.shape[1], layout(memory)[0]
+    a_block, panels, tile = scratch.a_block, scratch.panels, scratch.tile
     step = even_share(k, TERMS)
-    for j in range(j0, j1, COLUMNS):
-        columns = min(COLUMNS, n - j)
-        for start in range(0, k, step):
-            terms, adds = min(step, k - start), prefill if start == 0 else ADD
-            if transpose_b:
-                if columns < COLUMNS:
-                    panel[:] = 0
-                transpose(panel, COLUMNS, flat_b, j * k + start, k, columns, terms)
-            else:
-                copy_panel(panel, 0, b, flat_b, start, terms, j, COLUMNS)
-            for i in range(i0, i1, ROWS):
-                if i + ROWS <= m and columns == COLUMNS:
-                    multiply_prefilled_tile(
+    for j_start in range(j0, j1, BLOCK_COLUMNS):
+        for term in range(0, k, step):
+            terms, added = min(step, k - term), prefill if term == 0 else ADD
+            for i in range(i0, i1, BLOCK_ROWS):
+                rows = min(BLOCK_ROWS, i1 - i)
+                in_place = terms == k and rows % ROWS == 0
+                if not in_place:
+                    copy_rows(a_block, a, i, i + rows, term, terms)
+                for j in range(j_start, min(j1, j_start + BLOCK_COLUMNS), COLUMNS):
+                    columns, panel = min(COLUMNS, n - j), (j - j_start) * terms
+                    if i == i0 and transpose_b:
+                        if columns < COLUMNS:
+                            panels[panel : panel + COLUMNS * terms] = 0
+                        transpose(panels[panel:], COLUMNS, flat_b, j * k + term, k, columns, terms)
+                    elif i == i0:
+                        copy_panel(panels, panel, b, flat_b, term, terms, j, COLUMNS)
+                    source, source_start = (flat_a, i * k) if in_place else (a_block, 0)
+                    multiply_panel(
                         flat_c,
                         i * n + j,
                         n,
-                        flat_a,
-                        i * k + start,
-                        k,
-                        1,
-                        panel,
-                        0,
-                        COLUMNS,
+                        rows,
+                        columns,
+                        source,
+                        source_start,
                         terms,
-                        adds,
+                        terms,
+                        1,
+                        panels,
+                        panel,
+                        terms,
+                        added,
                         bias,
                         j,
                         flat_residual,
-                    )
-                    continue
-                if i + ROWS <= m:
-                    multiply_tile(
                         tile,
-                        0,
-                        COLUMNS,
-                        flat_a,
-                        i * k + start,
-                        k,
-                        1,
-                        panel,
-                        0,
-                        COLUMNS,
-                        terms,
-                        0,
                     )
-                else:
-                    rows[: ROWS * terms] = 0
-                    for r in range(m - i):
-                        rows[r * terms : r * terms + terms] = a[i + r, start : start + terms]
-                    multiply_tile(
-                        tile,
-                        0,
-                        COLUMNS,
-                        rows,
-                        0,
-                        terms,
-                        1,
-                        panel,
-                        0,
-                        COLUMNS,
-                        terms,
-                        0,
-                    )
-                store_tile(c, i, j, tile, adds, bias, residual)
 
 
 @row
 def outer_block(
-    c,
     flat_c,
+    n,
     i0,
     i1,
     j0,
@@ -224,56 +278,42 @@ def outer_block(
     memory,
 ):
     """C[i0:i1, j0:j1] += A^T B: A's panels are as wide as a tile is high, so neither operand needs a transpose."""
-    (m, n), k, scratch = c.shape, a.shape[0], layout(memory)[0]
-    panel, a_panels, tile = scratch.panel, scratch.rows, scratch.tile
+    k, scratch = len(a), layout(memory)[0]
+    a_block, panel, tile = scratch.a_block, scratch.panels, scratch.tile
     step = even_share(k, OUTER_TERMS)
-    for start in range(0, k, step):
-        terms = min(step, k - start)
-        for i_start in range(i0, i1, OUTER_ROWS):
-            i_stop = min(i1, i_start + OUTER_ROWS)
-            for i in range(i_start, i_stop, ROWS):
-                copy_panel(a_panels, (i - i_start) * terms, a, flat_a, start, terms, i, ROWS)
+    for term in range(0, k, step):
+        terms = min(step, k - term)
+        for i_start in range(i0, i1, BLOCK_ROWS):
+            rows = min(BLOCK_ROWS, i1 - i_start)
+            for i in range(0, rows, ROWS):
+                copy_panel(a_block, i * terms, a, flat_a, term, terms, i_start + i, ROWS)
             for j in range(j0, j1, COLUMNS):
-                copy_panel(panel, 0, b, flat_b, start, terms, j, COLUMNS)
-                for i in range(i_start, i_stop, ROWS):
-                    a_panel = (i - i_start) * terms
-                    if i + ROWS <= m and j + COLUMNS <= n:
-                        multiply_tile(
-                            flat_c,
-                            i * n + j,
-                            n,
-                            a_panels,
-                            a_panel,
-                            1,
-                            ROWS,
-                            panel,
-                            0,
-                            COLUMNS,
-                            terms,
-                            1,
-                        )
-                    else:
-                        multiply_tile(
-                            tile,
-                            0,
-                            COLUMNS,
-                            a_panels,
-                            a_panel,
-                            1,
-                            ROWS,
-                            panel,
-                            0,
-                            COLUMNS,
-                            terms,
-                            0,
-                        )
-                        store_tile(c, i, j, tile, ADD, tile, c)
+                copy_panel(panel, 0, b, flat_b, term, terms, j, COLUMNS)
+                multiply_panel(
+                    flat_c,
+                    i_start * n + j,
+                    n,
+                    rows,
+                    min(COLUMNS, n - j),
+                    a_block,
+                    0,
+                    terms,
+                    1,
+                    ROWS,
+                    panel,
+                    0,
+                    terms,
+                    ADD,
+                    tile,
+                    0,
+                    flat_c,
+                    tile,
+                )
 
 
 @row
-def part_of(part, c, row_parts, column_parts):
-    """(i0, i1, j0, j1) of one part of C: whole tiles except at C's edges; empty if there are more parts than tiles."""
-    m, n = c.shape
+def part_of(part, m, n, row_parts, column_parts):
+    """(i0, i1, j0, j1) of one part of C (m, n): whole tiles except at C's edges; empty if there are too few tiles."""
     height = padded((m + row_parts - 1) // row_parts, ROWS)
     width = padded((n + column_parts - 1) // column_parts, COLUMNS)
     i, j = min(m, part // column_parts * height), min(n, part % column_parts * width)
@@ -282,8 +322,8 @@ def part_of(part, c, row_parts, column_parts):
 
 @kernel
 def _gemm(
-    c,
     flat_c,
+    n,
     a,
     flat_a,
     b,
@@ -291,17 +331,16 @@ def _gemm(
     transpose_b,
     prefill,
     bias,
-    residual,
     flat_residual,
     memory,
     row_parts,
     column_parts,
 ):
     for part in prange(row_parts * column_parts):
-        i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
+        i0, i1, j0, j1 = part_of(part, len(a), n, row_parts, column_parts)
         multiply_block(
-            c,
             flat_c,
+            n,
             i0,
             i1,
             j0,
@@ -313,7 +352,6 @@ def _gemm(
             transpose_b,
             prefill,
             bias,
-            residual,
             flat_residual,
             memory[get_thread_id()],
         )
@@ -321,7 +359,6 @@ def _gemm(
 
 @kernel
 def _outer_products(
-    c,
     flat_c,
     a,
     flat_a,
@@ -331,11 +368,12 @@ def _outer_products(
     row_parts,
     column_parts,
 ):
+    m, n = a.shape[1], b.shape[1]
     for part in prange(row_parts * column_parts):
-        i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
+        i0, i1, j0, j1 = part_of(part, m, n, row_parts, column_parts)
         outer_block(
-            c,
             flat_c,
+            n,
             i0,
             i1,
             j0,
@@ -358,8 +396,8 @@ def parts_of(m, n, k):
 def matmul(out, a, b, transpose_b, prefill, bias, residual):
     """out (m, n) = prefill + a op(b)        a (m, k)   op(b) (k, n)   prefill: NOTHING, ADD, ..."""
     _gemm(
-        out,
         out.reshape(-1),
+        out.shape[1],
         a,
         a.reshape(-1),
         b,
@@ -367,7 +405,6 @@ def matmul(out, a, b, transpose_b, prefill, bias, residual):
         transpose_b,
         prefill,
         bias,
-        residual,
         residual.reshape(-1),
         MEMORY.of(out.dtype),
         *parts_of(*out.shape, a.shape[1]),
@@ -377,7 +414,6 @@ def matmul(out, a, b, transpose_b, prefill, bias, residual):
 def add_outer_products(c, a, b):
     """C (m, n) += A^T B        A (k, m)   B (k, n)"""
     _outer_products(
-        c,
         c.reshape(-1),
         a,
         a.reshape(-1),

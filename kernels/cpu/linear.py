@@ -8,9 +8,8 @@ from numba import prange
 from slm_np.dtypes import BF16, CastCopy
 
 from . import gemm_bf16, gemm_blas, gemm_f32
-from .microkernel_f32 import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .jit import kernel
-from .microkernel_f32 import ROWS
+from .microkernel_f32 import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL, ROWS
 from .norm import add_to
 from .processor import FEATURES
 

@@ -65,7 +65,8 @@ def multiply_tile_of(fits, add):
 def tile_sums(context, builder, real, kinds, operands, add):
     """Emit the loop over the terms of a tile, and return its sums: vectors [ROWS][COLUMNS / LANES] of type `real`.
 
-    operands  a, a_offset, a_row, a_step, b, b_offset, b_step, k, as `multiply_tile_of` describes them; `kinds` their types
+    operands  a, a_offset, a_row, a_step, b, b_offset, b_step, k: see `multiply_tile_of`
+    kinds     their types
     """
     a, a_offset, a_row, a_step, b, b_offset, b_step, k = operands
     word, size = ir.IntType(64), element_bytes(kinds[0].dtype)
@@ -116,9 +117,9 @@ def prefetch(builder, rows, for_writing, size):
         builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
     )
     choices = [flag(int(for_writing)), flag(3), flag(1)]  # into the nearest cache, data
-    for row in rows:
+    for first in rows:
         for offset in range(0, COLUMNS, LINE // size):
-            pointer = builder.gep(row, [ir.Constant(ir.IntType(64), offset)])
+            pointer = builder.gep(first, [ir.Constant(ir.IntType(64), offset)])
             builder.call(function, [builder.bitcast(pointer, byte), *choices])
 
 
@@ -150,7 +151,22 @@ multiply_tile = multiply_tile_of(lambda c, a, b: c == a == b, multiply_added)
 
 @intrinsic
 def multiply_prefilled_tile(
-    typingctx, c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, prefill, bias, bias_offset, residual
+    typingctx,
+    c,
+    c_offset,
+    c_row,
+    a,
+    a_offset,
+    a_row,
+    a_step,
+    b,
+    b_offset,
+    b_step,
+    k,
+    prefill,
+    bias,
+    bias_offset,
+    residual,
 ):
     """C (ROWS, COLUMNS) = prefill + A B: as `multiply_tile`, with the prefill (NOTHING, ADD, ...) added in the store.
 
