@@ -32,9 +32,10 @@ from .scratch import carve, elements_of
 
 TERMS = 256  # summed in registers before they are added to C: more would be a little faster and less exact
 OUTER_TERMS = 384  # the same for A^T B
-# Rows of A and columns of B that are packed at a time: 390 kB (590 kB for A^T B) and 1 MB in float32. The first leave
-# room in a second-level cache; B's panels are read one after the other.
-BLOCK_ROWS, BLOCK_COLUMNS = 384, 1024
+# Rows of A that are used at a time. They take 390 kB, or 590 kB for A^T B, and leave room in a second-level cache.
+BLOCK_ROWS = 384
+# Terms, and elements, of B that are packed at a time: 4 MB in float32, read panel by panel.
+BLOCK_TERMS, BLOCK_ELEMENTS = 1024, 1 << 20
 SMALL = 1 << 21  # multiply-adds below which a second thread does not pay off
 ENOUGH = 256  # rows per thread below which columns are split instead: packing a panel must pay off
 
@@ -43,7 +44,7 @@ class Scratch(NamedTuple):
     """Memory of one thread, flat views.
 
     a_block  (BLOCK_ROWS, terms)            rows of A, or panels of A^T (BLOCK_ROWS / ROWS, terms, ROWS)
-    panels   (BLOCK_COLUMNS / C, terms, C)  panels of B, C = COLUMNS columns each
+    panels   (., terms, C)                  panels of B, C = COLUMNS columns each, BLOCK_ELEMENTS at most
     tile     (ROWS, COLUMNS)                a tile of C that reaches past an edge
     """
 
@@ -56,7 +57,7 @@ class Scratch(NamedTuple):
 def layout(memory):
     """The scratch, and the rest of the memory."""
     a_block, memory = carve(memory, (BLOCK_ROWS * max(TERMS, OUTER_TERMS),))
-    panels, memory = carve(memory, (max(BLOCK_COLUMNS * TERMS, COLUMNS * OUTER_TERMS),))
+    panels, memory = carve(memory, (BLOCK_ELEMENTS,))
     tile, memory = carve(memory, (ROWS * COLUMNS,))
     return Scratch(a_block, panels, tile), memory
 
@@ -199,7 +200,80 @@ def multiply_panel(
 
 
 @row
+def copy_b_panel(panels, panel, b, flat_b, transpose_b, term, terms, j, columns):
+    """Terms `term` ... `term + terms` of columns j ... j + COLUMNS of op(B) as a panel, zeros past the last column."""
+    if not transpose_b:
+        copy_panel(panels, panel, b, flat_b, term, terms, j, COLUMNS)
+        return
+    if columns < COLUMNS:
+        panels[panel : panel + COLUMNS * terms] = 0
+    transpose(panels[panel:], COLUMNS, flat_b, j * b.shape[1] + term, b.shape[1], columns, terms)
+
+
+@row
 def multiply_block(
+    flat_c,
+    n,
+    i0,
+    i1,
+    j0,
+    j1,
+    k0,
+    k1,
+    step,
+    a,
+    flat_a,
+    b,
+    flat_b,
+    transpose_b,
+    prefill,
+    bias,
+    flat_residual,
+    memory,
+):
+    """C[i0:i1, j0:j1] = prefill + A[i0:i1, k0:k1] op(B)[k0:k1, j0:j1], summed in steps of so many terms
+
+    B's panels are packed once. A block of A stays in the second-level cache while they pass. Its rows are read in place
+    if they are contiguous, and else from a copy: the processor's prefetchers do not follow short parts of distant rows.
+    """
+    k, scratch = a.shape[1], layout(memory)[0]
+    a_block, panels, tile = scratch.a_block, scratch.panels, scratch.tile
+    width = padded(j1 - j0, COLUMNS)
+    for i in range(i0, i1, BLOCK_ROWS):
+        rows = min(BLOCK_ROWS, i1 - i)
+        for term in range(k0, k1, step):
+            terms, added = min(step, k1 - term), prefill if term == 0 else ADD
+            in_place = terms == k and rows % ROWS == 0
+            if not in_place:
+                copy_rows(a_block, a, i, i + rows, term, terms)
+            for j in range(j0, j1, COLUMNS):
+                columns, panel = min(COLUMNS, n - j), (term - k0) * width + (j - j0) * terms
+                if i == i0:
+                    copy_b_panel(panels, panel, b, flat_b, transpose_b, term, terms, j, columns)
+                multiply_panel(
+                    flat_c,
+                    i * n + j,
+                    n,
+                    rows,
+                    columns,
+                    flat_a if in_place else a_block,
+                    i * k if in_place else 0,
+                    terms,
+                    terms,
+                    1,
+                    panels,
+                    panel,
+                    terms,
+                    added,
+                    bias,
+                    j,
+                    flat_residual,
+                    tile,
+                )
+
+
+@row
+def multiply_part(
     flat_c,
     n,
     i0,
@@ -216,51 +290,33 @@ def multiply_block(
     flat_residual,
     memory,
 ):
-    """C[i0:i1, j0:j1] = prefill + A op(B)
-
-    A block of A stays in the second-level cache while the panels of B pass. Its rows are read in place if they are
-    contiguous, and else from a copy: the processor fetches short parts of distant rows ahead of time badly.
-    """
-    k, scratch = a.shape[1], layout(memory)[0]
-    a_block, panels, tile = scratch.a_block, scratch.panels, scratch.tile
+    """C[i0:i1, j0:j1] = prefill + A op(B), as many columns and terms at a time as the packed B has memory for"""
+    k = a.shape[1]
     step = even_share(k, TERMS)
-    for j_start in range(j0, j1, BLOCK_COLUMNS):
-        for term in range(0, k, step):
-            terms, added = min(step, k - term), prefill if term == 0 else ADD
-            for i in range(i0, i1, BLOCK_ROWS):
-                rows = min(BLOCK_ROWS, i1 - i)
-                in_place = terms == k and rows % ROWS == 0
-                if not in_place:
-                    copy_rows(a_block, a, i, i + rows, term, terms)
-                for j in range(j_start, min(j1, j_start + BLOCK_COLUMNS), COLUMNS):
-                    columns, panel = min(COLUMNS, n - j), (j - j_start) * terms
-                    if i == i0 and transpose_b:
-                        if columns < COLUMNS:
-                            panels[panel : panel + COLUMNS * terms] = 0
-                        transpose(panels[panel:], COLUMNS, flat_b, j * k + term, k, columns, terms)
-                    elif i == i0:
-                        copy_panel(panels, panel, b, flat_b, term, terms, j, COLUMNS)
-                    source, source_start = (flat_a, i * k) if in_place else (a_block, 0)
-                    multiply_panel(
-                        flat_c,
-                        i * n + j,
-                        n,
-                        rows,
-                        columns,
-                        source,
-                        source_start,
-                        terms,
-                        terms,
-                        1,
-                        panels,
-                        panel,
-                        terms,
-                        added,
-                        bias,
-                        j,
-                        flat_residual,
-                        tile,
-                    )
+    depth = step * even_share((k + step - 1) // step, BLOCK_TERMS // TERMS)
+    width = BLOCK_ELEMENTS // depth // COLUMNS * COLUMNS
+    for k0 in range(0, k, depth):
+        for j in range(j0, j1, width):
+            multiply_block(
+                flat_c,
+                n,
+                i0,
+                i1,
+                j,
+                min(j1, j + width),
+                k0,
+                min(k, k0 + depth),
+                step,
+                a,
+                flat_a,
+                b,
+                flat_b,
+                transpose_b,
+                prefill,
+                bias,
+                flat_residual,
+                memory,
+            )
 
 
 @row
@@ -338,7 +394,7 @@ def _gemm(
 ):
     for part in prange(row_parts * column_parts):
         i0, i1, j0, j1 = part_of(part, len(a), n, row_parts, column_parts)
-        multiply_block(
+        multiply_part(
             flat_c,
             n,
             i0,
