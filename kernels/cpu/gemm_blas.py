@@ -1,4 +1,4 @@
-"""Matmuls by OpenBLAS, split over Numba's threads.
+"""Matmuls by a BLAS library, split over Numba's threads: on Apple's processors, see blas.py.
 
 Bias and residual are not added afterwards: C is prefilled with them, and gemm runs with beta = 1.
 """

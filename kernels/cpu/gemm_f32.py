@@ -1,6 +1,8 @@
-"""Matmuls from register tiles, for processors with AVX-512, where they are about a tenth faster than OpenBLAS.
+"""Matmuls of float32 and float64 from register tiles.
 
-A B packs only a panel of B, as wide as a tile, and reads A in place; A^T B packs both. OpenBLAS always packs both.
+A B packs B into panels as wide as a tile, and reads A in place unless its rows are long; A^T B packs both. Bias and
+residual are added when a tile is stored, so they cost no pass over C. Small and middle-sized matmuls are faster than
+OpenBLAS' (by a tenth on AVX2, twice as fast on AVX-512), large ones as fast.
 Every element is summed in the same order however the work is split, so results do not depend on the number of threads.
 """
 
