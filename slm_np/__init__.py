@@ -1,4 +1,4 @@
-"""Small language models in NumPy, OpenBLAS and Numba, every gradient written by hand.
+"""Small language models in NumPy and Numba, every gradient written by hand.
 
 The public names are what a program needs. `slm_np.ops` holds every operation with its derivative.
 """

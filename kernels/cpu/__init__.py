@@ -1,4 +1,4 @@
-"""The CPU kernels, in Numba and BLAS.
+"""The CPU kernels, in Numba.
 
 Every kernel that an op calls has the same name and the same parameters in all kernel sets.
 """

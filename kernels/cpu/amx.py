@@ -27,9 +27,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .blas import element_pointer
 from .jit import entry
 from .kernel_cache import readable_folder, replace_file, writable_folder
+from .pointer import element_pointer
 from .processor import compiled_features
 
 ROWS, COLUMNS = 32, 32  # shape of the block of C that `multiply_tile` computes, in 2 x 2 tile registers

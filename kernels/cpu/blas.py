@@ -1,26 +1,31 @@
 """BLAS's gemm inside compiled loops, on blocks of row-major arrays.
 
-OpenBLAS runs on one thread, because its threads and Numba's would compete for the cores. Kernels split a gemm over
-Numba's threads. The routine is the one that `scipy.linalg.cython_blas` exports. It is bound by name, so that compiled
-kernels can be cached.
+Only Apple's processors multiply through BLAS: Accelerate, a part of macOS, uses their matrix unit, which is several
+times as fast as register tiles. The routines are called by names of our own, so that compiled kernels can be cached.
+They must be bound to a library before a kernel that calls them is loaded.
 """
+
+import ctypes
+import platform
+import sys
 
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import get_cython_function_address, intrinsic
-from threadpoolctl import threadpool_limits
+from numba.extending import intrinsic
 
-ROUTINES = {types.float32: "sgemm", types.float64: "dgemm"}
-for routine in ROUTINES.values():
-    binding.add_symbol(f"slm_np_{routine}", get_cython_function_address("scipy.linalg.cython_blas", routine))
-threadpool_limits(1, user_api="blas")
+from .pointer import element_pointer
+
+ROUTINES = {types.float32: "slm_np_sgemm", types.float64: "slm_np_dgemm"}
+ACCELERATE = "/System/Library/Frameworks/Accelerate.framework/Accelerate"
+ON_APPLE = sys.platform == "darwin" and platform.machine() == "arm64"
 
 
-def element_pointer(context, builder, array_type, array, offset):
-    """Address of element `offset` of a contiguous array."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [offset])
+def bind(library, names):
+    """Let kernels call the gemm of a BLAS library. names: its Fortran routines for float32 and float64"""
+    routines = ctypes.CDLL(library)
+    for routine, name in zip(ROUTINES.values(), names, strict=True):
+        binding.add_symbol(routine, ctypes.cast(getattr(routines, name), ctypes.c_void_p).value)
 
 
 @intrinsic
@@ -55,7 +60,7 @@ def gemm(
     def codegen(context, builder, signature, args):
         ta, tb, m, n, k, alpha, a, a_offset, lda, b, b_offset, ldb, beta, c, c_offset, ldc = args
         kinds = signature.args
-        byte, word, element = ir.IntType(8), ir.IntType(32), context.get_value_type(real)
+        byte, word, element = ir.IntType(8), ir.IntType(64), context.get_value_type(real)
 
         def slot(value, kind):
             """Fortran takes its arguments by reference."""
@@ -68,7 +73,8 @@ def gemm(
             return slot(builder.select(chosen, ir.Constant(byte, ord("T")), ir.Constant(byte, ord("N"))), byte)
 
         def integer(value):
-            return slot(builder.trunc(value, word), word)
+            """64 bits, which a library with integers of 32 bits reads too: the low half comes first."""
+            return slot(value, word)
 
         pointers = [
             letter(tb),
@@ -86,7 +92,7 @@ def gemm(
             integer(ldc),
         ]
         shape = ir.FunctionType(ir.VoidType(), [p.type for p in pointers])
-        builder.call(cgutils.get_or_insert_function(builder.module, shape, f"slm_np_{ROUTINES[real]}"), pointers)
+        builder.call(cgutils.get_or_insert_function(builder.module, shape, ROUTINES[real]), pointers)
         return context.get_dummy_value()
 
     i = types.intp

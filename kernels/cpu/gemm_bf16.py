@@ -16,7 +16,6 @@ from numba.np.ufunc.parallel import get_thread_id
 from slm_np.dtypes import BF16, CastCopy
 
 from .bfloat16 import pair, read, rounded, write
-from .gemm_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .gemm_check import projection, projection_error
 from .gemm_f32 import even_share, part_of, parts_of
 from .jit import kernel, row
@@ -35,7 +34,18 @@ from .microkernel_bf16 import (
     store_sums_with_both,
     store_sums_with_residual,
 )
-from .microkernel_f32 import COLUMNS, LANES, padded, transpose, transpose_tile
+from .microkernel_f32 import (
+    ADD,
+    BIAS,
+    BIAS_AND_RESIDUAL,
+    COLUMNS,
+    LANES,
+    NOTHING,
+    RESIDUAL,
+    padded,
+    transpose,
+    transpose_tile,
+)
 from .scratch import carve, elements_of
 
 TERMS = 1024  # pairs summed at a time: the rows of A that go with them stay in a second-level cache
@@ -364,7 +374,7 @@ def _gemm(
     row_parts,
     column_parts,
 ):
-    i0, i1, j0, j1 = part_of(part, out, row_parts, column_parts)
+    i0, i1, j0, j1 = part_of(part, *out.shape, row_parts, column_parts)
     begin_tiles()
     multiply_block(
         out,
@@ -535,7 +545,7 @@ def _outer_products(
     row_parts,
     column_parts,
 ):
-    i0, i1, j0, j1 = part_of(part, c, row_parts, column_parts)
+    i0, i1, j0, j1 = part_of(part, *c.shape, row_parts, column_parts)
     begin_tiles()
     outer_block(
         c,

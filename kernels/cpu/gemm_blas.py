@@ -1,16 +1,15 @@
-"""Matmuls by OpenBLAS, split over Numba's threads.
+"""Matmuls by a BLAS library, split over Numba's threads: on Apple's processors, see blas.py.
 
 Bias and residual are not added afterwards: C is prefilled with them, and gemm runs with beta = 1.
 """
 
 from .blas import gemm
 from .jit import kernel, row
+from .microkernel_f32 import ADD, BIAS, NOTHING, RESIDUAL
 
 # A matmul is split at multiples of ALIGN into at most MOST parts. With fewer than 8 UNIT multiply-adds a second thread
 # does not pay off; with parts narrower than WIDTH a third does not.
 ALIGN, WIDTH, UNIT, MOST = 64, 384, 1 << 20, 16
-# What C is prefilled with. ADD: C as it is.
-NOTHING, ADD, BIAS, RESIDUAL, BIAS_AND_RESIDUAL = range(5)
 
 
 @row

@@ -1,25 +1,21 @@
 """Linear layers: matmuls whose output is prefilled with the bias and the residual.
 
-float32 uses register tiles or OpenBLAS, whichever is faster, float64 OpenBLAS, and bfloat16 tiles of pairs.
+float32 and float64 use register tiles, or Accelerate on Apple's processors, and bfloat16 tiles of pairs.
 """
 
 from slm_np.dtypes import BF16, CastCopy
 
-from . import gemm_bf16, gemm_blas, gemm_f32
-from .gemm_blas import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
+from . import blas, gemm_bf16
 from .jit import kernel
-from .microkernel_f32 import ROWS
+from .microkernel_f32 import ADD, BIAS, BIAS_AND_RESIDUAL, NOTHING, RESIDUAL
 from .norm import add_to
-from .processor import FEATURES
 
+if blas.ON_APPLE:
+    from . import gemm_blas as gemm
 
-def gemm_of(out, rows):
-    """The module of the faster gemm for `out` with so many rows.
-
-    Register tiles are faster in float32 with AVX-512, where a register holds 16 elements. In float64, on other
-    processors and for a few rows, OpenBLAS is at least as fast.
-    """
-    return gemm_f32 if FEATURES.get("avx512f") and out.dtype == "f4" and rows >= 2 * ROWS else gemm_blas
+    blas.bind(blas.ACCELERATE, ("sgemm_", "dgemm_"))
+else:
+    from . import gemm_f32 as gemm
 
 
 COLUMNS = 128  # of dbias per task
@@ -49,12 +45,12 @@ def multiply(out, a, weight, transpose, bias=None, residual=None):
     if is_copy:
         gemm_bf16.matmul(out, a, weight.backward if transpose else weight.forward, prefill, bias, residual)
     else:
-        gemm_of(out, len(a)).matmul(out, a, weight, transpose, prefill, bias, residual)
+        gemm.matmul(out, a, weight, transpose, prefill, bias, residual)
 
 
 def add_outer(dweight, a, b):
     """dweight += a^T b"""
-    (gemm_bf16 if a.dtype == BF16 else gemm_of(dweight, len(a))).add_outer_products(dweight, a, b)
+    (gemm_bf16 if a.dtype == BF16 else gemm).add_outer_products(dweight, a, b)
 
 
 def linear_forward(out, x, weight, bias, residual):

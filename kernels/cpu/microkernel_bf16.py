@@ -15,10 +15,10 @@ from numba.extending import intrinsic
 from . import amx, jit
 from .amx import TILES, configure_tiles, multiply_tile, release_tiles
 from .bfloat16 import NATIVE, BFloat, nearest
-from .blas import element_pointer
 from .jit import row
 from .microkernel_f32 import COLUMNS, LANES, multiply_added, multiply_tile_of
 from .microkernel_f32 import ROWS as REGISTER_ROWS
+from .pointer import element_pointer
 from .processor import FEATURES, compiled_name
 
 AMX, AMX_REASON = amx.available()

@@ -4,13 +4,15 @@ The size of the tile follows from the processor's registers: the tile, a row of 
 file also holds what packs operands for tiles: copies of panels, and the transpose of a square that fits the registers.
 """
 
+import functools
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .blas import element_pointer
 from .jit import row
+from .pointer import element_pointer
 from .processor import FEATURES
 
 # Of float32. A float64 tile has the same size, and the compiler splits it into more registers.
@@ -22,6 +24,9 @@ ROWS, COLUMNS, LANES = (
     else (8, 8, 4)
 )
 QUERIES = 64 // ROWS * ROWS  # of attention at a time: whole tiles
+LINE = 64  # bytes of a cache line
+# What a matmul adds its sums to: nothing, C as it is, or what C is prefilled with.
+NOTHING, ADD, BIAS, RESIDUAL, BIAS_AND_RESIDUAL = range(5)
 
 
 def multiply_tile_of(fits, add):
@@ -39,66 +44,97 @@ def multiply_tile_of(fits, add):
             return None
 
         def codegen(context, builder, signature, args):
-            c, c_offset, c_row, a, a_offset, a_row, a_step, b, b_offset, b_step, k, accumulate = args
-            kinds, word = signature.args, ir.IntType(64)
-            vectors, size = range(COLUMNS // LANES), 8 if kinds[0].dtype == types.float64 else 4
-            sums_type, terms = (ir.VectorType(context.get_value_type(kinds[i].dtype), LANES) for i in (0, 3))
-            spread, first = (
-                ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES),
-                ir.Constant(ir.IntType(32), 0),
-            )
-            undefined, zero = ir.Constant(terms, ir.Undefined), ir.Constant(sums_type, [0.0] * LANES)
-
-            def at(base, offset, v, kind):
-                """Pointer to vector v of the row that starts `offset` after `base`."""
-                return builder.bitcast(
-                    builder.gep(base, [builder.add(offset, ir.Constant(word, v * LANES))]), kind.as_pointer()
-                )
-
-            a0, b0, c0 = (
-                element_pointer(context, builder, kinds[i], array, offset)
-                for i, array, offset in ((3, a, a_offset), (7, b, b_offset), (0, c, c_offset))
-            )
-            a_rows = [builder.gep(a0, [builder.mul(a_row, ir.Constant(word, r))]) for r in range(ROWS)]
-            before, loop, after = (
-                builder.block,
-                builder.append_basic_block("terms"),
-                builder.append_basic_block("terms.end"),
-            )
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            i = builder.phi(word)
-            i.add_incoming(ir.Constant(word, 0), before)
-            sums = [[builder.phi(sums_type) for _ in vectors] for _ in range(ROWS)]
-            b_row = [builder.load(at(b0, builder.mul(i, b_step), v, terms), align=size) for v in vectors]
-            for r in range(ROWS):
-                scalar = builder.load(builder.gep(a_rows[r], [builder.mul(i, a_step)]), align=size)
-                factor = builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, spread)
-                for v in vectors:
-                    total = sums[r][v]
-                    total.add_incoming(zero, before)
-                    sums[r][v] = add(builder, total, factor, b_row[v])
-                    total.add_incoming(sums[r][v], loop)
-            following = builder.add(i, ir.Constant(word, 1))
-            i.add_incoming(following, loop)
-            builder.cbranch(builder.icmp_signed("<", following, k), loop, after)
-            builder.position_at_end(after)
-            with builder.if_else(builder.icmp_signed("!=", accumulate, ir.Constant(word, 0))) as (add_to, overwrite):
-                for branch, adds in ((add_to, True), (overwrite, False)):
-                    with branch:
-                        for r in range(ROWS):
-                            for v in vectors:
-                                pointer = at(c0, builder.mul(c_row, ir.Constant(word, r)), v, sums_type)
-                                total = (
-                                    builder.fadd(builder.load(pointer, align=size), sums[r][v]) if adds else sums[r][v]
-                                )
-                                builder.store(total, pointer, align=size)
+            c, c_offset, c_row, *operands, accumulate = args
+            kinds = signature.args
+            rows = tile_rows(builder, element_pointer(context, builder, kinds[0], c, c_offset), c_row)
+            sums = tile_sums(context, builder, kinds[0].dtype, kinds[3:], operands, add)
+            size = element_bytes(kinds[0].dtype)
+            with builder.if_else(builder.icmp_signed("!=", accumulate, accumulate.type(0))) as (add_to, overwrite):
+                with add_to:
+                    store_tile_sums(builder, rows, sums, [rows], size)
+                with overwrite:
+                    store_tile_sums(builder, rows, sums, [], size)
             return context.get_dummy_value()
 
         i = types.intp
         return types.void(c, i, i, a, i, i, i, b, i, i, i, i), codegen
 
     return multiply_tile
+
+
+def tile_sums(context, builder, real, kinds, operands, add):
+    """Emit the loop over the terms of a tile, and return its sums: vectors [ROWS][COLUMNS / LANES] of type `real`.
+
+    operands  a, a_offset, a_row, a_step, b, b_offset, b_step, k: see `multiply_tile_of`
+    kinds     their types
+    """
+    a, a_offset, a_row, a_step, b, b_offset, b_step, k = operands
+    word, size = ir.IntType(64), element_bytes(kinds[0].dtype)
+    vectors = range(COLUMNS // LANES)
+    sums_type, terms = (ir.VectorType(context.get_value_type(kind), LANES) for kind in (real, kinds[0].dtype))
+    spread, first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES), ir.Constant(ir.IntType(32), 0)
+    undefined, zero = ir.Constant(terms, ir.Undefined), ir.Constant(sums_type, [0.0] * LANES)
+    a0 = element_pointer(context, builder, kinds[0], a, a_offset)
+    b0 = element_pointer(context, builder, kinds[4], b, b_offset)
+    a_rows = tile_rows(builder, a0, a_row)
+    before, loop, after = builder.block, builder.append_basic_block("terms"), builder.append_basic_block("terms.end")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    i = builder.phi(word)
+    i.add_incoming(ir.Constant(word, 0), before)
+    sums = [[builder.phi(sums_type) for _ in vectors] for _ in range(ROWS)]
+    b_row = builder.gep(b0, [builder.mul(i, b_step)])
+    b_vectors = [builder.load(vector_at(builder, b_row, v, terms), align=size) for v in vectors]
+    for r in range(ROWS):
+        scalar = builder.load(builder.gep(a_rows[r], [builder.mul(i, a_step)]), align=size)
+        factor = builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, spread)
+        for v in vectors:
+            total = sums[r][v]
+            total.add_incoming(zero, before)
+            sums[r][v] = add(builder, total, factor, b_vectors[v])
+            total.add_incoming(sums[r][v], loop)
+    following = builder.add(i, ir.Constant(word, 1))
+    i.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", following, k), loop, after)
+    builder.position_at_end(after)
+    return sums
+
+
+def store_tile_sums(builder, rows, sums, prefills, size):
+    """Emit rows = (prefills added in turn) + sums. rows, and each of prefills: pointers to ROWS rows"""
+    for r in range(ROWS):
+        for v in range(COLUMNS // LANES):
+            kind = sums[r][v].type
+            loaded = [builder.load(vector_at(builder, prefill[r], v, kind), align=size) for prefill in prefills]
+            total = functools.reduce(builder.fadd, [*loaded, sums[r][v]])
+            builder.store(total, vector_at(builder, rows[r], v, kind), align=size)
+
+
+def prefetch(builder, rows, for_writing, size):
+    """Emit prefetches of the cache lines of ROWS rows of C: they arrive while the sums are computed."""
+    byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
+    )
+    choices = [flag(int(for_writing)), flag(3), flag(1)]  # into the nearest cache, data
+    for first in rows:
+        for offset in range(0, COLUMNS, LINE // size):
+            pointer = builder.gep(first, [ir.Constant(ir.IntType(64), offset)])
+            builder.call(function, [builder.bitcast(pointer, byte), *choices])
+
+
+def tile_rows(builder, first, step):
+    """Emit pointers to ROWS rows, `step` elements apart."""
+    return [builder.gep(first, [builder.mul(step, step.type(r))]) for r in range(ROWS)]
+
+
+def vector_at(builder, row, v, kind):
+    """Emit a pointer to vector v of a row."""
+    return builder.bitcast(builder.gep(row, [ir.Constant(ir.IntType(64), v * LANES)]), kind.as_pointer())
+
+
+def element_bytes(real):
+    return 8 if real == types.float64 else 4
 
 
 def multiply_added(builder, total, factor, b):
@@ -111,6 +147,66 @@ def multiply_added(builder, total, factor, b):
 
 
 multiply_tile = multiply_tile_of(lambda c, a, b: c == a == b, multiply_added)
+
+
+@intrinsic
+def multiply_prefilled_tile(
+    typingctx,
+    c,
+    c_offset,
+    c_row,
+    a,
+    a_offset,
+    a_row,
+    a_step,
+    b,
+    b_offset,
+    b_step,
+    k,
+    prefill,
+    bias,
+    bias_offset,
+    residual,
+):
+    """C (ROWS, COLUMNS) = prefill + A B: as `multiply_tile`, with the prefill (NOTHING, ADD, ...) added in the store.
+
+    The bias starts at `bias_offset`. The residual lies in its array as C does in its own.
+    """
+    if not c.dtype == a.dtype == b.dtype == bias.dtype == residual.dtype:
+        return None
+
+    def codegen(context, builder, signature, args):
+        c, c_offset, c_row, *operands, prefill, bias, bias_offset, residual = args
+        kinds, size = signature.args, element_bytes(signature.args[0].dtype)
+        bias_row = element_pointer(context, builder, kinds[12], bias, bias_offset)
+        rows, residual_rows = (
+            tile_rows(builder, element_pointer(context, builder, kinds[i], array, c_offset), c_row)
+            for i, array in ((0, c), (14, residual))
+        )
+        prefetch(builder, rows, True, size)
+        with builder.if_then(builder.icmp_signed(">=", prefill, prefill.type(RESIDUAL))):
+            prefetch(builder, residual_rows, False, size)
+        sums = tile_sums(context, builder, kinds[0].dtype, kinds[3:], operands, multiply_added)
+        bias_rows = [bias_row] * ROWS
+        done = builder.append_basic_block("stored")
+        choice = builder.switch(prefill, done)
+        for value, prefills in (
+            (NOTHING, []),
+            (ADD, [rows]),
+            (BIAS, [bias_rows]),
+            (RESIDUAL, [residual_rows]),
+            (BIAS_AND_RESIDUAL, [residual_rows, bias_rows]),
+        ):
+            block = builder.append_basic_block("store")
+            choice.add_case(prefill.type(value), block)
+            with builder.goto_block(block):
+                store_tile_sums(builder, rows, sums, prefills, size)
+                builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(c, i, i, a, i, i, i, b, i, i, i, i, bias, i, residual), codegen
 
 
 @intrinsic

@@ -2,8 +2,7 @@
 
 `SLM_NP_CPU=avx2` compiles for any x86-64 processor since 2013 (x86-64-v3: AVX2 and FMA). A machine with AVX-512 then
 runs the same code as a machine with AVX2, with the same bits. Numba's own variables NUMBA_CPU_NAME and
-NUMBA_CPU_FEATURES select other instruction sets. OpenBLAS selects its kernels separately: OPENBLAS_CORETYPE=Haswell
-selects those for AVX2.
+NUMBA_CPU_FEATURES select other instruction sets.
 
 This module changes Numba's settings, so it must be imported before Numba compiles anything.
 """

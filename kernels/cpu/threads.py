@@ -1,8 +1,11 @@
-"""The number of threads that kernels use, and the name of the BLAS library."""
+"""The number of threads that kernels use, and the name of what multiplies."""
 
 import numba
 
 from slm_np.errors import UserError
+
+from .blas import ON_APPLE
+from .processor import FEATURES
 
 
 def use_threads(threads=0):
@@ -23,18 +26,8 @@ def thread_count():
 
 
 def matmul_name():
-    """The name of the BLAS library that the kernels call, such as 'OpenBLAS 0.3.30 (SkylakeX)'."""
-    import scipy.linalg.cython_blas  # noqa: F401  loads the library
-    from threadpoolctl import threadpool_info
-
-    known = [info for info in threadpool_info() if info["user_api"] == "blas"]
-    ours = [
-        info
-        for info in known
-        if "scipy.libs" in info["filepath"] or "scipy" in info["filepath"].replace("\\", "/").split("/")[-3:]
-    ] or known
-    if not ours:
-        return "the system's BLAS"
-    names = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS", "flexiblas": "FlexiBLAS"}
-    api, version = ours[0]["internal_api"], ours[0].get("version") or ""
-    return f"{names.get(api, api)} {version} ({ours[0].get('architecture', 'unknown')})"
+    """What computes float32 matmuls, such as 'AVX2 register tiles'."""
+    if ON_APPLE:
+        return "Accelerate"
+    known = {"avx512f": "AVX-512 ", "avx2": "AVX2 ", "neon": "NEON "}
+    return next((name for feature, name in known.items() if FEATURES.get(feature)), "") + "register tiles"

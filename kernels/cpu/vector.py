@@ -12,8 +12,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from .blas import element_pointer
 from .microkernel_f32 import LANES
+from .pointer import element_pointer
 
 f = np.float32
 # 2^r on [-1/2, 1/2]: a minimax fit in float64 with 2^0 = 1 exactly. The relative error is 9e-8, and far less near 0,

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from .normal import normal_cdf
+
 CUBIC = math.sqrt(2 / math.pi)
 
 
@@ -25,9 +27,7 @@ def silu_backward(x, dout):
 
 def normal(x):
     """(P, p) of the standard normal: P(x) = (1 + erf(x / sqrt 2)) / 2,   p(x) = P'(x) = e^(-x^2/2) / sqrt(2 pi)"""
-    from scipy.special import ndtr  # here, since importing it takes longer than the rest of the set
-
-    return ndtr(x), np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return normal_cdf(x), np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
 def gelu_forward(out, x):

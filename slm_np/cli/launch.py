@@ -178,7 +178,6 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 
     retention: Tokens of other data to evaluate, too.   base: the Base to start from; None: random weights.
     """
-    from slm_np.ops.device import device
     from slm_np.training.display import Display
     from slm_np.training.matmul_check import WrongMatmul
     from slm_np.training.signals import Interrupted

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from slm_np.kernels.cpu import gemm_bf16
-from slm_np.kernels.cpu.gemm_blas import NOTHING
 from slm_np.kernels.cpu.gemm_check import projection, projection_error
+from slm_np.kernels.cpu.microkernel_f32 import NOTHING
 
 SHAPES = pytest.mark.parametrize(
     "m, k, n", [(1, 2, 1), (64, 32, 48), (192, 384, 1536), (96, 1536, 384), (96, 4096, 640), (48, 384, 8192)]

@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, and their compilation in child processes. The kernels of these tests compile in a second."""
+"""Compiled kernels on disk, and their compilation in child processes. These tests compile kernels of a second."""
 
 import os
 import shutil

@@ -1,5 +1,6 @@
 """The NumPy kernels by themselves: PyTorch's float64 autograd, extreme values, decoding, threads."""
 
+import math
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from scipy.special import ndtr
 from slm_np.errors import UserError
 from slm_np.kernels import numpy as kernels
 from slm_np.kernels.numpy import threads
+from slm_np.kernels.numpy.normal import normal_cdf
 
 try:
     import torch
@@ -157,6 +159,45 @@ def test_results_and_gradients_equal_pytorchs(case, function):
 
 
 # Values
+
+
+# (x, P(X <= x)) by mpmath.ncdf with 40 digits
+NORMAL = [
+    (-37.5, 4.605353009581955e-308),
+    (-30.25, 2.6086402857412604e-201),
+    (-20.3, 6.429244467698346e-92),
+    (-10.1, 2.762109471764517e-24),
+    (-5.7, 5.990371401063528e-09),
+    (-5.6, 1.071759025831093e-08),
+    (-3.3, 0.0004834241423837775),
+    (-1.1, 0.13566606094638264),
+    (-0.7, 0.24196365222307303),
+    (-0.6, 0.2742531177500736),
+    (-1e-09, 0.49999999960105773),
+    (0.3, 0.6179114221889527),
+    (0.67, 0.7485711049046899),
+    (0.9, 0.8159398746532405),
+    (2.5, 0.9937903346742238),
+    (6.1, 0.9999999994696577),
+]
+
+
+def test_normal_cdf():
+    x, exact = np.array(NORMAL).T
+    np.testing.assert_allclose(normal_cdf(x), exact, rtol=8e-16)
+    x = np.linspace(-40, 40, 100_001)
+    np.testing.assert_allclose(normal_cdf(x), ndtr(x), rtol=0, atol=2.3e-16)
+    np.testing.assert_allclose(normal_cdf(x), [(1 + math.erf(v / math.sqrt(2))) / 2 for v in x], rtol=0, atol=3e-16)
+    tail = x[(x > -37) & (x < 0)]  # below, it underflows; ndtr rounds x / sqrt(2), which its error grows with
+    np.testing.assert_array_less(np.abs(normal_cdf(tail) / ndtr(tail) - 1), 2.3e-16 * (8 + tail**2))
+    ends = np.array([np.nan, np.inf, -np.inf, 1e300, -1e300, 0.0])
+    with np.errstate(all="raise", under="ignore"):
+        np.testing.assert_array_equal(normal_cdf(ends), [np.nan, 1, 0, 1, 0, 0.5])
+
+
+def test_normal_cdf_keeps_shape_and_dtype():
+    x = normal(3, 5).astype(np.float32)
+    np.testing.assert_array_equal(normal_cdf(x), ndtr(x.astype(float)).astype(np.float32), strict=True)
 
 
 def test_known_values():
