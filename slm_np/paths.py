@@ -20,39 +20,73 @@ def cache_dir(folder=None):
     in the platform's cache folder.
 
     That is $XDG_CACHE_HOME or ~/.cache on Linux, ~/Library/Caches on macOS and %LOCALAPPDATA% on Windows. If the folder
-    cannot be written, a line on stderr says so and a temporary folder is used until the program ends.
+    cannot be written, or if there is no home folder, a line on stderr says so and a temporary folder is used until the
+    program ends. Raises UserError if no folder can be written.
     """
-    return _writable(str(folder or os.environ.get("SLM_NP_CACHE") or _platform_cache() / "slm_np"))
+    return cache_folders(folder)[1]
+
+
+def cache_folders(folder=None):
+    """(Folder to read from, folder to write to): both are `cache_dir(folder)` if it can be written.
+
+    Otherwise the first is the configured folder, which may be missing, and the second a temporary one. So a cache that
+    another user or an image build has filled is usable.
+    """
+    chosen = str(folder or os.environ.get("SLM_NP_CACHE") or "")
+    return _writable(chosen or str(_platform_cache() / "slm_np"))
+
+
+def expanded(path):
+    """A Path in which ~ stands for the home folder. Without one it stays, where `Path.expanduser` would raise."""
+    return Path(os.path.expanduser(path))
 
 
 def _platform_cache():
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        return Path(os.environ.get("LOCALAPPDATA") or expanded("~") / "AppData" / "Local")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
+        return expanded("~") / "Library" / "Caches"
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification says to ignore a relative path.
-    return Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
+    return Path(xdg) if os.path.isabs(xdg) else expanded("~") / ".cache"
 
 
 @functools.lru_cache(maxsize=None)  # so that there is one message and one temporary folder
 def _writable(folder):
-    path = Path(folder).expanduser().absolute()
+    path = expanded(folder)
+    if str(path).startswith("~"):  # $HOME is not set, and this user has no entry in the list of users
+        reason = f"the cache folder {path} needs a home folder, and this user has none"
+    else:
+        try:
+            path = path.absolute()  # OSError if the path is relative and the working directory was deleted
+            path.mkdir(parents=True, exist_ok=True)
+            # Permission bits do not show whether a write succeeds (read-only file systems, Windows).
+            tempfile.TemporaryFile(dir=path).close()
+            return path, path
+        except OSError as error:
+            reason = f"the cache folder {path} cannot be written ({(error.strerror or str(error)).lower()})"
+    temporary = _temporary(reason)
+    print(f"slm_np: {reason}; using {temporary} for this run; set SLM_NP_CACHE to another folder", file=sys.stderr)
+    return (path if path.is_absolute() else temporary), temporary
+
+
+def _temporary(reason):
+    """A folder that is removed when the program ends. Raises UserError, which begins with `reason`, without one."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        # Permission bits do not show whether a write succeeds (read-only file systems, Windows).
-        tempfile.TemporaryFile(dir=path).close()
-        return path
-    except OSError as error:
         # A fresh private folder: one of a fixed name in /tmp could hold someone else's files.
-        temporary = Path(tempfile.mkdtemp(prefix="slm_np-"))
-        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        print(
-            f"slm_np: the cache folder {path} cannot be written ({error.strerror}); using {temporary} for this run; "
-            "set SLM_NP_CACHE to choose another folder",
-            file=sys.stderr,
-        )
-        return temporary
+        folder = Path(tempfile.mkdtemp(prefix="slm_np-"))
+    except OSError:
+        raise UserError(
+            f"{reason}, and neither can a temporary folder; set SLM_NP_CACHE or TMPDIR to a folder that can be written"
+        ) from None
+    atexit.register(_remove, folder, os.getpid())
+    return folder
+
+
+def _remove(folder, process):
+    """Remove a folder in the process that made it: a forked child runs the exit functions of its parent, too."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
