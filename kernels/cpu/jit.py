@@ -14,21 +14,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-# A waiting thread spins for a few microseconds, because the next loop usually starts within that time. Then it sleeps.
-# Sleeping at once would add 45 microseconds of wake-up time to each loop, a seventh of a small model's step. Spinning
-# longer, as OpenMP does by default, takes a core from the thread that it waits for if the machine is busy: a loop of 10
-# microseconds then takes 8 milliseconds. OpenMP reads these variables when Numba starts its threads.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same setting for LLVM's OpenMP, in milliseconds
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
-import numba  # noqa: E402
-import numpy as np  # noqa: E402
-from numba import types  # noqa: E402
-from numba.extending import intrinsic  # noqa: E402
+from slm_np.paths import cache_dir
 
-from slm_np.paths import cache_dir  # noqa: E402
-
-from .processor import FEATURES, compiled_name  # noqa: E402  imported first: it sets the instruction set
+from .processor import FEATURES, compiled_name  # imported first: it sets the instruction set
+from .threads import one_at_a_time
 
 # Sums may be reordered and multiply-adds fused, so that loops vectorize. NaN and infinity keep their meaning.
 FAST = {"reassoc", "nsz", "arcp", "contract"}
@@ -79,7 +73,7 @@ def compile_ahead(name, commands):
 
 def kernel(function):
     """Compile a kernel whose outer loop is a `prange`."""
-    return _compiled(function, parallel=True, fastmath=FAST)
+    return one_at_a_time(_compiled(function, parallel=True, fastmath=FAST))
 
 
 def row(function):
