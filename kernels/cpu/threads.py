@@ -176,14 +176,22 @@ def _gnu_openmp():
     return layer if running and layer.openmp_vendor == "GNU" else None
 
 
+def _pauses(layer):
+    """The functions that end OpenMP's threads; none before OpenMP 5.0.
+
+    They are those of the library that the layer is linked with, and of the one that it is bound to if another library
+    was loaded before.
+    """
+    libraries = ctypes.CDLL(layer.__file__), ctypes.CDLL(None)
+    return [library.omp_pause_resource_all for library in libraries if hasattr(library, "omp_pause_resource_all")]
+
+
 def _before_fork():
     global _paused
     layer, _paused = _gnu_openmp(), True
     if layer is not None:
-        # The library that the layer is linked with, and the one that it is bound to if another was loaded before.
-        libraries = [ctypes.CDLL(layer.__file__), ctypes.CDLL(None)]
-        pauses = [library.omp_pause_resource_all for library in libraries if hasattr(library, "omp_pause_resource_all")]
-        _paused = bool(pauses) and not any([pause(PAUSE_HARD) for pause in pauses])  # none before OpenMP 5.0
+        results = [pause(PAUSE_HARD) for pause in _pauses(layer)]
+        _paused = bool(results) and not any(results)
 
 
 def _after_fork_in_child():
