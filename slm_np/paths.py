@@ -23,22 +23,29 @@ def cache_dir(folder=None):
     cannot be written, or if there is no home folder, a line on stderr says so and a temporary folder is used until the
     program ends. Raises UserError if no folder can be written.
     """
-    return cache_folders(folder)[1]
+    return _writable(_configured(folder))
 
 
-def cache_folders(folder=None):
-    """(Folder to read from, folder to write to): both are `cache_dir(folder)` if it can be written.
+def cache_path(folder=None):
+    """The folder of `cache_dir` for reading, whether it exists and can be written or not.
 
-    Otherwise the first is the configured folder, which may be missing, and the second a temporary one. So a cache that
-    another user or an image build has filled is usable.
+    So a cache that another user or an image build has filled is usable. Without a home folder it is `cache_dir`.
     """
-    chosen = str(folder or os.environ.get("SLM_NP_CACHE") or "")
-    return _writable(chosen or str(_platform_cache() / "slm_np"))
+    path = _configured(folder)
+    return path if path.is_absolute() else cache_dir(folder)
 
 
 def expanded(path):
     """A Path in which ~ stands for the home folder. Without one it stays, where `Path.expanduser` would raise."""
     return Path(os.path.expanduser(path))
+
+
+def _configured(folder):
+    """The chosen folder. Its path stays relative if ~ or the working directory, on which it depends, does not exist."""
+    path = expanded(folder or os.environ.get("SLM_NP_CACHE") or _platform_cache() / "slm_np")
+    with contextlib.suppress(OSError):
+        return path if str(path).startswith("~") else path.absolute()
+    return path
 
 
 def _platform_cache():
@@ -52,22 +59,22 @@ def _platform_cache():
 
 
 @functools.lru_cache(maxsize=None)  # so that there is one message and one temporary folder
-def _writable(folder):
-    path = expanded(folder)
+def _writable(path):
     if str(path).startswith("~"):  # $HOME is not set, and this user has no entry in the list of users
         reason = f"the cache folder {path} needs a home folder, and this user has none"
+    elif not path.is_absolute():
+        reason = f"the cache folder {path} is relative to a working directory that no longer exists"
     else:
         try:
-            path = path.absolute()  # OSError if the path is relative and the working directory was deleted
             path.mkdir(parents=True, exist_ok=True)
             # Permission bits do not show whether a write succeeds (read-only file systems, Windows).
             tempfile.TemporaryFile(dir=path).close()
-            return path, path
+            return path
         except OSError as error:
             reason = f"the cache folder {path} cannot be written ({(error.strerror or str(error)).lower()})"
     temporary = _temporary(reason)
     print(f"slm_np: {reason}; using {temporary} for this run; set SLM_NP_CACHE to another folder", file=sys.stderr)
-    return (path if path.is_absolute() else temporary), temporary
+    return temporary
 
 
 def _temporary(reason):
@@ -77,7 +84,7 @@ def _temporary(reason):
         folder = Path(tempfile.mkdtemp(prefix="slm_np-"))
     except OSError:
         raise UserError(
-            f"{reason}, and neither can a temporary folder; set SLM_NP_CACHE or TMPDIR to a folder that can be written"
+            f"{reason}, and no temporary folder can be written; set SLM_NP_CACHE or TMPDIR to a folder that can be written"
         ) from None
     atexit.register(_remove, folder, os.getpid())
     return folder

@@ -21,8 +21,8 @@ from numba.extending import intrinsic
 
 from slm_np.paths import cache_dir
 
+from . import threads  # noqa: F401  loads the threading layer before Numba does
 from .processor import FEATURES, compiled_name  # imported first: it sets the instruction set
-from .threads import one_at_a_time
 
 # Sums may be reordered and multiply-adds fused, so that loops vectorize. NaN and infinity keep their meaning.
 FAST = {"reassoc", "nsz", "arcp", "contract"}
@@ -73,7 +73,7 @@ def compile_ahead(name, commands):
 
 def kernel(function):
     """Compile a kernel whose outer loop is a `prange`."""
-    return one_at_a_time(_compiled(function, parallel=True, fastmath=FAST))
+    return _compiled(function, parallel=True, fastmath=FAST)
 
 
 def row(function):
