@@ -84,7 +84,7 @@ def _temporary(reason):
         folder = Path(tempfile.mkdtemp(prefix="slm_np-"))
     except OSError:
         raise UserError(
-            f"{reason}, and no temporary folder can be written; set SLM_NP_CACHE or TMPDIR to a folder that can be written"
+            f"{reason}, and no temporary folder can be written; set SLM_NP_CACHE or TMPDIR to one that can be"
         ) from None
     atexit.register(_remove, folder, os.getpid())
     return folder
