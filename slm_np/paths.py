@@ -40,6 +40,15 @@ def expanded(path):
     return Path(os.path.expanduser(path))
 
 
+def import_path():
+    """sys.path for a child process: "" becomes the working directory, or is left out if that was deleted."""
+    try:
+        here = os.getcwd()
+    except OSError:
+        here = ""
+    return [folder or here for folder in sys.path if folder or here]
+
+
 def _configured(folder):
     """The chosen folder. Its path stays relative if ~ or the working directory, on which it depends, does not exist."""
     path = expanded(folder or os.environ.get("SLM_NP_CACHE") or _platform_cache() / "slm_np")

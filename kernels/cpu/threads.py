@@ -10,12 +10,12 @@ Numba runs the loops of a process on one pool of threads. Its threading layer is
 
 import contextlib
 import ctypes
-import functools
 import os
 import sys
 import threading
 
 import numba
+from numba.core.registry import CPUDispatcher
 from numba.np.ufunc import parallel
 
 from slm_np.errors import UserError
@@ -105,17 +105,19 @@ LAYER = load_layer()
 TURN = threading.RLock()  # whoever holds it may run loops on the workqueue
 
 
-def one_at_a_time(kernel):
-    """The kernel as it is, or, on the workqueue, one that waits until no other Python thread runs a kernel."""
-    if LAYER != "workqueue":
-        return kernel
+class InTurn(CPUDispatcher):
+    """A compiled function that waits until no other Python thread runs one. Compiled functions call it as any other."""
 
-    @functools.wraps(kernel)
-    def run(*arguments):
+    def __call__(self, *arguments):
         with TURN:
-            return kernel(*arguments)
+            return super().__call__(*arguments)
 
-    return run
+
+def one_at_a_time(compiled):
+    """The compiled function that Python calls; on the workqueue it takes turns with all others."""
+    if LAYER == "workqueue":
+        compiled.__class__ = InTurn
+    return compiled
 
 
 # The number of threads. Numba keeps it for each Python thread, and starts from all cores in a new one.
