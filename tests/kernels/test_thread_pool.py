@@ -152,34 +152,23 @@ def test_a_quota_sets_the_default_and_numba_num_threads_bounds_it(monkeypatch, r
     assert CPU.kernels.thread_count() == 1
 
 
-def test_only_the_workqueue_makes_kernels_take_turns(monkeypatch):
+def test_only_on_the_workqueue_kernels_take_turns(monkeypatch):
+    from numba import njit
+
     from slm_np.kernels.cpu import threads
 
+    function = njit(lambda x: x + 1)
     monkeypatch.setattr(threads, "LAYER", "omp")
-    assert threads.one_at_a_time(max) is max
+    assert type(threads.one_at_a_time(function)) is threads.CPUDispatcher and function(1) == 2
     monkeypatch.setattr(threads, "LAYER", "workqueue")
-    inside, most, ready = 0, 0, threading.Barrier(4)
-
-    def kernel(x):
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        threading.Event().wait(0.02)
-        inside -= 1
-        return x + 1
-
-    in_turn, found = threads.one_at_a_time(kernel), []
-
-    def call(x):
-        ready.wait()
-        found.append(in_turn(x))
-
-    callers = [threading.Thread(target=call, args=[x]) for x in range(4)]
-    for caller in callers:
+    assert threads.one_at_a_time(function) is function and function(2) == 3
+    caller = threading.Thread(target=function, args=[3])
+    with threads.TURN:
         caller.start()
-    for caller in callers:
-        caller.join()
-    assert sorted(found) == [1, 2, 3, 4] and most == 1
+        caller.join(0.05)
+        assert caller.is_alive()
+        assert function(4) == 5  # the holder of the turn may go on
+    caller.join()
 
 
 # Fork
