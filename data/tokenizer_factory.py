@@ -10,6 +10,7 @@ from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.meter import metered
 from slm_np.errors import UserError, near
+from slm_np.paths import expanded
 
 TOKENIZERS = ("byte", "char", "bpe:N", "gpt2", "file:PATH")
 SMALLEST, LARGEST = 257, 1 << 20  # vocabularies of bpe:N. The smallest has the bytes and the end-of-text token
@@ -33,7 +34,7 @@ def make_tokenizer(name, texts, progress=True):
     if name == "gpt2":
         return bpe.gpt2()
     if kind == "file" and value:
-        return load_tokenizer(Path(value).expanduser())
+        return load_tokenizer(expanded(value))
     if kind == "bpe":
         if not re.fullmatch("[0-9]{1,7}", value) or not SMALLEST <= int(value) <= LARGEST:
             raise UserError(

@@ -19,6 +19,7 @@ from slm_np.data.shards import tokenize
 from slm_np.data.text_files import BLOCK
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
+from slm_np.paths import import_path
 
 
 class WorkerDied(Exception):
@@ -33,7 +34,7 @@ def tokenize_in_processes(staging, numbers, n, meter):
     """
     environment = dict(
         os.environ,
-        PYTHONPATH=os.pathsep.join(folder or os.getcwd() for folder in sys.path),
+        PYTHONPATH=os.pathsep.join(import_path()),
         PYTHONIOENCODING="utf-8",
         TOKENIZERS_PARALLELISM="false",
         OMP_NUM_THREADS="1",

@@ -4,10 +4,58 @@ import os
 import sys
 from pathlib import Path
 
+GROUP_FILE, GROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
-def available_cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+def available_cores(group_file=GROUP_FILE, group_root=GROUP_ROOT):
+    """Cores that this process may use: those of its affinity, within the CPU quota of its container if there is one.
+
+    A quota of 1.5 cores counts as two, since one thread could not use it up.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in control_groups("cpu", group_file, group_root):
+        try:
+            quota, period = _cpu_quota(folder)
+            cores = min(cores, max(1, -(-quota // period)))
+        except (OSError, ValueError, ZeroDivisionError):
+            pass  # this group has no quota
+    return cores
+
+
+def control_groups(controller, group_file=GROUP_FILE, group_root=GROUP_ROOT):
+    """The folders of this process's control groups (version 2 and 1) for "cpu" or "memory", each before its parent.
+
+    A limit of a group holds for the groups within it. In a container that sees the host's name of its group, but only
+    its own part of the tree, the folder of that name is missing and the root describes the container.
+    """
+    try:
+        lines = group_file.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]  # such as "4:cpu,cpuacct:/docker/3f2a", "0::/a/b"
+        if controllers and controller not in controllers.split(","):
+            continue
+        mounts = ("", "unified") if not controllers else {controllers, controller}
+        for mount in map(group_root.joinpath, mounts):
+            names = [name for name in path.split("/") if name not in ("", ".", "..")]
+            for depth in range(len(names), -1, -1):
+                folder = mount.joinpath(*names[:depth])
+                if folder.is_dir():
+                    yield folder
+
+
+def _cpu_quota(group):
+    """(Microseconds of CPU time per period, microseconds of a period). ValueError if it is unlimited."""
+    if (group / "cpu.max").exists():
+        quota, period = map(int, (group / "cpu.max").read_text(encoding="utf-8").split())
+    else:
+        quota, period = (
+            int((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")) for name in ("quota", "period")
+        )
+    if quota <= 0:
+        raise ValueError("unlimited")
+    return quota, period
 
 
 def available_bytes():
@@ -26,12 +74,23 @@ def _linux_available():
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def _container_available(root=Path("/sys/fs/cgroup")):
+def _container_available(group_file=GROUP_FILE, group_root=GROUP_ROOT):
+    """Memory left by the control groups of this process. ValueError if all are unlimited."""
+    left = []
+    for folder in control_groups("memory", group_file, group_root):
+        try:
+            left.append(_group_available(folder))
+        except (OSError, ValueError, LookupError):
+            pass  # this group has no limit
+    return min(left)
+
+
+def _group_available(group):
     """Memory left by a control group (version 2 or 1): limit - used + reclaimable. ValueError if it is unlimited."""
-    limit, used, group = (
-        ("memory.max", "memory.current", root)
-        if (root / "memory.max").exists()
-        else ("memory.limit_in_bytes", "memory.usage_in_bytes", root / "memory")
+    limit, used = (
+        ("memory.max", "memory.current")
+        if (group / "memory.max").exists()
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes")
     )
     stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
     reclaimable = int(stat.get("total_inactive_file") or stat["inactive_file"])

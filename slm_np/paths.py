@@ -20,44 +20,89 @@ def cache_dir(folder=None):
     in the platform's cache folder.
 
     That is $XDG_CACHE_HOME or ~/.cache on Linux, ~/Library/Caches on macOS and %LOCALAPPDATA% on Windows. If the folder
-    cannot be written, a line on stderr says so and a temporary folder is used until the program ends.
+    cannot be written, or if there is no home folder, a line on stderr says so and a temporary folder is used until the
+    program ends. Raises UserError if no folder can be written.
     """
-    return _writable(str(cache_path(folder)))
+    return _writable(_configured(folder))
 
 
 def cache_path(folder=None):
-    """The folder of `cache_dir`, whether it exists and can be written or not."""
-    return Path(folder or os.environ.get("SLM_NP_CACHE") or _platform_cache() / "slm_np").expanduser().absolute()
+    """The folder of `cache_dir` for reading, whether it exists and can be written or not.
+
+    So a cache that another user or an image build has filled is usable. Without a home folder it is `cache_dir`.
+    """
+    path = _configured(folder)
+    return path if path.is_absolute() else cache_dir(folder)
+
+
+def expanded(path):
+    """A Path in which ~ stands for the home folder. Without one it stays, where `Path.expanduser` would raise."""
+    return Path(os.path.expanduser(path))
+
+
+def import_path():
+    """sys.path for a child process: "" becomes the working directory, or is left out if that was deleted."""
+    try:
+        here = os.getcwd()
+    except OSError:
+        here = ""
+    return [folder or here for folder in sys.path if folder or here]
+
+
+def _configured(folder):
+    """The chosen folder. Its path stays relative if ~ or the working directory, on which it depends, does not exist."""
+    path = expanded(folder or os.environ.get("SLM_NP_CACHE") or _platform_cache() / "slm_np")
+    with contextlib.suppress(OSError):
+        return path if str(path).startswith("~") else path.absolute()
+    return path
 
 
 def _platform_cache():
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        return Path(os.environ.get("LOCALAPPDATA") or expanded("~") / "AppData" / "Local")
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
+        return expanded("~") / "Library" / "Caches"
     xdg = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification says to ignore a relative path.
-    return Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
+    return Path(xdg) if os.path.isabs(xdg) else expanded("~") / ".cache"
 
 
 @functools.lru_cache(maxsize=None)  # so that there is one message and one temporary folder
-def _writable(folder):
-    path = Path(folder)
+def _writable(path):
+    if str(path).startswith("~"):  # $HOME is not set, and this user has no entry in the list of users
+        reason = f"the cache folder {path} needs a home folder, and this user has none"
+    elif not path.is_absolute():
+        reason = f"the cache folder {path} is relative to a working directory that no longer exists"
+    else:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            # Permission bits do not show whether a write succeeds (read-only file systems, Windows).
+            tempfile.TemporaryFile(dir=path).close()
+            return path
+        except OSError as error:
+            reason = f"the cache folder {path} cannot be written ({(error.strerror or str(error)).lower()})"
+    temporary = _temporary(reason)
+    print(f"slm_np: {reason}; using {temporary} for this run; set SLM_NP_CACHE to another folder", file=sys.stderr)
+    return temporary
+
+
+def _temporary(reason):
+    """A folder that is removed when the program ends. Raises UserError, which begins with `reason`, without one."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        # Permission bits do not show whether a write succeeds (read-only file systems, Windows).
-        tempfile.TemporaryFile(dir=path).close()
-        return path
-    except OSError as error:
         # A fresh private folder: one of a fixed name in /tmp could hold someone else's files.
-        temporary = Path(tempfile.mkdtemp(prefix="slm_np-"))
-        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        print(
-            f"slm_np: the cache folder {path} cannot be written ({error.strerror}); using {temporary} for this run; "
-            "set SLM_NP_CACHE to choose another folder",
-            file=sys.stderr,
-        )
-        return temporary
+        folder = Path(tempfile.mkdtemp(prefix="slm_np-"))
+    except OSError:
+        raise UserError(
+            f"{reason}, and no temporary folder can be written; set SLM_NP_CACHE or TMPDIR to one that can be"
+        ) from None
+    atexit.register(_remove, folder, os.getpid())
+    return folder
+
+
+def _remove(folder, process):
+    """Remove a folder in the process that made it: a forked child runs the exit functions of its parent, too."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

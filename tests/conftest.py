@@ -22,11 +22,12 @@ def test_data():
 @pytest.fixture
 def threads():
     """threads(n) sets the number of threads of all kernels until the test ends."""
-    import numba
+    from slm_np.kernels.cpu import threads
+    from slm_np.ops.device import CPU
 
-    before = numba.get_num_threads()
-    yield numba.set_num_threads
-    numba.set_num_threads(before)
+    before = threads.thread_count()
+    yield CPU.use_threads
+    threads.use_threads(before)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import types as python_types
 from slm_np.errors import UserError
 from slm_np.file_lock import POLL_S, locked
 from slm_np.machine import available_cores
-from slm_np.paths import cache_dir
+from slm_np.paths import cache_dir, import_path
 from slm_np.progress import Progress
 
 from .jit import ENTRIES, recorded, recording
@@ -132,7 +132,7 @@ class Child:
 
     def __init__(self, work, answers):
         self.work, self.answers, self.stopped = work, answers, False
-        path = json.dumps([folder or os.getcwd() for folder in sys.path])
+        path = json.dumps(import_path())
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD.format(module=__name__), path],
             stdin=subprocess.PIPE,

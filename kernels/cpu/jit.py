@@ -11,23 +11,16 @@ loading vectors.
 
 import contextlib
 import functools
-import os
 import threading
 
-# A waiting thread spins for a few microseconds, because the next loop usually starts within that time. Then it sleeps.
-# Sleeping at once would add 45 microseconds of wake-up time to each loop, a seventh of a small model's step. Spinning
-# longer, as OpenMP does by default, takes a core from the thread that it waits for if the machine is busy: a loop of 10
-# microseconds then takes 8 milliseconds. OpenMP reads these variables when Numba starts its threads.
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-os.environ.setdefault("KMP_BLOCKTIME", "0")  # the same setting for LLVM's OpenMP, in milliseconds
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
-import numba  # noqa: E402
-import numpy as np  # noqa: E402
-from numba import types  # noqa: E402
-from numba.extending import intrinsic  # noqa: E402
-
-from .kernel_cache import KernelCache  # noqa: E402
-from .parallel import run_tasks  # noqa: E402
+from .kernel_cache import KernelCache
+from .parallel import run_tasks
+from .threads import one_at_a_time
 
 # Sums may be reordered and multiply-adds fused, so that loops vectorize. NaN and infinity keep their meaning.
 FAST = {"reassoc", "nsz", "arcp", "contract"}
@@ -95,7 +88,7 @@ def entry(function):
     compiled._cache = KernelCache(name, VARIANT)
     compiled._compile_for_args = functools.partial(_first_call, compiled)
     ENTRIES[name] = compiled
-    return compiled
+    return one_at_a_time(compiled)
 
 
 class Recorder(threading.local):

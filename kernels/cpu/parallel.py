@@ -5,13 +5,14 @@ start, and starting one takes microseconds. This one compiles it once, runs a si
 otherwise calls the same function of Numba's threading layer.
 """
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-numba.get_num_threads()  # starts the threading layer, which defines the two functions below
+from .threads import thread_count
+
+thread_count()  # starts the threading layer, which defines the two functions below
 
 WORD, ADDRESS = ir.IntType(64), ir.IntType(8).as_pointer()
 # void share(char **arguments, intp *sizes, intp *steps, void *data), in the form of a generalized ufunc: the shares

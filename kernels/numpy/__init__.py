@@ -41,4 +41,4 @@ from .scan import (
     selective_scan_partials,
     selective_scan_scratch,
 )
-from .threads import matmul_name, thread_count, use_threads
+from .threads import enter_thread, matmul_name, thread_count, use_threads

@@ -28,6 +28,10 @@ def use_threads(threads=0):
     return threads or cores
 
 
+def enter_thread():
+    """Nothing: the number of BLAS' threads is one for all Python threads, and holds after a fork."""
+
+
 def thread_count():
     """Threads of a matmul, or the available cores if the BLAS does not tell."""
     return max((lib.num_threads for lib in blas_controller().lib_controllers), default=available_cores())

@@ -1,11 +1,10 @@
 """Training from scratch, shared by `train` and `pretrain`: their flags, and the start of a new run."""
 
-from pathlib import Path
-
 from slm_np.cli import flags
 from slm_np.cli.settings import add_source
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError
+from slm_np.paths import expanded
 from slm_np.presets import PRESETS, preset
 
 
@@ -45,7 +44,7 @@ def start_training(name, model, train):
 
 def _are_bare_tokens(data):
     """Whether the data are token files without a tokenizer beside them, which need --vocab-size."""
-    paths = [Path(item.strip()).expanduser() for item in data.split(",")]
+    paths = [expanded(item.strip()) for item in data.split(",")]
     folders = [path if path.is_dir() else path.parent for path in paths]
     are_tokens = any(path.suffix == ".bin" or (path / "train.bin").is_file() for path in paths)
     return are_tokens and not any((folder / "tokenizer.json").is_file() for folder in folders)

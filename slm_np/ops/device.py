@@ -8,6 +8,7 @@ import functools
 import math
 import os
 import sys
+import threading
 
 import numpy as np
 
@@ -61,6 +62,24 @@ class Device:
             )
 
 
+class Entered(threading.local):
+    """Whether a Python thread has been prepared for the kernels: the settings that it was prepared for."""
+
+    settings = None
+
+
+def without_numba():
+    """Why Numba cannot compile, as a clause, or "" if it can. Raises UserError for a bad NUMBA_NUM_THREADS."""
+    threads = os.environ.get("NUMBA_NUM_THREADS", "1")
+    if not threads.strip().isdecimal() or int(threads) < 1:
+        raise UserError(f"NUMBA_NUM_THREADS={threads!r} is not a positive whole number; correct it, or unset it")
+    try:
+        import numba
+    except ImportError as error:
+        return f"Numba cannot be imported ({error})"
+    return "NUMBA_DISABLE_JIT switches its compiler off" if numba.config.DISABLE_JIT else ""
+
+
 class CpuDevice(Device):
     """The processor, with the kernel set "numba" (compiled, the default) or "numpy" (readable, compiles nothing)."""
 
@@ -69,28 +88,48 @@ class CpuDevice(Device):
 
     def __init__(self):
         self._kernels, self._kernel_set, self._prepared = None, "", set()
+        self._settings = object()  # a new one for each choice of kernels or threads, and in a forked process
+        self._entered = Entered()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._changed)
+
+    def _changed(self):
+        self._settings = object()
 
     @property
     def kernels(self):
-        if self._kernels is None:
-            self.use_kernels()
+        """The kernel set. The Python thread that asks for it is prepared for it, since Numba's threads are its own."""
+        settings = self._settings
+        if self._entered.settings is not settings:
+            if self._kernels is None:
+                self.use_kernels()
+                settings = self._settings
+            self._kernels.enter_thread()
+            self._entered.settings = settings
         return self._kernels
 
     def use_kernels(self, name="auto"):
         """Choose the kernel set of this process: "numba", "numpy", or "auto" for $SLM_NP_KERNELS, else "numba".
 
-        Raises UserError if the name is unknown.
+        Where Numba cannot compile, "auto" is "numpy", and a line on stderr says so. Raises UserError if the name is
+        unknown, or if Numba cannot run as its settings say.
         """
         if name == "auto":
-            name = os.environ.get("SLM_NP_KERNELS") or "numba"
-        if name not in KERNEL_SETS or name == "auto":
+            name = os.environ.get("SLM_NP_KERNELS") or "auto"
+        if name not in KERNEL_SETS:
             known = [known for known in KERNEL_SETS if known != "auto"]
             raise UserError(f"the kernel set {name!r} is unknown; {near(name, known)}")
-        if name == "numpy":
+        reason = "" if name == "numpy" else without_numba()
+        if reason and name == "numba":
+            raise UserError(f"the Numba kernels cannot run, since {reason}; use --kernels numpy")
+        if reason and self._kernel_set != "numpy":
+            print(f"slm_np: using the NumPy kernels, which are slower, since {reason}", file=sys.stderr)
+        if name == "numpy" or reason:
             from slm_np.kernels import numpy as kernels
         else:
             from slm_np.kernels import cpu as kernels
-        self._kernels, self._kernel_set = kernels, name
+        self._kernels, self._kernel_set = kernels, "numpy" if name == "numpy" or reason else "numba"
+        self._changed()
 
     @property
     def kernel_set(self):
@@ -112,7 +151,9 @@ class CpuDevice(Device):
 
     def use_threads(self, threads=0):
         """Set the number of kernel threads (0: one per core) and return it. Raises UserError above the cores."""
-        return self.kernels.use_threads(threads)
+        count = self.kernels.use_threads(threads)
+        self._changed()
+        return count
 
     def allocate(self, size, align):
         """`size` bytes whose address is a multiple of `align`, uninitialized."""

@@ -13,7 +13,6 @@ import pytest
 import small
 
 import slm_np
-from slm_np import machine
 from slm_np.__main__ import VERBS
 from slm_np.formats import run_config
 from slm_np.presets import PRESETS
@@ -234,20 +233,6 @@ def test_a_model_too_large_is_refused_before_it_is_allocated(folder, capsys):
         capsys, "train", "--data", "text.txt", "--out-dir", "new", "--batch-size", 2**20, "--n-embd", 4096
     )
     assert "ask for fewer" in error_line(capsys, "generate", "--model", "bytes", "--num-samples", 10**10)
-
-
-def test_available_memory_respects_the_limit_of_a_container(tmp_path):
-    for name, text in {
-        "memory.max": "1000000\n",
-        "memory.current": "700000\n",
-        "memory.stat": "anon 5\ninactive_file 50000\n",
-    }.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    assert machine._container_available(tmp_path) == 350_000
-    (tmp_path / "memory.max").write_text("max\n", encoding="utf-8")
-    with pytest.raises(ValueError):
-        machine._container_available(tmp_path)
-    assert machine.available_bytes() is None or machine.available_bytes() > 0
 
 
 def test_a_directory_that_already_holds_something(folder, capsys):

@@ -8,21 +8,22 @@ from slm_np import paths
 def test_the_cache_folder_of_each_platform(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "_writable", lambda folder: folder)
     monkeypatch.setenv("SLM_NP_CACHE", str(tmp_path / "own"))
-    assert paths.cache_dir() == str(tmp_path / "own") and paths.cache_dir(tmp_path) == str(tmp_path)
+    assert paths.cache_dir() == tmp_path / "own" and paths.cache_dir(tmp_path) == tmp_path
     monkeypatch.setenv("SLM_NP_CACHE", "")
-    monkeypatch.setattr(paths.Path, "home", lambda: tmp_path)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert paths.cache_dir() == str(tmp_path / ".cache" / "slm_np")
+    assert paths.cache_dir() == tmp_path / ".cache" / "slm_np"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert paths.cache_dir() == str(tmp_path / ".cache" / "slm_np")
+    assert paths.cache_dir() == tmp_path / ".cache" / "slm_np"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert paths.cache_dir() == str(tmp_path / "xdg" / "slm_np")
+    assert paths.cache_dir() == tmp_path / "xdg" / "slm_np"
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert paths.cache_dir() == str(tmp_path / "Library" / "Caches" / "slm_np")
+    assert paths.cache_dir() == tmp_path / "Library" / "Caches" / "slm_np"
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert paths.cache_dir() == str(tmp_path / "local" / "slm_np")
+    assert paths.cache_dir() == tmp_path / "local" / "slm_np"
 
 
 def test_a_temporary_folder_replaces_a_cache_that_cannot_be_written(tmp_path, capsys):

@@ -669,7 +669,7 @@ def assert_passes(code, *arguments, **environment):
 @pytest.fixture
 def cold_cache(tmp_path):
     """Variables of a process that compiles what it calls, and nothing else, into a cache of its own."""
-    return dict(SLM_NP_CACHE=str(tmp_path / "kernels"), SLM_NP_COMPILING="1")
+    return dict(SLM_NP_CACHE=str(tmp_path / "kernels"))
 
 
 @pytest.fixture
