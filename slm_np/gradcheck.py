@@ -29,10 +29,15 @@ def main(argv=None):
     config = preset(args.preset)[0] if args.preset else None
     use_kernels(args.kernels)
     from slm_np.nn.gradient_check import TOLERANCE
+    from slm_np.ops.device import CPU
 
+    def errors():
+        return tensor_errors(config) if config else all_errors()
+
+    CPU.prepare(("gradcheck", config), lambda: list(errors()))
     worst = 0.0
     print(f"{'':<44} error     (tolerance {TOLERANCE:.0e})")
-    for name, error in tensor_errors(config) if config else all_errors():
+    for name, error in errors():
         worst = max(worst, error)
         print(f"{name:<44} {error:9.1e} {'ok' if error <= TOLERANCE else 'WRONG'}", flush=True)
     raise SystemExit(0 if worst <= TOLERANCE else 1)

@@ -20,6 +20,8 @@ import threading
 import time
 import types as python_types
 
+import numpy as np
+
 from slm_np.errors import UserError
 from slm_np.file_lock import POLL_S, locked
 from slm_np.machine import available_cores
@@ -41,7 +43,7 @@ def prepare(run):
     """
     if recording():
         return 0
-    with recorded() as calls:
+    with recorded() as calls, np.errstate(all="ignore"):
         run()
     missing = [call for call in calls if call[1] not in call[0].overloads and not call[0]._cache.stored(call[1])]
     if missing:

@@ -65,6 +65,7 @@ def training(twin):
         twin.loss_and_gradient(tokens, tokens, key=(1,), states=twin.states(8).layers)
     update(twin)
     evaluation(twin)
+    evaluation(twin.full_precision())  # at the end of a run
 
 
 def update(twin):
