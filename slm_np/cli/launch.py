@@ -4,7 +4,6 @@ import dataclasses
 import math
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from slm_np.cli.loading import use_kernels
@@ -174,19 +173,11 @@ def memory_plan(run):
     return parts
 
 
-def compile_decoding(model, device):
-    """Compile the kernels that samples of this ModelConfig need, unless the cache holds them."""
-    from slm_np.inference import warmup
-
-    warmup.compile_kernels(device, attention_only=set(model.letters) == {"A"})
-
-
 def train_on(corpus, run, directory=None, retention=None, base=None):
     """Train `run` on its prepared corpus, in a new directory or resumed in `directory`, and print the results.
 
     retention: Tokens of other data to evaluate, too.   base: the Base to start from; None: random weights.
     """
-    from slm_np.ops.device import device
     from slm_np.training.display import Display
     from slm_np.training.matmul_check import WrongMatmul
     from slm_np.training.signals import Interrupted
@@ -194,10 +185,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 
     run = resolved(run)  # as Trainer would, but the memory plan comes before it
     memory = memory_plan(run)
-    with ThreadPoolExecutor() as pool:  # decoding's kernels are compiled while `Trainer` compiles those of training
-        if corpus.tokenizer is not None:
-            pool.submit(compile_decoding, run.model, device(run.train.device))
-        trainer = Trainer(run, corpus, retention=retention, fresh=directory is None and base is None)
+    trainer = Trainer(run, corpus, retention=retention, fresh=directory is None and base is None)
     storage = create_run(trainer, base) if directory is None else resume_run(trainer, directory)
     trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
     describe(run, corpus, memory)

@@ -18,11 +18,7 @@ from slm_np.ops.device import host
 
 
 def choose_step(model, batch):
-    """The decode step for a model: captured on a GPU, compiled by Numba if it knows every part, else generic."""
-    if model.device.name == "cuda":
-        from slm_np.inference.gpu_step import GpuStep
-
-        return GpuStep(model, batch)
+    """The fastest decode step for a model: on a CPU compiled by Numba if it knows every part of the model."""
     if model.device.kernel_set == "numba":
         from slm_np.inference import warmup
         from slm_np.inference.compiled_step import CompiledStep, attention_only, supports
@@ -30,6 +26,15 @@ def choose_step(model, batch):
         if supports(model):
             warmup.compile_kernels(model.device, attention_only(model.config))
             return CompiledStep(model, batch)
+    return uncompiled_step(model, batch)
+
+
+def uncompiled_step(model, batch):
+    """A decode step for a few short texts, that Numba does not have to compile: captured on a GPU, else generic."""
+    if model.device.name == "cuda":
+        from slm_np.inference.gpu_step import GpuStep
+
+        return GpuStep(model, batch)
     return GenericStep(model, batch)
 
 
@@ -38,11 +43,12 @@ class Decoder:
 
     Both return the logits (B, V) of the next tokens, which the next call overwrites. Raises UserError if B sequences do
     not fit into memory.
+    make_step: `choose_step`, which is the default, `uncompiled_step`, or another function (model, batch) -> decode step
     """
 
-    def __init__(self, model, batch=1):
+    def __init__(self, model, batch=1, make_step=None):
         self.model, self.batch = model, batch
-        self.token_step = choose_step(model, batch)
+        self.token_step = (make_step or choose_step)(model, batch)
         self.states = self.token_step.states  # what the mixers keep of the past
         self.context_slides = model.config.positions in ("rotary", "none")
         self.position = 0  # how many tokens came before the next one
