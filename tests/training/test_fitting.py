@@ -28,21 +28,10 @@ def data(tmp_path_factory):
     return small.text_file(tmp_path_factory.mktemp("data"))
 
 
-class Clock:
-    """The time module of a trainer whose every look at the clock takes `tick` seconds."""
-
-    def __init__(self, tick):
-        self.tick, self.now = tick, 0.0
-
-    def perf_counter(self):
-        self.now += self.tick
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """An update takes three looks at the clock: 12 ms."""
-    clock = Clock(0.004)
+    clock = small.Clock(0.004)
     monkeypatch.setattr("slm_np.training.trainer.time", clock)
     return clock
 
@@ -202,12 +191,12 @@ def test_a_run_killed_after_the_number_is_fixed_keeps_it(tmp_path, data, clock):
 
 
 def test_a_machine_too_slow_for_ten_updates(tmp_path, data, monkeypatch):
-    monkeypatch.setattr("slm_np.training.trainer.time", Clock(0.3))  # an update takes almost a second
+    monkeypatch.setattr("slm_np.training.trainer.time", small.Clock(0.3))  # an update takes almost a second
     trainer = small.trainer(data, tmp_path / "run", **FITTED)
     trainer.train()
     assert 2 <= trainer.updates == trainer.max_iters <= 4
     assert [row["step"] for row in metrics.read_metrics(tmp_path / "run") if "val_loss" in row] == [trainer.updates]
-    monkeypatch.setattr("slm_np.training.trainer.time", Clock(30))  # one update takes more than all the time
+    monkeypatch.setattr("slm_np.training.trainer.time", small.Clock(30))  # one update takes more than all the time
     trainer = small.trainer(data, tmp_path / "slower", **FITTED)
     trainer.train()
     assert trainer.updates == trainer.max_iters == 1
