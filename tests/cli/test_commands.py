@@ -93,11 +93,11 @@ def test_help_has_groups_defaults_and_presets(capsys):
     for group in ("run:", "training:", "model:"):
         assert f"\n{group}\n" in text
     for flag in (
-        "preset data val-data retention-data out-dir max-iters epochs max-time fit-time batch-size grad-accumulation- "
-        "steps block-size n-layer n-head n-kv-head n-embd n-hidden positions norm recurrence-size ssm-state-size "
-        "feed-forward head pattern bias no-bias dropout learning-rate min-lr warmup-iters lr-decay-iters lr-schedule "
-        "weight-decay beta1 beta2 grad-clip eval-interval eval-iters log-interval save-interval seed threads kernels "
-        "dtype device tokenizer resume config"
+        "preset data val-data retention-data out-dir max-iters epochs max-time fit-time batch-size "
+        "grad-accumulation-steps block-size n-layer n-head n-kv-head n-embd n-hidden positions norm recurrence-size "
+        "ssm-state-size feed-forward head pattern bias no-bias dropout learning-rate min-lr warmup-iters "
+        "lr-decay-iters lr-schedule weight-decay beta1 beta2 grad-clip eval-interval eval-iters log-interval "
+        "save-interval seed threads kernels dtype device tokenizer resume config"
     ).split():
         assert re.search(rf"--{flag}\b", text), flag
     for name in PRESETS:
