@@ -178,6 +178,8 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 
     retention: Tokens of other data to evaluate, too.   base: the Base to start from; None: random weights.
     """
+    from slm_np.inference.decoder import sampling
+    from slm_np.nn import warmup
     from slm_np.training.display import Display
     from slm_np.training.matmul_check import WrongMatmul
     from slm_np.training.signals import Interrupted
@@ -191,6 +193,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
     describe(run, corpus, memory)
     said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
     print(said, file=sys.stderr)
+    warmup.prepare(trainer.model, warmup.training, *([sampling] if corpus.tokenizer else []))
     command = f"slm_np.{'finetune' if run.base else 'train'}"
     try:
         trainer.train()

@@ -65,6 +65,10 @@ class Storage(Callback):
         checkpoint.save_checkpoint(self.path, trainer.updates, weights, tensors, counters)
         self.saved = trainer.updates
 
+    def on_fit(self, trainer):
+        """Write config.json: whatever happens, the run keeps its number of updates."""
+        run_config.write_config(self.path, trainer.run)
+
     def on_log(self, trainer, row):
         metrics.append_metrics(self.path, row)
 
