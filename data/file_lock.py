@@ -9,14 +9,19 @@ POLL_S = 0.2
 
 
 @contextlib.contextmanager
-def locked(path, waiting=""):
+def locked(path, waiting="", until=lambda: False):
     """Hold the lock of the file `path`, which exists only meanwhile. Waits for another process that holds it.
 
-    waiting: a line to print on stderr before waiting.
+    waiting: a line to print on stderr before waiting.   until: function () -> whether to wait no longer. Yields whether
+    the lock is held, which it is unless `until` said so.
     """
     while True:
         file = open(path, "a+b")
         while not _lock(file):
+            if until():
+                file.close()
+                yield False
+                return
             if waiting:
                 print(waiting, file=sys.stderr)
             waiting = ""
@@ -26,7 +31,7 @@ def locked(path, waiting=""):
                 break  # else the process that held it before has removed this file
         file.close()
     try:
-        yield
+        yield True
     finally:
         if os.name == "nt":  # an open file cannot be removed
             file.close()
