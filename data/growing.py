@@ -130,7 +130,6 @@ class GrowingTokens:
 
     def first(self, n):
         """`Tokens` of the first `n`, or of all if the split has fewer. Waits until they are written."""
-        self._building.check()
         self._look(n)
         if self._whole is None and len(self._ids) < n:
             lines = _Lines(f"waiting until {n:,} {self.split} tokens are ready", self._building.progress)
@@ -146,7 +145,7 @@ class GrowingTokens:
         return self.first(sys.maxsize)
 
     def sample(self):
-        """`Tokens` of the start of the split, with the bytes of its text."""
+        """`Tokens` that stand for all in their bytes per token: the first ones."""
         ids = self.first(SAMPLE).ids
         return Tokens(self.split, ids, len(self._building.tokenizer.decode(ids)))
 

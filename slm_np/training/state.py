@@ -68,7 +68,9 @@ class TrainingState:
             self.model, self.optimizer, self.spectral, shape, config.seed, config.max_spectral_norm, self.states
         )
         self.tokens, self.targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)  # (B, T)
-        self.batches, self.evaluated_batches = training_batches(run, corpus), evaluation_batches(run, corpus, retention)
+        self.batches = training_batches(run, corpus)
+        n = config.grad_accumulation_steps
+        self.evaluated_batches = evaluation_batches(run, corpus, retention, lambda index: n * self.updates)
         self.max_iters = self.batches.updates(config)
         self.updates = 0  # including those skipped for a bad gradient: schedules and batches depend on it
         self.elapsed = 0.0  # seconds in `Trainer.train` over all sessions, evaluations and saving included
@@ -87,6 +89,12 @@ class TrainingState:
         loss, norm = self.stepper.update()
         self.updates += 1
         return loss, norm, rate
+
+    def wait_for_data(self):
+        """Wait until what the next update reads is tokenized. Raises `CorpusFailed` if tokenizing failed."""
+        if self.corpus.building:
+            self.corpus.building.check()
+        self.batches.wait(self.tokens.shape, (self.updates + 1) * self.config.grad_accumulation_steps - 1)
 
     def load_batch(self, index):
         """Fill `tokens` and `targets` with training batch `index`. New sequences start with a new recurrent state."""
