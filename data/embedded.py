@@ -18,7 +18,7 @@ from slm_np.paths import published
 SPLIT_BYTES = dict(train=12_000_000, validation=120_000)
 SEEDS = dict(train=1, validation=2)
 TOGETHER = 64  # stories in a block
-MTIME = 946_684_800 * 10**9  # ns, of the files: the year 2000, so that a text is the same before and after it is written
+MTIME = 946_684_800 * 10**9  # ns, of the files: the year 2000, so that it is known before they are written
 
 
 class Writer(NamedTuple):

@@ -20,7 +20,6 @@ from slm_np.data.text_files import BLOCK
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 
-
 NICE = 10  # of workers in the background: they yield to training, and have the processors while it waits
 
 

@@ -11,11 +11,12 @@ def describe(run, corpus, memory):
     n, train, validation = parameter_count(run.model), corpus.train, corpus.validation
     on, masked = device(run.train.device), train.mask is not None
     if corpus.building:
-        n_tokens, length = train.n_text, f"{train.n_text:,} bytes for training and {validation.n_text:,} for validation"
-        length += ", still being tokenized"
+        n_tokens = train.n_text  # at most
+        length = f"{n_tokens:,} bytes for training and {validation.n_text:,} for validation, still being tokenized"
     else:
-        n_tokens, length = len(train), f"{train.n_bytes:,} bytes{' of replies' if masked else ''}, " if train.n_bytes else ""
-        length += f"{documents(corpus)}{len(train):,} training and {len(validation):,} validation tokens"
+        n_tokens = len(train)
+        length = f"{train.n_bytes:,} bytes{' of replies' if masked else ''}, " if train.n_bytes else ""
+        length += f"{documents(corpus)}{n_tokens:,} training and {len(validation):,} validation tokens"
     start = f", from step {run.base['step']} of {run.base['run']}" if run.base else ""
     parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
     lines = [
