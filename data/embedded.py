@@ -101,8 +101,9 @@ def written(name, split, cache, progress=True, write=True):
         floor = read_json_or_empty(floor_file)
     status = file.stat()
     files = ((file, status.st_size, status.st_mtime_ns),)
-    bits_per_byte = None if floor["bits"] is None else floor["bits"] / floor["bytes"]
-    return EmbeddedText(files, bits_per_byte, (name, split)) if known else Text(files, bits_per_byte)
+    if known:
+        return EmbeddedText(files, known.bits / known.size, (name, split))
+    return Text(files, None if floor["bits"] is None else floor["bits"] / floor["bytes"])
 
 
 def _version(name, split):

@@ -204,7 +204,7 @@ def test_an_embedded_text_is_read_while_it_is_written(tmp_path, cache, monkeypat
         for n in range(n_bytes // 20):
             if seed == 1 and n == 200:
                 assert opened.wait(60)
-            yield f"Tale {seed} no. {n:05d}.\n\n", 2.5
+            yield f"Tale {seed} no. {n:05d}.\n\n", 0.125 * 19
 
     writer = embedded.Writer(write, ".txt", (SimpleNamespace(__file__=str(source)),))
     monkeypatch.setitem(embedded.WRITERS, "stories", writer)
@@ -214,7 +214,7 @@ def test_an_embedded_text_is_read_while_it_is_written(tmp_path, cache, monkeypat
     monkeypatch.setattr(shards, "SEEN", 64)
     for split, seed in embedded.SEEDS.items():
         text = "".join(text for text, _ in write(embedded.SPLIT_BYTES[split], seed) if opened.set() is None).encode()
-        known = embedded.KnownText(len(text), len(text) / 8, hashlib.sha256(text).hexdigest())
+        known = embedded.KnownText(len(text), 0.125 * len(text), hashlib.sha256(text).hexdigest())
         monkeypatch.setitem(embedded.KNOWN, embedded._version("stories", split), known)
     complete = trainer("stories", True, tmp_path / "a")
     complete.train()
