@@ -12,13 +12,18 @@ def describe(run, corpus, memory):
 
     n, train, validation = parameter_count(run.model), corpus.train, corpus.validation
     on, masked = device(run.train.device), train.mask is not None
-    length = f"{train.n_bytes:,} bytes{' of replies' if masked else ''}, " if train.n_bytes else ""
+    if corpus.building:
+        n_tokens = train.n_text  # at most
+        length = f"{n_tokens:,} bytes for training and {validation.n_text:,} for validation, still being tokenized"
+    else:
+        n_tokens = len(train)
+        length = f"{train.n_bytes:,} bytes{' of replies' if masked else ''}, " if train.n_bytes else ""
+        length += f"{documents(corpus)}{n_tokens:,} training and {len(validation):,} validation tokens"
     start = f", from step {run.base['step']} of {run.base['run']}" if run.base else ""
     parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
     lines = [
         f"slm_np: on {on}, {on.describe_dtype(run.train.dtype)}",
-        f"corpus {corpus.source}: {length}{documents(corpus)}{len(train):,} training and {len(validation):,} "
-        f"validation tokens, vocabulary {run.model.vocab_size:,}",
+        f"corpus {corpus.source}: {length}, vocabulary {run.model.vocab_size:,}",
         f"model {run.preset}: {n:,} parameters{start}",
         f"memory: {parts}, together {sum(memory.values()) / 2**20:,.1f} MiB",
     ]
@@ -32,9 +37,9 @@ def describe(run, corpus, memory):
             f"end-of-text is added to the vocabulary ({run.base['vocab_size']} -> {run.model.vocab_size}); "
             "it starts as the mean of the other embeddings"
         )
-    if 5 * len(train) < n and not run.base:
+    if 5 * n_tokens < n and not run.base:
         lines.append(
-            f"the corpus has {len(train):,} tokens for {n:,} parameters: expect gibberish; more text or a smaller "
+            f"the corpus has {n_tokens:,} tokens for {n:,} parameters: expect gibberish; more text or a smaller "
             "model would help"
         )
     print("\n".join(lines), file=sys.stderr)

@@ -23,7 +23,7 @@ class RunConfig:
     data    what the settings cannot say about the data; {} before it is prepared:
                 fingerprint    hash of the training and validation tokens; resuming requires the same
                 source         the name to show
-                tokens         [training tokens, validation tokens]
+                tokens         [training tokens, validation tokens]; None until the corpus is completely tokenized
                 separated      whether the training data contain the end-of-text token
                 replay         fingerprint of the retention data, if there are any
                 converted      for a converted model, format and name of the file; then nothing else

@@ -30,7 +30,7 @@ class Display(Callback):
                 f"step {row['step']}: update skipped: loss {row['loss']}, gradient norm {row['grad_norm']}"
             )
         if trainer.log_is_due():
-            bits = bits_per_byte(row["loss"], trainer.corpus.train)
+            bits = bits_per_byte(row["loss"], trainer.corpus.train.sample())
             shown = f"  {bits:.2f} bits/byte" if math.isfinite(bits) else ""
             self.text = f"loss {row['loss']:.3f}{shown}  {row['tokens_per_s']:,.0f} tokens/s"
 

@@ -71,7 +71,9 @@ class TrainingState:
             self.model, self.optimizer, self.spectral, shape, config.seed, config.max_spectral_norm, self.states
         )
         self.tokens, self.targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)  # (B, T)
-        self.batches, self.evaluated_batches = training_batches(run, corpus), evaluation_batches(run, corpus, retention)
+        self.batches = training_batches(run, corpus)
+        n = config.grad_accumulation_steps
+        self.evaluated_batches = evaluation_batches(run, corpus, retention, lambda index: n * self.updates)
         self.max_iters = self.batches.updates(config)
         if config.fit_seconds:
             self.max_iters = run.fitted_iters or None  # None until it is known
@@ -92,6 +94,12 @@ class TrainingState:
         loss, norm = self.stepper.update()
         self.updates += 1
         return loss, norm, rate
+
+    def wait_for_data(self):
+        """Wait until what the next update reads is tokenized. Raises `CorpusFailed` if tokenizing failed."""
+        if self.corpus.building:
+            self.corpus.building.check()
+        self.batches.wait(self.tokens.shape, (self.updates + 1) * self.config.grad_accumulation_steps - 1)
 
     def load_batch(self, index):
         """Fill `tokens` and `targets` with training batch `index`. New sequences start with a new recurrent state."""

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import time
 
+from slm_np.data.growing import CorpusFailed
 from slm_np.errors import UserError
 from slm_np.training.evaluation import bits_per_byte, mean_loss
 from slm_np.training.fitting import TENTHS, Stopwatch, fitted_updates, interval_of
@@ -44,8 +45,8 @@ class Trainer(TrainingState):
     def train(self):
         """Train to the end: the last update or second, or `patience` evaluations without a lower validation loss.
 
-        Raises Interrupted after SIGINT or SIGTERM, and UserError after MAX_SKIPPED skipped updates in a row. In both
-        cases a checkpoint is saved first.
+        Raises Interrupted after SIGINT or SIGTERM, UserError after MAX_SKIPPED skipped updates in a row, and
+        CorpusFailed if the corpus is still being tokenized and that fails. A checkpoint is saved first.
         """
         self.stop_signal, started = None, time.perf_counter() - self.elapsed
         self.stopwatch = Stopwatch(self.config) if self.max_iters is None else None
@@ -63,10 +64,11 @@ class Trainer(TrainingState):
                         self.evaluate()
                     if self.finished():
                         break
+                    self.wait_for_data()
                     self.advance()
                     self.check_stop()
             self.save()
-        except Interrupted:
+        except (Interrupted, CorpusFailed):
             self.save()
             raise
         finally:
