@@ -41,7 +41,7 @@ from .attention_storage import (
 )
 from .bfloat16 import convert_block, type_of, write
 from .dropout import threshold_of
-from .jit import kernel, row
+from .jit import inlined, kernel, row
 from .math import multiply_add
 from .microkernel_f32 import COLUMNS, QUERIES, padded
 from .scratch import elements_of
@@ -113,7 +113,7 @@ def write_rows(x, start, stride, rows, count, width, scale):
             write(target, d, source[d] * scale)
 
 
-@row
+@inlined
 def forward_head(out, lse, s, qkv, sizes, dropout, b, h):
     """Query head h of sequence b."""
     heads, kv_heads, steps, width = sizes
@@ -140,7 +140,7 @@ def forward_head(out, lse, s, qkv, sizes, dropout, b, h):
         write_rows(out, (b * steps + q) * out_columns + h * width, out_columns, s.result, count, width, one)
 
 
-@row
+@inlined
 def backward_group(qkv, s, dout, lse, sizes, dropout, b, kv):
     """Key-value head kv of sequence b with its query heads: no other task reads or overwrites them."""
     heads, kv_heads, steps, width = sizes

@@ -14,7 +14,7 @@ import numpy as np
 from numba.extending import register_jitable
 from numba.np.ufunc.parallel import get_thread_id
 
-from .jit import exact, kernel, row
+from .jit import exact, inlined, kernel, row
 from .microkernel_f32 import (
     ADD,
     BIAS,
@@ -211,7 +211,7 @@ def copy_b_panel(panels, panel, b, flat_b, transpose_b, term, terms, j, columns)
     transpose(panels[panel:], COLUMNS, flat_b, j * b.shape[1] + term, b.shape[1], columns, terms)
 
 
-@row
+@inlined
 def multiply_block(
     flat_c,
     n,
@@ -273,7 +273,7 @@ def multiply_block(
                 )
 
 
-@row
+@inlined
 def multiply_part(
     flat_c,
     n,
@@ -320,7 +320,7 @@ def multiply_part(
             )
 
 
-@row
+@inlined
 def outer_block(
     flat_c,
     n,
