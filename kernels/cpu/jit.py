@@ -21,8 +21,8 @@ from numba.extending import intrinsic
 
 from slm_np.paths import cache_dir
 
-from . import threads  # noqa: F401  loads the threading layer before Numba does
-from .processor import FEATURES, compiled_name  # imported first: it sets the instruction set
+from .processor import FEATURES, compiled_name, for_this_processor
+from .threads import one_at_a_time
 
 # Sums may be reordered and multiply-adds fused, so that loops vectorize. NaN and infinity keep their meaning.
 FAST = {"reassoc", "nsz", "arcp", "contract"}
@@ -44,7 +44,7 @@ CACHE = kernel_cache()
 def _compiled(function, **options):
     previous, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE)
     try:
-        return numba.njit(function, cache=True, error_model="numpy", nogil=True, **options)
+        return for_this_processor(numba.njit(function, cache=True, error_model="numpy", nogil=True, **options))
     finally:
         numba.config.CACHE_DIR = previous
 
@@ -73,7 +73,7 @@ def compile_ahead(name, commands):
 
 def kernel(function):
     """Compile a kernel whose outer loop is a `prange`."""
-    return _compiled(function, parallel=True, fastmath=FAST)
+    return one_at_a_time(_compiled(function, parallel=True, fastmath=FAST))
 
 
 def row(function):
