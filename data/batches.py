@@ -9,6 +9,7 @@ import numpy as np
 from slm_np.data.token_store import check_length
 from slm_np.errors import UserError
 
+START, GROWTH = 1 << 20, 32  # see `reach`
 _EPOCHS = 1 << 32  # the Philox purpose of `EpochOrder`, above those that callers of `random_batch` choose
 _ROUNDS = 6  # of the Feistel network
 
@@ -35,6 +36,17 @@ def random_batch(x, y, tokens, seed, purpose, step):
     """
     check_length(tokens, x.shape[1])
     gather(x, y, tokens, _philox(seed, purpose, step, x.shape[0]) % np.uint64(len(tokens) - x.shape[1]))
+
+
+def reach(n_read):
+    """The number of tokens, from the start of a split, among which training looks for random windows.
+
+    n_read: tokens in the batches before.   This is max(`START`, `GROWTH` n_read), so training starts before a large
+    corpus is tokenized, and still sees few tokens twice: the first ones are drawn (1 + ln(N / START)) / GROWTH times
+    more than the last ones, which is less than 0.3 for N = 2^33. It depends on the settings and the batch alone, so it
+    makes no difference how fast the corpus is tokenized.
+    """
+    return max(START, GROWTH * n_read)
 
 
 def _philox(seed, purpose, step, n):

@@ -17,18 +17,18 @@ OWN_VALIDATION = (*WRITERS, *(name for name, source in SOURCES.items() if "valid
 FLAGS = dict(train="--data", validation="--val-data")
 
 
-def find(data, split, cache, progress=True):
+def find(data, split, cache, progress=True, write=True):
     """The `Text` that the string `data` names.
 
     data: files, folders and globs separated by commas, or a name in `NAMES`. Of a folder all files count, recursively
     and sorted by name, except hidden ones. No file counts twice. A file that exists takes precedence over a name.
     split: train or validation. It selects the part of a corpus known by name, and the flag that errors mention.
-    cache: the folder for embedded and downloaded corpora.
+    cache: the folder for embedded and downloaded corpora.   write: as in `embedded.written`.
     UserError for what is missing, empty or unreadable.
     """
     name = named(data)
     if name in WRITERS:
-        return written(name, split, cache, progress)
+        return written(name, split, cache, progress, write)
     items = [str(download(name, split, cache, progress))] if name else split_list(data)
     files = {}
     for item in items:

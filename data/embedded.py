@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ from slm_np.data import dialogues, stories
 from slm_np.data.files import read_json_or_empty
 from slm_np.data.meter import metered
 from slm_np.data.text_files import Text
+from slm_np.errors import UserError
 from slm_np.paths import published
 
 SPLIT_BYTES = dict(train=12_000_000, validation=120_000)
 SEEDS = dict(train=1, validation=2)
+TOGETHER = 64  # stories in a block
+MTIME = 946_684_800 * 10**9  # ns, of the files: the year 2000, so that it is known before they are written
 
 
 class Writer(NamedTuple):
@@ -32,42 +36,107 @@ WRITERS = dict(
 )
 
 
-def written(name, split, cache, progress=True):
+class KnownText(NamedTuple):
+    """What is known of a text without writing it. It contains no document separator `<|endoftext|>`."""
+
+    size: int  # bytes
+    bits: float  # of entropy
+    sha256: str
+
+
+# By the version of the writer, see `_version`. Any other text is written completely before it is read. So whoever
+# changes a writer may correct the entry, or remove it.
+KNOWN = {
+    "e761af2e0807a746": KnownText(
+        12_000_686,
+        7730307.818978291,
+        "dc5a08974c96d1d168ee2937ac467dfbff9c2468f356a6773b255bf1b9c4b738",
+    ),
+    "ba540e86e79093c8": KnownText(
+        120_024,
+        77126.83472404654,
+        "f0a6aba7a6574c2663ea08eb1f01634298f89159c3eaa1e45f60a46554752e0e",
+    ),
+}
+
+
+class EmbeddedText(Text):
+    """A `KnownText` as a file that is written when it is first read."""
+
+    def blocks(self, start=0, stop=None):
+        [(path, size, _)] = self.files
+        if not path.exists():
+            blocks = _written_blocks(*self.embedded, path)
+            if start == 0 and stop in (None, size):
+                yield from blocks
+                return
+            for _ in blocks:
+                pass
+        yield from super().blocks(start, stop)
+
+    def sha256(self, cache, progress=True):
+        return KNOWN[_version(*self.embedded)].sha256
+
+
+def written(name, split, cache, progress=True, write=True):
     """The `Text` of `split` (train or validation) of an embedded corpus, written into the folder `cache` if necessary.
 
     Its floor is the sum of the entropies over the bytes, if the writer knows them. The folder's name contains a hash of
-    the writer's source, so a changed writer writes a new file. UserError if the cache cannot be written.
+    the writer's source, so a changed writer writes a new file.
+    write: False leaves a known text to be written when it is read.   UserError if the cache cannot be written.
     """
-    writer, n_bytes, seed = WRITERS[name], SPLIT_BYTES[split], SEEDS[split]
-    code = b"".join(Path(module.__file__).read_bytes().replace(b"\r\n", b"\n") for module in writer.modules)
-    version = hashlib.sha256(code + repr((n_bytes, seed)).encode()).hexdigest()
-    folder = cache / name / f"{split}-{version[:16]}"
-    file, floor_file = folder / (name + writer.suffix), folder / "floor.json"
+    version = _version(name, split)
+    folder, known = cache / name / f"{split}-{version}", KNOWN.get(version)
+    file, floor_file = folder / (name + WRITERS[name].suffix), folder / "floor.json"
     floor = read_json_or_empty(floor_file)
     if folder.is_dir() and not (file.is_file() and file.stat().st_size == floor.get("bytes") and "bits" in floor):
         shutil.rmtree(folder, ignore_errors=True)  # damaged
+    if not folder.is_dir() and known and not write:
+        return EmbeddedText(((file, known.size, MTIME),), known.bits / known.size, (name, split))
     if not folder.is_dir():
-        with published(folder) as part:
-            floor = _write(
-                writer.write(n_bytes, seed), part / file.name, n_bytes, f"writing the {split} {name}", progress
-            )
-            (part / floor_file.name).write_text(json.dumps(floor), encoding="utf-8")
+        for _ in metered(
+            _written_blocks(name, split, file), SPLIT_BYTES[split], f"writing the {split} {name}", progress
+        ):
+            pass
+        floor = read_json_or_empty(floor_file)
     status = file.stat()
-    bits_per_byte = None if floor["bits"] is None else floor["bits"] / floor["bytes"]
-    return Text(((file, status.st_size, status.st_mtime_ns),), bits_per_byte)
+    files = ((file, status.st_size, status.st_mtime_ns),)
+    if known:
+        return EmbeddedText(files, known.bits / known.size, (name, split))
+    return Text(files, None if floor["bits"] is None else floor["bits"] / floor["bytes"])
 
 
-def _write(texts, path, n_bytes, what, progress):
-    """Write (text, bits) one after the other. Returns dict(bytes, bits), with bits None if one of them is unknown."""
-    floor = dict(bytes=0, bits=0.0)
+def _version(name, split):
+    """A hash of everything that the text depends on: the writer's source, the number of bytes and the seed."""
+    code = b"".join(Path(module.__file__).read_bytes().replace(b"\r\n", b"\n") for module in WRITERS[name].modules)
+    return hashlib.sha256(code + repr((SPLIT_BYTES[split], SEEDS[split])).encode()).hexdigest()[:16]
 
-    def encoded():
-        for text, bits in texts:
-            data = text.encode()
-            floor["bytes"] += len(data)
-            floor["bits"] = None if bits is None or floor["bits"] is None else floor["bits"] + float(bits)
-            yield data
 
-    with open(path, "wb") as out:
-        out.writelines(metered(encoded(), n_bytes, what, progress))
-    return floor
+def _written_blocks(name, split, path):
+    """Write a text, and yield it in blocks. It appears as `path`, in a folder with floor.json, after the last block.
+
+    floor.json: dict(bytes, bits), with bits None if the entropy of a part is unknown.
+    """
+    floor, digest, parts = dict(bytes=0, bits=0.0), hashlib.sha256(), []
+    with published(path.parent) as folder:
+        with open(folder / path.name, "wb") as out:
+
+            def block():
+                data = "".join(parts).encode()
+                parts.clear()
+                floor["bytes"] += len(data)
+                digest.update(data)
+                out.write(data)
+                return data
+
+            for text, bits in WRITERS[name].write(SPLIT_BYTES[split], SEEDS[split]):
+                parts.append(text)
+                floor["bits"] = None if bits is None or floor["bits"] is None else floor["bits"] + float(bits)
+                if len(parts) == TOGETHER:
+                    yield block()
+            yield block()
+        known = KNOWN.get(_version(name, split))
+        if known and (floor["bytes"], digest.hexdigest()) != (known.size, known.sha256):
+            raise UserError(f"the {split} {name} differ from what embedded.py knows of them; reinstall slm_np")
+        os.utime(folder / path.name, ns=(MTIME, MTIME))
+        (folder / "floor.json").write_text(json.dumps(floor), encoding="utf-8")

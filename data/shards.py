@@ -5,18 +5,20 @@ import json
 import os
 import re
 import shutil
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 
 import numpy as np
 
 from slm_np.data.documents import END, PLAIN, ROWS, next_start, rows
 from slm_np.data.documents import split as split_documents
+from slm_np.data.embedded import EmbeddedText
 from slm_np.data.files import read_json_or_empty
 from slm_np.data.text_files import BLOCK, Text
 from slm_np.errors import UserError
 
 SHARD = 16 << 20  # bytes of text per shard, about. It is the same on every machine, so the ids are too
+SEEN = 1 << 16  # bytes of ids after which the first shard of a split shows them to readers
 SEARCHED = 1 << 16  # bytes before the end of a shard in which a word's end is searched
 _WORD_END = re.compile(rb"[!-~](?=[ \n])")
 COUNTS = ("tokens", "targets", "documents", "bytes", "target_bytes")  # what is counted of each shard
@@ -66,12 +68,14 @@ def tokenize(staging, plan, number, tokenizer, report):
     """Tokenize shard `number` of a plan (see store_builder.py) into the folder `staging`/shards.
 
     Writes NUMBER.bin (ids), for rows NUMBER.mask (a byte per token, 1 for a target), and at the end NUMBER.json
-    (`COUNTS`).
+    (`COUNTS`). The ids of a split's first shard go directly to `staging`/SPLIT.bin, so they can be read while they are
+    written.
     report: function (n), called when n more bytes have been read.   UserError for text that cannot be tokenized.
     """
     split, kind, start, stop = plan["shards"][number]
     text, counts = text_of(plan, split), dict.fromkeys(COUNTS, 0)
-    part = staging / "shards" / f"{number}.{os.getpid()}"
+    part, is_first = staging / "shards" / f"{number}.{os.getpid()}", numbers_of(plan, split)[0] == number
+    ids_path = staging / f"{split}.bin" if is_first else Path(f"{part}.bin")
 
     def read():
         for block in text.blocks(start, stop):
@@ -104,11 +108,11 @@ def tokenize(staging, plan, number, tokenizer, report):
         counts["documents"] += 1
 
     with (
-        open(f"{part}.bin", "wb", BLOCK) as ids_file,
+        open(ids_path, "wb", SEEN if is_first else BLOCK) as ids_file,
         open(f"{part}.mask", "wb") if kind == ROWS else contextlib.nullcontext() as mask_file,
     ):
         if kind == PLAIN:  # one text, however many shards it has
-            write(read(), begins=number == 0 or plan["shards"][number - 1][0] != split)
+            write(read(), begins=is_first)
         elif kind == ROWS:
             for size, spans in rows(text, start, stop):
                 for i, (span, target) in enumerate(spans):
@@ -124,45 +128,78 @@ def tokenize(staging, plan, number, tokenizer, report):
             for first in blocks:
                 write(chain([first], iter(lambda: next(blocks), END)))
                 end_document()
-    for suffix in (".bin", ".mask") if kind == ROWS else (".bin",):
+    for suffix in (".bin",) * (not is_first) + (".mask",) * (kind == ROWS):
         os.replace(f"{part}{suffix}", staging / "shards" / f"{number}{suffix}")
     Path(f"{part}.json").write_text(json.dumps(counts), encoding="utf-8")
     os.replace(f"{part}.json", staging / "shards" / f"{number}.json")
 
 
-def join(staging, plan, split, id_size):
-    """Append the shards of a split to SPLIT.bin, and to SPLIT.mask.bin if not all tokens are targets.
+def join(staging, plan, split, id_size, start=(0, 0)):
+    """Append finished shards of a split to SPLIT.bin, in order, up to the first one that is not finished.
 
-    id_size: bytes per id.   Returns the sums of `COUNTS`.   A shard is removed once its bytes are on disk. A rerun
-    derives from the file sizes which shards were appended, so a kill loses nothing.
+    id_size: bytes per id.   start: (shards, bytes) that an earlier call has appended.   Returns these two numbers now.
+    A shard is removed once its bytes are on disk. A rerun derives from the file size which shards were appended, so a
+    kill loses nothing.
     """
-    numbers = [number for number, shard in enumerate(plan["shards"]) if shard[0] == split]
-    counts = {number: finished(staging, number) for number in numbers}
-    totals = {key: sum(count[key] for count in counts.values()) for key in COUNTS}
-    files = [(f"{split}.bin", ".bin", id_size)]
+    numbers = numbers_of(plan, split)[start[0] :]
+    counts = list(takewhile(bool, (finished(staging, number) for number in numbers)))
+    if not counts and (numbers or (staging / f"{split}.bin").exists()):
+        return start
+    size = _append(staging, f"{split}.bin", ".bin", id_size, list(zip(numbers, counts)), start[1])
+    return start[0] + len(counts), size
+
+
+def join_masks(staging, plan, split):
+    """Append the masks of a split to SPLIT.mask.bin if not all tokens are targets. Returns the sums of `COUNTS`.
+
+    All shards are finished, and a kill loses nothing, as in `join`.
+    """
+    counts = [(number, finished(staging, number)) for number in numbers_of(plan, split)]
+    totals = {key: sum(count[key] for _, count in counts) for key in COUNTS}
     if totals["targets"] < totals["tokens"]:
-        files.append((f"{split}.mask.bin", ".mask", 1))
-    for file, suffix, width in files:
-        with open(staging / file, "ab") as out:
-            at = 0
-            for number in numbers:
-                size, shard = counts[number]["tokens"] * width, staging / "shards" / f"{number}{suffix}"
-                if out.seek(0, os.SEEK_END) < at + size:
-                    out.truncate(at)
-                    if shard.exists():
-                        with open(shard, "rb") as source:
-                            shutil.copyfileobj(source, out, BLOCK)
-                    else:  # a shard without a mask: all of its tokens are targets
-                        out.write(b"\1" * size)
-                    out.flush()
-                    os.fsync(out.fileno())
-                with contextlib.suppress(OSError):
-                    shard.unlink()
-                at += size
-            out.truncate(at)
-            out.flush()
-            os.fsync(out.fileno())
+        _append(staging, f"{split}.mask.bin", ".mask", 1, counts)
     return totals
+
+
+def _append(staging, file, suffix, width, counts, at=0):
+    """Append shards from the byte `at` of `file` on, unless they are there. counts: [(number, `COUNTS`), ...].
+
+    The file never becomes shorter than what readers may have mapped.
+    """
+    (staging / file).touch()
+    with open(staging / file, "r+b") as out:
+        for number, count in counts:
+            size, shard = count["tokens"] * width, staging / "shards" / f"{number}{suffix}"
+            if out.seek(0, os.SEEK_END) < at + size:
+                out.seek(at)
+                if shard.exists():
+                    with open(shard, "rb") as source:
+                        shutil.copyfileobj(source, out, BLOCK)
+                else:  # a shard without a mask: all of its tokens are targets
+                    out.write(b"\1" * size)
+                out.flush()
+                os.fsync(out.fileno())
+            with contextlib.suppress(OSError):
+                shard.unlink()
+            at += size
+        out.truncate(at)
+        out.flush()
+        os.fsync(out.fileno())
+    return at
+
+
+def clean(staging, plan, id_size):
+    """Remove the unfinished shards that an interrupted build has left. The lock of the store is held."""
+    for split in plan["texts"]:
+        ids, number = staging / f"{split}.bin", next(iter(numbers_of(plan, split)), None)
+        first, parts = finished(staging, number), staging / "shards"
+        if not first:
+            ids.unlink(missing_ok=True)
+        elif not (parts / f"{number}.bin").exists():
+            if not ids.exists() or ids.stat().st_size < first["tokens"] * id_size:  # after a power cut
+                (parts / f"{number}.json").unlink()
+    for path in (staging / "shards").glob("*.*.*"):  # NUMBER.PROCESS.SUFFIX
+        path.unlink()
 
 
 def finished(staging, number):
@@ -170,6 +207,18 @@ def finished(staging, number):
     return read_json_or_empty(staging / "shards" / f"{number}.json")
 
 
+def documents_of(counts, separated):
+    """The number of documents that `COUNTS` of a split mean: a text without separators is one."""
+    return counts["documents"] if separated else int(counts["tokens"] > 0)
+
+
+def numbers_of(plan, split):
+    """The numbers of the shards of a split, in the order of its text."""
+    return [number for number, shard in enumerate(plan["shards"]) if shard[0] == split]
+
+
 def text_of(plan, split):
     """The `Text` of a split in a plan."""
-    return Text(tuple((Path(path), size, mtime) for path, size, mtime in plan["texts"][split]))
+    files = tuple((Path(path), size, mtime) for path, size, mtime in plan["texts"][split])
+    name = plan.get("embedded", {}).get(split)
+    return EmbeddedText(files, embedded=name) if name else Text(files)

@@ -15,21 +15,22 @@ class TextRange(NamedTuple):
     stop: int
 
 
-def split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress):
-    """{"train": TextRange, "validation": TextRange} of the text `data`. The arguments are those of `load_corpus`.
+def split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress, write=True):
+    """{"train": TextRange, "validation": TextRange} of the text `data`. The arguments are those of `load_corpus`,
+    and `write` that of `corpus.find`.
 
     The validation split is `val_data` if it is given, else that of a corpus known by name, else the
     last tenth of the bytes, from the start of a document on.
     """
     known = corpus.named(data)
-    text = corpus.find(data, whole if whole and known else "train", cache, progress)
+    text = corpus.find(data, whole if whole and known else "train", cache, progress, write)
     stop = _limited(text, limit_bytes, documents, cache)
     if whole:
         return dict(train=TextRange(text, 0, stop), validation=TextRange(text, stop, stop))
     if not val_data and known in corpus.OWN_VALIDATION:
         val_data = data
     if val_data:
-        val_text = corpus.find(val_data, "validation", cache, progress)
+        val_text = corpus.find(val_data, "validation", cache, progress, write)
         return dict(train=TextRange(text, 0, stop), validation=TextRange(val_text, 0, val_text.size))
     cut = _last_tenth(text, stop, documents, cache)
     return dict(train=TextRange(text, 0, cut), validation=TextRange(text, cut, stop))
@@ -37,6 +38,8 @@ def split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress)
 
 def is_separated(part, documents, cache):
     """Whether a `TextRange` has a document separator, or rows."""
+    if documents == "marker" and part.text.embedded:
+        return False
 
     def search():
         return any(

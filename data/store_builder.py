@@ -10,56 +10,108 @@ import contextlib
 import json
 import os
 import shutil
+from itertools import zip_longest
 
 from slm_np.data import shards
-from slm_np.file_lock import locked
 from slm_np.data.meter import Meter
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.data.workers import WorkerDied, tokenize_in_processes
 from slm_np.errors import UserError
+from slm_np.file_lock import locked
 from slm_np.machine import available_cores
 
 
-def build(folder, plan, make_tokenizer, describe, threads=0, progress=True):
-    """Make the store `folder`, which appears only once it is complete.
+class Build:
+    """A store to make, with `run`, or step by step: `begin`, `finish` and `close`. It appears once it is complete.
 
-    It contains SPLIT.bin and SPLIT.mask.bin (see `shards.join`), tokenizer.json and meta.json.
-    make_tokenizer: function () -> Tokenizer.   describe: function (tokenizer, totals {split: counts}) -> the object in
-    meta.json.   threads: number of processes, 0 for one per core.
-    If another process builds the same store, this waits for it. UserError for text that cannot be tokenized, or a disk
-    that fails.
+    folder          the store: SPLIT.bin and SPLIT.mask.bin (see shards.py), tokenizer.json and meta.json
+    plan            see above
+    make_tokenizer  function () -> Tokenizer
+    describe        function (tokenizer, totals {split: counts}) -> the object in meta.json
+    threads         number of processes, 0 for one per core
+    progress        whether to show progress on stderr
+
+    If another process builds the same store, this one waits for it. UserError for text that cannot be tokenized, or a
+    disk that fails.
     """
-    staging = staging_of(folder)
-    waiting = "waiting for another process that prepares the same corpus" if progress else ""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(folder.name + ".lock"), waiting):
-            if folder.is_dir() and any(folder.iterdir()):
-                return  # another process has built it
-            tokenizer = _resumed(staging, plan) or _begun(staging, plan, make_tokenizer)
-            _tokenize_all(staging, plan, tokenizer, threads, progress)
+
+    def __init__(self, folder, plan, make_tokenizer, describe, threads=0, progress=True):
+        self.folder, self.staging, self.plan = folder, staging_of(folder), plan
+        self.make_tokenizer, self.describe = make_tokenizer, describe
+        self.threads, self.progress = threads, progress
+        self.tokenizer = None  # after `begin`
+        self._lock = contextlib.ExitStack()
+
+    def run(self):
+        """Make the store, or wait until another process has made it."""
+        try:
+            if self.begin():
+                self.finish()
+        finally:
+            self.close()
+
+    def begin(self, until=lambda: False):
+        """Whether this process builds the store now. If so, it holds the lock, and the tokenizer is made.
+
+        If not, the store is complete, or `until()` became true while another process was building it.
+        """
+        waiting = "waiting for another process that prepares the same corpus" if self.progress else ""
+        with self._errors():
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = self.folder.with_name(self.folder.name + ".lock")
+            if not self._lock.enter_context(locked(lock, waiting, until)) or self.exists():
+                self.close()
+                return False
+            self.tokenizer = _resumed(self.staging, self.plan) or _begun(self.staging, self.plan, self.make_tokenizer)
+            shards.clean(self.staging, self.plan, self.tokenizer.dtype.itemsize)
+            return True
+
+    def finish(self, stop=None):
+        """Tokenize the shards, join them, and rename the folder. stop: as in `tokenize_in_processes`."""
+        staging, plan = self.staging, self.plan
+        with self._errors():
+            _tokenize_all(staging, plan, self.tokenizer, self.threads, self.progress, stop)
             for split in plan["texts"]:
                 shards.text_of(plan, split).check_unchanged()
-            totals = {split: shards.join(staging, plan, split, tokenizer.dtype.itemsize) for split in plan["texts"]}
-            meta = json.dumps(describe(tokenizer, totals), indent=2) + "\n"
+            totals = {split: shards.join_masks(staging, plan, split) for split in plan["texts"]}
+            meta = json.dumps(self.describe(self.tokenizer, totals), indent=2) + "\n"
             (staging / "meta.json").write_text(meta, encoding="utf-8")
             shutil.rmtree(staging / "shards")
             (staging / "plan.json").unlink()
             with contextlib.suppress(OSError):
-                folder.rmdir()  # an empty folder, onto which Windows would rename nothing
-            os.rename(staging, folder)
-    except UserError:
-        shutil.rmtree(staging, ignore_errors=True)  # after the text is corrected, the plan is another one
-        raise
-    except WorkerDied as error:
-        raise UserError(
-            f"a worker process that tokenized the corpus ended with status {error}; start again with fewer --threads: "
-            "finished shards are kept"
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder.parent} ({error.strerror}); free some space, or set SLM_NP_CACHE to another folder"
-        ) from None
+                self.folder.rmdir()  # an empty folder, onto which Windows would rename nothing
+            os.rename(staging, self.folder)
+
+    def exists(self):
+        """Whether the store is complete."""
+        return self.folder.is_dir() and any(self.folder.iterdir())
+
+    def begun(self):
+        """Whether this process or another one has begun this store, so that its tokenizer can be loaded."""
+        return _is_begun(self.staging, self.plan)
+
+    def close(self):
+        """Free the lock. Finished shards are kept."""
+        self._lock.close()
+
+    @contextlib.contextmanager
+    def _errors(self):
+        """Turn the errors of a build into a UserError."""
+        try:
+            yield
+        except UserError:
+            shutil.rmtree(self.staging, ignore_errors=True)  # after the text is corrected, the plan is another one
+            raise
+        except WorkerDied as error:
+            raise UserError(
+                f"a worker process that tokenized the corpus ended with status {error}; start again with fewer "
+                "--threads: finished shards are kept"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.folder.parent} ({error.strerror}); free some space, or set SLM_NP_CACHE to "
+                "another folder"
+            ) from None
 
 
 def staging_of(folder):
@@ -70,10 +122,17 @@ def staging_of(folder):
 def _resumed(staging, plan):
     """The tokenizer of a store that was begun with this plan, or None if there is none."""
     with contextlib.suppress(OSError, UserError):
-        if (staging / "plan.json").read_text(encoding="utf-8") == json.dumps(plan):
+        if _is_begun(staging, plan):
             (staging / "shards").mkdir(exist_ok=True)  # an earlier process may have been killed after it removed them
             return load_tokenizer(staging / "tokenizer.json")
     return None
+
+
+def _is_begun(staging, plan):
+    """Whether `staging` holds the plan and the tokenizer, which is saved before it."""
+    with contextlib.suppress(OSError):
+        return (staging / "plan.json").read_text(encoding="utf-8") == json.dumps(plan)
+    return False
 
 
 def _begun(staging, plan, make_tokenizer):
@@ -87,15 +146,36 @@ def _begun(staging, plan, make_tokenizer):
     return tokenizer
 
 
-def _tokenize_all(staging, plan, tokenizer, threads, progress):
-    """Tokenize the shards that are not finished, in processes if there are several shards' worth of bytes."""
+def _tokenize_all(staging, plan, tokenizer, threads, progress, stop):
+    """Tokenize the shards that are not finished, and join them as soon as all before them are finished.
+
+    It takes processes if there are several shards' worth of bytes, or in the background (`stop`).
+    """
     sizes = [stop - start for _, _, start, stop in plan["shards"]]
-    todo = [number for number in range(len(sizes)) if not shards.finished(staging, number)]
+    todo = [number for number in _order(plan) if not shards.finished(staging, number)]
     left = sum(sizes[number] for number in todo)
-    processes = min(threads or available_cores(), -(-left // shards.SHARD))
+    processes = min(threads or available_cores(), max(bool(stop), -(-left // shards.SHARD)))
+    joined = dict.fromkeys(plan["texts"], (0, 0))
+
+    def join():
+        for split, so_far in joined.items():
+            joined[split] = shards.join(staging, plan, split, tokenizer.dtype.itemsize, so_far)
+
     with Meter(sum(sizes), "tokenizing", progress, sum(sizes) - left) as meter:
-        if processes > 1:
-            tokenize_in_processes(staging, todo, processes, meter)
+        if todo and (stop or processes > 1):
+            tokenize_in_processes(staging, todo, processes, meter, join, stop)
         else:
             for number in todo:
                 shards.tokenize(staging, plan, number, tokenizer, meter.update)
+                join()
+    join()
+
+
+def _order(plan):
+    """The numbers of all shards: those of the validation split and of the training split in turn.
+
+    So both are there early: training starts with the first, and waits for all of the validation split before its first
+    evaluation.
+    """
+    turns = zip_longest(*(shards.numbers_of(plan, split) for split in reversed(plan["texts"])))
+    return [number for turn in turns for number in turn if number is not None]

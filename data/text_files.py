@@ -21,6 +21,7 @@ class Text:
 
     files: tuple  # (path, size in bytes, mtime in ns) of each file
     bits_per_byte_floor: float | None = None  # entropy of the source that generated the text, None if unknown
+    embedded: tuple | None = None  # (name, split) of an `EmbeddedText`
 
     @property
     def size(self):

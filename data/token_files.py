@@ -5,9 +5,12 @@ NAME.mask.bin    a byte per token, 1 if the loss counts it as a target; without 
 meta.json        dtype (uint16 without it), bytes (of text: one number, or {NAME: number}), vocab_size,
                  and tokens, learnt (targets) and documents, each {NAME: number}
 tokenizer.json   the tokenizer
+
+`Tokens` are what training reads: a split in such files.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +27,38 @@ from slm_np.errors import UserError
 TRAINING = ("train.bin",)
 VALIDATION = ("validation.bin", "val.bin")
 EVALUATION = (*VALIDATION, *TRAINING)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """One split of a corpus."""
+
+    split: str  # train or validation
+    ids: np.ndarray  # (N,) uint16 or uint32, memory-mapped, read-only
+    n_bytes: int | None = None  # of the text of all targets, None if unknown
+    bits_per_byte_floor: float | None = None  # entropy of the source that generated the text, None if unknown
+    mask: np.ndarray | None = None  # (N,) uint8, memory-mapped: 1 if the loss counts this token; None if it counts all
+    n_targets: int | None = None  # tokens that the loss counts; None counts them
+    n_documents: int | None = None  # None if unknown
+
+    def __post_init__(self):
+        if self.mask is None:
+            object.__setattr__(self, "n_targets", len(self.ids))
+        elif self.n_targets is None:
+            object.__setattr__(self, "n_targets", int(np.count_nonzero(self.mask)))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def first(self, n):
+        """The `Tokens` of the first `n`, or all of them if there are fewer."""
+        if n >= len(self):
+            return self
+        return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n])
+
+    def sample(self):
+        """`Tokens` that stand for all in their bytes per token: these."""
+        return self
 
 
 class TokenFile(NamedTuple):

@@ -13,12 +13,14 @@ import numpy as np
 from slm_np.data import bpe, store_builder
 from slm_np.data.documents import ROWS, check_kind
 from slm_np.data.files import read_json_or_empty
-from slm_np.data.shards import content, shard_ranges
+from slm_np.data.growing import Building, GrowingTokens, can_grow
+from slm_np.data.shards import content, documents_of, shard_ranges
 from slm_np.data.splits import is_separated, split_ranges
 from slm_np.data.token_files import (
     EVALUATION,
     TRAINING,
     VALIDATION,
+    Tokens,
     file_in,
     is_token_file,
     largest_id,
@@ -37,30 +39,8 @@ SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
-    """One split of a corpus."""
-
-    split: str  # train or validation
-    ids: np.ndarray  # (N,) uint16 or uint32, memory-mapped, read-only
-    n_bytes: int | None = None  # of the text of all targets, None if unknown
-    bits_per_byte_floor: float | None = None  # entropy of the source that generated the text, None if unknown
-    mask: np.ndarray | None = None  # (N,) uint8, memory-mapped: 1 if the loss counts this token; None if it counts all
-    n_targets: int | None = None  # tokens that the loss counts; None counts them
-    n_documents: int | None = None  # None if unknown
-
-    def __post_init__(self):
-        if self.mask is None:
-            object.__setattr__(self, "n_targets", len(self.ids))
-        elif self.n_targets is None:
-            object.__setattr__(self, "n_targets", int(np.count_nonzero(self.mask)))
-
-    def __len__(self):
-        return len(self.ids)
-
-
-@dataclass(frozen=True, eq=False)
 class Corpus:
-    """Both splits and their tokenizer."""
+    """Both splits and their tokenizer. While the token store is being built, the splits are `GrowingTokens`."""
 
     train: Tokens
     validation: Tokens
@@ -68,6 +48,7 @@ class Corpus:
     vocab_size: int
     fingerprint: str  # in hexadecimal: equal exactly if contents, splits and tokenizer are equal
     source: str  # the `--data` string
+    building: Building | None = None  # None if the corpus is complete
 
 
 def load_corpus(
@@ -81,6 +62,7 @@ def load_corpus(
     threads=0,
     out_dir=None,
     whole="",
+    wait=True,
 ):
     """The `Corpus` of a text, tokenized on first use and memory-mapped from then on.
 
@@ -97,6 +79,7 @@ def load_corpus(
     out_dir      a new folder for the token store, in place of CACHE/corpora/FINGERPRINT
     whole        train or validation: take this part of a corpus known by name or of a folder of tokens, or all of any
                  other text, as the split `train`. The split `validation` is then empty
+    wait         False returns while the text is still being tokenized, as soon as there is a tokenizer (see growing.py)
 
     If the text has separators, the end-of-text token follows each document; a blank line does if the `Tokenizer` given
     has no such token. In rows with messages, only the assistant's tokens are targets.
@@ -117,11 +100,20 @@ def load_corpus(
 
     given = tokenizer if isinstance(tokenizer, Tokenizer) else None
     known = given or _existing_tokenizer(tokenizer)
-    ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress)
+    learned = not known and (tokenizer == "char" or tokenizer.startswith("bpe:"))
+    write = wait or learned or limit_bytes or documents != "marker"  # else an embedded text is read while it is written
+    ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress, write)
     hashes = {split: part.text.sha256(cache, progress) for split, part in ranges.items()}
     floors = {split: part.text.bits_per_byte_floor for split, part in ranges.items()}
     fingerprint = _fingerprint(ranges, hashes, documents, known.to_json() if known else tokenizer)
     folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
+
+    def read():
+        found = _read_store(folder, fingerprint, floors, data)
+        if found is None:
+            raise UserError(f"{folder} does not contain what was just written to it; check the disk")
+        return found
+
     if folder.is_dir() and (not out_dir or any(folder.iterdir())):
         found = _read_store(folder, fingerprint, floors, data)
         if found:
@@ -148,11 +140,16 @@ def load_corpus(
                 store_builder.staging_of(folder)
             )  # so that `sweep` keeps an old incomplete store, which is resumed below
         sweep(folder.parent)
-    store_builder.build(folder, _plan(fingerprint, ranges, documents, separated), made, described, threads, progress)
-    found = _read_store(folder, fingerprint, floors, data)
-    if found is None:
-        raise UserError(f"{folder} does not contain what was just written to it; check the disk")
-    return found
+    plan = _plan(fingerprint, ranges, documents, separated)
+    build = store_builder.Build(folder, plan, made, described, threads, progress)
+    if wait or not can_grow(plan):
+        build.run()
+        return read()
+    building = Building(build, read, floors)
+    if building.corpus is not None:
+        return building.corpus
+    growing = [GrowingTokens(split, building) for split in SPLITS]
+    return Corpus(*growing, building.tokenizer, building.tokenizer.vocab_size, fingerprint, data, building)
 
 
 def _existing_tokenizer(name):
@@ -186,7 +183,8 @@ def _fingerprint(ranges, hashes, documents, tokenizer):
 
 
 def _plan(fingerprint, ranges, documents, separated):
-    """The plan of `store_builder.build`."""
+    """The plan of a `store_builder.Build`."""
+    embedded = {split: part.text.embedded for split, part in ranges.items() if part.text.embedded}
     return dict(
         fingerprint=fingerprint,
         separated=separated,
@@ -197,6 +195,7 @@ def _plan(fingerprint, ranges, documents, separated):
         shards=[
             [split, *shard] for split, part in ranges.items() for shard in shard_ranges(*part, documents, separated)
         ],
+        **(dict(embedded=embedded) if embedded else {}),
     )
 
 
@@ -212,9 +211,7 @@ def _meta(fingerprint, name, tokenizer, totals, hashes, floors, separated):
         separated=separated,
         tokens={split: counts["tokens"] for split, counts in totals.items()},
         learnt={split: counts["targets"] for split, counts in totals.items()},
-        documents={
-            split: counts["documents"] if separated else int(counts["tokens"] > 0) for split, counts in totals.items()
-        },
+        documents={split: documents_of(counts, separated) for split, counts in totals.items()},
         bytes={split: counts["target_bytes" if masked else "bytes"] for split, counts in totals.items()},
         bits_per_byte_floor={split: None if separated else floor for split, floor in floors.items()},
         sha256=hashes,

@@ -21,16 +21,23 @@ from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.paths import import_path
 
+NICE = 10  # of workers in the background: they yield to training, and have the processors while it waits
+
 
 class WorkerDied(Exception):
     """A worker process ended with the exit status that is the argument."""
 
 
-def tokenize_in_processes(staging, numbers, n, meter):
+class Stopped(Exception):
+    """The work was asked to stop."""
+
+
+def tokenize_in_processes(staging, numbers, n, meter, done, stop=None):
     """Tokenize the shards `numbers` with `n` processes, in the folder `staging` with its plan.json and tokenizer.json.
 
-    meter: a `Meter` of the bytes read.   UserError for text that cannot be tokenized, OSError if a disk fails,
-    `WorkerDied`.
+    meter: a `Meter` of the bytes read.   done: function (), called after each shard.   stop: a threading.Event for
+    workers in the background, which raises `Stopped` here; None for workers in the foreground.
+    UserError for text that cannot be tokenized, OSError if a disk fails, `WorkerDied`.
     """
     environment = dict(
         os.environ,
@@ -67,7 +74,7 @@ def tokenize_in_processes(staging, numbers, n, meter):
         for _ in range(n):
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", program, str(staging)],
+                    [sys.executable, "-c", program, str(staging), str(NICE if stop else 0)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     encoding="utf-8",
@@ -76,8 +83,10 @@ def tokenize_in_processes(staging, numbers, n, meter):
             )
             threading.Thread(target=drive, args=processes[-1:], daemon=True).start()
         while n:
+            if stop and stop.is_set():
+                raise Stopped
             try:
-                answer = answers.get(timeout=1)  # without a timeout Ctrl-C would not interrupt it on Windows
+                answer = answers.get(timeout=0.2)  # without a timeout Ctrl-C would not interrupt it on Windows
             except Empty:
                 continue
             n -= "finished" in answer
@@ -88,6 +97,8 @@ def tokenize_in_processes(staging, numbers, n, meter):
                 raise OSError(answer["errno"], answer["strerror"])
             if "died" in answer:
                 raise WorkerDied(answer["died"])
+            if "done" in answer:
+                done()
     finally:
         for process in processes:
             process.kill()  # finished shards stay, the others start again
@@ -96,9 +107,14 @@ def tokenize_in_processes(staging, numbers, n, meter):
 
 
 def work():
-    """The program of a worker: tokenize shards by their numbers, which arrive on stdin. Its argument is `staging`."""
+    """The program of a worker: tokenize shards by their numbers, which arrive on stdin.
+
+    Its arguments are `staging` and its niceness.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends its workers
     staging = Path(sys.argv[1])
+    if hasattr(os, "nice"):
+        os.nice(int(sys.argv[2]))
     plan, tokenizer = read_json_or_empty(staging / "plan.json"), load_tokenizer(staging / "tokenizer.json")
     read = 0
 

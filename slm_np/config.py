@@ -17,6 +17,8 @@ MIXERS = {
 }
 MIXER_LETTERS = ", ".join(f"{letter} ({name})" for letter, (name, _) in MIXERS.items())
 SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
+# The fields of TrainConfig that set the length of training; a run has one of them.
+LENGTHS = ("max_iters", "epochs", "max_time", "fit_time")
 
 
 def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False):
@@ -55,6 +57,37 @@ def check(settings):
                 raise UserError(f"{name} is {value}; it must be greater than {rule['above']}")
             if rule["high"] is not None and value > rule["high"]:
                 raise UserError(f"{name} is {value}; it must be at most {rule['high']}")
+
+
+def lengths(values):
+    """The names in LENGTHS that the settings {field: value} give a value. No updates are a length, too."""
+    return [name for name in LENGTHS if name in values and (values[name] or name == "max_iters")]
+
+
+def check_lengths(values):
+    """Raise UserError if the settings {field: value} have more than one length of training."""
+    given = [f"{flag(name)} {values[name]}" for name in lengths(values)]
+    if len(given) > 1:
+        raise UserError(
+            f"{' and '.join(given)} {'all' if len(given) > 2 else 'both'} set the length of training; give one"
+        )
+
+
+def duration_seconds(name, duration):
+    """The duration of the field `name` in seconds; 0.0 for "".
+
+    Raises UserError if it is not a positive number with s, m or h.
+    """
+    if not duration:
+        return 0.0
+    unit = {"s": 1, "m": 60, "h": 3600}.get(duration[-1])
+    try:
+        seconds = float(duration[:-1]) * unit
+        if not 0 < seconds < 1e9:
+            raise ValueError
+        return seconds
+    except (ValueError, TypeError):
+        raise UserError(f"{flag(name)} {duration!r} is not a duration; write 90s, 20m or 2h") from None
 
 
 @dataclass(frozen=True)
@@ -243,7 +276,16 @@ class TrainConfig:
         low=0.0,
         high=1e6,
     )
-    max_time: str = setting("", "train for this long (90s, 20m, 2h) and fit the schedule to it, instead of max-iters")
+    max_time: str = setting(
+        "",
+        "instead of max-iters, train for this long (90s, 20m, 2h): the schedule follows the clock, so the run ends on "
+        "time and is not reproducible bit for bit",
+    )
+    fit_time: str = setting(
+        "",
+        "instead of max-iters, fit the number of updates to this long (90s, 20m, 2h) by the speed of the first ones: "
+        "the run is reproducible from then on and ends about on time",
+    )
     carry_state: bool = setting(
         False,
         "read the data in order, as batch-size contiguous parts, and pass the recurrent state from one window "
@@ -273,10 +315,14 @@ class TrainConfig:
         low=0.0,
         high=1e9,
     )
-    eval_interval: int = setting(250, "updates between evaluations of both splits", low=1, high=10**9)
+    eval_interval: int = setting(
+        250, "updates between evaluations of both splits; 0 means a tenth of the run", low=0, high=10**9
+    )
     eval_iters: int = setting(20, "batches per split in an evaluation", low=1, high=10**6)
     log_interval: int = setting(10, "updates between lines of the log", low=1, high=10**9)
-    save_interval: int = setting(250, "updates between checkpoints to resume from", low=1, high=10**9)
+    save_interval: int = setting(
+        250, "updates between checkpoints to resume from; 0 means a tenth of the run", low=0, high=10**9
+    )
     patience: int = setting(
         0, "stop after this many evaluations without a lower validation loss; 0 disables", low=0, high=10**6
     )
@@ -300,28 +346,18 @@ class TrainConfig:
         check(self)
         if self.min_lr > self.learning_rate:
             raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower --min-lr")
-        if self.epochs and self.max_time:
-            raise UserError(
-                f"--epochs {self.epochs} and --max-time {self.max_time} both set the length of training; give one"
-            )
-        self.max_seconds  # a malformed --max-time is refused here
+        check_lengths({name: getattr(self, name) for name in LENGTHS if name != "max_iters"})
+        self.max_seconds, self.fit_seconds  # malformed durations are refused here
 
     @property
     def max_seconds(self):
-        """`max_time` in seconds, 0.0 if it is not set.
+        """`max_time` in seconds, 0.0 if it is not set. Raises UserError as `duration_seconds`."""
+        return duration_seconds("max_time", self.max_time)
 
-        Raises UserError if it is not a positive number with s, m or h.
-        """
-        if not self.max_time:
-            return 0.0
-        unit = {"s": 1, "m": 60, "h": 3600}.get(self.max_time[-1])
-        try:
-            seconds = float(self.max_time[:-1]) * unit
-            if not 0 < seconds < 1e9:
-                raise ValueError
-            return seconds
-        except (ValueError, TypeError):
-            raise UserError(f"--max-time {self.max_time!r} is not a duration; write 90s, 20m or 2h") from None
+    @property
+    def fit_seconds(self):
+        """`fit_time` in seconds, 0.0 if it is not set. Raises UserError as `duration_seconds`."""
+        return duration_seconds("fit_time", self.fit_time)
 
 
 @dataclass(frozen=True)

@@ -9,39 +9,34 @@ POLL_S = 0.2
 
 
 @contextlib.contextmanager
-def locked(path, waiting="", wait=True):
-    """Hold the lock of the file `path`, which exists only meanwhile. Yields whether it is held.
+def locked(path, waiting="", until=lambda: False):
+    """Hold the lock of the file `path`, which exists only meanwhile. Waits for another process that holds it.
 
-    waiting: a line to print on stderr before waiting for another process that holds it.
-    wait: False does not wait, and yields False.
+    waiting: a line to print on stderr before waiting.   until: function () -> whether to wait no longer. Yields whether
+    the lock is held, which it is unless `until` said so.
     """
-    file = _locked_file(path, waiting, wait)
-    try:
-        yield file is not None
-    finally:
-        if file is not None:
-            if os.name == "nt":  # an open file cannot be removed
-                file.close()
-            with contextlib.suppress(OSError):
-                path.unlink()  # elsewhere it must go before another process can lock it
-            file.close()
-
-
-def _locked_file(path, waiting, wait):
-    """The open file whose lock this process now holds, or None if another one holds it and `wait` is False."""
     while True:
         file = open(path, "a+b")
         while not _lock(file):
-            if not wait:
+            if until():
                 file.close()
-                return None
+                yield False
+                return
             if waiting:
                 print(waiting, file=sys.stderr)
             waiting = ""
             time.sleep(POLL_S)
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file  # else the process that held it before has removed this file
+                break  # else the process that held it before has removed this file
+        file.close()
+    try:
+        yield True
+    finally:
+        if os.name == "nt":  # an open file cannot be removed
+            file.close()
+        with contextlib.suppress(OSError):
+            path.unlink()  # elsewhere it must go before another process can lock it
         file.close()
 
 

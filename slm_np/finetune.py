@@ -16,7 +16,7 @@ In a .jsonl file with messages, or prompt and completion, the loss is masked to 
 Defaults that differ from train's: {EPOCHS:g} epochs; batch size, weight decay, clipping, seed and device of the base;
 a peak learning rate of {RATE_SHARE:g} times the base's and a lowest one of {MIN_SHARE:g} times that; warmup over a
 tenth of the run (at most 100 updates); an evaluation after each twentieth (at most every {INTERVAL} updates, as with
---max-time)."""
+--max-time; with --fit-time after each tenth)."""
 
 
 def parser():

@@ -1,6 +1,6 @@
 """Presets: settings of a model, of its training and of its sampling. No code depends on the name of a preset."""
 
-from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
+from slm_np.config import LENGTHS, ModelConfig, SamplingConfig, TrainConfig, lengths
 from slm_np.errors import UserError, near
 
 GPT2 = dict(positions="learned", norm="layernorm", feed_forward="gelu", head="tied")
@@ -18,20 +18,20 @@ PRESETS = {
     "stories": dict(
         about="default: Llama style, about 1M parameters, bytes, the embedded corpus",
         model=dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=128, n_hidden=384, block_size=256),
-        # Takes 90 s on two cores with fast bfloat16. Batches are small, because in a run this short many updates lower
-        # the loss more than exact gradients do.
+        # Batches are small, because in a run this short many updates lower the loss more than exact gradients do.
         train=dict(
             data="stories",
             batch_size=4,
-            max_iters=2650,
+            fit_time="90s",
             learning_rate=4e-3,
             min_lr=1e-4,
-            warmup_iters=50,
+            warmup_iters=100,  # timed, to fit the number of updates to the time
             beta2=0.95,
             weight_decay=0.1,
             decay="matrices",
-            eval_interval=530,
-            save_interval=530,
+            eval_interval=0,
+            eval_iters=10,
+            save_interval=0,
         ),
     ),
     "byte-transformer": dict(
@@ -193,23 +193,26 @@ PRESETS = {
 
 # The fields of ModelConfig that decide which others have an effect.
 STRUCTURE = ("pattern", "n_layer", "positions", "norm", "feed_forward", "residual", "head", "init")
-# The fields of TrainConfig that set the length of training; a run has one of them.
-LENGTHS = ("max_iters", "epochs", "max_time")
 
 
 def preset(name, model=None, train=None):
     """(ModelConfig, TrainConfig) of the preset `name`, with {field: value} changes to either.
 
-    Values of the preset that the changes deprive of their effect are dropped: with pattern M, a number of heads.
-    Raises UserError, with the closest names, if the name is unknown, and for a change without effect.
+    Values of the preset that the changes deprive of their effect are dropped: with pattern M, a number of heads; with
+    max_iters, the preset's fit_time. Raises UserError, with the closest names, if the name is unknown, and for a change
+    without effect.
     """
-    own, model = known(name)["model"], model or {}
+    own, model, recipe, train = known(name)["model"], model or {}, known(name)["train"], train or {}
     structure = {field: value for field, value in (own | model).items() if field in STRUCTURE}
     config = ModelConfig(**structure)
     if model.get("positions") == "rotary" and not config.has_attention:
         raise UserError("--positions rotary has no effect without attention layers; leave it out")
     own = {field: value for field, value in own.items() if field not in config.unused}
-    return ModelConfig(**own | model), TrainConfig(**known(name)["train"] | (train or {}))
+    if lengths(train):
+        recipe = {field: value for field, value in recipe.items() if field not in LENGTHS}
+    if train.get("fit_time"):  # the intervals fit the run, too
+        recipe = dict(eval_interval=0, save_interval=0) | recipe
+    return ModelConfig(**own | model), TrainConfig(**recipe | train)
 
 
 def generation_defaults(name):

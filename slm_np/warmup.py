@@ -37,7 +37,7 @@ def main(argv=None):
 def call_all(configs):
     """Call the kernels of tiny models of these configurations, in every precision that `--dtype auto` may choose."""
     from slm_np.dtypes import BF16
-    from slm_np.inference.decoder import decoding
+    from slm_np.inference.decoder import decoding, sampling
     from slm_np.nn.model import Model
     from slm_np.nn.warmup import training, twin_config
     from slm_np.ops.device import CPU
@@ -46,6 +46,7 @@ def call_all(configs):
         for dtype in {None, BF16} if CPU.resolve_dtype("auto") == "bf16" else {None}:
             twin = Model(twin_config(config), compute_dtype=dtype)
             training(twin)
+            sampling(twin)
             decoding(twin)
 
 

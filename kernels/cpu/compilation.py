@@ -226,7 +226,7 @@ def compile_entry(entry, types, waits):
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # a folder without locks: better compiled twice than not at all
             lock = writable_folder() / (entry._cache.file_name(types) + ".lock")
-            if not held.enter_context(locked(lock, wait=waits)):
+            if not held.enter_context(locked(lock, until=lambda: not waits)):
                 return BUSY
         if not entry._cache.stored(types):
             entry.compile(types)

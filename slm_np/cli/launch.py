@@ -40,7 +40,7 @@ def finetune_run(base, run, given):
         check_free(run.train.out_dir)
     use_device(run.train)
     corpus, run = prepared(run, base.tokenizer)
-    if corpus.train.n_documents != 1 and corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None:
+    if corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None and corpus.train.n_documents != 1:
         corpus, run = prepared(dataclasses.replace(run, data={}), with_end_of_text(base.tokenizer))
     check_vocabulary(base, run, corpus)
     retention, run = retention_split(run, corpus)
@@ -58,10 +58,11 @@ def use_device(train):
 def prepared(run, tokenizer=None):
     """(Corpus, `run` with the vocabulary and the identity of the corpus). Builds the token store if there is none.
 
+    The store is still being built on return, unless batches depend on the length of the corpus.
     tokenizer: to use instead of the one that the settings name; None
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
-    from slm_np.data.token_store import check_ids, check_length, load_corpus
+    from slm_np.data.token_store import load_corpus
     from slm_np.ops.device import device
 
     train, model = run.train, run.model
@@ -73,6 +74,7 @@ def prepared(run, tokenizer=None):
         documents=train.documents,
         limit_bytes=train.limit_bytes,
         threads=train.threads,
+        wait=train.epochs > 0 or train.carry_state,
     )
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
@@ -80,35 +82,52 @@ def prepared(run, tokenizer=None):
         separated=getattr(corpus.tokenizer, "trained_ends", True),
         fingerprint=corpus.fingerprint,
         source=corpus.source,
-        tokens=[len(corpus.train), len(corpus.validation)],
+        tokens=run.data.get("tokens") if corpus.building else [len(corpus.train), len(corpus.validation)],
     )
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:
         before = run.data.get("tokens")
+        counts = f"{data['tokens']} tokens for training and validation, {run.data.get('source')} had {before}, and "
         raise UserError(
-            f"the data have changed since the run began: {corpus.source} has {data['tokens']} tokens for training and "
-            f"validation, {run.data.get('source')} had {before}, and other contents; restore them, or start a new run"
+            f"the data have changed since the run began: {corpus.source} has {'' if corpus.building else counts}"
+            "other contents; restore them, or start a new run"
         )
     if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size:
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
+    run = dataclasses.replace(run, model=model, data=data)
+    if not corpus.building:
+        check_splits(run, corpus)
+    return corpus, run
+
+
+def check_splits(run, corpus):
+    """Raise UserError if a split is too short for a window or has an unknown token.
+
+    While the corpus is being built, this waits until that is known.
+    """
+    from slm_np.data.token_store import check_ids, check_length
+
+    model = run.model
     for split in (corpus.train, corpus.validation):
-        if run.base and len(split) <= model.block_size:
+        start = split.first(model.block_size + 1)
+        if run.base and len(start) <= model.block_size:
             remedy = "more text" if split.split == "train" else "a longer text with --val-data"
             raise UserError(
-                f"the {split.split} split of {corpus.source} has {len(split)} tokens, but the model of "
+                f"the {split.split} split of {corpus.source} has {len(start)} tokens, but the model of "
                 f"{run.base['run']} needs at least {model.block_size + 1}; give {remedy}"
             )
-        check_length(split, model.block_size)
+        check_length(start, model.block_size)
         if corpus.tokenizer is None:
             check_ids(split, model.vocab_size)
         if split.mask is not None and not split.mask[1:].any():
             raise UserError(
                 f"the {split.split} split of {corpus.source} has no assistant tokens to learn; give rows with a reply"
             )
-    return corpus, dataclasses.replace(run, model=model, data=data)
 
 
 def has_end_of_text(corpus):
     """Whether documents in the corpus end with end-of-text. If not, a model never sees it."""
+    if corpus.building:
+        return corpus.building.separated and corpus.tokenizer.end_of_text is not None
     end, ids = corpus.tokenizer.end_of_text, corpus.train.ids
     return end is not None and bool((ids[-1:] == end).any() or (ids[:SEARCHED] == end).any())
 
@@ -178,6 +197,8 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 
     retention: Tokens of other data to evaluate, too.   base: the Base to start from; None: random weights.
     """
+    from slm_np.inference.decoder import sampling
+    from slm_np.nn import warmup
     from slm_np.training.display import Display
     from slm_np.training.matmul_check import WrongMatmul
     from slm_np.training.signals import Interrupted
@@ -186,11 +207,15 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
     run = resolved(run)  # as Trainer would, but the memory plan comes before it
     memory = memory_plan(run)
     trainer = Trainer(run, corpus, retention=retention, fresh=directory is None and base is None)
+    if corpus.building:
+        check_splits(run, corpus)
+        corpus.building.between = trainer.check_stop
     storage = create_run(trainer, base) if directory is None else resume_run(trainer, directory)
     trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
     describe(run, corpus, memory)
     said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
     print(said, file=sys.stderr)
+    warmup.prepare(trainer.model, warmup.training, *([sampling] if corpus.tokenizer else []))
     command = f"slm_np.{'finetune' if run.base else 'train'}"
     try:
         trainer.train()
@@ -203,6 +228,9 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
         )
         raise SystemExit(interrupted.status) from None
     finish(trainer, storage.path)
+    if corpus.building:  # so that the next run finds it, and this one's token counts are known
+        corpus.building.wait()
+        storage.record_tokens(trainer)
 
 
 def create_run(trainer, base):

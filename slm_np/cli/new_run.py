@@ -18,7 +18,10 @@ def new_run_parser(prog, description, default, **changes):
     group = parser.add_argument_group("run")
     group.add_argument("--preset", metavar="NAME", help=f"model, recipe and data to start from (default: {default})")
     add_source(group)
-    flags.add_settings(parser, TrainConfig, "training", defaults=PRESETS[default]["train"] | changes)
+    recipe = PRESETS[default]["train"] | changes
+    if recipe.get("fit_time"):
+        recipe["max_iters"] = ""  # it has no default
+    flags.add_settings(parser, TrainConfig, "training", defaults=recipe)
     flags.add_settings(parser, ModelConfig, "model", defaults=PRESETS[default]["model"])
     return parser
 

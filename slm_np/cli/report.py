@@ -2,6 +2,8 @@
 
 import sys
 
+from slm_np.data.embedded import WRITERS
+
 
 def describe(run, corpus, memory):
     """Print device, corpus, model and memory plan to stderr. memory: {part: bytes}."""
@@ -10,13 +12,18 @@ def describe(run, corpus, memory):
 
     n, train, validation = parameter_count(run.model), corpus.train, corpus.validation
     on, masked = device(run.train.device), train.mask is not None
-    length = f"{train.n_bytes:,} bytes{' of replies' if masked else ''}, " if train.n_bytes else ""
+    if corpus.building:
+        n_tokens = train.n_text  # at most
+        length = f"{n_tokens:,} bytes for training and {validation.n_text:,} for validation, still being tokenized"
+    else:
+        n_tokens = len(train)
+        length = f"{train.n_bytes:,} bytes{' of replies' if masked else ''}, " if train.n_bytes else ""
+        length += f"{documents(corpus)}{n_tokens:,} training and {len(validation):,} validation tokens"
     start = f", from step {run.base['step']} of {run.base['run']}" if run.base else ""
     parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
     lines = [
         f"slm_np: on {on}, {on.describe_dtype(run.train.dtype)}",
-        f"corpus {corpus.source}: {length}{documents(corpus)}{len(train):,} training and {len(validation):,} "
-        f"validation tokens, vocabulary {run.model.vocab_size:,}",
+        f"corpus {corpus.source}: {length}, vocabulary {run.model.vocab_size:,}",
         f"model {run.preset}: {n:,} parameters{start}",
         f"memory: {parts}, together {sum(memory.values()) / 2**20:,.1f} MiB",
     ]
@@ -30,9 +37,9 @@ def describe(run, corpus, memory):
             f"end-of-text is added to the vocabulary ({run.base['vocab_size']} -> {run.model.vocab_size}); "
             "it starts as the mean of the other embeddings"
         )
-    if 5 * len(train) < n and not run.base:
+    if 5 * n_tokens < n and not run.base:
         lines.append(
-            f"the corpus has {len(train):,} tokens for {n:,} parameters: expect gibberish; more text or a smaller "
+            f"the corpus has {n_tokens:,} tokens for {n:,} parameters: expect gibberish; more text or a smaller "
             "model would help"
         )
     print("\n".join(lines), file=sys.stderr)
@@ -49,9 +56,17 @@ def sampler(tokenizer):
     if tokenizer is None:
         return None
     from slm_np.config import SamplingConfig
-    from slm_np.inference.generation import printable, text_of
+    from slm_np.inference.generation import printable
 
-    return lambda model: printable(" ".join(text_of(model, tokenizer, "", 64, SamplingConfig(seed=1)).split()))[:60]
+    return lambda model: printable(" ".join(short_text(model, tokenizer, "", 64, SamplingConfig(seed=1)).split()))[:60]
+
+
+def short_text(model, tokenizer, prompt, max_tokens, sampling, stops=()):
+    """`text_of`, without compiling kernels for a few lines of text."""
+    from slm_np.inference.decoder import uncompiled_step
+    from slm_np.inference.generation import text_of
+
+    return text_of(model, tokenizer, prompt, max_tokens, sampling, stops, uncompiled_step)
 
 
 def finish(trainer, directory):
@@ -77,24 +92,33 @@ def finish(trainer, directory):
     shown = f"{bits:.4f} bits/byte" if bits is not None else f"{found.nats_per_token:.4f} nats/token"
     print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor and bits is not None else ""))
     print(f"run: {directory}, best model of step {metadata['step']}; {curve(directory, floor)}")
-    if corpus.train.mask is not None:
-        print(f"more: python -m slm_np.chat --model {quoted(directory)}")
-    elif corpus.tokenizer is not None:
-        print(f"more: python -m slm_np.generate --model {quoted(directory)}" + ' --prompt "Mia loved"' * stories)
+    print("\n".join(next_commands(corpus, directory)))
+
+
+def next_commands(corpus, directory):
+    """The lines that say what can be done with a finished run."""
+    lines, run, stories = [], quoted(directory), corpus.source == "stories"
+    if corpus.tokenizer is not None and corpus.train.mask is None:
+        label, prompt = ("another story", ' --prompt "Mia loved"') if stories else ("more text", "")
+        lines.append(f"{label}: python -m slm_np.generate --model {run}{prompt}")
+    if corpus.tokenizer is not None:
+        lines.append(f"chat with it: python -m slm_np.chat --model {run}")
+    if corpus.source in WRITERS:
+        lines.append("train on your own text: python -m slm_np.train --data FILE")
+    return lines
 
 
 def sample(trainer, stories):
     """A text by the model: after whole texts of the validation split, or a reply to the first question there."""
     from slm_np.config import SamplingConfig
-    from slm_np.inference.generation import text_of
 
     corpus, model = trainer.corpus, trainer.model
     if corpus.train.mask is not None:
         prompt = first_question(corpus)
-        return prompt + text_of(model, corpus.tokenizer, prompt, 100, SamplingConfig(temp=0.0))
+        return prompt + short_text(model, corpus.tokenizer, prompt, 100, SamplingConfig(temp=0.0))
     length, stops = (1000, ["\n\n"]) if stories else (300, [])
     sampling = SamplingConfig(seed=trainer.config.seed)
-    return text_of(model, corpus.tokenizer, first_texts(corpus), length, sampling, stops)
+    return short_text(model, corpus.tokenizer, first_texts(corpus), length, sampling, stops)
 
 
 def first_texts(corpus):

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from slm_np.cli import flags
+from slm_np.config import LENGTHS, lengths
 from slm_np.errors import UserError
-from slm_np.presets import LENGTHS
 
 # Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
 # and where its data lie, since data are recognized by their content. With the device or the kernels, the precision may
@@ -58,15 +58,19 @@ def resumed(directory, name, model, train):
         train = {"dtype": "auto"} | train  # the CPU does not support fp16, the NumPy kernels no 16 bits at all
     if name and name != run.preset:
         raise UserError(f"{directory} was trained with --preset {run.preset}, not {name}; {FIX}")
-    length = next((field for field in ("max_time", "epochs") if getattr(run.train, field)), "max_iters")
-    other = next((field for field in LENGTHS if train.get(field) and field != length), None)
-    if other:
+    length = lengths(dataclasses.asdict(run.train))[-1]  # the first one, max_iters, has a value in every run
+    other = next((field for field in lengths(train) if field != length), None)
+    if (length, other) == ("fit_time", "max_iters"):
+        train = train | dict(fit_time="")  # from now on a run like any other of so many updates
+    elif other:
         was = f"{flags.flag(length)} {getattr(run.train, length)}"
         raise UserError(f"{directory} is trained for {was}, not for {flags.flag(other)}; {FIX}")
     free = {field: value for field, value in train.items() if field in FREE or field == "dtype" and moved}
     _check_same(directory, run.model, model)
     _check_same(directory, run.train, {field: value for field, value in train.items() if field not in free})
-    return dataclasses.replace(run, train=dataclasses.replace(run.train, **free))
+    changed = dataclasses.replace(run.train, **free)
+    fitted = run.fitted_iters if changed.fit_time == run.train.fit_time else 0  # another time is fitted again
+    return dataclasses.replace(run, train=changed, fitted_iters=fitted)
 
 
 def _check_same(directory, config, given):

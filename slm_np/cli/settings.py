@@ -1,9 +1,7 @@
 """The settings of a training command: flags, which win, over a `--config` file."""
 
 from slm_np.cli import flags
-from slm_np.config import ModelConfig, TrainConfig
-from slm_np.errors import UserError
-from slm_np.presets import LENGTHS
+from slm_np.config import LENGTHS, ModelConfig, TrainConfig, check_lengths, lengths
 
 
 def add_source(group):
@@ -27,10 +25,8 @@ def settings(args):
     """
     values = flags.read_toml(args.config, (ModelConfig, TrainConfig)) if args.config else {}
     model, train = flags.given(args, ModelConfig), flags.given(args, TrainConfig)
-    if any(train.get(name) for name in LENGTHS):
+    if lengths(train):
         values = {name: value for name, value in values.items() if name not in LENGTHS}
     model, train = flags.split(values, ModelConfig) | model, flags.split(values, TrainConfig) | train
-    lengths = [f"{flags.flag(name)} {train[name]}" for name in LENGTHS if train.get(name)]
-    if len(lengths) > 1:
-        raise UserError(f"{' and '.join(lengths)} both set the length of training; give one")
+    check_lengths(train)
     return getattr(args, "preset", None) or values.get("preset"), model, train

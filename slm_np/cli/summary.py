@@ -150,8 +150,9 @@ def _training(run):
     if train.grad_accumulation_steps > 1:
         batch += f" x {train.grad_accumulation_steps}"
     time = f", in {duration(run.seconds)}" if run.seconds else ""
+    fitted = f" (of {run.config.fitted_iters:,}, fitted to {train.fit_time})" if run.config.fitted_iters else ""
     return (
-        f"{run.step:,} updates of {batch} tokens, {run.tokens:,} in all{time}; {train.lr_schedule} rate "
+        f"{run.step:,} updates{fitted} of {batch} tokens, {run.tokens:,} in all{time}; {train.lr_schedule} rate "
         f"{train.learning_rate:g} to {train.min_lr:g}, weight decay {train.weight_decay:g}"
     )
 

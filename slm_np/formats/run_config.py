@@ -23,7 +23,7 @@ class RunConfig:
     data    what the settings cannot say about the data; {} before it is prepared:
                 fingerprint    hash of the training and validation tokens; resuming requires the same
                 source         the name to show
-                tokens         [training tokens, validation tokens]
+                tokens         [training tokens, validation tokens]; None until the corpus is completely tokenized
                 separated      whether the training data contain the end-of-text token
                 replay         fingerprint of the retention data, if there are any
                 converted      for a converted model, format and name of the file; then nothing else
@@ -31,6 +31,7 @@ class RunConfig:
                 run, step      directory of the base, and the step of its weights
                 weights        checksum of those weights
                 vocab_size, separated, data, val_data, documents, limit_bytes    of the base
+    fitted_iters    the number of updates that was fitted to `fit_time`; 0 before that, and without `fit_time`
     """
 
     model: ModelConfig
@@ -38,6 +39,7 @@ class RunConfig:
     preset: str = ""
     data: dict = dataclasses.field(default_factory=dict)
     base: dict = dataclasses.field(default_factory=dict)
+    fitted_iters: int = 0
 
 
 def write_config(run_dir, config):
@@ -64,6 +66,9 @@ def read_config(run_dir):
     if version > FORMAT:
         raise UserError(f"{path} is of format {version}, and this version reads up to {FORMAT}; upgrade slm_np")
     fields.setdefault("base", {})
+    fitted = fields.setdefault("fitted_iters", 0)
+    if type(fitted) is not int or not 0 <= fitted <= 10**9:
+        raise UserError(f"{path} has {fitted!r} for 'fitted_iters'; it must be a number of updates")
     for name, kind in dict(model=dict, train=dict, preset=str, data=dict, base=dict).items():
         if not isinstance(fields.get(name), kind):
             raise UserError(

@@ -19,16 +19,21 @@ from slm_np.ops.device import host
 
 
 def choose_step(model, batch):
-    """The decode step for a model: captured on a GPU, compiled by Numba if it knows every part, else generic."""
-    if model.device.name == "cuda":
-        from slm_np.inference.gpu_step import GpuStep
-
-        return GpuStep(model, batch)
+    """The fastest decode step for a model: on a CPU compiled by Numba if it knows every part of the model."""
     if model.device.kernel_set == "numba":
         from slm_np.inference.compiled_step import CompiledStep, supports
 
         if supports(model):
             return CompiledStep(model, batch)
+    return uncompiled_step(model, batch)
+
+
+def uncompiled_step(model, batch):
+    """A decode step for a few short texts, that Numba does not have to compile: captured on a GPU, else generic."""
+    if model.device.name == "cuda":
+        from slm_np.inference.gpu_step import GpuStep
+
+        return GpuStep(model, batch)
     return GenericStep(model, batch)
 
 
@@ -37,17 +42,18 @@ class Decoder:
 
     Both return the logits (B, V) of the next tokens, which the next call overwrites. Raises UserError if B sequences do
     not fit into memory.
+    make_step: `choose_step`, which is the default, `uncompiled_step`, or another function (model, batch) -> decode step
     """
 
-    def __init__(self, model, batch=1):
+    def __init__(self, model, batch=1, make_step=None):
         self.model, self.batch = model, batch
-        self.token_step = choose_step(model, batch)
+        self.token_step = (make_step or choose_step)(model, batch)
         self.states = self.token_step.states  # what the mixers keep of the past
         self.context_slides = model.config.positions in ("rotary", "none")
         self.position = 0  # how many tokens came before the next one
         self.recent = np.zeros((batch, 0), np.int32)  # the last T tokens, if they may have to be read again
         self.activations, self.dropout = None, model_dropout(model.config)
-        warmup.prepare(model, decoding)
+        warmup.prepare(model, sampling if make_step is uncompiled_step else decoding)
 
     def read(self, tokens):
         """Logits after a prompt (B, n), n >= 1, which starts new sequences.
@@ -115,8 +121,19 @@ class Decoder:
         return tokens
 
 
+# Runs of `slm_np.nn.warmup`
+
+
 def decoding(twin):
-    """A prompt and a step, as a run of `slm_np.nn.warmup`."""
-    decoder = Decoder(twin)
+    """A prompt and a step, by the fastest decode step."""
+    read_and_step(Decoder(twin))
+
+
+def sampling(twin):
+    """The same for the samples of a run in training."""
+    read_and_step(Decoder(twin, make_step=uncompiled_step))
+
+
+def read_and_step(decoder):
     decoder.read(np.zeros((1, 2), np.int32))
     decoder.step(np.zeros(1, np.int32))

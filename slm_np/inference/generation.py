@@ -180,6 +180,7 @@ def generate(
     samples=1,
     style=None,
     substream=0,
+    make_step=None,
 ):
     """Iterate over lists of `samples` strings: what each sequence may show next. Joined, they follow the prompt.
 
@@ -187,11 +188,12 @@ def generate(
     sampling  SamplingConfig
     style     function (text, probability of its token) -> text to show
     substream  the seed's substream for the first sequence; the others take the following ones
+    make_step  as for `Decoder`
     A string has whole characters only, and no part of a stop string, of the end-of-text token or of an uncertain tail
     (see `TextStream`). Raises UserError at once if the tokenizer cannot encode the prompt.
     """
     ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, (str, bytes)) else prompt
-    decoder = Decoder(model, samples)
+    decoder = Decoder(model, samples, make_step)
     texts = [
         TextStream(tokenizer, stops, sampling.min_confidence, sampling.confidence_patience, style, ids)
         for _ in range(samples)
@@ -209,6 +211,7 @@ def generate(
     return strings()
 
 
-def text_of(model, tokenizer, prompt, max_tokens, sampling, stops=()):
-    """The whole text that the model generates, without the prompt."""
-    return "".join(strings[0] for strings in generate(model, tokenizer, prompt, max_tokens, sampling, stops))
+def text_of(model, tokenizer, prompt, max_tokens, sampling, stops=(), make_step=None):
+    """The whole text that the model generates, without the prompt. make_step: as for `Decoder`."""
+    strings = generate(model, tokenizer, prompt, max_tokens, sampling, stops, make_step=make_step)
+    return "".join(first for (first,) in strings)

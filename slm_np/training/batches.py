@@ -4,9 +4,10 @@ Batch `index` depends on the settings and on `index` alone, so a resumed run see
 """
 
 import math
+import sys
 
 from slm_np.data.assistant_windows import AssistantOrder
-from slm_np.data.batches import ContiguousOrder, EpochOrder, random_batch
+from slm_np.data.batches import ContiguousOrder, EpochOrder, random_batch, reach
 from slm_np.errors import UserError
 from slm_np.nn.model import unmasked
 
@@ -28,6 +29,9 @@ class Batches:
     def fill(self, tokens, targets, index):
         """Overwrite tokens and targets, (B, T) int32, with batch `index`. A target of -1 is masked."""
         raise NotImplementedError
+
+    def wait(self, shape, index):
+        """Wait until what batch `index`, of `shape` (B, T), reads is tokenized."""
 
     def restarts(self, index):
         """Whether the sequences of batch `index` do not continue those of the batch before."""
@@ -51,14 +55,25 @@ class Batches:
 
 
 class RandomWindows(Batches):
-    """Windows at random starts. They depend on (seed, purpose, index)."""
+    """Windows at random starts. They depend on (seed, purpose, index).
 
-    def __init__(self, split, seed, purpose):
+    read_before: function (index) -> number of training batches before. The windows then lie in the first tokens of the
+    split, soon in all of them (see `reach`), so nothing waits for a large corpus. None: they lie in the whole split.
+    """
+
+    def __init__(self, split, seed, purpose, read_before=None):
         super().__init__(split)
-        self.seed, self.purpose = seed, purpose
+        self.seed, self.purpose, self.read_before = seed, purpose, read_before
 
     def fill(self, tokens, targets, index):
-        random_batch(tokens, targets, self.split, self.seed, self.purpose, index)
+        random_batch(tokens, targets, self._tokens(tokens.shape, index), self.seed, self.purpose, index)
+
+    def wait(self, shape, index):
+        self._tokens(shape, index)
+
+    def _tokens(self, shape, index):
+        n = reach(self.read_before(index) * math.prod(shape)) if self.read_before else sys.maxsize
+        return self.split.first(n)
 
 
 class ShuffledWindows(Batches):
@@ -104,21 +119,24 @@ def training_batches(run, corpus):
     train, block_size = run.train, run.model.block_size
     if train.carry_state:
         return ContiguousWindows(corpus.train, block_size, train.batch_size)
-    return _windows(run, corpus, corpus.train, TRAIN, shuffled=train.epochs > 0)
+    return _windows(run, corpus, corpus.train, TRAIN, lambda index: index, shuffled=train.epochs > 0)
 
 
-def evaluation_batches(run, corpus, retention=None):
-    """{name of the loss: Batches} of the splits that are evaluated. retention: Tokens of other data, or None."""
+def evaluation_batches(run, corpus, retention=None, read_before=None):
+    """{name of the loss: Batches} of the splits that are evaluated.
+
+    retention: Tokens of other data, or None.   read_before: of `RandomWindows`, for the training loss
+    """
     splits = {
-        "train_loss": (corpus.train, EVALUATE_TRAIN),
+        "train_loss": (corpus.train, EVALUATE_TRAIN, read_before),
         "val_loss": (corpus.validation, EVALUATE_VALIDATION),
         "replay_loss": (retention, EVALUATE_RETENTION),
     }
     return {name: _windows(run, corpus, *split) for name, split in splits.items() if split[0] is not None}
 
 
-def _windows(run, corpus, split, purpose, shuffled=False):
+def _windows(run, corpus, split, purpose, read_before=None, shuffled=False):
     if split.mask is None and not shuffled:
-        return RandomWindows(split, run.train.seed, purpose)
+        return RandomWindows(split, run.train.seed, purpose, read_before)
     end_of_text = getattr(corpus.tokenizer, "end_of_text", None)
     return ShuffledWindows(split, run.model.block_size, run.train.batch_size, run.train.seed, end_of_text)

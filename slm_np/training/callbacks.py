@@ -11,6 +11,9 @@ class Callback:
     def on_start(self, trainer):
         """`Trainer.train` starts at step `trainer.updates`."""
 
+    def on_fit(self, trainer):
+        """The number of updates, `trainer.max_iters`, is fitted to `fit_time` and is fixed from now on."""
+
     def on_log(self, trainer, row):
         """Every `log_interval` updates and after a skipped one: the loss, the learning rate and the speed."""
 

@@ -5,7 +5,7 @@ import math
 import os
 
 from slm_np.errors import UserError
-from slm_np.progress import Progress
+from slm_np.progress import Progress, duration
 from slm_np.training.callbacks import Callback
 from slm_np.training.evaluation import bits_per_byte
 
@@ -19,18 +19,23 @@ class Display(Callback):
     def on_start(self, trainer):
         self.progress = Progress(trainer.progress)
 
+    def on_fit(self, trainer):
+        seconds = trainer.config.fit_seconds
+        shown = f"{seconds:g} s" if seconds < 120 else duration(seconds)
+        self.progress.say(f"{trainer.max_iters:,} updates, about {shown} on this machine")
+
     def on_log(self, trainer, row):
         if trainer.skipped:
             self.progress.say(
                 f"step {row['step']}: update skipped: loss {row['loss']}, gradient norm {row['grad_norm']}"
             )
         if trainer.log_is_due():
-            bits = bits_per_byte(row["loss"], trainer.corpus.train)
+            bits = bits_per_byte(row["loss"], trainer.corpus.train.sample())
             shown = f"  {bits:.2f} bits/byte" if math.isfinite(bits) else ""
             self.text = f"loss {row['loss']:.3f}{shown}  {row['tokens_per_s']:,.0f} tokens/s"
 
     def on_step(self, trainer):
-        end = "" if trainer.config.max_seconds else f"/{trainer.max_iters}"
+        end = "" if trainer.config.max_seconds or trainer.max_iters is None else f"/{trainer.max_iters}"
         self.progress.update(f"step {trainer.updates}{end}", trainer.progress, self.text, bool(self.text))
         self.text = ""
 

@@ -8,9 +8,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np.config import TrainConfig, flag
+from slm_np.config import TrainConfig, flag, lengths
 from slm_np.errors import UserError
-from slm_np.presets import LENGTHS
 
 EPOCHS = 3.0  # over the new data, unless the length is given
 RATE_SHARE = 0.25  # peak learning rate as a share of the base's
@@ -110,7 +109,7 @@ def finetuned(base, model, train):
 def recipe(base, given):
     """{field: value} of the TrainConfig of a run that starts from one with the TrainConfig `base`."""
     values = {field: getattr(base, field) for field in KEPT} | given
-    if not any(field in given for field in LENGTHS):
+    if not lengths(given):
         values["epochs"] = EPOCHS
     values.setdefault("learning_rate", RATE_SHARE * base.learning_rate)
     values.setdefault("min_lr", MIN_SHARE * float(values["learning_rate"]))
@@ -121,7 +120,9 @@ def with_fitted_intervals(run, given, corpus):
     """`run` with warmup, evaluation and save intervals that fit its number of updates, unless they are given."""
     from slm_np.training.batches import training_batches
 
-    if run.train.max_seconds:
+    if run.train.fit_seconds:
+        updates, interval = 1000, 0  # the number of updates is not known yet, but a tenth of the run can be asked for
+    elif run.train.max_seconds:
         updates, interval = 1000, INTERVAL  # the number of updates is not known
     else:
         updates = training_batches(run, corpus).updates(run.train)

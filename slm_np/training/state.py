@@ -6,6 +6,7 @@ from slm_np.errors import UserError
 from slm_np.nn.model import Model, States
 from slm_np.ops.device import device
 from slm_np.training.batches import evaluation_batches, training_batches
+from slm_np.training.fitting import last_timed
 from slm_np.training.host_step import HostStep
 from slm_np.training.optimizer import AdamW
 from slm_np.training.precision import compute_dtype, resolved
@@ -44,6 +45,8 @@ class TrainingState:
 
     def __init__(self, run, corpus, retention=None, fresh=True):
         check_effect(run.model, run.train)
+        if run.train.fit_seconds and not run.fitted_iters:
+            last_timed(run.train)
         self.run = run = resolved(run)
         self.config, self.corpus = run.train, corpus
         config, shape = run.train, (run.train.batch_size, run.model.block_size)
@@ -68,8 +71,12 @@ class TrainingState:
             self.model, self.optimizer, self.spectral, shape, config.seed, config.max_spectral_norm, self.states
         )
         self.tokens, self.targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)  # (B, T)
-        self.batches, self.evaluated_batches = training_batches(run, corpus), evaluation_batches(run, corpus, retention)
+        self.batches = training_batches(run, corpus)
+        n = config.grad_accumulation_steps
+        self.evaluated_batches = evaluation_batches(run, corpus, retention, lambda index: n * self.updates)
         self.max_iters = self.batches.updates(config)
+        if config.fit_seconds:
+            self.max_iters = run.fitted_iters or None  # None until it is known
         self.updates = 0  # including those skipped for a bad gradient: schedules and batches depend on it
         self.elapsed = 0.0  # seconds in `Trainer.train` over all sessions, evaluations and saving included
 
@@ -88,6 +95,12 @@ class TrainingState:
         self.updates += 1
         return loss, norm, rate
 
+    def wait_for_data(self):
+        """Wait until what the next update reads is tokenized. Raises `CorpusFailed` if tokenizing failed."""
+        if self.corpus.building:
+            self.corpus.building.check()
+        self.batches.wait(self.tokens.shape, (self.updates + 1) * self.config.grad_accumulation_steps - 1)
+
     def load_batch(self, index):
         """Fill `tokens` and `targets` with training batch `index`. New sequences start with a new recurrent state."""
         self.batches.fill(self.tokens, self.targets, index)
@@ -96,9 +109,9 @@ class TrainingState:
 
     @property
     def progress(self):
-        """Fraction of the run completed: of its time limit if it has one, otherwise of its updates."""
-        if self.config.max_seconds:
-            return min(1.0, self.elapsed / self.config.max_seconds)
+        """Fraction of the run completed: of its time if that is all that is known, otherwise of its updates."""
+        if self.config.max_seconds or self.max_iters is None:
+            return min(1.0, self.elapsed / (self.config.max_seconds or self.config.fit_seconds))
         return min(1.0, self.updates / self.max_iters) if self.max_iters else 1.0
 
     @property
@@ -107,6 +120,8 @@ class TrainingState:
         if self.config.max_seconds:
             return self.progress
         end = self.config.lr_decay_iters or self.max_iters
+        if end is None:  # the schedule begins after the timed updates
+            return 0.0
         return (self.updates - self.config.warmup_iters) / max(1, end - self.config.warmup_iters)
 
     def tensors(self):

@@ -1,5 +1,6 @@
 """A run on disk: how it is created, saved and resumed. The files are described in slm_np/formats/checkpoint.py."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -64,6 +65,21 @@ class Storage(Callback):
         weights, tensors, counters = trainer.model.parameters.weight, trainer.tensors(), trainer.counters()
         checkpoint.save_checkpoint(self.path, trainer.updates, weights, tensors, counters)
         self.saved = trainer.updates
+
+    def on_fit(self, trainer):
+        """Write config.json: whatever happens, the run keeps its number of updates."""
+        run_config.write_config(self.path, trainer.run)
+
+    def on_step(self, trainer):
+        self.record_tokens(trainer)
+
+    def record_tokens(self, trainer):
+        """Write the numbers of tokens into config.json if they became known, as the corpus is complete now."""
+        run, building = trainer.run, trainer.corpus.building
+        if building and building.corpus and not run.data["tokens"]:
+            tokens = [len(building.corpus.train), len(building.corpus.validation)]
+            trainer.run = dataclasses.replace(run, data=run.data | dict(tokens=tokens))
+            run_config.write_config(self.path, trainer.run)
 
     def on_log(self, trainer, row):
         metrics.append_metrics(self.path, row)

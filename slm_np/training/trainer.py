@@ -1,14 +1,17 @@
 """The training loop: step, log, evaluate, save, stop. A run resumes after any update with the same bits.
 
-The parts live apart: state.py has one update, batches.py the data, storage.py the files, display.py the lines on the
-screen, signals.py Ctrl-C.
+The parts live apart: state.py has one update, batches.py the data, fitting.py the length that --fit-time means,
+storage.py the files, display.py the lines on the screen, signals.py Ctrl-C.
 """
 
+import dataclasses
 import math
 import time
 
+from slm_np.data.growing import CorpusFailed
 from slm_np.errors import UserError
 from slm_np.training.evaluation import bits_per_byte, mean_loss
+from slm_np.training.fitting import TENTHS, Stopwatch, fitted_updates, interval_of
 from slm_np.training.signals import Interrupted, stop_signals
 from slm_np.training.state import TrainingState
 
@@ -35,30 +38,37 @@ class Trainer(TrainingState):
         self.stale = 0  # evaluations since then
         self.evaluated = -1  # the step of the last evaluation
         self.timed_steps, self.timed_seconds = 0, 0.0  # since the last line of the log
+        self.stopwatch = None  # of the first updates, until their number is fitted to a time
+        self.tenth_done = False  # whether the last update completed a tenth of the run's time
         self.stop_signal = None
 
     def train(self):
         """Train to the end: the last update or second, or `patience` evaluations without a lower validation loss.
 
-        Raises Interrupted after SIGINT or SIGTERM, and UserError after MAX_SKIPPED skipped updates in a row. In both
-        cases a checkpoint is saved first.
+        Raises Interrupted after SIGINT or SIGTERM, UserError after MAX_SKIPPED skipped updates in a row, and
+        CorpusFailed if the corpus is still being tokenized and that fails. A checkpoint is saved first.
         """
         self.stop_signal, started = None, time.perf_counter() - self.elapsed
+        self.stopwatch = Stopwatch(self.config) if self.max_iters is None else None
         self.notify("on_start")
         try:
             with stop_signals(self.request_stop):
                 while True:
-                    self.elapsed = time.perf_counter() - started
-                    if self.updates % self.config.save_interval == 0 or self.finished():
+                    before, self.elapsed = self.progress, time.perf_counter() - started
+                    self.tenth_done = int(TENTHS * before) < int(TENTHS * self.progress)
+                    if self.stopwatch is not None and self.stopwatch.enough(self.updates):
+                        self.fit(started)
+                    if self.is_due(self.config.save_interval) or self.finished():
                         self.save()
                     if self.evaluation_is_due():
                         self.evaluate()
                     if self.finished():
                         break
+                    self.wait_for_data()
                     self.advance()
                     self.check_stop()
             self.save()
-        except Interrupted:
+        except (Interrupted, CorpusFailed):
             self.save()
             raise
         finally:
@@ -67,9 +77,15 @@ class Trainer(TrainingState):
     def advance(self):
         """One update, timed and logged. UserError after MAX_SKIPPED skipped ones in a row, with the weights saved."""
         started = time.perf_counter()
+        if self.stopwatch is not None:
+            self.stopwatch.start(self.updates, started)
         _, _, rate = self.step()
-        result = self.stepper.read(wait=self.log_is_due())
-        self.timed_steps, self.timed_seconds = self.timed_steps + 1, self.timed_seconds + time.perf_counter() - started
+        last_timed = self.stopwatch is not None and self.updates == self.stopwatch.last
+        result = self.stepper.read(wait=self.log_is_due() or last_timed)
+        now = time.perf_counter()
+        self.timed_steps, self.timed_seconds = self.timed_steps + 1, self.timed_seconds + now - started
+        if self.stopwatch is not None and result is not None:
+            self.stopwatch.mark(self.updates, now)
         self.skipped = result.skipped if result else 0
         if self.log_is_due() or self.skipped:
             self.notify("on_log", self.log_row(result, rate))
@@ -98,6 +114,24 @@ class Trainer(TrainingState):
         norms = [round(norm, 6) for norm in self.spectral.norms.values()]
         return row | (dict(spectral_norms=norms) if norms else {})
 
+    def fit(self, started):
+        """Fix the number of updates, so that the run takes `fit_time` from `started` on.
+
+        Between updates the run evaluates and saves, so both are tried once, the evaluation with one batch per split.
+        """
+        update, begun = self.stopwatch.seconds_per_update(), time.perf_counter()
+        self.save()
+        saved = time.perf_counter()
+        self.estimate_loss(1)
+        now = time.perf_counter()
+        saving, evaluating = saved - begun, self.config.eval_iters * (now - saved)
+        repeated = [(self.config.save_interval, saving), (self.config.eval_interval, evaluating)]
+        if update is None:  # another time was given when the run was resumed
+            update, repeated = self.elapsed / self.updates, []
+        self.max_iters = fitted_updates(self.updates, self.config.fit_seconds - (now - started), update, repeated)
+        self.run, self.stopwatch = dataclasses.replace(self.run, fitted_iters=self.max_iters), None
+        self.notify("on_fit")
+
     def evaluate(self):
         """Evaluate all splits."""
         losses = self.estimate_loss()
@@ -106,12 +140,12 @@ class Trainer(TrainingState):
         self.notify("on_evaluation", row, self.improved(losses["val_loss"]))
         self.evaluated = self.updates
 
-    def estimate_loss(self):
-        """{name: loss} of all splits in nats per token, over the same `eval_iters` batches each time.
+    def estimate_loss(self, n_batches=None):
+        """{name: loss} of all splits in nats per token, over the same batches each time: `eval_iters`, or n_batches.
 
         The names are train_loss, val_loss and, with retention data, replay_loss.
         """
-        arrays, n_batches = (self.tokens, self.targets), self.config.eval_iters
+        arrays, n_batches = (self.tokens, self.targets), n_batches or self.config.eval_iters
         return {
             name: mean_loss(self.model, batches, *arrays, n_batches, self.check_stop)
             for name, batches in self.evaluated_batches.items()
@@ -135,7 +169,7 @@ class Trainer(TrainingState):
     def finished(self):
         if self.config.max_seconds:
             return self.out_of_patience() or self.elapsed >= self.config.max_seconds
-        return self.out_of_patience() or self.updates >= self.max_iters
+        return self.out_of_patience() or self.max_iters is not None and self.updates >= self.max_iters
 
     def out_of_patience(self):
         return 0 < self.config.patience <= self.stale
@@ -143,10 +177,18 @@ class Trainer(TrainingState):
     def log_is_due(self):
         return self.updates % self.config.log_interval == 0
 
+    def is_due(self, interval):
+        """Whether it is time for what happens every `interval` updates; 0 means a tenth of the run."""
+        if not interval and self.config.max_seconds:
+            return self.updates == 0 or self.tenth_done
+        if not interval and self.max_iters is None:
+            return self.updates == 0
+        return self.updates % interval_of(interval, self.max_iters) == 0
+
     def evaluation_is_due(self):
         """Not twice at one step, nor before the first update, except that a finetuned run evaluates its base."""
         first = 0 if self.run.base else 1
-        due = self.updates >= first and self.updates % self.config.eval_interval == 0
+        due = self.updates >= first and self.is_due(self.config.eval_interval)
         return self.evaluated != self.updates and (due or self.finished())
 
     def request_stop(self, signal_number):

@@ -92,11 +92,11 @@ def test_help_has_groups_defaults_and_presets(capsys):
     for group in ("run:", "training:", "model:"):
         assert f"\n{group}\n" in text
     for flag in (
-        "preset data val-data retention-data out-dir max-iters epochs max-time batch-size grad-accumulation-steps "
-        "block-size n-layer n-head n-kv-head n-embd n-hidden positions norm recurrence-size ssm-state-size "
-        "feed-forward head pattern bias no-bias dropout learning-rate min-lr warmup-iters lr-decay-iters lr-schedule "
-        "weight-decay beta1 beta2 grad-clip eval-interval eval-iters log-interval save-interval seed threads kernels "
-        "dtype device tokenizer resume config"
+        "preset data val-data retention-data out-dir max-iters epochs max-time fit-time batch-size "
+        "grad-accumulation-steps block-size n-layer n-head n-kv-head n-embd n-hidden positions norm recurrence-size "
+        "ssm-state-size feed-forward head pattern bias no-bias dropout learning-rate min-lr warmup-iters "
+        "lr-decay-iters lr-schedule weight-decay beta1 beta2 grad-clip eval-interval eval-iters log-interval "
+        "save-interval seed threads kernels dtype device tokenizer resume config"
     ).split():
         assert re.search(rf"--{flag}\b", text), flag
     for name in PRESETS:
@@ -142,6 +142,17 @@ BAD_SETTINGS = [
     (["--max-time", "-5m"], "expected"),
     (["--max-time", "20m", "--epochs", 2], "give one"),
     (["--max-iters", 5, "--epochs", 2], "give one"),
+    (
+        ["--max-iters", 0, "--max-time", "3s"],
+        "--max-iters 0 and --max-time 3s both set the length of training; give one",
+    ),
+    (
+        ["--fit-time", "3s", "--max-iters", 5],
+        "--max-iters 5 and --fit-time 3s both set the length of training; give one",
+    ),
+    (["--fit-time", "3s", "--max-time", "3s", "--epochs", 1], "all set the length of training; give one"),
+    (["--fit-time", "soon"], "--fit-time 'soon' is not a duration; write 90s, 20m or 2h"),
+    (["--fit-time", "3s", "--warmup-iters", 5], "--warmup-iters is 5; set it to at least 10, or give --max-iters"),
     (["--pattern", "AX"], "--pattern 'AX' is unknown"),
     (["--tokenizer", "bites"], "did you mean byte"),
     (["--dtype", "fp8"], "--dtype 'fp8' is unknown"),
@@ -472,11 +483,12 @@ def test_the_log_of_training(folder):
         for line in lines
     )
     assert "compiling" not in done.stderr  # the kernels of this process are in the cache
-    tail = done.stdout.splitlines()[-3:]
+    tail = done.stdout.splitlines()[-4:]
     assert (
         re.match(r"validation \d\.\d{4} bits/byte$", tail[0])
         and tail[1].startswith(f"run: {Path('runs/stories')}, best model of step 40; ")
         and "python -m slm_np.generate" in tail[2]
+        and "python -m slm_np.chat" in tail[3]
     )
     again = small.command("generate", cwd=folder)
     assert again.returncode == 0 and "weights of step 40" in again.stderr

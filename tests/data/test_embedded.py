@@ -1,5 +1,6 @@
 """Embedded corpora as files in the cache: their splits, their entropy floor, and when they are written again."""
 
+import hashlib
 import json
 import os
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ import pytest
 from data_files import load, old_file
 
 from slm_np.data import corpus, embedded
+from slm_np.data.documents import MARKER
+from slm_np.errors import UserError
 
 
 @pytest.fixture
@@ -75,6 +78,57 @@ def test_a_changed_writer_or_a_damaged_file_writes_the_stories_again(stories, ca
     with open(stories.__file__, "wb") as file:
         file.write(b"second")
     assert corpus.find("stories", "train", cache, False).files[0][0] != path and len(stories.calls) == 4
+
+
+def know(monkeypatch, split, **changes):
+    """Enter what the small writer writes into `KNOWN`. Returns its bytes."""
+    text = "".join(text for text, _ in embedded.WRITERS["stories"].write(*arguments_of(split))).encode()
+    known = embedded.KnownText(len(text), 2.0 * embedded.SEEDS[split] * len(text), hashlib.sha256(text).hexdigest())
+    monkeypatch.setitem(embedded.KNOWN, embedded._version("stories", split), known._replace(**changes))
+    return text
+
+
+def arguments_of(split):
+    return embedded.SPLIT_BYTES[split], embedded.SEEDS[split]
+
+
+def test_a_known_text_is_written_when_it_is_read(stories, cache, monkeypatch):
+    expected = know(monkeypatch, "train")
+    monkeypatch.setattr(embedded, "TOGETHER", 3)
+    text = corpus.find("stories", "train", cache, False, write=False)
+    [(path, size, _)] = text.files
+    assert size == len(expected) and text.sha256(cache) == hashlib.sha256(expected).hexdigest()
+    assert text.bits_per_byte_floor == 2.0 and not path.exists()
+    blocks = text.blocks()
+    first = next(blocks)
+    assert expected.startswith(first) and not path.exists()
+    assert first + b"".join(blocks) == expected == path.read_bytes()
+    text.check_unchanged()
+    assert corpus.find("stories", "train", cache, False) == text
+    assert b"".join(text.blocks(5, 50)) == expected[5:50]
+
+
+def test_a_part_of_a_known_text_is_read_once_all_is_written(stories, cache, monkeypatch):
+    expected = know(monkeypatch, "validation")
+    text = corpus.find("stories", "validation", cache, False, write=False)
+    assert b"".join(text.blocks(100, 300)) == expected[100:300] and text.files[0][0].read_bytes() == expected
+
+
+def test_a_text_that_is_not_the_known_one_is_an_error(stories, cache, monkeypatch):
+    know(monkeypatch, "train", sha256="0" * 64)
+    with pytest.raises(UserError, match="the train stories differ from what embedded.py knows"):
+        b"".join(corpus.find("stories", "train", cache, False, write=False).blocks())
+    assert not any((cache / "stories").iterdir())
+
+
+def test_the_stories_are_known(cache):
+    """If this fails, the writer was changed: correct `embedded.KNOWN`, as the README of data/ says."""
+    for split in embedded.SPLIT_BYTES:
+        known = embedded.KNOWN[embedded._version("stories", split)]
+        text = corpus.find("stories", split, cache, False)
+        data = b"".join(text.blocks())
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (known.size, known.sha256) and MARKER not in data
+        assert text.bits_per_byte_floor == known.bits / known.size
 
 
 def test_dialogues_are_conversations_with_a_mask(cache, monkeypatch):

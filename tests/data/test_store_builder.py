@@ -155,7 +155,8 @@ def test_an_old_incomplete_store_is_resumed(tmp_path, cache, monkeypatch):
     for path in (*part.iterdir(), part):
         os.utime(path, (LONG_AGO, LONG_AGO))
     load(data, threads=1)
-    assert begun[:4] == [0, 1, 2, 2] and sorted(begun[3:]) == [*range(2, begun[-1] + 1)]
+    assert len(set(begun[:3])) == 3 and begun[2] == begun[3]
+    assert sorted(begun[:2] + begun[3:]) == [*range(len(begun) - 1)]
 
 
 def test_a_kill_while_shards_are_removed_can_be_resumed(tmp_path, monkeypatch):

@@ -163,3 +163,20 @@ def test_a_run_logs_and_resumes_with_the_counters_of_the_device(data, tmp_path):
     assert resumed.optimizer.updates == 4
     resumed.train()
     np.testing.assert_array_equal(host(resumed.model.parameters.weights), host(whole.model.parameters.weights))
+
+
+def test_a_run_fitted_to_a_time_synchronizes_once_and_has_the_bits_of_one_with_that_many_updates(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("slm_np.training.trainer.time", small.Clock(0.01))  # an update takes 30 ms
+    settings = dict(warmup_iters=20, log_interval=10**6, save_interval=10**6, eval_interval=10**6, eval_iters=1)
+    fitted = trainer(data, tmp_path / "fitted", fit_time="1.5s", **settings)
+    waits, read = [], fitted.stepper.read
+    fitted.stepper.read = lambda wait=True: (waits.append(fitted.updates) if wait else None) or read(wait)
+    fitted.train()
+    n = fitted.max_iters
+    assert n == fitted.updates > 20
+    assert waits == [20, 20, n]  # the last timed update, its checkpoint, the last checkpoint
+    counted = trainer(data, tmp_path / "counted", max_iters=n, **settings)
+    counted.train()
+    small.assert_same_state(tmp_path / "fitted", tmp_path / "counted", n)

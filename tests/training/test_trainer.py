@@ -483,19 +483,8 @@ def test_an_exception_in_a_callback_ends_the_run(data):
 # How long
 
 
-class Clock:
-    """The time module of a trainer whose every look at the clock takes `tick` seconds."""
-
-    def __init__(self, tick):
-        self.tick, self.now = tick, 0.0
-
-    def perf_counter(self):
-        self.now += self.tick
-        return self.now
-
-
 def test_max_time_ends_the_run_at_the_lowest_rate(tmp_path, data, monkeypatch):
-    monkeypatch.setattr("slm_np.training.trainer.time", Clock(0.005))
+    monkeypatch.setattr("slm_np.training.trainer.time", small.Clock(0.005))
     changes = dict(max_time="1.5s", learning_rate=1e-2, log_interval=1, eval_interval=10**6, save_interval=10**6)
     small.trainer(data, tmp_path / "run", **changes).train()
     rows = metrics.read_metrics(tmp_path / "run")
