@@ -23,7 +23,7 @@ from .attention import add_times, dot, step_group
 from .bfloat16 import convert_block
 from .convolution import filter_step
 from .embedding import embedding_row
-from .jit import entry, loop, row
+from .jit import entry, inlined, loop, row
 from .math import multiply_add
 from .norm import add_to, layernorm_row, rmsnorm_row
 from .rotary import rotate_row
@@ -504,7 +504,7 @@ def logits_loop(task, logits, x, weight):
 # The step
 
 
-@row
+@inlined
 def head(logits, normed, weights, tensors, buffers, threads):
     """Logits (B, V) of the normed hidden state (B, D)."""
     x = normed
@@ -518,7 +518,7 @@ def head(logits, normed, weights, tensors, buffers, threads):
     logits_loop(tasks, logits, x, matrix(weights, tensors.head_weight, logits.shape[1], x.shape[1]))
 
 
-@row
+@inlined
 def attention(
     out,
     x,
@@ -561,7 +561,7 @@ def attention(
     add_partials(out, partials, vector(weights, layer.attention_output_bias, columns))
 
 
-@row
+@inlined
 def mamba(out, x, weights, layer, memory, buffers, sizes, threads):
     """out += mamba(x); updates the state"""
     channels, projected, ssm_parameters = buffers.channels, buffers.projected, buffers.ssm_parameters
@@ -608,7 +608,7 @@ def mamba(out, x, weights, layer, memory, buffers, sizes, threads):
     add_partials(out, partials, vector(weights, layer.mamba_out_proj_bias, columns))
 
 
-@row
+@inlined
 def recurrence(out, x, weights, layer, memory, buffers, sizes, threads):
     """out += recurrence(x); updates the state"""
     states, columns = buffers.states, out.shape[1]
@@ -624,7 +624,7 @@ def recurrence(out, x, weights, layer, memory, buffers, sizes, threads):
     add_partials(out, partials, weights[:0])
 
 
-@row
+@inlined
 def feed_forward(out, x, weights, layer, buffers, sizes, threads):
     """out += feed_forward(x)"""
     hidden, active, columns = buffers.hidden, buffers.active, out.shape[1]
