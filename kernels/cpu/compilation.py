@@ -140,6 +140,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "SLM_NP_CACHE": str(cache_dir())},
+            cwd=cache_dir(),  # the working directory may be deleted, and then Numba cannot compile
             start_new_session=True,  # Ctrl-C in the terminal is for the parent
             text=True,
             encoding="utf-8",

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 
 from .kernel_cache import KernelCache
 from .parallel import run_tasks
+from .processor import for_this_processor
 from .threads import one_at_a_time
 
 # Sums may be reordered and multiply-adds fused, so that loops vectorize. NaN and infinity keep their meaning.
@@ -37,7 +38,7 @@ def blocks_of(x):
 
 
 def _compiled(function, **options):
-    return numba.njit(function, error_model="numpy", nogil=True, **options)
+    return for_this_processor(numba.njit(function, error_model="numpy", nogil=True, **options))
 
 
 def row(function):

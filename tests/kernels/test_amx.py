@@ -492,24 +492,32 @@ AVX2 = """
 import numba
 import numpy as np
 from slm_np.kernels.cpu import amx, bfloat16, microkernel_f32, threads
+from slm_np.kernels.cpu.processor import for_this_processor
 assert (microkernel_f32.ROWS, microkernel_f32.COLUMNS, microkernel_f32.LANES) == (6, 16, 8)
 assert not bfloat16.NATIVE and not amx.available()[0]
 assert threads.matmul_name() == "AVX2 register tiles"
-@numba.njit
 def add(x, y):
     for i in range(x.size):
         x[i] += y[i]
-add(np.zeros(64, np.float32), np.zeros(64, np.float32))
-code = next(iter(add.inspect_asm().values()))
+def code_of(function):
+    function(np.zeros(64, np.float32), np.zeros(64, np.float32))
+    return next(iter(function.inspect_asm().values()))
+code = code_of(for_this_processor(numba.njit(add)))
 assert "ymm" in code and "zmm" not in code
-print("right")
+assert numba.config.CPU_NAME is numba.config.CPU_FEATURES is None
+print(code_of(numba.njit(add)).count("zmm"))
 """
+
+
+LAST = AVX2.splitlines()[-1]
 
 
 @pytest.mark.skipif(not binding.get_host_cpu_features().get("avx2"), reason="this processor has no AVX2")
 def test_avx2_can_be_chosen(tmp_path):
+    """For the kernels: a function of the user's is compiled as if they were not there."""
     run = in_a_process(AVX2, SLM_NP_CPU="avx2", SLM_NP_CACHE=str(tmp_path))
-    assert run.stdout == "right\n", run.stderr
+    alone = in_a_process(AVX2[: AVX2.index("from slm_np")] + AVX2[AVX2.index("def add") : AVX2.index("code =")] + LAST)
+    assert run.stdout == alone.stdout != "", run.stderr + alone.stderr
 
 
 def test_an_unknown_instruction_set_is_refused(tmp_path):
@@ -525,14 +533,16 @@ def with_tiles():
 binding.get_host_cpu_features = with_tiles
 import numba
 import numpy as np
-import slm_np.kernels.cpu.jit
+from slm_np.kernels.cpu import processor
+assert numba.config.CPU_FEATURES is None
+@processor.for_this_processor
 @numba.njit
 def add(x, y):
     for i in range(x.size):
         x[i] += y[i]
 add(np.zeros(64, np.float32), np.zeros(64, np.float32))
 code = next(iter(add.inspect_asm().values()))
-print(next(name for name in ("zmm", "ymm", "xmm") if name in code) if tiles else numba.config.CPU_FEATURES)
+print(next(name for name in ("zmm", "ymm", "xmm") if name in code) if tiles else processor.CHOSEN)
 """
 
 

@@ -35,7 +35,7 @@ def functions(module):
 
 
 SETS = [functions(kernels) for kernels in (numpy_kernels, cpu_kernels, gpu_kernels)]
-CONTRACT = sorted(SETS[0].keys() - {"matmul_name", "thread_count", "use_threads"})
+CONTRACT = sorted(SETS[0].keys() - {"enter_thread", "matmul_name", "thread_count", "use_threads"})
 SHARED = sorted(name for name in set().union(*SETS) if sum(name in kernels for kernels in SETS) > 1)
 STEP = "attention_step"  # kernels/cpu may lack it: its compiled step decodes all layers in one call
 
