@@ -12,6 +12,7 @@ from slm_np.errors import UserError
 SECONDS, SHARE = 3.0, 1 / 20  # the updates of SECONDS are timed, or of this share of the time if that is shorter
 LONGEST = 1 / 8  # share of the time after which the number is fixed however few updates were timed
 FEWEST = 10  # timed updates, unless they take longer than that
+MOST = 3.0  # medians that one update counts at most
 TENTHS, SHORTEST = 10, 20  # an interval of 0 is a tenth of the run, but at least so many updates
 
 
@@ -64,9 +65,10 @@ class Stopwatch:
         return measured or seconds >= LONGEST * self.seconds
 
     def seconds_per_update(self):
-        """The median over the later half of the updates; None if there are none.
+        """The mean over the later half of the updates; None if there are none.
 
-        The first half is left out: caches are cold, and a GPU captures its graphs.
+        The first half is left out: caches are cold, and a GPU captures its graphs. On a busy machine many updates are
+        interrupted a little, which counts, and one may be for long, so none counts more than MOST medians.
         """
         if not self.marks:
             return None
@@ -74,7 +76,8 @@ class Stopwatch:
         for (before, started), (updates, now) in zip(self.marks, self.marks[1:]):
             if updates > middle:
                 durations += [(now - started) / (updates - before)] * (updates - before)
-        return statistics.median(durations)
+        most = MOST * statistics.median(durations)
+        return statistics.mean(min(duration, most) for duration in durations)
 
 
 def fitted_updates(done, seconds, update, repeated):
