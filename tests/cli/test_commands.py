@@ -153,7 +153,6 @@ BAD_SETTINGS = [
     ),
     (["--fit-time", "3s", "--max-time", "3s", "--epochs", 1], "all set the length of training; give one"),
     (["--fit-time", "soon"], "--fit-time 'soon' is not a duration; write 90s, 20m or 2h"),
-    (["--fit-time", "3s", "--warmup-iters", 5], "--warmup-iters is 5; set it to at least 10, or give --max-iters"),
     (["--pattern", "AX"], "--pattern 'AX' is unknown"),
     (["--tokenizer", "bites"], "did you mean byte"),
     (["--dtype", "fp8"], "--dtype 'fp8' is unknown"),
