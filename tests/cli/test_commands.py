@@ -509,6 +509,17 @@ def test_the_log_of_training(folder):
     assert (folder / "runs" / "stories-2" / "config.json").exists()
 
 
+def test_samples_of_training_take_no_compiled_step(folder, monkeypatch, capsys):
+    def compiled(model, batch):
+        raise AssertionError("the compiled step is chosen")
+
+    monkeypatch.setattr("slm_np.inference.decoder.choose_step", compiled)
+    assert small.status("train", *small.flags("text.txt", out_dir="new")) == 0
+    assert "  | " in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="the compiled step is chosen"):
+        small.status("generate", "--model", "new")
+
+
 def test_a_small_corpus_gets_a_warning(folder, capsys):
     assert (
         small.status("train", *small.flags("text.txt", max_iters=1, n_embd=64, n_hidden=512, n_layer=2, out_dir="new"))
