@@ -1,33 +1,17 @@
 """How many updates fit into the time of `--fit-time`: the first updates are timed, then the number is fixed.
 
-The learning rate of the timed updates must not depend on the number: a run with `--max-iters` and the same number has
-the same bits. So they lie within the warmup, unless the whole schedule is independent of the number.
+A run with `--max-iters` and the same number has the same bits. So the learning rate of the timed updates must not
+depend on the number: they lie within the warmup. If that is over too soon, some more are made, timed and undone.
 """
 
 import math
 import statistics
 
-from slm_np.errors import UserError
-
 SECONDS, SHARE = 3.0, 1 / 20  # the updates of SECONDS are timed, or of this share of the time if that is shorter
 LONGEST = 1 / 8  # share of the time after which the number is fixed however few updates were timed
 FEWEST = 10  # timed updates, unless they take longer than that
+MOST = 3.0  # medians that one update counts at most
 TENTHS, SHORTEST = 10, 20  # an interval of 0 is a tenth of the run, but at least so many updates
-
-
-def last_timed(config):
-    """The updates of a run with this TrainConfig whose learning rate does not depend on how many follow.
-
-    Raises UserError if they are too few to be timed.
-    """
-    if config.lr_schedule == "constant" or config.lr_decay_iters:
-        return math.inf
-    if config.warmup_iters < FEWEST:
-        raise UserError(
-            f"--fit-time {config.fit_time} times the updates of the warmup, but --warmup-iters is "
-            f"{config.warmup_iters}; set it to at least {FEWEST}, or give --max-iters"
-        )
-    return config.warmup_iters
 
 
 def interval_of(setting, updates):
@@ -38,11 +22,14 @@ def interval_of(setting, updates):
 class Stopwatch:
     """Times the first updates of a session of a run with this TrainConfig.
 
+    last  number of updates whose learning rate does not depend on how many follow
     On a GPU updates run asynchronously: time is known where the host synchronizes, not after every update.
     """
 
     def __init__(self, config):
-        self.seconds, self.last = config.fit_seconds, last_timed(config)
+        self.seconds = config.fit_seconds
+        fixed = config.lr_schedule == "constant" or config.lr_decay_iters
+        self.last = math.inf if fixed else config.warmup_iters
         self.marks = []  # (updates done, time) at each synchronization
 
     def start(self, updates, now):
@@ -54,27 +41,27 @@ class Stopwatch:
         """All of so many updates are done at the time `now`."""
         self.marks.append((updates, now))
 
-    def enough(self, updates):
-        """Whether the speed is known well enough after so many updates, or may not be measured any longer."""
-        if updates >= self.last or len(self.marks) < 2:
-            return updates >= self.last
+    def enough(self):
+        """Whether the speed is known well enough, or may not be measured any longer."""
+        if len(self.marks) < 2:
+            return False
         (first, started), (last, now) = self.marks[0], self.marks[-1]
         timed, seconds = last - first, now - started
         measured = timed >= FEWEST and seconds >= min(SECONDS, SHARE * self.seconds)
         return measured or seconds >= LONGEST * self.seconds
 
     def seconds_per_update(self):
-        """The median over the later half of the updates; None if there are none.
+        """The mean over the later half of the updates.
 
-        The first half is left out: caches are cold, and a GPU captures its graphs.
+        The first half is left out: caches are cold, and a GPU captures its graphs. On a busy machine many updates are
+        interrupted a little, which counts, and one may be for long, so none counts more than MOST medians.
         """
-        if not self.marks:
-            return None
         middle, durations = (self.marks[0][0] + self.marks[-1][0]) / 2, []
         for (before, started), (updates, now) in zip(self.marks, self.marks[1:]):
             if updates > middle:
                 durations += [(now - started) / (updates - before)] * (updates - before)
-        return statistics.median(durations)
+        most = MOST * statistics.median(durations)
+        return statistics.mean(min(duration, most) for duration in durations)
 
 
 def fitted_updates(done, seconds, update, repeated):

@@ -6,7 +6,6 @@ from slm_np.errors import UserError
 from slm_np.nn.model import Model, States
 from slm_np.ops.device import device
 from slm_np.training.batches import evaluation_batches, training_batches
-from slm_np.training.fitting import last_timed
 from slm_np.training.host_step import HostStep
 from slm_np.training.optimizer import AdamW
 from slm_np.training.precision import compute_dtype, resolved
@@ -45,8 +44,6 @@ class TrainingState:
 
     def __init__(self, run, corpus, retention=None, fresh=True):
         check_effect(run.model, run.train)
-        if run.train.fit_seconds and not run.fitted_iters:
-            last_timed(run.train)
         self.run = run = resolved(run)
         self.config, self.corpus = run.train, corpus
         config, shape = run.train, (run.train.batch_size, run.model.block_size)
@@ -120,7 +117,7 @@ class TrainingState:
         if self.config.max_seconds:
             return self.progress
         end = self.config.lr_decay_iters or self.max_iters
-        if end is None:  # the schedule begins after the timed updates
+        if end is None:  # during warmup, or in an update that is undone
             return 0.0
         return (self.updates - self.config.warmup_iters) / max(1, end - self.config.warmup_iters)
 

@@ -10,8 +10,9 @@ import time
 
 from slm_np.data.growing import CorpusFailed
 from slm_np.errors import UserError
+from slm_np.ops.device import host, put
 from slm_np.training.evaluation import bits_per_byte, mean_loss
-from slm_np.training.fitting import TENTHS, Stopwatch, fitted_updates, interval_of
+from slm_np.training.fitting import FEWEST, TENTHS, Stopwatch, fitted_updates, interval_of
 from slm_np.training.signals import Interrupted, stop_signals
 from slm_np.training.state import TrainingState
 
@@ -56,7 +57,7 @@ class Trainer(TrainingState):
                 while True:
                     before, self.elapsed = self.progress, time.perf_counter() - started
                     self.tenth_done = int(TENTHS * before) < int(TENTHS * self.progress)
-                    if self.stopwatch is not None and self.stopwatch.enough(self.updates):
+                    if self.stopwatch is not None and (self.stopwatch.enough() or self.updates >= self.stopwatch.last):
                         self.fit(started)
                     if self.is_due(self.config.save_interval) or self.finished():
                         self.save()
@@ -119,18 +120,39 @@ class Trainer(TrainingState):
 
         Between updates the run evaluates and saves, so both are tried once, the evaluation with one batch per split.
         """
-        update, begun = self.stopwatch.seconds_per_update(), time.perf_counter()
+        if not self.stopwatch.enough():
+            self.time_more()
+        begun = time.perf_counter()
         self.save()
         saved = time.perf_counter()
         self.estimate_loss(1)
         now = time.perf_counter()
         saving, evaluating = saved - begun, self.config.eval_iters * (now - saved)
-        repeated = [(self.config.save_interval, saving), (self.config.eval_interval, evaluating)]
-        if update is None:  # another time was given when the run was resumed
-            update, repeated = self.elapsed / self.updates, []
-        self.max_iters = fitted_updates(self.updates, self.config.fit_seconds - (now - started), update, repeated)
+        self.max_iters = fitted_updates(
+            self.updates,
+            self.config.fit_seconds - (now - started),
+            self.stopwatch.seconds_per_update(),
+            [(self.config.save_interval, saving), (self.config.eval_interval, evaluating)],
+        )
         self.run, self.stopwatch = dataclasses.replace(self.run, fitted_iters=self.max_iters), None
         self.notify("on_fit")
+
+    def time_more(self):
+        """Time further updates, then undo them, since their learning rate depends on the number that is not known."""
+        step, counters = self.updates, self.counters()
+        arrays = [*self.model.parameters.weight.values(), *self.tensors().values()]
+        kept = [host(array).copy() for array in arrays]
+        self.stopwatch.start(self.updates, time.perf_counter())
+        try:
+            while not self.stopwatch.enough():
+                self.step()
+                if self.stepper.read(wait=self.updates % FEWEST == 0) is not None:
+                    self.stopwatch.mark(self.updates, time.perf_counter())
+                self.check_stop()
+        finally:
+            for array, values in zip(arrays, kept):
+                put(array, values)
+            self.load(step, counters)
 
     def evaluate(self):
         """Evaluate all splits."""

@@ -152,7 +152,6 @@ BAD_SETTINGS = [
     ),
     (["--fit-time", "3s", "--max-time", "3s", "--epochs", 1], "all set the length of training; give one"),
     (["--fit-time", "soon"], "--fit-time 'soon' is not a duration; write 90s, 20m or 2h"),
-    (["--fit-time", "3s", "--warmup-iters", 5], "--warmup-iters is 5; set it to at least 10, or give --max-iters"),
     (["--pattern", "AX"], "--pattern 'AX' is unknown"),
     (["--tokenizer", "bites"], "did you mean byte"),
     (["--dtype", "fp8"], "--dtype 'fp8' is unknown"),
@@ -494,6 +493,17 @@ def test_the_log_of_training(folder):
     assert again.returncode == 0 and "weights of step 40" in again.stderr
     assert small.command("train", *small.flags("text.txt", max_iters=1), cwd=folder).returncode == 0
     assert (folder / "runs" / "stories-2" / "config.json").exists()
+
+
+def test_samples_of_training_take_no_compiled_step(folder, monkeypatch, capsys):
+    def compiled(model, batch):
+        raise AssertionError("the compiled step is chosen")
+
+    monkeypatch.setattr("slm_np.inference.decoder.choose_step", compiled)
+    assert small.status("train", *small.flags("text.txt", out_dir="new")) == 0
+    assert "  | " in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="the compiled step is chosen"):
+        small.status("generate", "--model", "new")
 
 
 def test_a_small_corpus_gets_a_warning(folder, capsys):

@@ -165,18 +165,19 @@ def test_a_run_logs_and_resumes_with_the_counters_of_the_device(data, tmp_path):
     np.testing.assert_array_equal(host(resumed.model.parameters.weights), host(whole.model.parameters.weights))
 
 
-def test_a_run_fitted_to_a_time_synchronizes_once_and_has_the_bits_of_one_with_that_many_updates(
-    data, tmp_path, monkeypatch
+@pytest.mark.parametrize("warmup, waits", [(20, [20, 20]), (5, [5, 5, 10, 5])], ids=["warmup", "undone"])
+def test_a_run_fitted_to_a_time_synchronizes_rarely_and_has_the_bits_of_one_with_that_many_updates(
+    data, tmp_path, monkeypatch, warmup, waits
 ):
     monkeypatch.setattr("slm_np.training.trainer.time", small.Clock(0.01))  # an update takes 30 ms
-    settings = dict(warmup_iters=20, log_interval=10**6, save_interval=10**6, eval_interval=10**6, eval_iters=1)
+    settings = dict(warmup_iters=warmup, log_interval=10**6, save_interval=10**6, eval_interval=10**6, eval_iters=1)
     fitted = trainer(data, tmp_path / "fitted", fit_time="1.5s", **settings)
-    waits, read = [], fitted.stepper.read
-    fitted.stepper.read = lambda wait=True: (waits.append(fitted.updates) if wait else None) or read(wait)
+    waited, read = [], fitted.stepper.read
+    fitted.stepper.read = lambda wait=True: (waited.append(fitted.updates) if wait else None) or read(wait)
     fitted.train()
     n = fitted.max_iters
     assert n == fitted.updates > 20
-    assert waits == [20, 20, n]  # the last timed update, its checkpoint, the last checkpoint
+    assert waited == [*waits, n]  # where time is taken, for the checkpoint then, and for the last one
     counted = trainer(data, tmp_path / "counted", max_iters=n, **settings)
     counted.train()
     small.assert_same_state(tmp_path / "fitted", tmp_path / "counted", n)
