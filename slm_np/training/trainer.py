@@ -111,6 +111,7 @@ class Trainer(TrainingState):
     def estimate_loss(self):
         """{name: loss} of all splits in nats per token, over the same `eval_iters` batches each time.
 
+        Those of a large training split change until training has reached all of it (see `batches.reach`).
         The names are train_loss, val_loss and, with retention data, replay_loss.
         """
         arrays, n_batches = (self.tokens, self.targets), self.config.eval_iters
