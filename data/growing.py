@@ -92,8 +92,12 @@ class Building:
     def check(self):
         """Raise `CorpusFailed` if the store could not be built, and what `between` raises."""
         self.between()
-        if self.error is not None:
+        if isinstance(self.error, UserError):
             raise CorpusFailed(str(self.error)) from self.error
+        if self.error is not None:
+            raise self.error
+        if self.stop.is_set() and self.corpus is None:
+            raise CorpusFailed("the corpus is incomplete, since tokenizing it was stopped; start again")
 
     def wait(self):
         """The complete `Corpus`. Raises what `check` raises."""
@@ -126,13 +130,13 @@ class GrowingTokens:
         self.n_text = sum(stop - start for start, stop in ranges)
         self._counts = []  # of the finished shards, in order
         self._ids = np.empty(0, self._dtype)
-        self._whole = None  # Tokens, once all are there
+        self._whole = self._sample = None  # Tokens: all, once they are there, and those of `sample`
 
     def first(self, n):
         """`Tokens` of the first `n`, or of all if the split has fewer. Waits until they are written."""
         self._look(n)
         if self._whole is None and len(self._ids) < n:
-            lines = _Lines(f"waiting until {n:,} {self.split} tokens are ready", self._building.progress)
+            lines = _Lines(f"waiting until the {self.split} split has {n:,} tokens", self._building.progress)
             while self._whole is None and len(self._ids) < n:
                 lines.due(f": {len(self._ids):,} so far")
                 time.sleep(POLL_S)
@@ -146,8 +150,10 @@ class GrowingTokens:
 
     def sample(self):
         """`Tokens` that stand for all in their bytes per token: the first ones."""
-        ids = self.first(SAMPLE).ids
-        return Tokens(self.split, ids, len(self._building.tokenizer.decode(ids)))
+        if self._whole is None and self._sample is None:
+            ids = self.first(SAMPLE).ids
+            self._sample = Tokens(self.split, ids, len(self._building.tokenizer.decode(ids)))
+        return self._sample if self._whole is None else self._whole
 
     def __len__(self):
         return len(self.whole())

@@ -1,6 +1,7 @@
 """Shards: the units in which a text is tokenized. Any process can do any shard, and a rerun keeps the finished ones."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -128,6 +129,9 @@ def tokenize(staging, plan, number, tokenizer, report):
             for first in blocks:
                 write(chain([first], iter(lambda: next(blocks), END)))
                 end_document()
+        written = os.fstat(ids_file.fileno())
+    if not os.path.samestat(written, os.stat(ids_path)):
+        raise OSError(errno.ESTALE, "another process has begun it again")  # this one outlived its parent
     for suffix in (".bin",) * (not is_first) + (".mask",) * (kind == ROWS):
         os.replace(f"{part}{suffix}", staging / "shards" / f"{number}{suffix}")
     Path(f"{part}.json").write_text(json.dumps(counts), encoding="utf-8")

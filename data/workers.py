@@ -21,7 +21,8 @@ from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.paths import import_path
 
-NICE = 10  # of workers in the background: they yield to training, and have the processors while it waits
+EAGER = 4 << 20  # bytes of text after which a worker in the background yields to training, which had to wait for them
+NICE = 10  # is its niceness then, so it still has the processors whenever training waits
 
 
 class WorkerDied(Exception):
@@ -109,14 +110,17 @@ def tokenize_in_processes(staging, numbers, n, meter, done, stop=None):
 def work():
     """The program of a worker: tokenize shards by their numbers, which arrive on stdin.
 
-    Its arguments are `staging` and its niceness.
+    Its arguments are `staging` and its niceness after `EAGER` bytes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends its workers
-    staging = Path(sys.argv[1])
-    if hasattr(os, "nice"):
-        os.nice(int(sys.argv[2]))
+    staging, niceness = Path(sys.argv[1]), int(sys.argv[2])
     plan, tokenizer = read_json_or_empty(staging / "plan.json"), load_tokenizer(staging / "tokenizer.json")
-    read = 0
+    numbers, read, total = Queue(), 0, 0
+
+    def listen():
+        for line in sys.stdin:
+            numbers.put(int(line))
+        os._exit(0)  # the parent has no more shards, or is gone
 
     def send(**answer):
         try:
@@ -125,16 +129,21 @@ def work():
             os._exit(1)  # the parent is gone
 
     def report(n):
-        nonlocal read
-        read += n
+        nonlocal read, total, niceness
+        read, total = read + n, total + n
+        if niceness and total >= EAGER:
+            os.nice(niceness)
+            niceness = 0
         if read >= BLOCK:
             send(read=read)
             read = 0
 
-    for line in sys.stdin:
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        number = numbers.get()
         try:
-            tokenize(staging, plan, int(line), tokenizer, report)
-            send(done=int(line))
+            tokenize(staging, plan, number, tokenizer, report)
+            send(done=number)
         except UserError as error:
             send(error=str(error))
         except OSError as error:

@@ -86,6 +86,8 @@ def prepared(run, tokenizer=None):
     )
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:
         before = run.data.get("tokens")
+        if corpus.building:
+            corpus.building.close()
         counts = f"{data['tokens']} tokens for training and validation, {run.data.get('source')} had {before}, and "
         raise UserError(
             f"the data have changed since the run began: {corpus.source} has {'' if corpus.building else counts}"
@@ -222,6 +224,8 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
     except WrongMatmul as wrong:
         restart_without_amx(storage.path, command, wrong)
     except Interrupted as interrupted:
+        if corpus.building:
+            corpus.building.close()
         print(
             f"stopped at step {trainer.updates}; resume with: python -m {command} --resume {quoted(storage.path)}",
             file=sys.stderr,

@@ -165,6 +165,7 @@ class Trainer(TrainingState):
     def estimate_loss(self, n_batches=None):
         """{name: loss} of all splits in nats per token, over the same batches each time: `eval_iters`, or n_batches.
 
+        Those of a large training split change until training has reached all of it (see `batches.reach`).
         The names are train_loss, val_loss and, with retention data, replay_loss.
         """
         arrays, n_batches = (self.tokens, self.targets), n_batches or self.config.eval_iters

@@ -1,5 +1,6 @@
 """Building a token store: shards and processes give the same bytes, kills lose nothing, memory stays small."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def test_a_killed_run_resumes_and_gives_the_same_store(tmp_path, threads):
     process.wait()
     kept = finished()
     assert kept and not out.exists()
-    time.sleep(0.3)  # its workers finish their shards, and end when they cannot report them
+    time.sleep(0.3)  # its workers end, since it has closed their stdin
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:  # finished shards are not written again
         for name, mtime in kept.items():
@@ -135,6 +136,33 @@ def test_interruptions_while_shards_are_joined_lose_nothing(tmp_path, monkeypatc
     assert len(tokenized) == len(set(tokenized)) > 10
     assert len(syncs) > 20
     assert contents(tmp_path / "out") == contents(tmp_path / "once")
+
+
+def test_a_worker_that_outlives_its_parent_does_not_finish_the_shard_of_another_one(tmp_path, cache, monkeypatch):
+    """The first shard of a split is written in place, so a new builder must not take an old worker's word for it."""
+    data = text_file(tmp_path, "One two three.\n" * 3000)
+    monkeypatch.setattr(shards, "SHARD", 20_000)
+    tokenize, refused = shards.tokenize, []
+
+    def interrupted(staging, plan, number, tokenizer, report):
+        def begin_again(n):
+            if not refused:
+                shards.clean(staging, plan, tokenizer.dtype.itemsize)
+                (staging / f"{plan['shards'][number][0]}.bin").touch()
+            report(n)
+
+        try:
+            tokenize(staging, plan, number, tokenizer, begin_again)
+        except OSError as error:
+            refused.append((number, error.errno))
+            assert not shards.finished(staging, number)
+            tokenize(staging, plan, number, tokenizer, report)
+
+    expected = load(data, out_dir=tmp_path / "expected")
+    monkeypatch.setattr(shards, "tokenize", interrupted)
+    found = load(data, threads=1)
+    assert [code for _, code in refused] == [errno.ESTALE]
+    assert found.train.ids.tolist() == expected.train.ids.tolist()
 
 
 def test_an_old_incomplete_store_is_resumed(tmp_path, cache, monkeypatch):

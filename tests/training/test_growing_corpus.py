@@ -1,5 +1,6 @@
 """Training on a corpus that is still being tokenized: the same bits, waiting, failures, interruptions and kills."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -253,7 +254,7 @@ def test_waiting_is_said_and_ends_when_the_shards_are_there(tmp_path, plain, mon
     reading = trainer(plain, False, tmp_path / "b")
     reading.corpus.building.progress = True
     reading.train()
-    assert lines[0].startswith("waiting until 2,000 train tokens are ready: ")
+    assert lines[0].startswith("waiting until the train split has 2,000 tokens: ")
     assert results(reading, tmp_path / "b") == results(complete, tmp_path / "a")
 
 
@@ -271,6 +272,9 @@ def test_a_signal_ends_waiting_and_saves(tmp_path, plain, monkeypatch):
     assert 0 < reading.updates < UPDATES and (tmp_path / "b" / f"checkpoint-{reading.updates}").is_dir()
     reading.corpus.building.close()
     assert reading.corpus.building.ended.is_set() and len(gate.shards) == 2
+    reading.stop_signal, reading.corpus.building.progress = None, False
+    with pytest.raises(CorpusFailed, match="tokenizing it was stopped"):
+        len(reading.corpus.train)
 
     gate.opened.set()
     again = trainer(plain, False, eval_interval=100)
@@ -406,15 +410,14 @@ def test_a_run_that_ends_leaves_no_workers_and_resumes_with_the_same_bits(tmp_pa
     flags = small.flags(text, max_iters=40, save_interval=1, eval_interval=40, documents="blank-line", kernels="numpy")
     environment = small.environment() | dict(SLM_NP_CACHE=str(tmp_path / "new"))
 
-    def children(pid):
-        found = []
+    def running_processes():
+        """{process: its parent} of all processes that have not ended."""
+        found = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = path.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == pid and fields[0] != "Z":
-                found.append(int(path.parent.name))
+            with contextlib.suppress(OSError):
+                state, parent = path.read_text(encoding="utf-8").rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    found[path.parent.name] = int(parent)
         return found
 
     def start(*more):
@@ -429,13 +432,13 @@ def test_a_run_that_ends_leaves_no_workers_and_resumes_with_the_same_bits(tmp_pa
     running = start(*flags, "--out-dir", tmp_path / "run")
     while not (tmp_path / "run" / "checkpoint-1").exists() and running.poll() is None:
         time.sleep(0.01)
-    workers = children(running.pid)
+    workers = {process for process, parent in running_processes().items() if parent == running.pid}
     assert workers
     running.send_signal(number)
     _, error = running.communicate(timeout=60)
     assert running.returncode == (-9 if number == signal.SIGKILL else 128 + number), error
     deadline = time.monotonic() + 30
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+    while workers & running_processes().keys():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     [part] = (tmp_path / "new" / "corpora").glob("*.part")
