@@ -29,7 +29,7 @@ def run(model_class, dtype):
 
     The two start at opposite ends of the list, so that one process finds in the cache what the other has compiled.
     """
-    tokens = np.zeros((8, 4), np.int32)  # enough rows for the tiled matmuls; two sequences are few enough for BLAS
+    tokens = np.zeros((8, 4), np.int32)
     for settings in MODELS[:: 1 if dtype == "bf16" else -1]:
         model = model_class(tiny_config(settings), compute_dtype=BF16 if dtype == "bf16" else None)
         model.loss_and_gradient(tokens, tokens, key=(1,))
