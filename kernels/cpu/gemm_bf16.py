@@ -403,7 +403,7 @@ def matmul(out, a, b, prefill, bias, residual):
     """out (m, n) = A B + prefill        A (m, k) bfloat16   B (n / C, k / 2, C) pairs in panels
 
     out is float32 or bfloat16. If it is float32, long sums are split into parts that are added to `out` in turn.
-    Rows of A may be longer than those of B if the rest is zeros. prefill: see gemm_blas.py.
+    Rows of A may be longer than those of B if the rest is zeros. prefill: see microkernel_f32.py.
     """
     k, pairs = a.shape[1], b.shape[1]
     terms = padded(even_share(pairs, TERMS if out.dtype == np.float32 else pairs), STEP)

@@ -4,7 +4,7 @@ import numpy as np
 
 from .dropout import kept
 from .jit import row
-from .math import exp, maximum
+from .math import exp_scaled, maximum
 
 
 @row
@@ -14,7 +14,7 @@ def softmax_row(scores, length, scale):
     for j in range(length):
         largest = maximum(largest, scores[j])
     for j in range(length):
-        e = exp((scores[j] - largest) * scale)
+        e = exp_scaled(scores[j] - largest, scale)
         scores[j] = e
         total += e
     inverse = scores.dtype.type(1) / total
@@ -26,8 +26,9 @@ def softmax_row(scores, length, scale):
 @row
 def probability_row(p, length, lse, scale):
     """p[:length] = exp(scale * p[:length] - lse): recompute the probabilities from the scores and forward's lse."""
+    shift = lse / scale
     for j in range(length):
-        p[j] = exp(p[j] * scale - lse)
+        p[j] = exp_scaled(p[j] - shift, scale)
 
 
 @row

@@ -10,14 +10,19 @@ from scipy.special import ndtr
 
 @pytest.fixture(scope="module")
 def elementary():
-    """{name: function of a float32 array} for exp, sigmoid and normal, which returns (distribution, density)."""
+    """{name: function of a float32 array} for exp, exp_scaled (by 1/4), sigmoid and normal (distribution, density)."""
     from slm_np.kernels.cpu.jit import row
-    from slm_np.kernels.cpu.math import exp, normal, sigmoid
+    from slm_np.kernels.cpu.math import exp, exp_scaled, normal, sigmoid
 
     @row
     def exp_of(out, x):
         for i in range(x.size):
             out[i] = exp(x[i])
+
+    @row
+    def exp_scaled_of(out, x):
+        for i in range(x.size):
+            out[i] = exp_scaled(x[i], np.float32(0.25))
 
     @row
     def sigmoid_of(out, x):
@@ -37,7 +42,7 @@ def elementary():
 
         return run
 
-    return dict(exp=over(exp_of), sigmoid=over(sigmoid_of), normal=over(normal_of, 2))
+    return dict(exp=over(exp_of), exp_scaled=over(exp_scaled_of), sigmoid=over(sigmoid_of), normal=over(normal_of, 2))
 
 
 def grid(low, high):
@@ -64,6 +69,17 @@ def test_exp_outside_its_range(elementary):
     x = np.array([-87.5, -1e30, -np.inf, 88.5, 1e30, np.inf], np.float32)
     np.testing.assert_allclose(elementary["exp"](x), np.exp([-87.0] * 3 + [88.0] * 3), rtol=2e-7)
     assert elementary["exp"](np.zeros(1, np.float32)) == 1
+
+
+def test_exp_scaled(elementary):
+    x = grid(-348, 352)
+    exponent = x.astype(float) / 4
+    error = relative_error(elementary["exp_scaled"](x), np.exp(exponent))
+    assert (error / (2e-7 + 1.2e-7 * np.abs(exponent))).max() < 1
+    low = np.array([-350, -1e30, -np.inf], np.float32)
+    np.testing.assert_allclose(elementary["exp_scaled"](low), [2.0**-126] * 3, rtol=1e-7)
+    found = elementary["exp_scaled"](np.array([0, np.nan], np.float32))
+    np.testing.assert_array_equal(found, [1, np.nan])
 
 
 def test_sigmoid(elementary):
