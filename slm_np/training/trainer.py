@@ -57,8 +57,10 @@ class Trainer(TrainingState):
                 while True:
                     before, self.elapsed = self.progress, time.perf_counter() - started
                     self.tenth_done = int(TENTHS * before) < int(TENTHS * self.progress)
-                    if self.stopwatch is not None and (self.stopwatch.enough() or self.updates >= self.stopwatch.last):
-                        self.fit(started)
+                    if self.stopwatch is not None:
+                        self.time_without_builder()
+                        if self.stopwatch.enough() or self.updates >= self.stopwatch.last:
+                            self.fit(started)
                     if self.is_due(self.config.save_interval) or self.finished():
                         self.save()
                     if self.evaluation_is_due():
@@ -114,6 +116,14 @@ class Trainer(TrainingState):
         )
         norms = [round(norm, 6) for norm in self.spectral.norms.values()]
         return row | (dict(spectral_norms=norms) if norms else {})
+
+    def time_without_builder(self):
+        """Begin to time updates again while the corpus is being tokenized, which takes a part of the cores."""
+        building = self.corpus.building
+        if building and not building.ended.is_set():
+            if self.updates >= self.stopwatch.last:
+                building.wait()
+            self.stopwatch = Stopwatch(self.config)
 
     def fit(self, started):
         """Fix the number of updates, so that the run takes `fit_time` from `started` on.

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import signal
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -354,3 +356,28 @@ def test_a_broken_number_in_config_json(tmp_path, value):
     del fields["fitted_iters"]  # as an older version wrote it
     write_json(tmp_path / "config.json", fields)
     assert run_config.read_config(tmp_path).fitted_iters == 0
+
+
+def test_updates_are_timed_when_the_corpus_is_complete(data, clock, monkeypatch):
+    """While workers tokenize, they take a part of the cores. At the last update that may be timed, training waits."""
+    begun, fit = [], Trainer.fit
+
+    def recorded(self, started):
+        begun.append(self.stopwatch.marks[0][0] if self.stopwatch.marks else self.updates)
+        fit(self, started)
+
+    class Built(Callback):
+        def on_step(self, trainer):
+            if trainer.updates == done:
+                building.ended.set()
+
+    monkeypatch.setattr(Trainer, "fit", recorded)
+    for done in (5, 30):  # before and after the last update that may be timed, 20
+        building = SimpleNamespace(ended=threading.Event(), check=lambda: None, corpus=None)
+        building.wait = building.ended.set
+        trainer = small.trainer(data, **FITTED)
+        trainer.corpus = dataclasses.replace(trainer.corpus, building=building)
+        trainer.callbacks.append(Built())
+        trainer.train()
+        assert building.ended.is_set()
+    assert begun == [4, 20]
