@@ -106,8 +106,11 @@ sys.argv[0], sys.stdout, sys.stderr = "train", Stream(), Stream()
 from slm_np.train import main
 async def cell():
     main()
-asyncio.run(cell())
-sys.__stdout__.write(sys.stdout.getvalue())
+try:
+    asyncio.run(cell())
+finally:
+    sys.__stdout__.write(sys.stdout.getvalue())
+    sys.__stderr__.write(sys.stderr.getvalue())
 """
 WITHOUT_FOLDER = "import os, sys; os.rmdir(os.getcwd()); sys.path.insert(0, '')\n" + COMMAND
 FOUND = f"import sys; sys.path[:0] = {import_path()!r}\n" + COMMAND  # where PYTHONPATH does not count
