@@ -225,6 +225,7 @@ job(8)
 
 
 @can_fork
+@pytest.mark.slow
 def test_the_numpy_kernels_in_a_forked_process():
     found = shown("job = trained\n" + MANY + POOL, SLM_NP_KERNELS="numpy").splitlines()
     assert len(found) == 2 and found[0] == found[1]
