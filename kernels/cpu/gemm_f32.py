@@ -155,7 +155,7 @@ def multiply_panel(
     residual,
     tile,
 ):
-    """C = prefill + A B for one panel of B: tile after tile, `rows` in all. Exact: the prefill is summed before the terms.
+    """C = prefill + A B for one panel of B: tile after tile, `rows` in all. The prefill is summed before the terms.
 
     c, residual   flat; the block begins at `start`, its rows n elements apart; `columns` of the panel lie inside it
     a             row i of a tile's A begins at a_start + i a_stride; within a tile, see `multiply_tile_of`
