@@ -15,7 +15,6 @@ import statistics
 import checkout  # noqa: F401
 import numpy as np
 from measure import clock, square_matmul, write_json
-from numba import prange
 
 from slm_np.config import ModelConfig
 from slm_np.errors import command
@@ -40,10 +39,9 @@ def total(x):
 
 
 @jit.kernel
-def read(sums, x, parts):
+def read(part, sums, x, parts):
     """The sum of each of `parts` parts of x: reads all of x and writes almost nothing."""
-    for part in prange(parts):
-        sums[part] = total(x[part * x.size // parts : (part + 1) * x.size // parts])
+    sums[part] = total(x[part * x.size // parts : (part + 1) * x.size // parts])
 
 
 def prompt_operations(config, batch):
@@ -64,7 +62,7 @@ def measure(config, rounds, steps=STEPS, elements=ELEMENTS):
         decoder = Decoder(model, batch)
         tokens = rng.integers(0, config.vocab_size, (batch, config.block_size), np.int32)
         functions = {
-            "floor": lambda: read(sums, large, len(sums)),
+            "floor": lambda: read(len(sums), sums, large, len(sums)),
             "step": lambda: decoder.step(tokens[:, 0]),
             "matmul": matmul,
             "prompt": lambda: decoder.read(tokens),

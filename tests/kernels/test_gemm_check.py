@@ -180,8 +180,8 @@ def test_a_wrong_watched_product_fails(amx, which, monkeypatch):
     name = "_outer_products" if which == 2 else "_gemm"
     kernel = getattr(gemm_bf16, name)
 
-    def lose_a_tile(c, *rest):
-        kernel(c, *rest)
+    def lose_a_tile(tasks, c, *rest):
+        kernel(tasks, c, *rest)
         c[3:19, 5:21] = 0
 
     monkeypatch.setattr(gemm_bf16, name, lose_a_tile)

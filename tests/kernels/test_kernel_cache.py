@@ -44,7 +44,12 @@ def run(folder, *words, root=ROOT, **environment):
     """What PREPARE prints with its cache in `folder`, and its stderr. The kernels come from the checkout `root`."""
     variables = {**os.environ, "SLM_NP_CACHE": str(folder), "PYTHONPATH": str(root), **environment}
     done = subprocess.run(
-        [sys.executable, "-c", PREPARE, *words], env=variables, capture_output=True, text=True, encoding="utf-8"
+        [sys.executable, "-c", PREPARE, *words],
+        cwd=folder,  # else Python imports from where the tests run
+        env=variables,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
