@@ -64,8 +64,9 @@ def copy_kernel():
     from slm_np.kernels.cpu.jit import kernel
 
     def copy(block, out, x):
-        for i in range(block << 16, (block + 1) << 16):
-            out[i] = x[i]
+        target, source = out[block * 65536 : block * 65536 + 65536], x[block * 65536 : block * 65536 + 65536]
+        for i in range(target.size):
+            target[i] = source[i]
 
     return kernel(copy)
 

@@ -23,13 +23,30 @@ PARALLEL_FOR = ir.FunctionType(ir.VoidType(), [ADDRESS] * 5 + [WORD] * 3)
 GET_NUM_THREADS = ir.FunctionType(WORD, [])
 
 
+def uncounted(context, builder, kind, value):
+    """Emit `value` with its arrays as views that nobody owns, so that tasks count no references to them.
+
+    The caller holds references meanwhile. Counters would be shared by all threads, which makes each change slow.
+    """
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo, array.parent = (ir.Constant(field.type, None) for field in (array.meminfo, array.parent))
+        return array._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        for index, item in enumerate(kind.types):
+            element = uncounted(context, builder, item, builder.extract_value(value, index))
+            value = builder.insert_value(value, element, index)
+    return value
+
+
 @intrinsic
 def run_tasks(typingctx, function, tasks, arguments):
-    """Call function(task, *arguments) for task = 0 ... tasks - 1, split into one range per thread.
+    """Call function(task, *arguments) for task = 0 ... tasks - 1 < 2^32, split into one range per thread.
 
     function: a compiled function whose result is not used.   arguments: a tuple. An exception in a task is lost.
     """
-    task_signature = function.get_call_type(typingctx, (types.intp, *arguments.types), {})
+    # The compiler sees that a number of 32 bits without a sign is not negative, so an index made of it needs no test.
+    task_signature = function.get_call_type(typingctx, (types.uint32, *arguments.types), {})
 
     def codegen(context, builder, signature, values):
         _, tasks, packed = values
@@ -48,9 +65,12 @@ def run_tasks(typingctx, function, tasks, arguments):
         all_tasks, shares, all_arguments = (inner.load(field(inner, data, index)) for index in range(3))
         start = inner.sdiv(inner.mul(all_tasks, first), shares)
         stop = inner.sdiv(inner.mul(all_tasks, inner.add(first, count)), shares)
-        inner.assume(inner.icmp_signed(">=", start, WORD(0)))  # else an index may be negative, which costs tests
-        unpacked = cgutils.unpack_tuple(inner, all_arguments, len(arguments.types))
+        unpacked = [
+            uncounted(context, inner, kind, value)
+            for kind, value in zip(arguments.types, cgutils.unpack_tuple(inner, all_arguments, len(arguments.types)))
+        ]
         with cgutils.for_range_slice(inner, start, stop, WORD(1), WORD) as (task, _):
+            task = inner.trunc(task, ir.IntType(32))
             context.call_internal_no_propagate(inner, compiled.fndesc, task_signature, [task, *unpacked])
         inner.ret_void()
 
