@@ -1,5 +1,6 @@
 """What this process may use of the machine: cores, and the memory that the machine or its container has left."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -56,6 +57,22 @@ def _cpu_quota(group):
     if quota <= 0:
         raise ValueError("unlimited")
     return quota, period
+
+
+def one_blas_thread():
+    """A context in which NumPy's BLAS computes on the calling thread.
+
+    Otherwise its threads spin for milliseconds after each product and take the cores from the kernels' threads, and its
+    sums depend on their number.
+    """
+    return _blas().limit(limits=1)
+
+
+@functools.cache
+def _blas():
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 def available_bytes():

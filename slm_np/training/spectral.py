@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from slm_np.machine import one_blas_thread
 from slm_np.ops.device import device_of, host, put
 
 MATRIX = "recurrence.state.weight"  # the last part of A's name
@@ -43,13 +44,14 @@ class SpectralNorms:
 
         limit: 0 is none
         """
-        for name, a in self.matrices.items():
-            vectors = self.vectors[name]
-            norm = spectral_norm(a, vectors, self.images[vectors.shape])
-            if 0 < limit < norm < math.inf:
-                np.multiply(a, limit / norm, out=a)
-                norm = limit
-            self.norms[name] = norm
+        with one_blas_thread():
+            for name, a in self.matrices.items():
+                vectors = self.vectors[name]
+                norm = spectral_norm(a, vectors, self.images[vectors.shape])
+                if 0 < limit < norm < math.inf:
+                    np.multiply(a, limit / norm, out=a)
+                    norm = limit
+                self.norms[name] = norm
         return self.norms
 
     def start(self):
