@@ -12,7 +12,7 @@ from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.errors import UserError
 from slm_np.presets import preset
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def _add_sibling_packages():

@@ -23,6 +23,8 @@ class Display(Callback):
         seconds = trainer.config.fit_seconds
         shown = f"{seconds:g} s" if seconds < 120 else duration(seconds)
         self.progress.say(f"{trainer.max_iters:,} updates, about {shown} on this machine")
+        self.progress.close()
+        self.progress = Progress(trainer.progress)  # from here on, a share of the updates instead of the time
 
     def on_log(self, trainer, row):
         if trainer.skipped:
