@@ -293,6 +293,16 @@ def test_decode_prints_and_writes_its_rows(capsys, tmp_path):
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["1 sequence", "8 sequences"]
 
 
+@pytest.mark.slow
+def test_the_start_of_a_run_is_timed(capsys, tmp_path):
+    start = importlib.import_module("start")
+    start.main(["--presets", "stories", "--kernels", "numpy", "--rounds", "1", "--json", str(tmp_path / "rows.json")])
+    [row] = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert (row["preset"], row["kernels"]) == ("stories", "numpy") and 0 < row["warm_s"] and 0 < row["cold_s"]
+    assert re.fullmatch(r"stories +numpy +cold +[\d.]+ s +warm +[\d.]+ s\n", capsys.readouterr().out)
+    assert "--presets none is unknown" in refusal(start.main, ["--presets", "none"], capsys)
+
+
 def test_speed_and_memory_over_the_length_of_windows(tmp_path, capsys, monkeypatch):
     long_sequences = importlib.import_module("long_sequences")
     tiny = dict(n_layer=1, n_embd=16, vocab_size=11, init_std=0.02)
