@@ -55,7 +55,7 @@ class Progress:
         elif log and not self.quiet:
             done = fraction - self.fraction
             eta = duration((time.perf_counter() - self.begun) * (1 - fraction) / done) if done > 0 else "?"
-            print(f"{step}  {text}  ETA {eta}", file=sys.stderr, flush=True)
+            print("  ".join(filter(None, (step, text, f"ETA {eta}"))), file=sys.stderr, flush=True)
 
     def say(self, text):
         """Print a line, above the bar if there is one."""

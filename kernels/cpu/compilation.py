@@ -36,7 +36,7 @@ COMPILED, BUSY = "compiled", "busy"  # what a child answers
 
 
 def prepare(run):
-    """Compile the kernels that run() would call, unless the cache holds them. Returns how many were compiled.
+    """Compile the kernels that run() would call, unless the cache holds them. Returns how many it did not hold.
 
     run() is executed without its kernels, so it must not depend on their results; within it, `prepare` does nothing.
     Raises UserError if a child process dies, and SystemExit after SIGTERM; the children end in any case.
@@ -76,7 +76,10 @@ def _compile_all(calls):
     """Compile [(entry, argument types)] in this order, several at a time."""
     work, answers = collections.deque(calls), queue.Queue()
     total = sum(cost(entry) for entry, _ in calls)
-    children = [Child(work, answers) for _ in range(min(available_cores(), len(calls)))]
+    try:
+        children = [Child(work, answers) for _ in range(min(available_cores(), len(calls)))]
+    except OSError:  # no process can be started: each kernel is compiled at its first call
+        return
     done, finished = 0, 0
     progress = Progress(0.0)
     progress.say(f"compiling {len(calls)} kernels for this processor, once")

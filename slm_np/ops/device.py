@@ -142,7 +142,7 @@ class CpuDevice(Device):
         """Compile the kernels that run() calls, unless the cache holds them. `run` is told from others by its key.
 
         Kernels are not executed meanwhile, so `run` must not depend on their results. Each process asks once per key.
-        Returns how many kernels were compiled.
+        Returns how many kernels the cache did not hold.
         """
         if self.kernel_set == "numpy" or key in self._prepared:
             return 0
