@@ -90,11 +90,17 @@ class CpuDevice(Device):
         self._kernels, self._kernel_set, self._prepared = None, "", set()
         self._settings = object()  # a new one for each choice of kernels or threads, and in a forked process
         self._entered = Entered()
+        self._after_fork()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._changed)
+            os.register_at_fork(after_in_child=self._after_fork)
 
     def _changed(self):
         self._settings = object()
+
+    def _after_fork(self):
+        # Python threads choose and prepare kernels in turn. One that did so in the parent is not in a forked process.
+        self._turn = threading.RLock()
+        self._changed()
 
     @property
     def kernels(self):
@@ -102,7 +108,7 @@ class CpuDevice(Device):
         settings = self._settings
         if self._entered.settings is not settings:
             if self._kernels is None:
-                self.use_kernels()
+                self._choose()
                 settings = self._settings
             self._kernels.enter_thread()
             self._entered.settings = settings
@@ -135,8 +141,14 @@ class CpuDevice(Device):
     def kernel_set(self):
         """ "numba" or "numpy"."""
         if not self._kernel_set:
-            self.use_kernels()
+            self._choose()
         return self._kernel_set
+
+    def _choose(self):
+        """Choose the kernel set, unless another Python thread does it meanwhile."""
+        with self._turn:
+            if not self._kernel_set:
+                self.use_kernels()
 
     def prepare(self, key, run):
         """Compile the kernels that run() calls, unless the cache holds them. `run` is told from others by its key.
@@ -146,8 +158,10 @@ class CpuDevice(Device):
         """
         if self.kernel_set == "numpy" or key in self._prepared:
             return 0
-        self._prepared.add(key)
-        return self.kernels.prepare(run)
+        with self._turn:  # another Python thread that needs the same kernels waits for them
+            missing = self.kernels.prepare(run) if key not in self._prepared else 0
+            self._prepared.add(key)
+        return missing
 
     def use_threads(self, threads=0):
         """Set the number of kernel threads (0: one per core) and return it. Raises UserError above the cores."""
