@@ -22,8 +22,11 @@ from slm_np.errors import UserError, command
 from slm_np.presets import PRESETS
 
 
-def seconds_to_first_update(preset, kernels, cache):
-    """Start `train` with this cache folder and wait for the line of its first update."""
+def seconds_to_first_update(preset, kernels, cache, to_the_end=False):
+    """Start `train` with this cache folder and wait for the line of its first update, or for the end of the run, too.
+
+    At the end, the corpus is complete in the cache.
+    """
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--preset {preset} --data stories --kernels {kernels} --max-iters 1 --log-interval 1 --eval-iters 1"
         words = [sys.executable, "-m", "slm_np.train", *flags.split(), "--out-dir", str(Path(folder) / "run")]
@@ -32,14 +35,16 @@ def seconds_to_first_update(preset, kernels, cache):
         with subprocess.Popen(
             words, env=variables, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, encoding="utf-8"
         ) as run:
-            lines = []
+            seconds, lines = None, []
             for line in run.stderr:
                 lines.append(line)
                 if line.startswith("step 1/"):
                     seconds = time.perf_counter() - started
-                    run.kill()  # the report of a run is not of interest
-                    return seconds
-    raise UserError(f"the run of {preset} ended before its first update: {''.join(lines[-3:]).strip()}")
+                    if not to_the_end:
+                        run.kill()
+    if seconds is None:
+        raise UserError(f"the run of {preset} ended before its first update: {''.join(lines[-3:]).strip()}")
+    return seconds
 
 
 def row_of(preset, kernels, rounds):
@@ -48,7 +53,7 @@ def row_of(preset, kernels, rounds):
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
             cold.append(seconds_to_first_update(preset, kernels, cache))
-            seconds_to_first_update(preset, kernels, cache)  # the corpus may still have been written before
+            seconds_to_first_update(preset, kernels, cache, to_the_end=True)
             warm.append(seconds_to_first_update(preset, kernels, cache))
     return dict(preset=preset, kernels=kernels, cold_s=statistics.median(cold), warm_s=statistics.median(warm))
 
