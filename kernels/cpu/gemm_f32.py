@@ -2,7 +2,8 @@
 
 A B packs B into panels as wide as a tile, and reads A in place unless its rows are long; A^T B packs both. Bias and
 residual are added when a tile is stored, so they cost no pass over C. Matmuls of the shapes of training are as fast as
-OpenBLAS'. Every element is summed in the same order however the work is split, so results do not depend on the number of threads.
+OpenBLAS'. Every element is summed in the same order however the work is split, so results do not depend on the number
+of threads.
 """
 
 import threading
