@@ -90,16 +90,12 @@ def _compile_all(calls):
                 if isinstance(answer, UserError):
                     raise answer
                 done, finished = done + cost(answer[0]), finished + 1
-                progress.update(f"compiling kernels {finished}/{len(calls)}", done / total, "", _is_log_step(finished))
+                log = finished % 4 == 0  # a line for every fourth kernel
+                progress.update(f"compiling kernels {finished}/{len(calls)}", done / total, "", log)
     finally:
         progress.close()
         for child in children:
             child.stop()
-
-
-def _is_log_step(finished):
-    """Every fourth kernel is worth a line in a log."""
-    return finished % 4 == 0
 
 
 def _next(answers):

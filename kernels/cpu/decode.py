@@ -649,7 +649,7 @@ def feed_forward(out, x, weights, layer, buffers, sizes, threads):
 
 @entry
 def decode_head(logits, normed, weights, tensors, buffers, threads):
-    """`head` alone."""
+    """Logits (B, V) of the normed hidden state (B, D), for a prompt that was read as in training."""
     head(logits, normed, weights, tensors, buffers, threads)
 
 

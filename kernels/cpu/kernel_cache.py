@@ -81,7 +81,7 @@ class KernelCache(NullCache):
 
     def save_overload(self, sig, data):
         content = serialize.dumps(data._reduce())
-        with contextlib.suppress(OSError):  # no space is no reason not to compute
+        with contextlib.suppress(OSError):  # a kernel that cannot be stored still runs
             replace_file(writable_folder() / self.file_name(sig), hashlib.sha256(content).digest() + content)
 
 

@@ -45,7 +45,7 @@ def run_tasks(typingctx, function, tasks, arguments):
 
     function: a compiled function whose result is not used.   arguments: a tuple. An exception in a task is lost.
     """
-    # The compiler sees that a number of 32 bits without a sign is not negative, so an index made of it needs no test.
+    # The compiler knows that an unsigned 32-bit number is not negative, so an index made of it needs no test.
     task_signature = function.get_call_type(typingctx, (types.uint32, *arguments.types), {})
 
     def codegen(context, builder, signature, values):
