@@ -32,7 +32,7 @@ from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer, make_tokenizer, with_end_of_text
 from slm_np.errors import UserError
 from slm_np.paths import cache_dir as usable_cache_dir
-from slm_np.paths import sweep
+from slm_np.paths import expanded_list, sweep
 
 FORMAT = 3  # of the store. It is part of the fingerprint, so each version has its own stores
 SPLITS = ("train", "validation")
@@ -86,7 +86,7 @@ def load_corpus(
     UserError for bad input or a disk that fails.
     """
     cache = usable_cache_dir(cache_dir)
-    val_data = val_data or ""
+    data, val_data = expanded_list(data), expanded_list(val_data or "")
     check_kind(documents)
     if is_token_file(data) or is_token_file(val_data):
         if out_dir:

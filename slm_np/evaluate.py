@@ -19,6 +19,7 @@ def parser():
     group.add_argument(
         "--data",
         nargs="+",
+        type=flags.path,
         default=[],
         metavar="TEXT",
         help="files, folders, globs, the name of a corpus or a folder of prepared tokens: its validation split if it "

@@ -9,6 +9,7 @@ import sys
 from slm_np.cli import flags
 from slm_np.config import TrainConfig, check
 from slm_np.errors import command
+from slm_np.words import quoted
 
 # The settings that this command shares with training.
 Settings = dataclasses.make_dataclass(
@@ -30,10 +31,11 @@ def parser():
     p.add_argument(
         "corpus",
         nargs="+",
+        type=flags.path,
         metavar="CORPUS",
         help="what to tokenize: files, folders, globs, or a name such as tinystories",
     )
-    p.add_argument("--out-dir", metavar="DIR", required=True, help="a new directory for the tokens")
+    p.add_argument("--out-dir", type=flags.path, metavar="DIR", required=True, help="a new directory for the tokens")
     flags.add_settings(p, Settings, "corpus")
     return p
 
@@ -78,7 +80,7 @@ def describe(corpus, directory):
             f"({tokens.ids.dtype.name}){targets}"
         )
     yield f"vocabulary: {corpus.vocab_size:,} tokens"
-    yield f"train on it with: python -m slm_np.train --data {directory}"
+    yield f"train on it with: python -m slm_np.train --data {quoted(directory)}"
 
 
 if __name__ == "__main__":

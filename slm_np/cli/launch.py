@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 from slm_np.cli.loading import use_kernels
-from slm_np.cli.report import describe, finish, quoted, sampler
+from slm_np.cli.report import describe, finish, sampler
 from slm_np.errors import UserError
 from slm_np.training.precision import compute_dtype, resolved
+from slm_np.words import quoted
 
 SEARCHED = 1 << 20  # tokens in which an end-of-text occurs if the corpus has any
 

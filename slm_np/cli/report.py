@@ -3,6 +3,7 @@
 import sys
 
 from slm_np.data.embedded import WRITERS
+from slm_np.words import quoted
 
 
 def describe(run, corpus, memory):
@@ -145,8 +146,3 @@ def curve(directory, floor):
         return 'no loss curve, since matplotlib is not installed: pip install "slm_np[plot]"'
     except OSError as error:
         return f"no loss curve ({error.strerror})"
-
-
-def quoted(path):
-    """A path as one word of a command line."""
-    return f'"{path}"' if " " in str(path) else str(path)

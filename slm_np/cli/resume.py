@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from slm_np.cli import flags
-from slm_np.config import LENGTHS, lengths
+from slm_np.config import FOLLOWS, LENGTHS, lengths
 from slm_np.errors import UserError
+from slm_np.paths import expanded
 
 # Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
 # and where its data lie, since data are recognized by their content. With the device or the kernels, the precision may
@@ -65,6 +66,8 @@ def resumed(directory, name, model, train):
     elif other:
         was = f"{flags.flag(length)} {getattr(run.train, length)}"
         raise UserError(f"{directory} is trained for {was}, not for {flags.flag(other)}; {FIX}")
+    if train.get("learning_rate", run.train.learning_rate) != run.train.learning_rate:
+        train = dict(min_lr=FOLLOWS) | train
     free = {field: value for field, value in train.items() if field in FREE or field == "dtype" and moved}
     _check_same(directory, run.model, model)
     _check_same(directory, run.train, {field: value for field, value in train.items() if field not in free})
@@ -88,12 +91,13 @@ def _check_same(directory, config, given):
 def directory_of(resume, out_dir):
     """The directory that `--resume [DIR]` and `--out-dir` name, or that of the newest run.
 
-    Raises UserError if they differ.
+    resume: True if no DIR is given. Raises UserError if they differ.
     """
     from slm_np.formats.directories import newest_run
 
-    directory = Path(resume or out_dir or newest_run())
-    if out_dir and Path(out_dir) != directory:
+    out_dir = expanded(out_dir) if out_dir else None
+    directory = (out_dir or newest_run()) if resume is True else Path(resume)
+    if out_dir and out_dir.absolute() != directory.absolute():
         raise UserError(f"--resume {directory} continues that run, not the one in --out-dir {out_dir}; give one")
     return directory
 
@@ -101,7 +105,7 @@ def directory_of(resume, out_dir):
 def resume_training(directory, name, model, train):
     """Resume a run, trained from scratch or finetuned, with the changes to its settings that `resumed` allows.
 
-    directory: the value of --resume; if it is empty, see `directory_of`.
+    directory: the value of --resume, see `directory_of`.
     """
     from slm_np.cli.launch import train_run
 
