@@ -26,8 +26,8 @@ def train_run(run, directory=None):
         )
     use_device(run.train)
     tokenizer = tokenizer_of(directory, run) if run.base and directory is not None else None
-    corpus, run = prepared(run, tokenizer)
-    retention, run = retention_split(run, corpus)
+    corpus, run = prepared(run, tokenizer, directory)
+    retention, run = retention_split(run, corpus, directory)
     train_on(corpus, run, directory, retention)
 
 
@@ -56,17 +56,17 @@ def use_device(train):
     device(train.device).use_threads(train.threads)
 
 
-def prepared(run, tokenizer=None):
+def prepared(run, tokenizer=None, directory=None):
     """(Corpus, `run` with the vocabulary and the identity of the corpus). Builds the token store if there is none.
 
     The store is still being built on return, unless batches depend on the length of the corpus.
-    tokenizer: to use instead of the one that the settings name; None
+    tokenizer: to use instead of the one that the settings name; None.   directory: of a run that is resumed
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
     from slm_np.data.token_store import load_corpus
     from slm_np.ops.device import device
 
-    train, model = run.train, run.model
+    train, model = here(run, directory), run.model
     device(train.device)  # a missing GPU is reported before the data are read, which may take long
     corpus = load_corpus(
         train.data,
@@ -82,7 +82,7 @@ def prepared(run, tokenizer=None):
     data = run.data | dict(
         separated=getattr(corpus.tokenizer, "trained_ends", True),
         fingerprint=corpus.fingerprint,
-        source=corpus.source,
+        source=run.train.data,
         tokens=run.data.get("tokens") if corpus.building else [len(corpus.train), len(corpus.validation)],
     )
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:
@@ -100,6 +100,17 @@ def prepared(run, tokenizer=None):
     if not corpus.building:
         check_splits(run, corpus)
     return corpus, run
+
+
+def here(run, directory=None):
+    """The TrainConfig of `run`. If it is resumed in `directory`, its paths are as from the current directory."""
+    from slm_np.formats.run_paths import located
+
+    if directory is None:
+        return run.train
+    paths = {field: located(directory, run, field) for field in ("data", "val_data", "retention_data")}
+    tokenizer = located(directory, run, "tokenizer", f"copy it from {directory}/tokenizer.json")
+    return dataclasses.replace(run.train, **paths, tokenizer=tokenizer)
 
 
 def check_splits(run, corpus):
@@ -135,17 +146,21 @@ def has_end_of_text(corpus):
     return end is not None and bool((ids[-1:] == end).any() or (ids[:SEARCHED] == end).any())
 
 
-def retention_split(run, corpus):
+def retention_split(run, corpus, directory=None):
     """(Tokens of the held-out part of --retention-data, or None; `run` with their identity).
 
     Data that the base was trained on are split as they were then. Raises UserError as `prepared`.
     """
     from slm_np.data.token_store import check_ids, load_corpus
+    from slm_np.formats.run_paths import same_files
 
-    data = run.train.retention_data
+    data = here(run, directory).retention_data
     if not data:
         return None, run
-    split_as = run.base if run.base["data"] == data else dict(val_data="", documents=run.train.documents, limit_bytes=0)
+    base = base_here(run, directory)
+    split_as = (
+        base if same_files(base["data"], data) else dict(val_data="", documents=run.train.documents, limit_bytes=0)
+    )
     retention = load_corpus(
         data,
         split_as["val_data"],
@@ -170,6 +185,16 @@ def retention_split(run, corpus):
     if run.data.get("replay", retention.fingerprint) != retention.fingerprint:
         raise UserError(f"--retention-data {data} has changed since the run began; restore it, or start a new run")
     return split, dataclasses.replace(run, data=run.data | dict(replay=retention.fingerprint))
+
+
+def base_here(run, directory=None):
+    """How the base's data were split, with its paths as written from the current directory, if its files exist."""
+    from slm_np.formats.run_paths import directories, written_here
+
+    places = directories(directory, run) if directory is not None else [Path()]
+    return run.base | {
+        field: written_here(run.base[field], places) or run.base[field] for field in ("data", "val_data")
+    }
 
 
 def memory_plan(run):
@@ -241,6 +266,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 def create_run(trainer, base):
     """The Storage of a new run. It starts with the weights of the base if there is one."""
     from slm_np.formats.directories import new_directory
+    from slm_np.formats.run_paths import started_here
     from slm_np.training.storage import Storage
 
     name, defaults = trainer.run.preset, {}
@@ -249,6 +275,7 @@ def create_run(trainer, base):
         trainer.model.parameters.update_cast_copies()
         name, defaults = f"{base.path.resolve().name}-finetuned", dict(sampling=base.sampling, template=base.template)
     with new_directory(trainer.run.train.out_dir, name) as directory:
+        trainer.run = dataclasses.replace(trainer.run, data=trainer.run.data | dict(directory=started_here(directory)))
         storage = Storage(directory)
         storage.create(trainer, **defaults)
     return storage

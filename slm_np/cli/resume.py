@@ -6,8 +6,9 @@ from pathlib import Path
 from slm_np.cli import flags
 from slm_np.config import FOLLOWS, LENGTHS, lengths
 from slm_np.errors import UserError
-from slm_np.paths import expanded
+from slm_np.paths import expanded, expanded_list
 
+PATHS = ("data", "val_data", "retention_data")
 # Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
 # and where its data lie, since data are recognized by their content. With the device or the kernels, the precision may
 # change too.
@@ -32,9 +33,7 @@ FREE = {
     "kernels",
     "device",
     "out_dir",
-    "data",
-    "val_data",
-    "retention_data",
+    *PATHS,
 }
 FIX = "resume it without that, or start a new run"
 
@@ -45,8 +44,11 @@ def resumed(directory, name, model, train):
     Raises UserError if a preset or a setting was given that would make it another run.
     """
     from slm_np.formats import run_config
+    from slm_np.formats.run_paths import given_here
 
     run = run_config.read_config(directory)
+    paths = {field: expanded_list(train[field]) for field in PATHS if train.get(field)}
+    train = train | {field: given_here(directory, run, path) for field, path in paths.items()}
     if train.get("device", "cpu") != "cpu":
         train = {"kernels": "auto"} | train  # the others are for CPUs
     kernels = train.get("kernels", run.train.kernels)

@@ -26,11 +26,13 @@ class RunConfig:
                 tokens         [training tokens, validation tokens]; None until the corpus is completely tokenized
                 separated      whether the training data contain the end-of-text token
                 replay         fingerprint of the retention data, if there are any
+                directory      where the run was started, at which its relative paths start; see run_paths.py
                 converted      for a converted model, format and name of the file; then nothing else
     base    what a finetuned run started from; {} for others:
                 run, step      directory of the base, and the step of its weights
                 weights        checksum of those weights
-                vocab_size, separated, data, val_data, documents, limit_bytes    of the base
+                vocab_size, separated, data, val_data, documents, limit_bytes    of the base; its paths start where
+                               those of this run do
     fitted_iters    the number of updates that was fitted to `fit_time`; 0 before that, and without `fit_time`
     """
 

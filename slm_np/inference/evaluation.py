@@ -12,6 +12,7 @@ from slm_np.data import corpus
 from slm_np.data.assistant_windows import window_starts
 from slm_np.data.token_store import check_ids, load_corpus
 from slm_np.errors import UserError
+from slm_np.formats.run_paths import located
 from slm_np.nn.arena import planned_bytes
 from slm_np.nn.model import plan
 from slm_np.ops.device import host
@@ -167,4 +168,12 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
     options = dict(tokenizer=run.tokenizer or "byte", documents=documents or train.documents, threads=threads)
     if data:
         return load_corpus(data, limit_bytes=limit_bytes, whole="validation", **options).train
-    return load_corpus(train.data, train.val_data, limit_bytes=limit_bytes or train.limit_bytes, **options).validation
+    own = [located(run.path, run.config, field, "name a text with --data") for field in ("data", "val_data")]
+    tokens = load_corpus(*own, limit_bytes=limit_bytes or train.limit_bytes, **options).validation
+    _, n_tokens = run.config.data.get("tokens") or (0, 0)
+    if n_tokens not in (0, len(tokens)) and not (documents or limit_bytes):
+        raise UserError(
+            f"the validation data of {run.path} have changed: {' and '.join(filter(None, own))} now has "
+            f"{len(tokens):,} tokens for validation, and had {n_tokens:,}; restore it, or name a text with --data"
+        )
+    return tokens

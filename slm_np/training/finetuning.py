@@ -67,14 +67,19 @@ class Base:
 
     def origin(self):
         """What config.json of a finetuned run says of its base: its identity, and how its data were split."""
-        train = self.config.train
+        from slm_np.formats.run_paths import directories, written_here
+
+        train, places = self.config.train, directories(self.path, self.config)
+        paths = {field: getattr(train, field) for field in ("data", "val_data")}
         return dict(
             run=str(self.path),
             step=self.step,
             weights=self.checksum(),
             vocab_size=self.config.model.vocab_size,
             separated=self.config.data.get("separated", True),
-            **{field: getattr(train, field) for field in ("data", "val_data", "documents", "limit_bytes")},
+            **{field: written_here(path, places) or path for field, path in paths.items()},
+            documents=train.documents,
+            limit_bytes=train.limit_bytes,
         )
 
     def checksum(self):
