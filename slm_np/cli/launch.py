@@ -1,5 +1,6 @@
 """From settings to a trained run: device, data, memory plan, trainer, training, report."""
 
+import copy
 import dataclasses
 import math
 import os
@@ -8,10 +9,13 @@ from pathlib import Path
 
 from slm_np.cli.loading import use_kernels
 from slm_np.cli.report import describe, finish, sampler
+from slm_np.config import LENGTHS, as_flag
 from slm_np.errors import UserError
 from slm_np.training.precision import compute_dtype, resolved
-from slm_np.words import quoted
+from slm_np.words import counted, quoted
 
+# The settings that decide the learning rate of an update.
+SCHEDULE = (*LENGTHS, "lr_decay_iters", "learning_rate", "min_lr", "warmup_iters", "lr_schedule")
 SEARCHED = 1 << 20  # tokens in which an end-of-text occurs if the corpus has any
 
 
@@ -86,20 +90,27 @@ def prepared(run, tokenizer=None, directory=None):
         tokens=run.data.get("tokens") if corpus.building else [len(corpus.train), len(corpus.validation)],
     )
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:
-        before = run.data.get("tokens")
         if corpus.building:
             corpus.building.close()
-        counts = f"{data['tokens']} tokens for training and validation, {run.data.get('source')} had {before}, and "
-        raise UserError(
-            f"the data have changed since the run began: {corpus.source} has {'' if corpus.building else counts}"
-            "other contents; restore them, or start a new run"
-        )
+        raise other_data(run, data, directory)
     if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size:
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
     run = dataclasses.replace(run, model=model, data=data)
     if not corpus.building:
         check_splits(run, corpus)
     return corpus, run
+
+
+def other_data(run, data, directory):
+    """The UserError for a run in `directory` that is resumed with other data than those it was trained on."""
+    was, now, train = run.data.get("tokens"), data["tokens"], here(run, directory)
+    counts = f" ({counted(sum(now), 'token')} instead of {sum(was):,})" if was and now and was != now else ""
+    text = " and ".join(filter(None, (train.data, train.val_data)))
+    return UserError(
+        f"the data have changed: {text} is not what {directory} was trained on{counts}, and a run resumes with the "
+        "same data; restore it, or train on new data with "
+        f"python -m slm_np.finetune --base {quoted(directory)} --data {quoted(train.data)}"
+    )
 
 
 def here(run, directory=None):
@@ -225,6 +236,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 
     retention: Tokens of other data to evaluate, too.   base: the Base to start from; None: random weights.
     """
+    from slm_np.formats.run_config import read_config
     from slm_np.inference.decoder import sampling
     from slm_np.nn import warmup
     from slm_np.training.display import Display
@@ -232,6 +244,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
     from slm_np.training.signals import Interrupted
     from slm_np.training.trainer import Trainer
 
+    previous = read_config(directory) if directory is not None else None
     run = resolved(run)  # as Trainer would, but the memory plan comes before it
     memory = memory_plan(run)
     trainer = Trainer(run, corpus, retention=retention, fresh=directory is None and base is None)
@@ -242,7 +255,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
     trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
     describe(run, corpus, memory)
     said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
-    print(said, file=sys.stderr)
+    print("\n".join([said, *changes_when_resumed(trainer, previous, storage.path)]), file=sys.stderr)
     warmup.prepare(trainer.model, warmup.training, *([sampling] if corpus.tokenizer else []))
     command = f"slm_np.{'finetune' if run.base else 'train'}"
     try:
@@ -300,6 +313,61 @@ def resume_run(trainer, directory):
     storage = Storage(directory)
     storage.resume(trainer)
     return storage
+
+
+def changes_when_resumed(trainer, previous, directory):
+    """Lines about what a user may not expect of a run, resumed or new.
+
+    previous: RunConfig of a resumed run before this session; None for a new one.
+    That it is finished, that the learning rate jumps because the schedule was changed, or that it ends in the warmup.
+    """
+    config, updates = trainer.config, trainer.updates
+    if previous is not None and trainer.finished():
+        yield finished_line(trainer, directory)
+        return
+    changed = [
+        as_flag(field, getattr(config, field))
+        for field in SCHEDULE
+        if previous is not None and getattr(config, field) not in (getattr(previous.train, field), "")
+    ]
+    if changed and updates:
+        before, after = rates(trainer, previous)
+        if not 0.9 * before <= after <= 1.1 * before:
+            yield (
+                f"the schedule follows {' and '.join(changed)} from here on: the learning rate goes from "
+                f"{before:.3g} to {after:.3g}"
+            )
+    last = trainer.max_iters
+    if last and not config.lr_decay_iters and updates < last <= config.warmup_iters:
+        yield (
+            f"the learning rate still rises when the run ends: it has {counted(last, 'update')}, and --warmup-iters is "
+            f"{config.warmup_iters:,}"
+        )
+
+
+def finished_line(trainer, directory):
+    """That a resumed run has nothing left to do, and how to train it on."""
+    config, command = trainer.config, f"slm_np.{'finetune' if trainer.run.base else 'train'}"
+    if trainer.out_of_patience():
+        why, more = f"no lower validation loss in {counted(trainer.stale, 'evaluation')}", "--patience 0"
+    elif config.max_seconds:
+        why, more = f"--max-time {config.max_time} is over", "--max-time LONGER"
+    elif config.epochs:
+        why, more = f"--epochs {config.epochs:g} are over", "--epochs MORE"
+    else:
+        why, more = f"it has made {counted(trainer.updates, 'update')}", f"--max-iters {2 * max(1, trainer.updates)}"
+    resume = f"python -m {command} --resume {quoted(directory)} {more}"
+    return f"{directory} is finished, since {why}; train it longer with: {resume}"
+
+
+def rates(trainer, previous):
+    """(Learning rate of the last update, of the next) of a resumed run whose RunConfig was `previous`."""
+    from slm_np.training.schedule import learning_rate
+
+    old = copy.copy(trainer)
+    old.config, old.updates = previous.train, trainer.updates - 1
+    old.max_iters = previous.fitted_iters or trainer.batches.updates(previous.train)
+    return tuple(learning_rate(of.config, of.updates, of.schedule_progress) for of in (old, trainer))
 
 
 def restart_without_amx(directory, command, wrong):

@@ -7,6 +7,7 @@ from slm_np.cli import flags
 from slm_np.config import FOLLOWS, LENGTHS, lengths
 from slm_np.errors import UserError
 from slm_np.paths import expanded, expanded_list
+from slm_np.words import quoted
 
 PATHS = ("data", "val_data", "retention_data")
 # Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
@@ -47,6 +48,11 @@ def resumed(directory, name, model, train):
     from slm_np.formats.run_paths import given_here
 
     run = run_config.read_config(directory)
+    if run.data.get("converted"):
+        raise UserError(
+            f"{directory} was converted from another program's checkpoint, which has no training to resume; train it "
+            f"on your data with python -m slm_np.finetune --base {quoted(directory)} --data TEXT"
+        )
     paths = {field: expanded_list(train[field]) for field in PATHS if train.get(field)}
     train = train | {field: given_here(directory, run, path) for field, path in paths.items()}
     if train.get("device", "cpu") != "cpu":

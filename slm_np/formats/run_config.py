@@ -9,6 +9,7 @@ from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, near
 from slm_np.formats import format1
 from slm_np.formats.files import read_json, write_json
+from slm_np.formats.other_paths import not_a_run
 
 FORMAT = 2
 
@@ -57,7 +58,7 @@ def read_config(run_dir):
     """
     path = Path(run_dir) / "config.json"
     if not os.path.isfile(path):
-        raise UserError(f"config.json missing: {run_dir} is not a run of slm_np; name a directory that --out-dir made")
+        raise not_a_run(run_dir)
     fields = read_json(path)
     kind, version = fields.pop("model_type", None), fields.pop("format", None)
     if kind != "slm_np" or type(version) is not int or version < 1:
