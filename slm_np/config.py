@@ -20,6 +20,8 @@ MIXERS = {
 }
 MIXER_LETTERS = ", ".join(f"{letter} ({name})" for letter, (name, _) in MIXERS.items())
 SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
+# Values of settings that switch something off.
+DISABLED = dict(lr_decay_iters=0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=0)
 FOLLOWS = float(-1)  # the default of min_lr, known by identity: it follows from learning_rate
 MIN_SHARE = 0.1  # min_lr as a share of learning_rate, unless it is given
 # The fields of TrainConfig that set the length of training; a run has one of them.
@@ -70,6 +72,16 @@ def check(settings):
                 raise UserError(f"{name} is {value}; it must be greater than {rule['above']}")
             if rule["high"] is not None and value > rule["high"]:
                 raise UserError(f"{name} is {value}; it must be at most {rule['high']}")
+
+
+def check_effect(settings, given):
+    """Raise UserError if one of the settings {field: value} that a user gave has no effect in the dataclass `settings`.
+
+    A value that disables what is disabled anyway may be given.
+    """
+    for field, reason in settings.unused.items():
+        if field in given and given[field] != DISABLED.get(field):
+            raise UserError(f"{as_flag(field, given[field])} has no effect {reason}; leave it out")
 
 
 def lengths(values):
@@ -387,6 +399,18 @@ class TrainConfig:
         self.max_seconds, self.fit_seconds  # malformed durations are refused here
 
     @property
+    def unused(self):
+        """{field: reason} of the fields without effect in this recipe."""
+        found = {}
+        if self.lr_schedule == "constant":
+            found |= dict.fromkeys(("min_lr", "lr_decay_iters"), "with --lr-schedule constant")
+        if self.max_time:
+            found["lr_decay_iters"] = f"with --max-time {self.max_time}"
+        if not self.weight_decay:
+            found["decay"] = "with --weight-decay 0"
+        return found
+
+    @property
     def max_seconds(self):
         """`max_time` in seconds, 0.0 if it is not set. Raises UserError as `duration_seconds`."""
         return duration_seconds("max_time", self.max_time)
@@ -431,3 +455,20 @@ class SamplingConfig:
                 raise UserError(f"--samplers {name!r} is unknown; {near(name, SAMPLERS)}")
             if name in names[:i]:
                 raise UserError(f"--samplers has {name!r} twice; give it once")
+
+    @property
+    def unused(self):
+        """{field: reason} of the fields without effect on the samples."""
+        found, names = {}, self.samplers.split(",")
+        if self.temp <= 1e-6 and "temp" in names:
+            found |= dict.fromkeys(("top_k", "top_p", "min_p"), f"with --temp {self.temp:g}, which takes the likeliest token")
+        if self.repeat_penalty == 1:
+            found["repeat_last_n"] = "without --repeat-penalty"
+        if self.repeat_last_n == 0:
+            found["repeat_penalty"] = "with --repeat-last-n 0"
+        for name in set(SAMPLERS) - set(names):
+            fields = ("repeat_penalty", "repeat_last_n") if name == "penalty" else (name.replace("-", "_"),)
+            found |= dict.fromkeys(fields, f"without {name} in --samplers {self.samplers}")
+        if self.min_confidence == 0:
+            found["confidence_patience"] = "without --min-confidence"
+        return found

@@ -1,6 +1,6 @@
 """Presets: settings of a model, of its training and of its sampling. No code depends on the name of a preset."""
 
-from slm_np.config import LENGTHS, ModelConfig, SamplingConfig, TrainConfig, as_flag, lengths
+from slm_np.config import LENGTHS, ModelConfig, SamplingConfig, TrainConfig, check_effect, lengths
 from slm_np.errors import UserError, near
 
 GPT2 = dict(positions="learned", norm="layernorm", feed_forward="gelu", head="tied")
@@ -207,8 +207,7 @@ def preset(name, model=None, train=None):
     config = ModelConfig(**structure)
     if model.get("positions") == "rotary" and not config.has_attention:
         raise UserError("--positions rotary has no effect without attention layers; leave it out")
-    for field in (field for field in config.unused if field in model):
-        raise UserError(f"{as_flag(field, model[field])} has no effect {config.unused[field]}; leave it out")
+    check_effect(config, model)
     own = {field: value for field, value in own.items() if field not in config.unused}
     if lengths(train):
         recipe = {field: value for field, value in recipe.items() if field not in LENGTHS}
@@ -216,7 +215,9 @@ def preset(name, model=None, train=None):
         recipe = {field: value for field, value in recipe.items() if field != "min_lr"}
     if train.get("fit_time"):  # the intervals fit the run, too
         recipe = dict(eval_interval=0, save_interval=0) | recipe
-    return ModelConfig(**own | model), TrainConfig(**recipe | train)
+    made = TrainConfig(**recipe | train)
+    check_effect(made, train)
+    return ModelConfig(**own | model), made
 
 
 def generation_defaults(name):

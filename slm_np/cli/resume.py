@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from slm_np.cli import flags
-from slm_np.config import FOLLOWS, LENGTHS, lengths
+from slm_np.config import FOLLOWS, LENGTHS, check_effect, lengths
 from slm_np.errors import UserError
 from slm_np.paths import expanded, expanded_list
 from slm_np.words import quoted
@@ -54,6 +54,7 @@ def resumed(directory, name, model, train):
             f"on your data with python -m slm_np.finetune --base {quoted(directory)} --data TEXT"
         )
     paths = {field: expanded_list(train[field]) for field in PATHS if train.get(field)}
+    given = train
     train = train | {field: given_here(directory, run, path) for field, path in paths.items()}
     if train.get("device", "cpu") != "cpu":
         train = {"kernels": "auto"} | train  # the others are for CPUs
@@ -80,6 +81,7 @@ def resumed(directory, name, model, train):
     _check_same(directory, run.model, model)
     _check_same(directory, run.train, {field: value for field, value in train.items() if field not in free})
     changed = dataclasses.replace(run.train, **free)
+    check_effect(changed, given)
     fitted = run.fitted_iters if changed.fit_time == run.train.fit_time else 0  # another time is fitted again
     return dataclasses.replace(run, train=changed, fitted_iters=fitted)
 

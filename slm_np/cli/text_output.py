@@ -6,7 +6,7 @@ import sys
 
 from slm_np.cli import flags
 from slm_np.cli.loading import add_run, load_run
-from slm_np.config import SamplingConfig
+from slm_np.config import SamplingConfig, check_effect
 
 # (limit, ANSI color): a token less probable than the limit is shown in this color: red, yellow, green.
 COLORS = ((0.1, 31), (0.5, 33), (1.1, 32))
@@ -47,7 +47,9 @@ def load_writer(args):
     max_tokens = flags.whole_number(args.max_tokens, "--max-tokens", 0)
     SamplingConfig(**changes)
     run = load_run(args)
-    return run, dataclasses.replace(run.sampling, **changes), max_tokens
+    sampling = dataclasses.replace(run.sampling, **changes)
+    check_effect(sampling, changes)
+    return run, sampling, max_tokens
 
 
 class Screen:

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np.config import TrainConfig, flag, lengths
+from slm_np.config import TrainConfig, check_effect, flag, lengths
 from slm_np.errors import UserError
 from slm_np.paths import expanded
 
@@ -108,7 +108,9 @@ def finetuned(base, model, train):
     from slm_np.formats.run_config import RunConfig
 
     config = dataclasses.replace(base.config.model, **model)
-    return RunConfig(config, TrainConfig(**recipe(base.config.train, train)), base.config.preset, base=base.origin())
+    made = TrainConfig(**recipe(base.config.train, train))
+    check_effect(made, train)
+    return RunConfig(config, made, base.config.preset, base=base.origin())
 
 
 def recipe(base, given):
