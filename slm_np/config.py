@@ -461,7 +461,9 @@ class SamplingConfig:
         """{field: reason} of the fields without effect on the samples."""
         found, names = {}, self.samplers.split(",")
         if self.temp <= 1e-6 and "temp" in names:
-            found |= dict.fromkeys(("top_k", "top_p", "min_p"), f"with --temp {self.temp:g}, which takes the likeliest token")
+            found |= dict.fromkeys(
+                ("top_k", "top_p", "min_p"), f"with --temp {self.temp:g}, which takes the likeliest token"
+            )
         if self.repeat_penalty == 1:
             found["repeat_last_n"] = "without --repeat-penalty"
         if self.repeat_last_n == 0:

@@ -137,7 +137,7 @@ def check_splits(run, corpus):
         if run.base and len(start) <= model.block_size:
             remedy = "more text" if split.split == "train" else "a longer text with --val-data"
             raise UserError(
-                f"the {split.split} split of {corpus.source} has {len(start)} tokens, but the model of "
+                f"the {split.split} split of {corpus.source} has {counted(len(start), 'token')}, but the model of "
                 f"{run.base['run']} needs at least {model.block_size + 1}; give {remedy}"
             )
         check_length(start, model.block_size)
@@ -183,14 +183,14 @@ def retention_split(run, corpus, directory=None):
     split = retention.validation
     if len(split) <= run.model.block_size:
         raise UserError(
-            f"--retention-data {data} holds out {len(split)} tokens, but one context takes {run.model.block_size + 1}; "
-            "give more text"
+            f"--retention-data {data} holds out {counted(len(split), 'token')}, but one context takes "
+            f"{run.model.block_size + 1}; give more text"
         )
     if retention.tokenizer is None:
         check_ids(split, run.model.vocab_size)
     elif retention.vocab_size != run.model.vocab_size:
         raise UserError(
-            f"--retention-data {data} has a vocabulary of {retention.vocab_size} tokens, but the model has "
+            f"--retention-data {data} has a vocabulary of {counted(retention.vocab_size, 'token')}, but the model has "
             f"{run.model.vocab_size}; give it in the same form as --data"
         )
     if run.data.get("replay", retention.fingerprint) != retention.fingerprint:
@@ -226,7 +226,7 @@ def memory_plan(run):
         "activations saved for backward": planned_bytes(saved, "f4", dtype),
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
-    what = f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens"
+    what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
     on.check_memory(sum(parts.values()), what)
     return parts
 

@@ -15,6 +15,7 @@ import numpy as np
 from slm_np.config import KERNEL_SETS
 from slm_np.errors import UserError, near
 from slm_np.machine import available_bytes
+from slm_np.words import counted
 
 LINE = 64  # elements of two bytes in 128 bytes of memory, the widest unit that a device reads at once
 DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -217,7 +218,7 @@ class CpuDevice(Device):
 
     def __str__(self):
         threads = self.kernels.thread_count()
-        return f"the CPU, {threads} thread{'s' * (threads > 1)}"
+        return f"the CPU, {counted(threads, 'thread')}"
 
 
 class CudaDevice(Device):

@@ -11,6 +11,7 @@ from pathlib import Path
 from slm_np.config import TrainConfig, check_effect, flag, lengths
 from slm_np.errors import UserError
 from slm_np.paths import expanded
+from slm_np.words import counted
 
 EPOCHS = 3.0  # over the new data, unless the length is given
 RATE_SHARE = 0.25  # peak learning rate as a share of the base's
@@ -177,6 +178,6 @@ def check_vocabulary(base, run, corpus):
         )
     if needed != known and not (needed == known + 1 and corpus.tokenizer.end_of_text == known):
         raise UserError(
-            f"{corpus.source} has a vocabulary of {needed} tokens, but the model in {base.path} has {known}; "
-            "prepare it with the tokenizer of the model"
+            f"{corpus.source} has a vocabulary of {counted(needed, 'token')}, but the model in {base.path} has "
+            f"{known:,}; prepare it with the tokenizer of the model"
         )
