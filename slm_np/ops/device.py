@@ -121,11 +121,11 @@ class CpuDevice(Device):
         Where Numba cannot compile, "auto" is "numpy", and a line on stderr says so. Raises UserError if the name is
         unknown, or if Numba cannot run as its settings say.
         """
-        if name == "auto":
-            name = os.environ.get("SLM_NP_KERNELS") or "auto"
+        given, name = name, (os.environ.get("SLM_NP_KERNELS") or "auto") if name == "auto" else name
         if name not in KERNEL_SETS:
             known = [known for known in KERNEL_SETS if known != "auto"]
-            raise UserError(f"the kernel set {name!r} is unknown; {near(name, known)}")
+            what = f"SLM_NP_KERNELS={name}" if given == "auto" else f"the kernel set {name!r}"
+            raise UserError(f"{what} is unknown; {near(name, known)}")
         reason = "" if name == "numpy" else without_numba()
         if reason and name == "numba":
             raise UserError(f"the Numba kernels cannot run, since {reason}; use --kernels numpy")

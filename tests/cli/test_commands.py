@@ -86,6 +86,37 @@ def test_version_matches_package(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"slm_np {slm_np.__version__}\n", "")
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_has_its_version_and_help(verb, capsys):
+    assert small.status(verb, "--version") == 0
+    assert capsys.readouterr() == (f"slm_np {slm_np.__version__}\n", "")
+    shown = []
+    for words in ([verb, "-h"], [verb, "--help"], ["help", verb]):
+        assert small.status("__main__", *words) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0].startswith(f"usage: slm-np {verb} ") and shown[0] == shown[1] == shown[2]
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["-h"], ["--help"]])
+def test_the_commands_are_listed(words, capsys):
+    assert small.status("__main__", *words) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("word", ["-V", "--version", "version"])
+def test_the_version_of_the_package(word, capsys):
+    assert small.status("__main__", word) == 0
+    assert capsys.readouterr().out == f"slm_np {slm_np.__version__}\n"
+
+
+def test_a_flag_without_a_command(capsys):
+    assert small.status("__main__", "--data", "x") == 2
+    assert "--data follows a command, as in slm-np train --data" in capsys.readouterr().err
+    assert small.status("__main__", "help", "trian") == 2
+    assert "did you mean train" in capsys.readouterr().err
+
+
 def test_help_has_groups_defaults_and_presets(capsys):
     assert small.status("train", "--help") == 0
     text = capsys.readouterr().out
@@ -353,6 +384,25 @@ def test_output_that_cannot_be_written(folder):
             encoding="utf-8",
         )
     assert done.returncode == 2 and "no space left" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("SLM_NP_KERNELS", "foo", "SLM_NP_KERNELS=foo is unknown; known are numba, numpy"),
+        ("SLM_NP_KERNELS", "numbaa", "did you mean numba"),
+        ("SLM_NP_CPU", "foo", "SLM_NP_CPU=foo is unknown; set SLM_NP_CPU=avx2 or unset it"),
+        ("NUMBA_NUM_THREADS", "many", "NUMBA_NUM_THREADS='many' is not a positive whole number"),
+    ],
+)
+def test_bad_values_of_environment_variables(folder, name, value, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "slm_np.generate", "--model", "bytes", "-n", "3"],
+        env=small.environment(**{name: value}),
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 2 and re.fullmatch(r"slm_np: [^\n]+\n", done.stderr) and said in done.stderr
 
 
 # --config

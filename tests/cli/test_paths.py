@@ -89,7 +89,9 @@ def test_a_file_with_a_tilde_in_its_name(home):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names that Windows does not allow")
-@pytest.mark.parametrize("name", ["my run", "it's", 'a "quote"', "größe 名前", "-dash", "$HOME", "$\\frac$", "a;b&c", "tab\there"])
+@pytest.mark.parametrize(
+    "name", ["my run", "it's", 'a "quote"', "größe 名前", "-dash", "$HOME", "$\\frac$", "a;b&c", "tab\there"]
+)
 def test_printed_commands_work_as_they_are(home, capsys, name):
     folder = Path("in")
     folder.mkdir()
