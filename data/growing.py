@@ -193,7 +193,7 @@ class _Lines:
     """Lines on stderr now and then while something is waited for."""
 
     def __init__(self, text, show):
-        self.text, self.show, self.next = text, show, time.monotonic() + FIRST_LINE_S
+        self.text, self.show, self.next = text, show and sys.stderr is not None, time.monotonic() + FIRST_LINE_S
 
     def due(self, rest):
         """Print a line if it is time for one."""

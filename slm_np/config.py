@@ -350,7 +350,7 @@ class TrainConfig:
         250, "updates between evaluations of both splits; 0 means a tenth of the run", low=0, high=10**9
     )
     eval_iters: int = setting(20, "batches per split in an evaluation", low=1, high=10**6)
-    log_interval: int = setting(10, "updates between lines of the log", low=1, high=10**9)
+    log_interval: int = setting(10, "updates between rows of metrics.jsonl; the log has fewer lines", low=1, high=10**9)
     save_interval: int = setting(
         250, "updates between checkpoints to resume from; 0 means a tenth of the run", low=0, high=10**9
     )

@@ -49,7 +49,7 @@ def parser():
     return p
 
 
-@command
+@command(prints_result=True)
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
     args = parser().parse(argv)

@@ -1,6 +1,8 @@
 """What a training command prints: before the first update what it trains, after the last the results."""
 
+import re
 import sys
+from itertools import takewhile
 
 from slm_np.data.embedded import WRITERS
 from slm_np.words import quoted
@@ -53,21 +55,29 @@ def documents(corpus):
 
 
 def sampler(tokenizer):
-    """A function (model) -> the start of a sample on one line, for evaluations; None without a tokenizer."""
+    """A function (model, stopped) -> the start of a sample on one line, for evaluations; None without a tokenizer.
+
+    stopped: as in `short_text`.
+    """
     if tokenizer is None:
         return None
     from slm_np.config import SamplingConfig
     from slm_np.inference.generation import printable
 
-    return lambda model: printable(" ".join(short_text(model, tokenizer, "", 64, SamplingConfig(seed=1)).split()))[:60]
+    def line(model, stopped):
+        text = short_text(model, tokenizer, "", 64, SamplingConfig(seed=1), stopped=stopped)
+        return printable(re.sub(r"[ \t\r\n]+", " ", text).strip(" "))[:60]
+
+    return line
 
 
-def short_text(model, tokenizer, prompt, max_tokens, sampling, stops=()):
-    """`text_of`, without compiling kernels for a few lines of text."""
+def short_text(model, tokenizer, prompt, max_tokens, sampling, stops=(), stopped=bool):
+    """`text_of`, without compiling kernels for a few lines of text. Ends early if the function `stopped` says so."""
     from slm_np.inference.decoder import uncompiled_step
-    from slm_np.inference.generation import text_of
+    from slm_np.inference.generation import generate
 
-    return text_of(model, tokenizer, prompt, max_tokens, sampling, stops, uncompiled_step)
+    chunks = generate(model, tokenizer, prompt, max_tokens, sampling, stops, make_step=uncompiled_step)
+    return "".join(first for (first,) in takewhile(lambda chunk: not stopped(), chunks))
 
 
 def finish(trainer, directory):

@@ -20,7 +20,7 @@ from slm_np.progress import Progress
 
 TOKENS = 4096  # in a batch: enough for fast matmuls, little memory
 BLOCK = 1 << 16  # ids that are decoded at a time
-LOG_SECONDS = 10.0  # between the lines of a log
+LINE_S = 10.0  # seconds between the lines of a log
 NO_TARGET = "the text has no token to predict; give a longer one, or conversations with answers"
 
 
@@ -81,8 +81,8 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     x, y = np.zeros((rows, steps), np.int32), np.zeros((rows, steps), np.int32)
     counts = np.zeros((rows, steps), bool)  # which targets are new
     windows = windows_of(tokens, steps, stride or max(1, steps // 2), after_end, end_of_text)
-    nats, done, begun, logged = 0.0, 0, time.perf_counter(), 0.0
-    progress = Progress(0.0, quiet)
+    nats, done, begun = 0.0, 0, time.perf_counter()
+    progress = Progress(0.0, quiet, LINE_S, LINE_S)
     try:
         while group := list(islice(windows, rows)):
             counts[:] = False
@@ -94,13 +94,11 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
             nats += float(host(model.losses(x, y)).sum(dtype=np.float64, where=counts))
             done += int(counts.sum())
             seconds = time.perf_counter() - begun
-            due = seconds - logged > LOG_SECONDS
-            logged = seconds if due else logged
             progress.update(
                 f"{done:,} of {n_targets:,} tokens",
                 done / n_targets,
                 f"{nats / max(1, done):.4f} nats/token  {done / seconds:,.0f} tokens/s",
-                due,
+                True,
             )
     finally:
         progress.close()
