@@ -38,7 +38,9 @@ def train(vocab_size, texts, progress=True):
     made = _gpt2_style(dict(sorted(vocab.items(), key=lambda item: item[1])), merges, name)
     if progress and made.vocab_size < vocab_size:
         print(
-            f"{name} learned {made.vocab_size:,} tokens: the text has no more pairs to merge", file=sys.stderr, flush=True
+            f"{name} learned {made.vocab_size:,} tokens: the text has no more pairs to merge",
+            file=sys.stderr,
+            flush=True,
         )
     return made
 
