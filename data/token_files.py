@@ -3,7 +3,7 @@
 NAME.bin         token ids, little-endian uint16 or uint32
 NAME.mask.bin    a byte per token, 1 if the loss counts it as a target; without this file it counts all
 meta.json        dtype (uint16 without it), bytes (of text: one number, or {NAME: number}), vocab_size,
-                 and tokens, learnt (targets) and documents, each {NAME: number}
+                 tokens, learnt (targets) and documents, each {NAME: number}, and lossy, a sentence
 tokenizer.json   the tokenizer
 
 `Tokens` are what training reads: a split in such files.
@@ -40,6 +40,7 @@ class Tokens:
     mask: np.ndarray | None = None  # (N,) uint8, memory-mapped: 1 if the loss counts this token; None if it counts all
     n_targets: int | None = None  # tokens that the loss counts; None counts them
     n_documents: int | None = None  # None if unknown
+    lossy: str = ""  # what the tokenizer loses of the text, so that its bytes do not measure the tokens (see lossy.py)
 
     def __post_init__(self):
         if self.mask is None:
@@ -54,7 +55,7 @@ class Tokens:
         """The `Tokens` of the first `n`, or all of them if there are fewer."""
         if n >= len(self):
             return self
-        return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n])
+        return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n], lossy=self.lossy)
 
     def sample(self):
         """`Tokens` that stand for all in their bytes per token: these."""
@@ -72,6 +73,7 @@ class TokenFile(NamedTuple):
     n_bytes: int | None  # of text
     n_targets: int | None
     n_documents: int | None
+    lossy: str
 
 
 def is_token_file(data):
@@ -123,7 +125,8 @@ def read_token_file(data, split, cache, progress=True):
     beside = path.parent / "tokenizer.json"
     tokenizer = load_tokenizer(beside) if beside.is_file() else None
     mask = _mask_of(path, len(ids))
-    return TokenFile(file, ids, mask, tokenizer, meta["vocab_size"], meta["bytes"], meta["learnt"], meta["documents"])
+    counts = meta["bytes"], meta["learnt"], meta["documents"]
+    return TokenFile(file, ids, mask, tokenizer, meta["vocab_size"], *counts, meta["lossy"])
 
 
 def _mask_of(path, n_tokens):
@@ -141,7 +144,7 @@ def _mask_of(path, n_tokens):
 
 
 def _meta_of(path):
-    """dtype, bytes, vocab_size, tokens, learnt and documents of a token file as its meta.json gives them, else None."""
+    """dtype, bytes, vocab_size, tokens, learnt, documents and lossy of a token file as its meta.json gives them."""
     meta_path = path.with_name("meta.json")
     found = read_json_or_empty(meta_path)
     if meta_path.exists() and not found:
@@ -160,6 +163,7 @@ def _meta_of(path):
     for key, value in (("bytes", n_bytes or None), ("vocab_size", vocab_size)):
         if value is not None and not (type(value) is int and value > 0):
             raise UserError(f'{meta_path} has "{key}" {value!r}; it must be a positive whole number')
+    counts["lossy"] = str(found.get("lossy") or "")
     return dict(dtype=np.dtype(dtype), bytes=n_bytes or None, vocab_size=vocab_size, **counts)
 
 

@@ -5,12 +5,13 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from slm_np.data import bpe, store_builder
+from slm_np.data import bpe, lossy, store_builder
 from slm_np.data.documents import ROWS, check_kind
 from slm_np.data.files import read_json_or_empty
 from slm_np.data.growing import Building, GrowingTokens, can_grow
@@ -117,6 +118,7 @@ def load_corpus(
     if folder.is_dir() and (not out_dir or any(folder.iterdir())):
         found = _read_store(folder, fingerprint, floors, data)
         if found:
+            say_lossy(found.train.lossy, progress)
             return found
         if out_dir:
             raise UserError(f"--out-dir {out_dir} contains something else; name a new directory")
@@ -124,15 +126,23 @@ def load_corpus(
     elif out_dir and os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"--out-dir {out_dir} is a file; name a directory")
 
-    separated = any(is_separated(part, documents, cache) for part in ranges.values())
+    separated, measured = any(is_separated(part, documents, cache) for part in ranges.values()), []
 
     def made():
         new = known or _trained_tokenizer(tokenizer, ranges, documents, separated, progress)
+        losses(new)  # said before the text is tokenized
         return with_end_of_text(new) if separated and not given else new
+
+    def losses(used):
+        """What the tokenizer loses of the text, measured and said once."""
+        if not measured:
+            measured.append(lossy.sentence_about(used, plan, documents, data))
+            say_lossy(measured[0], progress)
+        return measured[0]
 
     def described(used, totals):
         name = type(given).__name__ if given else tokenizer
-        return _meta(fingerprint, name, used, totals, hashes, floors, separated)
+        return _meta(fingerprint, name, used, totals, hashes, floors, separated) | dict(lossy=losses(used))
 
     if not out_dir and folder.parent.is_dir():
         with contextlib.suppress(OSError):
@@ -148,7 +158,7 @@ def load_corpus(
     building = Building(build, read, floors)
     if building.corpus is not None:
         return building.corpus
-    growing = [GrowingTokens(split, building) for split in SPLITS]
+    growing = [GrowingTokens(split, building, losses(building.tokenizer)) for split in SPLITS]
     return Corpus(*growing, building.tokenizer, building.tokenizer.vocab_size, fingerprint, data, building)
 
 
@@ -227,6 +237,8 @@ def _read_store(folder, fingerprint, floors, source):
             return None
         if meta["vocab_size"] != tokenizer.vocab_size or meta["dtype"] != tokenizer.dtype.name:
             return None
+        if "lossy" not in meta and not tokenizer.lossless:  # of an earlier version, which did not measure it
+            return None
         # The floor comes from the text at hand: the store may have been made from a copy of unknown source.
         if not meta["separated"]:
             splits = [replace(tokens, bits_per_byte_floor=floors[tokens.split]) for tokens in splits]
@@ -250,7 +262,14 @@ def _read_split(folder, split, meta):
         mask=mask,
         n_targets=meta["learnt"][split],
         n_documents=meta["documents"][split],
+        lossy=meta.get("lossy", ""),
     )
+
+
+def say_lossy(sentence, progress):
+    """Print what a tokenizer loses of a text, if it loses anything."""
+    if sentence and progress:
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
@@ -271,9 +290,10 @@ def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
 
     files = [read_token_file(path, split, cache, progress) for split, path in zip(SPLITS, (data, val_data)) if path]
     known = _common_tokenizer(files, data, val_data, tokenizer)
+    say_lossy(files[0].lossy, progress)
     if len(files) == 2 or whole:
         splits = [
-            Tokens(split, file.ids, file.n_bytes, None, file.mask, file.n_targets, file.n_documents)
+            Tokens(split, file.ids, file.n_bytes, None, file.mask, file.n_targets, file.n_documents, file.lossy)
             for split, file in zip(SPLITS, files)
         ]
         if whole:
@@ -282,7 +302,7 @@ def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
         [file] = files
         cut = len(file.ids) * 9 // 10
         splits = [
-            Tokens(split, file.ids[part], mask=None if file.mask is None else file.mask[part])
+            Tokens(split, file.ids[part], mask=None if file.mask is None else file.mask[part], lossy=file.lossy)
             for split, part in zip(SPLITS, (slice(cut), slice(cut, None)))
         ]
     largest = max(

@@ -110,7 +110,7 @@ def describe_loss(fields):
         f"{fields['nats_per_token']:.4f} nats/token, "
         + (f"{bits:.4f} bits/byte, " if bits is not None else "")
         + f"perplexity {fields['perplexity']:,.3f}"
-        + (f" (floor {floor:.4f} bits/byte)" if floor else "")
+        + (f" (floor {floor:.4f} bits/byte)" if floor and bits is not None else "")
     )
 
 

@@ -26,7 +26,10 @@ NO_TARGET = "the text has no token to predict; give a longer one, or conversatio
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The sum of the losses of `tokens` targets in nats, and the bytes of text they stand for, None if unknown."""
+    """The sum of the losses of `tokens` targets in nats, and the bytes of text they stand for.
+
+    bytes: None if unknown, or if the tokenizer loses part of the text, so that the tokens stand for less.
+    """
 
     nats: float
     tokens: int
@@ -130,7 +133,12 @@ def windows_of(tokens, steps, stride, after_end, end_of_text):
 
 
 def text_bytes(tokens, tokenizer):
-    """Bytes of text that the targets of a split stand for; None if neither the split nor a tokenizer tells."""
+    """Bytes of text that the targets of a split stand for.
+
+    None if neither the split nor a tokenizer tells, or if the tokenizer loses part of the text.
+    """
+    if tokens.lossy:
+        return None
     if tokens.n_bytes or tokenizer is None:
         return tokens.n_bytes
     total = 0
