@@ -1,5 +1,6 @@
 """The exception for bad input, and what raises or reports it: optional packages, errors of a command in one line."""
 
+import errno
 import functools
 import importlib
 import os
@@ -72,6 +73,15 @@ def os_error_message(error):
     """One sentence about an OSError that no code closer to its cause has explained."""
     reason = (error.strerror or str(error)).lower()
     return f"cannot access {error.filename}: {reason}" if error.filename else f"cannot read or write: {reason}"
+
+
+def remedy(error, otherwise):
+    """What to do about an OSError of a write, for the end of a message: what its cause asks for, "or `otherwise`"."""
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return f"free some space, or {otherwise}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"check its permissions, or {otherwise}"
+    return f"check the disk, or {otherwise}"
 
 
 def discard_output():
