@@ -325,14 +325,20 @@ def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
             for split, part in zip(SPLITS, (slice(cut), slice(cut, None)))
         ]
     largest = max(
-        file.source.cached(cache, f"largest {file.ids.dtype.name}", lambda ids=file.ids: largest_id(ids)[0])
+        file.source.cached(
+            cache,
+            f"largest {file.ids.dtype.name}" + f" from {file.start}" * bool(file.start),
+            lambda ids=file.ids: largest_id(ids)[0],
+        )
         for file in files
     )
     vocab_size = known.vocab_size if known else max(file.vocab_size or 0 for file in files) or 1 + largest
     if largest >= vocab_size:
         for tokens in splits:
             check_ids(tokens, vocab_size)
-    identity = [(file.source.sha256(cache, progress), file.ids.dtype.name) for file in files]
+    identity = [
+        (file.source.sha256(cache, progress), file.ids.dtype.name, *[file.start] * bool(file.start)) for file in files
+    ]
     return Corpus(*splits, known, vocab_size, hashlib.sha256(json.dumps(identity).encode()).hexdigest(), source)
 
 
@@ -373,9 +379,11 @@ def check_ids(tokens, vocab_size):
 
 def check_length(tokens, block_size):
     """UserError if `tokens` has fewer than `block_size` + 1 tokens, so that no window fits."""
-    if len(tokens) < block_size + 1:
+    n = len(tokens)
+    if n < block_size + 1:
         remedy = "give more text" if tokens.split == "train" else "give a longer text with --val-data"
+        lower = f"lower --block-size to {n - 1} or less, or " * (n > 1)
         raise UserError(
-            f"the {tokens.split} split has {len(tokens)} tokens, but --block-size {block_size} needs {block_size + 1}; "
-            f"lower --block-size or {remedy}"
+            f"the {tokens.split} split has {n} token{'s' * (n != 1)}, but --block-size {block_size} needs "
+            f"{block_size + 1}; {lower}{remedy}"
         )
