@@ -4,14 +4,15 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from slm_np.data import bpe, lossy, store_builder
+from slm_np.data import bpe, checksums, lossy, store_builder
+from slm_np.data.checksums import Damaged
 from slm_np.data.documents import ROWS, check_kind
 from slm_np.data.files import read_json_or_empty
 from slm_np.data.growing import Building, GrowingTokens, can_grow
@@ -37,6 +38,7 @@ from slm_np.paths import expanded_list, sweep
 
 FORMAT = 3  # of the store. It is part of the fingerprint, so each version has its own stores
 SPLITS = ("train", "validation")
+FILES = {"meta.json", "tokenizer.json", *(f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".mask.bin"))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,20 +111,30 @@ def load_corpus(
     fingerprint = _fingerprint(ranges, hashes, documents, known.to_json() if known else tokenizer)
     folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
 
-    def read():
-        found = _read_store(folder, fingerprint, floors, data)
-        if found is None:
-            raise UserError(f"{folder} does not contain what was just written to it; check the disk")
-        return found
+    def opened():
+        """The `Corpus` in the folder, after its checksums are verified, or None if it is to be made again."""
+        try:
+            found = _read_store(folder, fingerprint, floors, data)
+            checksums.verify(folder, found.checksums, found.checksums, cache, progress)
+            return found.corpus
+        except Damaged as damaged:
+            if out_dir:
+                _check_replaceable(folder, out_dir, fingerprint, damaged)
+            print(f"slm_np: the token store {folder} is damaged ({damaged}); making it again", file=sys.stderr)
+            return None
 
-    if folder.is_dir() and (not out_dir or any(folder.iterdir())):
-        found = _read_store(folder, fingerprint, floors, data)
+    def read():
+        """The `Corpus` that was just written, which the builder has verified."""
+        try:
+            return _read_store(folder, fingerprint, floors, data).corpus
+        except Damaged as damaged:
+            raise UserError(f"{folder} does not contain what was just written to it ({damaged}); check the disk")
+
+    if folder.is_dir() and any(folder.iterdir()):
+        found = opened()
         if found:
             say_lossy(found.train.lossy, progress)
             return found
-        if out_dir:
-            raise UserError(f"--out-dir {out_dir} contains something else; name a new directory")
-        shutil.rmtree(folder, ignore_errors=True)  # damaged
     elif out_dir and os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"--out-dir {out_dir} is a file; name a directory")
 
@@ -151,7 +163,8 @@ def load_corpus(
             )  # so that `sweep` keeps an old incomplete store, which is resumed below
         sweep(folder.parent)
     plan = _plan(fingerprint, ranges, documents, separated)
-    build = store_builder.Build(folder, plan, made, described, threads, progress)
+    elsewhere = "name another --out-dir" if out_dir else "set SLM_NP_CACHE to another folder"
+    build = store_builder.Build(folder, plan, made, described, opened, elsewhere, threads, progress)
     if wait or not can_grow(plan):
         build.run()
         return read()
@@ -228,23 +241,48 @@ def _meta(fingerprint, name, tokenizer, totals, hashes, floors, separated):
     )
 
 
+class Store(NamedTuple):
+    """What `_read_store` finds."""
+
+    corpus: Corpus
+    checksums: dict  # {file name: CRC-32}; {} in a store of an earlier version
+
+
 def _read_store(folder, fingerprint, floors, source):
-    """The `Corpus` in a store, or None if it is damaged or has another fingerprint."""
+    """The `Store` in a folder, before its files are compared with its checksums. `Damaged` if it is none."""
     try:
-        meta, tokenizer = read_json_or_empty(folder / "meta.json"), load_tokenizer(folder / "tokenizer.json")
+        meta, tokenizer = (
+            checksums.described(read_json_or_empty(folder / "meta.json")),
+            load_tokenizer(folder / "tokenizer.json"),
+        )
+        if meta["fingerprint"] != fingerprint:
+            raise Damaged("meta.json has another fingerprint")
         splits = [_read_split(folder, split, meta) for split in SPLITS]
-        if any(len(tokens) != meta["tokens"][tokens.split] for tokens in splits) or meta["fingerprint"] != fingerprint:
-            return None
+        if any(len(tokens) != meta["tokens"][tokens.split] for tokens in splits):
+            raise Damaged("it is cut short")
         if meta["vocab_size"] != tokenizer.vocab_size or meta["dtype"] != tokenizer.dtype.name:
-            return None
-        if "lossy" not in meta and not tokenizer.lossless:  # of an earlier version, which did not measure it
-            return None
+            raise Damaged("meta.json and tokenizer.json do not fit together")
+        if "lossy" not in meta and not tokenizer.lossless:
+            raise Damaged("an earlier version has made it, which did not measure what its tokenizer loses")
         # The floor comes from the text at hand: the store may have been made from a copy of unknown source.
         if not meta["separated"]:
             splits = [replace(tokens, bits_per_byte_floor=floors[tokens.split]) for tokens in splits]
-        return Corpus(*splits, tokenizer, tokenizer.vocab_size, fingerprint, source)
-    except (LookupError, TypeError, OSError, ValueError, UserError):
-        return None
+        corpus = Corpus(*splits, tokenizer, tokenizer.vocab_size, fingerprint, source)
+        return Store(corpus, meta.get("crc32", {}))
+    except (LookupError, TypeError, OSError, ValueError, UserError, AttributeError):
+        raise Damaged("its files are incomplete or malformed") from None
+
+
+def _check_replaceable(folder, out_dir, fingerprint, damaged):
+    """UserError unless a folder holds nothing but a `damaged` token store with this fingerprint."""
+    meta = read_json_or_empty(folder / "meta.json")
+    if meta.get("fingerprint") == fingerprint and {path.name for path in folder.iterdir()} <= FILES:
+        return
+    if "meta.json" in os.listdir(folder) and not meta.get("fingerprint"):
+        raise UserError(
+            f"--out-dir {out_dir} contains a damaged meta.json ({damaged}); remove that directory, or name a new one"
+        )
+    raise UserError(f"--out-dir {out_dir} contains something else; name a new directory")
 
 
 def _read_split(folder, split, meta):
@@ -306,14 +344,20 @@ def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
             for split, part in zip(SPLITS, (slice(cut), slice(cut, None)))
         ]
     largest = max(
-        file.source.cached(cache, f"largest {file.ids.dtype.name}", lambda ids=file.ids: largest_id(ids)[0])
+        file.source.cached(
+            cache,
+            f"largest {file.ids.dtype.name}" + f" from {file.start}" * bool(file.start),
+            lambda ids=file.ids: largest_id(ids)[0],
+        )
         for file in files
     )
     vocab_size = known.vocab_size if known else max(file.vocab_size or 0 for file in files) or 1 + largest
     if largest >= vocab_size:
         for tokens in splits:
             check_ids(tokens, vocab_size)
-    identity = [(file.source.sha256(cache, progress), file.ids.dtype.name) for file in files]
+    identity = [
+        (file.source.sha256(cache, progress), file.ids.dtype.name, *[file.start] * bool(file.start)) for file in files
+    ]
     return Corpus(*splits, known, vocab_size, hashlib.sha256(json.dumps(identity).encode()).hexdigest(), source)
 
 
@@ -354,9 +398,11 @@ def check_ids(tokens, vocab_size):
 
 def check_length(tokens, block_size):
     """UserError if `tokens` has fewer than `block_size` + 1 tokens, so that no window fits."""
-    if len(tokens) < block_size + 1:
+    n = len(tokens)
+    if n < block_size + 1:
         remedy = "give more text" if tokens.split == "train" else "give a longer text with --val-data"
+        lower = f"lower --block-size to {n - 1} or less, or " * (n > 1)
         raise UserError(
-            f"the {tokens.split} split has {len(tokens)} tokens, but --block-size {block_size} needs {block_size + 1}; "
-            f"lower --block-size or {remedy}"
+            f"the {tokens.split} split has {n} token{'s' * (n != 1)}, but --block-size {block_size} needs "
+            f"{block_size + 1}; {lower}{remedy}"
         )

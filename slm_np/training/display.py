@@ -1,5 +1,6 @@
 """What training prints to stderr: a progress bar on a terminal or else lines, and a line for each evaluation."""
 
+import contextlib
 import math
 import os
 
