@@ -75,6 +75,7 @@ def prepared(run, tokenizer=None):
         limit_bytes=train.limit_bytes,
         threads=train.threads,
         wait=train.epochs > 0 or train.carry_state,
+        binary=train.binary,
     )
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
@@ -144,7 +145,9 @@ def retention_split(run, corpus):
     data = run.train.retention_data
     if not data:
         return None, run
-    split_as = run.base if run.base["data"] == data else dict(val_data="", documents=run.train.documents, limit_bytes=0)
+    split_as = dict(val_data="", documents=run.train.documents, limit_bytes=0, binary=run.train.binary)
+    if run.base["data"] == data:
+        split_as |= {field: run.base[field] for field in split_as if field in run.base}
     retention = load_corpus(
         data,
         split_as["val_data"],
@@ -152,6 +155,7 @@ def retention_split(run, corpus):
         documents=split_as["documents"],
         limit_bytes=split_as["limit_bytes"],
         threads=run.train.threads,
+        binary=split_as["binary"],
     )
     split = retention.validation
     if len(split) <= run.model.block_size:

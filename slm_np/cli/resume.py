@@ -8,8 +8,8 @@ from slm_np.config import LENGTHS, lengths
 from slm_np.errors import UserError
 
 # Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
-# and where its data lie, since data are recognized by their content. With the device or the kernels, the precision may
-# change too.
+# and where its data lie and how they are read, since data are recognized by their content. With the device or the
+# kernels, the precision may change too.
 FREE = {
     *LENGTHS,
     "lr_decay_iters",
@@ -34,6 +34,7 @@ FREE = {
     "data",
     "val_data",
     "retention_data",
+    "binary",
 }
 FIX = "resume it without that, or start a new run"
 

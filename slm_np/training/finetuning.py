@@ -74,7 +74,7 @@ class Base:
             weights=self.checksum(),
             vocab_size=self.config.model.vocab_size,
             separated=self.config.data.get("separated", True),
-            **{field: getattr(train, field) for field in ("data", "val_data", "documents", "limit_bytes")},
+            **{field: getattr(train, field) for field in ("data", "val_data", "documents", "limit_bytes", "binary")},
         )
 
     def checksum(self):
