@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_np.config import check_documents
 from slm_np.data import bpe, checksums, lossy, store_builder
 from slm_np.data.checksums import Damaged
-from slm_np.data.documents import ROWS, check_kind
+from slm_np.data.documents import ROWS
 from slm_np.data.files import read_json_or_empty
 from slm_np.data.growing import Building, GrowingTokens, can_grow
 from slm_np.data.shards import content, documents_of, shard_ranges
-from slm_np.data.splits import is_separated, split_ranges
+from slm_np.data.splits import is_separated, read_as_before, split_ranges
 from slm_np.data.token_files import (
     EVALUATION,
     TRAINING,
@@ -36,7 +37,8 @@ from slm_np.errors import UserError
 from slm_np.paths import cache_dir as usable_cache_dir
 from slm_np.paths import expanded_list, sweep
 
-FORMAT = 3  # of the store. It is part of the fingerprint, so each version has its own stores
+FORMAT = 4  # of the store. It is part of the fingerprint, so each version has its own stores
+FORMAT_BEFORE = 3  # where the documents of a text are those of earlier versions, so that their runs can be resumed
 SPLITS = ("train", "validation")
 FILES = {"meta.json", "tokenizer.json", *(f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".mask.bin"))}
 
@@ -66,6 +68,7 @@ def load_corpus(
     out_dir=None,
     whole="",
     wait=True,
+    binary=False,
 ):
     """The `Corpus` of a text, tokenized on first use and memory-mapped from then on.
 
@@ -74,7 +77,8 @@ def load_corpus(
     val_data     the same for validation. Default: the validation split of a corpus known by name, else the last tenth
                  of the bytes of `data`, from the start of a document on
     tokenizer    byte, char, bpe:N, gpt2, file:PATH, or a `Tokenizer`
-    documents    what separates documents: marker or blank-line (see documents.py). Rows of .jsonl files are documents
+    documents    what separates documents: marker, blank-line, line or csv:COLUMN (see documents.py). Rows of JSON are
+                 documents
     limit_bytes  take this many bytes of `data`, to the end of a document; 0 takes all
     cache_dir    the folder of the cache (see `paths.cache_dir`)
     progress     whether to show progress on stderr
@@ -84,13 +88,15 @@ def load_corpus(
                  other text, as the split `train`. The split `validation` is then empty
     wait         False returns while the text is still being tokenized, as soon as there is a tokenizer (see growing.py)
 
+    binary       read files byte by byte as they are, and accept binary ones; else see converted.py
+
     If the text has separators, the end-of-text token follows each document; a blank line does if the `Tokenizer` given
     has no such token. In rows with messages, only the assistant's tokens are targets.
     UserError for bad input or a disk that fails.
     """
     cache = usable_cache_dir(cache_dir)
     data, val_data = expanded_list(data), expanded_list(val_data or "")
-    check_kind(documents)
+    check_documents(documents)
     if is_token_file(data) or is_token_file(val_data):
         if out_dir:
             raise UserError(f"{data} contains tokens already; give a text to prepare")
@@ -105,10 +111,11 @@ def load_corpus(
     known = given or _existing_tokenizer(tokenizer)
     learned = not known and (tokenizer == "char" or tokenizer.startswith("bpe:"))
     write = wait or learned or limit_bytes or documents != "marker"  # else an embedded text is read while it is written
-    ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress, write)
+    ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress, write, binary)
     hashes = {split: part.text.sha256(cache, progress) for split, part in ranges.items()}
     floors = {split: part.text.bits_per_byte_floor for split, part in ranges.items()}
-    fingerprint = _fingerprint(ranges, hashes, documents, known.to_json() if known else tokenizer)
+    version = FORMAT_BEFORE if all(read_as_before(part, documents, cache) for part in ranges.values()) else FORMAT
+    fingerprint = _fingerprint(version, ranges, hashes, documents, known.to_json() if known else tokenizer)
     folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
 
     def opened():
@@ -143,6 +150,8 @@ def load_corpus(
     def made():
         new = known or _trained_tokenizer(tokenizer, ranges, documents, separated, progress)
         losses(new)  # said before the text is tokenized
+        for note in dict.fromkeys(note for part in ranges.values() for note in part.text.notes):
+            print(f"slm_np: {note}", file=sys.stderr)
         return with_end_of_text(new) if separated and not given else new
 
     def losses(used):
@@ -196,12 +205,15 @@ def _trained_tokenizer(name, ranges, documents, separated, progress):
     return make_tokenizer(name, texts, progress)
 
 
-def _fingerprint(ranges, hashes, documents, tokenizer):
-    """A SHA-256 in hexadecimal over everything that the ids depend on. tokenizer: its name, or its fields."""
+def _fingerprint(version, ranges, hashes, documents, tokenizer):
+    """A SHA-256 in hexadecimal over everything that the ids depend on.
+
+    version: of the store's format.   tokenizer: its name, or its fields.
+    """
     # How a text is divided into files does not matter, except for files of rows.
     row_files = [segment for part in ranges.values() for segment in part.text.segments(documents) if segment[0] == ROWS]
     identity = [[hashes[split], part.start, part.stop] for split, part in ranges.items()]
-    identity += [FORMAT, documents, row_files, tokenizer]
+    identity += [version, documents, row_files, tokenizer]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

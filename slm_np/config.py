@@ -19,6 +19,7 @@ MIXERS = {
     "S": ("linear recurrence", ("recurrence_size",)),
 }
 MIXER_LETTERS = ", ".join(f"{letter} ({name})" for letter, (name, _) in MIXERS.items())
+DOCUMENTS = ("marker", "blank-line", "line")  # what may separate documents
 SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
 FOLLOWS = float(-1)  # the default of min_lr, known by identity: it follows from learning_rate
 MIN_SHARE = 0.1  # min_lr as a share of learning_rate, unless it is given
@@ -88,6 +89,12 @@ def check_lengths(values):
 
 NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 DURATION = re.compile(f"(?:{NUMBER}h)?(?:{NUMBER}m)?(?:{NUMBER}s)?")
+
+
+def check_documents(documents):
+    """Raise UserError unless `documents` is a value of --documents."""
+    if documents not in DOCUMENTS and not (documents.startswith("csv:") and documents[4:]):
+        raise UserError(f"--documents {documents!r} is unknown; {near(documents, (*DOCUMENTS, 'csv:COLUMN'))}")
 
 
 def duration_seconds(name, duration):
@@ -283,8 +290,11 @@ class TrainConfig:
     )
     documents: str = setting(
         "marker",
-        "what separates documents: a line <|endoftext|>, or a blank line; rows of a .jsonl file are documents",
-        choices=("marker", "blank-line"),
+        "what separates documents: marker (<|endoftext|>), blank-line, or line (each line is one); csv:COLUMN reads a "
+        "column of CSV or Parquet files; rows of JSON files are documents",
+    )
+    binary: bool = setting(
+        False, "read all files byte by byte as they are, and accept binary ones; without it, files are unpacked"
     )
     limit_bytes: int = setting(
         0, "use this much of the data, to the end of a document; 0 uses all", low=0, high=1 << 50
@@ -383,6 +393,7 @@ class TrainConfig:
             object.__setattr__(self, "min_lr", MIN_SHARE * self.learning_rate)
         if self.min_lr > self.learning_rate:
             raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower --min-lr")
+        check_documents(self.documents)
         check_lengths({name: getattr(self, name) for name in LENGTHS if name != "max_iters"})
         self.max_seconds, self.fit_seconds  # malformed durations are refused here
 

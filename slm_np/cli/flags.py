@@ -6,6 +6,7 @@ Imports no numerics, so that `--help` is quick.
 import argparse
 import codecs
 import dataclasses
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -88,7 +89,8 @@ class RenamedFlag(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         print_renamed(option_string, flag(self.dest))
-        setattr(namespace, self.dest, values)
+        before = getattr(namespace, self.dest, []) if isinstance(values, list) else None
+        setattr(namespace, self.dest, values if before is None else before + values)
 
 
 def print_renamed(old, new):
@@ -120,6 +122,7 @@ def add_settings(parser, kind, title, aliases=None, defaults=None):
         group.add_argument(
             flag(field.name),
             *also,
+            action="extend" if field.metadata["many"] else "store",  # repeated flags add up
             dest=field.name,
             metavar={int: "INT", float: "FLOAT", str: "TEXT"}[type(field.default)],
             help=text + (f" (default: {shown})" if shown != "" else ""),
@@ -175,11 +178,11 @@ def converted(field, value):
 def joined(field, value):
     """A list of values of a field that takes several, joined by commas; any other value unchanged.
 
-    Raises UserError if one of several values is empty or contains a comma.
+    Raises UserError if one of several values is empty, or is a path that contains a comma.
     """
     if not (field.metadata["many"] and isinstance(value, list) and all(isinstance(one, str) for one in value)):
         return value
-    if len(value) > 1 and (wrong := next((one for one in value if "," in one), None)):
+    if len(value) > 1 and (wrong := next((one for one in value if "," in one and os.path.exists(one)), None)):
         raise UserError(
             f"{flag(field.name)} {wrong!r} contains a comma, which separates several values; give its folder instead"
         )

@@ -11,8 +11,8 @@ from slm_np.words import quoted
 
 PATHS = ("data", "val_data", "retention_data")
 # Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
-# and where its data lie, since data are recognized by their content. With the device or the kernels, the precision may
-# change too.
+# and where its data lie and how they are read, since data are recognized by their content. With the device or the
+# kernels, the precision may change too.
 FREE = {
     *LENGTHS,
     "lr_decay_iters",
@@ -35,6 +35,7 @@ FREE = {
     "device",
     "out_dir",
     *PATHS,
+    "binary",
 }
 FIX = "resume it without that, or start a new run"
 

@@ -154,7 +154,7 @@ def text_bytes(tokens, tokenizer):
     return total
 
 
-def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
+def tokens_of(run, data="", documents="", limit_bytes=0, threads=0, binary=False):
     """The `Tokens` to evaluate a run on: those of `data`, without which what the run validates on.
 
     Of a corpus known by name or a folder of tokens it is the validation split, if there is one; of text all of it.
@@ -171,7 +171,12 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
             f"{run.path} has no tokenizer, so its model reads token files only; "
             "give --data FILE.bin, or copy its tokenizer.json into the run"
         )
-    options = dict(tokenizer=run.tokenizer or "byte", documents=documents or train.documents, threads=threads)
+    options = dict(
+        tokenizer=run.tokenizer or "byte",
+        documents=documents or train.documents,
+        threads=threads,
+        binary=binary or train.binary,
+    )
     if data:
         return load_corpus(data, limit_bytes=limit_bytes, whole="validation", **options).train
     own = [located(run.path, run.config, field, "name a text with --data") for field in ("data", "val_data")]
