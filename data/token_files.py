@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_np import arguments
 from slm_np.data import corpus
 from slm_np.data.files import opened, read_json_or_empty
 from slm_np.data.text_files import BLOCK, Text
@@ -52,6 +53,7 @@ class Tokens:
 
     def first(self, n):
         """The `Tokens` of the first `n`, or all of them if there are fewer."""
+        n = arguments.whole("n", n)
         if n >= len(self):
             return self
         return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n])

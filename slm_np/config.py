@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 
+from slm_np import arguments
 from slm_np.errors import UserError, near
 
 DEVICES = ("cpu", "cuda")
@@ -21,12 +23,13 @@ SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
 LENGTHS = ("max_iters", "epochs", "max_time", "fit_time")
 
 
-def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False):
+def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False, path=False):
     """A field with its description and the values it may take: `low <= value <= high`, `value > above`, or `choices`.
 
-    many: flags and files may give several values, which are joined by commas.
+    many: flags, files and lists may give several values, which are joined by commas; each may be a path.
+    path: the value may be a path.
     """
-    metadata = dict(help=help, low=low, high=high, choices=choices, above=above, many=many)
+    metadata = dict(help=help, low=low, high=high, choices=choices, above=above, many=many, path=path or many)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -35,11 +38,24 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
+def python_value(value, rule):
+    """The value of a field as Python's own number, bool or string, if it is one of NumPy's or a path."""
+    if rule["path"] and isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if rule["many"] and isinstance(value, (list, tuple)):
+        return arguments.paths("a list of paths", value)
+    return arguments.plain(value)
+
+
 def check(settings):
-    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids."""
+    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids.
+
+    Fields get Python's types first; see `python_value`.
+    """
     for field in dataclasses.fields(settings):
         value, rule, kind = getattr(settings, field.name), field.metadata, type(field.default)
         name = flag(field.name)
+        object.__setattr__(settings, field.name, value := python_value(value, rule))
         if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
             raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
         if kind is float and type(value) is int:
@@ -268,7 +284,9 @@ class TrainConfig:
     retention_data: str = setting(
         "", "evaluate the loss on this data too while finetuning, to show forgetting", many=True
     )
-    out_dir: str = setting("", "the run's directory; without it runs/PRESET, or the next free name of that kind")
+    out_dir: str = setting(
+        "", "the run's directory; without it runs/PRESET, or the next free name of that kind", path=True
+    )
     max_iters: int = setting(1000, "optimizer updates", low=0, high=10**9)
     epochs: float = setting(
         0.0,
