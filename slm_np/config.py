@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from slm_np import arguments
 from slm_np.errors import UserError, near
 from slm_np.paths import expanded_list
 
@@ -21,7 +22,6 @@ MIXERS = {
 MIXER_LETTERS = ", ".join(f"{letter} ({name})" for letter, (name, _) in MIXERS.items())
 DOCUMENTS = ("marker", "blank-line", "line")  # what may separate documents
 SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
-FOLLOWS = float(-1)  # the default of min_lr, known by identity: it follows from learning_rate
 MIN_SHARE = 0.1  # min_lr as a share of learning_rate, unless it is given
 # The fields of TrainConfig that set the length of training; a run has one of them.
 LENGTHS = ("max_iters", "epochs", "max_time", "fit_time")
@@ -30,8 +30,8 @@ LENGTHS = ("max_iters", "epochs", "max_time", "fit_time")
 def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False, path=False):
     """A field with its description and the values it may take: `low <= value <= high`, `value > above`, or `choices`.
 
-    many: flags and files may give several values, which are joined by commas.   path: names files, so that ~ in it
-    stands for the home folder.
+    many: flags, files and lists may give several values, which are joined by commas.
+    path: names files: the value may be a path, and ~ in it stands for the home folder.
     """
     metadata = dict(help=help, low=low, high=high, choices=choices, above=above, many=many, path=path)
     return dataclasses.field(default=default, metadata=metadata)
@@ -49,11 +49,24 @@ def as_flag(name, value):
     return f"{flag(name)} {value}"
 
 
+def python_value(value, rule):
+    """The value of a field as Python's own number, bool or string, if it is one of NumPy's or a path."""
+    if rule["many"] and isinstance(value, (list, tuple)):
+        value = arguments.paths("a list of paths", value)
+    if rule["path"] and isinstance(value, (str, os.PathLike)):
+        return expanded_list(os.fsdecode(value))
+    return arguments.plain(value)
+
+
 def check(settings):
-    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids."""
+    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids.
+
+    Fields get Python's types first; see `python_value`.
+    """
     for field in dataclasses.fields(settings):
         value, rule, kind = getattr(settings, field.name), field.metadata, type(field.default)
         name = flag(field.name)
+        object.__setattr__(settings, field.name, value := python_value(value, rule))
         if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
             raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
         if kind is float and type(value) is int:
@@ -109,15 +122,6 @@ def duration_seconds(name, duration):
     if not 0 < seconds < 1e9:
         raise UserError(f"{flag(name)} {duration!r} is not a duration; write 90s, 20m, 1.5h or 2h30m")
     return seconds
-
-
-def expand_paths(settings):
-    """In the fields of the dataclass `settings` that name files, make a path a string, and expand ~."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.metadata["path"] and isinstance(value, str | os.PathLike):
-            value = os.fspath(value)
-            object.__setattr__(settings, field.name, expanded_list(value) if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True)
@@ -333,9 +337,9 @@ class TrainConfig:
     )
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)
     min_lr: float = setting(
-        FOLLOWS,
-        "learning rate at the end of the schedule; a tenth of learning-rate if that is given and this is not",
-        low=0.0,
+        -1.0,
+        f"learning rate at the end of the schedule; -1 means {MIN_SHARE:g} of learning-rate",
+        low=-1.0,
         high=10.0,
     )
     warmup_iters: int = setting(100, "updates over which the learning rate rises linearly from zero", low=0, high=10**9)
@@ -384,13 +388,11 @@ class TrainConfig:
     device: str = setting("cpu", "where to run; cuda is an NVIDIA GPU", choices=DEVICES)
 
     def __post_init__(self):
-        expand_paths(self)
-        follows = self.min_lr is FOLLOWS
-        if follows:
-            object.__setattr__(self, "min_lr", 0.0)
         check(self)
-        if follows:
+        if self.min_lr == -1.0:
             object.__setattr__(self, "min_lr", MIN_SHARE * self.learning_rate)
+        if self.min_lr < 0.0:
+            raise UserError(f"--min-lr is {self.min_lr}; it must be at least 0, or -1")
         if self.min_lr > self.learning_rate:
             raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower --min-lr")
         check_documents(self.documents)

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from slm_np.cli import flags
-from slm_np.config import FOLLOWS, LENGTHS, lengths
+from slm_np.config import LENGTHS, lengths
 from slm_np.errors import UserError
 from slm_np.paths import expanded, expanded_list
 from slm_np.words import quoted
@@ -76,7 +76,7 @@ def resumed(directory, name, model, train):
         was = f"{flags.flag(length)} {getattr(run.train, length)}"
         raise UserError(f"{directory} is trained for {was}, not for {flags.flag(other)}; {FIX}")
     if train.get("learning_rate", run.train.learning_rate) != run.train.learning_rate:
-        train = dict(min_lr=FOLLOWS) | train
+        train = dict(min_lr=-1.0) | train
     free = {field: value for field, value in train.items() if field in FREE or field == "dtype" and moved}
     _check_same(directory, run.model, model)
     _check_same(directory, run.train, {field: value for field, value in train.items() if field not in free})

@@ -4,9 +4,13 @@ import contextlib
 
 import numpy as np
 
+from slm_np import arguments
+from slm_np.config import SamplingConfig
+from slm_np.data.tokenizer import Tokenizer
 from slm_np.errors import UserError
 from slm_np.inference.decoder import Decoder
 from slm_np.inference.sampling import confidence, sample
+from slm_np.nn.model import Model
 
 START = b"\n\n"  # a blank line ends a document, so after one the next begins
 
@@ -206,10 +210,19 @@ def generate(
     style     function (text, probability of its token) -> text to show
     substream  the seed's substream for the first sequence; the others take the following ones
     make_step  as for `Decoder`
+    stops     strings that end a text, or one such string
     A string has whole characters only, and no part of a stop string, of the end-of-text token or of an uncertain tail
-    (see `TextStream`). Raises UserError at once if the tokenizer cannot encode the prompt.
+    (see `TextStream`). Raises UserError at once for a wrong argument, or if the tokenizer cannot encode the prompt.
     """
-    ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, (str, bytes)) else prompt
+    arguments.instance("model", model, Model)
+    if tokenizer is not None:
+        arguments.instance("tokenizer", tokenizer, Tokenizer)
+    arguments.instance("sampling", sampling, SamplingConfig)
+    max_tokens, stops = arguments.whole("max_tokens", max_tokens), arguments.strings("stops", stops)
+    if tokenizer is None or isinstance(prompt, (str, bytes)):
+        ids = encode_prompt(tokenizer, prompt)
+    else:
+        ids = arguments.ids("prompt", prompt, model.config.vocab_size, ("n",))
     decoder = Decoder(model, samples, make_step)
     texts = [
         TextStream(tokenizer, stops, sampling.min_confidence, sampling.confidence_patience, style, ids)
@@ -229,6 +242,9 @@ def generate(
 
 
 def text_of(model, tokenizer, prompt, max_tokens, sampling, stops=(), make_step=None):
-    """The whole text that the model generates, without the prompt. make_step: as for `Decoder`."""
+    """The whole text that the model generates, without the prompt. Arguments and errors are those of `generate`.
+
+    make_step: as for `Decoder`
+    """
     strings = generate(model, tokenizer, prompt, max_tokens, sampling, stops, make_step=make_step)
     return "".join(first for (first,) in strings)
