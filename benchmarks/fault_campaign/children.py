@@ -7,6 +7,7 @@ directory, signals and environment are its own.
 
 import atexit
 import contextlib
+import fcntl
 import importlib
 import io
 import os
@@ -71,7 +72,7 @@ def environment(**more):
     }
 
 
-def forked(verb, *words, cwd, limit=LIMIT_S, stdin=b"", setup=None, kill_after=None, env={}):
+def forked(verb, *words, cwd, limit=LIMIT_S, stdin=b"", setup=None, kill_after=None, env={}, **more):
     """Run a command in a forked child, in the directory `cwd`, with its cache in cwd/cache. Returns the `Result`.
 
     stdin       bytes that it reads
@@ -80,15 +81,38 @@ def forked(verb, *words, cwd, limit=LIMIT_S, stdin=b"", setup=None, kill_after=N
     env         more environment variables
     """
 
-    child = started_command(verb, *words, cwd=cwd, stdin=stdin, setup=setup, env=env)
+    child = started_command(verb, *words, cwd=cwd, stdin=stdin, setup=setup, env=env, **more)
     [result] = waited([child], limit, kill_after)
     return result
 
 
-def forked_call(function, cwd, limit=LIMIT_S, stdin=b"", setup=None, kill_after=None, env={}):
+def forked_call(function, cwd, limit=LIMIT_S, stdin=b"", setup=None, kill_after=None, env={}, **more):
     """`forked` for any function (). What it prints is the output."""
     [result] = waited([started(function, cwd, stdin, setup, env)], limit, kill_after)
     return result
+
+
+class Pipe:
+    """A pipe that holds all that a tiny command writes, used like a file."""
+
+    def __init__(self):
+        self.read_end, self.write_end = os.pipe()
+        with contextlib.suppress(OSError, AttributeError):
+            fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, 1 << 20)
+
+    def fileno(self):
+        return self.write_end
+
+    def seek(self, position):
+        pass
+
+    def read(self):
+        os.close(self.write_end)
+        with os.fdopen(self.read_end, "rb") as file:
+            return file.read()
+
+    def close(self):
+        pass
 
 
 @dataclass
@@ -100,9 +124,11 @@ class Child:
     streams: tuple  # files that its stdout and stderr go to; () if they are read elsewhere
 
 
-def started(function, cwd, stdin=b"", setup=None, env={}):
-    """Fork a child that calls a function. Returns the `Child`."""
+def started(function, cwd, stdin=b"", setup=None, env={}, pipes=False):
+    """Fork a child that calls a function. Returns the `Child`. pipes: its output goes to pipes, not to files."""
     source, out, err = (tempfile.TemporaryFile() for _ in range(3))
+    if pipes:
+        out, err = Pipe(), Pipe()
     with source:
         source.write(stdin)
         source.seek(0)
@@ -162,12 +188,12 @@ def _become(function, cwd, streams, setup, env):
         os._exit(status)
 
 
-def waited(children, limit=LIMIT_S, kill_after=None):
+def waited(given, limit=LIMIT_S, kill_after=None):
     """Wait for children, and end what is left of their groups. Returns a `Result` of each.
 
     limit: seconds after which they are asked to stop.   kill_after: seconds after which they get SIGKILL.
     """
-    left, results, asked, hung = list(children), {}, set(), set()
+    left, results, asked, hung = list(given), {}, set(), set()
     while left:
         for child in list(left):
             found, code, usage = os.wait4(child.process, os.WNOHANG)
@@ -184,9 +210,7 @@ def waited(children, limit=LIMIT_S, kill_after=None):
                 asked.add(child.process)
                 os.kill(child.process, signal.SIGTERM)
         time.sleep(POLL_S)
-    return [
-        _result(child, *results[child.process], child.process in asked, child.process in hung) for child in children
-    ]
+    return [_result(child, *results[child.process], child.process in asked, child.process in hung) for child in given]
 
 
 def _result(child, code, seconds, peak, asked, hung):

@@ -49,7 +49,7 @@ def attempt(case, context, folder):
     scene = SCENES[name]
     if on == "files":
         before = scenes.begin(scene, context, folder)
-        result = scenes.command(scene, folder, setup=lambda: limit_files(int(number)))
+        result = scenes.command(scene, folder, setup=lambda: limit_files(int(number)), pipes=True)
         judge(scene, context, folder, result, before)
         return
     mount(folder, f"size={number}k")

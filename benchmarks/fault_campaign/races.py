@@ -12,6 +12,8 @@ from fault_campaign.judges import FAILED, LOST, check_end, done, require, same_f
 TRIES = 50
 TEXT, BASE = ("text.txt",), ("text.txt", "chat.jsonl", "base=run", "cache")
 NAMED = r"process|already holds a run|in use|already|another"  # a loser says who or what was first
+CONVERT = "convert model.bin --tokenizer tok.bin --out-dir run"
+GENERATE = "generate --model run -n 8 --seed 3"
 # name: (inputs, first command, second command, {output: (reference of the first, of the second)})
 PAIRS = {
     "train+train": (TEXT, f"train {TRAIN} --out-dir run", f"train {TRAIN} --seed 5 --out-dir run", ("run", "seeded")),
@@ -25,7 +27,7 @@ PAIRS = {
     "train+resume": (TEXT, f"train {TRAIN} --out-dir run", "train --resume run", ("run", "run")),
     "convert+convert": (
         SCENES["convert"].inputs,
-        *["convert model.bin --tokenizer tok.bin --out-dir run"] * 2,
+        *[CONVERT] * 2,
         ("converted",) * 2,
     ),
     "prepare+prepare": (TEXT, *["prepare text.txt --tokenizer char --out-dir tokens"] * 2, ("tokens", "tokens")),
@@ -38,7 +40,7 @@ PAIRS = {
     "resume+generate": (
         SCENES["resume"].inputs,
         "train --resume run",
-        "generate --model run -n 8 --seed 3",
+        GENERATE,
         ("run", ""),
     ),
     "default+default": (TEXT, f"train {TRAIN}", f"train {TRAIN} --seed 5", ("run", "seeded")),

@@ -1,8 +1,8 @@
 """Mutated settings files: each is refused in one sentence, or the commands that read it work.
 
 Mutated are the JSON of a run, of a checkpoint (with its checksum repaired, as by hand), of tokens and of a chat
-template, and a TOML file of settings: values of other types and ranges, missing, additional and doubled keys, deep nesting,
-encodings, cuts, binary content. Never a traceback, a hang or more than 2 GiB.
+template, and a TOML file of settings: values of other types and ranges, missing, additional and doubled keys, deep
+nesting, encodings, cuts, binary content. Never a traceback, a hang or more than 2 GiB.
 """
 
 import json

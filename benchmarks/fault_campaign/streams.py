@@ -29,8 +29,8 @@ TEXT = {  # commands that only show something
 }
 INPUTS = "text.txt", "chat.jsonl", "base=run", "half", "tuned", "cache"
 CONDITIONS = (
-    "stdin-closed stdout-closed stderr-closed all-closed stdout-full stderr-full all-full stdout-vanished stderr-vanished "
-    "both-vanish-later stdout-blocked stderr-blocked ascii cp1252 C-locale hangup terminal-hangup"
+    "stdin-closed stdout-closed stderr-closed all-closed stdout-full stderr-full all-full stdout-vanished "
+    "stderr-vanished both-vanish-later stdout-blocked stderr-blocked ascii cp1252 C-locale hangup terminal-hangup"
 ).split()
 NARROW = {
     "ascii": dict(PYTHONIOENCODING="ascii"),
