@@ -138,7 +138,7 @@ def _llama2_c_size(head):
 
 
 def _samples(path, size):
-    """[bytes, ...] spread through a file, the last up to its end; all of a small one. Each starts at a multiple of 8."""
+    """[bytes, ...] spread through a file, the last up to its end; all of a small one. Starts are multiples of 8."""
     with opened(path) as file:
         if size <= PARTS * PART:
             return [file.read()]
