@@ -58,7 +58,7 @@ def main_of(verb):
     return main
 
 
-@command
+@command(prints_result=True)
 def main(argv=None):
     """Exit status: that of the command, 2 if it is unknown."""
     words = sys.argv[1:] if argv is None else argv

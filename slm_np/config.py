@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from slm_np import arguments
 from slm_np.errors import UserError, near
 from slm_np.paths import expanded_list
 
@@ -19,10 +20,10 @@ MIXERS = {
     "S": ("linear recurrence", ("recurrence_size",)),
 }
 MIXER_LETTERS = ", ".join(f"{letter} ({name})" for letter, (name, _) in MIXERS.items())
+DOCUMENTS = ("marker", "blank-line", "line")  # what may separate documents
 SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
 # Values of settings that switch something off.
 DISABLED = dict(lr_decay_iters=0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=0)
-FOLLOWS = float(-1)  # the default of min_lr, known by identity: it follows from learning_rate
 MIN_SHARE = 0.1  # min_lr as a share of learning_rate, unless it is given
 # The fields of TrainConfig that set the length of training; a run has one of them.
 LENGTHS = ("max_iters", "epochs", "max_time", "fit_time")
@@ -31,8 +32,8 @@ LENGTHS = ("max_iters", "epochs", "max_time", "fit_time")
 def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False, path=False):
     """A field with its description and the values it may take: `low <= value <= high`, `value > above`, or `choices`.
 
-    many: flags and files may give several values, which are joined by commas.   path: names files, so that ~ in it
-    stands for the home folder.
+    many: flags, files and lists may give several values, which are joined by commas.
+    path: names files: the value may be a path, and ~ in it stands for the home folder.
     """
     metadata = dict(help=help, low=low, high=high, choices=choices, above=above, many=many, path=path)
     return dataclasses.field(default=default, metadata=metadata)
@@ -50,11 +51,24 @@ def as_flag(name, value):
     return f"{flag(name)} {value}"
 
 
+def python_value(value, rule):
+    """The value of a field as Python's own number, bool or string, if it is one of NumPy's or a path."""
+    if rule["many"] and isinstance(value, (list, tuple)):
+        value = arguments.paths("a list of paths", value)
+    if rule["path"] and isinstance(value, (str, os.PathLike)):
+        return expanded_list(os.fsdecode(value))
+    return arguments.plain(value)
+
+
 def check(settings):
-    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids."""
+    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids.
+
+    Fields get Python's types first; see `python_value`.
+    """
     for field in dataclasses.fields(settings):
         value, rule, kind = getattr(settings, field.name), field.metadata, type(field.default)
         name = flag(field.name)
+        object.__setattr__(settings, field.name, value := python_value(value, rule))
         if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
             raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
         if kind is float and type(value) is int:
@@ -102,6 +116,12 @@ NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 DURATION = re.compile(f"(?:{NUMBER}h)?(?:{NUMBER}m)?(?:{NUMBER}s)?")
 
 
+def check_documents(documents):
+    """Raise UserError unless `documents` is a value of --documents."""
+    if documents not in DOCUMENTS and not (documents.startswith("csv:") and documents[4:]):
+        raise UserError(f"--documents {documents!r} is unknown; {near(documents, (*DOCUMENTS, 'csv:COLUMN'))}")
+
+
 def duration_seconds(name, duration):
     """The duration of the field `name` in seconds; 0.0 for "".
 
@@ -114,15 +134,6 @@ def duration_seconds(name, duration):
     if not 0 < seconds < 1e9:
         raise UserError(f"{flag(name)} {duration!r} is not a duration; write 90s, 20m, 1.5h or 2h30m")
     return seconds
-
-
-def expand_paths(settings):
-    """In the fields of the dataclass `settings` that name files, make a path a string, and expand ~."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.metadata["path"] and isinstance(value, str | os.PathLike):
-            value = os.fspath(value)
-            object.__setattr__(settings, field.name, expanded_list(value) if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True)
@@ -295,8 +306,11 @@ class TrainConfig:
     )
     documents: str = setting(
         "marker",
-        "what separates documents: a line <|endoftext|>, or a blank line; rows of a .jsonl file are documents",
-        choices=("marker", "blank-line"),
+        "what separates documents: marker (<|endoftext|>), blank-line, or line (each line is one); csv:COLUMN reads a "
+        "column of CSV or Parquet files; rows of JSON files are documents",
+    )
+    binary: bool = setting(
+        False, "read all files byte by byte as they are, and accept binary ones; without it, files are unpacked"
     )
     limit_bytes: int = setting(
         0, "use this much of the data, to the end of a document; 0 uses all", low=0, high=1 << 50
@@ -335,9 +349,9 @@ class TrainConfig:
     )
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)
     min_lr: float = setting(
-        FOLLOWS,
-        "learning rate at the end of the schedule; a tenth of learning-rate if that is given and this is not",
-        low=0.0,
+        -1.0,
+        f"learning rate at the end of the schedule; -1 means {MIN_SHARE:g} of learning-rate",
+        low=-1.0,
         high=10.0,
     )
     warmup_iters: int = setting(100, "updates over which the learning rate rises linearly from zero", low=0, high=10**9)
@@ -362,7 +376,7 @@ class TrainConfig:
         250, "updates between evaluations of both splits; 0 means a tenth of the run", low=0, high=10**9
     )
     eval_iters: int = setting(20, "batches per split in an evaluation", low=1, high=10**6)
-    log_interval: int = setting(10, "updates between lines of the log", low=1, high=10**9)
+    log_interval: int = setting(10, "updates between rows of metrics.jsonl; the log has fewer lines", low=1, high=10**9)
     save_interval: int = setting(
         250, "updates between checkpoints to resume from; 0 means a tenth of the run", low=0, high=10**9
     )
@@ -386,15 +400,14 @@ class TrainConfig:
     device: str = setting("cpu", "where to run; cuda is an NVIDIA GPU", choices=DEVICES)
 
     def __post_init__(self):
-        expand_paths(self)
-        follows = self.min_lr is FOLLOWS
-        if follows:
-            object.__setattr__(self, "min_lr", 0.0)
         check(self)
-        if follows:
+        if self.min_lr == -1.0:
             object.__setattr__(self, "min_lr", MIN_SHARE * self.learning_rate)
+        if self.min_lr < 0.0:
+            raise UserError(f"--min-lr is {self.min_lr}; it must be at least 0, or -1")
         if self.min_lr > self.learning_rate:
             raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower --min-lr")
+        check_documents(self.documents)
         check_lengths({name: getattr(self, name) for name in LENGTHS if name != "max_iters"})
         self.max_seconds, self.fit_seconds  # malformed durations are refused here
 

@@ -22,7 +22,7 @@ def parser():
     return p
 
 
-@command
+@command(prints_result=True)
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
     from slm_np.formats.directories import newest_run

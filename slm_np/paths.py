@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from slm_np.errors import UserError
+from slm_np.errors import UserError, remedy
 
 UNFINISHED_SECONDS = 86400  # until an unfinished folder belongs to a killed process
 
@@ -130,8 +130,8 @@ def published(folder):
                 raise
     except OSError as error:
         raise UserError(
-            f"the cache folder {folder.parent} cannot be written ({error.strerror}); free some space, "
-            "or set SLM_NP_CACHE to another folder"
+            f"the cache folder {folder.parent} cannot be written ({error.strerror}); "
+            + remedy(error, "set SLM_NP_CACHE to another folder")
         ) from None
     finally:
         if part:

@@ -17,7 +17,7 @@ Settings = dataclasses.make_dataclass(
     [
         (field.name, field.type, dataclasses.field(default=field.default, metadata=field.metadata))
         for field in dataclasses.fields(TrainConfig)
-        if field.name in ("val_data", "tokenizer", "documents", "limit_bytes", "threads")
+        if field.name in ("val_data", "tokenizer", "documents", "binary", "limit_bytes", "threads")
     ],
 )
 
@@ -56,6 +56,7 @@ def main(argv=None):
         settings.limit_bytes,
         threads=settings.threads,
         out_dir=args.out_dir,
+        binary=settings.binary,
     )
     if not has_documents(corpus) and settings.documents == "marker":
         print(

@@ -45,8 +45,9 @@ def test_the_least_rate_is_a_tenth_of_the_peak_unless_given():
     assert TrainConfig(learning_rate=0.0).min_lr == 0
     with pytest.raises(UserError, match="--min-lr 0.5 is above --learning-rate 0.1; lower --min-lr"):
         TrainConfig(learning_rate=0.1, min_lr=0.5)
-    with pytest.raises(UserError, match="--min-lr is -1.0; it must be at least 0.0"):
-        TrainConfig(min_lr=float("-1"))
+    assert TrainConfig(learning_rate=0.5, min_lr=-1).min_lr == 0.05
+    with pytest.raises(UserError, match="--min-lr is -0.5; it must be at least 0"):
+        TrainConfig(min_lr=-0.5)
 
 
 @pytest.mark.parametrize("name", PRESETS)

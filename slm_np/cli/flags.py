@@ -6,11 +6,12 @@ Imports no numerics, so that `--help` is quick.
 import argparse
 import codecs
 import dataclasses
+import os
 import sys
 import textwrap
 from pathlib import Path
 
-from slm_np.config import FOLLOWS, TrainConfig, flag
+from slm_np.config import TrainConfig, flag
 from slm_np.errors import UserError, imported, near
 from slm_np.paths import expanded
 from slm_np.presets import PRESETS
@@ -88,7 +89,8 @@ class RenamedFlag(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         print_renamed(option_string, flag(self.dest))
-        setattr(namespace, self.dest, values)
+        before = getattr(namespace, self.dest, []) if isinstance(values, list) else None
+        setattr(namespace, self.dest, values if before is None else before + values)
 
 
 def print_renamed(old, new):
@@ -104,7 +106,6 @@ def add_settings(parser, kind, title, aliases=None, defaults=None):
     group = parser.add_argument_group(title)
     for field in dataclasses.fields(kind):
         shown, text = (defaults or {}).get(field.name, field.default), field.metadata["help"].replace("%", "%%")
-        shown = "" if shown is FOLLOWS else shown
         if isinstance(field.default, bool):
             group.add_argument(
                 flag(field.name),
@@ -120,6 +121,7 @@ def add_settings(parser, kind, title, aliases=None, defaults=None):
         group.add_argument(
             flag(field.name),
             *also,
+            action="extend" if field.metadata["many"] else "store",  # repeated flags add up
             dest=field.name,
             metavar={int: "INT", float: "FLOAT", str: "TEXT"}[type(field.default)],
             help=text + (f" (default: {shown})" if shown != "" else ""),
@@ -175,11 +177,11 @@ def converted(field, value):
 def joined(field, value):
     """A list of values of a field that takes several, joined by commas; any other value unchanged.
 
-    Raises UserError if one of several values is empty or contains a comma.
+    Raises UserError if one of several values is empty, or is a path that contains a comma.
     """
     if not (field.metadata["many"] and isinstance(value, list) and all(isinstance(one, str) for one in value)):
         return value
-    if len(value) > 1 and (wrong := next((one for one in value if "," in one), None)):
+    if len(value) > 1 and (wrong := next((one for one in value if "," in one and os.path.exists(one)), None)):
         raise UserError(
             f"{flag(field.name)} {wrong!r} contains a comma, which separates several values; give its folder instead"
         )

@@ -80,6 +80,7 @@ def prepared(run, tokenizer=None, directory=None):
         limit_bytes=train.limit_bytes,
         threads=train.threads,
         wait=train.epochs > 0 or train.carry_state,
+        binary=train.binary,
     )
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
@@ -169,9 +170,9 @@ def retention_split(run, corpus, directory=None):
     if not data:
         return None, run
     base = base_here(run, directory)
-    split_as = (
-        base if same_files(base["data"], data) else dict(val_data="", documents=run.train.documents, limit_bytes=0)
-    )
+    split_as = dict(val_data="", documents=run.train.documents, limit_bytes=0, binary=run.train.binary)
+    if same_files(base["data"], data):
+        split_as |= {field: base[field] for field in split_as if field in base}
     retention = load_corpus(
         data,
         split_as["val_data"],
@@ -179,6 +180,7 @@ def retention_split(run, corpus, directory=None):
         documents=split_as["documents"],
         limit_bytes=split_as["limit_bytes"],
         threads=run.train.threads,
+        binary=split_as["binary"],
     )
     split = retention.validation
     if len(split) <= run.model.block_size:

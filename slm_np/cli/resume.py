@@ -4,15 +4,15 @@ import dataclasses
 from pathlib import Path
 
 from slm_np.cli import flags
-from slm_np.config import FOLLOWS, LENGTHS, check_effect, lengths
+from slm_np.config import LENGTHS, check_effect, lengths
 from slm_np.errors import UserError
 from slm_np.paths import expanded, expanded_list
 from slm_np.words import quoted
 
 PATHS = ("data", "val_data", "retention_data")
 # Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
-# and where its data lie, since data are recognized by their content. With the device or the kernels, the precision may
-# change too.
+# and where its data lie and how they are read, since data are recognized by their content. With the device or the
+# kernels, the precision may change too.
 FREE = {
     *LENGTHS,
     "lr_decay_iters",
@@ -35,6 +35,7 @@ FREE = {
     "device",
     "out_dir",
     *PATHS,
+    "binary",
 }
 FIX = "resume it without that, or start a new run"
 
@@ -76,7 +77,7 @@ def resumed(directory, name, model, train):
         was = f"{flags.flag(length)} {getattr(run.train, length)}"
         raise UserError(f"{directory} is trained for {was}, not for {flags.flag(other)}; {FIX}")
     if train.get("learning_rate", run.train.learning_rate) != run.train.learning_rate:
-        train = dict(min_lr=FOLLOWS) | train
+        train = dict(min_lr=-1.0) | train
     free = {field: value for field, value in train.items() if field in FREE or field == "dtype" and moved}
     _check_same(directory, run.model, model)
     _check_same(directory, run.train, {field: value for field, value in train.items() if field not in free})

@@ -32,8 +32,8 @@ class RunConfig:
     base    what a finetuned run started from; {} for others:
                 run, step      directory of the base, and the step of its weights
                 weights        checksum of those weights
-                vocab_size, separated, data, val_data, documents, limit_bytes    of the base; its paths start where
-                               those of this run do
+                vocab_size, separated, data, val_data, documents, limit_bytes, binary    of the base; its paths start
+                               where those of this run do
     fitted_iters    the number of updates that was fitted to `fit_time`; 0 before that, and without `fit_time`
     """
 

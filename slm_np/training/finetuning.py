@@ -79,8 +79,7 @@ class Base:
             vocab_size=self.config.model.vocab_size,
             separated=self.config.data.get("separated", True),
             **{field: written_here(path, places) or path for field, path in paths.items()},
-            documents=train.documents,
-            limit_bytes=train.limit_bytes,
+            **{field: getattr(train, field) for field in ("documents", "limit_bytes", "binary")},
         )
 
     def checksum(self):

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small
 
@@ -266,8 +267,8 @@ def test_flags_of_sampling_with_an_effect_pass(given):
 
 def test_the_vocabulary_size_is_for_bare_token_files(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = small.text_file(tmp_path)
-    (tmp_path / "ids.bin").write_bytes(text.read_bytes()[: 2 * 2000].replace(b" ", b"\0"))
+    small.text_file(tmp_path)
+    np.random.default_rng(0).integers(0, 1 << 16, 2000).astype("<u2").tofile(tmp_path / "ids.bin")
     ids = small.flags("ids.bin", out_dir="run", max_iters=1, vocab_size=1 << 16)
     assert small.status("train", *ids) == 0
     assert run_config.read_config("run").model.vocab_size == 1 << 16

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -283,9 +284,9 @@ def test_a_killed_run_resumes_with_the_same_bits(folder):
         100,
     ]
     running = small.process("finetune", *words, cwd=folder)
-    for line in running.stderr:
-        if line.startswith("step 20/"):
-            break
+    while not any(int(path.name[11:]) >= 20 for path in Path("killed").glob("checkpoint-*[0-9]")):
+        assert running.poll() is None
+        time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.communicate(timeout=60)
     assert running.returncode == -signal.SIGKILL and checkpoint.newest_checkpoint("killed").step < 300
