@@ -25,6 +25,7 @@ def add_writing(parser, group):
     group.add_argument(
         "--stop",
         action="append",
+        type=flags.word,
         default=[],
         metavar="TEXT",
         help="stop before this text appears; may be given several times",
