@@ -23,7 +23,7 @@ class Losses(NamedTuple):
         """One sentence for the user, "" if nothing is lost. source: the name of the text."""
         if not self.kinds:
             return ""
-        unknown = f", {_percent(self.unknown)} of the tokens mean unknown" if self.unknown else ""
+        unknown = f", {_percent(self.unknown)} of the tokens are unknown" if self.unknown else ""
         return (
             f"the tokenizer is lossy: of {self.tried:,} bytes of {source} {_percent(self.lost / self.tried)} do not "
             f"come back ({', '.join(self.kinds)}){unknown}; bits/byte would not be comparable, so nats/token are shown"
@@ -72,7 +72,7 @@ def _kinds(gone, added, n_unknown):
             kind = "spaces"
         elif letter.lower() != letter and set(letter.lower()) <= added.keys():
             kind = "letter case"
-        elif unicodedata.normalize("NFKD", letter) != letter or unicodedata.combining(letter) or letter in made_of:
+        elif unicodedata.combining(letter) or made_of & {letter, *unicodedata.normalize("NFKD", letter)}:
             kind = "accents and Unicode forms"
         else:
             kind = "unknown characters" if n_unknown else "characters"
@@ -93,7 +93,7 @@ def _sample(plan, documents):
 
 
 def spread(blocks, total, size):
-    """Parts of a text of about `total` bytes, up to `size` bytes each: its start, middle and end, or all of a short one.
+    """Parts of a text of about `total` bytes, up to `size` bytes each: start, middle and end, or all of a short one.
 
     No part starts or ends within a character or, except at the start and the end of the text, with white space.
     """
