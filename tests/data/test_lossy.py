@@ -1,4 +1,4 @@
-"""Lossy tokenizers: what they lose of a text is measured on a sample, named once, and keeps bits/byte from being shown."""
+"""Lossy tokenizers: what they lose is measured on a sample and named once, and bits/byte are not shown."""
 
 import json
 import math
