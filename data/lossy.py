@@ -19,13 +19,13 @@ class Losses(NamedTuple):
     kinds: tuple  # names of what is lost or added, () if the text comes back as it was
     unknown: float  # share of the tokens that stand for something unknown
 
-    def sentence(self, source):
-        """One sentence for the user, "" if nothing is lost. source: the name of the text."""
+    def sentence(self):
+        """One sentence for the user, "" if nothing is lost."""
         if not self.kinds:
             return ""
         unknown = f", {_percent(self.unknown)} of the tokens are unknown" if self.unknown else ""
         return (
-            f"the tokenizer is lossy: of {self.tried:,} bytes of {source} {_percent(self.lost / self.tried)} do not "
+            f"the tokenizer is lossy: of {self.tried:,} bytes of the text {_percent(self.lost / self.tried)} do not "
             f"come back ({', '.join(self.kinds)}){unknown}; bits/byte would not be comparable, so nats/token are shown"
         )
 
@@ -34,12 +34,12 @@ def _percent(share):
     return f"{100 * share:.1f} %" if share >= 0.0005 else "less than 0.1 %"
 
 
-def sentence_about(tokenizer, plan, documents, source):
+def sentence_about(tokenizer, plan, documents):
     """`Losses.sentence` of a tokenizer on a sample of the training split of a plan (see store_builder.py).
 
     documents: the value of --documents.   UserError if the tokenizer cannot encode the sample.
     """
-    return "" if tokenizer.lossless else losses(tokenizer, _sample(plan, documents)).sentence(source)
+    return "" if tokenizer.lossless else losses(tokenizer, _sample(plan, documents)).sentence()
 
 
 def losses(tokenizer, texts):
