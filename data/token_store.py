@@ -166,7 +166,7 @@ def load_corpus(
     def losses(used):
         """What the tokenizer loses of the text, measured and said once."""
         if not measured:
-            measured.append(lossy.sentence_about(used, plan, documents, data))
+            measured.append(lossy.sentence_about(used, plan, documents))
             say_lossy(measured[0], progress)
         return measured[0]
 

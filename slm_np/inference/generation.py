@@ -172,10 +172,10 @@ def _bytes_of(prompt):
 
 
 def unread(tokenizer, prompt, name="the prompt"):
-    """A sentence for the user if a prompt (str or bytes) has characters and no tokens, else ""."""
-    if not prompt or len(tokenizer.encode(_bytes_of(prompt))):
+    """A sentence for the user if a prompt (str or bytes) has characters, and its ids stand for none; else ""."""
+    if not prompt or tokenizer.decode(tokenizer.encode(_bytes_of(prompt))):
         return ""
-    return f"the tokenizer drops all of {name}, so the model does not read it"
+    return f"the tokenizer knows nothing of {name}, so the model does not read it"
 
 
 def printable(text):
