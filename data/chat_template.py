@@ -222,7 +222,7 @@ def _object(line, where):
         reason = getattr(error, "msg", "it is nested too deeply")
         column = f" at column {error.colno}" if hasattr(error, "colno") else ""
         raise UserError(f"{where} is not JSON ({reason}{column}); write one object per line") from None
-    if isinstance(row, str):
+    if row is None or isinstance(row, str):
         return dict(text=row)
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a JSON object; write {EXAMPLE}")
