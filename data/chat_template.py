@@ -202,7 +202,8 @@ def parse_row(line, file, number, unit="line"):
     if len(pairs) > 1 and "input" in pairs[-1]:  # the input belongs to an instruction or question
         pairs.pop()
     if len(pairs) == 1:
-        return _pair(row, *pairs[0], where, [key for key in CONTEXTS if key in row], _system(row))
+        contexts = [key for key in CONTEXTS if key in row and key not in pairs[0]]
+        return _pair(row, *pairs[0], where, contexts, _system(row))
     if "content" in row and not pairs:
         return _text(row, "content", where)
     keys = ", ".join(sorted(map(repr, row))[:5]) or "no keys"
