@@ -91,6 +91,44 @@ def token_folder(data):
     return Path(folder) if is_folder else None
 
 
+def check_no_arrays(data, flag):
+    """UserError if an item of a `--data` string, which `flag` named, is a file of NumPy arrays by its name."""
+    for item in corpus.split_list(data):
+        if item.endswith((".npy", ".npz")) and os.path.isfile(os.path.expanduser(item)):
+            raise UserError(f"{flag} {item} is a NumPy array; {foreign_files.NUMPY.format(path=item)}")
+
+
+def check_given(data, given):
+    """UserError if a setting that the user gave has no effect, since a `--data` string names token files.
+
+    given: {field of TrainConfig: value}. A tokenizer is accepted if it is the one that made the tokens, or if it can
+    decode the ids of files without one.
+    """
+    if not is_token_file(data):
+        return
+    if "documents" in given:
+        raise UserError(
+            f"--documents {given['documents']} has no effect on {data}, which contains tokens already; leave it out, "
+            "or give the text"
+        )
+    name = given.get("tokenizer")
+    path = token_folder(data) or Path(os.path.expanduser(corpus.split_list(data)[0])).parent
+    beside = _tokenizer_in(path)
+    if name is None or name == read_json_or_empty(path / "meta.json").get("tokenizer"):
+        return
+    kind, _, file = name.partition(":")
+    if beside and not (kind == "file" and load_tokenizer(os.path.expanduser(file)).to_json() == beside.to_json()):
+        raise UserError(
+            f"--tokenizer {name} has no effect on {data}: the tokens are made already, with the tokenizer beside them; "
+            "leave it out, or give the text"
+        )
+    if not beside and name != "gpt2" and kind != "file":
+        raise UserError(
+            f"--tokenizer {name} has no effect on {data}: the tokens are made already; leave it out, or name the "
+            "tokenizer that made them, as gpt2 or file:PATH"
+        )
+
+
 def file_in(data, names):
     """The first file of `names` that is in the folder of token files `data`; `data` itself if it is something else."""
     folder = token_folder(data)
@@ -125,17 +163,16 @@ def read_token_file(data, split, cache, progress=True):
             f"{flag} {path} has {len(ids)} tokens, but its meta.json says {meta['tokens']}, so it is incomplete; "
             "copy or prepare it again"
         )
-    tokenizer, mask = _tokenizer_beside(path), _mask_of(path, len(ids))
+    tokenizer, mask = _tokenizer_in(path.parent), _mask_of(path, len(ids))
     counts = (meta[key] for key in ("vocab_size", "bytes", "learnt", "documents"))
     return TokenFile(file, ids, mask, tokenizer, *counts, start)
 
 
-def _tokenizer_beside(path):
-    """The tokenizer beside a token file, or None."""
-    if path.with_name("tokenizer.json").is_file():
-        return load_tokenizer(path.with_name("tokenizer.json"))
-    pickled = path.with_name("meta.pkl")
-    return nanogpt.tokenizer_of(pickled) if pickled.is_file() else None
+def _tokenizer_in(folder):
+    """The tokenizer in a folder of token files, or None."""
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder / "tokenizer.json")
+    return nanogpt.tokenizer_of(folder / "meta.pkl") if (folder / "meta.pkl").is_file() else None
 
 
 def _mask_of(path, n_tokens):

@@ -23,6 +23,7 @@ from slm_np.data.token_files import (
     TRAINING,
     VALIDATION,
     Tokens,
+    check_no_arrays,
     file_in,
     is_token_file,
     largest_id,
@@ -91,6 +92,8 @@ def load_corpus(
     cache = usable_cache_dir(cache_dir)
     val_data = val_data or ""
     check_kind(documents)
+    for flag, value in (("--data", data), ("--val-data", val_data)):
+        check_no_arrays(value, flag)
     if is_token_file(data) or is_token_file(val_data):
         if out_dir:
             raise UserError(f"{data} contains tokens already; give a text to prepare")
@@ -310,6 +313,13 @@ def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
 
     files = [read_token_file(path, split, cache, progress) for split, path in zip(SPLITS, (data, val_data)) if path]
     known = _common_tokenizer(files, data, val_data, tokenizer)
+    pickled = Path(data).with_name("meta.pkl")
+    if known is None and pickled.is_file():
+        print(
+            f"slm_np: {pickled} is no vocabulary of characters that can be read without running its code, so there "
+            "are ids and no text; put the tokenizer.json of the tokens beside it to have both",
+            file=sys.stderr,
+        )
     if len(files) == 2 or whole:
         splits = [
             Tokens(split, file.ids, file.n_bytes, None, file.mask, file.n_targets, file.n_documents)

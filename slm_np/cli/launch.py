@@ -62,6 +62,7 @@ def prepared(run, tokenizer=None):
     tokenizer: to use instead of the one that the settings name; None
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
+    from slm_np.data.token_files import is_token_file
     from slm_np.data.token_store import load_corpus
     from slm_np.ops.device import device
 
@@ -76,6 +77,9 @@ def prepared(run, tokenizer=None):
         threads=train.threads,
         wait=train.epochs > 0 or train.carry_state,
     )
+    if run.data and corpus.tokenizer and is_token_file(train.data) and corpus.vocab_size != model.vocab_size:
+        # The run began when the tokenizer beside the files was not there, or not read.
+        corpus = dataclasses.replace(corpus, tokenizer=None, vocab_size=model.vocab_size)
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
     data = run.data | dict(
