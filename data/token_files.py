@@ -3,7 +3,8 @@
 NAME.bin         token ids, little-endian uint16 or uint32. llm.c's have a header (see foreign_files.py)
 NAME.mask.bin    a byte per token, 1 if the loss counts it as a target; without this file it counts all
 meta.json        dtype (uint16 without it), bytes (of text: one number, or {NAME: number}), vocab_size,
-                 tokens, learnt (targets) and documents, each {NAME: number}, and the checksums of the files
+                 tokens, learnt (targets) and documents, each {NAME: number}, lossy, a sentence, and the checksums of
+                 the files
 tokenizer.json   the tokenizer
 meta.pkl         nanoGPT's vocabulary of characters (see nanogpt.py), which is used if there is no tokenizer.json
 
@@ -42,6 +43,7 @@ class Tokens:
     mask: np.ndarray | None = None  # (N,) uint8, memory-mapped: 1 if the loss counts this token; None if it counts all
     n_targets: int | None = None  # tokens that the loss counts; None counts them
     n_documents: int | None = None  # None if unknown
+    lossy: str = ""  # what the tokenizer loses of the text, so that its bytes do not measure the tokens (see lossy.py)
 
     def __post_init__(self):
         if self.mask is None:
@@ -56,7 +58,7 @@ class Tokens:
         """The `Tokens` of the first `n`, or all of them if there are fewer."""
         if n >= len(self):
             return self
-        return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n])
+        return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n], lossy=self.lossy)
 
     def sample(self):
         """`Tokens` that stand for all in their bytes per token: these."""
@@ -74,6 +76,7 @@ class TokenFile(NamedTuple):
     n_bytes: int | None  # of text
     n_targets: int | None
     n_documents: int | None
+    lossy: str
     start: int  # bytes before the first id
 
 
@@ -164,7 +167,7 @@ def read_token_file(data, split, cache, progress=True):
             "copy or prepare it again"
         )
     tokenizer, mask = _tokenizer_in(path.parent), _mask_of(path, len(ids))
-    counts = (meta[key] for key in ("vocab_size", "bytes", "learnt", "documents"))
+    counts = (meta[key] for key in ("vocab_size", "bytes", "learnt", "documents", "lossy"))
     return TokenFile(file, ids, mask, tokenizer, *counts, start)
 
 
@@ -190,7 +193,7 @@ def _mask_of(path, n_tokens):
 
 
 def _meta_of(path, cache, progress):
-    """dtype, bytes, vocab_size, tokens, learnt and documents of a token file as its meta.json gives them, else None.
+    """dtype, bytes, vocab_size, tokens, learnt, documents and lossy of a token file as its meta.json gives them.
 
     UserError if meta.json has checksums and the files differ from them.
     """
@@ -221,6 +224,7 @@ def _meta_of(path, cache, progress):
     for key, value in (("bytes", n_bytes or None), ("vocab_size", vocab_size)):
         if value is not None and not (type(value) is int and value > 0):
             raise UserError(f'{meta_path} has "{key}" {value!r}; it must be a positive whole number')
+    counts["lossy"] = str(found.get("lossy") or "")
     return dict(dtype=dtype, bytes=n_bytes or None, vocab_size=vocab_size, **counts)
 
 

@@ -40,6 +40,11 @@ def expanded(path):
     return Path(os.path.expanduser(path))
 
 
+def expanded_list(data):
+    """Paths separated by commas, as `--data` takes them, in which ~ stands for the home folder."""
+    return ",".join(os.path.expanduser(path.lstrip()) if path.lstrip()[:1] == "~" else path for path in data.split(","))
+
+
 def import_path():
     """sys.path for a child process: "" becomes the working directory, or is left out if that was deleted."""
     try:

@@ -23,7 +23,7 @@ def cache(tmp_path):
 
 def test_the_last_tenth_of_the_bytes_is_for_validation(tmp_path, cache):
     data = bytes(range(256)) * 5
-    found = load(old_file(tmp_path / "a", data), cache_dir=cache)
+    found = load(old_file(tmp_path / "a", data), cache_dir=cache, binary=True)
     assert isinstance(found.train.ids, np.memmap) and found.train.ids.dtype == np.uint16
     with pytest.raises(ValueError):
         found.train.ids[0] = 1
