@@ -90,7 +90,8 @@ def is_token_file(data):
 def token_folder(data):
     """The folder of token files that a `--data` string names, or None."""
     folder = os.path.expanduser(data.strip())
-    is_folder = folder and os.path.isfile(os.path.join(folder, "train.bin")) and not corpus.named(data)
+    files = (os.path.join(folder, name) for name in ("train.bin", "validation.bin"))
+    is_folder = folder and any(map(os.path.isfile, files)) and not corpus.named(data)
     return Path(folder) if is_folder else None
 
 
@@ -133,9 +134,14 @@ def check_given(data, given):
 
 
 def file_in(data, names):
-    """The first file of `names` that is in the folder of token files `data`; `data` itself if it is something else."""
+    """The file of `names` to read of the folder of token files `data`; `data` itself if it is something else.
+
+    It is the first that exists, or the first of all.
+    """
     folder = token_folder(data)
-    return next(str(folder / name) for name in names if (folder / name).is_file()) if folder else data
+    return (
+        str(next((folder / name for name in names if (folder / name).is_file()), folder / names[0])) if folder else data
+    )
 
 
 def read_token_file(data, split, cache, progress=True):
@@ -201,15 +207,7 @@ def _meta_of(path, cache, progress):
     found = read_json_or_empty(meta_path)
     if meta_path.exists() and not found:
         raise UserError(f"{meta_path} is not a JSON object; correct it, or remove it if the tokens are uint16")
-    try:
-        found = described(found)
-        names = (path.name, path.with_suffix(".mask.bin").name, "tokenizer.json")
-        verify(path.parent, found.get("crc32", {}), names, cache, progress)
-    except Damaged as damaged:
-        raise UserError(
-            f"the tokens in {path.parent} are damaged ({damaged}); copy them again, or run the command that prepared "
-            "them again"
-        ) from None
+    found = check_files(path.parent, (path.name, path.with_suffix(".mask.bin").name, "tokenizer.json"), cache, progress)
     dtype, n_bytes, vocab_size = found.get("dtype"), found.get("bytes"), found.get("vocab_size")
     if isinstance(n_bytes, dict):
         n_bytes = n_bytes.get(path.stem)
@@ -226,6 +224,22 @@ def _meta_of(path, cache, progress):
             raise UserError(f'{meta_path} has "{key}" {value!r}; it must be a positive whole number')
     counts["lossy"] = str(found.get("lossy") or "")
     return dict(dtype=dtype, bytes=n_bytes or None, vocab_size=vocab_size, **counts)
+
+
+def check_files(folder, names, cache, progress=True):
+    """The object in the meta.json of a folder, after its checksums of the files `names` are verified, if it has any.
+
+    UserError if a file differs or is missing.
+    """
+    try:
+        meta = described(read_json_or_empty(folder / "meta.json"))
+        verify(folder, meta.get("crc32", {}), names, cache, progress)
+        return meta
+    except Damaged as damaged:
+        raise UserError(
+            f"the tokens in {folder} are damaged ({damaged}); copy them again, or run the command that prepared them "
+            "again"
+        ) from None
 
 
 def mapped(path, dtype, start=0):

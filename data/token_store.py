@@ -24,6 +24,7 @@ from slm_np.data.token_files import (
     TRAINING,
     VALIDATION,
     Tokens,
+    check_files,
     check_no_arrays,
     file_in,
     is_token_file,
@@ -341,6 +342,8 @@ def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
     else:  # beside a single file only our own name counts
         beside = [Path(data).with_name(name) for name in (VALIDATION if folder else VALIDATION[:1])]
         val_data = next((str(path) for path in beside if path.is_file() and path != Path(data)), "")
+        if not val_data and Path(data).name in TRAINING:  # or it is missing
+            check_files(Path(data).parent, VALIDATION, cache, progress)
 
     files = [read_token_file(path, split, cache, progress) for split, path in zip(SPLITS, (data, val_data)) if path]
     known = _common_tokenizer(files, data, val_data, tokenizer)
