@@ -110,10 +110,10 @@ def check_given(data, given):
     """
     if not is_token_file(data):
         return
-    if "documents" in given:
+    settings = dict(documents=f"--documents {given.get('documents')}", binary="--binary")
+    for field in settings.keys() & given.keys():
         raise UserError(
-            f"--documents {given['documents']} has no effect on {data}, which contains tokens already; leave it out, "
-            "or give the text"
+            f"{settings[field]} has no effect on {data}, which contains tokens already; leave it out, or give the text"
         )
     name = given.get("tokenizer")
     path = token_folder(data) or Path(os.path.expanduser(corpus.split_list(data)[0])).parent

@@ -102,11 +102,12 @@ def load_corpus(
     for flag, value in (("--data", data), ("--val-data", val_data)):
         check_no_arrays(value, flag)
     if is_token_file(data) or is_token_file(val_data):
+        tokens = data if is_token_file(data) else val_data
         if out_dir:
-            raise UserError(f"{data} contains tokens already; give a text to prepare")
+            raise UserError(f"{tokens} contains tokens already; give a text to prepare")
         if limit_bytes:
             raise UserError(
-                f"--limit-bytes {limit_bytes} cannot cut {data}, which contains tokens already; "
+                f"--limit-bytes {limit_bytes} cannot cut {tokens}, which contains tokens already; "
                 "leave it out, or prepare less of the text"
             )
         return _from_token_files(data, val_data, tokenizer, cache, progress, whole)

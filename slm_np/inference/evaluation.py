@@ -172,7 +172,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0, binary=False
             f"{run.path} has no tokenizer, so its model reads token files only; "
             "give --data FILE.bin, or copy its tokenizer.json into the run"
         )
-    check_given(text, dict(documents=documents) if documents else {})
+    check_given(text, {name: value for name, value in dict(documents=documents, binary=binary).items() if value})
     options = dict(
         tokenizer=run.tokenizer or "byte",
         documents=documents or train.documents,
