@@ -91,7 +91,8 @@ def choice(name, value, choices):
     """One of several strings."""
     found = plain(value)
     if not isinstance(found, str) or found not in choices:
-        hint = near(found, choices) if isinstance(found, str) else f"give one of {', '.join(map(repr, choices))}"
+        known = [one for one in choices if one]
+        hint = near(found, known) if isinstance(found, str) else f"known are {', '.join(known)}"
         raise UserError(f"{name} {shown(value)} is unknown; {hint}")
     return found
 
@@ -172,26 +173,29 @@ def strings(name, value):
     return tuple(found)
 
 
-def ids(name, value, vocab_size, shape, arrays=None, masked=False):
+def ids(name, value, vocab_size, shape, arrays=None, masked=False, also=None):
     """Token ids as a contiguous int32 array, from any integer array or nested lists of integers.
 
-    vocab_size  V: ids must be at least 0 and below V; None allows any that int32 holds
+    vocab_size  V: ids must be at least 0 and below V
     shape       its axes: a length, or a letter for any length above 0
     arrays      the array module of a device, whose arrays are taken as they are; None is NumPy
     masked      whether -1 is allowed too, a masked target
+    also        another shape of as many elements, from which the array becomes `shape`
     """
     import numpy as np
 
     given, arrays = value, arrays or np
-    if not isinstance(value, arrays.ndarray):
+    if arrays is np or not isinstance(value, arrays.ndarray):
         try:
             value = np.asarray(value)
         except (ValueError, TypeError, OverflowError):  # rows of different lengths, or no numbers at all
             raise refusal(name, given, "an array of integers") from None
-    right = "of shape (" + ", ".join(map(str, shape)) + "," * (len(shape) == 1) + ")"
+    right = "an array of integers of shape (" + ", ".join(map(str, shape)) + "," * (len(shape) == 1) + ")"
     free = any(isinstance(length, str) for length in shape)
     if free:
         right += " with at least one element"
+    if also is not None and value.shape == also:
+        value = value.reshape(shape)
     fits = value.ndim == len(shape) and all(
         length == wanted or isinstance(wanted, str) and length > 0 for length, wanted in zip(value.shape, shape)
     )
@@ -200,10 +204,9 @@ def ids(name, value, vocab_size, shape, arrays=None, masked=False):
     if value.dtype.kind not in "iu":
         raise refusal(name, value, "an array of integers")
     lowest, highest = int(value.min()), int(value.max())
-    stop = 1 << 31 if vocab_size is None else vocab_size
-    if lowest < (-1 if masked else 0) or highest >= stop:
+    if lowest < (-1 if masked else 0) or highest >= vocab_size:
         raise UserError(
-            f"{name} has ids from {lowest} to {highest}, which are not all in the vocabulary of {stop}; "
+            f"{name} has ids from {lowest} to {highest}, which are not all in the vocabulary of {vocab_size}; "
             + ("give ids of its tokens, or -1 to mask a target" if masked else "encode text with the model's tokenizer")
         )
     if isinstance(value, np.ndarray):
@@ -238,6 +241,14 @@ def output(name, value, shape):
     if not value.flags.writeable:
         raise UserError(f"{name} is a read-only array; give {right}")
     return value
+
+
+def apart(names, value, other):
+    """Two arrays to be overwritten, which must not overlap."""
+    import numpy as np
+
+    if np.shares_memory(value, other):
+        raise UserError(f"{names} overlap in memory, so one would overwrite the other; give two arrays")
 
 
 def same_layout(name, value, wanted):

@@ -1,7 +1,7 @@
 """Presets: settings of a model, of its training and of its sampling. No code depends on the name of a preset."""
 
 from slm_np import arguments
-from slm_np.config import LENGTHS, ModelConfig, SamplingConfig, TrainConfig, lengths
+from slm_np.config import LENGTHS, ModelConfig, SamplingConfig, TrainConfig, lengths, typed
 from slm_np.errors import UserError
 
 GPT2 = dict(positions="learned", norm="layernorm", feed_forward="gelu", head="tied")
@@ -218,9 +218,11 @@ def preset(name, model=None, train=None):
 
 
 def changes(name, value, kind):
-    """The {field: value} of an argument, None for none. Raises UserError if a field is unknown to the dataclass."""
-    found, fields = arguments.settings(name, value), list(kind.__dataclass_fields__)
-    return {arguments.choice(f"the field in {name}", field, fields): one for field, one in found.items()}
+    """The {field: value} of an argument, None for none. Raises UserError if the dataclass lacks a field."""
+    found, fields = arguments.settings(name, value), kind.__dataclass_fields__
+    for field in found:
+        arguments.choice(f"the field in {name}", field, list(fields))
+    return {field: typed(fields[field], one) for field, one in found.items()}
 
 
 def generation_defaults(name):

@@ -357,10 +357,10 @@ class Model:
             self.activations = Activations(self.config, batch, steps, self.dtype, self.compute_dtype, self.device)
         return self.activations
 
-    def _ids(self, name, value, shape, masked=False):
-        """Token ids as an int32 array of the device."""
+    def _ids(self, name, value, shape, masked=False, also=None):
+        """Token ids as an int32 array of the device. Parameters of `arguments.ids`"""
         arrays = self.device.arrays
-        return arrays.asarray(arguments.ids(name, value, self.config.vocab_size, shape, arrays, masked))
+        return arrays.asarray(arguments.ids(name, value, self.config.vocab_size, shape, arrays, masked, also))
 
     def _batch(self, tokens, targets):
         """(tokens, targets), both (B, T) int32 arrays of the device."""
@@ -417,8 +417,7 @@ class Model:
         tokens = self._ids("tokens", tokens, (a.batch, a.steps))
         if not bool((tokens == a.pending.tokens).all()):
             raise UserError("backward has other tokens than the forward before it; give the same")
-        shape = (a.batch, a.steps) if np.ndim(targets) == 2 else (a.batch * a.steps,)
-        targets = self._ids("targets", targets, shape, masked=True).reshape(-1)
+        targets = self._ids("targets", targets, (a.batch * a.steps,), masked=True, also=(a.batch, a.steps))
         model_backward(self, a, tokens, targets, normed, arguments.real("scale", scale), dropout)
 
     def losses(self, tokens, targets):
@@ -446,14 +445,15 @@ class Model:
 
         The gradient is added to `parameters.gradients`.
 
-        count   unmasked targets of all micro-batches of one update, whose joint mean is the loss; None: of this one
+        count   unmasked targets of all micro-batches of one update, whose joint mean is the loss; None: of this one.
+                At least those of this one
         key     integers (seed, step, micro-batch) from which dropout's masks are drawn; None: no dropout
         states  `States`, from which the windows continue; gradients stop at the window's edge
         """
         tokens, targets = self._batch(tokens, targets)
         states, key = self._states(states, len(tokens)), None if key is None else arguments.wholes("key", key)
         warmup.prepare(self, warmup.training)
-        count = max(1, unmasked(targets) if count is None else arguments.whole("count", count))
+        count = max(1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets)))
         activations, dropout = self.plan(*tokens.shape), model_dropout(self.config, key)
         normed = model_forward(self, activations, tokens, dropout, states)
         model_backward(self, activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)
