@@ -17,8 +17,9 @@ def shown(value):
     """A value in an error message: short, whatever it is."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    if getattr(value, "shape", None):
-        return f"an array of shape {tuple(value.shape)} and type {getattr(value, 'dtype', 'unknown')}"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"an array of shape {tuple(shape)} and type {getattr(value, 'dtype', 'unknown')}"
     return reprlib.repr(value)
 
 

@@ -1,7 +1,7 @@
 """Presets: settings of a model, of its training and of its sampling. No code depends on the name of a preset."""
 
 from slm_np import arguments
-from slm_np.config import LENGTHS, ModelConfig, SamplingConfig, TrainConfig, lengths, typed
+from slm_np.config import LENGTHS, ModelConfig, SamplingConfig, TrainConfig, check_lengths, lengths, typed
 from slm_np.errors import UserError
 
 GPT2 = dict(positions="learned", norm="layernorm", feed_forward="gelu", head="tied")
@@ -200,11 +200,12 @@ def preset(name, model=None, train=None):
     """(ModelConfig, TrainConfig) of the preset `name`, with {field: value} changes to either.
 
     Values of the preset that the changes deprive of their effect are dropped: with pattern M, a number of heads; with
-    max_iters, the preset's fit_time. Raises UserError, with the closest names, if the name or a field is unknown, and
-    for a change without effect.
+    max_iters, the preset's fit_time. Raises UserError, with the closest names, if the name or a field is unknown, for
+    a change without effect, and for more than one length of training.
     """
     own, recipe = known(name)["model"], known(name)["train"]
     model, train = changes("model", model, ModelConfig), changes("train", train, TrainConfig)
+    check_lengths(train)
     structure = {field: value for field, value in (own | model).items() if field in STRUCTURE}
     config = ModelConfig(**structure)
     if model.get("positions") == "rotary" and not config.has_attention:

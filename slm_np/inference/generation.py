@@ -150,7 +150,7 @@ def encode_prompt(tokenizer, prompt):
             "the run was trained on a token file without a tokenizer, so it can neither read nor write text; "
             "copy its tokenizer.json into the run"
         )
-    data = prompt if isinstance(prompt, bytes) else prompt.encode("utf-8", "surrogateescape")
+    data = arguments.encoded("the prompt", prompt)
     if tokenizer.end_of_text is not None and tokenizer.trained_ends:
         return np.concatenate([[tokenizer.end_of_text], tokenizer.encode(data)]).astype(np.int32)
     if data:
