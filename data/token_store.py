@@ -96,6 +96,8 @@ def load_corpus(
     out_dir = arguments.path("out_dir", out_dir, optional=True)
     cache = usable_cache_dir(arguments.path("cache_dir", cache_dir, optional=True))
     check_kind(documents)
+    if whole and val_data:
+        raise UserError(f"val_data {val_data} has no effect with whole={whole!r}, which reads one split; leave it out")
     if is_token_file(data) or is_token_file(val_data):
         if out_dir:
             raise UserError(f"{data} contains tokens already; give a text to prepare")

@@ -70,14 +70,21 @@ def wholes(name, value, low=0):
     return tuple(whole(name, one, low) for one in value)
 
 
-def dtype(name, value):
-    """A NumPy dtype of a number."""
+def dtype(name, value, known):
+    """One of the NumPy dtypes `known`."""
     import numpy as np
 
+    from slm_np.dtypes import BF16
+
     try:
-        return np.dtype(value)
+        found = None if value is None else np.dtype(value)
     except (TypeError, ValueError):
-        raise refusal(name, value, "a data type such as np.float32") from None
+        found = None
+    known = [np.dtype(one) for one in known]
+    if found is None or found not in known:  # NumPy compares None as float64
+        names = ["slm_np.dtypes.BF16" if one == BF16 else one.name for one in known]
+        raise refusal(name, value, " or ".join(names) + ", on this device")
+    return found
 
 
 def truth(name, value):
@@ -147,23 +154,22 @@ def paths(name, value, optional=False):
 
 def text(name, value):
     """A string."""
-    if not isinstance(value, str):
+    found = plain(value)
+    if not isinstance(found, str):
         raise refusal(name, value, "a string")
-    return str(value)
+    return found
 
 
 def encoded(name, value):
     """Bytes: a str becomes UTF-8, the surrogates of `surrogateescape` in it the bytes that they stand for."""
-    if isinstance(value, str):
-        try:
-            return value.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{name} has the surrogate {value[error.start]!r}, which is no character; remove it"
-            ) from None
-    if not isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if not isinstance(value, str):
         raise refusal(name, value, "str or bytes")
-    return bytes(value)
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} has the surrogate {value[error.start]!r}, which is no character; remove it") from None
 
 
 def strings(name, value):

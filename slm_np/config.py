@@ -174,7 +174,7 @@ class ModelConfig:
     init_std: float = setting(0.02, "standard deviation of normal initial weights", above=0.0, high=10.0)
 
     def __post_init__(self):
-        if self.feed_forward == "swish":  # another name of SiLU
+        if isinstance(self.feed_forward, str) and self.feed_forward == "swish":  # another name of SiLU
             object.__setattr__(self, "feed_forward", "silu")
         check(self)
         if set(self.pattern) - set(MIXERS) or not self.pattern:

@@ -258,18 +258,15 @@ def model_backward(model, activations, tokens, targets, normed, scale, dropout):
     ops.embedding_backward(g["embedding.weight"], dpositions, dx, tokens)
 
 
-def check_dtypes(dtype, compute_dtype, device):
-    """Raise UserError if the kernels of the device have no weights of one, or no matmuls of the other dtype."""
-    if dtype not in (np.float32, np.float64):
-        raise UserError(f"dtype is {dtype}; it must be float32 or float64")
-    if compute_dtype == dtype:
-        return
+def dtypes_of(dtype, compute_dtype, device):
+    """(dtype of weights, dtype of matmuls). Raises UserError if the kernels of the device do not compute in them."""
+    dtype = arguments.dtype("dtype", dtype, (np.float32, np.float64))
+    if compute_dtype is None:
+        return dtype, dtype
     shorter = {"numpy": (), "numba": (BF16,), "cuda": (BF16, np.float16)}[device.kernel_set]
-    if dtype != np.float32 or compute_dtype not in shorter:
-        raise UserError(
-            f"compute_dtype is {compute_dtype}; weights of {dtype} are multiplied in {dtype}"
-            + (" or in BF16 of slm_np.dtypes" if shorter and dtype == np.float32 else "")
-        )
+    return dtype, arguments.dtype(
+        "compute_dtype", compute_dtype, (dtype, *shorter) if dtype == np.float32 else (dtype,)
+    )
 
 
 class Model:
@@ -289,12 +286,10 @@ class Model:
     def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
         self.config = arguments.instance("config", config, ModelConfig)
         self.device = arguments.instance("device", device, Device)
-        self.dtype = arguments.dtype("dtype", dtype)
-        self.compute_dtype = self.dtype if compute_dtype is None else arguments.dtype("compute_dtype", compute_dtype)
-        check_dtypes(self.dtype, self.compute_dtype, device)
+        self.dtype, self.compute_dtype = dtypes_of(dtype, compute_dtype, device)
         decay = arguments.choice("decay", decay, ("matrices", "all"))
         seed = None if seed is None else arguments.whole("seed", seed, 0, arguments.SEEDS)
-        n = parameter_count(config)
+        n = count(parameters(config))
         needed = 2 * n * self.dtype.itemsize  # weights and gradients
         device.check_memory(
             needed, f"a model of {n:,} parameters", "choose a smaller --n-layer, --n-embd or --vocab-size"
