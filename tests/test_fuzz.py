@@ -65,7 +65,7 @@ def test_a_crash_is_found_and_named(tmp_path, monkeypatch):
         lambda **more: environment(**more | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), more["PYTHONPATH"]]))),
     )
     counts = fuzz_calls.fuzz(400, start=1)
-    assert counts["crashed"].startswith("Call(entry='parameter_count'")
+    assert counts["crashed"].startswith(("Call(entry='parameter_count'", "Call(entry='load'"))
 
 
 @pytest.mark.slow
