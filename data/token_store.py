@@ -108,6 +108,8 @@ def load_corpus(
     out_dir = arguments.path("out_dir", out_dir, optional=True)
     cache = usable_cache_dir(arguments.path("cache_dir", cache_dir, optional=True))
     check_documents(documents)
+    if whole and val_data:
+        raise UserError(f"val_data {val_data} has no effect with whole={whole!r}, which reads one split; leave it out")
     for flag, value in (("--data", data), ("--val-data", val_data)):
         check_no_arrays(value, flag)
     if is_token_file(data) or is_token_file(val_data):
