@@ -97,7 +97,8 @@ def finish(trainer, directory):
     found = evaluate(model, corpus.validation, corpus.tokenizer, quiet=False, batch=batch)
     stories = corpus.source == "stories"
     if corpus.tokenizer is not None:
-        print(f"\n{printable(sample(trainer, stories).strip())}\n")
+        text = sample(trainer, stories).strip(" \t\r\n")  # other white space is shown
+        print(f"\n{printable(text)}\n")
     bits, floor = found.bits_per_byte, corpus.validation.bits_per_byte_floor
     shown = f"{bits:.4f} bits/byte" if bits is not None else f"{found.nats_per_token:.4f} nats/token"
     print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor and bits is not None else ""))
