@@ -1,6 +1,7 @@
 """The exception for bad input, and what raises or reports it: optional packages, errors of a command in one line."""
 
 import contextlib
+import errno
 import functools
 import importlib
 import re
@@ -96,6 +97,15 @@ def os_error_message(error):
     if error.filename:
         return f"cannot access {error.filename}: {_reason(error)}"
     return f"cannot read or write: {_reason(error)}"
+
+
+def remedy(error, otherwise):
+    """What to do about an OSError of a write, for the end of a message: what its cause asks for, "or `otherwise`"."""
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return f"free some space, or {otherwise}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"check its permissions, or {otherwise}"
+    return f"check the disk, or {otherwise}"
 
 
 def _reason(error):

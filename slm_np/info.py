@@ -16,7 +16,9 @@ def parser():
         description="Show what a run is, how it was trained and its losses. Several runs are compared in a table. "
         "Describes prepared tokens, a tokenizer.json and a text, too.",
     )
-    p.add_argument("paths", nargs="*", metavar="RUN", help="directories of runs (default: the newest in runs/)")
+    p.add_argument(
+        "paths", nargs="*", type=flags.path, metavar="RUN", help="directories of runs (default: the newest in runs/)"
+    )
     return p
 
 

@@ -5,6 +5,7 @@ import sys
 from itertools import takewhile
 
 from slm_np.data.embedded import WRITERS
+from slm_np.words import quoted
 
 
 def describe(run, corpus, memory):
@@ -82,6 +83,7 @@ def short_text(model, tokenizer, prompt, max_tokens, sampling, stops=(), stopped
 def finish(trainer, directory):
     """Evaluate the best model in `directory` on the whole validation split, sample from it, and print the results.
 
+    The run is complete, so what cannot be reported is said in one line, and the rest is printed.
     The trainer cannot train afterwards: its weights are the best model's, and the memory of training is freed.
     """
     from slm_np.formats import checkpoint
@@ -94,16 +96,27 @@ def finish(trainer, directory):
     print(f"evaluating the best model, of step {metadata['step']}, on the whole validation split", file=sys.stderr)
     trainer.free()
     batch = min(TOKENS, trainer.tokens.size)  # the memory that training had is enough
-    found = evaluate(model, corpus.validation, corpus.tokenizer, quiet=False, batch=batch)
-    stories = corpus.source == "stories"
+    options = dict(quiet=False, batch=batch)
+    found = attempted("evaluation", lambda: evaluate(model, corpus.validation, corpus.tokenizer, **options))
     if corpus.tokenizer is not None:
-        text = sample(trainer, stories).strip(" \t\r\n")  # other white space is shown
-        print(f"\n{printable(text)}\n")
-    bits, floor = found.bits_per_byte, corpus.validation.bits_per_byte_floor
-    shown = f"{bits:.4f} bits/byte" if bits is not None else f"{found.nats_per_token:.4f} nats/token"
-    print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor and bits is not None else ""))
+        text = attempted("sample", lambda: printable(sample(trainer, corpus.source == "stories").strip(" \t\r\n")))
+        print(f"\n{text or ''}\n")
+    floor = attempted("floor", lambda: corpus.validation.bits_per_byte_floor)
+    if found:
+        bits = found.bits_per_byte
+        shown = f"{bits:.4f} bits/byte" if bits is not None else f"{found.nats_per_token:.4f} nats/token"
+        print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor and bits is not None else ""))
     print(f"run: {directory}, best model of step {metadata['step']}; {curve(directory, floor)}")
     print("\n".join(next_commands(corpus, directory)))
+
+
+def attempted(what, compute):
+    """`compute()`. If it raises, a line on stderr says that there is no `what`, and the result is None."""
+    try:
+        return compute()
+    except Exception as error:
+        print(f"no {what} ({str(error) or type(error).__name__})", file=sys.stderr)
+        return None
 
 
 def next_commands(corpus, directory):
@@ -154,10 +167,5 @@ def curve(directory, floor):
         return f"loss curve: {loss_curve(directory, floor)}"
     except ImportError:
         return 'no loss curve, since matplotlib is not installed: pip install "slm_np[plot]"'
-    except OSError as error:
-        return f"no loss curve ({error.strerror})"
-
-
-def quoted(path):
-    """A path as one word of a command line."""
-    return f'"{path}"' if " " in str(path) else str(path)
+    except Exception as error:  # of the disk, or of matplotlib
+        return f"no loss curve ({getattr(error, 'strerror', None) or error})"

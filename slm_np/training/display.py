@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 
-from slm_np.errors import UserError
 from slm_np.progress import Progress, duration
 from slm_np.training.callbacks import Callback
 from slm_np.training.evaluation import bits_per_byte
@@ -51,9 +50,11 @@ class Display(Callback):
         if "replay_loss" in row:
             line += f", retention loss {row['replay_loss']:.4f}"
         if self.sampler and math.isfinite(loss):
-            with contextlib.suppress(UserError):  # too little memory for a sample is no reason to stop training
-                if sample := self.sampler(trainer.model, lambda: trainer.stop_signal is not None):
-                    line += f"  | {sample}"
+            try:
+                sample = self.sampler(trainer.model, lambda: trainer.stop_signal is not None)
+            except Exception as error:  # such as too little memory for a sample: no reason to stop training
+                sample = f"no sample ({str(error) or type(error).__name__})"
+            line += f"  | {sample}" if sample else ""
         self.progress.say(line)
 
     def on_stop_request(self, trainer):
