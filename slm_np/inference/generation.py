@@ -1,6 +1,7 @@
 """Sample tokens and stream them as text, whole characters only, until a stop string or end-of-text."""
 
 import contextlib
+import re
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from slm_np.inference.sampling import confidence, sample
 from slm_np.nn.model import Model
 
 START = b"\n\n"  # a blank line ends a document, so after one the next begins
+# What moves the cursor of a terminal, rings its bell or starts a command to it, and halves of surrogate pairs, which
+# have no UTF-8. Line ends and tabs stay.
+CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def generate_tokens(decoder, prompt, max_tokens, sampling, substream=0):
@@ -170,8 +174,11 @@ def unread(tokenizer, prompt, name="the prompt"):
 
 
 def printable(text):
-    """The text without control characters: an untrained model of bytes would move the cursor or ring the bell."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+    """The text as a terminal can show it: `CONTROLS` are replaced by U+FFFD, and every line end is \\n.
+
+    All other characters stay, also those without a shape of their own: joiners, spaces of all kinds, direction marks.
+    """
+    return CONTROLS.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def cut(model, ids, name="the prompt"):
