@@ -202,7 +202,8 @@ def parse_row(line, file, number, unit="line"):
     if len(pairs) > 1 and "input" in pairs[-1]:  # the input belongs to an instruction or question
         pairs.pop()
     if len(pairs) == 1:
-        return _pair(row, *pairs[0], where, [key for key in CONTEXTS if key in row], _system(row))
+        contexts = [key for key in CONTEXTS if key in row and key not in pairs[0]]
+        return _pair(row, *pairs[0], where, contexts, _system(row))
     if "content" in row and not pairs:
         return _text(row, "content", where)
     keys = ", ".join(sorted(map(repr, row))[:5]) or "no keys"
@@ -222,7 +223,7 @@ def _object(line, where):
         reason = getattr(error, "msg", "it is nested too deeply")
         column = f" at column {error.colno}" if hasattr(error, "colno") else ""
         raise UserError(f"{where} is not JSON ({reason}{column}); write one object per line") from None
-    if isinstance(row, str):
+    if row is None or isinstance(row, str):
         return dict(text=row)
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a JSON object; write {EXAMPLE}")

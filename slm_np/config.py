@@ -51,30 +51,35 @@ def as_flag(name, value):
     return f"{flag(name)} {value}"
 
 
-def python_value(value, rule):
-    """The value of a field as Python's own number, bool or string, if it is one of NumPy's or a path."""
+def typed(field, value):
+    """The value of a field in the field's own type, also from a NumPy scalar, a path or a list of paths.
+
+    Raises UserError for another type.
+    """
+    name, rule, kind = flag(field.name), field.metadata, type(field.default)
     if rule["many"] and isinstance(value, (list, tuple)):
-        value = arguments.paths("a list of paths", value)
+        value = arguments.paths(name, value)
     if rule["path"] and isinstance(value, (str, os.PathLike)):
         return expanded_list(os.fsdecode(value))
-    return arguments.plain(value)
+    value = arguments.plain(value)
+    if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
+        raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} must be of type {kind.__name__}, not {arguments.shown(value)}")
+    return value
 
 
 def check(settings):
     """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids.
 
-    Fields get Python's types first; see `python_value`.
+    A field of another type that means the same gets its own type; see `typed`.
     """
     for field in dataclasses.fields(settings):
-        value, rule, kind = getattr(settings, field.name), field.metadata, type(field.default)
-        name = flag(field.name)
-        object.__setattr__(settings, field.name, value := python_value(value, rule))
-        if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
-            raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
-        if kind is float and type(value) is int:
-            object.__setattr__(settings, field.name, value := float(value))
-        if type(value) is not kind:
-            raise UserError(f"{name} must be of type {kind.__name__}, not {value!r}")
+        name, rule, kind = flag(field.name), field.metadata, type(field.default)
+        value = typed(field, getattr(settings, field.name))
+        object.__setattr__(settings, field.name, value)
         if rule["choices"] and value not in rule["choices"]:
             raise UserError(f"{name} {value!r} is unknown; {near(value, rule['choices'])}")
         if kind in (int, float):
@@ -199,7 +204,7 @@ class ModelConfig:
     init_std: float = setting(0.02, "standard deviation of normal initial weights", above=0.0, high=10.0)
 
     def __post_init__(self):
-        if self.feed_forward == "swish":  # another name of SiLU
+        if isinstance(self.feed_forward, str) and self.feed_forward == "swish":  # another name of SiLU
             object.__setattr__(self, "feed_forward", "silu")
         check(self)
         if set(self.pattern) - set(MIXERS) or not self.pattern:

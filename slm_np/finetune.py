@@ -46,7 +46,9 @@ def main(argv=None):
     if not given.get("data"):
         raise UserError("--data is missing; name the new data")
     from slm_np.cli.launch import finetune_run
+    from slm_np.data.token_files import check_given
 
+    check_given(given["data"], {name: value for name, value in given.items() if name != "tokenizer"})
     base = finetuning.Base.load(args.base)
     finetuning.check_unchanged(base, preset, model, given)
     finetune_run(base, finetuning.finetuned(base, model, given), given)

@@ -9,6 +9,7 @@ import sys
 from slm_np.cli import flags
 from slm_np.config import TrainConfig, check
 from slm_np.errors import command
+from slm_np.paths import cache_dir
 from slm_np.words import counted, quoted
 
 # The settings that this command shares with training.
@@ -46,10 +47,12 @@ def main(argv=None):
     args = parser().parse(argv)
     settings = Settings(**flags.given(args, Settings))
     check(settings)
+    from slm_np.data.splits import hint
     from slm_np.data.token_store import load_corpus
 
+    data = flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus)
     corpus = load_corpus(
-        flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus),
+        data,
         settings.val_data,
         settings.tokenizer,
         settings.documents,
@@ -58,11 +61,9 @@ def main(argv=None):
         out_dir=args.out_dir,
         binary=settings.binary,
     )
-    if not has_documents(corpus) and settings.documents == "marker":
-        print(
-            "nothing separates documents, so each split is one document; --documents blank-line may find more",
-            file=sys.stderr,
-        )
+    if not has_documents(corpus) and not settings.binary:
+        more = hint(data, settings.documents, cache_dir())
+        print("nothing separates documents, so each split is one document" + f"; {more}" * bool(more), file=sys.stderr)
     print("\n".join(describe(corpus, args.out_dir)))
 
 

@@ -67,6 +67,7 @@ def prepared(run, tokenizer=None, directory=None):
     tokenizer: to use instead of the one that the settings name; None.   directory: of a run that is resumed
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
+    from slm_np.data.token_files import is_token_file
     from slm_np.data.token_store import load_corpus
     from slm_np.ops.device import device
 
@@ -82,6 +83,9 @@ def prepared(run, tokenizer=None, directory=None):
         wait=train.epochs > 0 or train.carry_state,
         binary=train.binary,
     )
+    if run.data and corpus.tokenizer and is_token_file(train.data) and corpus.vocab_size != model.vocab_size:
+        # The run began when the tokenizer beside the files was not there, or not read.
+        corpus = dataclasses.replace(corpus, tokenizer=None, vocab_size=model.vocab_size)
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
     data = run.data | dict(

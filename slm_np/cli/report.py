@@ -101,7 +101,7 @@ def finish(trainer, directory):
     options = dict(quiet=False, batch=batch)
     found = attempted("evaluation", lambda: evaluate(model, corpus.validation, corpus.tokenizer, **options))
     if corpus.tokenizer is not None:
-        text = attempted("sample", lambda: printable(sample(trainer, corpus.source == "stories").strip()))
+        text = attempted("sample", lambda: printable(sample(trainer, corpus.source == "stories").strip(" \t\r\n")))
         print(f"\n{text or ''}\n")
     floor = attempted("floor", lambda: corpus.validation.bits_per_byte_floor)
     if found:

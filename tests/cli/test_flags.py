@@ -180,6 +180,38 @@ def test_home_folders_in_settings(tmp_path, monkeypatch):
     assert preset("stories", train=values)[1].out_dir == f"{tmp_path}/from-file"
 
 
+@pytest.mark.parametrize("name", ["data", "val_data", "retention_data"])
+def test_repeated_flags_of_data_add_up(tmp_path, name):
+    flag = "--" + name.replace("_", "-")
+    assert given(flag, "a.txt", flag, "b.txt", "c.txt") == {name: "a.txt,b.txt,c.txt"}
+    assert given(flag, "a.txt,b.txt", flag, "c.txt") == {name: "a.txt,b.txt,c.txt"}
+    odd = tmp_path / "a, b.txt"
+    odd.touch()
+    assert given(flag, odd) == {name: str(odd)}
+    with pytest.raises(UserError, match=f"{flag} .*a, b.txt' contains a comma"):
+        given(flag, odd, flag, "c.txt")
+
+
+def test_an_old_name_of_a_repeated_flag_adds_up(capsys):
+    found = given("--replay-data", "a.txt", "--retention-data", "b.txt", "--replay-data", "c.txt")
+    assert found == dict(retention_data="a.txt,b.txt,c.txt")
+
+
+def test_the_last_one_of_other_repeated_flags_wins():
+    assert given("--n-layer", 2, "--n-layer", 3, "--max-iters", 5) == dict(n_layer=3, max_iters=5)
+
+
+@pytest.mark.parametrize("value", ["marker", "blank-line", "line", "csv:a b"])
+def test_values_of_documents(value):
+    assert preset("stories", {}, given("--documents", value))[1].documents == value
+
+
+@pytest.mark.parametrize("value, hint", [("lines", "did you mean line"), ("csv:", "csv:COLUMN"), ("csv", "csv:COLUMN")])
+def test_other_values_of_documents_are_refused(value, hint):
+    with pytest.raises(UserError, match=f"--documents '{value}' is unknown; .*{hint}"):
+        preset("stories", {}, given("--documents", value))
+
+
 # Settings without effect
 
 
