@@ -23,9 +23,10 @@ def parser():
 @command
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
+    args = parser().parse(argv)
     from slm_np.formats.directories import newest_run
 
-    paths = [Path(path) for path in parser().parse(argv).paths] or [newest_run()]
+    paths = [Path(path) for path in args.paths] or [newest_run()]
     width, ascii = shutil.get_terminal_size((100, 24)).columns, plain()
     for path in paths:
         if not path.exists():

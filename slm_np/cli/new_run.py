@@ -32,7 +32,6 @@ def start_training(name, model, train):
     Raises UserError for bad settings, or if the directory already holds a run.
     """
     from slm_np.cli.launch import train_run
-    from slm_np.formats.directories import check_free
     from slm_np.formats.run_config import RunConfig
 
     run = RunConfig(*preset(name, model, train), preset=name)
@@ -40,8 +39,6 @@ def start_training(name, model, train):
         raise UserError(
             f"--vocab-size {run.model.vocab_size} has no effect with a tokenizer, which sets it; leave it out"
         )
-    if train.get("out_dir"):
-        check_free(train["out_dir"])
     train_run(run)
 
 
