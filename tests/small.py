@@ -31,6 +31,7 @@ TRAIN = dict(
     save_interval=4,
     threads=1,
 )
+EVALUATIONS = ("best", "stale", "evaluated")  # counters of a checkpoint that a run which ends there has in addition
 TIMED = {"step_ms", "tokens_per_s", "time_s"}  # metrics that differ between equal runs
 
 

@@ -52,7 +52,7 @@ def writing(directory):
     """
     directory = Path(directory)
     if not os.path.lexists(directory / "config.json"):
-        file_lock.check_unclaimed(directory / LOCK)  # a run that is being created has a lock before its config.json
+        _check_unclaimed(directory)  # a run that is being created has a lock before its config.json
         check_is_run(directory)
     with contextlib.ExitStack() as held:
         with saving(directory / LOCK):
@@ -84,7 +84,7 @@ def _taken(directory):
     """
     if os.path.lexists(directory) and not os.path.isdir(directory):
         raise UserError(f"--out-dir {directory} is a file; name a directory")
-    file_lock.check_unclaimed(directory / LOCK)
+    _check_unclaimed(directory)
     leftover = os.path.lexists(directory / LOCK)
     _files_to_keep(directory, leftover)  # a run is left alone: not even its lock is touched
     with contextlib.ExitStack() as held:
@@ -127,6 +127,12 @@ def _claim(directory, held):
             except OSError:
                 _remove_directories(created)
                 raise
+
+
+def _check_unclaimed(directory):
+    """UserError if another process holds the lock of the directory, which need not exist."""
+    with saving(directory / LOCK):
+        file_lock.check_unclaimed(directory / LOCK)
 
 
 def _create(directory):
