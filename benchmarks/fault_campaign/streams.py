@@ -40,6 +40,7 @@ NARROW = {
 HANGUP = 128 + signal.SIGHUP
 GAVE_UP = 0, 2, 141, HANGUP, -signal.SIGHUP, -signal.SIGPIPE
 LINE = b"a cat?\n"
+STEP = b"step "  # what training shows of an update
 
 
 def cases(context):
@@ -59,9 +60,8 @@ def attempt(case, context, folder):
     result = run(verb, words, condition, folder)
     if scene and hangs_up:
         check_end(result, f"{name}, {condition},", (0, 2, HANGUP, -signal.SIGHUP))
-        if scene.again and result.status != 0:  # training is asked to stop, and the run is saved
-            started = (folder / scene.output / "config.json").exists()
-            require(result.status == HANGUP or not started, LOST, f"training ends with {result.status}, not saved")
+        if STEP.decode() in result.err:  # training is asked to stop, and the run is saved
+            require(result.status in (0, HANGUP), LOST, f"training ends with status {result.status} and is not saved")
         after_fault(scene, context.fixtures, folder, result, before)
     elif scene:
         require(result.status == 0, FAILED, f"{name} ends with status {result.status}: {result.tail()}")
@@ -107,7 +107,7 @@ def run(verb, words, condition, folder):
             streams[1] = streams[2] = stack.enter_context(os.fdopen(write, "wb", 0))
             then = lambda process: leave(process, read)  # noqa: E731
         elif condition == "hangup":
-            then = hang_up
+            then = lambda process: hang_up(process, err)  # noqa: E731
         elif condition == "terminal-hangup":
             master, slave = os.openpty()
             streams = dict.fromkeys((0, 1, 2), stack.enter_context(os.fdopen(slave, "rb", 0)))
@@ -128,12 +128,15 @@ def run(verb, words, condition, folder):
             stderr=streams[2],
             preexec_fn=closing if closed else take_terminal if condition == "terminal-hangup" else None,
         )
+        if condition == "terminal-hangup":
+            streams[0].close()  # from here on the child alone holds the terminal
         if then:
             then(process)
         result = children.ended(process, begun)
         for file, name in ((out, "out"), (err, "err")):
             file.seek(0)
             setattr(result, name, file.read().decode("utf-8", "replace"))
+        result.err += getattr(process, "shown", b"").decode("utf-8", "replace")
     return result
 
 
@@ -161,9 +164,11 @@ def leave(process, read):
         file.read(1)
 
 
-def hang_up(process):
-    """SIGHUP after training has begun, or after a moment."""
-    time.sleep(0.7)
+def hang_up(process, err):
+    """SIGHUP when training shows its first update, which `err` tells, or after the command has shown something."""
+    deadline = time.perf_counter() + (10 if "train" in process.args[2] or "finetune" in process.args[2] else 0.7)
+    while process.poll() is None and time.perf_counter() < deadline and STEP not in os.pread(err.fileno(), 1 << 16, 0):
+        time.sleep(0.002)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGHUP)
 
@@ -176,8 +181,10 @@ def take_terminal():
 
 
 def close_terminal(process, master):
-    """Close a terminal after the first characters have appeared on it."""
+    """Close a terminal when training shows its first update on it, or any other command its end."""
+    shown = b""
     with contextlib.suppress(OSError):
-        os.read(master, 1)
-    time.sleep(0.02)
+        while STEP not in shown and (chunk := os.read(master, 4096)):
+            shown += chunk
+    process.shown = shown
     os.close(master)
