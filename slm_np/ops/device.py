@@ -32,6 +32,9 @@ class Device:
     name = ""
     memory_name = ""
 
+    def __reduce__(self):  # a process has one object per device
+        return device, (self.name,)
+
     def chunk_rows(self, rows, cached, most=math.inf):
         """Rows that one pass of a loop takes: `cached` on a CPU (its scratch stays in the cache), `most` on a GPU."""
         raise NotImplementedError
