@@ -132,7 +132,7 @@ class Outcomes:
         for line in lines:
             with contextlib.suppress(ValueError):  # the last line of a killed campaign
                 row = json.loads(line)
-                if row["source"] == self.sources[row["kind"]]:
+                if row.pop("source") == self.sources[row["kind"]]:
                     self.found[row["kind"], row["case"]] = row
 
     def add(self, row):

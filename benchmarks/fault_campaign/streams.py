@@ -8,6 +8,8 @@ with one sentence or none. Real processes, since Python sets up its streams when
 import contextlib
 import fcntl
 import os
+import re
+import select
 import signal
 import tempfile
 import time
@@ -60,8 +62,11 @@ def attempt(case, context, folder):
     result = run(verb, words, condition, folder)
     if scene and hangs_up:
         check_end(result, f"{name}, {condition},", (0, 2, HANGUP, -signal.SIGHUP))
-        if STEP.decode() in result.err:  # training is asked to stop, and the run is saved
-            require(result.status in (0, HANGUP), LOST, f"training ends with status {result.status} and is not saved")
+        shown = re.findall(r"step (\d+)/", result.err)  # training is asked to stop, and the run is saved
+        saved = [int(path.name.rpartition("-")[2]) for path in (folder / scene.output).glob("checkpoint-*")]
+        if shown:
+            kept = max(saved, default=-1) >= int(shown[-1])
+            require(kept, LOST, f"training ends with status {result.status}, step {shown[-1]} is not saved: {saved}")
         after_fault(scene, context.fixtures, folder, result, before)
     elif scene:
         require(result.status == 0, FAILED, f"{name} ends with status {result.status}: {result.tail()}")
@@ -182,9 +187,10 @@ def take_terminal():
 
 def close_terminal(process, master):
     """Close a terminal when training shows its first update on it, or any other command its end."""
-    shown = b""
+    shown, deadline = b"", time.perf_counter() + 20
     with contextlib.suppress(OSError):
-        while STEP not in shown and (chunk := os.read(master, 4096)):
-            shown += chunk
+        os.write(master, LINE + b"\x04")  # what the user types: a line, then Ctrl-D
+        while STEP not in shown and select.select([master], [], [], max(0, deadline - time.perf_counter()))[0]:
+            shown += os.read(master, 4096)
     process.shown = shown
     os.close(master)
