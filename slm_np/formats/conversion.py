@@ -24,6 +24,8 @@ def convert(file, out_dir="", tokenizer=""):
     run; then nothing is left behind.
     """
     file, tokenizer = expanded(file), tokenizer and expanded(tokenizer)
+    if (file / "config.json").is_file():
+        raise UserError(f"{file} is the directory of a model, not a file; name a checkpoint of llama2.c, a .bin")
     with new_directory(out_dir, file.stem) as directory:
         config, tensors = llama2c.read_checkpoint(file)
         fields = _tokenizer_fields(tokenizer or _tokenizer_beside(file, config.vocab_size), config.vocab_size)

@@ -304,9 +304,7 @@ def test_the_vocabulary_size_is_for_bare_token_files(tmp_path, capsys, monkeypat
     ids = small.flags("ids.bin", out_dir="run", max_iters=1, vocab_size=1 << 16)
     assert small.status("train", *ids) == 0
     assert run_config.read_config("run").model.vocab_size == 1 << 16
-    (tmp_path / "prepared").mkdir()
-    for name in ("train.bin", "tokenizer.json"):
-        (tmp_path / "prepared" / name).write_bytes(b"")
+    assert small.status("prepare", "text.txt", "--out-dir", "prepared") == 0
     for data in ("text.txt", "prepared"):
         capsys.readouterr()
         assert small.status("train", *small.flags(data, out_dir="new", vocab_size=300)) == 2
