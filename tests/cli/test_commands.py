@@ -432,7 +432,7 @@ def config_file(text):
         ("bias = 1", "--bias must be of type bool"),
         ("preset = ['stories']", "preset"),
         ("preset = 'storys'", "did you mean stories"),
-        ("data = [1, 2]", "--data must be of type str"),
+        ("data = [1, 2]", "--data is 1; it must be a path"),
         ("n-layer = [1]", "--n-layer must be of type int"),
         ("learning-rate = nan", "finite"),
         ("[model]\nn-layer = 2", "section [model]"),
