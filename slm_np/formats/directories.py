@@ -11,6 +11,8 @@ from slm_np import file_lock
 from slm_np.errors import UserError
 from slm_np.formats.files import saving
 from slm_np.formats.run_config import check_is_run
+from slm_np.paths import expanded
+from slm_np.words import quoted
 
 RUNS = Path("runs")
 LOCK = "lock"  # the file that the process which writes a run holds locked, see slm_np/file_lock.py
@@ -32,7 +34,7 @@ def new_directory(out_dir, name):
     in use by another process.
     """
     with contextlib.ExitStack() as held:
-        directory, created, before = held.enter_context(_taken(Path(out_dir)) if out_dir else _first_free(name))
+        directory, created, before = held.enter_context(_taken(expanded(out_dir)) if out_dir else _first_free(name))
         try:
             yield directory
         except BaseException:
@@ -165,7 +167,7 @@ def _files_to_keep(directory, leftover):
     names = set(os.listdir(directory)) - {LOCK} if os.path.isdir(directory) else set()
     if "config.json" in names:
         raise UserError(
-            f"{directory} already holds a run; resume it with --resume {directory}, or choose another --out-dir"
+            f"{directory} already holds a run; resume it with --resume {quoted(directory)}, or choose another --out-dir"
         )
     names = {name for name in names if not (leftover and re.fullmatch(CREATED, name))}
     for name in sorted(names):

@@ -13,9 +13,9 @@ from slm_np.errors import UserError, near
 from slm_np.formats import format1
 from slm_np.formats.checksum import read_settings, write_settings
 from slm_np.formats.files import RESTORE
+from slm_np.formats.other_paths import not_a_run
 
 FORMAT = 3
-
 
 OBJECT = "an object in braces", lambda value: isinstance(value, dict)
 STRING = "a string", lambda value: isinstance(value, str)
@@ -26,9 +26,21 @@ TOKENS = (
     "two numbers of tokens",
     lambda value: value is None or isinstance(value, list) and len(value) == 2 and all(map(WHOLE[1], value)),
 )
+PATHS = (
+    "an object of paths",
+    lambda value: isinstance(value, dict) and all(isinstance(path, str) for path in value.values()),
+)
 # What the fields must be: in words, and as a test. The settings of model and training have checks of their own.
 FIELDS = dict(model=OBJECT, train=OBJECT, preset=STRING, data=OBJECT, base=OBJECT, fitted_iters=COUNT, files=OBJECT)
-DATA = dict(fingerprint=STRING, source=STRING, tokens=TOKENS, separated=BOOLEAN, replay=STRING, converted=STRING)
+DATA = dict(
+    fingerprint=STRING,
+    source=STRING,
+    tokens=TOKENS,
+    separated=BOOLEAN,
+    replay=STRING,
+    directory=PATHS,
+    converted=STRING,
+)
 BASE = dict(
     run=STRING,
     step=WHOLE,
@@ -39,6 +51,7 @@ BASE = dict(
     val_data=STRING,
     documents=STRING,
     limit_bytes=WHOLE,
+    binary=BOOLEAN,
 )
 
 
@@ -55,11 +68,13 @@ class RunConfig:
                 tokens         [training tokens, validation tokens]; None until the corpus is completely tokenized
                 separated      whether the training data contain the end-of-text token
                 replay         fingerprint of the retention data, if there are any
+                directory      where the run was started, at which its relative paths start; see run_paths.py
                 converted      for a converted model, format and name of the file; then nothing else
     base    what a finetuned run started from; {} for others:
                 run, step      directory of the base, and the step of its weights
                 weights        checksum of those weights
-                vocab_size, separated, data, val_data, documents, limit_bytes    of the base
+                vocab_size, separated, data, val_data, documents, limit_bytes, binary    of the base; its paths start
+                               where those of this run do
     fitted_iters    the number of updates that was fitted to `fit_time`; 0 before that, and without `fit_time`
     files   {name: CRC-32} of tokenizer.json and chat_template.json, as far as the run has them. {} in older formats
     """
@@ -82,7 +97,7 @@ def write_config(run_dir, config):
 def check_is_run(run_dir):
     """UserError if `run_dir` has no config.json."""
     if not os.path.isfile(Path(run_dir) / "config.json"):
-        raise UserError(f"config.json missing: {run_dir} is not a run of slm_np; name a directory that --out-dir made")
+        raise not_a_run(run_dir)
 
 
 def read_config(run_dir):
@@ -108,7 +123,7 @@ def read_config(run_dir):
     _check_types(path, fields["data"], DATA, "data")
     _check_types(path, fields["base"], BASE, "base")
     for name in BASE:
-        if fields["base"] and name not in (*fields["base"], "vocab_size", "separated"):
+        if fields["base"] and name not in (*fields["base"], "vocab_size", "separated", "binary"):
             raise UserError(f"{path} lacks {name!r} in 'base'; {RESTORE}")
     _check_types(path, fields["files"], dict.fromkeys(fields["files"], STRING), "files")
     try:
