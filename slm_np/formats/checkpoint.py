@@ -196,13 +196,14 @@ def copies_of(run_dir, name):
     return []
 
 
-def save_best(run_dir, tensors, metadata):
+def save_best(run_dir, tensors, metadata, **report):
     """Replace the run's best model, atomically.
 
     metadata  at least step and val_loss
+    report    as of `write_bytes`
     Raises UserError if it cannot be written; the old one stays.
     """
-    save_tensors(Path(run_dir) / "model.safetensors", tensors, metadata)
+    save_tensors(Path(run_dir) / "model.safetensors", tensors, metadata, **report)
 
 
 def load_best(run_dir, into=None):
