@@ -1,10 +1,12 @@
-"""Files of token ids: headerless `.bin` files, as this program and nanoGPT write them, with what may lie beside them.
+"""Files of token ids: `.bin` files, as this program, nanoGPT and llm.c write them, with what may lie beside them.
 
-NAME.bin         token ids, little-endian uint16 or uint32
+NAME.bin         token ids, little-endian uint16 or uint32. llm.c's have a header (see foreign_files.py)
 NAME.mask.bin    a byte per token, 1 if the loss counts it as a target; without this file it counts all
 meta.json        dtype (uint16 without it), bytes (of text: one number, or {NAME: number}), vocab_size,
-                 and tokens, learnt (targets) and documents, each {NAME: number}
+                 tokens, learnt (targets) and documents, each {NAME: number}, lossy, a sentence, and the checksums of
+                 the files
 tokenizer.json   the tokenizer
+meta.pkl         nanoGPT's vocabulary of characters (see nanogpt.py), which is used if there is no tokenizer.json
 
 `Tokens` are what training reads: a split in such files.
 """
@@ -17,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from slm_np import arguments
-from slm_np.data import corpus
+from slm_np.data import corpus, foreign_files, nanogpt
+from slm_np.data.checksums import Damaged, described, verify
 from slm_np.data.files import opened, read_json_or_empty
 from slm_np.data.text_files import BLOCK, Text
 from slm_np.data.tokenizer import Tokenizer
@@ -41,6 +44,7 @@ class Tokens:
     mask: np.ndarray | None = None  # (N,) uint8, memory-mapped: 1 if the loss counts this token; None if it counts all
     n_targets: int | None = None  # tokens that the loss counts; None counts them
     n_documents: int | None = None  # None if unknown
+    lossy: str = ""  # what the tokenizer loses of the text, so that its bytes do not measure the tokens (see lossy.py)
 
     def __post_init__(self):
         if self.mask is None:
@@ -56,7 +60,7 @@ class Tokens:
         n = arguments.whole("n", n)
         if n >= len(self):
             return self
-        return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n])
+        return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n], lossy=self.lossy)
 
     def sample(self):
         """`Tokens` that stand for all in their bytes per token: these."""
@@ -74,6 +78,8 @@ class TokenFile(NamedTuple):
     n_bytes: int | None  # of text
     n_targets: int | None
     n_documents: int | None
+    lossy: str
+    start: int  # bytes before the first id
 
 
 def is_token_file(data):
@@ -110,22 +116,31 @@ def read_token_file(data, split, cache, progress=True):
             "give one .bin to --data and one (or none) to --val-data"
         )
     [(path, size, _)] = file.files
-    meta = _meta_of(path)
-    if size % meta["dtype"].itemsize:
+    meta = _meta_of(path, cache, progress)
+    dtype, start, count = foreign_files.layout(path, size, meta["dtype"], flag)
+    dtype = np.dtype(dtype)
+    if (size - start) % dtype.itemsize:
         raise UserError(
-            f"{flag} {path} has {size} bytes, which is not a whole number of {meta['dtype'].name} tokens; "
+            f"{flag} {path} has {size} bytes, which is not a whole number of {dtype.name} tokens; "
             'copy it again, or set "dtype" in the meta.json beside it'
         )
-    ids = mapped(path, meta["dtype"])
+    ids = mapped(path, dtype, start)
     if meta["tokens"] is not None and len(ids) != meta["tokens"]:
         raise UserError(
             f"{flag} {path} has {len(ids)} tokens, but its meta.json says {meta['tokens']}, so it is incomplete; "
             "copy or prepare it again"
         )
-    beside = path.parent / "tokenizer.json"
-    tokenizer = load_tokenizer(beside) if beside.is_file() else None
-    mask = _mask_of(path, len(ids))
-    return TokenFile(file, ids, mask, tokenizer, meta["vocab_size"], meta["bytes"], meta["learnt"], meta["documents"])
+    tokenizer, mask = _tokenizer_beside(path), _mask_of(path, len(ids))
+    counts = (meta[key] for key in ("vocab_size", "bytes", "learnt", "documents", "lossy"))
+    return TokenFile(file, ids, mask, tokenizer, *counts, start)
+
+
+def _tokenizer_beside(path):
+    """The tokenizer beside a token file, or None."""
+    if path.with_name("tokenizer.json").is_file():
+        return load_tokenizer(path.with_name("tokenizer.json"))
+    pickled = path.with_name("meta.pkl")
+    return nanogpt.tokenizer_of(pickled) if pickled.is_file() else None
 
 
 def _mask_of(path, n_tokens):
@@ -142,18 +157,30 @@ def _mask_of(path, n_tokens):
     return mask
 
 
-def _meta_of(path):
-    """dtype, bytes, vocab_size, tokens, learnt and documents of a token file as its meta.json gives them, else None."""
+def _meta_of(path, cache, progress):
+    """dtype, bytes, vocab_size, tokens, learnt, documents and lossy of a token file as its meta.json gives them.
+
+    UserError if meta.json has checksums and the files differ from them.
+    """
     meta_path = path.with_name("meta.json")
     found = read_json_or_empty(meta_path)
     if meta_path.exists() and not found:
         raise UserError(f"{meta_path} is not a JSON object; correct it, or remove it if the tokens are uint16")
-    dtype, n_bytes, vocab_size = found.get("dtype", "uint16"), found.get("bytes"), found.get("vocab_size")
+    try:
+        found = described(found)
+        names = (path.name, path.with_suffix(".mask.bin").name, "tokenizer.json")
+        verify(path.parent, found.get("crc32", {}), names, cache, progress)
+    except Damaged as damaged:
+        raise UserError(
+            f"the tokens in {path.parent} are damaged ({damaged}); copy them again, or run the command that prepared "
+            "them again"
+        ) from None
+    dtype, n_bytes, vocab_size = found.get("dtype"), found.get("bytes"), found.get("vocab_size")
     if isinstance(n_bytes, dict):
         n_bytes = n_bytes.get(path.stem)
     elif len(list(path.parent.glob("*.bin"))) > 1:
         n_bytes = None  # one number for several files
-    if dtype not in ("uint16", "uint32"):
+    if dtype not in ("uint16", "uint32", None):
         raise UserError(f'{meta_path} has "dtype" {dtype!r}; token files are uint16 or uint32')
     counts = {
         key: found[key].get(path.stem) if isinstance(found.get(key), dict) else None
@@ -162,14 +189,16 @@ def _meta_of(path):
     for key, value in (("bytes", n_bytes or None), ("vocab_size", vocab_size)):
         if value is not None and not (type(value) is int and value > 0):
             raise UserError(f'{meta_path} has "{key}" {value!r}; it must be a positive whole number')
-    return dict(dtype=np.dtype(dtype), bytes=n_bytes or None, vocab_size=vocab_size, **counts)
+    counts["lossy"] = str(found.get("lossy") or "")
+    return dict(dtype=dtype, bytes=n_bytes or None, vocab_size=vocab_size, **counts)
 
 
-def mapped(path, dtype):
-    """The little-endian array (N,) in a file, memory-mapped and read-only."""
+def mapped(path, dtype, start=0):
+    """The little-endian array (N,) from the byte `start` of a file on, memory-mapped and read-only."""
     dtype = dtype.newbyteorder("<")
     with opened(path) as file:
-        return np.memmap(file, dtype, "r") if path.stat().st_size else np.empty(0, dtype)  # an empty file has no map
+        is_empty = path.stat().st_size == start  # and has no map
+        return np.empty(0, dtype) if is_empty else np.memmap(file, dtype, "r", start)
 
 
 def largest_id(ids):

@@ -24,6 +24,9 @@ class Tokenizer:
 
     end_of_text = None  # id of the token that ends a document, None if there is none
     trained_ends = True  # whether the model was trained with that token, so that a prompt may start after it
+    lossless = True  # whether each text comes back from its ids by construction; else see lossy.py
+    unknown = None  # id of the token for what is not in the vocabulary, None if there is none
+    start_of_text = 0  # id that a prompt without tokens is replaced by
 
     @property
     def dtype(self):

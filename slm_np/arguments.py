@@ -169,7 +169,8 @@ def encoded(name, value):
     try:
         return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise UserError(f"{name} has the surrogate {value[error.start]!r}, which is no character; remove it") from None
+        half = ord(value[error.start])
+        raise UserError(f"{name} contains U+{half:04X}, half of a surrogate pair; remove it") from None
 
 
 def strings(name, value):

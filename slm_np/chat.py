@@ -22,7 +22,7 @@ def parser():
     return p
 
 
-@command
+@command(prints_result=True)
 def main(argv=None):
     """Exit status: 0 when the user leaves, 2 for bad input, in a pipe also if a message cannot be answered."""
     args = parser().parse(argv)

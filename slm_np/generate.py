@@ -22,7 +22,7 @@ def parser():
     return p
 
 
-@command
+@command(prints_result=True)
 def main(argv=None):
     """Exit status: 0 done, 2 bad input.
 
@@ -31,13 +31,14 @@ def main(argv=None):
     args = parser().parse(argv)
     samples = flags.whole_number(args.num_samples, "--num-samples", 1)
     run, sampling, max_tokens = load_writer(args)
-    from slm_np.inference.generation import cut, encode_prompt, generate
+    from slm_np.inference.generation import cut, encode_prompt, generate, unread
 
     # Bytes of standard input that are not UTF-8 reach the model unchanged.
     prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if args.prompt == "-" else args.prompt
     screen, ids, others = Screen(args.show_confidence), encode_prompt(run.tokenizer, prompt), []
     chunks = generate(run.model, run.tokenizer, ids, max_tokens, sampling, args.stop, samples, screen.style)
-    print("\n".join(filter(None, [f"{run.path}, weights of step {run.step}", cut(run.model, ids)])), file=sys.stderr)
+    notes = [f"{run.path}, weights of step {run.step}", cut(run.model, ids), unread(run.tokenizer, prompt)]
+    print("\n".join(filter(None, notes)), file=sys.stderr)
     print(prompt, end="", flush=True)
     for first, *rest in chunks:
         screen.write(first)

@@ -16,11 +16,13 @@ def parser():
         description="Show what a run is, how it was trained and its losses. Several runs are compared in a table. "
         "Describes prepared tokens, a tokenizer.json and a text, too.",
     )
-    p.add_argument("paths", nargs="*", metavar="RUN", help="directories of runs (default: the newest in runs/)")
+    p.add_argument(
+        "paths", nargs="*", type=flags.path, metavar="RUN", help="directories of runs (default: the newest in runs/)"
+    )
     return p
 
 
-@command
+@command(prints_result=True)
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
     from slm_np.formats.directories import newest_run

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from slm_np.errors import UserError
+from slm_np.errors import UserError, remedy
 
 UNFINISHED_SECONDS = 86400  # until an unfinished folder belongs to a killed process
 
@@ -38,6 +38,11 @@ def cache_path(folder=None):
 def expanded(path):
     """A Path in which ~ stands for the home folder. Without one it stays, where `Path.expanduser` would raise."""
     return Path(os.path.expanduser(path))
+
+
+def expanded_list(data):
+    """Paths separated by commas, as `--data` takes them, in which ~ stands for the home folder."""
+    return ",".join(os.path.expanduser(path.lstrip()) if path.lstrip()[:1] == "~" else path for path in data.split(","))
 
 
 def import_path():
@@ -125,8 +130,8 @@ def published(folder):
                 raise
     except OSError as error:
         raise UserError(
-            f"the cache folder {folder.parent} cannot be written ({error.strerror}); free some space, "
-            "or set SLM_NP_CACHE to another folder"
+            f"the cache folder {folder.parent} cannot be written ({error.strerror}); "
+            + remedy(error, "set SLM_NP_CACHE to another folder")
         ) from None
     finally:
         if part:

@@ -9,6 +9,7 @@ import sys
 from slm_np.cli import flags
 from slm_np.config import TrainConfig, check
 from slm_np.errors import command
+from slm_np.words import quoted
 
 # The settings that this command shares with training.
 Settings = dataclasses.make_dataclass(
@@ -16,7 +17,7 @@ Settings = dataclasses.make_dataclass(
     [
         (field.name, field.type, dataclasses.field(default=field.default, metadata=field.metadata))
         for field in dataclasses.fields(TrainConfig)
-        if field.name in ("val_data", "tokenizer", "documents", "limit_bytes", "threads")
+        if field.name in ("val_data", "tokenizer", "documents", "binary", "limit_bytes", "threads")
     ],
 )
 
@@ -30,10 +31,11 @@ def parser():
     p.add_argument(
         "corpus",
         nargs="+",
+        type=flags.path,
         metavar="CORPUS",
         help="what to tokenize: files, folders, globs, or a name such as tinystories",
     )
-    p.add_argument("--out-dir", metavar="DIR", required=True, help="a new directory for the tokens")
+    p.add_argument("--out-dir", type=flags.path, metavar="DIR", required=True, help="a new directory for the tokens")
     flags.add_settings(p, Settings, "corpus")
     return p
 
@@ -54,6 +56,7 @@ def main(argv=None):
         settings.limit_bytes,
         threads=settings.threads,
         out_dir=args.out_dir,
+        binary=settings.binary,
     )
     if not has_documents(corpus) and settings.documents == "marker":
         print(
@@ -78,7 +81,7 @@ def describe(corpus, directory):
             f"({tokens.ids.dtype.name}){targets}"
         )
     yield f"vocabulary: {corpus.vocab_size:,} tokens"
-    yield f"train on it with: python -m slm_np.train --data {directory}"
+    yield f"train on it with: python -m slm_np.train --data {quoted(directory)}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,16 @@
 """Presets: settings of a model, of its training and of its sampling. No code depends on the name of a preset."""
 
 from slm_np import arguments
-from slm_np.config import LENGTHS, ModelConfig, SamplingConfig, TrainConfig, check_lengths, lengths, typed
+from slm_np.config import (
+    LENGTHS,
+    ModelConfig,
+    SamplingConfig,
+    TrainConfig,
+    as_flag,
+    check_lengths,
+    lengths,
+    typed,
+)
 from slm_np.errors import UserError
 
 GPT2 = dict(positions="learned", norm="layernorm", feed_forward="gelu", head="tied")
@@ -200,8 +209,8 @@ def preset(name, model=None, train=None):
     """(ModelConfig, TrainConfig) of the preset `name`, with {field: value} changes to either.
 
     Values of the preset that the changes deprive of their effect are dropped: with pattern M, a number of heads; with
-    max_iters, the preset's fit_time. Raises UserError, with the closest names, if the name or a field is unknown, for
-    a change without effect, and for more than one length of training.
+    max_iters, the preset's fit_time; with learning_rate, its min_lr. Raises UserError, with the closest names, if the
+    name or a field is unknown, for a change without effect, and for more than one length of training.
     """
     own, recipe = known(name)["model"], known(name)["train"]
     model, train = changes("model", model, ModelConfig), changes("train", train, TrainConfig)
@@ -210,9 +219,13 @@ def preset(name, model=None, train=None):
     config = ModelConfig(**structure)
     if model.get("positions") == "rotary" and not config.has_attention:
         raise UserError("--positions rotary has no effect without attention layers; leave it out")
+    for field in (field for field in config.unused if field in model):
+        raise UserError(f"{as_flag(field, model[field])} has no effect {config.unused[field]}; leave it out")
     own = {field: value for field, value in own.items() if field not in config.unused}
     if lengths(train):
         recipe = {field: value for field, value in recipe.items() if field not in LENGTHS}
+    if "learning_rate" in train:  # min_lr follows
+        recipe = {field: value for field, value in recipe.items() if field != "min_lr"}
     if train.get("fit_time"):  # the intervals fit the run, too
         recipe = dict(eval_interval=0, save_interval=0) | recipe
     return ModelConfig(**own | model), TrainConfig(**recipe | train)

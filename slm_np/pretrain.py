@@ -21,6 +21,7 @@ def parser():
     p.add_argument(
         "corpus",
         nargs="*",
+        type=flags.path,
         metavar="CORPUS",
         help="what to train on, as --data: files, folders, globs, or a name such as tinystories",
     )

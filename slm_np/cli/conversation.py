@@ -83,7 +83,7 @@ class Conversation:
 
         The oldest messages are left out when the context would not have room for an answer.
         """
-        from slm_np.inference.generation import cut, encode_prompt
+        from slm_np.inference.generation import cut, encode_prompt, unread
 
         if self.template is None:
             ids = encode_prompt(self.run.tokenizer, self.messages[-1]["content"])
@@ -99,8 +99,10 @@ class Conversation:
             if self.start and not self.overflow_told:
                 self.overflow_told = True
                 say(f"the context of {size:,} tokens is full: from here on the oldest messages are left out")
-        if warning := cut(self.run.model, ids, "the message"):
-            say(warning)
+        message = self.messages[-1]["content"]
+        for warning in (cut(self.run.model, ids, "the message"), unread(self.run.tokenizer, message, "the message")):
+            if warning:
+                say(warning)
         return ids
 
     def _system_messages(self):

@@ -40,8 +40,8 @@ def start_training(name, model, train):
         raise UserError(
             f"--vocab-size {run.model.vocab_size} has no effect with a tokenizer, which sets it; leave it out"
         )
-    if train.get("out_dir"):
-        check_free(train["out_dir"])
+    if run.train.out_dir:
+        check_free(run.train.out_dir)
     train_run(run)
 
 

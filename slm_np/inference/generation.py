@@ -1,5 +1,7 @@
 """Sample tokens and stream them as text, whole characters only, until a stop string or end-of-text."""
 
+import contextlib
+
 import numpy as np
 
 from slm_np import arguments
@@ -142,23 +144,29 @@ def encode_prompt(tokenizer, prompt):
     """Ids (n,), n >= 1, of a prompt (str or bytes).
 
     A document begins after the end of another. So the end-of-text token comes first, if the tokenizer has one that the
-    model was trained with; otherwise an empty prompt is a blank line. Raises UserError if the tokenizer cannot encode
-    the prompt.
+    model was trained with. Otherwise a prompt without tokens (an empty one, or characters that the tokenizer drops) is
+    a blank line. If that has no tokens either, it is `tokenizer.start_of_text`: the end-of-text token, else the token
+    before a text, such as <s> or [CLS], else id 0. Raises UserError if the tokenizer cannot encode the prompt.
     """
     if tokenizer is None:
         raise UserError(
             "the run was trained on a token file without a tokenizer, so it can neither read nor write text; "
             "copy its tokenizer.json into the run"
         )
-    data = arguments.encoded("the prompt", prompt)
+    ids = tokenizer.encode(arguments.encoded("the prompt", prompt)).astype(np.int32)
     if tokenizer.end_of_text is not None and tokenizer.trained_ends:
-        return np.concatenate([[tokenizer.end_of_text], tokenizer.encode(data)]).astype(np.int32)
-    if data:
-        return tokenizer.encode(data)
-    try:
-        return tokenizer.encode(START)
-    except UserError:  # a character vocabulary without newlines
-        return np.zeros(1, np.int32)
+        return np.concatenate([[tokenizer.end_of_text], ids]).astype(np.int32)
+    if not len(ids):
+        with contextlib.suppress(UserError):  # of a character vocabulary without newlines
+            ids = tokenizer.encode(START).astype(np.int32)
+    return ids if len(ids) else np.array([tokenizer.start_of_text], np.int32)
+
+
+def unread(tokenizer, prompt, name="the prompt"):
+    """A sentence for the user if a prompt (str or bytes) has characters and no tokens, else ""."""
+    if not prompt or len(tokenizer.encode(prompt)):
+        return ""
+    return f"the tokenizer drops all of {name}, so the model does not read it"
 
 
 def printable(text):

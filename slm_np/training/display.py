@@ -4,14 +4,16 @@ import contextlib
 import math
 import os
 
-from slm_np.errors import UserError
 from slm_np.progress import Progress, duration
 from slm_np.training.callbacks import Callback
 from slm_np.training.evaluation import bits_per_byte
 
 
 class Display(Callback):
-    """Shows how a run goes. sampler: function (model) -> a short sample for the evaluations, or None."""
+    """Shows how a run goes.
+
+    sampler: function (model, stopped) -> a short sample for the evaluations, or None. It ends early once `stopped()`.
+    """
 
     def __init__(self, sampler=None):
         self.sampler, self.text = sampler, ""
@@ -48,14 +50,17 @@ class Display(Callback):
         if "replay_loss" in row:
             line += f", retention loss {row['replay_loss']:.4f}"
         if self.sampler and math.isfinite(loss):
-            with contextlib.suppress(UserError):  # too little memory for a sample is no reason to stop training
-                if sample := self.sampler(trainer.model):
-                    line += f"  | {sample}"
+            try:
+                sample = self.sampler(trainer.model, lambda: trainer.stop_signal is not None)
+            except Exception as error:  # such as too little memory for a sample: no reason to stop training
+                sample = f"no sample ({str(error) or type(error).__name__})"
+            line += f"  | {sample}" if sample else ""
         self.progress.say(line)
 
     def on_stop_request(self, trainer):
-        # Not by print: the signal may have interrupted one.
-        os.write(2, b"\nstopping after this step; a second signal stops at once\n")
+        # Not by print: the signal may have interrupted one. After a SIGHUP there is no terminal.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step; a second signal stops at once\n")
 
     def on_end(self, trainer):
         if trainer.out_of_patience():

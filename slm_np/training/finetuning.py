@@ -10,10 +10,10 @@ from pathlib import Path
 
 from slm_np.config import TrainConfig, flag, lengths
 from slm_np.errors import UserError
+from slm_np.paths import expanded
 
 EPOCHS = 3.0  # over the new data, unless the length is given
 RATE_SHARE = 0.25  # peak learning rate as a share of the base's
-MIN_SHARE = 0.1  # lowest learning rate as a share of the peak
 INTERVAL = 250  # updates between evaluations, at most
 # Settings that are the base's unless given.
 KEPT = (
@@ -49,7 +49,7 @@ class Base:
         from slm_np.data import chat_template
         from slm_np.formats import run_config, runs
 
-        path = Path(path)
+        path = expanded(path)
         config = run_config.read_config(path)
         tokenizer, sampling = runs.tokenizer_of(path, config), runs.sampling_of(path)
         weights, step = runs.best_weights(path)
@@ -67,14 +67,18 @@ class Base:
 
     def origin(self):
         """What config.json of a finetuned run says of its base: its identity, and how its data were split."""
-        train = self.config.train
+        from slm_np.formats.run_paths import directories, written_here
+
+        train, places = self.config.train, directories(self.path, self.config)
+        paths = {field: getattr(train, field) for field in ("data", "val_data")}
         return dict(
             run=str(self.path),
             step=self.step,
             weights=self.checksum(),
             vocab_size=self.config.model.vocab_size,
             separated=self.config.data.get("separated", True),
-            **{field: getattr(train, field) for field in ("data", "val_data", "documents", "limit_bytes")},
+            **{field: written_here(path, places) or path for field, path in paths.items()},
+            **{field: getattr(train, field) for field in ("documents", "limit_bytes", "binary")},
         )
 
     def checksum(self):
@@ -112,7 +116,6 @@ def recipe(base, given):
     if not lengths(given):
         values["epochs"] = EPOCHS
     values.setdefault("learning_rate", RATE_SHARE * base.learning_rate)
-    values.setdefault("min_lr", MIN_SHARE * float(values["learning_rate"]))
     return values
 
 

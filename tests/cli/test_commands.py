@@ -151,7 +151,7 @@ BAD_SETTINGS = [
         "--max-iters 5 and --fit-time 3s both set the length of training; give one",
     ),
     (["--fit-time", "3s", "--max-time", "3s", "--epochs", 1], "all set the length of training; give one"),
-    (["--fit-time", "soon"], "--fit-time 'soon' is not a duration; write 90s, 20m or 2h"),
+    (["--fit-time", "soon"], "--fit-time 'soon' is not a duration; write 90s, 20m, 1.5h or 2h30m"),
     (["--pattern", "AX"], "--pattern 'AX' is unknown"),
     (["--tokenizer", "bites"], "did you mean byte"),
     (["--dtype", "fp8"], "--dtype 'fp8' is unknown"),
@@ -377,7 +377,7 @@ def config_file(text):
         ("data = [1, 2]", "--data must be of type str"),
         ("n-layer = [1]", "--n-layer must be of type int"),
         ("learning-rate = nan", "finite"),
-        ("[model]\nn-layer = 2", "unknown setting 'model'"),
+        ("[model]\nn-layer = 2", "section [model]"),
         ("dropout = 1979-05-27", "--dropout must be of type float"),
         ("epochs = 2\nmax-time = '3s'", "give one"),
         ('out-dir = "a\\u0000b"', "cannot create"),
@@ -475,7 +475,7 @@ def test_the_log_of_training(folder):
         r"memory: weights .*, together .* MiB", lines[3]
     )
     assert any(
-        re.match(r"step 30/40  loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  ETA \d+s", line) for line in lines
+        re.match(r"step 3/40  loss \d\.\d+  \d\.\d+ bits/byte  [\d,]+ tokens/s  ETA \d+s", line) for line in lines
     )
     assert any(
         re.match(r"step 40: train loss \d\.\d+, validation loss \d\.\d+, \d\.\d+ bits/byte  \| .+", line)

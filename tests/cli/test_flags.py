@@ -1,5 +1,6 @@
 """Flags and TOML files: the old names of settings, and values that have no effect."""
 
+import numpy as np
 import pytest
 import small
 
@@ -87,8 +88,8 @@ def test_a_change_without_effect_is_refused(name, changes, named):
 
 def test_the_vocabulary_size_is_for_bare_token_files(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = small.text_file(tmp_path)
-    (tmp_path / "ids.bin").write_bytes(text.read_bytes()[: 2 * 2000].replace(b" ", b"\0"))
+    small.text_file(tmp_path)
+    np.random.default_rng(0).integers(0, 1 << 16, 2000).astype("<u2").tofile(tmp_path / "ids.bin")
     ids = small.flags("ids.bin", out_dir="run", max_iters=1, vocab_size=1 << 16)
     assert small.status("train", *ids) == 0
     assert run_config.read_config("run").model.vocab_size == 1 << 16
