@@ -1,8 +1,9 @@
 """Byte-pair vocabularies: trained on a corpus, or GPT-2's."""
 
-import json
+import sys
 from itertools import chain
 
+from slm_np.data.bpe_process import learned
 from slm_np.data.library_tokenizer import LibraryTokenizer, tokenizers_library
 from slm_np.data.meter import metered
 from slm_np.data.segments import ESCAPED, decoded, segments
@@ -24,22 +25,24 @@ def train(vocab_size, texts, progress=True):
 
     texts: functions () -> fresh iterable of blocks of bytes, which together are the corpus. Of a corpus above `SAMPLE`
     bytes, segments spread all over it are taken. Ids: the 256 bytes in the order of their letters, the merges, the
-    end-of-text token. A text with fewer pairs to merge gives fewer tokens.
-    UserError if the `tokenizers` library is missing.
+    end-of-text token. A text with fewer pairs to merge gives fewer tokens, which a line on stderr says.
+    Words of more than `bpe_process.LONGEST` bytes, such as DNA, base64 or text without spaces, are learned in parts of
+    that length, so the time is near-linear in the text. They are encoded whole.
+    UserError if the `tokenizers` library is missing, or its process fails.
     """
-    library = tokenizers_library(f"--tokenizer bpe:{vocab_size}")
+    name = f"bpe:{vocab_size}"
+    tokenizers_library(f"--tokenizer {name}")
     total = sum(sum(map(len, text())) for text in texts)
-
-    trained = library.Tokenizer(library.models.BPE())
-    trained.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     strings = chain.from_iterable(decoded(metered(text(), total, "training the tokenizer", progress)) for text in texts)
-    trained.train_from_iterator(
-        sample(strings, total),
-        library.trainers.BpeTrainer(vocab_size=vocab_size - 1, show_progress=False, initial_alphabet=byte_letters()),
-    )
-    model = json.loads(trained.to_str())["model"]
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    return _gpt2_style(dict(sorted(model["vocab"].items(), key=lambda item: item[1])), merges, f"bpe:{vocab_size}")
+    vocab, merges = learned(vocab_size - 1, sample(strings, total), progress)
+    made = _gpt2_style(dict(sorted(vocab.items(), key=lambda item: item[1])), merges, name)
+    if progress and made.vocab_size < vocab_size:
+        print(
+            f"{name} learned {made.vocab_size:,} tokens: the text has no more pairs to merge",
+            file=sys.stderr,
+            flush=True,
+        )
+    return made
 
 
 def sample(strings, total):

@@ -74,6 +74,12 @@ class Building:
             self.thread = threading.Thread(target=self._run, args=(mine,), daemon=True)
             self.thread.start()
 
+    def __reduce__(self):
+        raise UserError(
+            "a corpus that is still being tokenized cannot be copied or pickled; load it with wait=True, "
+            "or take what corpus.building.wait() returns"
+        )
+
     def _run(self, mine):
         """The thread: build the store, or wait for the process that does. If that one dies, continue its work."""
         try:
@@ -118,13 +124,13 @@ class Building:
 class GrowingTokens:
     """One split of a corpus that is being built. `first` reads its start; everything else waits for the whole split.
 
-    n_text: bytes of its text, with the separators of documents.
+    n_text: bytes of its text, with the separators of documents.   lossy: as in `Tokens`.
     """
 
     mask = None
 
-    def __init__(self, split, building):
-        self.split, self._building, self._dtype = split, building, building.tokenizer.dtype
+    def __init__(self, split, building, lossy=""):
+        self.split, self.lossy, self._building, self._dtype = split, lossy, building, building.tokenizer.dtype
         self._numbers = shards.numbers_of(building.build.plan, split)
         ranges = [building.build.plan["shards"][number][2:] for number in self._numbers]
         self.n_text = sum(stop - start for start, stop in ranges)
@@ -142,7 +148,7 @@ class GrowingTokens:
                 time.sleep(POLL_S)
                 self._building.check()
                 self._look(n)
-        return self._whole.first(n) if self._whole is not None else Tokens(self.split, self._ids[:n])
+        return self._whole.first(n) if self._whole is not None else Tokens(self.split, self._ids[:n], lossy=self.lossy)
 
     def whole(self):
         """`Tokens` of the whole split."""
@@ -152,7 +158,7 @@ class GrowingTokens:
         """`Tokens` that stand for all in their bytes per token: the first ones."""
         if self._whole is None and self._sample is None:
             ids = self.first(SAMPLE).ids
-            self._sample = Tokens(self.split, ids, len(self._building.tokenizer.decode(ids)))
+            self._sample = Tokens(self.split, ids, len(self._building.tokenizer.decode(ids)), lossy=self.lossy)
         return self._sample if self._whole is None else self._whole
 
     def __len__(self):
@@ -185,7 +191,12 @@ class GrowingTokens:
             separated, floor = self._building.separated, self._building.floors[self.split]
             documents = shards.documents_of(total, separated)
             self._whole = Tokens(
-                self.split, self._ids, total["bytes"], None if separated else floor, n_documents=documents
+                self.split,
+                self._ids,
+                total["bytes"],
+                None if separated else floor,
+                n_documents=documents,
+                lossy=self.lossy,
             )
 
 
@@ -193,7 +204,7 @@ class _Lines:
     """Lines on stderr now and then while something is waited for."""
 
     def __init__(self, text, show):
-        self.text, self.show, self.next = text, show, time.monotonic() + FIRST_LINE_S
+        self.text, self.show, self.next = text, show and sys.stderr is not None, time.monotonic() + FIRST_LINE_S
 
     def due(self, rest):
         """Print a line if it is time for one."""

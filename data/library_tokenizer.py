@@ -1,9 +1,9 @@
 """Any `tokenizer.json`, run by Hugging Face's `tokenizers` library."""
 
+import contextlib
 import copy
 import json
 import re
-from itertools import islice
 
 import numpy as np
 
@@ -13,10 +13,14 @@ from slm_np.data.tokenizer_json import END_OF_TEXT, byte_letters, end_of_text_to
 from slm_np.errors import UserError, imported
 
 BATCH = 64  # segments in memory at a time
+BATCH_SIZE = 1 << 20  # characters of segments after which no other is added, so that Ctrl-C takes effect in between
 WORDS_AT_ONCE = 1 << 13  # words per call of the library: its result takes far more memory than the ids
+LARGEST_ID = (1 << 24) - 1  # a file with a larger one is damaged: no vocabulary is near it
 CACHE = 1 << 24  # size of the cache of words. A word counts its characters and `WORD_COST`
 WORD_COST = 64
 ENDS = (END_OF_TEXT, "</s>", "<eos>")  # names of the end-of-text token, the most likely first
+HOLES = 1 << 16  # ids without a token: a file with more of them is damaged, too
+STARTS = ("<s>", "<bos>", "[CLS]", "<|startoftext|>", "<|begin_of_text|>")  # names of the token before a text
 
 # A word with the white space before it. The library's regular expressions take white space from Unicode's White_Space.
 SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -29,18 +33,27 @@ class LibraryTokenizer(Tokenizer):
     A text is cut into segments, and each is encoded on its own. A space that the tokenizer puts before a text
     comes before the first segment only. A byte that is not UTF-8 becomes the token of that byte. Special tokens never
     occur in the encoding of a text and decode to nothing. After the end-of-text token a new text starts.
-    UserError for fields that the library does not accept.
+    Truncation, padding, dropout and the tokens that a post-processor adds are ignored. Ids that the vocabulary leaves
+    out get names that no text contains, and added tokens the ids that the library gives them.
+    UserError for fields that the library does not accept, and if it fails later.
     """
 
     def __init__(self, fields, name="tokenizer.json"):
         self.name, self._json = name, dict(fields, truncation=None, padding=None, model={**fields["model"]})
         if self._json["model"].get("dropout"):
             self._json["model"]["dropout"] = None  # a text always has the same ids
+        self._fill_holes()
         self._library = self._made(self._json)
         vocab = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = 1 + max(vocab.values(), default=-1)
+        if not 0 < self.vocab_size <= 1 + LARGEST_ID:
+            raise self._damaged(f"its vocabulary has {self.vocab_size} ids")
         self.end_of_text, self._end = _end_of_text(self._json, vocab)
-        added = self._json["added_tokens"] = [dict(token) for token in self._json.get("added_tokens") or []]
+        added = self._json["added_tokens"] = [
+            dict(token, id=vocab[token["content"]])
+            for token in self._json.get("added_tokens") or []
+            if token["content"] in vocab
+        ]
         known = next((token for token in added if token["id"] == self.end_of_text), None)
         if self.end_of_text is not None and not (
             known and known["special"]
@@ -66,6 +79,11 @@ class LibraryTokenizer(Tokenizer):
             and not pre[0]["add_prefix_space"]
             and all(token["special"] for token in added)
         )
+        self.lossless = self._by_words and self._spells_words()
+        unknown = self._json["model"].get("unk_token")
+        self.unknown = self._json["model"].get("unk_id") if unknown is None else vocab.get(unknown)
+        first = next((vocab[name] for name in STARTS if name in vocab), 0)
+        self.start_of_text = first if self.end_of_text is None else self.end_of_text
         later = _without_prefix(self._json)
         self._later = self._library if later == self._json else self._made(later)  # encodes all but the first segment
         self._words, self._words_size = {}, 0  # {word: its ids as bytes}, and its size as `CACHE` counts it
@@ -76,14 +94,47 @@ class LibraryTokenizer(Tokenizer):
     def _made(self, fields):
         """The library's tokenizer. UserError if the library does not accept the fields."""
         library = tokenizers_library(f"the tokenizer {self.name}")
-        try:
-            made = library.Tokenizer.from_str(json.dumps(fields))
-        except Exception as error:  # the library has no exception class of its own
-            raise UserError(
-                f"{self.name} is not a tokenizer.json, or it is damaged ({error}); copy it again from its source"
-            ) from None
-        made.encode_special_tokens = True
-        return made
+        with _failures(self._damaged):
+            made = library.Tokenizer.from_str(json.dumps(dict(fields, post_processor=None)))
+            made.encode_special_tokens = True
+            return made
+
+    def _damaged(self, reason):
+        """The UserError for fields that no tokenizer has."""
+        unread = any(text in str(reason) for text in ("untagged enum", "unknown variant"))
+        newer = " it may need a newer release of the package tokenizers (pip install -U tokenizers), or" * unread
+        return UserError(
+            f"{self.name} is not a tokenizer.json, or it is damaged ({reason});{newer} copy it again from its source"
+        )
+
+    def _fill_holes(self):
+        """Give a name to each id that the model's vocabulary leaves out.
+
+        The library gives an added token the number of tokens as its id, which is another token's if there are holes.
+        """
+        model = self._json["model"]
+        if not isinstance(model.get("vocab"), dict):
+            return
+        used = {id for id in model["vocab"].values() if type(id) is int and id >= 0}
+        largest = max(used, default=-1)
+        if largest > LARGEST_ID or largest - len(used) > HOLES:
+            raise self._damaged(f"its vocabulary has {len(used)} tokens and the id {largest}")
+        if len(used) <= largest:
+            unused = {f"\0unused {id}\0": id for id in range(largest) if id not in used}
+            model["vocab"] = {**model["vocab"], **unused}
+
+    def _spells_words(self):
+        """Whether byte-pair encoding splits each word into tokens that spell it, none of them special."""
+        model = self._json["model"]
+        vocab, merges = model["vocab"], model["merges"]
+        special = {token["content"] for token in self._json["added_tokens"]} & vocab.keys()
+        merged = {merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in merges}
+        return (
+            None not in self._byte_ids
+            and len(set(vocab.values())) == len(vocab)
+            and not any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+            and not (special & merged or special and model.get("ignore_merges"))
+        )
 
     def with_end(self):
         added = [*self._json["added_tokens"], end_of_text_token(self.vocab_size)]
@@ -93,8 +144,7 @@ class LibraryTokenizer(Tokenizer):
         return self._json
 
     def encode_blocks(self, blocks, begins=True):
-        parts = segments(decoded(blocks))
-        while batch := list(islice(parts, BATCH)):
+        for batch in _batches(segments(decoded(blocks)), BATCH):
             if self._by_words:
                 yield self._encode_words([word for segment in batch for word in WORD.findall(segment)])
             else:
@@ -105,8 +155,7 @@ class LibraryTokenizer(Tokenizer):
         """The ids (N,) of words. Each word is encoded once and then cached."""
         if self._words_size > CACHE:
             self._words, self._words_size = {}, 0
-        new = iter(set(words).difference(self._words))
-        while some := list(islice(new, WORDS_AT_ONCE)):
+        for some in _batches(set(words).difference(self._words), WORDS_AT_ONCE):
             for word, ids in zip(some, self._encode(some)):
                 self._words[word] = np.array(ids, self.dtype).tobytes()
                 self._words_size += WORD_COST + len(word)
@@ -131,10 +180,8 @@ class LibraryTokenizer(Tokenizer):
         model = self._json["model"]
         if self._letters and None in self._byte_ids and not model.get("unk_token") and not self._json.get("normalizer"):
             self._check_letters(strings)  # the library would silently drop characters without a token
-        try:
+        with _failures(lambda error: UserError(f"{self.name} cannot encode the text ({error}); use another tokenizer")):
             found = [one.ids for one in library.encode_batch_fast(strings, add_special_tokens=False)] if strings else []
-        except Exception as error:
-            raise UserError(f"{self.name} cannot encode the text ({error}); use another tokenizer") from None
         for i, ids in enumerate(found):
             # Models that look up whole words find the end-of-text token by its name. Cut in two, the name is not found.
             if self.end_of_text in ids and len(self._end) > 1:
@@ -172,7 +219,8 @@ class LibraryTokenizer(Tokenizer):
         for id in self._checked(ids).tolist():
             part = self._token_bytes.get((id, begins))
             if part is None:
-                part = self._token_bytes[id, begins] = self._bytes_of(id, begins)
+                with _failures(lambda error: self._damaged(f"{error} when it decodes the token {id}")):
+                    part = self._token_bytes[id, begins] = self._bytes_of(id, begins)
             parts.append(part)
             begins = id == self.end_of_text or (begins and id in self._special)
         return b"".join(parts)
@@ -197,6 +245,30 @@ class LibraryTokenizer(Tokenizer):
         return text[len(head) : len(text) - len(tail)].encode()
 
 
+@contextlib.contextmanager
+def _failures(error_of):
+    """Turn a failure of the library into `error_of(exception)`. It has no exception class, and its panics are none."""
+    try:
+        yield
+    except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise error_of(error) from None
+
+
+def _batches(strings, n):
+    """Yield lists of up to `n` strings, fewer if they have `BATCH_SIZE` characters."""
+    batch, size = [], 0
+    for string in strings:
+        batch.append(string)
+        size += len(string)
+        if len(batch) == n or size >= BATCH_SIZE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
 def tokenizers_library(what):
     """The module `tokenizers`, which is an extra. UserError if it is missing. what: what needs it."""
     return imported("tokenizers", what, "slm_np[bpe]")
@@ -212,7 +284,8 @@ def _end_of_text(fields, vocab):
     if name is None:
         unknown = fields["model"].get("unk_token")
         added = fields.get("added_tokens") or []
-        special = [token["content"] for token in added if token["special"] and token["content"] != unknown]
+        special = [token["content"] for token in added if token["special"] and token["content"] in vocab]
+        special = [content for content in special if content != unknown]
         name = next(
             (name for name in special if re.search("end|eos", name, re.IGNORECASE)),
             special[0] if len(special) == 1 else None,

@@ -7,6 +7,7 @@ from pathlib import Path
 from slm_np.data import bpe
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
+from slm_np.data.foreign_tokenizers import described
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.meter import metered
 from slm_np.errors import UserError, near
@@ -46,9 +47,17 @@ def make_tokenizer(name, texts, progress=True):
 
 
 def load_tokenizer(path):
-    """The tokenizer in the file `path`, of whichever kind. Needs no network. UserError if it is missing or damaged."""
+    """The tokenizer in the file `path`, of whichever kind. Needs no network.
+
+    UserError if it is missing, damaged, or a vocabulary in another format.
+    """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a character that no path may contain
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the tokenizer {path} cannot be read ({reason}); name a tokenizer.json") from None
+    try:
+        found = json.loads(data.decode("utf-8-sig"))
         kind, vocab, end = found["model"].get("type"), found["model"]["vocab"], bool(found.get("added_tokens"))
         own = None
         if kind == "BPE" and len(vocab) == 256:
@@ -57,10 +66,10 @@ def load_tokenizer(path):
             own = CharTokenizer("".join(sorted(vocab, key=vocab.get)), end)
         # A newer library may have added fields. The tokenizer is ours if it contains everything that we would write.
         return own if own and _contains(found, own.to_json()) else LibraryTokenizer(found, path)
-    except OSError as error:
-        raise UserError(f"the tokenizer {path} cannot be read ({error.strerror}); name a tokenizer.json") from None
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a tokenizer.json, or it is damaged; copy it again from its source") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        foreign = described(data)
+        what, remedy = foreign or ("is not a tokenizer.json, or it is damaged", "copy it again from its source")
+        raise UserError(f"{path} {what}{', not a tokenizer.json' * bool(foreign)}; {remedy}") from None
 
 
 def with_end_of_text(tokenizer):

@@ -8,6 +8,7 @@ from slm_np.cli import flags
 from slm_np.cli.loading import add_run, load_run
 from slm_np.config import TrainConfig, check_documents
 from slm_np.errors import command
+from slm_np.words import counted
 
 
 def parser():
@@ -20,6 +21,7 @@ def parser():
         "--data",
         action="extend",
         nargs="+",
+        type=flags.path,
         default=[],
         metavar="TEXT",
         help="files, folders, globs, the name of a corpus or a folder of prepared tokens: its validation split if it "
@@ -55,7 +57,7 @@ def parser():
     return p
 
 
-@command
+@command(prints_result=True)
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
     args = parser().parse(argv)
@@ -104,9 +106,12 @@ def report(run, data, tokens, found, stride, seconds):
 def describe_text(fields):
     """The line about the model and its text."""
     n = fields["documents"]
-    counts = [f"{fields['bytes']:,} bytes"] if fields["bytes"] else []
-    counts += [f"{n:,} document{'s' * (n != 1)}"] if n else []
-    counts += [f"{fields['tokens']:,} {'assistant ' * fields['answers_only']}tokens", f"context {fields['context']}"]
+    counts = [counted(fields["bytes"], "byte")] if fields["bytes"] else []
+    counts += [counted(n, "document")] if n else []
+    counts += [
+        counted(fields["tokens"], "assistant " * fields["answers_only"] + "token"),
+        f"context {fields['context']}",
+    ]
     counts += [f"stride {fields['stride']}"] if fields["stride"] else []
     return f"{fields['model']}, weights of step {fields['step']}, on {fields['data']}: {', '.join(counts)}"
 
@@ -118,7 +123,7 @@ def describe_loss(fields):
         f"{fields['nats_per_token']:.4f} nats/token, "
         + (f"{bits:.4f} bits/byte, " if bits is not None else "")
         + f"perplexity {fields['perplexity']:,.3f}"
-        + (f" (floor {floor:.4f} bits/byte)" if floor else "")
+        + (f" (floor {floor:.4f} bits/byte)" if floor and bits is not None else "")
     )
 
 

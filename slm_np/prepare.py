@@ -10,6 +10,7 @@ from slm_np.cli import flags
 from slm_np.config import TrainConfig, check
 from slm_np.errors import command
 from slm_np.paths import cache_dir
+from slm_np.words import counted, quoted
 
 # The settings that this command shares with training.
 Settings = dataclasses.make_dataclass(
@@ -31,10 +32,11 @@ def parser():
     p.add_argument(
         "corpus",
         nargs="+",
+        type=flags.path,
         metavar="CORPUS",
         help="what to tokenize: files, folders, globs, or a name such as tinystories",
     )
-    p.add_argument("--out-dir", metavar="DIR", required=True, help="a new directory for the tokens")
+    p.add_argument("--out-dir", type=flags.path, metavar="DIR", required=True, help="a new directory for the tokens")
     flags.add_settings(p, Settings, "corpus")
     return p
 
@@ -74,13 +76,11 @@ def describe(corpus, directory):
     """Yield the lines that say what was prepared, and how to train on it."""
     for tokens in (corpus.train, corpus.validation):
         n = tokens.n_documents
-        targets = f", {tokens.n_targets:,} of them targets" if tokens.mask is not None else ""
-        yield (
-            f"{tokens.split}: {n:,} document{'s' * (n != 1)}, {tokens.n_bytes:,} bytes, {len(tokens):,} tokens "
-            f"({tokens.ids.dtype.name}){targets}"
-        )
-    yield f"vocabulary: {corpus.vocab_size:,} tokens"
-    yield f"train on it with: python -m slm_np.train --data {directory}"
+        targets = f", of which {counted(tokens.n_targets, 'target')}" if tokens.mask is not None else ""
+        counts = counted(n, "document"), counted(tokens.n_bytes, "byte"), counted(len(tokens), "token")
+        yield f"{tokens.split}: {', '.join(counts)} ({tokens.ids.dtype.name}){targets}"
+    yield f"vocabulary: {counted(corpus.vocab_size, 'token')}"
+    yield f"train on it with: python -m slm_np.train --data {quoted(directory)}"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,10 @@ def mean_loss(model, batches, tokens, targets, n_batches, between):
 
 
 def bits_per_byte(nats_per_token, split):
-    """A loss per unmasked target in bits per byte of the text of these targets; NaN if its length is unknown."""
-    if not split.n_bytes or not split.n_targets:
+    """A loss per unmasked target in bits per byte of the text of these targets.
+
+    NaN if its length is unknown, or if the tokenizer loses part of it.
+    """
+    if split.lossy or not split.n_bytes or not split.n_targets:
         return math.nan
     return nats_per_token / math.log(2) * split.n_targets / split.n_bytes

@@ -1,7 +1,10 @@
 """Vocabularies by name: byte-pair encoding trained on a corpus, GPT-2's, and the names that are refused."""
 
 import json
+import random
+import subprocess
 import sys
+from queue import Empty
 
 import numpy as np
 import pytest
@@ -10,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_tokenizers import SAMPLE, TALE, bpe_tokenizer
 
-from slm_np.data import bpe, segments, token_store, tokenizer_factory
+from slm_np.data import bpe, bpe_process, segments, token_store, tokenizer_factory
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.token_store import load_corpus
 from slm_np.data.tokenizer_factory import load_tokenizer, make_tokenizer
-from slm_np.data.tokenizer_json import END_OF_TEXT
+from slm_np.data.tokenizer_json import END_OF_TEXT, byte_letters
 from slm_np.errors import UserError
 
 
@@ -63,6 +66,146 @@ def test_progress_of_training_counts_the_bytes(monkeypatch):
     make_tokenizer("char", [lambda: [b"abc"], lambda: [b"d"]], progress=True)
     what = "collecting characters"
     assert calls == [(5, "training the tokenizer", True), (3, what, True), (1, what, True)]
+
+
+def by_the_library(text, n):
+    """The vocabulary that the library learns of a text as a whole."""
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=n - 1, show_progress=False, initial_alphabet=byte_letters())
+    library.train_from_iterator([text], trainer)
+    return library.get_vocab()
+
+
+def test_a_text_without_long_runs_gives_the_vocabulary_of_the_library(test_data):
+    for text in (
+        (test_data / "tinyshakespeare.txt").read_text(encoding="utf-8")[:300_000],
+        "".join(f" {'ab' * (n % 90)}{n}" for n in range(2000)),  # words of up to 184 bytes
+    ):
+        made = make_tokenizer("bpe:700", [lambda: [text.encode()]], progress=False)
+        vocab = {token: id for token, id in made.to_json()["model"]["vocab"].items() if token != END_OF_TEXT}
+        assert vocab == by_the_library(text, 700)
+
+
+@pytest.mark.parametrize(
+    "letters, size", [("a", 3000), ("ACGT", 9000), ("漢字書道仮名", 6000), ("🙂🙃", 3000), (" ", 3000), ("!?", 3000)]
+)
+def test_long_runs_are_learned_in_parts_and_encoded_whole(letters, size):
+    text = "".join(random.Random(1).choice(letters) for _ in range(size))
+    made = make_tokenizer("bpe:600", [lambda: [text.encode()]], progress=False)
+    pieces = [made.decode([id]) for id in range(256, made.end_of_text)]
+    assert pieces and max(map(len, pieces)) <= bpe_process.LONGEST
+    if ord(letters[0]) > 127:  # only whole characters are joined, after those of their bytes
+        assert any(len(piece) > len(letters[0].encode()) for piece in pieces)
+        for piece in pieces:
+            if len(piece) > 2 * len(letters[0].encode()):
+                assert piece.decode() in text
+    data = (text * 3).encode()
+    ids = made.encode(data)
+    assert made.decode(ids) == data
+    library = tokenizers.Tokenizer.from_str(json.dumps(made.to_json()))
+    assert library.encode(text * 3).ids == ids.tolist()  # so no other program cuts differently
+
+
+def test_fewer_tokens_than_asked_for_are_reported(capsys):
+    made = make_tokenizer("bpe:5000", [lambda: [b"abc abc"]])
+    assert f"bpe:5000 learned {made.vocab_size} tokens: the text has no more pairs to merge" in capsys.readouterr().err
+    make_tokenizer("bpe:258", [lambda: [b"abc abc"]])
+    assert "no more pairs" not in capsys.readouterr().err
+
+
+class Script:
+    """A queue that gives what it was made of; None is a time without an answer."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def get(self, timeout):
+        answer = self.answers.pop(0)
+        if answer is None:
+            raise Empty
+        return answer
+
+    def get_nowait(self):
+        return self.get(0)
+
+
+def test_progress_of_learning_merges(monkeypatch, capsys):
+    monkeypatch.setattr(bpe_process, "SHOWN_AFTER_S", -1.0)
+    monkeypatch.setattr(bpe_process, "FIRST_LINE_S", -1.0)
+    monkeypatch.setattr(bpe_process, "LINE_S", 0.0)
+    assert bpe_process._received(Script(None, 1, 2, None, 30, None, b"model"), "learning", 40, True) == b"model"
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("learning for 0s") and shown[1].startswith("learning: 2/40 merges")
+    assert shown[2].startswith("learning: 30/40 merges") and "ETA 0s" in shown[2]
+    assert bpe_process._received(Script(None, 1, None, b"model"), "learning", 40, False) == b"model"
+    assert not capsys.readouterr().err
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """The processes that a test starts."""
+    found, start = [], subprocess.Popen
+
+    def popen(*arguments, **named):
+        found.append(start(*arguments, **named))
+        return found[-1]
+
+    monkeypatch.setattr(bpe_process.subprocess, "Popen", popen)
+    return found
+
+
+def test_learning_ends_its_process(processes, monkeypatch):
+    make_tokenizer("bpe:300", [lambda: [b"abc"]], progress=False)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bpe_process, "_received", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_tokenizer("bpe:300", [lambda: [b"abc"]], progress=False)
+
+    def text():
+        yield b"abc" * 1_000_000
+        raise UserError("the disk is gone")
+
+    with pytest.raises(UserError, match="the disk is gone"):
+        bpe_process.learned(300, (block.decode() for block in text()), progress=False)
+    assert len(processes) == 3 and all(process.returncode is not None for process in processes)
+
+
+@pytest.mark.parametrize("moment", ["between strings", "within a string", "learning"])
+def test_the_process_ends_with_its_parent(moment, processes, monkeypatch):
+    class Gone(Exception):
+        pass
+
+    def send(pipe, strings):
+        """Send some of the text, and close the pipe as the end of the parent does."""
+        data = "".join(random.Random(1).choices("abcdefghijklm", k=2_000_000)).encode()
+        pipe.write(bpe_process.LENGTH.pack(len(data)) + data[: 1000 if moment == "within a string" else None])
+        if moment == "learning":
+            pipe.write(bpe_process.LENGTH.pack(0))
+        pipe.close()
+        processes[0].wait(60)
+        raise Gone
+
+    monkeypatch.setattr(bpe_process, "_send", send)
+    with pytest.raises(Gone):
+        bpe_process.learned(200_000, [], progress=False)
+    assert processes[0].returncode == 1
+
+
+def test_a_process_that_fails_is_one_sentence(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "nowhere"))
+        with pytest.raises(UserError, match="process that learns bpe:300 cannot be started .*nowhere"):
+            make_tokenizer("bpe:300", [lambda: [b"abc"]], progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(bpe_process, "import_path", lambda: [])
+        patch.setattr(bpe_process, "__name__", "slm_np.data.missing")
+        with pytest.raises(UserError, match="process that learned bpe:300 ended with status 1, .*smaller vocabulary"):
+            make_tokenizer("bpe:300", [lambda: [b"abc" * 1_000_000]], progress=False)
 
 
 @pytest.fixture
