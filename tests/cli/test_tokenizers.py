@@ -49,6 +49,7 @@ def test_a_run_with_any_tokenizer_ends_well(name, tmp_path, capsys):
         ids = encode_prompt(loaded.tokenizer, prompt)
         assert ids.dtype == np.int32 and len(ids) >= 1 and 0 <= ids.min() <= ids.max() < loaded.tokenizer.vocab_size
         assert isinstance(text_of(loaded.model, loaded.tokenizer, prompt, 3, SamplingConfig()), str)
+    for prompt in ("", "\x00", "\n\n"):
         capsys.readouterr()
         assert small.status("generate", "--model", run, "--prompt", prompt, "--max-tokens", 2) == 0
         said = capsys.readouterr().err
