@@ -17,6 +17,19 @@ from slm_np.errors import UserError, near
 
 FILE = "chat_template.json"
 ROLES = ("system", "user", "assistant")
+ROLE_NAMES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant"}
+# Keys of rows, as widespread datasets have them.
+PAIRS = (
+    ("prompt", "response"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("input", "output"),
+)
+CONTEXTS = ("input", "context")
+SYSTEMS = ("system", "system_prompt")
+KEYS = {"messages", "conversations", "prompt", "completion", "text", "content", *sum(PAIRS, ()), *CONTEXTS, *SYSTEMS}
 EXAMPLE = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 
 
@@ -163,44 +176,124 @@ def check_text(row, field, where):
         ) from None
 
 
-def parse_row(line, file, number):
-    """The content of one line of a .jsonl file: a str for a row with `text`, else a list of messages.
+def parse_row(line, file, number, unit="line"):
+    """The content of a row of JSON: a str for a text, a list of messages, or None if it has nothing to learn.
 
-    A row has `messages`, or `prompt` and `completion`, or `text`.   line: str or UTF-8 bytes.   number: of the line,
-    from 1.
-    UserError with file, line and remedy for any other row, and for a conversation that does not end with the assistant.
+    A row is a string, or an object with one of
+        messages, conversations    a list of {"role", "content"}, or of {"from", "value"} as ShareGPT writes it
+        a pair of `PAIRS`          question and answer, with `CONTEXTS` appended to a question and `SYSTEMS` before it
+        text, content              a string
+    A row has nothing to learn if the text or a message is empty or null.
+    line: str or UTF-8 bytes; a comma at its end does not count.   number: of the line or other `unit`, from 1.
+    UserError with file, number and remedy for any other row, and for a conversation that does not end with the
+    assistant.
     """
-    where = f"{file}, line {number},"
+    where = f"{file}, {unit} {number},"
+    row = _object(line, where)
+    if "messages" in row:
+        return _conversation(row["messages"], where)
+    if ("prompt" in row or "completion" in row) and not ("prompt" in row and "response" in row):
+        return _pair(row, "prompt", "completion", where)
+    if "text" in row:
+        return _text(row, "text", where)
+    if "conversations" in row:
+        return _conversation(row["conversations"], where, _system(row))
+    pairs = [pair for pair in PAIRS if all(key in row for key in pair)]
+    if len(pairs) > 1 and "input" in pairs[-1]:  # the input belongs to an instruction or question
+        pairs.pop()
+    if len(pairs) == 1:
+        contexts = [key for key in CONTEXTS if key in row and key not in pairs[0]]
+        return _pair(row, *pairs[0], where, contexts, _system(row))
+    if "content" in row and not pairs:
+        return _text(row, "content", where)
+    keys = ", ".join(sorted(map(repr, row))[:5]) or "no keys"
+    raise UserError(
+        f'{where} has {keys}, but needs "messages", or "prompt" and "completion", or "text"; write {EXAMPLE}'
+    )
+
+
+def _object(line, where):
+    """The object in a row of JSON. UserError, which starts with `where`, if it is something else."""
+    line = line.strip()
     try:
-        row = json.loads(line)
+        row = json.loads(line[:-1] if line[-1:] in (",", b",") else line)
     except UnicodeDecodeError:
         raise UserError(f"{where} is not UTF-8; save the file in that encoding") from None
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "it is nested too deeply")
         column = f" at column {error.colno}" if hasattr(error, "colno") else ""
         raise UserError(f"{where} is not JSON ({reason}{column}); write one object per line") from None
+    if row is None or isinstance(row, str):
+        return dict(text=row)
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a JSON object; write {EXAMPLE}")
-    if "messages" in row:
-        messages = row["messages"]
-        check_messages(messages, where.rstrip(","))
-        if messages[-1]["role"] != "assistant":
-            raise UserError(
-                f"{where} {_ends_with(messages)}, which leaves nothing to train on; "
-                "add the assistant's reply, or remove the row"
-            )
-        return messages
-    if "prompt" in row or "completion" in row:
-        for field in ("prompt", "completion"):
-            check_text(row, field, where)
-        return [dict(role="user", content=row["prompt"]), dict(role="assistant", content=row["completion"])]
-    if "text" in row:
-        check_text(row, "text", where)
-        return row["text"]
-    keys = ", ".join(sorted(map(repr, row))[:5]) or "no keys"
-    raise UserError(
-        f'{where} has {keys}, but needs "messages", or "prompt" and "completion", or "text"; write {EXAMPLE}'
-    )
+    return row
+
+
+def _text(row, key, where):
+    if _is_empty(row[key]):
+        return None
+    check_text(row, key, where)
+    return row[key]
+
+
+def _pair(row, question, answer, where, contexts=(), system=""):
+    """The conversation of a row with a question and an answer, or None if one of them is empty."""
+    for key in (question, answer):
+        if key in row and _is_empty(row[key]):
+            return None
+    for key in (question, answer):
+        check_text(row, key, where)
+    added = [key for key in contexts if not _is_empty(row[key])]
+    for key in added:
+        check_text(row, key, where)
+    asked = "\n".join(row[key] for key in (question, *added))
+    start = [dict(role="system", content=system)] * bool(system)
+    return [*start, dict(role="user", content=asked), dict(role="assistant", content=row[answer])]
+
+
+def _conversation(messages, where, system=""):
+    """The messages of a row, or None if one of them is empty."""
+    if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
+        messages = [_message(message) for message in messages]
+        if any("content" in message and _is_empty(message["content"]) for message in messages):
+            return None
+        if system and messages and messages[0].get("role") != "system":
+            messages.insert(0, dict(role="system", content=system))
+    check_messages(messages, where.rstrip(","))
+    if messages[-1]["role"] != "assistant":
+        raise UserError(
+            f"{where} {_ends_with(messages)}, which leaves nothing to train on; "
+            "add the assistant's reply, or remove the row"
+        )
+    return messages
+
+
+def _message(message):
+    """A message with role and content, from one with the keys or the roles of ShareGPT, or with parts of text."""
+    if "role" not in message and "content" not in message and {"from", "value"} <= message.keys():
+        message = dict(role=message["from"], content=message["value"])
+    role, content = message.get("role"), message.get("content")
+    if isinstance(role, str) and role in ROLE_NAMES:
+        message = dict(message, role=ROLE_NAMES[role])
+    if (
+        isinstance(content, list)
+        and content
+        and all(isinstance(p, dict) and set(p) == {"type", "text"} for p in content)
+    ):
+        if all(part["type"] == "text" and isinstance(part["text"], str) for part in content):
+            message = dict(message, content="".join(part["text"] for part in content))
+    return message
+
+
+def _system(row):
+    """The system message that a row has beside its question, or ""."""
+    found = next((row[key] for key in SYSTEMS if isinstance(row.get(key), str)), "")
+    return "" if _is_empty(found) else found
+
+
+def _is_empty(value):
+    return value is None or isinstance(value, str) and not value.strip()
 
 
 def _ends_with(messages):

@@ -1,7 +1,9 @@
-"""Small helpers for files: open, read JSON, replace JSON, with errors that name the file."""
+"""Small helpers for files: open, read JSON, replace JSON, with errors that name the file; JSON with its checksum."""
 
+import hashlib
 import json
 import os
+import zlib
 
 from slm_np.errors import UserError
 
@@ -40,12 +42,32 @@ def read_json_or_empty(path):
     return found if isinstance(found, dict) else {}
 
 
-def write_cache_json(path, value):
-    """Replace the JSON file at `path` in one step. For caches only: a failed write is ignored."""
+def sha256_of(path):
+    """The SHA-256 of a file, in hexadecimal. For texts see `Text.sha256`."""
+    digest = hashlib.sha256()
+    with opened(path) as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sealed(fields):
+    """The object `fields` and, as its last entry "checksum", the CRC-32 of the others. See `unsealed`."""
+    return {**fields, "checksum": f"{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):08x}"}
+
+
+def unsealed(fields):
+    """`fields` without their checksum. {} if it is missing, or not that of the other entries."""
+    rest = {key: value for key, value in fields.items() if key != "checksum"}
+    return rest if fields == sealed(rest) else {}
+
+
+def write_cache_json(path, fields):
+    """Replace the JSON file at `path` by the object `fields`, `sealed`. For caches only: a failed write is ignored."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(value, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(sealed(fields), indent=1), encoding="utf-8")
         os.replace(part, path)
     except OSError:
         pass

@@ -1,11 +1,10 @@
 """Progress in bytes: a bar on a terminal or in a notebook, a line now and then in a log."""
 
-import sys
 import time
 
 from tqdm import tqdm
 
-from slm_np.progress import interactive
+from slm_np.progress import duration, interactive, say
 
 FIRST_LINE_S, LINE_S = 5.0, 15.0  # seconds before the first line in a log, and between lines
 
@@ -32,12 +31,8 @@ class Meter:
         seconds = time.monotonic() - self.started
         if self.lines and seconds > self.next_line:
             self.next_line = seconds + LINE_S
-            left = seconds * (self.total - self.done) / max(1, self.done - self.done_before)
-            print(
-                f"{self.what}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = duration(seconds * (self.total - self.done) / max(1, self.done - self.done_before))
+            say(f"{self.what}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB, ETA {left}")
 
     def __enter__(self):
         return self

@@ -5,8 +5,8 @@ import errno
 import json
 import os
 import re
-import shutil
-from itertools import chain, takewhile
+import zlib
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from slm_np.data.documents import END, PLAIN, ROWS, next_start, rows
 from slm_np.data.documents import split as split_documents
 from slm_np.data.embedded import EmbeddedText
-from slm_np.data.files import read_json_or_empty
+from slm_np.data.files import read_json_or_empty, sealed, unsealed
 from slm_np.data.text_files import BLOCK, Text
 from slm_np.errors import UserError
 
@@ -23,6 +23,7 @@ SEEN = 1 << 16  # bytes of ids after which the first shard of a split shows them
 SEARCHED = 1 << 16  # bytes before the end of a shard in which a word's end is searched
 _WORD_END = re.compile(rb"[!-~](?=[ \n])")
 COUNTS = ("tokens", "targets", "documents", "bytes", "target_bytes")  # what is counted of each shard
+CHECKSUMS = ("ids_crc32", "mask_crc32")  # of the bytes in NUMBER.bin and NUMBER.mask
 
 
 def shard_ranges(text, start, stop, documents, separated):
@@ -69,12 +70,12 @@ def tokenize(staging, plan, number, tokenizer, report):
     """Tokenize shard `number` of a plan (see store_builder.py) into the folder `staging`/shards.
 
     Writes NUMBER.bin (ids), for rows NUMBER.mask (a byte per token, 1 for a target), and at the end NUMBER.json
-    (`COUNTS`). The ids of a split's first shard go directly to `staging`/SPLIT.bin, so they can be read while they are
-    written.
+    (`COUNTS` and `CHECKSUMS`). The ids of a split's first shard go directly to `staging`/SPLIT.bin, so they can be
+    read while they are written.
     report: function (n), called when n more bytes have been read.   UserError for text that cannot be tokenized.
     """
     split, kind, start, stop = plan["shards"][number]
-    text, counts = text_of(plan, split), dict.fromkeys(COUNTS, 0)
+    text, counts = text_of(plan, split), dict.fromkeys((*COUNTS, *CHECKSUMS), 0)
     part, is_first = staging / "shards" / f"{number}.{os.getpid()}", numbers_of(plan, split)[0] == number
     ids_path = staging / f"{split}.bin" if is_first else Path(f"{part}.bin")
 
@@ -90,11 +91,14 @@ def tokenize(staging, plan, number, tokenizer, report):
             yield block
 
     def put(ids, target):
-        ids_file.write(ids.astype(ids.dtype.newbyteorder("<"), copy=False).data)
+        written, mask = ids.astype(ids.dtype.newbyteorder("<"), copy=False).data, bytes([target]) * len(ids)
+        ids_file.write(written)
+        counts["ids_crc32"] = zlib.crc32(written, counts["ids_crc32"])
+        counts["mask_crc32"] = zlib.crc32(mask, counts["mask_crc32"])
         counts["tokens"] += len(ids)
         counts["targets"] += len(ids) * target
         if mask_file:
-            mask_file.write(bytes([target]) * len(ids))
+            mask_file.write(mask)
 
     def write(blocks, target=True, begins=True):
         for ids in tokenizer.encode_blocks(counted(blocks, target), begins):
@@ -134,81 +138,13 @@ def tokenize(staging, plan, number, tokenizer, report):
         raise OSError(errno.ESTALE, "another process has begun it again")  # this one outlived its parent
     for suffix in (".bin",) * (not is_first) + (".mask",) * (kind == ROWS):
         os.replace(f"{part}{suffix}", staging / "shards" / f"{number}{suffix}")
-    Path(f"{part}.json").write_text(json.dumps(counts), encoding="utf-8")
+    Path(f"{part}.json").write_text(json.dumps(sealed(counts)), encoding="utf-8")
     os.replace(f"{part}.json", staging / "shards" / f"{number}.json")
 
 
-def join(staging, plan, split, id_size, start=(0, 0)):
-    """Append finished shards of a split to SPLIT.bin, in order, up to the first one that is not finished.
-
-    id_size: bytes per id.   start: (shards, bytes) that an earlier call has appended.   Returns these two numbers now.
-    A shard is removed once its bytes are on disk. A rerun derives from the file size which shards were appended, so a
-    kill loses nothing.
-    """
-    numbers = numbers_of(plan, split)[start[0] :]
-    counts = list(takewhile(bool, (finished(staging, number) for number in numbers)))
-    if not counts and (numbers or (staging / f"{split}.bin").exists()):
-        return start
-    size = _append(staging, f"{split}.bin", ".bin", id_size, list(zip(numbers, counts)), start[1])
-    return start[0] + len(counts), size
-
-
-def join_masks(staging, plan, split):
-    """Append the masks of a split to SPLIT.mask.bin if not all tokens are targets. Returns the sums of `COUNTS`.
-
-    All shards are finished, and a kill loses nothing, as in `join`.
-    """
-    counts = [(number, finished(staging, number)) for number in numbers_of(plan, split)]
-    totals = {key: sum(count[key] for _, count in counts) for key in COUNTS}
-    if totals["targets"] < totals["tokens"]:
-        _append(staging, f"{split}.mask.bin", ".mask", 1, counts)
-    return totals
-
-
-def _append(staging, file, suffix, width, counts, at=0):
-    """Append shards from the byte `at` of `file` on, unless they are there. counts: [(number, `COUNTS`), ...].
-
-    The file never becomes shorter than what readers may have mapped.
-    """
-    (staging / file).touch()
-    with open(staging / file, "r+b") as out:
-        for number, count in counts:
-            size, shard = count["tokens"] * width, staging / "shards" / f"{number}{suffix}"
-            if out.seek(0, os.SEEK_END) < at + size:
-                out.seek(at)
-                if shard.exists():
-                    with open(shard, "rb") as source:
-                        shutil.copyfileobj(source, out, BLOCK)
-                else:  # a shard without a mask: all of its tokens are targets
-                    out.write(b"\1" * size)
-                out.flush()
-                os.fsync(out.fileno())
-            with contextlib.suppress(OSError):
-                shard.unlink()
-            at += size
-        out.truncate(at)
-        out.flush()
-        os.fsync(out.fileno())
-    return at
-
-
-def clean(staging, plan, id_size):
-    """Remove the unfinished shards that an interrupted build has left. The lock of the store is held."""
-    for split in plan["texts"]:
-        ids, number = staging / f"{split}.bin", next(iter(numbers_of(plan, split)), None)
-        first, parts = finished(staging, number), staging / "shards"
-        if not first:
-            ids.unlink(missing_ok=True)
-        elif not (parts / f"{number}.bin").exists():
-            if not ids.exists() or ids.stat().st_size < first["tokens"] * id_size:  # after a power cut
-                (parts / f"{number}.json").unlink()
-    for path in (staging / "shards").glob("*.*.*"):  # NUMBER.PROCESS.SUFFIX
-        path.unlink()
-
-
 def finished(staging, number):
-    """The `COUNTS` of a finished shard. {} if it is not finished."""
-    return read_json_or_empty(staging / "shards" / f"{number}.json")
+    """The `COUNTS` and `CHECKSUMS` of a finished shard. {} if it is not finished, or its NUMBER.json is damaged."""
+    return unsealed(read_json_or_empty(staging / "shards" / f"{number}.json"))
 
 
 def documents_of(counts, separated):

@@ -1,8 +1,9 @@
 """Build a token store from a plan: tokenize its shards, join them, and rename the folder once it is complete.
 
 A plan is an object that JSON can hold:
-    shards     [[split, kind, start, stop], ...]: byte ranges of the split's text (see `shards.shard_ranges`)
-    texts      {split: [[path, size, mtime], ...]}
+    shards        [[split, kind, start, stop], ...]: byte ranges of the split's text (see `shards.shard_ranges`)
+    texts         {split: [[path, size, mtime], ...]}
+    fingerprint   equal for equal stores
     and whatever else the store depends on. A folder that was begun with an equal plan is resumed.
 """
 
@@ -10,24 +11,30 @@ import contextlib
 import json
 import os
 import shutil
+import zlib
 from itertools import zip_longest
 
-from slm_np.data import shards
+from slm_np.data import joined, shards
+from slm_np.data.checksums import Damaged, verify
+from slm_np.data.files import read_json_or_empty, sealed, unsealed
 from slm_np.data.meter import Meter
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.data.workers import WorkerDied, tokenize_in_processes
-from slm_np.errors import UserError
+from slm_np.errors import UserError, remedy
 from slm_np.file_lock import locked
 from slm_np.machine import available_cores
+from slm_np.paths import sync
 
 
 class Build:
     """A store to make, with `run`, or step by step: `begin`, `finish` and `close`. It appears once it is complete.
 
-    folder          the store: SPLIT.bin and SPLIT.mask.bin (see shards.py), tokenizer.json and meta.json
+    folder          the store: SPLIT.bin and SPLIT.mask.bin (see joined.py), tokenizer.json and meta.json
     plan            see above
     make_tokenizer  function () -> Tokenizer
-    describe        function (tokenizer, totals {split: counts}) -> the object in meta.json
+    describe        function (tokenizer, totals {split: counts}) -> the object in meta.json, without checksums
+    keep            function () -> whether to keep a folder that exists. It is called while the lock is held
+    elsewhere       what the user can do if the folder cannot be written, for the end of a message
     threads         number of processes, 0 for one per core
     progress        whether to show progress on stderr
 
@@ -35,11 +42,22 @@ class Build:
     disk that fails.
     """
 
-    def __init__(self, folder, plan, make_tokenizer, describe, threads=0, progress=True):
+    def __init__(
+        self,
+        folder,
+        plan,
+        make_tokenizer,
+        describe,
+        keep=lambda: True,
+        elsewhere="name another folder",
+        threads=0,
+        progress=True,
+    ):
         self.folder, self.staging, self.plan = folder, staging_of(folder), plan
-        self.make_tokenizer, self.describe = make_tokenizer, describe
+        self.make_tokenizer, self.describe, self.keep, self.elsewhere = make_tokenizer, describe, keep, elsewhere
         self.threads, self.progress = threads, progress
         self.tokenizer = None  # after `begin`
+        self._is_whole = False  # whether `finish` only has to rename the folder
         self._lock = contextlib.ExitStack()
 
     def run(self):
@@ -59,28 +77,48 @@ class Build:
         with self._errors():
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             lock = self.folder.with_name(self.folder.name + ".lock")
-            if not self._lock.enter_context(locked(lock, waiting, until)) or self.exists():
+            if not self._lock.enter_context(locked(lock, waiting, until)) or self.exists() and self.keep():
                 self.close()
                 return False
+            if self.exists():
+                shutil.rmtree(self.folder)  # a process that reads it keeps what it has opened
+            self._is_whole = _is_complete(self.staging, self.plan)
+            if self._is_whole:
+                self.tokenizer = load_tokenizer(self.staging / "tokenizer.json")
+                return True
             self.tokenizer = _resumed(self.staging, self.plan) or _begun(self.staging, self.plan, self.make_tokenizer)
-            shards.clean(self.staging, self.plan, self.tokenizer.dtype.itemsize)
+            joined.clean(self.staging, self.plan, self.tokenizer.dtype.itemsize, self.progress)
             return True
 
     def finish(self, stop=None):
         """Tokenize the shards, join them, and rename the folder. stop: as in `tokenize_in_processes`."""
-        staging, plan = self.staging, self.plan
         with self._errors():
-            _tokenize_all(staging, plan, self.tokenizer, self.threads, self.progress, stop)
-            for split in plan["texts"]:
-                shards.text_of(plan, split).check_unchanged()
-            totals = {split: shards.join_masks(staging, plan, split) for split in plan["texts"]}
-            meta = json.dumps(self.describe(self.tokenizer, totals), indent=2) + "\n"
-            (staging / "meta.json").write_text(meta, encoding="utf-8")
-            shutil.rmtree(staging / "shards")
-            (staging / "plan.json").unlink()
+            if not self._is_whole:
+                _tokenize_all(self.staging, self.plan, self.tokenizer, self.threads, self.progress, stop)
+                self._describe()
+            if (self.staging / "shards").exists():
+                shutil.rmtree(self.staging / "shards")
+            (self.staging / "plan.json").unlink(missing_ok=True)
+            sync(self.staging)
             with contextlib.suppress(OSError):
                 self.folder.rmdir()  # an empty folder, onto which Windows would rename nothing
-            os.rename(staging, self.folder)
+            os.rename(self.staging, self.folder)
+            sync(self.folder.parent)
+
+    def _describe(self):
+        """Write meta.json, after which the store is complete, and flush all files."""
+        staging, plan = self.staging, self.plan
+        for split in plan["texts"]:
+            shards.text_of(plan, split).check_unchanged()
+        totals = {split: joined.join_masks(staging, plan, split) for split in plan["texts"]}
+        checksums = {"tokenizer.json": _plan_of(staging)["tokenizer_crc32"]}
+        for split in plan["texts"]:
+            checksums |= joined.checksums(staging, plan, split, self.tokenizer.dtype.itemsize)
+        for name in checksums:
+            sync(staging / name)
+        meta = sealed(dict(self.describe(self.tokenizer, totals), crc32=checksums))
+        (staging / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        sync(staging / "meta.json")
 
     def exists(self):
         """Whether the store is complete."""
@@ -109,8 +147,7 @@ class Build:
             ) from None
         except OSError as error:
             raise UserError(
-                f"cannot write {self.folder.parent} ({error.strerror}); free some space, or set SLM_NP_CACHE to "
-                "another folder"
+                f"cannot write {self.folder.parent} ({error.strerror}); {remedy(error, self.elsewhere)}"
             ) from None
 
 
@@ -128,11 +165,28 @@ def _resumed(staging, plan):
     return None
 
 
+def _is_complete(staging, plan):
+    """Whether `staging` holds the whole store: a kill interrupted `Build.finish` just before the folder was renamed."""
+    meta = unsealed(read_json_or_empty(staging / "meta.json"))
+    with contextlib.suppress(Damaged):
+        if meta and meta["fingerprint"] == plan["fingerprint"]:
+            verify(staging, meta["crc32"], meta["crc32"], progress=False)
+            return True
+    return False
+
+
 def _is_begun(staging, plan):
     """Whether `staging` holds the plan and the tokenizer, which is saved before it."""
+    found = _plan_of(staging)
+    checksum = found.pop("tokenizer_crc32", None)
     with contextlib.suppress(OSError):
-        return (staging / "plan.json").read_text(encoding="utf-8") == json.dumps(plan)
+        return found == json.loads(json.dumps(plan)) and _crc32(staging / "tokenizer.json") == checksum
     return False
+
+
+def _plan_of(staging):
+    """The plan in `staging`, and as "tokenizer_crc32" the checksum of the tokenizer. {} if it is missing or damaged."""
+    return unsealed(read_json_or_empty(staging / "plan.json"))
 
 
 def _begun(staging, plan, make_tokenizer):
@@ -142,8 +196,14 @@ def _begun(staging, plan, make_tokenizer):
     (staging / "shards").mkdir(parents=True)
     tokenizer = make_tokenizer()
     tokenizer.save(staging / "tokenizer.json")
-    (staging / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    begun = sealed(dict(plan, tokenizer_crc32=_crc32(staging / "tokenizer.json")))
+    (staging / "plan.json").write_text(json.dumps(begun), encoding="utf-8")
     return tokenizer
+
+
+def _crc32(path):
+    """The CRC-32 of a small file, as meta.json has it."""
+    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def _tokenize_all(staging, plan, tokenizer, threads, progress, stop):
@@ -155,11 +215,11 @@ def _tokenize_all(staging, plan, tokenizer, threads, progress, stop):
     todo = [number for number in _order(plan) if not shards.finished(staging, number)]
     left = sum(sizes[number] for number in todo)
     processes = min(threads or available_cores(), max(bool(stop), -(-left // shards.SHARD)))
-    joined = dict.fromkeys(plan["texts"], (0, 0))
+    appended = dict.fromkeys(plan["texts"], (0, 0))
 
     def join():
-        for split, so_far in joined.items():
-            joined[split] = shards.join(staging, plan, split, tokenizer.dtype.itemsize, so_far)
+        for split, so_far in appended.items():
+            appended[split] = joined.join(staging, plan, split, tokenizer.dtype.itemsize, so_far)
 
     with Meter(sum(sizes), "tokenizing", progress, sum(sizes) - left) as meter:
         if todo and (stop or processes > 1):

@@ -5,12 +5,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np.data.documents import ROWS
-from slm_np.data.files import opened, read_json_or_empty, status, write_cache_json
+from slm_np.data.documents import ROWS, separator
+from slm_np.data.files import opened, read_json_or_empty, status, unsealed, write_cache_json
 from slm_np.data.meter import metered
 from slm_np.errors import UserError
 
 BLOCK = 1 << 20  # bytes per read. Tokenizing holds a few copies of a block, at four bytes per character, and no more
+ROW_SUFFIXES = (".jsonl", ".ndjson")  # of files with an object of JSON in each line
+CONVERTED = "converted"  # the folder in the cache, see converted.py
+ORIGIN = "origin.json"  # beside a converted file: {"path": of the user's file, "unit": what its lines are there, ...}
 INDEX_SIZE = 1000  # values in the index of `Text.cached`
 JUST_WRITTEN = 2 * 10**9  # nanoseconds within which a file may change again without a new mtime
 
@@ -22,6 +25,7 @@ class Text:
     files: tuple  # (path, size in bytes, mtime in ns) of each file
     bits_per_byte_floor: float | None = None  # entropy of the source that generated the text, None if unknown
     embedded: tuple | None = None  # (name, split) of an `EmbeddedText`
+    notes: tuple = ()  # sentences about it that a user should read
 
     @property
     def size(self):
@@ -47,12 +51,12 @@ class Text:
     def segments(self, documents):
         """[(kind, start, stop), ...]: byte ranges that are read in the same way.
 
-        Each .jsonl file is a segment of kind `ROWS`. Consecutive files of any other kind form one segment;
-        `documents` says how its documents are separated (marker or blank-line). Empty files are left out.
+        Each file of rows is a segment of kind `ROWS`. Consecutive files of any other kind form one segment;
+        `documents` says how its documents are separated (see documents.py). Empty files are left out.
         """
         found, offset = [], 0
         for path, size, _ in self.files:
-            kind = ROWS if Path(path).suffix.lower() == ".jsonl" else documents
+            kind = ROWS if is_rows((path,)) else separator(documents)
             if found and kind != ROWS and found[-1][0] == kind:
                 found[-1] = kind, found[-1][1], offset + size
             elif size:
@@ -61,11 +65,15 @@ class Text:
         return found
 
     def line_of(self, position):
-        """(path, line number from 1) of the byte at `position`. Reads the file up to there."""
+        """(path, line number from 1, "line") of the byte at `position`. Reads the file up to there.
+
+        Of a converted file, the path of what it came from, and what its lines are there.
+        """
         for path, size, mtime in self.files:
             if position < size:
                 number = 1 + sum(block.count(b"\n") for block in Text(((path, size, mtime),)).blocks(0, position))
-                return path, number
+                found = origin(path)
+                return found["path"], number, found["unit"]
             position -= size
         raise IndexError(position)
 
@@ -104,11 +112,22 @@ class Text:
         index_file = cache / "corpora" / "index.json"
         stamps = [(str(path.absolute()), size, mtime) for path, size, mtime in self.files]
         key = hashlib.sha256(repr((what, stamps)).encode()).hexdigest()
-        index = read_json_or_empty(index_file)
+        index = unsealed(read_json_or_empty(index_file))  # a damaged index is forgotten
         if key in index:
             return index[key]
         value = compute()
         if max(mtime for _, _, mtime in self.files) < time.time_ns() - JUST_WRITTEN:
-            newest = [*read_json_or_empty(index_file).items()][1 - INDEX_SIZE :]  # another process may have added to it
-            write_cache_json(index_file, {**dict(newest), key: value})
+            newest = [*unsealed(read_json_or_empty(index_file)).items()]  # another process may have added to it
+            write_cache_json(index_file, {**dict(newest[1 - INDEX_SIZE :]), key: value})
         return value
+
+
+def is_rows(file):
+    """Whether a file (path, ...) has a row of JSON in each line, by its name."""
+    return Path(file[0]).suffix.lower() in ROW_SUFFIXES
+
+
+def origin(path):
+    """{"path", "unit"} for messages about a file: what a converted file came from, else itself with lines."""
+    about = read_json_or_empty(path.with_name(ORIGIN)) if path.parent.parent.name == CONVERTED else {}
+    return dict(path=about.get("path", str(path)), unit=about.get("unit", "line"))

@@ -1,10 +1,12 @@
-"""Files of token ids: headerless `.bin` files, as this program and nanoGPT write them, with what may lie beside them.
+"""Files of token ids: `.bin` files, as this program, nanoGPT and llm.c write them, with what may lie beside them.
 
-NAME.bin         token ids, little-endian uint16 or uint32
+NAME.bin         token ids, little-endian uint16 or uint32. llm.c's have a header (see foreign_files.py)
 NAME.mask.bin    a byte per token, 1 if the loss counts it as a target; without this file it counts all
 meta.json        dtype (uint16 without it), bytes (of text: one number, or {NAME: number}), vocab_size,
-                 tokens, learnt (targets) and documents, each {NAME: number}, and lossy, a sentence
+                 tokens, learnt (targets) and documents, each {NAME: number}, lossy, a sentence, and the checksums of
+                 the files
 tokenizer.json   the tokenizer
+meta.pkl         nanoGPT's vocabulary of characters (see nanogpt.py), which is used if there is no tokenizer.json
 
 `Tokens` are what training reads: a split in such files.
 """
@@ -16,7 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_np.data import corpus
+from slm_np import arguments
+from slm_np.data import corpus, foreign_files, nanogpt
+from slm_np.data.checksums import Damaged, described, verify
 from slm_np.data.files import opened, read_json_or_empty
 from slm_np.data.text_files import BLOCK, Text
 from slm_np.data.tokenizer import Tokenizer
@@ -53,6 +57,7 @@ class Tokens:
 
     def first(self, n):
         """The `Tokens` of the first `n`, or all of them if there are fewer."""
+        n = arguments.whole("n", n)
         if n >= len(self):
             return self
         return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n], lossy=self.lossy)
@@ -74,6 +79,7 @@ class TokenFile(NamedTuple):
     n_targets: int | None
     n_documents: int | None
     lossy: str
+    start: int  # bytes before the first id
 
 
 def is_token_file(data):
@@ -86,14 +92,58 @@ def is_token_file(data):
 def token_folder(data):
     """The folder of token files that a `--data` string names, or None."""
     folder = os.path.expanduser(data.strip())
-    is_folder = folder and os.path.isfile(os.path.join(folder, "train.bin")) and not corpus.named(data)
+    files = (os.path.join(folder, name) for name in ("train.bin", "validation.bin"))
+    is_folder = folder and any(map(os.path.isfile, files)) and not corpus.named(data)
     return Path(folder) if is_folder else None
 
 
+def check_no_arrays(data, flag):
+    """UserError if an item of a `--data` string, which `flag` named, is a file of NumPy arrays by its name."""
+    for item in corpus.split_list(data):
+        if item.endswith((".npy", ".npz")) and os.path.isfile(os.path.expanduser(item)):
+            raise UserError(f"{flag} {item} is a NumPy array; {foreign_files.NUMPY.format(path=item)}")
+
+
+def check_given(data, given):
+    """UserError if a setting that the user gave has no effect, since a `--data` string names token files.
+
+    given: {field of TrainConfig: value}. A tokenizer is accepted if it is the one that made the tokens, or if it can
+    decode the ids of files without one.
+    """
+    if not is_token_file(data):
+        return
+    settings = dict(documents=f"--documents {given.get('documents')}", binary="--binary")
+    for field in settings.keys() & given.keys():
+        raise UserError(
+            f"{settings[field]} has no effect on {data}, which contains tokens already; leave it out, or give the text"
+        )
+    name = given.get("tokenizer")
+    path = token_folder(data) or Path(os.path.expanduser(corpus.split_list(data)[0])).parent
+    beside = _tokenizer_in(path)
+    if name is None or name == read_json_or_empty(path / "meta.json").get("tokenizer"):
+        return
+    kind, _, file = name.partition(":")
+    if beside and not (kind == "file" and load_tokenizer(os.path.expanduser(file)).to_json() == beside.to_json()):
+        raise UserError(
+            f"--tokenizer {name} has no effect on {data}: the tokens are made already, with the tokenizer beside them; "
+            "leave it out, or give the text"
+        )
+    if not beside and name != "gpt2" and kind != "file":
+        raise UserError(
+            f"--tokenizer {name} has no effect on {data}: the tokens are made already; leave it out, or name the "
+            "tokenizer that made them, as gpt2 or file:PATH"
+        )
+
+
 def file_in(data, names):
-    """The first file of `names` that is in the folder of token files `data`; `data` itself if it is something else."""
+    """The file of `names` to read of the folder of token files `data`; `data` itself if it is something else.
+
+    It is the first that exists, or the first of all.
+    """
     folder = token_folder(data)
-    return next(str(folder / name) for name in names if (folder / name).is_file()) if folder else data
+    return (
+        str(next((folder / name for name in names if (folder / name).is_file()), folder / names[0])) if folder else data
+    )
 
 
 def read_token_file(data, split, cache, progress=True):
@@ -110,23 +160,30 @@ def read_token_file(data, split, cache, progress=True):
             "give one .bin to --data and one (or none) to --val-data"
         )
     [(path, size, _)] = file.files
-    meta = _meta_of(path)
-    if size % meta["dtype"].itemsize:
+    meta = _meta_of(path, cache, progress)
+    dtype, start, count = foreign_files.layout(path, size, meta["dtype"], flag)
+    dtype = np.dtype(dtype)
+    if (size - start) % dtype.itemsize:
         raise UserError(
-            f"{flag} {path} has {size} bytes, which is not a whole number of {meta['dtype'].name} tokens; "
+            f"{flag} {path} has {size} bytes, which is not a whole number of {dtype.name} tokens; "
             'copy it again, or set "dtype" in the meta.json beside it'
         )
-    ids = mapped(path, meta["dtype"])
+    ids = mapped(path, dtype, start)
     if meta["tokens"] is not None and len(ids) != meta["tokens"]:
         raise UserError(
             f"{flag} {path} has {len(ids)} tokens, but its meta.json says {meta['tokens']}, so it is incomplete; "
             "copy or prepare it again"
         )
-    beside = path.parent / "tokenizer.json"
-    tokenizer = load_tokenizer(beside) if beside.is_file() else None
-    mask = _mask_of(path, len(ids))
-    counts = meta["bytes"], meta["learnt"], meta["documents"]
-    return TokenFile(file, ids, mask, tokenizer, meta["vocab_size"], *counts, meta["lossy"])
+    tokenizer, mask = _tokenizer_in(path.parent), _mask_of(path, len(ids))
+    counts = (meta[key] for key in ("vocab_size", "bytes", "learnt", "documents", "lossy"))
+    return TokenFile(file, ids, mask, tokenizer, *counts, start)
+
+
+def _tokenizer_in(folder):
+    """The tokenizer in a folder of token files, or None."""
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder / "tokenizer.json")
+    return nanogpt.tokenizer_of(folder / "meta.pkl") if (folder / "meta.pkl").is_file() else None
 
 
 def _mask_of(path, n_tokens):
@@ -143,18 +200,22 @@ def _mask_of(path, n_tokens):
     return mask
 
 
-def _meta_of(path):
-    """dtype, bytes, vocab_size, tokens, learnt, documents and lossy of a token file as its meta.json gives them."""
+def _meta_of(path, cache, progress):
+    """dtype, bytes, vocab_size, tokens, learnt, documents and lossy of a token file as its meta.json gives them.
+
+    UserError if meta.json has checksums and the files differ from them.
+    """
     meta_path = path.with_name("meta.json")
     found = read_json_or_empty(meta_path)
     if meta_path.exists() and not found:
         raise UserError(f"{meta_path} is not a JSON object; correct it, or remove it if the tokens are uint16")
-    dtype, n_bytes, vocab_size = found.get("dtype", "uint16"), found.get("bytes"), found.get("vocab_size")
+    found = check_files(path.parent, (path.name, path.with_suffix(".mask.bin").name, "tokenizer.json"), cache, progress)
+    dtype, n_bytes, vocab_size = found.get("dtype"), found.get("bytes"), found.get("vocab_size")
     if isinstance(n_bytes, dict):
         n_bytes = n_bytes.get(path.stem)
     elif len(list(path.parent.glob("*.bin"))) > 1:
         n_bytes = None  # one number for several files
-    if dtype not in ("uint16", "uint32"):
+    if dtype not in ("uint16", "uint32", None):
         raise UserError(f'{meta_path} has "dtype" {dtype!r}; token files are uint16 or uint32')
     counts = {
         key: found[key].get(path.stem) if isinstance(found.get(key), dict) else None
@@ -164,14 +225,31 @@ def _meta_of(path):
         if value is not None and not (type(value) is int and value > 0):
             raise UserError(f'{meta_path} has "{key}" {value!r}; it must be a positive whole number')
     counts["lossy"] = str(found.get("lossy") or "")
-    return dict(dtype=np.dtype(dtype), bytes=n_bytes or None, vocab_size=vocab_size, **counts)
+    return dict(dtype=dtype, bytes=n_bytes or None, vocab_size=vocab_size, **counts)
 
 
-def mapped(path, dtype):
-    """The little-endian array (N,) in a file, memory-mapped and read-only."""
+def check_files(folder, names, cache, progress=True):
+    """The object in the meta.json of a folder, after its checksums of the files `names` are verified, if it has any.
+
+    UserError if a file differs or is missing.
+    """
+    try:
+        meta = described(read_json_or_empty(folder / "meta.json"))
+        verify(folder, meta.get("crc32", {}), names, cache, progress)
+        return meta
+    except Damaged as damaged:
+        raise UserError(
+            f"the tokens in {folder} are damaged ({damaged}); copy them again, or run the command that prepared them "
+            "again"
+        ) from None
+
+
+def mapped(path, dtype, start=0):
+    """The little-endian array (N,) from the byte `start` of a file on, memory-mapped and read-only."""
     dtype = dtype.newbyteorder("<")
     with opened(path) as file:
-        return np.memmap(file, dtype, "r") if path.stat().st_size else np.empty(0, dtype)  # an empty file has no map
+        is_empty = path.stat().st_size == start  # and has no map
+        return np.empty(0, dtype) if is_empty else np.memmap(file, dtype, "r", start)
 
 
 def largest_id(ids):

@@ -4,24 +4,29 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from slm_np.data import bpe, lossy, store_builder
-from slm_np.data.documents import ROWS, check_kind
+from slm_np import arguments
+from slm_np.config import check_documents
+from slm_np.data import bpe, checksums, lossy, store_builder
+from slm_np.data.checksums import Damaged
+from slm_np.data.documents import ROWS
 from slm_np.data.files import read_json_or_empty
 from slm_np.data.growing import Building, GrowingTokens, can_grow
 from slm_np.data.shards import content, documents_of, shard_ranges
-from slm_np.data.splits import is_separated, split_ranges
+from slm_np.data.splits import is_separated, read_as_before, split_ranges
 from slm_np.data.token_files import (
     EVALUATION,
     TRAINING,
     VALIDATION,
     Tokens,
+    check_files,
+    check_no_arrays,
     file_in,
     is_token_file,
     largest_id,
@@ -33,10 +38,12 @@ from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer, make_tokenizer, with_end_of_text
 from slm_np.errors import UserError
 from slm_np.paths import cache_dir as usable_cache_dir
-from slm_np.paths import sweep
+from slm_np.paths import expanded_list, sweep
 
-FORMAT = 3  # of the store. It is part of the fingerprint, so each version has its own stores
+FORMAT = 4  # of the store. It is part of the fingerprint, so each version has its own stores
+FORMAT_BEFORE = 3  # where the documents of a text are those of earlier versions, so that their runs can be resumed
 SPLITS = ("train", "validation")
+FILES = {"meta.json", "tokenizer.json", *(f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".mask.bin"))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +71,17 @@ def load_corpus(
     out_dir=None,
     whole="",
     wait=True,
+    binary=False,
 ):
     """The `Corpus` of a text, tokenized on first use and memory-mapped from then on.
 
-    data         files, folders and globs separated by commas, or a corpus known by name (see corpus.py); or token
-                 files: a .bin file, or a folder with train.bin (see token_files.py)
+    data         files, folders and globs separated by commas, or a list of them, or a corpus known by name (see
+                 corpus.py); or token files: a .bin file, or a folder with train.bin (see token_files.py)
     val_data     the same for validation. Default: the validation split of a corpus known by name, else the last tenth
                  of the bytes of `data`, from the start of a document on
     tokenizer    byte, char, bpe:N, gpt2, file:PATH, or a `Tokenizer`
-    documents    what separates documents: marker or blank-line (see documents.py). Rows of .jsonl files are documents
+    documents    what separates documents: marker, blank-line, line or csv:COLUMN (see documents.py). Rows of JSON are
+                 documents
     limit_bytes  take this many bytes of `data`, to the end of a document; 0 takes all
     cache_dir    the folder of the cache (see `paths.cache_dir`)
     progress     whether to show progress on stderr
@@ -82,19 +91,34 @@ def load_corpus(
                  other text, as the split `train`. The split `validation` is then empty
     wait         False returns while the text is still being tokenized, as soon as there is a tokenizer (see growing.py)
 
+    binary       read files byte by byte as they are, and accept binary ones; else see converted.py
+
     If the text has separators, the end-of-text token follows each document; a blank line does if the `Tokenizer` given
     has no such token. In rows with messages, only the assistant's tokens are targets.
     UserError for bad input or a disk that fails.
     """
-    cache = usable_cache_dir(cache_dir)
-    val_data = val_data or ""
-    check_kind(documents)
+    data = expanded_list(arguments.paths("data", data))
+    val_data = expanded_list(arguments.paths("val_data", val_data, optional=True))
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = arguments.text("tokenizer", tokenizer)
+    documents, whole = arguments.text("documents", documents), arguments.choice("whole", whole, ("", *SPLITS))
+    limit_bytes, threads = arguments.whole("limit_bytes", limit_bytes), arguments.whole("threads", threads, 0, 1024)
+    progress, wait = arguments.truth("progress", progress), arguments.truth("wait", wait)
+    binary = arguments.truth("binary", binary)
+    out_dir = arguments.path("out_dir", out_dir, optional=True)
+    cache = usable_cache_dir(arguments.path("cache_dir", cache_dir, optional=True))
+    check_documents(documents)
+    if whole and val_data:
+        raise UserError(f"val_data {val_data} has no effect with whole={whole!r}, which reads one split; leave it out")
+    for flag, value in (("--data", data), ("--val-data", val_data)):
+        check_no_arrays(value, flag)
     if is_token_file(data) or is_token_file(val_data):
+        tokens = data if is_token_file(data) else val_data
         if out_dir:
-            raise UserError(f"{data} contains tokens already; give a text to prepare")
+            raise UserError(f"{tokens} contains tokens already; give a text to prepare")
         if limit_bytes:
             raise UserError(
-                f"--limit-bytes {limit_bytes} cannot cut {data}, which contains tokens already; "
+                f"--limit-bytes {limit_bytes} cannot cut {tokens}, which contains tokens already; "
                 "leave it out, or prepare less of the text"
             )
         return _from_token_files(data, val_data, tokenizer, cache, progress, whole)
@@ -103,26 +127,38 @@ def load_corpus(
     known = given or _existing_tokenizer(tokenizer)
     learned = not known and (tokenizer == "char" or tokenizer.startswith("bpe:"))
     write = wait or learned or limit_bytes or documents != "marker"  # else an embedded text is read while it is written
-    ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress, write)
+    ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress, write, binary)
     hashes = {split: part.text.sha256(cache, progress) for split, part in ranges.items()}
     floors = {split: part.text.bits_per_byte_floor for split, part in ranges.items()}
-    fingerprint = _fingerprint(ranges, hashes, documents, known.to_json() if known else tokenizer)
+    version = FORMAT_BEFORE if all(read_as_before(part, documents, cache) for part in ranges.values()) else FORMAT
+    fingerprint = _fingerprint(version, ranges, hashes, documents, known.to_json() if known else tokenizer)
     folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
 
-    def read():
-        found = _read_store(folder, fingerprint, floors, data)
-        if found is None:
-            raise UserError(f"{folder} does not contain what was just written to it; check the disk")
-        return found
+    def opened(say=True):
+        """The `Corpus` in the folder, after its checksums are verified, or None if it is to be made again."""
+        try:
+            found = _read_store(folder, fingerprint, floors, data)
+            checksums.verify(folder, found.checksums, found.checksums, cache, progress)
+            return found.corpus
+        except Damaged as damaged:
+            if out_dir:
+                _check_replaceable(folder, out_dir, fingerprint, damaged)
+            if say:
+                print(f"slm_np: the tokens in {folder} cannot be used: {damaged}; making them again", file=sys.stderr)
+            return None
 
-    if folder.is_dir() and (not out_dir or any(folder.iterdir())):
-        found = _read_store(folder, fingerprint, floors, data)
+    def read():
+        """The `Corpus` that was just written, which the builder has verified."""
+        try:
+            return _read_store(folder, fingerprint, floors, data).corpus
+        except Damaged as damaged:
+            raise UserError(f"{folder} does not contain what was just written to it ({damaged}); check the disk")
+
+    if folder.is_dir() and any(folder.iterdir()):
+        found = opened(say=False)  # once more, if necessary, while the lock is held
         if found:
             say_lossy(found.train.lossy, progress)
             return found
-        if out_dir:
-            raise UserError(f"--out-dir {out_dir} contains something else; name a new directory")
-        shutil.rmtree(folder, ignore_errors=True)  # damaged
     elif out_dir and os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"--out-dir {out_dir} is a file; name a directory")
 
@@ -131,6 +167,8 @@ def load_corpus(
     def made():
         new = known or _trained_tokenizer(tokenizer, ranges, documents, separated, progress)
         losses(new)  # said before the text is tokenized
+        for note in dict.fromkeys(note for part in ranges.values() for note in part.text.notes):
+            print(f"slm_np: {note}", file=sys.stderr)
         return with_end_of_text(new) if separated and not given else new
 
     def losses(used):
@@ -151,7 +189,8 @@ def load_corpus(
             )  # so that `sweep` keeps an old incomplete store, which is resumed below
         sweep(folder.parent)
     plan = _plan(fingerprint, ranges, documents, separated)
-    build = store_builder.Build(folder, plan, made, described, threads, progress)
+    elsewhere = "name another --out-dir" if out_dir else "set SLM_NP_CACHE to another folder"
+    build = store_builder.Build(folder, plan, made, described, opened, elsewhere, threads, progress)
     if wait or not can_grow(plan):
         build.run()
         return read()
@@ -183,12 +222,15 @@ def _trained_tokenizer(name, ranges, documents, separated, progress):
     return make_tokenizer(name, texts, progress)
 
 
-def _fingerprint(ranges, hashes, documents, tokenizer):
-    """A SHA-256 in hexadecimal over everything that the ids depend on. tokenizer: its name, or its fields."""
+def _fingerprint(version, ranges, hashes, documents, tokenizer):
+    """A SHA-256 in hexadecimal over everything that the ids depend on.
+
+    version: of the store's format.   tokenizer: its name, or its fields.
+    """
     # How a text is divided into files does not matter, except for files of rows.
     row_files = [segment for part in ranges.values() for segment in part.text.segments(documents) if segment[0] == ROWS]
     identity = [[hashes[split], part.start, part.stop] for split, part in ranges.items()]
-    identity += [FORMAT, documents, row_files, tokenizer]
+    identity += [version, documents, row_files, tokenizer]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
@@ -228,23 +270,48 @@ def _meta(fingerprint, name, tokenizer, totals, hashes, floors, separated):
     )
 
 
+class Store(NamedTuple):
+    """What `_read_store` finds."""
+
+    corpus: Corpus
+    checksums: dict  # {file name: CRC-32}; {} in a store of an earlier version
+
+
 def _read_store(folder, fingerprint, floors, source):
-    """The `Corpus` in a store, or None if it is damaged or has another fingerprint."""
+    """The `Store` in a folder, before its files are compared with its checksums. `Damaged` if it is none."""
     try:
-        meta, tokenizer = read_json_or_empty(folder / "meta.json"), load_tokenizer(folder / "tokenizer.json")
+        meta, tokenizer = (
+            checksums.described(read_json_or_empty(folder / "meta.json")),
+            load_tokenizer(folder / "tokenizer.json"),
+        )
+        if meta["fingerprint"] != fingerprint:
+            raise Damaged("meta.json has another fingerprint")
         splits = [_read_split(folder, split, meta) for split in SPLITS]
-        if any(len(tokens) != meta["tokens"][tokens.split] for tokens in splits) or meta["fingerprint"] != fingerprint:
-            return None
+        if any(len(tokens) != meta["tokens"][tokens.split] for tokens in splits):
+            raise Damaged("it is cut short")
         if meta["vocab_size"] != tokenizer.vocab_size or meta["dtype"] != tokenizer.dtype.name:
-            return None
-        if "lossy" not in meta and not tokenizer.lossless:  # of an earlier version, which did not measure it
-            return None
+            raise Damaged("meta.json and tokenizer.json do not fit together")
+        if "lossy" not in meta and not tokenizer.lossless:
+            raise Damaged("an earlier version has made it, which did not measure what its tokenizer loses")
         # The floor comes from the text at hand: the store may have been made from a copy of unknown source.
         if not meta["separated"]:
             splits = [replace(tokens, bits_per_byte_floor=floors[tokens.split]) for tokens in splits]
-        return Corpus(*splits, tokenizer, tokenizer.vocab_size, fingerprint, source)
-    except (LookupError, TypeError, OSError, ValueError, UserError):
-        return None
+        corpus = Corpus(*splits, tokenizer, tokenizer.vocab_size, fingerprint, source)
+        return Store(corpus, meta.get("crc32", {}))
+    except (LookupError, TypeError, OSError, ValueError, UserError, AttributeError):
+        raise Damaged("its files are incomplete or malformed") from None
+
+
+def _check_replaceable(folder, out_dir, fingerprint, damaged):
+    """UserError unless a folder holds nothing but a `damaged` token store with this fingerprint."""
+    meta = read_json_or_empty(folder / "meta.json")
+    if meta.get("fingerprint") == fingerprint and {path.name for path in folder.iterdir()} <= FILES:
+        return
+    if "meta.json" in os.listdir(folder) and not meta.get("fingerprint"):
+        raise UserError(
+            f"--out-dir {out_dir} contains a damaged meta.json ({damaged}); remove that directory, or name a new one"
+        )
+    raise UserError(f"--out-dir {out_dir} contains something else; name a new directory")
 
 
 def _read_split(folder, split, meta):
@@ -287,9 +354,18 @@ def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
     else:  # beside a single file only our own name counts
         beside = [Path(data).with_name(name) for name in (VALIDATION if folder else VALIDATION[:1])]
         val_data = next((str(path) for path in beside if path.is_file() and path != Path(data)), "")
+        if not val_data and Path(data).name in TRAINING:  # or it is missing
+            check_files(Path(data).parent, VALIDATION, cache, progress)
 
     files = [read_token_file(path, split, cache, progress) for split, path in zip(SPLITS, (data, val_data)) if path]
     known = _common_tokenizer(files, data, val_data, tokenizer)
+    pickled = Path(data).with_name("meta.pkl")
+    if known is None and pickled.is_file():
+        print(
+            f"slm_np: {pickled} is no vocabulary of characters that can be read without running its code, so there "
+            "are ids and no text; put the tokenizer.json of the tokens beside it to have both",
+            file=sys.stderr,
+        )
     say_lossy(files[0].lossy, progress)
     if len(files) == 2 or whole:
         splits = [
@@ -306,14 +382,20 @@ def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
             for split, part in zip(SPLITS, (slice(cut), slice(cut, None)))
         ]
     largest = max(
-        file.source.cached(cache, f"largest {file.ids.dtype.name}", lambda ids=file.ids: largest_id(ids)[0])
+        file.source.cached(
+            cache,
+            f"largest {file.ids.dtype.name}" + f" from {file.start}" * bool(file.start),
+            lambda ids=file.ids: largest_id(ids)[0],
+        )
         for file in files
     )
     vocab_size = known.vocab_size if known else max(file.vocab_size or 0 for file in files) or 1 + largest
     if largest >= vocab_size:
         for tokens in splits:
             check_ids(tokens, vocab_size)
-    identity = [(file.source.sha256(cache, progress), file.ids.dtype.name) for file in files]
+    identity = [
+        (file.source.sha256(cache, progress), file.ids.dtype.name, *[file.start] * bool(file.start)) for file in files
+    ]
     return Corpus(*splits, known, vocab_size, hashlib.sha256(json.dumps(identity).encode()).hexdigest(), source)
 
 
@@ -354,9 +436,11 @@ def check_ids(tokens, vocab_size):
 
 def check_length(tokens, block_size):
     """UserError if `tokens` has fewer than `block_size` + 1 tokens, so that no window fits."""
-    if len(tokens) < block_size + 1:
+    n = len(tokens)
+    if n < block_size + 1:
         remedy = "give more text" if tokens.split == "train" else "give a longer text with --val-data"
+        lower = f"lower --block-size to {n - 1} or less, or " * (n > 1)
         raise UserError(
-            f"the {tokens.split} split has {len(tokens)} tokens, but --block-size {block_size} needs {block_size + 1}; "
-            f"lower --block-size or {remedy}"
+            f"the {tokens.split} split has {n} token{'s' * (n != 1)}, but --block-size {block_size} needs "
+            f"{block_size + 1}; {lower}{remedy}"
         )

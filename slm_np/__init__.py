@@ -11,8 +11,7 @@ from importlib.util import module_from_spec
 from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.errors import UserError
 from slm_np.presets import preset
-
-__version__ = "0.3.0"
+from slm_np.version import __version__
 
 
 def _add_sibling_packages():

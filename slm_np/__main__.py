@@ -2,8 +2,8 @@
 
 import sys
 
-from slm_np import __version__
 from slm_np.errors import UserError, command, near
+from slm_np.version import __version__
 
 VERBS = {
     "prepare": "tokenize a corpus once",
@@ -22,7 +22,7 @@ VERBS = {
 
 def usage():
     verbs = "\n".join(f"  {name:<12}{text}" for name, text in VERBS.items())
-    hint = "slm-np VERB --help lists its flags, slm-np --version prints the version."
+    hint = "slm-np VERB --help or slm-np help VERB lists its flags, slm-np --version shows the version."
     return f"usage: slm-np VERB [flags]\n\n{verbs}\n\n{hint}"
 
 
@@ -51,18 +51,22 @@ def main_of(verb):
             from slm_np.gradcheck import main
         case "warmup":
             from slm_np.warmup import main
+        case flag if flag.startswith("-"):
+            raise UserError(f"{flag} follows a command, as in slm-np train {flag}; known are {', '.join(VERBS)}")
         case _:
             raise UserError(f"the command {verb!r} is unknown; {near(verb, list(VERBS))}")
     return main
 
 
-@command
+@command(prints_result=True)
 def main(argv=None):
     """Exit status: that of the command, 2 if it is unknown."""
     words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in ("-h", "--help") or words == ["help"]:
         print(usage())
-    elif words[0] == "--version":
+    elif words[0] == "help":
+        main_of(words[1])(["--help"])
+    elif words[0] in ("-V", "--version", "version"):
         print(f"slm_np {__version__}")
     else:
         main_of(words[0])(words[1:])

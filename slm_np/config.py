@@ -2,9 +2,13 @@
 
 import dataclasses
 import math
+import os
+import re
 from dataclasses import dataclass
 
+from slm_np import arguments
 from slm_np.errors import UserError, near
+from slm_np.paths import expanded_list
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
@@ -16,17 +20,22 @@ MIXERS = {
     "S": ("linear recurrence", ("recurrence_size",)),
 }
 MIXER_LETTERS = ", ".join(f"{letter} ({name})" for letter, (name, _) in MIXERS.items())
+DOCUMENTS = ("marker", "blank-line", "line")  # what may separate documents
 SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
+# Values of settings that switch something off.
+DISABLED = dict(lr_decay_iters=0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=0)
+MIN_SHARE = 0.1  # min_lr as a share of learning_rate, unless it is given
 # The fields of TrainConfig that set the length of training; a run has one of them.
 LENGTHS = ("max_iters", "epochs", "max_time", "fit_time")
 
 
-def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False):
+def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False, path=False):
     """A field with its description and the values it may take: `low <= value <= high`, `value > above`, or `choices`.
 
-    many: flags and files may give several values, which are joined by commas.
+    many: flags, files and lists may give several values, which are joined by commas.
+    path: names files: the value may be a path, and ~ in it stands for the home folder.
     """
-    metadata = dict(help=help, low=low, high=high, choices=choices, above=above, many=many)
+    metadata = dict(help=help, low=low, high=high, choices=choices, above=above, many=many, path=path)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -35,17 +44,42 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
+def as_flag(name, value):
+    """A field and its value as on a command line."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)} {value}"
+
+
+def typed(field, value):
+    """The value of a field in the field's own type, also from a NumPy scalar, a path or a list of paths.
+
+    Raises UserError for another type.
+    """
+    name, rule, kind = flag(field.name), field.metadata, type(field.default)
+    if rule["many"] and isinstance(value, (list, tuple)):
+        value = arguments.paths(name, value)
+    if rule["path"] and isinstance(value, (str, os.PathLike)):
+        return expanded_list(os.fsdecode(value))
+    value = arguments.plain(value)
+    if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
+        raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} must be of type {kind.__name__}, not {arguments.shown(value)}")
+    return value
+
+
 def check(settings):
-    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids."""
+    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids.
+
+    A field of another type that means the same gets its own type; see `typed`.
+    """
     for field in dataclasses.fields(settings):
-        value, rule, kind = getattr(settings, field.name), field.metadata, type(field.default)
-        name = flag(field.name)
-        if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
-            raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
-        if kind is float and type(value) is int:
-            object.__setattr__(settings, field.name, value := float(value))
-        if type(value) is not kind:
-            raise UserError(f"{name} must be of type {kind.__name__}, not {value!r}")
+        name, rule, kind = flag(field.name), field.metadata, type(field.default)
+        value = typed(field, getattr(settings, field.name))
+        object.__setattr__(settings, field.name, value)
         if rule["choices"] and value not in rule["choices"]:
             raise UserError(f"{name} {value!r} is unknown; {near(value, rule['choices'])}")
         if kind in (int, float):
@@ -57,6 +91,16 @@ def check(settings):
                 raise UserError(f"{name} is {value}; it must be greater than {rule['above']}")
             if rule["high"] is not None and value > rule["high"]:
                 raise UserError(f"{name} is {value}; it must be at most {rule['high']}")
+
+
+def check_effect(settings, given):
+    """Raise UserError if one of the settings {field: value} that a user gave has no effect in the dataclass `settings`.
+
+    A value that disables what is disabled anyway may be given.
+    """
+    for field, reason in settings.unused.items():
+        if field in given and given[field] != DISABLED.get(field):
+            raise UserError(f"{as_flag(field, given[field])} has no effect {reason}; leave it out")
 
 
 def lengths(values):
@@ -73,21 +117,28 @@ def check_lengths(values):
         )
 
 
+NUMBER = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+DURATION = re.compile(f"(?:{NUMBER}h)?(?:{NUMBER}m)?(?:{NUMBER}s)?")
+
+
+def check_documents(documents):
+    """Raise UserError unless `documents` is a value of --documents."""
+    if documents not in DOCUMENTS and not (documents.startswith("csv:") and documents[4:]):
+        raise UserError(f"--documents {documents!r} is unknown; {near(documents, (*DOCUMENTS, 'csv:COLUMN'))}")
+
+
 def duration_seconds(name, duration):
     """The duration of the field `name` in seconds; 0.0 for "".
 
-    Raises UserError if it is not a positive number with s, m or h.
+    Raises UserError if it is not a positive duration such as 90s, 1.5h or 2h30m.
     """
     if not duration:
         return 0.0
-    unit = {"s": 1, "m": 60, "h": 3600}.get(duration[-1])
-    try:
-        seconds = float(duration[:-1]) * unit
-        if not 0 < seconds < 1e9:
-            raise ValueError
-        return seconds
-    except (ValueError, TypeError):
-        raise UserError(f"{flag(name)} {duration!r} is not a duration; write 90s, 20m or 2h") from None
+    parts = DURATION.fullmatch(duration)
+    seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1))) if parts else 0.0
+    if not 0 < seconds < 1e9:
+        raise UserError(f"{flag(name)} {duration!r} is not a duration; write 90s, 20m, 1.5h or 2h30m")
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -153,7 +204,7 @@ class ModelConfig:
     init_std: float = setting(0.02, "standard deviation of normal initial weights", above=0.0, high=10.0)
 
     def __post_init__(self):
-        if self.feed_forward == "swish":  # another name of SiLU
+        if isinstance(self.feed_forward, str) and self.feed_forward == "swish":  # another name of SiLU
             object.__setattr__(self, "feed_forward", "silu")
         check(self)
         if set(self.pattern) - set(MIXERS) or not self.pattern:
@@ -163,7 +214,7 @@ class ModelConfig:
         for name, reason in self.unused.items():
             default = self.__dataclass_fields__[name].default
             if getattr(self, name) != default:
-                raise UserError(f"{flag(name)} {getattr(self, name)} has no effect {reason}; leave it out")
+                raise UserError(f"{as_flag(name, getattr(self, name))} has no effect {reason}; leave it out")
         if self.head == "none" and (self.residual or self.feed_forward != "none"):
             raise UserError(
                 "--head none takes the logits from the last mixer, so nothing may be added to them; "
@@ -250,8 +301,9 @@ class TrainConfig:
         "what to train on: stories or dialogues (embedded), tinyshakespeare or tinystories (downloaded), "
         "or files, folders and globs",
         many=True,
+        path=True,
     )
-    val_data: str = setting("", "what to validate on; without it the last tenth of the data", many=True)
+    val_data: str = setting("", "what to validate on; without it the last tenth of the data", many=True, path=True)
     tokenizer: str = setting(
         "byte",
         "byte, char (the characters of the corpus), bpe:N (N tokens learned from it), gpt2, or file:PATH; "
@@ -259,16 +311,21 @@ class TrainConfig:
     )
     documents: str = setting(
         "marker",
-        "what separates documents: a line <|endoftext|>, or a blank line; rows of a .jsonl file are documents",
-        choices=("marker", "blank-line"),
+        "what separates documents: marker (<|endoftext|>), blank-line, or line (each line is one); csv:COLUMN reads a "
+        "column of CSV or Parquet files; rows of JSON files are documents",
+    )
+    binary: bool = setting(
+        False, "read all files byte by byte as they are, and accept binary ones; without it, files are unpacked"
     )
     limit_bytes: int = setting(
         0, "use this much of the data, to the end of a document; 0 uses all", low=0, high=1 << 50
     )
     retention_data: str = setting(
-        "", "evaluate the loss on this data too while finetuning, to show forgetting", many=True
+        "", "evaluate the loss on this data too while finetuning, to show forgetting", many=True, path=True
     )
-    out_dir: str = setting("", "the run's directory; without it runs/PRESET, or the next free name of that kind")
+    out_dir: str = setting(
+        "", "the run's directory; without it runs/PRESET, or the next free name of that kind", path=True
+    )
     max_iters: int = setting(1000, "optimizer updates", low=0, high=10**9)
     epochs: float = setting(
         0.0,
@@ -296,7 +353,12 @@ class TrainConfig:
         1, "micro-batches per update, whose gradients are averaged", low=1, high=1 << 20
     )
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)
-    min_lr: float = setting(1e-4, "learning rate at the end of the schedule", low=0.0, high=10.0)
+    min_lr: float = setting(
+        -1.0,
+        f"learning rate at the end of the schedule; -1 means {MIN_SHARE:g} of learning-rate",
+        low=-1.0,
+        high=10.0,
+    )
     warmup_iters: int = setting(100, "updates over which the learning rate rises linearly from zero", low=0, high=10**9)
     lr_decay_iters: int = setting(
         0, "update at which the rate reaches min-lr; 0 means the last; max-time sets it otherwise", low=0, high=10**9
@@ -319,7 +381,7 @@ class TrainConfig:
         250, "updates between evaluations of both splits; 0 means a tenth of the run", low=0, high=10**9
     )
     eval_iters: int = setting(20, "batches per split in an evaluation", low=1, high=10**6)
-    log_interval: int = setting(10, "updates between lines of the log", low=1, high=10**9)
+    log_interval: int = setting(10, "updates between rows of metrics.jsonl; the log has fewer lines", low=1, high=10**9)
     save_interval: int = setting(
         250, "updates between checkpoints to resume from; 0 means a tenth of the run", low=0, high=10**9
     )
@@ -344,10 +406,27 @@ class TrainConfig:
 
     def __post_init__(self):
         check(self)
+        if self.min_lr == -1.0:
+            object.__setattr__(self, "min_lr", MIN_SHARE * self.learning_rate)
+        if self.min_lr < 0.0:
+            raise UserError(f"--min-lr is {self.min_lr}; it must be at least 0, or -1")
         if self.min_lr > self.learning_rate:
             raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower --min-lr")
+        check_documents(self.documents)
         check_lengths({name: getattr(self, name) for name in LENGTHS if name != "max_iters"})
         self.max_seconds, self.fit_seconds  # malformed durations are refused here
+
+    @property
+    def unused(self):
+        """{field: reason} of the fields without effect in this recipe."""
+        found = {}
+        if self.lr_schedule == "constant":
+            found |= dict.fromkeys(("min_lr", "lr_decay_iters"), "with --lr-schedule constant")
+        if self.max_time:
+            found["lr_decay_iters"] = f"with --max-time {self.max_time}"
+        if not self.weight_decay:
+            found["decay"] = "with --weight-decay 0"
+        return found
 
     @property
     def max_seconds(self):
@@ -394,3 +473,22 @@ class SamplingConfig:
                 raise UserError(f"--samplers {name!r} is unknown; {near(name, SAMPLERS)}")
             if name in names[:i]:
                 raise UserError(f"--samplers has {name!r} twice; give it once")
+
+    @property
+    def unused(self):
+        """{field: reason} of the fields without effect on the samples."""
+        found, names = {}, self.samplers.split(",")
+        if self.temp <= 1e-6 and "temp" in names:
+            found |= dict.fromkeys(
+                ("top_k", "top_p", "min_p"), f"with --temp {self.temp:g}, which takes the likeliest token"
+            )
+        if self.repeat_penalty == 1:
+            found["repeat_last_n"] = "without --repeat-penalty"
+        if self.repeat_last_n == 0:
+            found["repeat_penalty"] = "with --repeat-last-n 0"
+        for name in set(SAMPLERS) - set(names):
+            fields = ("repeat_penalty", "repeat_last_n") if name == "penalty" else (name.replace("-", "_"),)
+            found |= dict.fromkeys(fields, f"without {name} in --samplers {self.samplers}")
+        if self.min_confidence == 0:
+            found["confidence_patience"] = "without --min-confidence"
+        return found

@@ -1,50 +1,74 @@
 """The exception for bad input, and what raises or reports it: optional packages, errors of a command in one line."""
 
+import contextlib
+import errno
 import functools
 import importlib
-import os
+import re
 import sys
+
+from slm_np.streams import guarded, reader_has_gone
+
+CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
 
 
 class UserError(Exception):
     """Bad input (file, setting, prompt, checkpoint). Its message is one sentence: what is wrong, and how to fix it."""
 
 
-def command(main):
+def command(main=None, *, prints_result=False):
     """Decorate `main(argv)` as a command: an error that is not a bug prints one line on stderr instead of a traceback.
 
-    Exit status: 2 for bad input (`UserError`), a missing package, too little memory and errors of the operating system;
-    130 after Ctrl-C; 141, without a message, if the reader of a pipe has closed it.
+    prints_result: whether the result is what it prints. Otherwise the result is in files, and output that cannot be
+    written is dropped. Messages on stderr are dropped in any case (see streams.py).
+    Exit status: 2 for bad input (`UserError`), a missing package, too little memory and errors of the operating system,
+    printing a result included; 130 after Ctrl-C; 141, without a message, if the reader of the result has gone away.
     """
+    if main is None:
+        return functools.partial(command, prints_result=prints_result)
 
     @functools.wraps(main)
     def run(argv=None):
-        try:
-            main(argv)
-            sys.stdout.flush()  # an error of the last write is raised here, where it can still be reported
-            return
-        except UserError as error:
-            message, status = str(error), 2
-        except MemoryError as error:
-            message = f"out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd"
-            status = 2
-        except ModuleNotFoundError as error:  # of a required package, as in a clone without installation
-            if not error.name or error.name.partition(".")[0] == "slm_np":
-                raise
-            message = f"the package {error.name} is not installed; install slm_np: pip install -e . in its checkout"
-            status = 2
-        except KeyboardInterrupt:
-            message, status = "interrupted", 130
-        except BrokenPipeError:
-            message, status = "", 141
-        except OSError as error:
-            message, status = os_error_message(error), 2
-        if message:
-            print("slm_np: " + message.replace("\n", "\\n"), file=sys.stderr)  # a file name may contain a line end
-        discard_output()
-        raise SystemExit(status)
+        with guarded(prints_result) as output:
+            end = _call(main, argv, output)
+            if end is not None:
+                raise end
 
     return run
+
+
+def _call(main, argv, output):
+    """Call `main`, and print the line about an error. Returns the SystemExit to raise, or None."""
+    end, message, status = None, "", 0
+    try:
+        main(argv)
+    except SystemExit as error:
+        end = error
+    except UserError as error:
+        message, status = str(error), 2
+    except MemoryError as error:
+        message = f"out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd"
+        status = 2
+    except ModuleNotFoundError as error:  # of a required package, as in a clone without installation
+        if not error.name or error.name.partition(".")[0] == "slm_np":
+            raise
+        message = f"the package {error.name} is not installed; install slm_np: pip install -e . in its checkout"
+        status = 2
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    except OSError as error:
+        if error is not output.error:
+            message, status = os_error_message(error), 2
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()  # an error of the last write is raised here, where it can still be reported
+    if output.error and not status and (end is None or not end.code):
+        end, status = None, 141 if reader_has_gone(output.error) else 2
+        message = (
+            f"cannot write standard output ({_reason(output.error)}); redirect it elsewhere" if status == 2 else ""
+        )
+    if message:  # a file name may contain a line end
+        print("slm_np: " + CONTROLS.sub(lambda control: repr(control[0])[1:-1], message), file=sys.stderr)
+    return SystemExit(status) if status else end
 
 
 def imported(module, what, install):
@@ -70,16 +94,22 @@ def imported(module, what, install):
 
 def os_error_message(error):
     """One sentence about an OSError that no code closer to its cause has explained."""
-    reason = (error.strerror or str(error)).lower()
-    return f"cannot access {error.filename}: {reason}" if error.filename else f"cannot read or write: {reason}"
+    if error.filename:
+        return f"cannot access {error.filename}: {_reason(error)}"
+    return f"cannot read or write: {_reason(error)}"
 
 
-def discard_output():
-    """If stdout cannot be flushed, redirect it to nowhere, so that the interpreter's last flush does not fail too."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def remedy(error, otherwise):
+    """What to do about an OSError of a write, for the end of a message: what its cause asks for, "or `otherwise`"."""
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return f"free some space, or {otherwise}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"check its permissions, or {otherwise}"
+    return f"check the disk, or {otherwise}"
+
+
+def _reason(error):
+    return (error.strerror or str(error)).lower()
 
 
 def near(word, known, prefix=""):

@@ -6,8 +6,9 @@ import time
 
 from slm_np.cli import flags
 from slm_np.cli.loading import add_run, load_run
-from slm_np.config import TrainConfig
+from slm_np.config import TrainConfig, check_documents
 from slm_np.errors import command
+from slm_np.words import counted
 
 
 def parser():
@@ -18,7 +19,9 @@ def parser():
     group = p.add_argument_group("text")
     group.add_argument(
         "--data",
+        action="extend",
         nargs="+",
+        type=flags.path,
         default=[],
         metavar="TEXT",
         help="files, folders, globs, the name of a corpus or a folder of prepared tokens: its validation split if it "
@@ -33,8 +36,14 @@ def parser():
     )
     group.add_argument(
         "--documents",
-        choices=TrainConfig.__dataclass_fields__["documents"].metadata["choices"],
-        help="what separates documents: a line <|endoftext|>, or a blank line (default: as in training)",
+        metavar="TEXT",
+        help="what separates documents: marker (<|endoftext|>), blank-line, or line (each line is one); csv:COLUMN "
+        "reads a column of CSV or Parquet files (default: as in training)",
+    )
+    group.add_argument(
+        "--binary",
+        action="store_true",
+        help="read all files byte by byte as they are, and accept binary ones (default: as in training)",
     )
     group.add_argument(
         "--limit-bytes",
@@ -48,7 +57,7 @@ def parser():
     return p
 
 
-@command
+@command(prints_result=True)
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
     args = parser().parse(argv)
@@ -57,8 +66,10 @@ def main(argv=None):
 
     stride = flags.whole_number(args.stride, "--stride", 0)
     limit = flags.whole_number(args.limit_bytes, "--limit-bytes", 0)
-    run, data = load_run(args), ",".join(args.data)
-    tokens = tokens_of(run, data, args.documents, limit, int(args.threads))
+    if args.documents:
+        check_documents(args.documents)
+    run, data = load_run(args), flags.joined(TrainConfig.__dataclass_fields__["data"], args.data)
+    tokens = tokens_of(run, data, args.documents, limit, int(args.threads), args.binary)
     data = data or f"the validation split of {run.config.data['source']}"
     begun = time.perf_counter()
     found = evaluate(run.model, tokens, run.tokenizer, stride, quiet=False)
@@ -95,9 +106,12 @@ def report(run, data, tokens, found, stride, seconds):
 def describe_text(fields):
     """The line about the model and its text."""
     n = fields["documents"]
-    counts = [f"{fields['bytes']:,} bytes"] if fields["bytes"] else []
-    counts += [f"{n:,} document{'s' * (n != 1)}"] if n else []
-    counts += [f"{fields['tokens']:,} {'assistant ' * fields['answers_only']}tokens", f"context {fields['context']}"]
+    counts = [counted(fields["bytes"], "byte")] if fields["bytes"] else []
+    counts += [counted(n, "document")] if n else []
+    counts += [
+        counted(fields["tokens"], "assistant " * fields["answers_only"] + "token"),
+        f"context {fields['context']}",
+    ]
     counts += [f"stride {fields['stride']}"] if fields["stride"] else []
     return f"{fields['model']}, weights of step {fields['step']}, on {fields['data']}: {', '.join(counts)}"
 

@@ -4,10 +4,11 @@ import argparse
 
 from slm_np.cli import flags
 from slm_np.cli.settings import add_source, settings
-from slm_np.config import ModelConfig, TrainConfig
+from slm_np.config import MIN_SHARE, ModelConfig, TrainConfig
 from slm_np.errors import UserError, command
 from slm_np.training import finetuning
-from slm_np.training.finetuning import CHANGEABLE, EPOCHS, INTERVAL, MIN_SHARE, RATE_SHARE
+from slm_np.training.finetuning import CHANGEABLE, EPOCHS, INTERVAL, RATE_SHARE
+from slm_np.words import quoted
 
 DESCRIPTION = f"""\
 Continue training on new data: the base's best weights, tokenizer and model, a fresh schedule.
@@ -22,7 +23,7 @@ tenth of the run (at most 100 updates); an evaluation after each twentieth (at m
 def parser():
     p = flags.Parser(prog="slm-np finetune", description=DESCRIPTION)
     group = p.add_argument_group("run")
-    group.add_argument("--base", metavar="RUN", help="directory of the run to start from")
+    group.add_argument("--base", type=flags.path, metavar="RUN", help="directory of the run to start from")
     add_source(group)
     flags.add_settings(p, TrainConfig, "training", defaults=dict(data="", out_dir="", epochs=EPOCHS))
     flags.add_settings(p, ModelConfig, "model")
@@ -45,7 +46,9 @@ def main(argv=None):
     if not given.get("data"):
         raise UserError("--data is missing; name the new data")
     from slm_np.cli.launch import finetune_run
+    from slm_np.data.token_files import check_given
 
+    check_given(given["data"], {name: value for name, value in given.items() if name != "tokenizer"})
     base = finetuning.Base.load(args.base)
     finetuning.check_unchanged(base, preset, model, given)
     finetune_run(base, finetuning.finetuned(base, model, given), given)
@@ -60,7 +63,8 @@ def resume(directory, base, preset, model, given):
     run = resumed(directory, preset, model, given)
     if not run.base:
         raise UserError(
-            f"{directory} did not start from another run; resume it with python -m slm_np.train --resume {directory}"
+            f"{directory} did not start from another run; resume it with "
+            f"python -m slm_np.train --resume {quoted(directory)}"
         )
     if base:
         finetuning.check_same_base(directory, run, finetuning.Base.load(base))

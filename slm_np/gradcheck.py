@@ -19,7 +19,7 @@ def parser():
     return p
 
 
-@command
+@command(prints_result=True)
 def main(argv=None):
     """Print a line per op and preset, or per tensor of one preset.
 

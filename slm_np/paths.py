@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from slm_np.errors import UserError
+from slm_np.errors import UserError, remedy
 
 UNFINISHED_SECONDS = 86400  # until an unfinished folder belongs to a killed process
 
@@ -38,6 +38,11 @@ def cache_path(folder=None):
 def expanded(path):
     """A Path in which ~ stands for the home folder. Without one it stays, where `Path.expanduser` would raise."""
     return Path(os.path.expanduser(path))
+
+
+def expanded_list(data):
+    """Paths separated by commas, as `--data` takes them, in which ~ stands for the home folder."""
+    return ",".join(os.path.expanduser(path.lstrip()) if path.lstrip()[:1] == "~" else path for path in data.split(","))
 
 
 def import_path():
@@ -118,19 +123,39 @@ def published(folder):
         sweep(folder.parent)
         part = Path(tempfile.mkdtemp(prefix=folder.name[:12] + "-", suffix=".part", dir=folder.parent))
         yield part
+        for path in (*part.iterdir(), part):
+            sync(path)
         try:
             os.rename(part, folder)
         except OSError:
             if not folder.is_dir():
                 raise
+        sync(folder.parent)
     except OSError as error:
         raise UserError(
-            f"the cache folder {folder.parent} cannot be written ({error.strerror}); free some space, "
-            "or set SLM_NP_CACHE to another folder"
+            f"the cache folder {folder.parent} cannot be written ({error.strerror}); "
+            + remedy(error, "set SLM_NP_CACHE to another folder")
         ) from None
     finally:
         if part:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def sync(path):
+    """Make the contents of a file survive a power cut, or the names in a folder.
+
+    Folders cannot be flushed on Windows and on some network disks, which is ignored.
+    """
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+    else:
+        with open(path, "r+b") as file:
+            os.fsync(file.fileno())
 
 
 def sweep(parent):

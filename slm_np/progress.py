@@ -1,7 +1,10 @@
 """Progress of long work: a bar with an ETA in a terminal or a notebook, plain lines elsewhere."""
 
+import os
 import sys
 import time
+
+LINE_S = 2.0  # seconds between the lines of a log
 
 
 def duration(seconds):
@@ -13,8 +16,19 @@ def duration(seconds):
 
 
 def interactive():
-    """Whether a bar can be drawn: in a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    """Whether a bar can be drawn: in a notebook, or in a terminal that has a width."""
+    if "ipykernel" in sys.modules:
+        return True
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (AttributeError, OSError, ValueError):  # no stderr, or one that is not a file
+        return False
+
+
+def say(text):
+    """Print a line on stderr, if the program has one."""
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
 
 
 def bar(quiet=False, **options):
@@ -29,10 +43,12 @@ class Progress:
 
     fraction: the share of the work that is done already. The bar measures this share, so that a limit in updates and
     one in time look alike.
+    wait, every: seconds before the first line, and between lines. If there is one, the last update has one, too.
     """
 
-    def __init__(self, fraction, quiet=False):
+    def __init__(self, fraction, quiet=False, wait=0.0, every=LINE_S):
         self.quiet, self.fraction, self.begun = quiet, fraction, time.perf_counter()
+        self.next_line, self.every, self.lines = wait, every, 0
         self.bar = None
         if not quiet and interactive():
             self.bar = bar(
@@ -43,7 +59,7 @@ class Progress:
             )
 
     def update(self, step, fraction, text, log):
-        """Move the bar or, if `log`, print a line.
+        """Move the bar or, if `log` and it is time, print a line.
 
         step: the label, such as "step 3/100".   fraction: share of the work that is done.   text: other values to show.
         """
@@ -53,16 +69,18 @@ class Progress:
                 self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(fraction - self.bar.n)
         elif log and not self.quiet:
-            done = fraction - self.fraction
-            eta = duration((time.perf_counter() - self.begun) * (1 - fraction) / done) if done > 0 else "?"
-            print("  ".join(filter(None, (step, text, f"ETA {eta}"))), file=sys.stderr, flush=True)
+            seconds, done = time.perf_counter() - self.begun, fraction - self.fraction
+            if seconds >= self.next_line or fraction >= 1 and self.lines:
+                self.next_line, self.lines = seconds + self.every, self.lines + 1
+                eta = duration(seconds * (1 - fraction) / done) if done > 0 else "?"
+                say("  ".join(filter(None, (step, text, f"ETA {eta}"))))
 
     def say(self, text):
         """Print a line, above the bar if there is one."""
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         elif not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
 
     def close(self):
         """Remove the bar."""

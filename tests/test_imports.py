@@ -16,7 +16,20 @@ FOLDERS = {package.__name__: Path(package.__path__[0]) for package in (slm_np, s
 
 # A package may import those on lines above its own, and itself.
 LAYERS = (
-    {"config", "presets", "errors", "dtypes", "paths", "progress", "machine", "file_lock"},
+    {
+        "arguments",
+        "config",
+        "presets",
+        "errors",
+        "streams",
+        "dtypes",
+        "paths",
+        "progress",
+        "machine",
+        "file_lock",
+        "version",
+        "words",
+    },
     {"kernels.numpy", "kernels.cpu", "kernels.gpu", "data"},
     {"ops"},
     {"nn"},

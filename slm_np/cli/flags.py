@@ -4,13 +4,19 @@ Imports no numerics, so that `--help` is quick.
 """
 
 import argparse
+import codecs
 import dataclasses
+import os
 import sys
 import textwrap
 from pathlib import Path
 
 from slm_np.config import TrainConfig, flag
 from slm_np.errors import UserError, imported, near
+from slm_np.paths import expanded
+from slm_np.presets import PRESETS
+from slm_np.version import __version__
+from slm_np.words import quoted
 
 WIDTH = 120  # columns of --help
 # Old names of fields, which flags and TOML files still accept in this release: {old: new}.
@@ -31,6 +37,9 @@ class Parser(argparse.ArgumentParser):
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=WIDTH),
             **options,
         )
+        self.add_argument(
+            "--version", action="version", version=f"slm_np {__version__}", help="show the version and exit"
+        )
 
     def error(self, message):
         raise UserError(message + f"; see {self.prog} --help")
@@ -43,16 +52,36 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def _hint(self, word):
-        if not word.startswith("-"):
-            return "values follow a flag"
         known = [
             name[2:]
             for action in self._actions
             for name in action.option_strings
             if name.startswith("--") and not isinstance(action, RenamedFlag)
         ]
+        if not word.startswith("-"):
+            takes = next((name for name in _flags_of(word) if name in known), None)
+            return (
+                f"did you mean --{takes} {quoted(word)}?"
+                if takes
+                else f"a value follows its flag, see {self.prog} --help"
+            )
         hint = near(word.split("=")[0].lstrip("-"), known, "--")
         return f"see {self.prog} --help" if hint.startswith("known") else hint
+
+
+def _flags_of(word):
+    """The names of flags that may take the word: a run, a preset, a file."""
+    path = Path(word)
+    if (path / "config.json").is_file():
+        return "base", "model", "resume"
+    return ("preset",) if word in PRESETS else ("config",) if path.suffix == ".toml" else ("data",) * path.exists()
+
+
+def path(text):
+    """The type of a flag or an argument that names a file or a directory: ~ stands for the home folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path names nothing")
+    return str(expanded(text))
 
 
 class RenamedFlag(argparse.Action):
@@ -60,7 +89,8 @@ class RenamedFlag(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         print_renamed(option_string, flag(self.dest))
-        setattr(namespace, self.dest, values)
+        before = getattr(namespace, self.dest, []) if isinstance(values, list) else None
+        setattr(namespace, self.dest, values if before is None else before + values)
 
 
 def print_renamed(old, new):
@@ -91,6 +121,7 @@ def add_settings(parser, kind, title, aliases=None, defaults=None):
         group.add_argument(
             flag(field.name),
             *also,
+            action="extend" if field.metadata["many"] else "store",  # repeated flags add up
             dest=field.name,
             metavar={int: "INT", float: "FLOAT", str: "TEXT"}[type(field.default)],
             help=text + (f" (default: {shown})" if shown != "" else ""),
@@ -120,7 +151,7 @@ def add_device(group):
 def given(args, kind):
     """{field: value} of the flags given for the dataclass `kind`, each of its field's type.
 
-    Raises UserError for a malformed number.
+    Raises UserError for a malformed number and for an empty text.
     """
     return {
         field.name: converted(field, getattr(args, field.name))
@@ -132,10 +163,12 @@ def given(args, kind):
 def converted(field, value):
     """The text of a flag, converted to the type of its field."""
     wanted, value = type(field.default), joined(field, value)
+    if value == "":
+        raise UserError(f"{flag(field.name)} is empty; give it a value, or leave it out")
     if isinstance(value, wanted):
         return value
     try:
-        return wanted(value)
+        return integer(value) if wanted is int else wanted(value)
     except ValueError:
         kind = "a whole number" if wanted is int else "a number"
         raise UserError(f"{flag(field.name)} {value!r} is not {kind}; give one such as {field.default}") from None
@@ -144,21 +177,34 @@ def converted(field, value):
 def joined(field, value):
     """A list of values of a field that takes several, joined by commas; any other value unchanged.
 
-    Raises UserError if one of several values contains a comma.
+    Raises UserError if one of several values is empty, or is a path that contains a comma.
     """
     if not (field.metadata["many"] and isinstance(value, list) and all(isinstance(one, str) for one in value)):
         return value
-    if len(value) > 1 and (wrong := next((one for one in value if "," in one), None)):
+    if len(value) > 1 and (wrong := next((one for one in value if "," in one and os.path.exists(one)), None)):
         raise UserError(
             f"{flag(field.name)} {wrong!r} contains a comma, which separates several values; give its folder instead"
         )
+    if len(value) > 1 and "" in value:
+        raise UserError(f"{flag(field.name)} has an empty value; leave it out")
     return ",".join(value)
+
+
+def integer(text):
+    """The integer that a text spells, as 1000, 1_000, 1e3 or 1000.0. Raises ValueError if it spells none."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer() or abs(number) > 2**53:
+            raise ValueError(f"{text!r} is not a whole number") from None
+        return int(number)
 
 
 def whole_number(text, name, low):
     """The integer that `text` spells. Raises UserError, naming the flag `name`, if it is none or below `low`."""
     try:
-        value = int(text)
+        value = integer(text)
     except ValueError:
         value = low - 1
     if value < low:
@@ -177,8 +223,7 @@ def read_toml(path, kinds):
     else:
         tomllib = imported("tomli", f"--config {path}", "tomli")
     try:
-        with open(Path(path), "rb") as file:
-            fields = tomllib.load(file)
+        fields = tomllib.loads(_decoded(expanded(path).read_bytes()))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}); name a TOML file") from None
     except (ValueError, RecursionError) as error:  # also: bytes that are not UTF-8, endless digits, deep nesting
@@ -193,9 +238,24 @@ def read_toml(path, kinds):
         if name == "preset" and not isinstance(value, str):
             raise UserError(f"--config {path} has preset = {value!r}; it must be the name of a preset in quotes")
         if name != "preset" and name not in known:
+            if isinstance(value, dict):
+                raise UserError(f"--config {path} has the section [{key}]; write its settings without a section")
             raise UserError(f"--config {path} has the unknown setting {key!r}; {near(name, ['preset', *known])}")
-        values[name] = value if name == "preset" else joined(known[name], value)
+        if name in values:
+            raise UserError(f"--config {path} has {name.replace('_', '-')} twice, with - and with _; give it once")
+        if name != "preset":
+            value = joined(known[name], value)
+            if type(known[name].default) is int and type(value) is float and value.is_integer():
+                value = int(value)  # 1e4
+        values[name] = value
     return values
+
+
+def _decoded(content):
+    """The text of a TOML file, which is UTF-8. Editors of Windows begin it with a mark, or write UTF-16 with one."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    return content.decode("utf-8-sig")
 
 
 def split(values, kind):

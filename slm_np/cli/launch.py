@@ -1,5 +1,6 @@
 """From settings to a trained run: device, data, memory plan, trainer, training, report."""
 
+import copy
 import dataclasses
 import math
 import os
@@ -7,10 +8,14 @@ import sys
 from pathlib import Path
 
 from slm_np.cli.loading import use_kernels
-from slm_np.cli.report import describe, finish, quoted, sampler
+from slm_np.cli.report import describe, finish, sampler
+from slm_np.config import LENGTHS, as_flag
 from slm_np.errors import UserError
 from slm_np.training.precision import compute_dtype, resolved
+from slm_np.words import counted, quoted
 
+# The settings that decide the learning rate of an update.
+SCHEDULE = (*LENGTHS, "lr_decay_iters", "learning_rate", "min_lr", "warmup_iters", "lr_schedule")
 SEARCHED = 1 << 20  # tokens in which an end-of-text occurs if the corpus has any
 
 
@@ -25,8 +30,8 @@ def train_run(run, directory=None):
         )
     use_device(run.train)
     tokenizer = tokenizer_of(directory, run) if run.base and directory is not None else None
-    corpus, run = prepared(run, tokenizer)
-    retention, run = retention_split(run, corpus)
+    corpus, run = prepared(run, tokenizer, directory)
+    retention, run = retention_split(run, corpus, directory)
     train_on(corpus, run, directory, retention)
 
 
@@ -55,17 +60,18 @@ def use_device(train):
     device(train.device).use_threads(train.threads)
 
 
-def prepared(run, tokenizer=None):
+def prepared(run, tokenizer=None, directory=None):
     """(Corpus, `run` with the vocabulary and the identity of the corpus). Builds the token store if there is none.
 
     The store is still being built on return, unless batches depend on the length of the corpus.
-    tokenizer: to use instead of the one that the settings name; None
+    tokenizer: to use instead of the one that the settings name; None.   directory: of a run that is resumed
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
+    from slm_np.data.token_files import is_token_file
     from slm_np.data.token_store import load_corpus
     from slm_np.ops.device import device
 
-    train, model = run.train, run.model
+    train, model = here(run, directory), run.model
     device(train.device)  # a missing GPU is reported before the data are read, which may take long
     corpus = load_corpus(
         train.data,
@@ -75,30 +81,52 @@ def prepared(run, tokenizer=None):
         limit_bytes=train.limit_bytes,
         threads=train.threads,
         wait=train.epochs > 0 or train.carry_state,
+        binary=train.binary,
     )
+    if run.data and corpus.tokenizer and is_token_file(train.data) and corpus.vocab_size != model.vocab_size:
+        # The run began when the tokenizer beside the files was not there, or not read.
+        corpus = dataclasses.replace(corpus, tokenizer=None, vocab_size=model.vocab_size)
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
     data = run.data | dict(
         separated=getattr(corpus.tokenizer, "trained_ends", True),
         fingerprint=corpus.fingerprint,
-        source=corpus.source,
+        source=run.train.data,
         tokens=run.data.get("tokens") if corpus.building else [len(corpus.train), len(corpus.validation)],
     )
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:
-        before = run.data.get("tokens")
         if corpus.building:
             corpus.building.close()
-        counts = f"{data['tokens']} tokens for training and validation, {run.data.get('source')} had {before}, and "
-        raise UserError(
-            f"the data have changed since the run began: {corpus.source} has {'' if corpus.building else counts}"
-            "other contents; restore them, or start a new run"
-        )
+        raise other_data(run, data, directory)
     if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size:
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
     run = dataclasses.replace(run, model=model, data=data)
     if not corpus.building:
         check_splits(run, corpus)
     return corpus, run
+
+
+def other_data(run, data, directory):
+    """The UserError for a run in `directory` that is resumed with other data than those it was trained on."""
+    was, now, train = run.data.get("tokens"), data["tokens"], here(run, directory)
+    counts = f" ({counted(sum(now), 'token')} instead of {sum(was):,})" if was and now and was != now else ""
+    text = " and ".join(filter(None, (train.data, train.val_data)))
+    return UserError(
+        f"the data have changed: {text} is not what {directory} was trained on{counts}, and a run resumes with the "
+        "same data; restore it, or train on new data with "
+        f"python -m slm_np.finetune --base {quoted(directory)} --data {quoted(train.data)}"
+    )
+
+
+def here(run, directory=None):
+    """The TrainConfig of `run`. If it is resumed in `directory`, its paths are as from the current directory."""
+    from slm_np.formats.run_paths import located
+
+    if directory is None:
+        return run.train
+    paths = {field: located(directory, run, field) for field in ("data", "val_data", "retention_data")}
+    tokenizer = located(directory, run, "tokenizer", f"copy it from {directory}/tokenizer.json")
+    return dataclasses.replace(run.train, **paths, tokenizer=tokenizer)
 
 
 def check_splits(run, corpus):
@@ -114,7 +142,7 @@ def check_splits(run, corpus):
         if run.base and len(start) <= model.block_size:
             remedy = "more text" if split.split == "train" else "a longer text with --val-data"
             raise UserError(
-                f"the {split.split} split of {corpus.source} has {len(start)} tokens, but the model of "
+                f"the {split.split} split of {corpus.source} has {counted(len(start), 'token')}, but the model of "
                 f"{run.base['run']} needs at least {model.block_size + 1}; give {remedy}"
             )
         check_length(start, model.block_size)
@@ -134,17 +162,21 @@ def has_end_of_text(corpus):
     return end is not None and bool((ids[-1:] == end).any() or (ids[:SEARCHED] == end).any())
 
 
-def retention_split(run, corpus):
+def retention_split(run, corpus, directory=None):
     """(Tokens of the held-out part of --retention-data, or None; `run` with their identity).
 
     Data that the base was trained on are split as they were then. Raises UserError as `prepared`.
     """
     from slm_np.data.token_store import check_ids, load_corpus
+    from slm_np.formats.run_paths import same_files
 
-    data = run.train.retention_data
+    data = here(run, directory).retention_data
     if not data:
         return None, run
-    split_as = run.base if run.base["data"] == data else dict(val_data="", documents=run.train.documents, limit_bytes=0)
+    base = base_here(run, directory)
+    split_as = dict(val_data="", documents=run.train.documents, limit_bytes=0, binary=run.train.binary)
+    if same_files(base["data"], data):
+        split_as |= {field: base[field] for field in split_as if field in base}
     retention = load_corpus(
         data,
         split_as["val_data"],
@@ -152,23 +184,34 @@ def retention_split(run, corpus):
         documents=split_as["documents"],
         limit_bytes=split_as["limit_bytes"],
         threads=run.train.threads,
+        binary=split_as["binary"],
     )
     split = retention.validation
     if len(split) <= run.model.block_size:
         raise UserError(
-            f"--retention-data {data} holds out {len(split)} tokens, but one context takes {run.model.block_size + 1}; "
-            "give more text"
+            f"--retention-data {data} holds out {counted(len(split), 'token')}, but one context takes "
+            f"{run.model.block_size + 1}; give more text"
         )
     if retention.tokenizer is None:
         check_ids(split, run.model.vocab_size)
     elif retention.vocab_size != run.model.vocab_size:
         raise UserError(
-            f"--retention-data {data} has a vocabulary of {retention.vocab_size} tokens, but the model has "
+            f"--retention-data {data} has a vocabulary of {counted(retention.vocab_size, 'token')}, but the model has "
             f"{run.model.vocab_size}; give it in the same form as --data"
         )
     if run.data.get("replay", retention.fingerprint) != retention.fingerprint:
         raise UserError(f"--retention-data {data} has changed since the run began; restore it, or start a new run")
     return split, dataclasses.replace(run, data=run.data | dict(replay=retention.fingerprint))
+
+
+def base_here(run, directory=None):
+    """How the base's data were split, with its paths as written from the current directory, if its files exist."""
+    from slm_np.formats.run_paths import directories, written_here
+
+    places = directories(directory, run) if directory is not None else [Path()]
+    return run.base | {
+        field: written_here(run.base[field], places) or run.base[field] for field in ("data", "val_data")
+    }
 
 
 def memory_plan(run):
@@ -189,7 +232,7 @@ def memory_plan(run):
         "activations saved for backward": planned_bytes(saved, "f4", dtype),
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
-    what = f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens"
+    what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
     on.check_memory(sum(parts.values()), what)
     return parts
 
@@ -199,6 +242,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 
     retention: Tokens of other data to evaluate, too.   base: the Base to start from; None: random weights.
     """
+    from slm_np.formats.run_config import read_config
     from slm_np.inference.decoder import sampling
     from slm_np.nn import warmup
     from slm_np.training.display import Display
@@ -206,6 +250,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
     from slm_np.training.signals import Interrupted
     from slm_np.training.trainer import Trainer
 
+    previous = read_config(directory) if directory is not None else None
     run = resolved(run)  # as Trainer would, but the memory plan comes before it
     memory = memory_plan(run)
     trainer = Trainer(run, corpus, retention=retention, fresh=directory is None and base is None)
@@ -216,7 +261,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
     trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
     describe(run, corpus, memory)
     said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
-    print(said, file=sys.stderr)
+    print("\n".join([said, *changes_when_resumed(trainer, previous, storage.path)]), file=sys.stderr)
     warmup.prepare(trainer.model, warmup.training, *([sampling] if corpus.tokenizer else []))
     command = f"slm_np.{'finetune' if run.base else 'train'}"
     try:
@@ -240,6 +285,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
 def create_run(trainer, base):
     """The Storage of a new run. It starts with the weights of the base if there is one."""
     from slm_np.formats.directories import new_directory
+    from slm_np.formats.run_paths import started_here
     from slm_np.training.storage import Storage
 
     name, defaults = trainer.run.preset, {}
@@ -248,6 +294,7 @@ def create_run(trainer, base):
         trainer.model.parameters.update_cast_copies()
         name, defaults = f"{base.path.resolve().name}-finetuned", dict(sampling=base.sampling, template=base.template)
     with new_directory(trainer.run.train.out_dir, name) as directory:
+        trainer.run = dataclasses.replace(trainer.run, data=trainer.run.data | dict(directory=started_here(directory)))
         storage = Storage(directory)
         storage.create(trainer, **defaults)
     return storage
@@ -272,6 +319,61 @@ def resume_run(trainer, directory):
     storage = Storage(directory)
     storage.resume(trainer)
     return storage
+
+
+def changes_when_resumed(trainer, previous, directory):
+    """Lines about what a user may not expect of a run, resumed or new.
+
+    previous: RunConfig of a resumed run before this session; None for a new one.
+    That it is finished, that the learning rate jumps because the schedule was changed, or that it ends in the warmup.
+    """
+    config, updates = trainer.config, trainer.updates
+    if previous is not None and trainer.finished():
+        yield finished_line(trainer, directory)
+        return
+    changed = [
+        as_flag(field, getattr(config, field))
+        for field in SCHEDULE
+        if previous is not None and getattr(config, field) not in (getattr(previous.train, field), "")
+    ]
+    if changed and updates:
+        before, after = rates(trainer, previous)
+        if not 0.9 * before <= after <= 1.1 * before:
+            yield (
+                f"the schedule follows {' and '.join(changed)} from here on: the learning rate goes from "
+                f"{before:.3g} to {after:.3g}"
+            )
+    last = trainer.max_iters
+    if last and not config.lr_decay_iters and updates < last <= config.warmup_iters:
+        yield (
+            f"the learning rate still rises when the run ends: it has {counted(last, 'update')}, and --warmup-iters is "
+            f"{config.warmup_iters:,}"
+        )
+
+
+def finished_line(trainer, directory):
+    """That a resumed run has nothing left to do, and how to train it on."""
+    config, command = trainer.config, f"slm_np.{'finetune' if trainer.run.base else 'train'}"
+    if trainer.out_of_patience():
+        why, more = f"no lower validation loss in {counted(trainer.stale, 'evaluation')}", "--patience 0"
+    elif config.max_seconds:
+        why, more = f"--max-time {config.max_time} is over", "--max-time LONGER"
+    elif config.epochs:
+        why, more = f"--epochs {config.epochs:g} are over", "--epochs MORE"
+    else:
+        why, more = f"it has made {counted(trainer.updates, 'update')}", f"--max-iters {2 * max(1, trainer.updates)}"
+    resume = f"python -m {command} --resume {quoted(directory)} {more}"
+    return f"{directory} is finished, since {why}; train it longer with: {resume}"
+
+
+def rates(trainer, previous):
+    """(Learning rate of the last update, of the next) of a resumed run whose RunConfig was `previous`."""
+    from slm_np.training.schedule import learning_rate
+
+    old = copy.copy(trainer)
+    old.config, old.updates = previous.train, trainer.updates - 1
+    old.max_iters = previous.fitted_iters or trainer.batches.updates(previous.train)
+    return tuple(learning_rate(of.config, of.updates, of.schedule_progress) for of in (old, trainer))
 
 
 def restart_without_amx(directory, command, wrong):

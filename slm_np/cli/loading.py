@@ -6,7 +6,9 @@ from slm_np.errors import UserError
 
 def add_run(group):
     """Add the flags that say which run to load and how to compute with it."""
-    group.add_argument("--model", metavar="RUN", help="directory of a run (default: the newest in runs/)")
+    group.add_argument(
+        "--model", type=flags.path, metavar="RUN", help="directory of a run (default: the newest in runs/)"
+    )
     group.add_argument("--threads", default="0", metavar="INT", help="threads; 0 means one per core (default: 0)")
     flags.add_device(group)
 

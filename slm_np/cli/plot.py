@@ -1,5 +1,6 @@
 """The loss curve of a run as an image."""
 
+import warnings
 from pathlib import Path
 
 from slm_np.formats import metrics
@@ -35,9 +36,12 @@ def loss_curve(directory, floor=None):
             linestyle=":",
             label="floor",
         )
-    axes.set(xlabel="step", ylabel="loss, nats per token", title=Path(directory).name)
+    axes.set(xlabel="step", ylabel="loss, nats per token")
+    axes.set_title(Path(directory).name, parse_math=False)  # a name may contain $
     axes.legend()
     axes.grid(alpha=0.3)
     path = Path(directory) / "loss.png"
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the font lacks a letter of the name
+        figure.savefig(path, dpi=120)
     return path

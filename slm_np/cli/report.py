@@ -1,8 +1,11 @@
 """What a training command prints: before the first update what it trains, after the last the results."""
 
+import re
 import sys
+from itertools import takewhile
 
 from slm_np.data.embedded import WRITERS
+from slm_np.words import counted, quoted
 
 
 def describe(run, corpus, memory):
@@ -14,17 +17,19 @@ def describe(run, corpus, memory):
     on, masked = device(run.train.device), train.mask is not None
     if corpus.building:
         n_tokens = train.n_text  # at most
-        length = f"{n_tokens:,} bytes for training and {validation.n_text:,} for validation, still being tokenized"
+        length = (
+            f"{counted(n_tokens, 'byte')} for training and {validation.n_text:,} for validation, still being tokenized"
+        )
     else:
         n_tokens = len(train)
-        length = f"{train.n_bytes:,} bytes{' of replies' if masked else ''}, " if train.n_bytes else ""
-        length += f"{documents(corpus)}{n_tokens:,} training and {len(validation):,} validation tokens"
+        length = f"{counted(train.n_bytes, 'byte' + ' of replies' * masked)}, " if train.n_bytes else ""
+        length += f"{documents(corpus)}{n_tokens:,} training and {counted(len(validation), 'validation token')}"
     start = f", from step {run.base['step']} of {run.base['run']}" if run.base else ""
     parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
     lines = [
         f"slm_np: on {on}, {on.describe_dtype(run.train.dtype)}",
         f"corpus {corpus.source}: {length}, vocabulary {run.model.vocab_size:,}",
-        f"model {run.preset}: {n:,} parameters{start}",
+        f"model {run.preset}: {counted(n, 'parameter')}{start}",
         f"memory: {parts}, together {sum(memory.values()) / 2**20:,.1f} MiB",
     ]
     if masked:
@@ -39,8 +44,8 @@ def describe(run, corpus, memory):
         )
     if 5 * n_tokens < n and not run.base:
         lines.append(
-            f"the corpus has {n_tokens:,} tokens for {n:,} parameters: expect gibberish; more text or a smaller "
-            "model would help"
+            f"the corpus has {counted(n_tokens, 'token')} for {counted(n, 'parameter')}: expect gibberish, or the text "
+            "by heart; more text or a smaller model would help"
         )
     print("\n".join(lines), file=sys.stderr)
 
@@ -52,21 +57,29 @@ def documents(corpus):
 
 
 def sampler(tokenizer):
-    """A function (model) -> the start of a sample on one line, for evaluations; None without a tokenizer."""
+    """A function (model, stopped) -> the start of a sample on one line, for evaluations; None without a tokenizer.
+
+    stopped: as in `short_text`.
+    """
     if tokenizer is None:
         return None
     from slm_np.config import SamplingConfig
     from slm_np.inference.generation import printable
 
-    return lambda model: printable(" ".join(short_text(model, tokenizer, "", 64, SamplingConfig(seed=1)).split()))[:60]
+    def line(model, stopped):
+        text = short_text(model, tokenizer, "", 64, SamplingConfig(seed=1), stopped=stopped)
+        return printable(re.sub(r"[ \t\r\n]+", " ", text).strip(" "))[:60]
+
+    return line
 
 
-def short_text(model, tokenizer, prompt, max_tokens, sampling, stops=()):
-    """`text_of`, without compiling kernels for a few lines of text."""
+def short_text(model, tokenizer, prompt, max_tokens, sampling, stops=(), stopped=bool):
+    """`text_of`, without compiling kernels for a few lines of text. Ends early if the function `stopped` says so."""
     from slm_np.inference.decoder import uncompiled_step
-    from slm_np.inference.generation import text_of
+    from slm_np.inference.generation import generate
 
-    return text_of(model, tokenizer, prompt, max_tokens, sampling, stops, uncompiled_step)
+    chunks = generate(model, tokenizer, prompt, max_tokens, sampling, stops, make_step=uncompiled_step)
+    return "".join(first for (first,) in takewhile(lambda chunk: not stopped(), chunks))
 
 
 def finish(trainer, directory):
@@ -88,7 +101,7 @@ def finish(trainer, directory):
     options = dict(quiet=False, batch=batch)
     found = attempted("evaluation", lambda: evaluate(model, corpus.validation, corpus.tokenizer, **options))
     if corpus.tokenizer is not None:
-        text = attempted("sample", lambda: printable(sample(trainer, corpus.source == "stories").strip()))
+        text = attempted("sample", lambda: printable(sample(trainer, corpus.source == "stories").strip(" \t\r\n")))
         print(f"\n{text or ''}\n")
     floor = attempted("floor", lambda: corpus.validation.bits_per_byte_floor)
     if found:
@@ -158,8 +171,3 @@ def curve(directory, floor):
         return 'no loss curve, since matplotlib is not installed: pip install "slm_np[plot]"'
     except Exception as error:  # of the disk, or of matplotlib
         return f"no loss curve ({getattr(error, 'strerror', None) or error})"
-
-
-def quoted(path):
-    """A path as one word of a command line."""
-    return f'"{path}"' if " " in str(path) else str(path)

@@ -4,12 +4,15 @@ import dataclasses
 from pathlib import Path
 
 from slm_np.cli import flags
-from slm_np.config import LENGTHS, lengths
+from slm_np.config import LENGTHS, check_effect, lengths
 from slm_np.errors import UserError
+from slm_np.paths import expanded, expanded_list
+from slm_np.words import quoted
 
+PATHS = ("data", "val_data", "retention_data")
 # Settings that may change when a run is resumed: its length and learning rates, its reports, its use of the machine,
-# and where its data lie, since data are recognized by their content. With the device or the kernels, the precision may
-# change too.
+# and where its data lie and how they are read, since data are recognized by their content. With the device or the
+# kernels, the precision may change too.
 FREE = {
     *LENGTHS,
     "lr_decay_iters",
@@ -31,9 +34,8 @@ FREE = {
     "kernels",
     "device",
     "out_dir",
-    "data",
-    "val_data",
-    "retention_data",
+    *PATHS,
+    "binary",
 }
 FIX = "resume it without that, or start a new run"
 
@@ -44,8 +46,17 @@ def resumed(directory, name, model, train):
     Raises UserError if a preset or a setting was given that would make it another run.
     """
     from slm_np.formats import run_config
+    from slm_np.formats.run_paths import given_here
 
     run = run_config.read_config(directory)
+    if run.data.get("converted"):
+        raise UserError(
+            f"{directory} was converted from another program's checkpoint, which has no training to resume; train it "
+            f"on your data with python -m slm_np.finetune --base {quoted(directory)} --data TEXT"
+        )
+    paths = {field: expanded_list(train[field]) for field in PATHS if train.get(field)}
+    given = train
+    train = train | {field: given_here(directory, run, path) for field, path in paths.items()}
     if train.get("device", "cpu") != "cpu":
         train = {"kernels": "auto"} | train  # the others are for CPUs
     kernels = train.get("kernels", run.train.kernels)
@@ -65,10 +76,13 @@ def resumed(directory, name, model, train):
     elif other:
         was = f"{flags.flag(length)} {getattr(run.train, length)}"
         raise UserError(f"{directory} is trained for {was}, not for {flags.flag(other)}; {FIX}")
+    if train.get("learning_rate", run.train.learning_rate) != run.train.learning_rate:
+        train = dict(min_lr=-1.0) | train
     free = {field: value for field, value in train.items() if field in FREE or field == "dtype" and moved}
     _check_same(directory, run.model, model)
     _check_same(directory, run.train, {field: value for field, value in train.items() if field not in free})
     changed = dataclasses.replace(run.train, **free)
+    check_effect(changed, given)
     fitted = run.fitted_iters if changed.fit_time == run.train.fit_time else 0  # another time is fitted again
     return dataclasses.replace(run, train=changed, fitted_iters=fitted)
 
@@ -88,12 +102,13 @@ def _check_same(directory, config, given):
 def directory_of(resume, out_dir):
     """The directory that `--resume [DIR]` and `--out-dir` name, or that of the newest run.
 
-    Raises UserError if they differ.
+    resume: True if no DIR is given. Raises UserError if they differ.
     """
     from slm_np.formats.directories import newest_run
 
-    directory = Path(resume or out_dir or newest_run())
-    if out_dir and Path(out_dir) != directory:
+    out_dir = expanded(out_dir) if out_dir else None
+    directory = (out_dir or newest_run()) if resume is True else Path(resume)
+    if out_dir and out_dir.absolute() != directory.absolute():
         raise UserError(f"--resume {directory} continues that run, not the one in --out-dir {out_dir}; give one")
     return directory
 
@@ -101,7 +116,7 @@ def directory_of(resume, out_dir):
 def resume_training(directory, name, model, train):
     """Resume a run, trained from scratch or finetuned, with the changes to its settings that `resumed` allows.
 
-    directory: the value of --resume; if it is empty, see `directory_of`.
+    directory: the value of --resume, see `directory_of`.
     """
     from slm_np.cli.launch import train_run
 

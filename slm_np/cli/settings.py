@@ -7,12 +7,17 @@ from slm_np.config import LENGTHS, ModelConfig, TrainConfig, check_lengths, leng
 def add_source(group):
     """Add the flags that name other sources of settings: a file, and a run to resume."""
     group.add_argument(
-        "-c", "--config", metavar="FILE.toml", help="settings from a file, by the names of the flags; flags win"
+        "-c",
+        "--config",
+        type=flags.path,
+        metavar="FILE.toml",
+        help="settings from a file, by the names of the flags; flags win",
     )
     group.add_argument(
         "--resume",
         nargs="?",
-        const="",
+        const=True,
+        type=flags.path,
         metavar="DIR",
         help="resume the run in DIR (default: --out-dir, else the newest in runs/)",
     )

@@ -11,6 +11,7 @@ from slm_np.formats.directories import new_directory
 from slm_np.formats.files import read_json, write_json
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.run_config import RunConfig, write_config
+from slm_np.paths import expanded
 
 
 def convert(file, out_dir="", tokenizer=""):
@@ -21,7 +22,7 @@ def convert(file, out_dir="", tokenizer=""):
     Raises UserError if a file is not what it should be, the tokenizer does not fit, or the directory already holds a
     run; then nothing is left behind.
     """
-    file = Path(file)
+    file, tokenizer = expanded(file), tokenizer and expanded(tokenizer)
     config, tensors = llama2c.read_checkpoint(file)
     fields = _tokenizer_fields(tokenizer or _tokenizer_beside(file, config.vocab_size), config.vocab_size)
     with new_directory(out_dir, file.stem) as directory:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 from slm_np.errors import UserError
+from slm_np.paths import expanded
+from slm_np.words import quoted
 
 RUNS = Path("runs")
 
@@ -17,7 +19,7 @@ def check_free(out_dir):
         raise UserError(f"--out-dir {out_dir} is a file; name a directory")
     if any(os.path.lexists(Path(out_dir) / name) for name in ("config.json", "model.safetensors", "metrics.jsonl")):
         raise UserError(
-            f"{out_dir} already holds a run; resume it with --resume {out_dir}, or choose another --out-dir"
+            f"{out_dir} already holds a run; resume it with --resume {quoted(out_dir)}, or choose another --out-dir"
         )
 
 
@@ -28,7 +30,7 @@ def new_directory(out_dir, name):
     out_dir  the directory; "" means the first of runs/NAME, runs/NAME-2, ... that does not exist
     Raises UserError if it cannot be created or already holds a run.
     """
-    paths = [Path(out_dir)] if out_dir else (RUNS / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
+    paths = [expanded(out_dir)] if out_dir else (RUNS / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
     for directory in paths:
         created = _create(directory)  # creating it claims the name: two programs that start at once get two directories
         if created or out_dir:

@@ -9,6 +9,7 @@ from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, near
 from slm_np.formats import format1
 from slm_np.formats.files import read_json, write_json
+from slm_np.formats.other_paths import not_a_run
 
 FORMAT = 2
 
@@ -26,11 +27,13 @@ class RunConfig:
                 tokens         [training tokens, validation tokens]; None until the corpus is completely tokenized
                 separated      whether the training data contain the end-of-text token
                 replay         fingerprint of the retention data, if there are any
+                directory      where the run was started, at which its relative paths start; see run_paths.py
                 converted      for a converted model, format and name of the file; then nothing else
     base    what a finetuned run started from; {} for others:
                 run, step      directory of the base, and the step of its weights
                 weights        checksum of those weights
-                vocab_size, separated, data, val_data, documents, limit_bytes    of the base
+                vocab_size, separated, data, val_data, documents, limit_bytes, binary    of the base; its paths start
+                               where those of this run do
     fitted_iters    the number of updates that was fitted to `fit_time`; 0 before that, and without `fit_time`
     """
 
@@ -55,7 +58,7 @@ def read_config(run_dir):
     """
     path = Path(run_dir) / "config.json"
     if not os.path.isfile(path):
-        raise UserError(f"config.json missing: {run_dir} is not a run of slm_np; name a directory that --out-dir made")
+        raise not_a_run(run_dir)
     fields = read_json(path)
     kind, version = fields.pop("model_type", None), fields.pop("format", None)
     if kind != "slm_np" or type(version) is not int or version < 1:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np.config import SamplingConfig
+from slm_np import arguments
+from slm_np.config import DEVICES, SamplingConfig
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
@@ -13,6 +14,7 @@ from slm_np.formats.generation_config import from_generation_config
 from slm_np.formats.run_config import RunConfig, read_config
 from slm_np.nn.model import Model, parameter_count
 from slm_np.ops.device import device as device_named
+from slm_np.paths import expanded
 
 
 @dataclass
@@ -39,7 +41,8 @@ def load(path, device="cpu"):
     The weights are the best ones or, before the first evaluation, those of the newest checkpoint. Raises UserError if
     the directory is not a run, anything in it is damaged, or the model does not fit into memory.
     """
-    path, chosen = Path(path), device_named(device)
+    path = expanded(arguments.path("path", path))
+    chosen = device_named(arguments.choice("device", device, DEVICES))
     config = read_config(path)
     chosen.check_memory(8 * parameter_count(config.model), f"the model in {path}")  # weights and gradients, float32
     tokenizer = tokenizer_of(path, config)  # before the weights: it may need a package that is missing

@@ -10,8 +10,10 @@ import numpy as np
 
 from slm_np.data import corpus
 from slm_np.data.assistant_windows import window_starts
+from slm_np.data.token_files import check_given
 from slm_np.data.token_store import check_ids, load_corpus
 from slm_np.errors import UserError
+from slm_np.formats.run_paths import located
 from slm_np.nn.arena import planned_bytes
 from slm_np.nn.model import plan
 from slm_np.ops.device import host
@@ -19,7 +21,7 @@ from slm_np.progress import Progress
 
 TOKENS = 4096  # in a batch: enough for fast matmuls, little memory
 BLOCK = 1 << 16  # ids that are decoded at a time
-LOG_SECONDS = 10.0  # between the lines of a log
+LINE_S = 10.0  # seconds between the lines of a log
 NO_TARGET = "the text has no token to predict; give a longer one, or conversations with answers"
 
 
@@ -83,8 +85,8 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     x, y = np.zeros((rows, steps), np.int32), np.zeros((rows, steps), np.int32)
     counts = np.zeros((rows, steps), bool)  # which targets are new
     windows = windows_of(tokens, steps, stride or max(1, steps // 2), after_end, end_of_text)
-    nats, done, begun, logged = 0.0, 0, time.perf_counter(), 0.0
-    progress = Progress(0.0, quiet)
+    nats, done, begun = 0.0, 0, time.perf_counter()
+    progress = Progress(0.0, quiet, LINE_S, LINE_S)
     try:
         while group := list(islice(windows, rows)):
             counts[:] = False
@@ -96,13 +98,11 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
             nats += float(host(model.losses(x, y)).sum(dtype=np.float64, where=counts))
             done += int(counts.sum())
             seconds = time.perf_counter() - begun
-            due = seconds - logged > LOG_SECONDS
-            logged = seconds if due else logged
             progress.update(
                 f"{done:,} of {n_targets:,} tokens",
                 done / n_targets,
                 f"{nats / max(1, done):.4f} nats/token  {done / seconds:,.0f} tokens/s",
-                due,
+                True,
             )
     finally:
         progress.close()
@@ -155,7 +155,7 @@ def text_bytes(tokens, tokenizer):
     return total
 
 
-def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
+def tokens_of(run, data="", documents="", limit_bytes=0, threads=0, binary=False):
     """The `Tokens` to evaluate a run on: those of `data`, without which what the run validates on.
 
     Of a corpus known by name or a folder of tokens it is the validation split, if there is one; of text all of it.
@@ -172,7 +172,21 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0):
             f"{run.path} has no tokenizer, so its model reads token files only; "
             "give --data FILE.bin, or copy its tokenizer.json into the run"
         )
-    options = dict(tokenizer=run.tokenizer or "byte", documents=documents or train.documents, threads=threads)
+    check_given(text, {name: value for name, value in dict(documents=documents, binary=binary).items() if value})
+    options = dict(
+        tokenizer=run.tokenizer or "byte",
+        documents=documents or train.documents,
+        threads=threads,
+        binary=binary or train.binary,
+    )
     if data:
         return load_corpus(data, limit_bytes=limit_bytes, whole="validation", **options).train
-    return load_corpus(train.data, train.val_data, limit_bytes=limit_bytes or train.limit_bytes, **options).validation
+    own = [located(run.path, run.config, field, "name a text with --data") for field in ("data", "val_data")]
+    tokens = load_corpus(*own, limit_bytes=limit_bytes or train.limit_bytes, **options).validation
+    _, n_tokens = run.config.data.get("tokens") or (0, 0)
+    if n_tokens not in (0, len(tokens)) and not (documents or limit_bytes):
+        raise UserError(
+            f"the validation data of {run.path} have changed: {' and '.join(filter(None, own))} now has "
+            f"{len(tokens):,} tokens for validation, and had {n_tokens:,}; restore it, or name a text with --data"
+        )
+    return tokens

@@ -1,15 +1,20 @@
 """What training prints to stderr: a progress bar on a terminal or else lines, and a line for each evaluation."""
 
+import contextlib
 import math
 import os
 
 from slm_np.progress import Progress, duration
 from slm_np.training.callbacks import Callback
 from slm_np.training.evaluation import bits_per_byte
+from slm_np.words import counted
 
 
 class Display(Callback):
-    """Shows how a run goes. sampler: function (model) -> a short sample for the evaluations, or None."""
+    """Shows how a run goes.
+
+    sampler: function (model, stopped) -> a short sample for the evaluations, or None. It ends early once `stopped()`.
+    """
 
     def __init__(self, sampler=None):
         self.sampler, self.text = sampler, ""
@@ -20,7 +25,7 @@ class Display(Callback):
     def on_fit(self, trainer):
         seconds = trainer.config.fit_seconds
         shown = f"{seconds:g} s" if seconds < 120 else duration(seconds)
-        self.progress.say(f"{trainer.max_iters:,} updates, about {shown} on this machine")
+        self.progress.say(f"{counted(trainer.max_iters, 'update')}, about {shown} on this machine")
         self.progress.close()
         self.progress = Progress(trainer.progress)  # from here on, a share of the updates instead of the time
 
@@ -47,19 +52,20 @@ class Display(Callback):
             line += f", retention loss {row['replay_loss']:.4f}"
         if self.sampler and math.isfinite(loss):
             try:
-                sample = self.sampler(trainer.model)
+                sample = self.sampler(trainer.model, lambda: trainer.stop_signal is not None)
             except Exception as error:  # such as too little memory for a sample: no reason to stop training
                 sample = f"no sample ({str(error) or type(error).__name__})"
             line += f"  | {sample}" if sample else ""
         self.progress.say(line)
 
     def on_stop_request(self, trainer):
-        # Not by print: the signal may have interrupted one.
-        os.write(2, b"\nstopping after this step; a second signal stops at once\n")
+        # Not by print: the signal may have interrupted one. After a SIGHUP there is no terminal.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step; a second signal stops at once\n")
 
     def on_end(self, trainer):
         if trainer.out_of_patience():
             self.progress.say(
-                f"stopped at step {trainer.updates}: no lower validation loss in {trainer.stale} evaluations"
+                f"stopped at step {trainer.updates}: no lower validation loss in {counted(trainer.stale, 'evaluation')}"
             )
         self.progress.close()

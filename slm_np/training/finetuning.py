@@ -8,12 +8,13 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np.config import TrainConfig, flag, lengths
+from slm_np.config import TrainConfig, check_effect, flag, lengths
 from slm_np.errors import UserError
+from slm_np.paths import expanded
+from slm_np.words import counted
 
 EPOCHS = 3.0  # over the new data, unless the length is given
 RATE_SHARE = 0.25  # peak learning rate as a share of the base's
-MIN_SHARE = 0.1  # lowest learning rate as a share of the peak
 INTERVAL = 250  # updates between evaluations, at most
 # Settings that are the base's unless given.
 KEPT = (
@@ -49,7 +50,7 @@ class Base:
         from slm_np.data import chat_template
         from slm_np.formats import run_config, runs
 
-        path = Path(path)
+        path = expanded(path)
         config = run_config.read_config(path)
         tokenizer, sampling = runs.tokenizer_of(path, config), runs.sampling_of(path)
         weights, step = runs.best_weights(path)
@@ -67,14 +68,18 @@ class Base:
 
     def origin(self):
         """What config.json of a finetuned run says of its base: its identity, and how its data were split."""
-        train = self.config.train
+        from slm_np.formats.run_paths import directories, written_here
+
+        train, places = self.config.train, directories(self.path, self.config)
+        paths = {field: getattr(train, field) for field in ("data", "val_data")}
         return dict(
             run=str(self.path),
             step=self.step,
             weights=self.checksum(),
             vocab_size=self.config.model.vocab_size,
             separated=self.config.data.get("separated", True),
-            **{field: getattr(train, field) for field in ("data", "val_data", "documents", "limit_bytes")},
+            **{field: written_here(path, places) or path for field, path in paths.items()},
+            **{field: getattr(train, field) for field in ("documents", "limit_bytes", "binary")},
         )
 
     def checksum(self):
@@ -103,7 +108,9 @@ def finetuned(base, model, train):
     from slm_np.formats.run_config import RunConfig
 
     config = dataclasses.replace(base.config.model, **model)
-    return RunConfig(config, TrainConfig(**recipe(base.config.train, train)), base.config.preset, base=base.origin())
+    made = TrainConfig(**recipe(base.config.train, train))
+    check_effect(made, train)
+    return RunConfig(config, made, base.config.preset, base=base.origin())
 
 
 def recipe(base, given):
@@ -112,7 +119,6 @@ def recipe(base, given):
     if not lengths(given):
         values["epochs"] = EPOCHS
     values.setdefault("learning_rate", RATE_SHARE * base.learning_rate)
-    values.setdefault("min_lr", MIN_SHARE * float(values["learning_rate"]))
     return values
 
 
@@ -171,6 +177,6 @@ def check_vocabulary(base, run, corpus):
         )
     if needed != known and not (needed == known + 1 and corpus.tokenizer.end_of_text == known):
         raise UserError(
-            f"{corpus.source} has a vocabulary of {needed} tokens, but the model in {base.path} has {known}; "
-            "prepare it with the tokenizer of the model"
+            f"{corpus.source} has a vocabulary of {counted(needed, 'token')}, but the model in {base.path} has "
+            f"{known:,}; prepare it with the tokenizer of the model"
         )

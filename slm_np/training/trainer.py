@@ -67,6 +67,7 @@ class Trainer(TrainingState):
                         self.evaluate()
                     if self.finished():
                         break
+                    self.check_stop()
                     self.wait_for_data()
                     self.advance()
                     self.check_stop()

@@ -78,3 +78,11 @@ def mixed_corpus(folder, n=150):
 def contents(folder):
     """{name: bytes} of the files in a folder."""
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def without_checksums(folder):
+    """Make the meta.json of a prepared folder that of an earlier version, which had no checksums."""
+    path = Path(folder) / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    del meta["crc32"], meta["checksum"]
+    path.write_text(json.dumps(meta), encoding="utf-8")

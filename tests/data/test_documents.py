@@ -13,11 +13,34 @@ from slm_np.data.text_files import Text
 from slm_np.errors import UserError
 
 M = "<|endoftext|>"
+LONG = "x" * 5000  # longer than any separator
 quick = settings(max_examples=300, deadline=None)
-parts = st.lists(
-    st.sampled_from(["a", "b c", "\n", "\r\n", M, M + "\n", f"\n{M}\n", f"\r\n{M}\r\n", "\n\n", "<|", "é", " "]),
-    max_size=14,
-)
+pieces = ["a", "b c", "\n", "\r\n", "\r", M, M + "\n", f"\n{M}\n", f"\r\n{M}\r\n", f" {M}\t\r", "\n\n", "<|", "é", " "]
+pieces += ["\u00a0", "\u2028", " \n", " " * 999, LONG]
+parts = st.lists(st.sampled_from(pieces), max_size=14)
+EOL, BLANK = r"(?:\r\n|\n|\r(?!\n))", r"[^\S\r\n]{0,1000}"
+
+
+def defined(text, kind):
+    """The documents of a text by the definition, from regular expressions over the whole text."""
+    if kind == "marker":
+        tabs = r"[ \t]{0,1000}"
+        separator = rf"(?:{EOL}{tabs})?{re.escape(M)}(?:{tabs}(?:{EOL}|\Z))?"
+        separator = rf"(?:\A{tabs}{re.escape(M)}(?:{tabs}(?:{EOL}|\Z))?|{separator})"
+        found = []
+        while match := re.search(separator, text):
+            found.append(text[: match.start()])
+            text = text[match.end() :]
+        return [one for one in (*found, text) if one]
+    found = []
+    while text:
+        if match := re.match(rf"{BLANK}(?:{EOL}|\Z)", text):
+            text = text[match.end() :]
+            continue
+        match = re.search(EOL + (BLANK + EOL) * (kind == "blank-line"), text)
+        found.append(text[: match.start()] if match else text)
+        text = text[match.end() :] if match else ""
+    return found
 
 
 def split(text, kind="marker", size=None):
@@ -50,8 +73,13 @@ def text_of(tmp_path, data, name="t.txt"):
         (f"{M}\none\n{M}\n{M}\n\n{M}\ntwo\n", ["one", "two\n"]),  # empty documents are left out
         (f"one\n\n{M}\n\ntwo", ["one\n", "\ntwo"]),  # one newline on each side belongs to the marker
         (f"one\r\n{M}\r\ntwo\r\n{M}\r\n", ["one", "two"]),
-        (f"one {M}\n{M} two\n {M}\n{M}\n", [f"one {M}\n{M} two\n {M}"]),  # a marker is alone on its line
-        (f"one{M}", [f"one{M}"]),
+        (f"one {M}\n{M} two\n {M}\n{M}\n", ["one ", " two"]),  # blanks beside text on the same line belong to it
+        (f"one{M}", ["one"]),
+        (f"one{M}two{M} three", ["one", "two", " three"]),
+        (f"one\n {M}\t\ntwo {M} \n three{M} ", ["one", "two ", " three"]),
+        (f"one\r{M}\rtwo\r{M}\r", ["one", "two"]),
+        (f"one\r\r\n{M}\n", ["one\r"]),
+        (f" {M} {M}\n\n{M}one", ["one"]),
         (M, []),
         (M + "\n", []),
         ("", []),
@@ -69,54 +97,110 @@ def test_marker_lines_separate_documents(text, found):
         ("one\n\n\n\n\ntwo", ["one", "two"]),
         ("\n\none\r\n\r\ntwo\n\n", ["one", "two"]),
         (f"one\n{M}\ntwo", [f"one\n{M}\ntwo"]),
+        ("one\n \t\ntwo\n\u00a0\n\u3000\n three\n", ["one", "two", " three\n"]),  # white space only
+        ("one\r\rtwo\r \rthree", ["one", "two", "three"]),  # CR alone ends a line
+        ("one\rtwo\r\nthree\n\rfour", ["one\rtwo\r\nthree", "four"]),
+        (" \n\none\n\n \n  ", ["one"]),
+        ("one\u2028\u2028two", ["one\u2028\u2028two"]),  # no line end
+        (f"one\n{' ' * 1000}\ntwo\n{' ' * 1001}\nthree", ["one", f"two\n{' ' * 1001}\nthree"]),
     ],
 )
 def test_blank_lines_separate_documents(text, found):
     assert split(text, "blank-line") == found
 
 
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("Ann\nBob\r\nCid\rDan", ["Ann", "Bob", "Cid", "Dan"]),
+        ("\n \nAnn\n\n\tBob \n  ", ["Ann", "\tBob "]),
+        (f"Ann\n{M}\n", ["Ann", M]),
+        (" \n", []),
+    ],
+)
+def test_lines_are_documents(text, found):
+    assert split(text, "line") == found
+
+
 @quick
-@given(parts.map("".join), st.sampled_from(documents.DOCUMENTS), st.integers(1, 9))
+@given(parts.map("".join), st.sampled_from(documents.DOCUMENTS), st.integers(1, 9) | st.integers(1000, 9000))
 @example(f"a\n{M}\n{M}", "marker", 1)
 @example(f"aaaaaaaaaaaaaaaaaaaaaaa{M}", "marker", 3)
+@example(f"{LONG}\n{' ' * 1000}{M}{' ' * 1000}\r\n{LONG}", "marker", 1)
+@example(f"{LONG}\r\n{chr(0x3000) * 1000}\r\n{LONG}", "blank-line", 1)
 def test_documents_do_not_depend_on_blocks(text, kind, size):
-    whole = split(text, kind)
-    assert split(text, kind, size) == whole
-    if kind == "marker":  # compare with the definition: the lines between marker lines
-        lines, expected = re.split(r"(?<=\n)", text), [[]]
-        for line in lines:
-            expected.append([]) if re.fullmatch(re.escape(M) + r"(\r?\n)?", line) else expected[-1].append(line)
-        joined = ["".join(document) for document in expected]
-        joined = [re.sub(r"\r?\n\Z", "", one) for one in joined[:-1]] + joined[-1:]
-        assert whole == [one for one in joined if one]
+    assert split(text, kind, size) == split(text, kind) == defined(text, kind)
 
 
 @quick
-@given(parts.map("".join), st.sampled_from(documents.DOCUMENTS), st.integers(0, 60))
+@given(parts.map("".join), st.sampled_from(documents.DOCUMENTS), st.integers(0, 60) | st.integers(0, 20_000))
 def test_a_text_cut_at_a_document_start_has_the_same_documents(tmp_path_factory, text, kind, position):
-    whole = text_of(tmp_path_factory.mktemp("cut"), text)
+    data = text.encode()
+    whole = text_of(tmp_path_factory.mktemp("cut"), data)
     cut = documents.next_start(whole, position, 0, whole.size, kind)
     if cut is None:
-        separator = re.escape(M.encode()) if kind == "marker" else b""
-        assert not re.search(rb"(?<=\n)" + separator + rb"\r?\n", text.encode()[position:])
+        separator = dict(marker=re.escape(M), line=EOL).get(kind, rf"(?:(?<=\n)|(?<=\r)(?!\n)){BLANK}{EOL}")
+        ends = [len(text[: match.end()].encode()) for match in re.finditer(separator, text)]
+        assert not any(end > position for end in ends)
     else:
-        first, second = text.encode()[:cut].decode(), text.encode()[cut:].decode()
+        first, second = data[:cut].decode(), data[cut:].decode()
         assert cut >= position and split(first, kind) + split(second, kind) == split(text, kind)
+        assert documents.has_separator(whole, 0, whole.size, kind)
 
 
 def test_what_counts_as_a_separator(tmp_path):
-    for text, marker, blank in (
-        (f"a\n{M}\nb", True, False),
-        (f"a\n{M}", True, False),
-        (f"{M}\na", True, False),
-        (f"a {M}\nb", False, False),
-        ("a\n\nb", False, True),
-        ("a\n", False, False),
-        ("a" * 50, False, False),
-        (f"{'a' * 50}\n{M}", True, False),
+    for text, marker, blank, line in (
+        (f"a\n{M}\nb", True, False, True),
+        (f"a\n{M}", True, False, True),
+        (f"{M}\na", True, False, True),
+        (f"a {M} b", True, False, False),
+        ("a\n\nb", False, True, True),
+        ("a\r \rb", False, True, True),
+        ("a\n", False, False, True),
+        ("a" * 5000, False, False, False),
+        (f"{'a' * 5000}{M}", True, False, False),
     ):
         whole = text_of(tmp_path, text)
         found = [documents.has_separator(whole, 0, whole.size, kind) for kind in documents.DOCUMENTS]
+        assert found == [marker, blank, line], text
+
+
+def split_before(text, kind):
+    """The documents that version 0.3 found: between lines of a marker alone, or empty lines."""
+    line, found = re.escape(M) if kind == "marker" else "", []
+    while text:
+        match = re.match(line + r"\r?\n", text) or re.search(rf"\r?\n{line}\r?\n", text)
+        if kind == "marker":
+            match = match or re.search(rf"(\A|\r?\n){line}\r?\Z", text)
+        found.append(text[: match.start()] if match else text)
+        text = text[match.end() :] if match else ""
+    return [one for one in found if one]
+
+
+@quick
+@given(parts.map("".join), st.sampled_from(["marker", "blank-line"]))
+@example(f"a\n{M}\r\nb\r\n{M}", "marker")
+@example("a\n\nb\r\n\r\n", "blank-line")
+def test_a_text_that_reads_as_before_has_the_documents_of_earlier_versions(tmp_path_factory, text, kind):
+    whole = text_of(tmp_path_factory.mktemp("before"), text)
+    if documents.reads_as_before(whole, 0, whole.size, kind):
+        assert split(text, kind) == split_before(text, kind)
+
+
+def test_what_reads_as_before(tmp_path):
+    for text, marker, blank in (
+        (f"{M}\na\n{M}\nb\r\n{M}\r\n{M}", True, True),
+        ("a\n\nb\r\n\r\nc\n", True, True),
+        (LONG, True, True),
+        (f"{LONG} {M}", False, True),
+        (f"{LONG}\n{M} \n", False, True),
+        (f"{LONG}\n \n", True, False),
+        (f"{LONG}\r\r", True, False),
+        (" \na", True, False),
+        ("a\n\n ", True, False),
+    ):
+        whole = text_of(tmp_path, text)
+        found = [documents.reads_as_before(whole, 0, whole.size, kind) for kind in ("marker", "blank-line")]
         assert found == [marker, blank], text
 
 
@@ -148,7 +232,7 @@ def test_rows_become_spans_of_targets_and_context(tmp_path):
     [
         ("{", "is not JSON"),
         ("[1]", "is not a JSON object"),
-        ('{"text": ""}', 'an empty "text"'),
+        ('{"text": 5}', 'no string "text"'),
         ('{"txt": "a"}', "has 'txt', but needs"),
         ('{"prompt": "a"}', '"completion"'),
         ('{"messages": []}', '"messages"'),
@@ -170,6 +254,11 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, sentence):
 def test_lines_do_not_depend_on_blocks(data, size):
     found = [*documents.lines(data[i : i + size] for i in range(0, len(data), size))]
     assert found == re.findall(rb"[^\n]*\n|[^\n]+", data)
+
+
+def test_rows_without_anything_to_learn_have_no_spans(tmp_path):
+    data = '{"text": ""}\n{"text": null}\n{"prompt": "a", "completion": " "}\n{"text": "b"},\r\n"c"\n'
+    assert rows(tmp_path, data) == [[], [], [], [(b"b", True)], [(b"c", True)]]
 
 
 def test_surrogate_escapes_in_a_row_are_bytes(tmp_path):

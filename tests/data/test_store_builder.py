@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import pytest
 import small
 from data_files import LONG_AGO, contents, jsonl, load, marked, mixed_corpus, text_file
 
-from slm_np.data import shards
+from slm_np.data import joined, shards
 from slm_np.errors import UserError
 
 
@@ -68,7 +69,7 @@ def test_a_worker_that_dies_is_reported_and_finished_shards_are_kept(tmp_path, c
 
 SLOW = """
 import sys, time
-from slm_np.data import shards
+from slm_np.data import joined, shards
 from slm_np.prepare import main
 tokenize, shards.SHARD = shards.tokenize, 20_000
 shards.tokenize = lambda *arguments: (tokenize(*arguments), time.sleep(0.05))
@@ -111,11 +112,13 @@ def test_interruptions_while_shards_are_joined_lose_nothing(tmp_path, monkeypatc
     data = mixed_corpus(tmp_path)
     load(data, out_dir=tmp_path / "once")
     monkeypatch.setattr(shards, "SHARD", 20_000)
-    real, syncs = os.fsync, []
+    real, syncs, left = os.fsync, [], 0
 
     def breaking(descriptor):
+        nonlocal left
         syncs.append(descriptor)
-        if len(syncs) % 4 == 0:
+        left -= 1
+        if not left:
             raise KeyboardInterrupt
         real(descriptor)
 
@@ -127,12 +130,13 @@ def test_interruptions_while_shards_are_joined_lose_nothing(tmp_path, monkeypatc
         tokenize(staging, plan, number, *rest)
 
     monkeypatch.setattr(shards, "tokenize", recorded)
-    for _ in range(200):
+    for left in (*[1, 2, 3, 4] * 10, *range(5, 30)):  # the sync at which an attempt is interrupted
         try:
             load(data, threads=1, out_dir=tmp_path / "out")
             break
         except KeyboardInterrupt:
-            pass
+            if (tmp_path / "out").exists():
+                assert contents(tmp_path / "out") == contents(tmp_path / "once")
     assert len(tokenized) == len(set(tokenized)) > 10
     assert len(syncs) > 20
     assert contents(tmp_path / "out") == contents(tmp_path / "once")
@@ -147,7 +151,7 @@ def test_a_worker_that_outlives_its_parent_does_not_finish_the_shard_of_another_
     def interrupted(staging, plan, number, tokenizer, report):
         def begin_again(n):
             if not refused:
-                shards.clean(staging, plan, tokenizer.dtype.itemsize)
+                joined.clean(staging, plan, tokenizer.dtype.itemsize, False)
                 (staging / f"{plan['shards'][number][0]}.bin").touch()
             report(n)
 
@@ -190,14 +194,14 @@ def test_an_old_incomplete_store_is_resumed(tmp_path, cache, monkeypatch):
 def test_a_kill_while_shards_are_removed_can_be_resumed(tmp_path, monkeypatch):
     data, out = mixed_corpus(tmp_path), tmp_path / "out"
     load(data, out_dir=tmp_path / "once")
-    rmtree = shards.shutil.rmtree
+    rmtree = shutil.rmtree
 
     def killed(path, **options):
         rmtree(path, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.shutil, "rmtree", killed)
+        patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             load(data, threads=1, out_dir=out)
     assert (tmp_path / "out.part" / "plan.json").exists() and not (tmp_path / "out.part" / "shards").exists()

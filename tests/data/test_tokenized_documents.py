@@ -1,5 +1,7 @@
 """Documents and conversations as tokens: end-of-text, splits between documents, the mask of assistant tokens."""
 
+import json
+
 import numpy as np
 import pytest
 from data_files import END, MARKER, byte_ids, conversation, jsonl, load, marked, stories, text_file
@@ -35,7 +37,7 @@ def test_end_of_text_follows_each_document_and_markers_are_left_out(tmp_path):
 
 
 def test_a_text_without_separators_is_one_document_without_end_of_text(tmp_path):
-    text = f"one {MARKER}\n\ntwo" * 9
+    text = "one <|end|>\n\ntwo" * 9
     path, val = text_file(tmp_path, text), text_file(tmp_path, "three", "v.txt")
     found = load(path, val)
     assert (found.vocab_size, found.train.n_documents, found.validation.n_documents) == (256, 1, 1)
@@ -73,9 +75,45 @@ def test_the_validation_split_starts_with_a_document(tmp_path):
         assert found.validation.ids.tolist() == byte_ids(documents[n:])
     found = load(text_file(tmp_path, f"one\n{MARKER}\n{'x' * 1000}"))  # no document starts there, so one is cut
     assert len(found.validation) - 1 == found.validation.n_bytes == 102
-    found = load(text_file(tmp_path, jsonl([dict(text="a"), dict(text="b" * 500)]).rstrip(), "b.jsonl"))
-    # A row is never cut.
-    assert found.train.ids.tolist() == byte_ids(["a"]) and found.validation.ids.tolist() == byte_ids(["b" * 500])
+
+
+def test_few_documents_are_divided_so_that_both_splits_have_text(tmp_path):
+    long, tiny = "".join(stories(100)), "The end."
+    n = len(long.encode())
+    for i, rows in enumerate(([long], [long, tiny], [tiny, long])):
+        for text, name in (
+            (jsonl(dict(text=one) for one in rows), "a.jsonl"),
+            (json.dumps([dict(text=one) for one in rows]), "a.json"),
+            (marked(rows), "a.txt"),
+            ("\n\n".join(rows), "b.txt"),
+        ):
+            (tmp_path / str(i)).mkdir(exist_ok=True)
+            found = load(
+                text_file(tmp_path / str(i), text, name), documents="blank-line" if name == "b.txt" else "marker"
+            )
+            assert 0.05 * n < found.validation.n_bytes < 0.2 * n, (name, [len(row) for row in rows])
+            assert found.train.n_bytes > 0.8 * n
+            whole = found.tokenizer.decode(found.train.ids) + found.tokenizer.decode(found.validation.ids)
+            assert whole == "".join(rows).encode()
+            assert name == "b.txt" and len(rows) == 1 or found.train.ids[-1] == END  # a divided document is two
+
+
+def test_rows_of_conversations_are_not_divided(tmp_path):
+    long, short = conversation("Who? " * 99, "Me."), conversation("Who?", "You.")
+    for rows, n in (([long, short], 1), ([short, long], 1), ([long] * 4, 3), ([long] * 30, 27)):
+        found = load(text_file(tmp_path, jsonl(rows), "r.jsonl"))
+        assert found.train.n_documents == n and found.validation.n_documents == len(rows) - n
+    with pytest.raises(UserError, match="r.jsonl is a single conversation, which cannot be divided; .*--val-data"):
+        load(text_file(tmp_path, jsonl([long]), "r.jsonl"))
+    with pytest.raises(UserError, match="a single text of one character.*--val-data"):
+        load(text_file(tmp_path, jsonl([dict(text="a")]), "r.jsonl"))
+
+
+def test_a_limit_and_a_divided_row(tmp_path):
+    rows = jsonl(dict(text=str(i) * 1000) for i in range(10))
+    found = load(text_file(tmp_path, rows, "r.jsonl"), limit_bytes=3000)
+    assert found.train.n_bytes + found.validation.n_bytes == 3000
+    assert bytes(found.validation.ids[found.validation.ids < 256].astype(np.uint8)).strip(b"2") == b""
 
 
 def test_limit_bytes_extends_to_the_end_of_a_document(tmp_path):
@@ -168,10 +206,27 @@ def test_rows_and_texts_in_one_corpus(tmp_path):
 
 
 def test_a_bad_row_is_an_error_and_leaves_nothing_behind(tmp_path, cache):
-    path = text_file(tmp_path, '{"text": "good"}\n{"text": ""}\n' * 50, "r.jsonl")
-    with pytest.raises(UserError, match=r"r.jsonl, line 2\b.*\"text\""):
+    path = text_file(tmp_path, '{"text": "good"}\n{"text": 5}\n' * 50, "r.jsonl")
+    with pytest.raises(UserError, match=r"r.jsonl, line 2\b.*\"text\"") as error:
         load(path, path)
-    assert not [path for path in (cache / "corpora").iterdir() if path.is_dir()]
+    assert "50 of 100 rows of" in str(error.value) and "lines 2, 4, 6, 8, 10 and 45 more" in str(error.value)
+    assert not [path for path in cache.rglob("*") if path.is_dir() and path.name != "corpora"]
+
+
+def test_rows_without_anything_to_learn_are_left_out_and_counted(tmp_path, capsys):
+    """Of public datasets of instructions, a few rows in a thousand have an empty answer."""
+    rows = [conversation(f"Who {i}?", "Me.") for i in range(1000)]
+    for i in (6, 499, 700):
+        rows[i]["messages"][1]["content"] = " "
+    found = load(text_file(tmp_path, jsonl(rows), "r.jsonl"))
+    assert found.train.n_documents + found.validation.n_documents == 997
+    said = capsys.readouterr().err
+    assert "3 of 1,000 rows have an empty text or message and are left out (lines 7, 500 and 701)" in said
+    assert said.count("\n") == 1
+    one = load(text_file(tmp_path, jsonl([*rows[:20], dict(text=None)]), "r.jsonl"))
+    assert "2 of 21 rows" in capsys.readouterr().err and one.train.n_documents + one.validation.n_documents == 19
+    with pytest.raises(UserError, match="r.jsonl has no row with anything to learn"):
+        load(text_file(tmp_path, jsonl([dict(text=""), dict(text=" ")]), "r.jsonl"))
 
 
 def test_every_story_of_a_real_file_is_a_document(test_data, tmp_path):

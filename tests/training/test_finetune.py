@@ -5,12 +5,14 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small
 
+from slm_np.config import TrainConfig
 from slm_np.data.assistant_windows import replies, window_starts
 from slm_np.data.batches import gather
 from slm_np.data.token_store import Tokens
@@ -217,10 +219,11 @@ def test_the_recipe_follows_the_base():
     base = small.config("x", learning_rate=0.01, seed=3).train
     found = recipe(base, {})
     assert found["epochs"] == 3 and found["learning_rate"] == 0.0025 and found["seed"] == 3
-    assert found["min_lr"] == pytest.approx(0.00025) and found["batch_size"] == 4 and "eval_interval" not in found
+    assert TrainConfig(**found).min_lr == pytest.approx(0.00025)
+    assert found["batch_size"] == 4 and "eval_interval" not in found
     found = recipe(base, dict(max_iters=5, learning_rate=0.5, seed=4))
     assert "epochs" not in found and (found["max_iters"], found["learning_rate"], found["seed"]) == (5, 0.5, 4)
-    assert found["min_lr"] == pytest.approx(0.05)
+    assert TrainConfig(**found).min_lr == pytest.approx(0.05)
 
 
 def test_no_updates_keep_the_weights_of_the_base(folder):
@@ -281,9 +284,9 @@ def test_a_killed_run_resumes_with_the_same_bits(folder):
         100,
     ]
     running = small.process("finetune", *words, cwd=folder)
-    for line in running.stderr:
-        if line.startswith("step 20/"):
-            break
+    while not any(int(path.name[11:]) >= 20 for path in Path("killed").glob("checkpoint-*[0-9]")):
+        assert running.poll() is None
+        time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.communicate(timeout=60)
     assert running.returncode == -signal.SIGKILL and checkpoint.newest_checkpoint("killed").step < 300
@@ -315,7 +318,7 @@ def test_another_base_or_other_data_are_refused(folder, capsys):
     [
         (["--data", "new.txt"], "--base is missing"),
         (["--base", "base"], "--data is missing"),
-        (["--base", ".", "--data", "new.txt"], "config.json missing"),
+        (["--base", ".", "--data", "new.txt"], ". is not a run but a folder with runs; name one: base"),
         (
             ["--base", "base", "--data", "short.txt"],
             "the train split of short.txt has 15 tokens, but the model of base needs at least 33",

@@ -139,15 +139,25 @@ def wait_for(process, words):
     raise AssertionError("".join(lines))
 
 
+def wait_for_step(run, step):
+    """Wait until a run has logged this step."""
+    end = time.monotonic() + 60
+    while not any(row["step"] >= step for row in metrics.read_metrics(run)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGHUP", None), 129)]
+)
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(tmp_path, data, number, status):
     running = small.process(
         "train",
         *small.flags(data, max_iters=10**6, lr_schedule="constant", log_interval=1, save_interval=10**6, out_dir="run"),
         cwd=tmp_path,
     )
-    wait_for(running, "step 5/")
+    wait_for_step(tmp_path / "run", 5)
     running.send_signal(number)
     rest = running.communicate(timeout=60)[1]
     assert running.returncode == status
@@ -171,6 +181,58 @@ def test_a_second_signal_ends_the_process_in_the_middle_of_an_update(tmp_path, d
     running.communicate(timeout=60)
     assert running.returncode == -signal.SIGINT
     assert checkpoint.newest_checkpoint(tmp_path / "run").step == 0
+
+
+class Interrupting(Callback):
+    """Raises signals at the end of the third update."""
+
+    def __init__(self, *numbers):
+        self.numbers = numbers
+
+    def on_step(self, trainer):
+        if trainer.updates == 3:
+            for number in self.numbers:
+                signal.raise_signal(number)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signals")
+@pytest.mark.parametrize("others", [["SIGHUP"], ["SIGHUP", "SIGTERM"]])
+def test_a_terminal_that_closes_sends_several_signals_and_the_run_is_saved(tmp_path, data, others):
+    trainer = small.trainer(data, tmp_path / "run")
+    trainer.callbacks.append(Interrupting(signal.SIGHUP, *(getattr(signal, name) for name in others)))
+    with pytest.raises(Interrupted) as stopped:
+        trainer.train()
+    assert stopped.value.status == 129 and checkpoint.newest_checkpoint(tmp_path / "run").step == 3
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_that_is_ignored_stays_ignored(data, name):
+    """As nohup does, and a shell for the background jobs of a script."""
+    if not hasattr(signal, name):
+        pytest.skip("Windows has no such signals")
+    trainer, number = small.trainer(data), getattr(signal, name)
+    trainer.callbacks.append(Interrupting(number))
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        trainer.train()
+        assert trainer.updates == 12 and signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_stops_the_sample_of_an_evaluation(tmp_path, data):
+    trainer, calls = small.trainer(data, tmp_path / "run"), []
+
+    def sampler(model, stopped):
+        calls.append(stopped())
+        signal.raise_signal(signal.SIGTERM)
+        calls.append(stopped())
+        return ""
+
+    trainer.callbacks.append(Display(sampler))
+    with pytest.raises(Interrupted):
+        trainer.train()
+    assert calls == [False, True] and checkpoint.newest_checkpoint(tmp_path / "run").step == 4
 
 
 def test_a_signal_stops_training_during_an_evaluation(tmp_path, data):
