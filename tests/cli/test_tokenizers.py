@@ -122,7 +122,7 @@ def test_a_sample_that_fails_during_training_is_said(tmp_path, capsys, monkeypat
 def test_a_prompt_that_is_no_text_is_named():
     from slm_np.data.byte_tokenizer import ByteTokenizer
 
-    with pytest.raises(UserError, match=r"U\+D83D"):
+    with pytest.raises(UserError, match="surrogate"):
         encode_prompt(ByteTokenizer(), "the \ud83d")
     assert encode_prompt(ByteTokenizer(), "\udcff").tolist() == [255]
     assert unread(ByteTokenizer(), "") == "" == unread(ByteTokenizer(), "a")
