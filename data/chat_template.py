@@ -9,7 +9,6 @@ space before it to the end of its line.
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,12 +93,9 @@ class Template:
         """
         return [self.after_assistant + self.before_user] if end_of_text is not None else [self.after_assistant]
 
-    def save(self, run_dir):
-        """Write `chat_template.json` in the directory of a run."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-        part = Path(run_dir) / f"{FILE}.{os.getpid()}"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, Path(run_dir) / FILE)
+    def to_bytes(self):
+        """The content of chat_template.json."""
+        return (json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 DEFAULT = Template()

@@ -25,9 +25,10 @@ def parser():
 @command(prints_result=True)
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
+    args = parser().parse(argv)
     from slm_np.formats.directories import newest_run
 
-    paths = [Path(path) for path in parser().parse(argv).paths] or [newest_run()]
+    paths = [Path(path) for path in args.paths] or [newest_run()]
     width, ascii = shutil.get_terminal_size((100, 24)).columns, plain()
     runs, parts, errors = [], [], []
     for path in paths:

@@ -23,12 +23,15 @@ def loss_curve(directory, floor=None):
         [row["step"] for row in steps], [row["loss"] for row in steps], color="0.7", linewidth=0.8, label="batches"
     )
     axes.plot(
-        [row["step"] for row in evaluations], [row["train_loss"] for row in evaluations], marker=".", label="training"
+        [row["step"] for row in evaluations],
+        [row.get("train_loss") for row in evaluations],
+        marker=".",
+        label="training",
     )
     axes.plot(
         [row["step"] for row in evaluations], [row["val_loss"] for row in evaluations], marker=".", label="validation"
     )
-    if floor and evaluations and evaluations[-1]["val_bpb"]:
+    if floor and evaluations and evaluations[-1].get("val_bpb"):
         axes.axhline(
             floor * evaluations[-1]["val_loss"] / evaluations[-1]["val_bpb"],
             color="k",

@@ -118,7 +118,9 @@ def resume_training(directory, name, model, train):
 
     directory: the value of --resume, see `directory_of`.
     """
-    from slm_np.cli.launch import train_run
+    from slm_np.cli.launch import resume_run
+    from slm_np.formats.directories import writing
 
     directory = directory_of(directory, train.get("out_dir"))
-    train_run(resumed(directory, name, model, train), directory)
+    with writing(directory):  # before its settings are read
+        resume_run(resumed(directory, name, model, train), directory)

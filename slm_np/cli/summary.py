@@ -52,7 +52,7 @@ class Summary:
 
 def summary(path):
     """The `Summary` of the run in the folder `path`. Raises UserError if it is none."""
-    from slm_np.formats import metrics, run_config
+    from slm_np.formats import metrics, run_config, runs
     from slm_np.nn.model import parameter_count
 
     path = Path(path)
@@ -60,12 +60,12 @@ def summary(path):
     steps = [row["step"] for row in rows]
     checkpoints = [folder.name.partition("-")[2] for folder in path.glob("checkpoint-*")]
     steps += [int(number) for number in checkpoints if number.isdecimal()]
-    file = path / "tokenizer.json"
+    file = runs.intact_file(path, config, "tokenizer.json")
     return Summary(
         path,
         config,
         parameter_count(config.model),
-        describe_tokenizer(file) if file.exists() else "none: the run is on token files, or its tokenizer.json is lost",
+        describe_tokenizer(file) if file else "none: the run is on token files, or its tokenizer.json is lost",
         rows,
         step=max(steps, default=0),
         best=min((row for row in rows if row.get("val_loss") is not None), key=lambda row: row["val_loss"], default={}),

@@ -47,14 +47,13 @@ class Base:
     @classmethod
     def load(cls, path):
         """The Base in the directory `path`. Raises UserError if it is not a run or anything in it is damaged."""
-        from slm_np.data import chat_template
         from slm_np.formats import run_config, runs
 
         path = expanded(path)
         config = run_config.read_config(path)
         tokenizer, sampling = runs.tokenizer_of(path, config), runs.sampling_of(path)
         weights, step = runs.best_weights(path)
-        return cls(path, config, weights, step, tokenizer, sampling, chat_template.load(path))
+        return cls(path, config, weights, step, tokenizer, sampling, runs.template_of(path, config))
 
     def fill(self, weights):
         """Copy the base's weights into {name: array}, which may have room for more tokens, see `grown`.

@@ -46,6 +46,13 @@ def folder(runs, tmp_path, monkeypatch):
     return tmp_path / "work"
 
 
+def edited(raw, old, new):
+    """A config.json with `old` replaced and without its checksum, as a user would edit it."""
+    without, n = re.subn(rb'  "crc32": "[0-9a-f]{8}",\n', b"", raw)
+    assert n == 1 and old in without
+    return without.replace(old, new)
+
+
 def error_line(capsys, verb, *words):
     """What a command prints on stderr: one line, with exit status 2 and without changing a file."""
     capsys.readouterr()
@@ -307,10 +314,11 @@ def test_nothing_to_resume(folder, capsys, words, named):
         ("model.safetensors", lambda raw: raw[:-5] + bytes([raw[-5] ^ 4]) + raw[-4:], "checksum"),
         ("model.safetensors", lambda raw: raw.replace(b'"crc32', b'"crc33'), "was not written by slm_np"),
         ("config.json", lambda raw: raw[:50], "is not valid JSON"),
-        ("config.json", lambda raw: raw.replace(b'"slm_np"', b'"gpt2"'), "not a run of slm_np"),
-        ("config.json", lambda raw: raw.replace(b'"n_embd": 16', b'"n_embd": 32'), "shape"),
-        ("config.json", lambda raw: raw.replace(b'"n_embd": 16', b'"n_embd": "x"'), "--n-embd"),
-        ("tokenizer.json", lambda raw: raw[:50], "not a tokenizer.json"),
+        ("config.json", lambda raw: raw.replace(b'"n_embd": 16', b'"n_embd": 32'), 'remove its line "crc32"'),
+        ("config.json", lambda raw: edited(raw, b'"slm_np"', b'"gpt2"'), "not a run of slm_np"),
+        ("config.json", lambda raw: edited(raw, b'"n_embd": 16', b'"n_embd": 32'), "shape"),
+        ("config.json", lambda raw: edited(raw, b'"n_embd": 16', b'"n_embd": "x"'), "--n-embd"),
+        ("config.json", lambda raw: edited(raw, b'"tokenizer.json": "', b'"tokenizer.json": "x'), "tokenizer.json is"),
         ("generation_config.json", lambda raw: b"[]", "is not valid JSON"),
         ("config.json", lambda raw: None, "config.json missing"),
     ],

@@ -65,7 +65,8 @@ def test_one_run(runs, capsys, monkeypatch):
     ):
         assert wanted in out, wanted
     assert summary("low").parameters == sum(array.size for array in checkpoint.newest_checkpoint("low").model.values())
-    run_config.write_config("new", dataclasses.replace(low.config, base=dict(run="runs/low", step=40)))
+    base = dict(run="runs/low", step=40, weights="0", data="text.txt", val_data="", documents="marker", limit_bytes=0)
+    run_config.write_config("new", dataclasses.replace(low.config, base=base, files={}))
     assert "new: a run of slm_np, preset stories, finetuned from step 40 of runs/low\n" in told(capsys, "new")
     assert "updates of" not in told(capsys, "new") and MARK not in told(capsys, "new")
 
