@@ -193,10 +193,14 @@ def load_corpus(
     build = store_builder.Build(folder, plan, made, described, opened, elsewhere, threads, progress)
     if wait or not can_grow(plan):
         build.run()
-        return read()
-    building = Building(build, read, floors)
-    if building.corpus is not None:
-        return building.corpus
+        found = read()
+    else:
+        building = Building(build, read, floors)
+        found = building.corpus
+    if found is not None:
+        if not measured:  # another process has made it
+            say_lossy(found.train.lossy, progress)
+        return found
     growing = [GrowingTokens(split, building, losses(building.tokenizer)) for split in SPLITS]
     return Corpus(*growing, building.tokenizer, building.tokenizer.vocab_size, fingerprint, data, building)
 
