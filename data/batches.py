@@ -6,6 +6,9 @@ mask excludes is -1, and the loss ignores it.
 
 import numpy as np
 
+from slm_np import arguments
+from slm_np.data.growing import GrowingTokens
+from slm_np.data.token_files import Tokens
 from slm_np.data.token_store import check_length
 from slm_np.errors import UserError
 
@@ -32,8 +35,17 @@ def random_batch(x, y, tokens, seed, purpose, step):
 
     The starts depend on `seed`, `purpose`, `step` and B only. `purpose` is a small integer that keeps uses of a seed
     apart.
-    UserError if no window fits.
+    tokens: Tokens, such as `corpus.train`.   x, y: NumPy arrays of int32 or int64
+    UserError if no window fits, and for a wrong argument.
     """
+    x = arguments.output("x", x, ("B", "T"))
+    y = arguments.output("y", y, x.shape)
+    arguments.apart("x and y", x, y)
+    arguments.instance("tokens", tokens, Tokens, GrowingTokens)
+    seed, purpose, step = (
+        arguments.whole(name, value, 0, arguments.SEEDS)
+        for name, value in (("seed", seed), ("purpose", purpose), ("step", step))
+    )
     check_length(tokens, x.shape[1])
     gather(x, y, tokens, _philox(seed, purpose, step, x.shape[0]) % np.uint64(len(tokens) - x.shape[1]))
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_np import arguments
 from slm_np.data import corpus, foreign_files, nanogpt
 from slm_np.data.checksums import Damaged, described, verify
 from slm_np.data.files import opened, read_json_or_empty
@@ -56,6 +57,7 @@ class Tokens:
 
     def first(self, n):
         """The `Tokens` of the first `n`, or all of them if there are fewer."""
+        n = arguments.whole("n", n)
         if n >= len(self):
             return self
         return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n], lossy=self.lossy)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_np import arguments
 from slm_np.config import check_documents
 from slm_np.data import bpe, checksums, lossy, store_builder
 from slm_np.data.checksums import Damaged
@@ -74,8 +75,8 @@ def load_corpus(
 ):
     """The `Corpus` of a text, tokenized on first use and memory-mapped from then on.
 
-    data         files, folders and globs separated by commas, or a corpus known by name (see corpus.py); or token
-                 files: a .bin file, or a folder with train.bin (see token_files.py)
+    data         files, folders and globs separated by commas, or a list of them, or a corpus known by name (see
+                 corpus.py); or token files: a .bin file, or a folder with train.bin (see token_files.py)
     val_data     the same for validation. Default: the validation split of a corpus known by name, else the last tenth
                  of the bytes of `data`, from the start of a document on
     tokenizer    byte, char, bpe:N, gpt2, file:PATH, or a `Tokenizer`
@@ -96,9 +97,19 @@ def load_corpus(
     has no such token. In rows with messages, only the assistant's tokens are targets.
     UserError for bad input or a disk that fails.
     """
-    cache = usable_cache_dir(cache_dir)
-    data, val_data = expanded_list(data), expanded_list(val_data or "")
+    data = expanded_list(arguments.paths("data", data))
+    val_data = expanded_list(arguments.paths("val_data", val_data, optional=True))
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = arguments.text("tokenizer", tokenizer)
+    documents, whole = arguments.text("documents", documents), arguments.choice("whole", whole, ("", *SPLITS))
+    limit_bytes, threads = arguments.whole("limit_bytes", limit_bytes), arguments.whole("threads", threads, 0, 1024)
+    progress, wait = arguments.truth("progress", progress), arguments.truth("wait", wait)
+    binary = arguments.truth("binary", binary)
+    out_dir = arguments.path("out_dir", out_dir, optional=True)
+    cache = usable_cache_dir(arguments.path("cache_dir", cache_dir, optional=True))
     check_documents(documents)
+    if whole and val_data:
+        raise UserError(f"val_data {val_data} has no effect with whole={whole!r}, which reads one split; leave it out")
     for flag, value in (("--data", data), ("--val-data", val_data)):
         check_no_arrays(value, flag)
     if is_token_file(data) or is_token_file(val_data):
@@ -163,7 +174,7 @@ def load_corpus(
     def losses(used):
         """What the tokenizer loses of the text, measured and said once."""
         if not measured:
-            measured.append(lossy.sentence_about(used, plan, documents, data))
+            measured.append(lossy.sentence_about(used, plan, documents))
             say_lossy(measured[0], progress)
         return measured[0]
 

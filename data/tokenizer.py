@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from slm_np import arguments
 from slm_np.errors import UserError
 
 
@@ -33,20 +34,28 @@ class Tokenizer:
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     def encode(self, data, begins=True):
-        """The ids (N,) of the bytes `data`. UserError if the tokenizer cannot encode them."""
+        """The ids (N,) of a text: bytes, or a str, which becomes UTF-8. UserError if the tokenizer cannot encode them.
+
+        The surrogates of a str are the bytes that `surrogateescape` made them from, as in names of files.
+        """
+        data = arguments.encoded("data", data)
         return np.concatenate([np.empty(0, self.dtype), *self.encode_blocks([data], begins)])
 
     def stream(self, after=()):
         """A `StreamingDecoder` for ids that arrive one at a time after the ids `after`, such as those of a prompt."""
         return StreamingDecoder(self, after)
 
+    def to_bytes(self):
+        """The content of tokenizer.json. The `tokenizers` library can read it without this program."""
+        return (json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n").encode("utf-8")
+
     def save(self, path):
-        """Write `tokenizer.json` at `path`. The `tokenizers` library can read it without this program."""
-        Path(path).write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        """Write tokenizer.json at `path`."""
+        Path(arguments.path("path", path)).write_bytes(self.to_bytes())
 
     def _checked(self, ids):
-        """`ids` as an int64 array (N,). UserError if one is outside the vocabulary."""
-        ids = np.asarray(ids, np.int64).reshape(-1)
+        """`ids` as an int64 array (N,). UserError if they are no integers, or one is outside the vocabulary."""
+        ids = arguments.integers("ids", ids)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]
             raise UserError(
@@ -69,7 +78,7 @@ class StreamingDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         # A token may decode differently at the start of a text. The last token that has bytes, and those after it, tell
         # whether the next one is at the start.
-        self._before = [int(id) for id in after]
+        self._before = arguments.integers("after", after).tolist()
 
     def push(self, id):
         """The text that `id` completes: possibly none, possibly several characters."""

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from slm_np import arguments
 from slm_np.errors import UserError, near
 from slm_np.paths import expanded_list
 
@@ -21,7 +22,8 @@ MIXERS = {
 MIXER_LETTERS = ", ".join(f"{letter} ({name})" for letter, (name, _) in MIXERS.items())
 DOCUMENTS = ("marker", "blank-line", "line")  # what may separate documents
 SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
-FOLLOWS = float(-1)  # the default of min_lr, known by identity: it follows from learning_rate
+# Values of settings that switch something off.
+DISABLED = dict(lr_decay_iters=0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=0)
 MIN_SHARE = 0.1  # min_lr as a share of learning_rate, unless it is given
 # The fields of TrainConfig that set the length of training; a run has one of them.
 LENGTHS = ("max_iters", "epochs", "max_time", "fit_time")
@@ -30,8 +32,8 @@ LENGTHS = ("max_iters", "epochs", "max_time", "fit_time")
 def setting(default, help, *, low=None, high=None, choices=None, above=None, many=False, path=False):
     """A field with its description and the values it may take: `low <= value <= high`, `value > above`, or `choices`.
 
-    many: flags and files may give several values, which are joined by commas.   path: names files, so that ~ in it
-    stands for the home folder.
+    many: flags, files and lists may give several values, which are joined by commas.
+    path: names files: the value may be a path, and ~ in it stands for the home folder.
     """
     metadata = dict(help=help, low=low, high=high, choices=choices, above=above, many=many, path=path)
     return dataclasses.field(default=default, metadata=metadata)
@@ -49,17 +51,35 @@ def as_flag(name, value):
     return f"{flag(name)} {value}"
 
 
+def typed(field, value):
+    """The value of a field in the field's own type, also from a NumPy scalar, a path or a list of paths.
+
+    Raises UserError for another type.
+    """
+    name, rule, kind = flag(field.name), field.metadata, type(field.default)
+    if rule["many"] and isinstance(value, (list, tuple)):
+        value = arguments.paths(name, value)
+    if rule["path"] and isinstance(value, (str, os.PathLike)):
+        return expanded_list(os.fsdecode(value))
+    value = arguments.plain(value)
+    if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
+        raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} must be of type {kind.__name__}, not {arguments.shown(value)}")
+    return value
+
+
 def check(settings):
-    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids."""
+    """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids.
+
+    A field of another type that means the same gets its own type; see `typed`.
+    """
     for field in dataclasses.fields(settings):
-        value, rule, kind = getattr(settings, field.name), field.metadata, type(field.default)
-        name = flag(field.name)
-        if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
-            raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
-        if kind is float and type(value) is int:
-            object.__setattr__(settings, field.name, value := float(value))
-        if type(value) is not kind:
-            raise UserError(f"{name} must be of type {kind.__name__}, not {value!r}")
+        name, rule, kind = flag(field.name), field.metadata, type(field.default)
+        value = typed(field, getattr(settings, field.name))
+        object.__setattr__(settings, field.name, value)
         if rule["choices"] and value not in rule["choices"]:
             raise UserError(f"{name} {value!r} is unknown; {near(value, rule['choices'])}")
         if kind in (int, float):
@@ -71,6 +91,16 @@ def check(settings):
                 raise UserError(f"{name} is {value}; it must be greater than {rule['above']}")
             if rule["high"] is not None and value > rule["high"]:
                 raise UserError(f"{name} is {value}; it must be at most {rule['high']}")
+
+
+def check_effect(settings, given):
+    """Raise UserError if one of the settings {field: value} that a user gave has no effect in the dataclass `settings`.
+
+    A value that disables what is disabled anyway may be given.
+    """
+    for field, reason in settings.unused.items():
+        if field in given and given[field] != DISABLED.get(field):
+            raise UserError(f"{as_flag(field, given[field])} has no effect {reason}; leave it out")
 
 
 def lengths(values):
@@ -109,15 +139,6 @@ def duration_seconds(name, duration):
     if not 0 < seconds < 1e9:
         raise UserError(f"{flag(name)} {duration!r} is not a duration; write 90s, 20m, 1.5h or 2h30m")
     return seconds
-
-
-def expand_paths(settings):
-    """In the fields of the dataclass `settings` that name files, make a path a string, and expand ~."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.metadata["path"] and isinstance(value, str | os.PathLike):
-            value = os.fspath(value)
-            object.__setattr__(settings, field.name, expanded_list(value) if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True)
@@ -183,7 +204,7 @@ class ModelConfig:
     init_std: float = setting(0.02, "standard deviation of normal initial weights", above=0.0, high=10.0)
 
     def __post_init__(self):
-        if self.feed_forward == "swish":  # another name of SiLU
+        if isinstance(self.feed_forward, str) and self.feed_forward == "swish":  # another name of SiLU
             object.__setattr__(self, "feed_forward", "silu")
         check(self)
         if set(self.pattern) - set(MIXERS) or not self.pattern:
@@ -333,9 +354,9 @@ class TrainConfig:
     )
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)
     min_lr: float = setting(
-        FOLLOWS,
-        "learning rate at the end of the schedule; a tenth of learning-rate if that is given and this is not",
-        low=0.0,
+        -1.0,
+        f"learning rate at the end of the schedule; -1 means {MIN_SHARE:g} of learning-rate",
+        low=-1.0,
         high=10.0,
     )
     warmup_iters: int = setting(100, "updates over which the learning rate rises linearly from zero", low=0, high=10**9)
@@ -384,18 +405,28 @@ class TrainConfig:
     device: str = setting("cpu", "where to run; cuda is an NVIDIA GPU", choices=DEVICES)
 
     def __post_init__(self):
-        expand_paths(self)
-        follows = self.min_lr is FOLLOWS
-        if follows:
-            object.__setattr__(self, "min_lr", 0.0)
         check(self)
-        if follows:
+        if self.min_lr == -1.0:
             object.__setattr__(self, "min_lr", MIN_SHARE * self.learning_rate)
+        if self.min_lr < 0.0:
+            raise UserError(f"--min-lr is {self.min_lr}; it must be at least 0, or -1")
         if self.min_lr > self.learning_rate:
             raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower --min-lr")
         check_documents(self.documents)
         check_lengths({name: getattr(self, name) for name in LENGTHS if name != "max_iters"})
         self.max_seconds, self.fit_seconds  # malformed durations are refused here
+
+    @property
+    def unused(self):
+        """{field: reason} of the fields without effect in this recipe."""
+        found = {}
+        if self.lr_schedule == "constant":
+            found |= dict.fromkeys(("min_lr", "lr_decay_iters"), "with --lr-schedule constant")
+        if self.max_time:
+            found["lr_decay_iters"] = f"with --max-time {self.max_time}"
+        if not self.weight_decay:
+            found["decay"] = "with --weight-decay 0"
+        return found
 
     @property
     def max_seconds(self):
@@ -442,3 +473,22 @@ class SamplingConfig:
                 raise UserError(f"--samplers {name!r} is unknown; {near(name, SAMPLERS)}")
             if name in names[:i]:
                 raise UserError(f"--samplers has {name!r} twice; give it once")
+
+    @property
+    def unused(self):
+        """{field: reason} of the fields without effect on the samples."""
+        found, names = {}, self.samplers.split(",")
+        if self.temp <= 1e-6 and "temp" in names:
+            found |= dict.fromkeys(
+                ("top_k", "top_p", "min_p"), f"with --temp {self.temp:g}, which takes the likeliest token"
+            )
+        if self.repeat_penalty == 1:
+            found["repeat_last_n"] = "without --repeat-penalty"
+        if self.repeat_last_n == 0:
+            found["repeat_penalty"] = "with --repeat-last-n 0"
+        for name in set(SAMPLERS) - set(names):
+            fields = ("repeat_penalty", "repeat_last_n") if name == "penalty" else (name.replace("-", "_"),)
+            found |= dict.fromkeys(fields, f"without {name} in --samplers {self.samplers}")
+        if self.min_confidence == 0:
+            found["confidence_patience"] = "without --min-confidence"
+        return found

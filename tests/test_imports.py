@@ -17,6 +17,7 @@ FOLDERS = {package.__name__: Path(package.__path__[0]) for package in (slm_np, s
 # A package may import those on lines above its own, and itself.
 LAYERS = (
     {
+        "arguments",
         "config",
         "presets",
         "errors",

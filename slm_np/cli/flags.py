@@ -11,7 +11,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from slm_np.config import FOLLOWS, TrainConfig, flag
+from slm_np.config import TrainConfig, flag
 from slm_np.errors import UserError, imported, near
 from slm_np.paths import expanded
 from slm_np.presets import PRESETS
@@ -106,7 +106,6 @@ def add_settings(parser, kind, title, aliases=None, defaults=None):
     group = parser.add_argument_group(title)
     for field in dataclasses.fields(kind):
         shown, text = (defaults or {}).get(field.name, field.default), field.metadata["help"].replace("%", "%%")
-        shown = "" if shown is FOLLOWS else shown
         if isinstance(field.default, bool):
             group.add_argument(
                 flag(field.name),

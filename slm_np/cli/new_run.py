@@ -33,7 +33,6 @@ def start_training(name, model, train):
     """
     from slm_np.cli.launch import train_run
     from slm_np.data.token_files import check_given
-    from slm_np.formats.directories import check_free
     from slm_np.formats.run_config import RunConfig
 
     run = RunConfig(*preset(name, model, train), preset=name)
@@ -42,8 +41,6 @@ def start_training(name, model, train):
         raise UserError(
             f"--vocab-size {run.model.vocab_size} has no effect with a tokenizer, which sets it; leave it out"
         )
-    if run.train.out_dir:
-        check_free(run.train.out_dir)
     train_run(run)
 
 

@@ -7,15 +7,17 @@ T, so beyond it the last T tokens are read again. A model without attention and 
 length, T tokens at a time.
 """
 
+import copy
+
 import numpy as np
 
-from slm_np.errors import UserError
+from slm_np import arguments
 from slm_np.inference.generic_step import GenericStep
 from slm_np.nn import warmup
 from slm_np.nn.arena import planned_bytes
 from slm_np.nn.dropout import model_dropout
-from slm_np.nn.model import Activations, plan
-from slm_np.ops.device import host
+from slm_np.nn.model import LARGEST, Activations, Model, model_forward, plan
+from slm_np.ops.device import host, put
 
 
 def choose_step(model, batch):
@@ -40,13 +42,16 @@ def uncompiled_step(model, batch):
 class Decoder:
     """B sequences of one length. `read(tokens)` starts them, `step(tokens)` adds a token to each.
 
-    Both return the logits (B, V) of the next tokens, which the next call overwrites. Raises UserError if B sequences do
-    not fit into memory.
+    Both return the logits (B, V) of the next tokens, which the next call overwrites. A `step` before any `read` starts
+    the sequences, too. Raises UserError if B sequences do not fit into memory, and for tokens that are no integers, of
+    another shape, or outside the vocabulary. A copy, also by pickle, continues the same sequences on its own.
     make_step: `choose_step`, which is the default, `uncompiled_step`, or another function (model, batch) -> decode step
     """
 
     def __init__(self, model, batch=1, make_step=None):
-        self.model, self.batch = model, batch
+        self.model = arguments.instance("model", model, Model)
+        self.batch = batch = arguments.whole("batch", batch, 1, LARGEST)
+        self.make_step = arguments.function("make_step", make_step)
         self.token_step = (make_step or choose_step)(model, batch)
         self.states = self.token_step.states  # what the mixers keep of the past
         self.context_slides = model.config.positions in ("rotary", "none")
@@ -58,20 +63,16 @@ class Decoder:
     def read(self, tokens):
         """Logits after a prompt (B, n), n >= 1, which starts new sequences.
 
-        Its last T tokens count, or all of them with `ModelConfig.unlimited_context`. Raises UserError for ids outside
-        the vocabulary.
+        Its last T tokens count, or all of them with `ModelConfig.unlimited_context`.
         """
-        tokens, config = self.checked(tokens), self.model.config
-        if tokens.shape[0] != self.batch or tokens.shape[1] == 0:
-            raise UserError(
-                f"a prompt of shape {tokens.shape} cannot start {self.batch} sequences; give each at least one token"
-            )
+        config = self.model.config
+        tokens = arguments.ids("tokens", tokens, config.vocab_size, (self.batch, "n"))
         if not config.unlimited_context:
             tokens = tokens[:, -config.block_size :]
         self.states.clear()
         self.position, self.recent = 0, tokens[:, :0]
         if tokens.shape[1] == 1:
-            return self.step(tokens[:, 0])
+            return self._step(np.ascontiguousarray(tokens[:, 0]))
         shorter = tokens.shape[1] % config.block_size  # the window that is not full comes first
         starts = ([0] if shorter else []) + list(range(shorter, tokens.shape[1], config.block_size))
         for start, stop in zip(starts, starts[1:] + [tokens.shape[1]]):
@@ -88,7 +89,7 @@ class Decoder:
             self.activations = None  # free the old arena before the new one is laid out
             self.activations = self.planned(tokens.shape[1])
         tokens = self.model.device.arrays.asarray(tokens)
-        x = self.model.forward(self.activations, tokens, self.dropout, self.states.layers)
+        x = model_forward(self.model, self.activations, tokens, self.dropout, self.states)
         return self.model.device.arrays.ascontiguousarray(x.reshape(*tokens.shape, -1)[:, -1])
 
     def planned(self, steps):
@@ -99,8 +100,12 @@ class Decoder:
         return Activations(config, self.batch, steps, dtype, device=device)
 
     def step(self, tokens):
-        """Logits after one more token of each sequence, (B,). Raises UserError for ids outside the vocabulary."""
-        tokens = self.checked(tokens).reshape(self.batch)
+        """Logits after one more token of each sequence. tokens: (B,), or (B, 1)"""
+        shape, column = (self.batch,), (self.batch, 1)
+        return self._step(arguments.ids("tokens", tokens, self.model.config.vocab_size, shape, also=column))
+
+    def _step(self, tokens):
+        """`step` of tokens that are checked."""
         if not self.context_slides:
             recent = np.concatenate([self.recent, tokens[:, None]], axis=1)
             if recent.shape[1] > self.model.config.block_size:
@@ -110,15 +115,17 @@ class Decoder:
         self.position += 1
         return host(self.token_step.logits)
 
-    def checked(self, tokens):
-        """Tokens as int32. Raises UserError for ids outside the vocabulary."""
-        tokens, vocab_size = np.ascontiguousarray(tokens, np.int32), self.model.config.vocab_size
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-            raise UserError(
-                f"token ids from {tokens.min()} to {tokens.max()} are not all in the vocabulary of {vocab_size}; "
-                "encode the text with the model's own tokenizer"
-            )
-        return tokens
+    def __copy__(self):
+        return copy.deepcopy(self)
+
+    def __getstate__(self):
+        return self.model, self.batch, self.make_step, host(self.states.memory), self.position, self.recent
+
+    def __setstate__(self, state):
+        *settings, memory, position, recent = state
+        self.__init__(*settings)
+        put(self.states.memory, memory)
+        self.position, self.recent = position, recent
 
 
 # Runs of `slm_np.nn.warmup`

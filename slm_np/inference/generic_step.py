@@ -5,7 +5,7 @@ import numpy as np
 from slm_np.nn import head
 from slm_np.nn.arena import planned_bytes
 from slm_np.nn.dropout import model_dropout
-from slm_np.nn.model import Activations, States, plan
+from slm_np.nn.model import Activations, States, model_forward, plan
 
 
 def check_memory(model, batch, scratch):
@@ -41,7 +41,7 @@ class GenericStep:
 
     def forward(self, tokens, position):
         """`step` with tokens (B, 1) and, if it is an array, `position` on the device; positional rows are filled."""
-        self.head(self.model.forward(self.activations, tokens, self.dropout, self.states.layers, position))
+        self.head(model_forward(self.model, self.activations, tokens, self.dropout, self.states, position))
 
     def head(self, x):
         """Logits of the hidden state (B, D) that `Model.forward` returns for one token of each sequence."""

@@ -6,17 +6,23 @@ vocabulary, D width, L layers.
 """
 
 import copy
+import copyreg
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_np import ops
+from slm_np import arguments, ops
+from slm_np.config import ModelConfig
+from slm_np.dtypes import BF16
 from slm_np.errors import UserError
 from slm_np.nn import feed_forward, head, norm, residual, warmup
-from slm_np.nn.arena import Arena, Request
-from slm_np.nn.dropout import model_dropout
+from slm_np.nn.arena import Arena, Request, planned_bytes
+from slm_np.nn.dropout import ModelDropout, model_dropout
 from slm_np.nn.mixers import columns_of, mixer_of
 from slm_np.nn.parameters import Parameters, count, matmul_weight, within
-from slm_np.ops.device import CPU, host, number
+from slm_np.ops.device import CPU, Device, host, number, put
+
+LARGEST = 1 << 40  # of a batch or a window: no memory holds more
 
 
 def block_parameters(config, layer):
@@ -44,7 +50,7 @@ def parameters(config):
 
 def parameter_count(config):
     """Number of parameters of a configuration; a tied head counts once."""
-    return count(parameters(config))
+    return count(parameters(arguments.instance("config", config, ModelConfig)))
 
 
 def block_plan(config, layer, batch, steps, device):
@@ -123,20 +129,47 @@ def branch_backward(config, w, g, a, name, dx, dnormed, x):
 
 
 class States:
-    """What the mixers keep of B sequences, in one block of memory, from which later windows continue."""
+    """What the mixers keep of B sequences, in one block of memory, from which later windows continue.
+
+    states[i] is the state of layer i. A copy, also by pickle, continues on its own.
+    """
 
     def __init__(self, model, batch):
         sizes = [mixer.state_elements(model.config, batch) for mixer in model.mixers]
+        model.device.check_memory(sum(sizes) * model.dtype.itemsize, f"the state of {batch} sequences", "use fewer")
+        self.model, self.batch = model, batch
         self.memory = model.device.arrays.zeros(sum(sizes), model.dtype)
         stops = np.cumsum(sizes).tolist()
-        self.layers = [
+        self._layers = [
             mixer.State(model.config, batch, self.memory[stop - size : stop])
             for mixer, size, stop in zip(model.mixers, sizes, stops)
         ]
 
+    @property
+    def layers(self):
+        """The states, one for each layer."""
+        return self
+
+    def __len__(self):
+        return len(self._layers)
+
+    def __getitem__(self, layer):
+        return self._layers[layer]
+
+    def __copy__(self):
+        return copy.deepcopy(self)
+
+    def __getstate__(self):
+        return self.model, self.batch, host(self.memory)
+
+    def __setstate__(self, state):
+        model, batch, memory = state
+        self.__init__(model, batch)
+        put(self.memory, memory)
+
     def clear(self):
         """Start new sequences."""
-        for state in self.layers:
+        for state in self:
             state.clear()
 
 
@@ -145,11 +178,20 @@ def unmasked(targets):
     return int(np.count_nonzero(host(targets) >= 0))
 
 
+class Pass(NamedTuple):
+    """What `Model.forward` read and returned: arrays of the device, and the dropout."""
+
+    tokens: Any
+    normed: Any
+    dropout: ModelDropout
+
+
 class Activations:
     """The arena of one (B, T), with the arrays of each layer by their short names."""
 
     def __init__(self, config, batch, steps, dtype, compute_dtype=None, device=CPU):
-        self.batch, self.steps = batch, steps
+        self.config, self.batch, self.steps, self.device = config, batch, steps, device
+        self.pending = None  # the Pass that `Model.backward` may follow
         self.arena = Arena(plan(config, batch, steps, device), dtype, compute_dtype, device)
         self.shared = {name: array for name, array in self.arena.arrays.items() if not name.startswith("layers.")}
         self.layers = [{**self.shared, **within(self.arena.arrays, f"layers.{i}")} for i in range(config.n_layer)]
@@ -164,6 +206,69 @@ class Activations:
             ops.rotary_table(self.shared["rotary.cos"], self.shared["rotary.sin"], config.rope_theta, start)
 
 
+def model_forward(model, activations, tokens, dropout, states=None, position=None):
+    """The normed hidden state after the last block, (N, D); with head "none" the logits, (N, V).
+
+    tokens    (B, T) int32 below V, of the model's device. This is not checked, see `Model.forward`
+    dropout   ModelDropout
+    states    what the mixers keep of the past, from which they continue; None starts new sequences
+    position  as of `block_forward`
+    """
+    config, w, a, layers = model.config, model.parameters.weight, activations.shared, activations.layers
+    activations.pending = None
+    mixed = activations.arena.dtypes.compute == model.compute_dtype
+    layer_weights = model.layer_matmul_weights if mixed else model.layer_weights
+    positions = a.get("positions")
+    if config.positions == "learned":
+        positions = w["positions.weight"][activations.start : activations.start + activations.steps]
+    if dropout.embedding is None:
+        ops.embedding_forward(layers[0]["x"], tokens, w["embedding.weight"], positions)
+    else:
+        ops.embedding_forward(a["dnormed"], tokens, w["embedding.weight"], positions)
+        ops.dropout_forward(layers[0]["x"], a["dnormed"], None, dropout.embedding)
+    for i, mixer in enumerate(model.mixers):
+        out = layers[i + 1]["x"] if i + 1 < len(layers) else a["x"]
+        state = states[i] if states else None
+        block_forward(config, mixer, layer_weights[i], layers[i], out, dropout.blocks[i], state, position)
+    return norm.forward(config, w, a, "norm", a["x"]) if config.head != "none" else a["x"]
+
+
+def model_backward(model, activations, tokens, targets, normed, scale, dropout):
+    """The losses and, accumulated into the gradients, the derivative of scale * sum of losses.
+
+    Mirrors `model_forward`, which it follows. targets: (N,) int32, of the device
+    """
+    config, w, g, a = model.config, model.parameters.matmul_weight, model.parameters.gradient, activations.shared
+    activations.pending = None
+    dx = dout = a["dx"]
+    head.backward(config, w, g, a, a["dnormed"], normed, targets, scale)
+    if config.head == "none":
+        dout = normed  # the logits, which are their gradient by now
+    else:
+        dx.fill(0)
+        norm.backward(config, w, g, a, "norm", dx, a["dnormed"], a["x"])
+    for i in reversed(range(config.n_layer)):
+        layer_w, layer_g, layer_a = model.layer_matmul_weights[i], model.layer_gradients[i], activations.layers[i]
+        block_backward(config, model.mixers[i], layer_w, layer_g, layer_a, dx, dout, dropout.blocks[i])
+        dout = dx
+    if dropout.embedding is not None:
+        ops.dropout_backward(a["dnormed"], dx, dropout.embedding)
+        dx = a["dnormed"]
+    dpositions = g["positions.weight"][: activations.steps] if config.positions == "learned" else None
+    ops.embedding_backward(g["embedding.weight"], dpositions, dx, tokens)
+
+
+def dtypes_of(dtype, compute_dtype, device):
+    """(dtype of weights, dtype of matmuls). Raises UserError if the kernels of the device do not compute in them."""
+    dtype = arguments.dtype("dtype", dtype, (np.float32, np.float64))
+    if compute_dtype is None:
+        return dtype, dtype
+    shorter = {"numpy": (), "numba": (BF16,), "cuda": (BF16, np.float16)}[device.kernel_set]
+    return dtype, arguments.dtype(
+        "compute_dtype", compute_dtype, (dtype, *shorter) if dtype == np.float32 else (dtype,)
+    )
+
+
 class Model:
     """A model: its configuration, its parameters and, once planned, its activations.
 
@@ -173,135 +278,188 @@ class Model:
     dtype          float32, or float64 for the gradient check
     compute_dtype  of the matmuls' inputs: None for dtype, BF16, or float16 on a GPU
     device         where it lives, see slm_np.ops.device
-    Tokens and targets may be NumPy arrays or arrays of the device.
+    Tokens and targets may be arrays of any integer type, lists, or arrays of the device. Every method raises UserError
+    for arguments of a wrong type or shape or out of range. A copy, also by pickle, has its own weights and gradients;
+    its activations are planned anew.
     """
 
     def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
-        self.config, self.dtype, self.device = config, np.dtype(dtype), device
-        self.compute_dtype = np.dtype(compute_dtype or dtype)
-        self.parameters = Parameters(parameters(config), decay, dtype, self.compute_dtype, device)
+        self.config = arguments.instance("config", config, ModelConfig)
+        self.device = arguments.instance("device", device, Device)
+        self.dtype, self.compute_dtype = dtypes_of(dtype, compute_dtype, device)
+        decay = arguments.choice("decay", decay, ("matrices", "all"))
+        seed = None if seed is None else arguments.whole("seed", seed, 0, arguments.SEEDS)
+        n = count(parameters(config))
+        needed = 2 * n * self.dtype.itemsize  # weights and gradients
+        device.check_memory(
+            needed, f"a model of {n:,} parameters", "choose a smaller --n-layer, --n-embd or --vocab-size"
+        )
+        self.parameters = Parameters(parameters(config), decay, self.dtype, self.compute_dtype, device)
         if seed is not None:
             self.parameters.initialize(seed)
-        self.mixers = [mixer_of(config, layer) for layer in range(config.n_layer)]
+        self._bind()
+
+    def _bind(self):
+        """What follows from the configuration and the parameters."""
+        self.mixers = [mixer_of(self.config, layer) for layer in range(self.config.n_layer)]
         self.layer_weights, self.layer_matmul_weights, self.layer_gradients = (
-            [within(views, f"layers.{layer}") for layer in range(config.n_layer)]
+            [within(views, f"layers.{layer}") for layer in range(self.config.n_layer)]
             for views in (self.parameters.weight, self.parameters.matmul_weight, self.parameters.gradient)
         )
         self.activations = None
+        self.original = None  # the model that this one is the `full_precision` of
         self.prepared = set()  # what warmup.py has prepared the kernels for
+
+    def __copy__(self):
+        return copy.deepcopy(self)
+
+    def __reduce__(self):
+        if self.original is not None:  # it shares the weights of another model, and so does its copy
+            return type(self).full_precision, (self.original,)
+        state = {name: getattr(self, name) for name in ("config", "device", "dtype", "compute_dtype", "parameters")}
+        return copyreg.__newobj__, (type(self),), state
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._bind()
 
     def full_precision(self):
         """A model with the same weights that multiplies them without casting; its activations are its own."""
-        model = copy.copy(self)
-        model.compute_dtype, model.activations, model.layer_matmul_weights = self.dtype, None, self.layer_weights
-        model.prepared = set()
-        model.parameters = copy.copy(self.parameters)
-        model.parameters.matmul_weight, model.parameters.cast_copies = self.parameters.weight, []
+        model = object.__new__(type(self))
+        model.__dict__.update(self.__dict__, compute_dtype=self.dtype, parameters=self.parameters.full_precision())
+        model._bind()
+        model.original = self
         return model
 
     def states(self, batch):
         """What the mixers keep of `batch` new sequences."""
-        return States(self, batch)
+        return States(self, arguments.whole("batch", batch, 1, LARGEST))
 
     def plan(self, batch, steps):
         """Lay out the arena for (B, T) tokens; later calls of the same size reuse it. Returns the Activations.
 
-        Raises UserError if T exceeds the context.
+        Raises UserError if T exceeds the context, or if there is too little memory.
         """
+        batch, steps = arguments.whole("batch", batch, 1, LARGEST), arguments.whole("steps", steps, 1, LARGEST)
         if steps > self.config.block_size:
             raise UserError(
                 f"{steps} tokens exceed the model's context of {self.config.block_size}; use shorter windows"
             )
         if self.activations is None or (self.activations.batch, self.activations.steps) != (batch, steps):
             self.activations = None  # free the old arena before the new one is laid out
+            needed = planned_bytes(plan(self.config, batch, steps, self.device), self.dtype, self.compute_dtype)
+            self.device.check_memory(needed, f"a batch of {batch} x {steps} tokens", "use a smaller one")
             self.activations = Activations(self.config, batch, steps, self.dtype, self.compute_dtype, self.device)
         return self.activations
 
-    def forward(self, activations, tokens, dropout, states=None, position=None):
+    def _ids(self, name, value, shape, masked=False, also=None):
+        """Token ids as an int32 array of the device. Parameters of `arguments.ids`"""
+        arrays = self.device.arrays
+        return arrays.asarray(arguments.ids(name, value, self.config.vocab_size, shape, arrays, masked, also))
+
+    def _batch(self, tokens, targets):
+        """(tokens, targets), both (B, T) int32 arrays of the device."""
+        tokens = self._ids("tokens", tokens, ("B", "T"))
+        return tokens, self._ids("targets", targets, tokens.shape, masked=True)
+
+    def _states(self, states, batch):
+        """The states of `batch` sequences of this model, or None."""
+        if states is None:
+            return None
+        made = arguments.instance("states", states, States)
+        if (made.batch, made.model.config, made.model.dtype) != (batch, self.config, self.dtype):
+            raise UserError(f"states are of another model or of {made.batch} sequences; use model.states({batch})")
+        if self.config.has_attention:
+            raise UserError("states are given, but attention continues no windows; leave states out")
+        return made
+
+    def forward(self, activations, tokens, dropout, states=None):
         """The normed hidden state after the last block, (N, D); with head "none" the logits, (N, V).
 
-        dropout   ModelDropout
-        states    per layer what its mixer keeps of the past, from which it continues; None starts new sequences
-        position  as of `block_forward`
+        activations  of `plan`
+        dropout      ModelDropout
+        states       `States`, from which the windows continue; None starts new sequences
         """
-        config, w, a, layers = self.config, self.parameters.weight, activations.shared, activations.layers
-        mixed = activations.arena.dtypes.compute == self.compute_dtype
-        layer_weights = self.layer_matmul_weights if mixed else self.layer_weights
-        positions = a.get("positions")
-        if config.positions == "learned":
-            positions = w["positions.weight"][activations.start : activations.start + activations.steps]
-        if dropout.embedding is None:
-            ops.embedding_forward(layers[0]["x"], tokens, w["embedding.weight"], positions)
-        else:
-            ops.embedding_forward(a["dnormed"], tokens, w["embedding.weight"], positions)
-            ops.dropout_forward(layers[0]["x"], a["dnormed"], None, dropout.embedding)
-        for i, mixer in enumerate(self.mixers):
-            out = layers[i + 1]["x"] if i + 1 < len(layers) else a["x"]
-            state = states[i] if states else None
-            block_forward(config, mixer, layer_weights[i], layers[i], out, dropout.blocks[i], state, position)
-        return norm.forward(config, w, a, "norm", a["x"]) if config.head != "none" else a["x"]
+        a = arguments.instance("activations", activations, Activations)
+        if (a.config, a.arena.dtypes.accumulation, a.device) != (self.config, self.dtype, self.device):
+            raise UserError("activations are planned for another model; use those of this model's plan")
+        self._dropout(dropout)
+        tokens, states = self._ids("tokens", tokens, (a.batch, a.steps)), self._states(states, a.batch)
+        normed = model_forward(self, a, tokens, dropout, states)
+        a.pending = Pass(tokens.copy(), normed, dropout)
+        return normed
+
+    def _dropout(self, dropout):
+        """UserError if it is not the ModelDropout of such a model."""
+        if len(arguments.instance("dropout", dropout, ModelDropout).blocks) != self.config.n_layer:
+            raise UserError(
+                f"dropout has {len(dropout.blocks)} blocks, but the model {self.config.n_layer} layers; "
+                "make it by model_dropout(model.config, key)"
+            )
 
     def backward(self, activations, tokens, targets, normed, scale, dropout):
         """The losses and, accumulated into the gradients, the derivative of scale * sum of losses.
 
-        Mirrors `forward`.
+        Follows one `forward` with the same activations, tokens and dropout; normed is what that returned.
+        targets: (B, T) or (N,) integers below V; -1 is masked
         """
-        config, w, g, a = self.config, self.parameters.matmul_weight, self.parameters.gradient, activations.shared
-        dx = dout = a["dx"]
-        head.backward(config, w, g, a, a["dnormed"], normed, targets, scale)
-        if config.head == "none":
-            dout = normed  # the logits, which are their gradient by now
-        else:
-            dx.fill(0)
-            norm.backward(config, w, g, a, "norm", dx, a["dnormed"], a["x"])
-        for i in reversed(range(config.n_layer)):
-            layer_w, layer_g, layer_a = self.layer_matmul_weights[i], self.layer_gradients[i], activations.layers[i]
-            block_backward(config, self.mixers[i], layer_w, layer_g, layer_a, dx, dout, dropout.blocks[i])
-            dout = dx
-        if dropout.embedding is not None:
-            ops.dropout_backward(a["dnormed"], dx, dropout.embedding)
-            dx = a["dnormed"]
-        dpositions = g["positions.weight"][: activations.steps] if config.positions == "learned" else None
-        ops.embedding_backward(g["embedding.weight"], dpositions, dx, tokens)
+        a = arguments.instance("activations", activations, Activations)
+        if a.pending is None or a.pending.normed is not normed or a.pending.dropout != dropout:
+            raise UserError(
+                "backward needs the activations, the dropout and the result of a forward right before it; "
+                "call forward again"
+            )
+        tokens = self._ids("tokens", tokens, (a.batch, a.steps))
+        if not bool((tokens == a.pending.tokens).all()):
+            raise UserError("backward has other tokens than the forward before it; give the same")
+        targets = self._ids("targets", targets, (a.batch * a.steps,), masked=True, also=(a.batch, a.steps))
+        model_backward(self, a, tokens, targets, normed, arguments.real("scale", scale), dropout)
 
     def losses(self, tokens, targets):
         """Cross-entropy of every token in nats, (B, T), without dropout. The next call overwrites the result.
 
         tokens, targets: (B, T) integers below V; a target of -1 is masked and has loss 0.
         """
+        return self._losses(*self._batch(tokens, targets))
+
+    def _losses(self, tokens, targets):
+        """`losses` of arrays that are checked."""
         warmup.prepare(self, warmup.evaluation)
         activations = self.plan(*tokens.shape)
-        tokens, targets = self.device.arrays.asarray(tokens), self.device.arrays.asarray(targets)
-        normed = self.forward(activations, tokens, model_dropout(self.config))
+        normed = model_forward(self, activations, tokens, model_dropout(self.config))
         head.forward(self.config, self.parameters.matmul_weight, activations.shared, normed, targets.reshape(-1))
         return activations.shared["head.losses"].reshape(tokens.shape)
 
     def loss(self, tokens, targets):
         """Mean cross-entropy of the unmasked targets in nats, without dropout; 0 if all are masked."""
-        return number(self.losses(tokens, targets).sum(dtype=np.float64)) / max(1, unmasked(targets))
+        tokens, targets = self._batch(tokens, targets)
+        return number(self._losses(tokens, targets).sum(dtype=np.float64)) / max(1, unmasked(targets))
 
     def loss_and_gradient(self, tokens, targets, count=None, key=None, states=None):
         """Sum of the unmasked targets' cross-entropy over `count`, in nats; accumulates its gradient.
 
         The gradient is added to `parameters.gradients`.
 
-        count   unmasked targets of all micro-batches of one update, whose joint mean is the loss; None: of this one
+        count   unmasked targets of all micro-batches of one update, whose joint mean is the loss; None: of this one.
+                At least those of this one
         key     integers (seed, step, micro-batch) from which dropout's masks are drawn; None: no dropout
-        states  the layers of `States`, from which the windows continue; gradients stop at the window's edge
+        states  `States`, from which the windows continue; gradients stop at the window's edge
         """
+        tokens, targets = self._batch(tokens, targets)
+        states, key = self._states(states, len(tokens)), None if key is None else arguments.wholes("key", key)
         warmup.prepare(self, warmup.training)
-        count = max(1, unmasked(targets) if count is None else count)
+        count = max(1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets)))
         activations, dropout = self.plan(*tokens.shape), model_dropout(self.config, key)
-        tokens, targets = self.device.arrays.asarray(tokens), self.device.arrays.asarray(targets)
-        normed = self.forward(activations, tokens, dropout, states)
-        self.backward(activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)
+        normed = model_forward(self, activations, tokens, dropout, states)
+        model_backward(self, activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)
         return number(activations.shared["head.losses"].sum(dtype=np.float64)) / count
 
     def logits(self, tokens):
         """Logits of every token, (B, T, V), without dropout. tokens: (B, T) integers below V."""
+        tokens = self._ids("tokens", tokens, ("B", "T"))
         warmup.prepare(self, warmup.evaluation)
         activations = self.plan(*tokens.shape)
-        normed = self.forward(activations, self.device.arrays.asarray(tokens), model_dropout(self.config))
+        normed = model_forward(self, activations, tokens, model_dropout(self.config))
         out = self.device.arrays.empty((tokens.size, self.config.vocab_size), self.dtype)
         head.logits_forward(self.config, self.parameters.matmul_weight, activations.shared, out, normed)
         return out.reshape(*tokens.shape, -1)

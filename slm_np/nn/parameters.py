@@ -4,13 +4,15 @@ The tensors that decay come first, so that the optimizer's sweep, the gradient n
 over names.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from slm_np.ops.device import CPU, put
+from slm_np.errors import UserError
+from slm_np.ops.device import CPU, host, put
 
 
 class Tensor(NamedTuple):
@@ -50,30 +52,61 @@ def count(tensors):
     return sum(math.prod(t.shape) for t in tensors)
 
 
+class Views(dict):
+    """Named views into a flat buffer. Kernels read the buffer, so no view can be replaced by another array."""
+
+    def __setitem__(self, name, value):
+        raise UserError(f"{name} is a view of the model's memory; write into it: weight[{name!r}][...] = values")
+
+    def __reduce__(self):
+        return dict, (dict(self),)
+
+
 class Parameters:
     """Flat `weights` and `gradients` of one layout, with views `weight[name]` and `gradient[name]`.
 
     The first `n_decayed` elements decay. matmul_weight[name] is a weight as matmuls read it: the view itself or, where
     `compute_dtype` is a 16-bit type, its CastCopy. Call `update_cast_copies` after writing to the weights.
+    A copy, also by pickle, has its own arrays.
     """
 
     def __init__(self, tensors, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
-        self.tensors, self.device = list(tensors), device
+        self.tensors, self.decay, self.compute_dtype, self.device = list(tensors), decay, compute_dtype, device
         ordered = sorted(self.tensors, key=lambda t: not decays(t, decay))
         self.n_decayed = count(t for t in ordered if decays(t, decay))
         self.weights = device.arrays.zeros(count(ordered), dtype)
         self.gradients = device.arrays.zeros_like(self.weights)
-        self.weight, self.gradient = self.views(self.weights, ordered), self.views(self.gradients, ordered)
+        self.weight, self.gradient = (Views(self.views(flat, ordered)) for flat in (self.weights, self.gradients))
         mixed = compute_dtype is not None and compute_dtype != self.weights.dtype
         copies = {
             t.name: device.kernels.cast_copy(self.weight[t.name], compute_dtype) for t in ordered if mixed and t.matmul
         }
-        self.cast_copies, self.matmul_weight = list(copies.values()), self.weight | copies
+        self.cast_copies, self.matmul_weight = list(copies.values()), {**self.weight, **copies}
+
+    def __copy__(self):
+        return copy.deepcopy(self)
+
+    def __getstate__(self):
+        arrays = host(self.weights), host(self.gradients)
+        return self.tensors, self.decay, self.weights.dtype, self.compute_dtype, self.device, *arrays
+
+    def __setstate__(self, state):
+        *settings, weights, gradients = state
+        self.__init__(*settings)
+        put(self.weights, weights)
+        put(self.gradients, gradients)
+        self.update_cast_copies()
+
+    def full_precision(self):
+        """The same weights and gradients, which matmuls read without casting."""
+        shared = object.__new__(type(self))
+        shared.__dict__.update(self.__dict__, matmul_weight=self.weight, compute_dtype=None, cast_copies=[])
+        return shared
 
     def update_cast_copies(self):
         """Make the copies in the compute dtype follow the weights."""
-        for copy in self.cast_copies:
-            self.device.kernels.update_cast_copy(copy)
+        for cast_copy in self.cast_copies:
+            self.device.kernels.update_cast_copy(cast_copy)
 
     @staticmethod
     def views(flat, tensors):

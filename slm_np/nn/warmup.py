@@ -62,7 +62,7 @@ def training(twin):
     tokens = np.zeros((8, 4), np.int32)
     twin.loss_and_gradient(tokens, tokens, key=(1,))
     if not twin.config.has_attention:
-        twin.loss_and_gradient(tokens, tokens, key=(1,), states=twin.states(8).layers)
+        twin.loss_and_gradient(tokens, tokens, key=(1,), states=twin.states(8))
     update(twin)
     evaluation(twin)
     evaluation(twin.full_precision())  # at the end of a run

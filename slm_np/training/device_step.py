@@ -11,6 +11,7 @@ import numpy as np
 
 from slm_np.kernels.gpu.graph import CapturedGraph, HostInputs
 from slm_np.nn.dropout import keys_of, map_keys, model_dropout
+from slm_np.nn.model import model_backward, model_forward
 from slm_np.ops.device import host, put
 from slm_np.training.scaler import GradientScaler
 from slm_np.training.step import Step, StepResult
@@ -82,11 +83,11 @@ class DeviceStep(Step):
         self.batch(self.launch_gradient)
 
     def launch_gradient(self):
-        model, inputs, states = self.model, self.inputs.device, self.states and self.states.layers
+        model, inputs, states = self.model, self.inputs.device, self.states
         self.kernels.begin_batch(self.record, self.scalars, inputs["given"])
-        normed = model.forward(self.activations, inputs["tokens"], self.dropout, states)
+        normed = model_forward(model, self.activations, inputs["tokens"], self.dropout, states)
         targets, scale = inputs["targets"].reshape(-1), self.scalar("loss_gradient")
-        model.backward(self.activations, inputs["tokens"], targets, normed, scale, self.dropout)
+        model_backward(model, self.activations, inputs["tokens"], targets, normed, scale, self.dropout)
         self.kernels.add_losses(self.record, self.activations.shared["head.losses"], inputs["given"])
 
     def update(self):

@@ -28,8 +28,8 @@ class HostStep(Step):
         watch_matmul(self.model.parameters.weights, index)
 
     def gradient(self, tokens, targets, micro):
-        key, states = (self.seed, self.index, micro), self.states and self.states.layers
-        self.loss += self.model.loss_and_gradient(tokens, targets, self.n_targets, key, states)
+        key = (self.seed, self.index, micro)
+        self.loss += self.model.loss_and_gradient(tokens, targets, self.n_targets, key, self.states)
 
     def update(self):
         check_watched_matmul(self.model.parameters.weights, self.index)

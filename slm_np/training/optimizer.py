@@ -2,7 +2,12 @@
 
 import math
 
+from slm_np import arguments
+from slm_np.nn.parameters import Parameters
 from slm_np.ops.device import kernels_of, number
+
+# As in `TrainConfig`: 1 - beta and the terms of the update stay numbers of float32 that are not 0.
+LARGEST, LARGEST_BETA, SMALLEST_EPS = 10.0, 0.999999, 1e-30
 
 
 class AdamW:
@@ -12,33 +17,68 @@ class AdamW:
     w -= rate * (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + decay * w), the last term for the tensors that
     decay. g is the gradient times min(1, grad_clip / (norm + 1e-6)), or the gradient itself if grad_clip is 0. The
     sweep zeroes the gradients.
+
+    parameters: Parameters of a model. The ranges of the others are those of `TrainConfig`; UserError outside of them.
+    A copy, also by pickle, has its own moments. Copied together with its model (`copy.deepcopy((model, optimizer))`) it
+    belongs to the copy of the model, otherwise to a copy of the parameters.
     """
 
     def __init__(
         self, parameters, learning_rate=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8, grad_clip=1.0
     ):
-        self.parameters, self.learning_rate, self.weight_decay = parameters, learning_rate, weight_decay
-        self.beta1, self.beta2, self.eps, self.grad_clip = beta1, beta2, eps, grad_clip
-        arrays, self.kernels = parameters.device.arrays, kernels_of(parameters.weights)
+        self.parameters = arguments.instance("parameters", parameters, Parameters)
+        self.learning_rate = arguments.real("learning_rate", learning_rate, 0.0, LARGEST)
+        self.weight_decay = arguments.real("weight_decay", weight_decay, 0.0, LARGEST)
+        self.beta1 = arguments.real("beta1", beta1, 0.0, LARGEST_BETA)
+        self.beta2 = arguments.real("beta2", beta2, 0.0, LARGEST_BETA)
+        self.eps = arguments.real("eps", eps, SMALLEST_EPS, 1.0)
+        self.grad_clip = arguments.real("grad_clip", grad_clip, 0.0, 1e9)
+        arrays = parameters.device.arrays
+        needed = 2 * parameters.weights.nbytes
+        parameters.device.check_memory(
+            needed, f"AdamW of {parameters.weights.size:,} parameters", "use a smaller model"
+        )
         self.mean, self.square = arrays.zeros_like(parameters.weights), arrays.zeros_like(parameters.weights)  # m and v
-        self.partial = arrays.zeros(self.kernels.square_sum_blocks(parameters.weights.size))  # scratch of the norm
         self.updates = 0  # t
+        self._bind()
+
+    def _bind(self):
+        """The kernels, and scratch of the norm."""
+        weights, arrays = self.parameters.weights, self.parameters.device.arrays
+        self.kernels = kernels_of(weights)
+        self.partial = arrays.zeros(self.kernels.square_sum_blocks(weights.size))
+
+    def __getstate__(self):
+        return {
+            name: value.copy() if name in ("mean", "square") else value
+            for name, value in self.__dict__.items()
+            if name not in ("kernels", "partial")
+        }
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._bind()
 
     def gradient_norm(self):
         """Euclidean norm of all gradients together; NaN or infinite if one of them is."""
-        return math.sqrt(number(self.kernels.square_sum(self.partial, self.parameters.gradients)))
+        gradients = arguments.same_layout("parameters.gradients", self.parameters.gradients, self.parameters.weights)
+        return math.sqrt(number(self.kernels.square_sum(self.partial, gradients)))
 
     def step(self, learning_rate=None):
         """Update the weights and zero the gradients.
 
+        learning_rate: of this update; None takes that of the optimizer.
         Returns the gradient norm before clipping; if it is not finite, no update is made.
         """
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        rate = arguments.real("learning_rate", rate, 0.0, LARGEST)
+        for name in ("mean", "square"):
+            arguments.same_layout(name, getattr(self, name), self.parameters.weights)
         norm = self.gradient_norm()
         if not math.isfinite(norm):
             self.parameters.gradients.fill(0)
             return norm
         self.updates += 1
-        rate = self.learning_rate if learning_rate is None else learning_rate
         self.kernels.adamw(
             self.parameters.weights,
             self.parameters.gradients,
@@ -46,7 +86,7 @@ class AdamW:
             self.square,
             self.parameters.n_decayed,
             min(1.0, self.grad_clip / (norm + 1e-6)) if self.grad_clip else 1.0,
-            float(rate),
+            rate,
             float(self.weight_decay),
             self.beta1,
             self.beta2,

@@ -422,7 +422,7 @@ def test_numpy_kernels_write_the_same_text_without_numba():
 @pytest.mark.parametrize("bad", [-1, V, 2**31 - 1])
 def test_ids_outside_the_vocabulary_are_refused(bad, one_thread):
     decoder = Decoder(made(), 2)
-    decoder.read(np.zeros((2, 1)))
+    decoder.read(np.zeros((2, 1), int))
     with pytest.raises(UserError, match=f"not all in the vocabulary of {V}"):
         decoder.step(np.array([0, bad]))
     with pytest.raises(UserError, match="not all in the vocabulary"):
