@@ -154,7 +154,7 @@ def load_corpus(
         except Damaged as damaged:
             raise UserError(f"{folder} does not contain what was just written to it ({damaged}); check the disk")
 
-    if folder.is_dir() and any(folder.iterdir()):
+    if store_builder.holds_files(folder):
         found = opened(tell=False)  # once more, if necessary, while the lock is held
         if found:
             say_lossy(found.train.lossy, progress)
