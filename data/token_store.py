@@ -427,14 +427,17 @@ def _common_tokenizer(files, data, val_data, tokenizer):
     return known
 
 
-def check_ids(tokens, vocab_size):
-    """UserError if an id of `tokens` is outside a vocabulary of `vocab_size`. Reads all ids."""
+def check_ids(tokens, vocab_size, may_grow=False):
+    """UserError if an id of `tokens` is outside a vocabulary of `vocab_size`. Reads all ids.
+
+    may_grow: whether --vocab-size can make the vocabulary larger.
+    """
     largest, at = largest_id(tokens.ids)
     if largest >= vocab_size:
+        fix = f"use --vocab-size {largest + 1} or more, or" if may_grow else "give"
         raise UserError(
-            f"the {tokens.split} tokens contain the id {largest} at position {at}, "
-            f"but the vocabulary has {vocab_size}; use --vocab-size {largest + 1} or more, "
-            "or tokens of the right tokenizer"
+            f"the {tokens.split} tokens contain the id {largest} at position {at}, but the vocabulary has "
+            f"{vocab_size}; {fix} tokens of the right tokenizer"
         )
 
 
