@@ -80,6 +80,7 @@ def tokenize_in_processes(staging, numbers, n, meter, done, stop=None):
                     stdout=subprocess.PIPE,
                     encoding="utf-8",
                     env=environment,
+                    start_new_session=True,  # Ctrl-C in the terminal is for the parent, which ends its workers
                 )
             )
             threading.Thread(target=drive, args=processes[-1:], daemon=True).start()
@@ -112,7 +113,7 @@ def work():
 
     Its arguments are `staging` and its niceness after `EAGER` bytes.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows, where Ctrl-C reaches all processes of a console
     staging, niceness = Path(sys.argv[1]), int(sys.argv[2])
     plan, tokenizer = read_json_or_empty(staging / "plan.json"), load_tokenizer(staging / "tokenizer.json")
     numbers, read, total = Queue(), 0, 0

@@ -26,8 +26,8 @@ def parser():
 def main(argv=None):
     """Exit status: 0 when the user leaves, 2 for bad input, in a pipe also if a message cannot be answered."""
     args = parser().parse(argv)
-    run, sampling, max_tokens = load_writer(args)
-    chat = Conversation(run, sampling, max_tokens, args.stop, Screen(args.show_confidence), args.system)
+    run, sampling, max_tokens, stops = load_writer(args)
+    chat = Conversation(run, sampling, max_tokens, stops, Screen(args.show_confidence), args.system)
     say(f"{run.path}, weights of step {run.step}" + "; /help lists the commands" * sys.stdin.isatty())
     if chat.template is None:
         say("this run has no chat template: the model continues each message, and does not see the ones before")

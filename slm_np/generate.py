@@ -15,7 +15,11 @@ def parser():
     )
     group = p.add_argument_group("text")
     group.add_argument(
-        "-p", "--prompt", default="", metavar="TEXT", help="text to continue; - reads it from standard input"
+        "-p",
+        "--prompt",
+        default="",
+        metavar="TEXT",
+        help="text to continue, as it is; - reads it from standard input, with its line ends",
     )
     group.add_argument("--num-samples", default="1", metavar="INT", help="number of continuations (default: 1)")
     add_writing(p, group)
@@ -30,23 +34,23 @@ def main(argv=None):
     """
     args = parser().parse(argv)
     samples = flags.whole_number(args.num_samples, "--num-samples", 1)
-    run, sampling, max_tokens = load_writer(args)
+    run, sampling, max_tokens, stops = load_writer(args)
     from slm_np.inference.generation import cut, encode_prompt, generate, unread
 
     # Bytes of standard input that are not UTF-8 reach the model unchanged.
     prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if args.prompt == "-" else args.prompt
     screen, ids, others = Screen(args.show_confidence), encode_prompt(run.tokenizer, prompt), []
-    chunks = generate(run.model, run.tokenizer, ids, max_tokens, sampling, args.stop, samples, screen.style)
+    chunks = generate(run.model, run.tokenizer, ids, max_tokens, sampling, stops, samples, screen.style)
     notes = [f"{run.path}, weights of step {run.step}", cut(run.model, ids), unread(run.tokenizer, prompt)]
     print("\n".join(filter(None, notes)), file=sys.stderr)
-    print(prompt, end="", flush=True)
+    screen.write(prompt)
     for first, *rest in chunks:
-        screen.write(first)
+        screen.write(first, screen.style is not None)
         others.append(rest)
     for text in map("".join, zip(*others)):
-        print("\n" + "-" * 20 + "\n" + prompt, end="")
-        screen.write(text)
-    print()
+        screen.write("\n" + "-" * 20 + "\n" + prompt)
+        screen.write(text, screen.style is not None)
+    screen.write("\n")
 
 
 if __name__ == "__main__":

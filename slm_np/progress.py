@@ -1,5 +1,6 @@
 """Progress of long work: a bar with an ETA in a terminal or a notebook, plain lines elsewhere."""
 
+import os
 import sys
 import time
 
@@ -15,8 +16,13 @@ def duration(seconds):
 
 
 def interactive():
-    """Whether a bar can be drawn: in a terminal or a notebook."""
-    return "ipykernel" in sys.modules or sys.stderr is not None and sys.stderr.isatty()
+    """Whether a bar can be drawn: in a notebook, or in a terminal that has a width."""
+    if "ipykernel" in sys.modules:
+        return True
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (AttributeError, OSError, ValueError):  # no stderr, or one that is not a file
+        return False
 
 
 def say(text):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 from slm_np.cli.text_output import Screen
@@ -16,6 +17,7 @@ COMMANDS = {
     "save": "/save FILE writes the conversation as JSONL for finetune (default: chat.jsonl)",
     "exit": "leave; Ctrl-D leaves too, and so does Ctrl-C twice at the prompt",
 }
+WITH_TEXT = ("system", "save")
 # Other names of the commands, which also work without the slash.
 SHORT = {
     "r": "reset",
@@ -28,8 +30,25 @@ SHORT = {
 
 
 def list_commands():
-    """The commands, one per line."""
-    return "\n".join(f"  /{name:<8}{text}" for name, text in COMMANDS.items())
+    """The commands, one per line, and what is none."""
+    lines = [f"  /{name:<8}{text}" for name, text in COMMANDS.items()]
+    return "\n".join([*lines, "Any other line is a message, and so is one that starts with a space."])
+
+
+def is_command(line):
+    """Whether a line is `/NAME` or `/NAME TEXT`. Any other line is a message, such as one that starts with a path.
+
+    A name that is similar counts too if it is alone or the command takes a text, so that a typo is reported.
+    """
+    if line.rstrip() in SHORT or line.rstrip() == "/":
+        return True
+    word, *text = line.removeprefix("/").split(None, 1)
+    names = [*COMMANDS, *(name for name in SHORT if len(name) > 1)]
+    if not line.startswith("/") or "/" in word:
+        return False
+    if text:
+        return word in names or bool(get_close_matches(word, WITH_TEXT, cutoff=0.8))
+    return word in SHORT or bool(get_close_matches(word, names, cutoff=0.6))
 
 
 def say(text):
@@ -50,12 +69,11 @@ class Conversation:
     """
 
     def __init__(self, run, sampling, max_tokens, stops=(), screen=None, system=""):
-        from slm_np.data.chat_template import load
         from slm_np.inference.generation import encode_prompt
 
         encode_prompt(run.tokenizer, "")  # raises UserError without a tokenizer
         self.run, self.sampling, self.max_tokens, self.screen = run, sampling, max_tokens, screen or Screen()
-        self.template = load(run.path)
+        self.template = run.template
         self.stops = [*stops, *(self.template.stops(run.tokenizer.end_of_text) if self.template else ())]
         self.answers = 0  # each has its own random numbers, so that a repeated message can get another answer
         self.written = set()  # files that /save may overwrite
@@ -140,7 +158,7 @@ class Conversation:
                     chunk = held + chunk if begun else chunk.lstrip()
                     chunk, held = chunk[: len(chunk.rstrip())], chunk[len(chunk.rstrip()) :]
                 begun = begun or chunk != ""
-                self.screen.write(chunk)
+                self.screen.write(chunk, style is not None)
         except KeyboardInterrupt:
             interrupted = True
             if not sys.stdin.isatty():
@@ -151,7 +169,7 @@ class Conversation:
                 self.messages.append(dict(role="assistant", content=reply))
             else:
                 self.messages.pop()
-        print(flush=True)
+        self.screen.write("\n")
         if interrupted:
             say("stopped")
         elif not reply.strip():
@@ -180,10 +198,12 @@ class Conversation:
 
         Raises UserError for an unknown command, and if a command fails.
         """
-        name, _, text = line.strip().removeprefix("/").partition(" ")
-        name, text = SHORT.get(name, name), text.strip()
+        name, *text = line.strip().removeprefix("/").split(None, 1) or [""]
+        name, text = SHORT.get(name, name), "".join(text)
         if name not in COMMANDS:
             raise UserError(f"the command '/{name}' is unknown; {near(name, list(COMMANDS), '/')}")
+        if text and name not in WITH_TEXT:
+            raise UserError(f"/{name} takes no text; leave it out, or start the line with a space to send it")
         if name == "reset":
             self.reset()
             say("new conversation")
@@ -201,9 +221,9 @@ class Conversation:
 
         Returns (whether the conversation continues, whether Ctrl-C stopped the answer).
         """
-        if line.startswith("/") or line.strip() in SHORT:
-            return self.command(line), False
-        return True, bool(line.strip()) and self.answer(line)
+        if not line.strip():
+            return True, False
+        return (self.command(line), False) if is_command(line) else (True, self.answer(line))
 
 
 def talk_in_terminal(chat):
@@ -234,7 +254,7 @@ def talk_through_pipe(chat, lines):
     """Read an iterable of lines (bytes). Raises UserError at the first line that cannot be handled."""
     for number, line in enumerate(lines, 1):
         try:
-            text = line.decode("utf-8").rstrip("\r\n")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
             raise UserError(f"line {number} of standard input is not UTF-8; convert it") from None
         if not chat.read(text)[0]:

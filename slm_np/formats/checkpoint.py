@@ -29,6 +29,7 @@ Failures to write are a `UserError` that names the path and the cause.
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -40,7 +41,9 @@ from slm_np.errors import UserError
 from slm_np.formats.checksum import with_checksum
 from slm_np.formats.files import RESTORE, read_bytes, saving, sync_directory, write_bytes
 from slm_np.formats.format1 import tensor_name
-from slm_np.formats.tensors import encode, load_tensors, save_tensors
+from slm_np.formats.tensors import encode, load_tensors, save_tensors, verified_metadata
+
+STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,11 @@ class Checkpoint:
     state: dict
 
 
-def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, keep=2):
+def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, copies=None, keep=2):
     """Write `run_dir/checkpoint-<step>/`, then remove all checkpoints but this one and the `keep - 1` before it.
 
-    state  a dict for JSON with whatever else resuming needs, such as counters
+    state   a dict for JSON with whatever else resuming needs, such as counters
+    copies  {name: bytes} of the run's files of which the checkpoint keeps a copy
     Checkpoints of later steps are removed too: they were damaged, or the run would have resumed from them. If the run
     had a valid checkpoint, a kill at any moment leaves it with one. Raises UserError if the checkpoint cannot be
     written; earlier checkpoints are then intact.
@@ -75,8 +79,9 @@ def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, keep
         try:
             write_bytes(temporary / "model.safetensors", *encode(model_tensors, {"step": step}))
             write_bytes(temporary / "optimizer.safetensors", *encode(optimizer_tensors, {"step": step}))
-            state = {**state, "step": step}
-            write_bytes(temporary / "trainer_state.json", with_checksum(state, state))
+            for name, content in (copies or {}).items():
+                write_bytes(temporary / name, content)
+            write_bytes(temporary / STATE, _encoded(state, step))
             if final.exists():
                 # A directory cannot replace another in one call. Until the second rename `newest_checkpoint` finds the
                 # old one under its other name.
@@ -93,6 +98,18 @@ def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, keep
     for path in paths[:saved] + paths[saved + keep :]:
         shutil.rmtree(path, ignore_errors=True)
     _remove_leftovers(run, "old")
+
+
+def update_state(run_dir, step, state):
+    """Replace the counters of the checkpoint of `step`, atomically, after an evaluation at that step."""
+    path = Path(run_dir) / f"checkpoint-{step}"
+    with saving(path):
+        write_bytes(path / STATE, _encoded(state, step))
+
+
+def _encoded(state, step):
+    state = {**state, "step": step}
+    return with_checksum(state, state)
 
 
 def _checkpoints(run):
@@ -118,11 +135,11 @@ def load_checkpoint(path, model=None, optimizer=None):
     model, optimizer    {name: array} to fill, as `into` of `load_tensors`
     Raises UserError if a file is missing or damaged, or if the files are of different steps.
     """
-    raw = read_bytes(file := Path(path) / "trainer_state.json")
+    raw = read_bytes(file := Path(path) / STATE)
     try:
         state = json.loads(raw.decode("utf-8"))
-        intact = with_checksum(state, state) == raw
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        intact = with_checksum(state, state) == raw and type(state["step"]) is int and state["step"] >= 0
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         intact = False
     if not intact:
         raise UserError(f"{file} is damaged, its checksum differs; {RESTORE}")
@@ -159,6 +176,13 @@ def newest_checkpoint(run_dir, model=None, optimizer=None):
     )
 
 
+def copies_of(run_dir, name):
+    """The copies of the run's file `name` that its checkpoints keep, newest first."""
+    with contextlib.suppress(OSError):
+        return [file for _, _, path in _checkpoints(Path(run_dir)) if (file := path / name).is_file()]
+    return []
+
+
 def save_best(run_dir, tensors, metadata):
     """Replace the run's best model, atomically.
 
@@ -176,3 +200,16 @@ def load_best(run_dir, into=None):
             f"{run_dir} holds no model.safetensors yet; train it until its first evaluation, or name another run"
         )
     return load_tensors(path, into, tensor_name)
+
+
+def best_loss(run_dir):
+    """(validation loss, step) of the run's best model, which is verified. (inf, -1) if its loss is unknown.
+
+    Raises UserError if it is missing or damaged.
+    """
+    metadata = verified_metadata(Path(run_dir) / "model.safetensors")
+    try:
+        loss, step = float(metadata["val_loss"]), int(metadata["step"])
+        return (math.inf, -1) if math.isnan(loss) else (loss, step)
+    except (KeyError, ValueError):
+        return math.inf, -1

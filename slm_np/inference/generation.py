@@ -1,6 +1,7 @@
 """Sample tokens and stream them as text, whole characters only, until a stop string or end-of-text."""
 
 import contextlib
+import re
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from slm_np.inference.sampling import confidence, sample
 from slm_np.nn.model import Model
 
 START = b"\n\n"  # a blank line ends a document, so after one the next begins
+# What moves the cursor of a terminal, rings its bell or starts a command to it, and halves of surrogate pairs, which
+# have no UTF-8. Line ends and tabs stay.
+CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def generate_tokens(decoder, prompt, max_tokens, sampling, substream=0):
@@ -153,7 +157,7 @@ def encode_prompt(tokenizer, prompt):
             "the run was trained on a token file without a tokenizer, so it can neither read nor write text; "
             "copy its tokenizer.json into the run"
         )
-    ids = tokenizer.encode(_bytes_of(prompt)).astype(np.int32)
+    ids = tokenizer.encode(arguments.encoded("the prompt", prompt)).astype(np.int32)
     if tokenizer.end_of_text is not None and tokenizer.trained_ends:
         return np.concatenate([[tokenizer.end_of_text], ids]).astype(np.int32)
     if not len(ids):
@@ -162,25 +166,19 @@ def encode_prompt(tokenizer, prompt):
     return ids if len(ids) else np.array([tokenizer.start_of_text], np.int32)
 
 
-def _bytes_of(prompt):
-    """The bytes of a prompt (str or bytes). UserError for a str with half of a surrogate pair."""
-    try:
-        return prompt if isinstance(prompt, bytes) else prompt.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        wrong = ord(prompt[error.start])
-        raise UserError(f"the prompt contains U+{wrong:04X}, half of a surrogate pair; remove it") from None
-
-
 def unread(tokenizer, prompt, name="the prompt"):
-    """A sentence for the user if a prompt (str or bytes) has characters and no tokens, else ""."""
-    if not prompt or len(tokenizer.encode(_bytes_of(prompt))):
+    """A sentence for the user if a prompt (str or bytes) has characters, and its ids stand for none; else ""."""
+    if not prompt or tokenizer.decode(tokenizer.encode(arguments.encoded(name, prompt))):
         return ""
-    return f"the tokenizer drops all of {name}, so the model does not read it"
+    return f"the tokenizer knows nothing of {name}, so the model does not read it"
 
 
 def printable(text):
-    """The text without control characters: an untrained model of bytes would move the cursor or ring the bell."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+    """The text as a terminal can show it: `CONTROLS` are replaced by U+FFFD, and every line end is \\n.
+
+    All other characters stay, also those without a shape of their own: joiners, spaces of all kinds, direction marks.
+    """
+    return CONTROLS.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def cut(model, ids, name="the prompt"):

@@ -17,7 +17,7 @@ import small
 from chain_model import chain, word_chain
 
 from slm_np.cli.conversation import COMMANDS, Conversation
-from slm_np.cli.text_output import Screen, color
+from slm_np.cli.text_output import Screen, color, unescaped
 from slm_np.config import SamplingConfig, TrainConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import DEFAULT
@@ -45,7 +45,7 @@ def saved(folder, follows, template=None, block_size=64, **sampling):
         folder / "generation_config.json", to_generation_config(SamplingConfig(**{"temp": 0.0, **sampling}))
     )
     if template:
-        template.save(folder)
+        (folder / "chat_template.json").write_bytes(template.to_bytes())
     return folder
 
 
@@ -199,6 +199,27 @@ def test_every_command(folder, capsys):
     assert set(COMMANDS) == {"reset", "help", "system", "save", "exit"}
 
 
+MESSAGES = [
+    "/etc/passwd is a file",
+    "/etc",
+    "/usr/bin/exit",
+    "/r is a subreddit prefix",
+    "/ and \\ are slashes",
+    " /exit",
+    " exit",
+    "exit is a word",
+    "//help",
+    "/same thing again?",
+    "/\N{GRINNING FACE}",
+]
+
+
+@pytest.mark.parametrize("line", MESSAGES)
+def test_a_line_that_is_no_command_is_a_message(folder, line, capsys):
+    chat = conversation("answers", max_tokens=3)
+    assert chat.read(line)[0] and chat.messages[0] == dict(role="user", content=line)
+
+
 def test_a_conversation_is_saved_in_the_home_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -211,6 +232,8 @@ def test_commands_that_fail(folder, tmp_path):
     chat = conversation("answers")
     for line, message in [
         ("/sav", "did you mean /save"),
+        ("/sytem be kind", "did you mean /system"),
+        ("/exit now", "/exit takes no text"),
         ("/", "'/' is unknown"),
         ("/save", "no conversation to save"),
     ]:
@@ -252,6 +275,32 @@ def test_a_run_without_a_tokenizer(folder, tmp_path, capsys):
     assert small.status("chat", "--model", run) == 2 and "without a tokenizer" in capsys.readouterr().err
 
 
+# Characters
+
+CRLF = word_chain(["a\r\nb\u202f?\r\n".encode().decode("latin-1")])  # a letter for each byte
+
+
+def test_a_pipe_gets_the_bytes_of_the_text(tmp_path):
+    """CR LF stays two bytes, a no-break space itself, and bytes of a prompt that are not UTF-8 too."""
+    run = saved(tmp_path / "crlf", CRLF)
+    for encoding in ("utf-8", "cp1252", "ascii", "utf-16"):
+        done = subprocess.run(
+            [sys.executable, "-m", "slm_np.generate", "--model", run, "--threads", "1", "-n", "9", "-p", "-"],
+            env=small.environment(PYTHONIOENCODING=encoding),
+            input=b"\xff\r\na",
+            capture_output=True,
+            timeout=120,
+        )
+        assert done.stdout == b"\xff\r\na" + "\r\nb\u202f?\r\n\n".encode(), done
+
+
+def test_a_terminal_gets_line_ends_and_characters_as_they_are(tmp_path, capsys, monkeypatch):
+    run = saved(tmp_path / "crlf", CRLF)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert small.status("generate", "--model", run, "--threads", 1, "-n", 9, "-p", "\x1b\udcffa") == 0
+    assert capsys.readouterr().out == "\ufffd\ufffda\nb\u202f?\n\n"
+
+
 # Colors
 
 
@@ -269,17 +318,37 @@ def test_colors_only_in_a_terminal_that_shows_them(monkeypatch, capsys):
     assert Screen(True).style is color and Screen(False).style is None
     Screen(False).write("a\x1b[2J\n")
     assert capsys.readouterr().out == "a\ufffd[2J\n"
+    screen = Screen(True)
+    for text in ("a\r", "\nb\r", "c\x85\x0c", "\r", "\r\n"):  # a token each
+        screen.write(color(text, 1.0), styled=True)
+    shown = capsys.readouterr().out.replace("\033[0m", "").replace("\033[32m", "")
+    assert shown == "a\nb\nc\ufffd\ufffd\n\n"
     for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
             assert Screen(True).style is None
 
 
+def test_the_end_of_an_answer_may_be_given_with_escapes(folder, capsys):
+    words = ["--model", "continues", "--min-confidence", 0, "--threads", 1, "-p", "it was?", "-n", 20]
+    assert small.status("generate", *words, "--stop", r"e.\n") == 0
+    assert capsys.readouterr().out == "it was? sur\n"
+    assert small.status("generate", *words, "--stop", r"\d", "--stop", "\\\\") == 0  # a backslash, and no digit
+    assert small.status("generate", *words, "--stop", "") == 2
+    assert "--stop '' is empty" in capsys.readouterr().err
+
+
+def test_escapes():
+    assert unescaped(r"a\nb\tc\rd\\n\d") == "a\nb\tc\rd\\n\\d" and unescaped("\\") == "\\"
+
+
 # Through a pipe
 
 
 def test_through_a_pipe(folder):
-    done = piped(folder, "--model", "answers", said="is it?\r\n\n/help\nund größer?\n/exit\nnever read\n".encode())
+    done = piped(
+        folder, "--model", "answers", said="\ufeffis it?\r\n\n/help\nund größer?\n/exit\nnever read\n".encode()
+    )
     assert (
         done.returncode == 0
         and done.stdout.replace(b"\r", b"") == b"yes.\nyes.\n"

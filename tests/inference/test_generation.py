@@ -1,5 +1,7 @@
 """Generation: stop strings, uncertain tails, samples, whole characters, the end of a text, prompts."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -368,8 +370,29 @@ def test_a_prompt_may_be_ids():
     assert strings_of(model(), ByteTokenizer(), np.array([97, 98]), 9) == strings_of(model(), ByteTokenizer(), "ab", 9)
 
 
+# Characters without a shape of their own: joiners, spaces, a soft hyphen, direction marks and isolates, a variation
+# selector, a byte order mark, a tag, of private use, and not assigned.
+FORMATS = "\u200d\u200c\u200b\u2060\xa0\u202f\u3000\u2009\xad\u200e\u200f\u061c\u2066\u2069\ufe0f\ufeff\u2028"
+FORMATS += "\U000e0041\ue000\u0378"
+
+
 def test_control_characters_are_not_printed():
-    assert printable("a\tß\n\x1b[2J\x07\r\x9b") == "a\tß\n\ufffd[2J\ufffd\ufffd\ufffd"
+    assert printable("a\tß\n\x1b[2J\x07\x9b") == "a\tß\n\ufffd[2J\ufffd\ufffd"
+    controls = [chr(code) for code in range(256) if unicodedata.category(chr(code)) == "Cc"]
+    assert len(controls) == 65
+    assert {letter for letter in controls if printable(letter) != "\ufffd"} == {"\t", "\n", "\r"}
+    assert printable("\ud800a\udfff\udc80") == "\ufffda\ufffd\ufffd"
+
+
+def test_all_other_characters_are_printed_as_they_are():
+    assert printable(FORMATS) == FORMATS
+    assert printable("👩\u200d👧 ❤\ufe0f שלום\u200f, 日本\u3000語") == "👩\u200d👧 ❤\ufe0f שלום\u200f, 日本\u3000語"
+    others = (chr(code) for code in range(0xA0, 0x110000) if not 0xD800 <= code < 0xE000)
+    assert all(printable(letter) == letter for letter in others)
+
+
+def test_every_line_end_is_printed_as_one():
+    assert printable("a\r\nb\rc\n\r\n") == "a\nb\nc\n\n"
 
 
 def test_an_empty_prompt_is_what_separates_documents():
