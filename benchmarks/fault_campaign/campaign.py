@@ -177,8 +177,10 @@ def table(rows):
     """The lines of the table in Markdown."""
     lines = ["| kind | tried | survived | failed | lost | undetected |", "|---|---|---|---|---|---|"]
     names = list(dict.fromkeys(row["kind"] for row in rows))
-    counts = {name: Counter(row["verdict"] for row in rows if row["kind"] == name) for name in names}
-    counts["together"] = sum(counts.values(), Counter())
+    counts = {name: Counter() for name in [*names, "together"]}
+    for row in rows:
+        for name in (row["kind"], "together"):
+            counts[name][row["verdict"]] += getattr(kind_named(row["kind"]), "WEIGHT", 1)
     for name, count in counts.items():
         tried = sum(count.values()) - count[UNAVAILABLE]
         label = f"`{name}`: {KINDS[name]}" if name in KINDS else name

@@ -216,13 +216,25 @@ def finished(scene, fixtures, folder):
     require(output.exists(), LOST, f"{scene.output} was not made")
     if scene.kind == "run":
         same_run(output, reference, scene.output)
-        done(generates(scene.output, folder), f"generate from {scene.output}", LOST)
+        same_model(output, reference)
     else:
         same_files(output, reference, scene.output)
     left = [path.name for path in Path(folder).rglob("*") if re.search(r"\.(tmp|old)-\d+$|\.part$", path.name)]
     require(not left, FAILED, f"files are left over: {left[:3]}")
     for path in Path(folder).rglob("*.lock"):
         require(is_free(path), FAILED, f"{path.name} is still locked")
+
+
+def same_model(directory, reference):
+    """config.json says of which model the weights are."""
+    from slm_np.errors import UserError
+    from slm_np.formats.run_config import read_config
+
+    try:
+        ours, theirs = read_config(directory), read_config(reference)
+        require(ours.model == theirs.model, LOST, f"{directory} has a config.json of another model")
+    except UserError as error:
+        raise Fault(LOST, str(error)) from None
 
 
 def is_free(path):
