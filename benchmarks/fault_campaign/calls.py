@@ -10,8 +10,9 @@ import checkout
 
 from fault_campaign.judges import FAILED, LOST, UNAVAILABLE, UNDETECTED, Fault, require
 
-CALLS, PORTION = 10_000, 500
+CALLS, PORTION = 10_000, 1000
 TRIES = CALLS // PORTION
+LIMIT_S = 1200
 WEIGHT = PORTION  # calls that one try makes
 
 
@@ -32,7 +33,7 @@ def fuzz():
 
 def attempt(case, context, folder):
     count, *_, start = case.split()
-    found = fuzz()(int(count), int(start), timeout=200)
+    found = fuzz()(int(count), int(start), timeout=LIMIT_S)
     require(not found["crashed"], LOST, f"the process ended: {found['crashed'][-400:]}")
     accepted = [failure for failure in found["failures"] if failure.endswith("is accepted")]
     require(not accepted, UNDETECTED, f"{len(accepted)} wrong calls: {accepted[:1]}")
