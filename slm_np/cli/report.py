@@ -93,7 +93,11 @@ def finish(trainer, directory):
     from slm_np.inference.generation import printable
 
     corpus, model = trainer.corpus, trainer.model.full_precision()
-    _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
+    best = attempted("best model", lambda: checkpoint.load_best(directory, into=model.parameters.weight))
+    if best is None:
+        print(f"run: {directory}")
+        return
+    metadata = best[1]
     trainer.model.parameters.update_cast_copies()
     print(f"evaluating the best model, of step {metadata['step']}, on the whole validation split", file=sys.stderr)
     trainer.free()
