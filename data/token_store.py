@@ -419,7 +419,7 @@ def _common_tokenizer(files, data, val_data, tokenizer):
     if isinstance(tokenizer, Tokenizer):
         if known and known.to_json() != tokenizer.to_json():
             raise UserError(
-                f"{data} was made with another tokenizer ({known.vocab_size} tokens) than the model's "
+                f"{data} was made with another tokenizer ({counted(known.vocab_size, 'token')}) than the model's "
                 f"({tokenizer.vocab_size}); give the text itself"
             )
         return tokenizer

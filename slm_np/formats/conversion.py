@@ -14,6 +14,7 @@ from slm_np.formats.files import read_json, to_json, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.run_config import RunConfig, write_config
 from slm_np.paths import expanded
+from slm_np.words import counted
 
 
 def convert(file, out_dir="", tokenizer=""):
@@ -59,7 +60,7 @@ def _tokenizer_fields(path, vocab_size):
     found = load_tokenizer(path).vocab_size
     if found != vocab_size:
         raise UserError(
-            f"--tokenizer {path} has {found} tokens, but the model {vocab_size}; "
+            f"--tokenizer {path} has {counted(found, 'token')}, but the model {vocab_size}; "
             "give the tokenizer that the model was trained with"
         )
     return read_json(path)
