@@ -1,6 +1,7 @@
 """Runs with tokenizers from the wild: what they lose is said, every run ends well, and no prompt is an error."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def test_a_run_with_any_tokenizer_ends_well(name, tmp_path, capsys):
     assert f" {unit}\nrun: " in printed.out and "no sample" not in printed.err
     assert ("bits/byte" in printed.out + printed.err.replace("".join(lossy), "")) == (not lossy)
     if lossy:
-        assert lossy[0].startswith("the tokenizer is lossy: of 4,110 bytes of the text ")
+        assert re.match(
+            r"the tokenizer is lossy: of [\d,]+ bytes of the text (less than )?\d+\.\d % do not come back \(", lossy[0]
+        )
         assert printed.err.index("lossy") < printed.err.index("step 3")
 
     loaded = load(run)
