@@ -247,13 +247,18 @@ class LibraryTokenizer(Tokenizer):
 
 @contextlib.contextmanager
 def _failures(error_of):
-    """Turn a failure of the library into `error_of(exception)`. It has no exception class, and its panics are none."""
+    """Turn a failure of the library into `error_of(exception)`: it has no exception class of its own.
+
+    A panic of its Rust code is a BaseException, whose class cannot be imported.
+    """
     try:
         yield
-    except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (UserError, MemoryError):
         raise
     except BaseException as error:
-        raise error_of(error) from None
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise error_of(error) from None
+        raise
 
 
 def _batches(strings, n):

@@ -39,6 +39,7 @@ from slm_np.data.tokenizer_factory import load_tokenizer, make_tokenizer, with_e
 from slm_np.errors import UserError
 from slm_np.paths import cache_dir as usable_cache_dir
 from slm_np.paths import expanded_list, sweep
+from slm_np.progress import say
 
 FORMAT = 4  # of the store. It is part of the fingerprint, so each version has its own stores
 FORMAT_BEFORE = 3  # where the documents of a text are those of earlier versions, so that their runs can be resumed
@@ -340,7 +341,7 @@ def _read_split(folder, split, meta):
 def say_lossy(sentence, progress):
     """Print what a tokenizer loses of a text, if it loses anything."""
     if sentence and progress:
-        print(sentence, file=sys.stderr, flush=True)
+        say(sentence)
 
 
 def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
