@@ -30,7 +30,7 @@ def describe(run, corpus, memory):
     lines = [
         f"slm_np: on {on}, {on.describe_dtype(run.train.dtype)}",
         f"corpus {corpus.source}: {length}, vocabulary {run.model.vocab_size:,}",
-        f"model {run.preset}: {counted(n, 'parameter')}{start}",
+        f"model{f' {run.preset}' if run.preset else ''}: {counted(n, 'parameter')}{start}",
         f"memory: {parts}, together {sum(memory.values()) / 2**20:,.1f} MiB",
     ]
     if masked:
