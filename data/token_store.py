@@ -340,7 +340,7 @@ def _read_split(folder, split, meta):
 def say_lossy(sentence, progress):
     """Print what a tokenizer loses of a text, if it loses anything."""
     if sentence and progress:
-        print(sentence, file=sys.stderr, flush=True)
+        say(sentence)
 
 
 def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
