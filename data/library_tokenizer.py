@@ -11,6 +11,7 @@ from slm_np.data.segments import ESCAPED, decoded, segments
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_json import END_OF_TEXT, byte_letters, end_of_text_token
 from slm_np.errors import UserError, imported
+from slm_np.words import counted
 
 BATCH = 64  # segments in memory at a time
 BATCH_SIZE = 1 << 20  # characters of segments after which no other is added, so that Ctrl-C takes effect in between
@@ -118,7 +119,7 @@ class LibraryTokenizer(Tokenizer):
         used = {id for id in model["vocab"].values() if type(id) is int and id >= 0}
         largest = max(used, default=-1)
         if largest > LARGEST_ID or largest - len(used) > HOLES:
-            raise self._damaged(f"its vocabulary has {len(used)} tokens and the id {largest}")
+            raise self._damaged(f"its vocabulary has {counted(len(used), 'token')} and the id {largest}")
         if len(used) <= largest:
             unused = {f"\0unused {id}\0": id for id in range(largest) if id not in used}
             model["vocab"] = {**model["vocab"], **unused}
