@@ -40,6 +40,7 @@ def random_batch(x, y, tokens, seed, purpose, step):
     """
     x = arguments.output("x", x, ("B", "T"))
     y = arguments.output("y", y, x.shape)
+    arguments.apart("x and y", x, y)
     arguments.instance("tokens", tokens, Tokens, GrowingTokens)
     seed, purpose, step = (
         arguments.whole(name, value, 0, arguments.SEEDS)

@@ -9,7 +9,6 @@ space before it to the end of its line.
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,12 +93,9 @@ class Template:
         """
         return [self.after_assistant + self.before_user] if end_of_text is not None else [self.after_assistant]
 
-    def save(self, run_dir):
-        """Write `chat_template.json` in the directory of a run."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-        part = Path(run_dir) / f"{FILE}.{os.getpid()}"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, Path(run_dir) / FILE)
+    def to_bytes(self):
+        """The content of chat_template.json."""
+        return (json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 DEFAULT = Template()
@@ -202,7 +198,8 @@ def parse_row(line, file, number, unit="line"):
     if len(pairs) > 1 and "input" in pairs[-1]:  # the input belongs to an instruction or question
         pairs.pop()
     if len(pairs) == 1:
-        return _pair(row, *pairs[0], where, [key for key in CONTEXTS if key in row], _system(row))
+        contexts = [key for key in CONTEXTS if key in row and key not in pairs[0]]
+        return _pair(row, *pairs[0], where, contexts, _system(row))
     if "content" in row and not pairs:
         return _text(row, "content", where)
     keys = ", ".join(sorted(map(repr, row))[:5]) or "no keys"
@@ -222,7 +219,7 @@ def _object(line, where):
         reason = getattr(error, "msg", "it is nested too deeply")
         column = f" at column {error.colno}" if hasattr(error, "colno") else ""
         raise UserError(f"{where} is not JSON ({reason}{column}); write one object per line") from None
-    if isinstance(row, str):
+    if row is None or isinstance(row, str):
         return dict(text=row)
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a JSON object; write {EXAMPLE}")

@@ -20,8 +20,8 @@ FLAGS = dict(train="--data", validation="--val-data")
 def find(data, split, cache, progress=True, write=True):
     """The `Text` that the string `data` names.
 
-    data: files, folders and globs separated by commas, or a name in `NAMES`. Of a folder all files count, recursively
-    and sorted by name, except hidden ones. No file counts twice. A file that exists takes precedence over a name.
+    data: files, folders, globs and names in `NAMES`, separated by commas. Of a folder all files count, recursively and
+    sorted by name, except hidden ones. No file counts twice. A file that exists takes precedence over a name.
     split: train or validation. It selects the part of a corpus known by name, and the flag that errors mention.
     cache: the folder for embedded and downloaded corpora.   write: as in `embedded.written`.
     UserError for what is missing, empty or unreadable.
@@ -29,9 +29,13 @@ def find(data, split, cache, progress=True, write=True):
     name = named(data)
     if name in WRITERS:
         return written(name, split, cache, progress, write)
-    items = [str(download(name, split, cache, progress))] if name else split_list(data)
     files = {}
-    for item in items:
+    for item in split_list(data):
+        name = named(item)
+        if name in WRITERS:  # among others
+            item = str(written(name, split, cache, progress).files[0][0])
+        elif name:
+            item = str(download(name, split, cache, progress))
         for path, found in _expanded(item, FLAGS[split]):
             files.setdefault(os.path.abspath(path), (path, found.st_size, found.st_mtime_ns))
     if not files:

@@ -1,6 +1,6 @@
 """Corpora that are downloaded by name: fetched once, resumed after an interruption, verified, kept in the cache."""
 
-import hashlib
+import errno
 import http.client
 import os
 import sys
@@ -9,9 +9,11 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from slm_np.data.files import sha256_of
 from slm_np.data.meter import metered
 from slm_np.data.text_files import BLOCK
-from slm_np.errors import UserError, imported
+from slm_np.errors import UserError, imported, remedy
+from slm_np.paths import sync
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ SOURCES = {
 def download(name, split, cache, progress=True):
     """The path of the file with `split` (train or validation) of the corpus `name`, downloaded if necessary.
 
-    A file in CACHE/downloads is used as it is, so it can also be put there by hand. A corpus without a validation file
-    gives its training file. UserError if the download fails, with the URL and where to put the file, or if
-    huggingface_hub is needed and missing.
+    A file in CACHE/downloads is used as it is, so it can also be put there by hand; if it is known to have another
+    SHA-256, a line on stderr says so. A corpus without a validation file gives its training file. UserError if the
+    download fails, with the URL and where to put the file, or if huggingface_hub is needed and missing.
     """
     source = SOURCES[name]
     file = source.files.get(split, source.files["train"])
@@ -54,6 +56,12 @@ def download(name, split, cache, progress=True):
     if progress:
         print(f"{name}: license {source.license}, from {url}", file=sys.stderr)
     if path.is_file():
+        if source.sha256 and sha256_of(path) != source.sha256:
+            print(
+                f"slm_np: {path} is not the file at {url}, since its SHA-256 differs; it is used as it is: remove it "
+                "to download it again",
+                file=sys.stderr,
+            )
         return path
     by_hand = f"check the network and try again, or put {url} at {path} yourself"
     if source.repository:
@@ -68,6 +76,11 @@ def download(name, split, cache, progress=True):
     try:
         _download(url, path, source.sha256, progress)
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES):  # of the disk
+            elsewhere = remedy(error, "set SLM_NP_CACHE to another folder")
+            raise UserError(
+                f"the cache folder {path.parent} cannot be written ({error.strerror}); {elsewhere}"
+            ) from None
         raise UserError(
             f"--data {name} cannot be downloaded ({_first_line(getattr(error, 'reason', error))}); {by_hand}"
         ) from None
@@ -94,14 +107,12 @@ def _download(url, path, sha256, progress):
             out.writelines(metered(blocks, length, f"downloading {path.name}", progress))
         if part.stat().st_size < length:
             raise OSError("the connection was lost")
-    digest = hashlib.sha256()
-    with open(part, "rb") as file:
-        for block in iter(lambda: file.read(BLOCK), b""):
-            digest.update(block)
-    if digest.hexdigest() != sha256:
+    if sha256_of(part) != sha256:
         part.unlink()
         raise ValueError("the checksum of the file is wrong")
+    sync(part)
     os.replace(part, path)
+    sync(path.parent)
 
 
 def _first_line(error):

@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from slm_np.data import dialogues, stories
-from slm_np.data.files import read_json_or_empty
+from slm_np.data.files import read_json_or_empty, sealed, sha256_of, unsealed
 from slm_np.data.meter import metered
 from slm_np.data.text_files import Text
 from slm_np.errors import UserError
@@ -82,15 +83,17 @@ def written(name, split, cache, progress=True, write=True):
     """The `Text` of `split` (train or validation) of an embedded corpus, written into the folder `cache` if necessary.
 
     Its floor is the sum of the entropies over the bytes, if the writer knows them. The folder's name contains a hash of
-    the writer's source, so a changed writer writes a new file.
+    the writer's source, so a changed writer writes a new file. A damaged one is found by its SHA-256 and written again.
     write: False leaves a known text to be written when it is read.   UserError if the cache cannot be written.
     """
     version = _version(name, split)
     folder, known = cache / name / f"{split}-{version}", KNOWN.get(version)
     file, floor_file = folder / (name + WRITERS[name].suffix), folder / "floor.json"
-    floor = read_json_or_empty(floor_file)
-    if folder.is_dir() and not (file.is_file() and file.stat().st_size == floor.get("bytes") and "bits" in floor):
-        shutil.rmtree(folder, ignore_errors=True)  # damaged
+    floor = unsealed(read_json_or_empty(floor_file))
+    sha256 = known.sha256 if known else floor.get("sha256")
+    if folder.is_dir() and not (sha256 and file.is_file() and sha256_of(file) == sha256):
+        print(f"slm_np: {file} is damaged, or of an earlier version; writing it again", file=sys.stderr)
+        shutil.rmtree(folder, ignore_errors=True)
     if not folder.is_dir() and known and not write:
         return EmbeddedText(((file, known.size, MTIME),), known.bits / known.size, (name, split))
     if not folder.is_dir():
@@ -98,7 +101,7 @@ def written(name, split, cache, progress=True, write=True):
             _written_blocks(name, split, file), SPLIT_BYTES[split], f"writing the {split} {name}", progress
         ):
             pass
-        floor = read_json_or_empty(floor_file)
+        floor = unsealed(read_json_or_empty(floor_file))
     status = file.stat()
     files = ((file, status.st_size, status.st_mtime_ns),)
     if known:
@@ -115,7 +118,7 @@ def _version(name, split):
 def _written_blocks(name, split, path):
     """Write a text, and yield it in blocks. It appears as `path`, in a folder with floor.json, after the last block.
 
-    floor.json: dict(bytes, bits), with bits None if the entropy of a part is unknown.
+    floor.json: dict(bytes, bits, sha256), with bits None if the entropy of a part is unknown.
     """
     floor, digest, parts = dict(bytes=0, bits=0.0), hashlib.sha256(), []
     with published(path.parent) as folder:
@@ -139,4 +142,5 @@ def _written_blocks(name, split, path):
         if known and (floor["bytes"], digest.hexdigest()) != (known.size, known.sha256):
             raise UserError(f"the {split} {name} differ from what embedded.py knows of them; reinstall slm_np")
         os.utime(folder / path.name, ns=(MTIME, MTIME))
-        (folder / "floor.json").write_text(json.dumps(floor), encoding="utf-8")
+        floor["sha256"] = digest.hexdigest()
+        (folder / "floor.json").write_text(json.dumps(sealed(floor)), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Small helpers for files: open, read JSON, replace JSON, with errors that name the file; JSON with its checksum."""
 
-import contextlib
+import hashlib
 import json
 import os
 import zlib
@@ -42,6 +42,15 @@ def read_json_or_empty(path):
     return found if isinstance(found, dict) else {}
 
 
+def sha256_of(path):
+    """The SHA-256 of a file, in hexadecimal. For texts see `Text.sha256`."""
+    digest = hashlib.sha256()
+    with opened(path) as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def sealed(fields):
     """The object `fields` and, as its last entry "checksum", the CRC-32 of the others. See `unsealed`."""
     return {**fields, "checksum": f"{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):08x}"}
@@ -62,20 +71,3 @@ def write_cache_json(path, fields):
         os.replace(part, path)
     except OSError:
         pass
-
-
-def sync(path):
-    """Make the contents of a file survive a power cut, or the names in a folder.
-
-    Folders cannot be flushed on Windows and on some network disks, which is ignored.
-    """
-    if path.is_dir():
-        with contextlib.suppress(OSError):
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-    else:
-        with open(path, "r+b") as file:
-            os.fsync(file.fileno())

@@ -41,7 +41,6 @@ SIGNATURES = (
     (b"\x04\x22\x4d\x18", "compressed with lz4", UNPACK),
     (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "an old PyTorch checkpoint", IDS),
 )
-ARRAYS = (".npy", ".npz")  # ends of file names
 NUMPY = 'write its ids as a .bin file: numpy.load("{path}").astype("<u2").tofile("train.bin"), or "<u4" above 65,535'
 FROM_FILE = 'numpy.fromfile("{{path}}", "{old}").astype("{new}").tofile("train.bin")'
 UINT16, UINT32 = '{{"dtype": "uint16"}}', '{{"dtype": "uint32"}}'
@@ -73,12 +72,6 @@ def layout(path, size, declared, flag):
         remedy = remedy.format(numpy=NUMPY.format(path=path), path=path, meta=path.with_name("meta.json"))
         raise UserError(f"{flag} {path} is {what}; {remedy}")
     return Layout("uint16", 0, None)
-
-
-def check_no_array(path, flag):
-    """UserError if the name of a file says that it holds NumPy arrays."""
-    if path.suffix.lower() in ARRAYS and path.is_file():
-        raise UserError(f"{flag} {path} is a NumPy array; {NUMPY.format(path=path)}")
 
 
 def _llm_c(path, size, head, declared, flag):
@@ -138,7 +131,7 @@ def _llama2_c_size(head):
 
 
 def _samples(path, size):
-    """[bytes, ...] spread through a file, the last up to its end; all of a small one. Starts are multiples of 8."""
+    """[bytes, ...] spread through a file, up to its end, or all of a small one. Each starts at a multiple of 8."""
     with opened(path) as file:
         if size <= PARTS * PART:
             return [file.read()]
@@ -151,7 +144,7 @@ def _samples(path, size):
 
 def _unlike_uint16(samples, size):
     """(what, remedy) of a file of text, or of ids other than uint16, by its samples. None if nothing shows that."""
-    if size >= 8 * FEW and not any(byte in sample for sample in samples for byte in CONTROL):
+    if size >= 8 * FEW and all(map(_is_text, samples)):
         return "text, not token ids", "give it a name that does not end in .bin"
     halves = [np.frombuffer(sample[: len(sample) // 4 * 4], "<u2") for sample in samples]
     halves = np.concatenate(halves).reshape(-1, 2)
@@ -160,12 +153,21 @@ def _unlike_uint16(samples, size):
     return (size % 4 == 0 and _unlike_16_bits(halves, size)) or _unlike_order(halves)
 
 
+def _is_text(sample):
+    """Whether bytes are text in UTF-8, whose characters the ends may cut, or in an encoding of one byte a letter."""
+    if any(byte in sample for byte in CONTROL):
+        return False
+    letters = sample.decode("utf-8", "replace")[4:-4]
+    return "\ufffd" not in letters or sum(byte > 127 for byte in sample[:1000]) < min(len(sample), 1000) / 4
+
+
 def _unlike_order(halves):
     """`_unlike_uint16` for ids of one or two bytes, as uint16 (N, 2)."""
     low, high = halves & 0xFF, halves >> 8
     if not low.any():
         return "made of 16-bit ids in big-endian order", 'write them in little-endian, with astype("<u2") in NumPy'
-    if len(halves) >= 4 * FEW and low.max() < 128 and np.count_nonzero(high) >= high.size / 4:
+    are_bytes = len(np.unique(low)) >= FEW and low.max() < 128 and np.count_nonzero(high) >= high.size / 4
+    if len(halves) >= 4 * FEW and are_bytes:
         return "made of 8-bit ids", f"convert it: {FROM_FILE.format(old='u1', new='<u2')}"
     return None
 

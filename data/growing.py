@@ -74,6 +74,12 @@ class Building:
             self.thread = threading.Thread(target=self._run, args=(mine,), daemon=True)
             self.thread.start()
 
+    def __reduce__(self):
+        raise UserError(
+            "a corpus that is still being tokenized cannot be copied or pickled; load it with wait=True, "
+            "or take what corpus.building.wait() returns"
+        )
+
     def _run(self, mine):
         """The thread: build the store, or wait for the process that does. If that one dies, continue its work."""
         try:

@@ -19,6 +19,7 @@ LARGEST_ID = (1 << 24) - 1  # a file with a larger one is damaged: no vocabulary
 CACHE = 1 << 24  # size of the cache of words. A word counts its characters and `WORD_COST`
 WORD_COST = 64
 ENDS = (END_OF_TEXT, "</s>", "<eos>")  # names of the end-of-text token, the most likely first
+HOLES = 1 << 16  # ids without a token: a file with more of them is damaged, too
 STARTS = ("<s>", "<bos>", "[CLS]", "<|startoftext|>", "<|begin_of_text|>")  # names of the token before a text
 
 # A word with the white space before it. The library's regular expressions take white space from Unicode's White_Space.
@@ -78,13 +79,7 @@ class LibraryTokenizer(Tokenizer):
             and not pre[0]["add_prefix_space"]
             and all(token["special"] for token in added)
         )
-        # Every word of bytes has tokens, and their names spell it: what is encoded comes back.
-        self.lossless = (
-            self._by_words
-            and None not in self._byte_ids
-            and not self._json["model"].get("continuing_subword_prefix")
-            and not self._json["model"].get("end_of_word_suffix")
-        )
+        self.lossless = self._by_words and self._spells_words()
         unknown = self._json["model"].get("unk_token")
         self.unknown = self._json["model"].get("unk_id") if unknown is None else vocab.get(unknown)
         first = next((vocab[name] for name in STARTS if name in vocab), 0)
@@ -122,11 +117,24 @@ class LibraryTokenizer(Tokenizer):
             return
         used = {id for id in model["vocab"].values() if type(id) is int and id >= 0}
         largest = max(used, default=-1)
-        if largest > LARGEST_ID:
-            raise self._damaged(f"its vocabulary has the id {largest}")
+        if largest > LARGEST_ID or largest - len(used) > HOLES:
+            raise self._damaged(f"its vocabulary has {len(used)} tokens and the id {largest}")
         if len(used) <= largest:
             unused = {f"\0unused {id}\0": id for id in range(largest) if id not in used}
             model["vocab"] = {**model["vocab"], **unused}
+
+    def _spells_words(self):
+        """Whether byte-pair encoding splits each word into tokens that spell it, none of them special."""
+        model = self._json["model"]
+        vocab, merges = model["vocab"], model["merges"]
+        special = {token["content"] for token in self._json["added_tokens"]} & vocab.keys()
+        merged = {merge.replace(" ", "") if isinstance(merge, str) else "".join(merge) for merge in merges}
+        return (
+            None not in self._byte_ids
+            and len(set(vocab.values())) == len(vocab)
+            and not any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+            and not (special & merged or special and model.get("ignore_merges"))
+        )
 
     def with_end(self):
         added = [*self._json["added_tokens"], end_of_text_token(self.vocab_size)]

@@ -19,13 +19,13 @@ class Losses(NamedTuple):
     kinds: tuple  # names of what is lost or added, () if the text comes back as it was
     unknown: float  # share of the tokens that stand for something unknown
 
-    def sentence(self, source):
-        """One sentence for the user, "" if nothing is lost. source: the name of the text."""
+    def sentence(self):
+        """One sentence for the user, "" if nothing is lost."""
         if not self.kinds:
             return ""
-        unknown = f", {_percent(self.unknown)} of the tokens mean unknown" if self.unknown else ""
+        unknown = f", {_percent(self.unknown)} of the tokens are unknown" if self.unknown else ""
         return (
-            f"the tokenizer is lossy: of {self.tried:,} bytes of {source} {_percent(self.lost / self.tried)} do not "
+            f"the tokenizer is lossy: of {self.tried:,} bytes of the text {_percent(self.lost / self.tried)} do not "
             f"come back ({', '.join(self.kinds)}){unknown}; bits/byte would not be comparable, so nats/token are shown"
         )
 
@@ -34,12 +34,12 @@ def _percent(share):
     return f"{100 * share:.1f} %" if share >= 0.0005 else "less than 0.1 %"
 
 
-def sentence_about(tokenizer, plan, documents, source):
+def sentence_about(tokenizer, plan, documents):
     """`Losses.sentence` of a tokenizer on a sample of the training split of a plan (see store_builder.py).
 
     documents: the value of --documents.   UserError if the tokenizer cannot encode the sample.
     """
-    return "" if tokenizer.lossless else losses(tokenizer, _sample(plan, documents)).sentence(source)
+    return "" if tokenizer.lossless else losses(tokenizer, _sample(plan, documents)).sentence()
 
 
 def losses(tokenizer, texts):
@@ -72,7 +72,7 @@ def _kinds(gone, added, n_unknown):
             kind = "spaces"
         elif letter.lower() != letter and set(letter.lower()) <= added.keys():
             kind = "letter case"
-        elif unicodedata.normalize("NFKD", letter) != letter or unicodedata.combining(letter) or letter in made_of:
+        elif unicodedata.combining(letter) or made_of & {letter, *unicodedata.normalize("NFKD", letter)}:
             kind = "accents and Unicode forms"
         else:
             kind = "unknown characters" if n_unknown else "characters"
@@ -93,7 +93,7 @@ def _sample(plan, documents):
 
 
 def spread(blocks, total, size):
-    """Parts of a text of about `total` bytes, up to `size` bytes each: its start, middle and end, or all of a short one.
+    """Parts of a text of about `total` bytes, up to `size` bytes each: start, middle and end, or all of a short one.
 
     No part starts or ends within a character or, except at the start and the end of the text, with white space.
     """

@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
+from slm_np.config import DOCUMENTS
 from slm_np.data import corpus
 from slm_np.data.chat_template import parse_row
 from slm_np.data.converted import published_file, readable
-from slm_np.data.documents import ROWS, has_separator, lines, next_start, reads_as_before
-from slm_np.data.text_files import Text, origin
+from slm_np.data.documents import END, ROWS, has_separator, lines, next_start, reads_as_before, split
+from slm_np.data.text_files import BLOCK, Text, origin
 from slm_np.errors import UserError
+
+FOREIGN_MARKERS = ("</s>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<eos>", "[EOS]", "<|end|>")
 
 
 class TextRange(NamedTuple):
@@ -36,9 +39,9 @@ def split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress,
     found = {"train": corpus.find(data, whole if whole and known else "train", cache, progress, write)}
     if val_data and not whole:
         found["validation"] = corpus.find(val_data, "validation", cache, progress, write)
-    for split, name in (("train", data), ("validation", val_data)):
-        if split in found and not binary and not corpus.named(name):
-            found[split] = readable(found[split], documents, cache, progress)
+    for part, name in (("train", data), ("validation", val_data)):
+        if part in found and not binary and not corpus.named(name):
+            found[part] = readable(found[part], documents, cache, progress)
     text = found["train"]
     stop = _limited(text, limit_bytes, documents, cache)
     if whole:
@@ -65,6 +68,25 @@ def is_separated(part, documents, cache):
         )
 
     return part.text.cached(cache, f"separated {part.start} {part.stop} {documents}", search)
+
+
+def hint(data, documents, cache):
+    """What may separate the documents of the text `data`, in which --documents finds only one; "" if nothing does."""
+    text = readable(corpus.find(data, "train", cache, progress=False), documents, cache, progress=False)
+    others = [kind for kind in DOCUMENTS if kind != documents and _has_several(text, kind)]
+    head = b"".join(text.blocks(0, min(BLOCK, text.size)))
+    counts = {marker: head.count(marker.encode()) for marker in FOREIGN_MARKERS}
+    found = max(counts, key=counts.get)
+    if "marker" not in others and counts[found] > 1:
+        return f"{found} occurs {counts[found]:,} times at its start; if it ends documents, replace it by <|endoftext|>"
+    if not others or others == ["line"]:
+        return "--documents line makes each line one" if others else ""
+    return f"--documents {others[0]} finds more"
+
+
+def _has_several(text, kind):
+    """Whether a `Text` has more than one document of this kind. Reads up to the second one."""
+    return sum(1 for _ in islice((block for block in split(text.blocks(), kind) if block is END), 2)) > 1
 
 
 def read_as_before(part, documents, cache):

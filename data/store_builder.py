@@ -16,13 +16,14 @@ from itertools import zip_longest
 
 from slm_np.data import joined, shards
 from slm_np.data.checksums import Damaged, verify
-from slm_np.data.files import read_json_or_empty, sealed, sync, unsealed
+from slm_np.data.files import read_json_or_empty, sealed, unsealed
 from slm_np.data.meter import Meter
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.data.workers import WorkerDied, tokenize_in_processes
 from slm_np.errors import UserError, remedy
 from slm_np.file_lock import locked
 from slm_np.machine import available_cores
+from slm_np.paths import sync
 
 
 class Build:

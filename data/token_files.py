@@ -92,14 +92,58 @@ def is_token_file(data):
 def token_folder(data):
     """The folder of token files that a `--data` string names, or None."""
     folder = os.path.expanduser(data.strip())
-    is_folder = folder and os.path.isfile(os.path.join(folder, "train.bin")) and not corpus.named(data)
+    files = (os.path.join(folder, name) for name in ("train.bin", "validation.bin"))
+    is_folder = folder and any(map(os.path.isfile, files)) and not corpus.named(data)
     return Path(folder) if is_folder else None
 
 
+def check_no_arrays(data, flag):
+    """UserError if an item of a `--data` string, which `flag` named, is a file of NumPy arrays by its name."""
+    for item in corpus.split_list(data):
+        if item.endswith((".npy", ".npz")) and os.path.isfile(os.path.expanduser(item)):
+            raise UserError(f"{flag} {item} is a NumPy array; {foreign_files.NUMPY.format(path=item)}")
+
+
+def check_given(data, given):
+    """UserError if a setting that the user gave has no effect, since a `--data` string names token files.
+
+    given: {field of TrainConfig: value}. A tokenizer is accepted if it is the one that made the tokens, or if it can
+    decode the ids of files without one.
+    """
+    if not is_token_file(data):
+        return
+    settings = dict(documents=f"--documents {given.get('documents')}", binary="--binary")
+    for field in settings.keys() & given.keys():
+        raise UserError(
+            f"{settings[field]} has no effect on {data}, which contains tokens already; leave it out, or give the text"
+        )
+    name = given.get("tokenizer")
+    path = token_folder(data) or Path(os.path.expanduser(corpus.split_list(data)[0])).parent
+    beside = _tokenizer_in(path)
+    if name is None or name == read_json_or_empty(path / "meta.json").get("tokenizer"):
+        return
+    kind, _, file = name.partition(":")
+    if beside and not (kind == "file" and load_tokenizer(os.path.expanduser(file)).to_json() == beside.to_json()):
+        raise UserError(
+            f"--tokenizer {name} has no effect on {data}: the tokens are made already, with the tokenizer beside them; "
+            "leave it out, or give the text"
+        )
+    if not beside and name != "gpt2" and kind != "file":
+        raise UserError(
+            f"--tokenizer {name} has no effect on {data}: the tokens are made already; leave it out, or name the "
+            "tokenizer that made them, as gpt2 or file:PATH"
+        )
+
+
 def file_in(data, names):
-    """The first file of `names` that is in the folder of token files `data`; `data` itself if it is something else."""
+    """The file of `names` to read of the folder of token files `data`; `data` itself if it is something else.
+
+    It is the first that exists, or the first of all.
+    """
     folder = token_folder(data)
-    return next(str(folder / name) for name in names if (folder / name).is_file()) if folder else data
+    return (
+        str(next((folder / name for name in names if (folder / name).is_file()), folder / names[0])) if folder else data
+    )
 
 
 def read_token_file(data, split, cache, progress=True):
@@ -130,17 +174,16 @@ def read_token_file(data, split, cache, progress=True):
             f"{flag} {path} has {len(ids)} tokens, but its meta.json says {meta['tokens']}, so it is incomplete; "
             "copy or prepare it again"
         )
-    tokenizer, mask = _tokenizer_beside(path), _mask_of(path, len(ids))
+    tokenizer, mask = _tokenizer_in(path.parent), _mask_of(path, len(ids))
     counts = (meta[key] for key in ("vocab_size", "bytes", "learnt", "documents", "lossy"))
     return TokenFile(file, ids, mask, tokenizer, *counts, start)
 
 
-def _tokenizer_beside(path):
-    """The tokenizer beside a token file, or None."""
-    if path.with_name("tokenizer.json").is_file():
-        return load_tokenizer(path.with_name("tokenizer.json"))
-    pickled = path.with_name("meta.pkl")
-    return nanogpt.tokenizer_of(pickled) if pickled.is_file() else None
+def _tokenizer_in(folder):
+    """The tokenizer in a folder of token files, or None."""
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder / "tokenizer.json")
+    return nanogpt.tokenizer_of(folder / "meta.pkl") if (folder / "meta.pkl").is_file() else None
 
 
 def _mask_of(path, n_tokens):
@@ -166,15 +209,7 @@ def _meta_of(path, cache, progress):
     found = read_json_or_empty(meta_path)
     if meta_path.exists() and not found:
         raise UserError(f"{meta_path} is not a JSON object; correct it, or remove it if the tokens are uint16")
-    try:
-        found = described(found)
-        names = (path.name, path.with_suffix(".mask.bin").name, "tokenizer.json")
-        verify(path.parent, found.get("crc32", {}), names, cache, progress)
-    except Damaged as damaged:
-        raise UserError(
-            f"the tokens in {path.parent} are damaged ({damaged}); copy them again, or run the command that prepared "
-            "them again"
-        ) from None
+    found = check_files(path.parent, (path.name, path.with_suffix(".mask.bin").name, "tokenizer.json"), cache, progress)
     dtype, n_bytes, vocab_size = found.get("dtype"), found.get("bytes"), found.get("vocab_size")
     if isinstance(n_bytes, dict):
         n_bytes = n_bytes.get(path.stem)
@@ -191,6 +226,22 @@ def _meta_of(path, cache, progress):
             raise UserError(f'{meta_path} has "{key}" {value!r}; it must be a positive whole number')
     counts["lossy"] = str(found.get("lossy") or "")
     return dict(dtype=dtype, bytes=n_bytes or None, vocab_size=vocab_size, **counts)
+
+
+def check_files(folder, names, cache, progress=True):
+    """The object in the meta.json of a folder, after its checksums of the files `names` are verified, if it has any.
+
+    UserError if a file differs or is missing.
+    """
+    try:
+        meta = described(read_json_or_empty(folder / "meta.json"))
+        verify(folder, meta.get("crc32", {}), names, cache, progress)
+        return meta
+    except Damaged as damaged:
+        raise UserError(
+            f"the tokens in {folder} are damaged ({damaged}); copy them again, or run the command that prepared them "
+            "again"
+        ) from None
 
 
 def mapped(path, dtype, start=0):

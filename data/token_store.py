@@ -25,6 +25,8 @@ from slm_np.data.token_files import (
     TRAINING,
     VALIDATION,
     Tokens,
+    check_files,
+    check_no_arrays,
     file_in,
     is_token_file,
     largest_id,
@@ -106,12 +108,17 @@ def load_corpus(
     out_dir = arguments.path("out_dir", out_dir, optional=True)
     cache = usable_cache_dir(arguments.path("cache_dir", cache_dir, optional=True))
     check_documents(documents)
+    if whole and val_data:
+        raise UserError(f"val_data {val_data} has no effect with whole={whole!r}, which reads one split; leave it out")
+    for flag, value in (("--data", data), ("--val-data", val_data)):
+        check_no_arrays(value, flag)
     if is_token_file(data) or is_token_file(val_data):
+        tokens = data if is_token_file(data) else val_data
         if out_dir:
-            raise UserError(f"{data} contains tokens already; give a text to prepare")
+            raise UserError(f"{tokens} contains tokens already; give a text to prepare")
         if limit_bytes:
             raise UserError(
-                f"--limit-bytes {limit_bytes} cannot cut {data}, which contains tokens already; "
+                f"--limit-bytes {limit_bytes} cannot cut {tokens}, which contains tokens already; "
                 "leave it out, or prepare less of the text"
             )
         return _from_token_files(data, val_data, tokenizer, cache, progress, whole)
@@ -127,7 +134,7 @@ def load_corpus(
     fingerprint = _fingerprint(version, ranges, hashes, documents, known.to_json() if known else tokenizer)
     folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
 
-    def opened():
+    def opened(say=True):
         """The `Corpus` in the folder, after its checksums are verified, or None if it is to be made again."""
         try:
             found = _read_store(folder, fingerprint, floors, data)
@@ -136,7 +143,8 @@ def load_corpus(
         except Damaged as damaged:
             if out_dir:
                 _check_replaceable(folder, out_dir, fingerprint, damaged)
-            print(f"slm_np: the token store {folder} is damaged ({damaged}); making it again", file=sys.stderr)
+            if say:
+                print(f"slm_np: the tokens in {folder} cannot be used: {damaged}; making them again", file=sys.stderr)
             return None
 
     def read():
@@ -147,7 +155,7 @@ def load_corpus(
             raise UserError(f"{folder} does not contain what was just written to it ({damaged}); check the disk")
 
     if folder.is_dir() and any(folder.iterdir()):
-        found = opened()
+        found = opened(say=False)  # once more, if necessary, while the lock is held
         if found:
             say_lossy(found.train.lossy, progress)
             return found
@@ -166,7 +174,7 @@ def load_corpus(
     def losses(used):
         """What the tokenizer loses of the text, measured and said once."""
         if not measured:
-            measured.append(lossy.sentence_about(used, plan, documents, data))
+            measured.append(lossy.sentence_about(used, plan, documents))
             say_lossy(measured[0], progress)
         return measured[0]
 
@@ -346,9 +354,18 @@ def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
     else:  # beside a single file only our own name counts
         beside = [Path(data).with_name(name) for name in (VALIDATION if folder else VALIDATION[:1])]
         val_data = next((str(path) for path in beside if path.is_file() and path != Path(data)), "")
+        if not val_data and Path(data).name in TRAINING:  # or it is missing
+            check_files(Path(data).parent, VALIDATION, cache, progress)
 
     files = [read_token_file(path, split, cache, progress) for split, path in zip(SPLITS, (data, val_data)) if path]
     known = _common_tokenizer(files, data, val_data, tokenizer)
+    pickled = Path(data).with_name("meta.pkl")
+    if known is None and pickled.is_file():
+        print(
+            f"slm_np: {pickled} is no vocabulary of characters that can be read without running its code, so there "
+            "are ids and no text; put the tokenizer.json of the tokens beside it to have both",
+            file=sys.stderr,
+        )
     say_lossy(files[0].lossy, progress)
     if len(files) == 2 or whole:
         splits = [

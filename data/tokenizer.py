@@ -45,11 +45,13 @@ class Tokenizer:
         """A `StreamingDecoder` for ids that arrive one at a time after the ids `after`, such as those of a prompt."""
         return StreamingDecoder(self, after)
 
+    def to_bytes(self):
+        """The content of tokenizer.json. The `tokenizers` library can read it without this program."""
+        return (json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n").encode("utf-8")
+
     def save(self, path):
-        """Write `tokenizer.json` at `path`. The `tokenizers` library can read it without this program."""
-        Path(arguments.path("path", path)).write_text(
-            json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-        )
+        """Write tokenizer.json at `path`."""
+        Path(arguments.path("path", path)).write_bytes(self.to_bytes())
 
     def _checked(self, ids):
         """`ids` as an int64 array (N,). UserError if they are no integers, or one is outside the vocabulary."""

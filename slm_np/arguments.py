@@ -17,8 +17,9 @@ def shown(value):
     """A value in an error message: short, whatever it is."""
     if isinstance(value, int) and value.bit_length() > 200:
         return f"an integer of {value.bit_length()} bits"
-    if getattr(value, "shape", None):
-        return f"an array of shape {tuple(value.shape)} and type {getattr(value, 'dtype', 'unknown')}"
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple) and shape:
+        return f"an array of shape {tuple(shape)} and type {getattr(value, 'dtype', 'unknown')}"
     return reprlib.repr(value)
 
 
@@ -69,14 +70,21 @@ def wholes(name, value, low=0):
     return tuple(whole(name, one, low) for one in value)
 
 
-def dtype(name, value):
-    """A NumPy dtype of a number."""
+def dtype(name, value, known):
+    """One of the NumPy dtypes `known`."""
     import numpy as np
 
+    from slm_np.dtypes import BF16
+
     try:
-        return np.dtype(value)
+        found = None if value is None else np.dtype(value)
     except (TypeError, ValueError):
-        raise refusal(name, value, "a data type such as np.float32") from None
+        found = None
+    known = [np.dtype(one) for one in known]
+    if found is None or found not in known:  # NumPy compares None as float64
+        names = ["slm_np.dtypes.BF16" if one == BF16 else one.name for one in known]
+        raise refusal(name, value, " or ".join(names) + ", on this device")
+    return found
 
 
 def truth(name, value):
@@ -91,7 +99,8 @@ def choice(name, value, choices):
     """One of several strings."""
     found = plain(value)
     if not isinstance(found, str) or found not in choices:
-        hint = near(found, choices) if isinstance(found, str) else f"give one of {', '.join(map(repr, choices))}"
+        known = [one for one in choices if one]
+        hint = near(found, known) if isinstance(found, str) else f"known are {', '.join(known)}"
         raise UserError(f"{name} {shown(value)} is unknown; {hint}")
     return found
 
@@ -145,23 +154,22 @@ def paths(name, value, optional=False):
 
 def text(name, value):
     """A string."""
-    if not isinstance(value, str):
+    found = plain(value)
+    if not isinstance(found, str):
         raise refusal(name, value, "a string")
-    return str(value)
+    return found
 
 
 def encoded(name, value):
     """Bytes: a str becomes UTF-8, the surrogates of `surrogateescape` in it the bytes that they stand for."""
-    if isinstance(value, str):
-        try:
-            return value.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{name} has the surrogate {value[error.start]!r}, which is no character; remove it"
-            ) from None
-    if not isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if not isinstance(value, str):
         raise refusal(name, value, "str or bytes")
-    return bytes(value)
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} has the surrogate {value[error.start]!r}, which is no character; remove it") from None
 
 
 def strings(name, value):
@@ -172,26 +180,29 @@ def strings(name, value):
     return tuple(found)
 
 
-def ids(name, value, vocab_size, shape, arrays=None, masked=False):
+def ids(name, value, vocab_size, shape, arrays=None, masked=False, also=None):
     """Token ids as a contiguous int32 array, from any integer array or nested lists of integers.
 
-    vocab_size  V: ids must be at least 0 and below V; None allows any that int32 holds
+    vocab_size  V: ids must be at least 0 and below V
     shape       its axes: a length, or a letter for any length above 0
     arrays      the array module of a device, whose arrays are taken as they are; None is NumPy
     masked      whether -1 is allowed too, a masked target
+    also        another shape of as many elements, from which the array becomes `shape`
     """
     import numpy as np
 
     given, arrays = value, arrays or np
-    if not isinstance(value, arrays.ndarray):
+    if arrays is np or not isinstance(value, arrays.ndarray):
         try:
             value = np.asarray(value)
         except (ValueError, TypeError, OverflowError):  # rows of different lengths, or no numbers at all
             raise refusal(name, given, "an array of integers") from None
-    right = "of shape (" + ", ".join(map(str, shape)) + "," * (len(shape) == 1) + ")"
+    right = "an array of integers of shape (" + ", ".join(map(str, shape)) + "," * (len(shape) == 1) + ")"
     free = any(isinstance(length, str) for length in shape)
     if free:
         right += " with at least one element"
+    if also is not None and value.shape == also:
+        value = value.reshape(shape)
     fits = value.ndim == len(shape) and all(
         length == wanted or isinstance(wanted, str) and length > 0 for length, wanted in zip(value.shape, shape)
     )
@@ -200,10 +211,9 @@ def ids(name, value, vocab_size, shape, arrays=None, masked=False):
     if value.dtype.kind not in "iu":
         raise refusal(name, value, "an array of integers")
     lowest, highest = int(value.min()), int(value.max())
-    stop = 1 << 31 if vocab_size is None else vocab_size
-    if lowest < (-1 if masked else 0) or highest >= stop:
+    if lowest < (-1 if masked else 0) or highest >= vocab_size:
         raise UserError(
-            f"{name} has ids from {lowest} to {highest}, which are not all in the vocabulary of {stop}; "
+            f"{name} has ids from {lowest} to {highest}, which are not all in the vocabulary of {vocab_size}; "
             + ("give ids of its tokens, or -1 to mask a target" if masked else "encode text with the model's tokenizer")
         )
     if isinstance(value, np.ndarray):
@@ -238,6 +248,14 @@ def output(name, value, shape):
     if not value.flags.writeable:
         raise UserError(f"{name} is a read-only array; give {right}")
     return value
+
+
+def apart(names, value, other):
+    """Two arrays to be overwritten, which must not overlap."""
+    import numpy as np
+
+    if np.shares_memory(value, other):
+        raise UserError(f"{names} overlap in memory, so one would overwrite the other; give two arrays")
 
 
 def same_layout(name, value, wanted):

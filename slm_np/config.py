@@ -22,6 +22,8 @@ MIXERS = {
 MIXER_LETTERS = ", ".join(f"{letter} ({name})" for letter, (name, _) in MIXERS.items())
 DOCUMENTS = ("marker", "blank-line", "line")  # what may separate documents
 SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
+# Values of settings that switch something off.
+DISABLED = dict(lr_decay_iters=0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0, repeat_last_n=0)
 MIN_SHARE = 0.1  # min_lr as a share of learning_rate, unless it is given
 # The fields of TrainConfig that set the length of training; a run has one of them.
 LENGTHS = ("max_iters", "epochs", "max_time", "fit_time")
@@ -49,30 +51,35 @@ def as_flag(name, value):
     return f"{flag(name)} {value}"
 
 
-def python_value(value, rule):
-    """The value of a field as Python's own number, bool or string, if it is one of NumPy's or a path."""
+def typed(field, value):
+    """The value of a field in the field's own type, also from a NumPy scalar, a path or a list of paths.
+
+    Raises UserError for another type.
+    """
+    name, rule, kind = flag(field.name), field.metadata, type(field.default)
     if rule["many"] and isinstance(value, (list, tuple)):
-        value = arguments.paths("a list of paths", value)
+        value = arguments.paths(name, value)
     if rule["path"] and isinstance(value, (str, os.PathLike)):
         return expanded_list(os.fsdecode(value))
-    return arguments.plain(value)
+    value = arguments.plain(value)
+    if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
+        raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} must be of type {kind.__name__}, not {arguments.shown(value)}")
+    return value
 
 
 def check(settings):
     """Raise UserError if a field of the dataclass `settings` has a wrong type or a value that `setting` forbids.
 
-    Fields get Python's types first; see `python_value`.
+    A field of another type that means the same gets its own type; see `typed`.
     """
     for field in dataclasses.fields(settings):
-        value, rule, kind = getattr(settings, field.name), field.metadata, type(field.default)
-        name = flag(field.name)
-        object.__setattr__(settings, field.name, value := python_value(value, rule))
-        if type(value) is int and value.bit_length() > 1000:  # more than float() can convert and str() may print
-            raise UserError(f"{name} is an integer of {value.bit_length()} bits; it must be below 1e300 in magnitude")
-        if kind is float and type(value) is int:
-            object.__setattr__(settings, field.name, value := float(value))
-        if type(value) is not kind:
-            raise UserError(f"{name} must be of type {kind.__name__}, not {value!r}")
+        name, rule, kind = flag(field.name), field.metadata, type(field.default)
+        value = typed(field, getattr(settings, field.name))
+        object.__setattr__(settings, field.name, value)
         if rule["choices"] and value not in rule["choices"]:
             raise UserError(f"{name} {value!r} is unknown; {near(value, rule['choices'])}")
         if kind in (int, float):
@@ -84,6 +91,16 @@ def check(settings):
                 raise UserError(f"{name} is {value}; it must be greater than {rule['above']}")
             if rule["high"] is not None and value > rule["high"]:
                 raise UserError(f"{name} is {value}; it must be at most {rule['high']}")
+
+
+def check_effect(settings, given):
+    """Raise UserError if one of the settings {field: value} that a user gave has no effect in the dataclass `settings`.
+
+    A value that disables what is disabled anyway may be given.
+    """
+    for field, reason in settings.unused.items():
+        if field in given and given[field] != DISABLED.get(field):
+            raise UserError(f"{as_flag(field, given[field])} has no effect {reason}; leave it out")
 
 
 def lengths(values):
@@ -187,7 +204,7 @@ class ModelConfig:
     init_std: float = setting(0.02, "standard deviation of normal initial weights", above=0.0, high=10.0)
 
     def __post_init__(self):
-        if self.feed_forward == "swish":  # another name of SiLU
+        if isinstance(self.feed_forward, str) and self.feed_forward == "swish":  # another name of SiLU
             object.__setattr__(self, "feed_forward", "silu")
         check(self)
         if set(self.pattern) - set(MIXERS) or not self.pattern:
@@ -400,6 +417,18 @@ class TrainConfig:
         self.max_seconds, self.fit_seconds  # malformed durations are refused here
 
     @property
+    def unused(self):
+        """{field: reason} of the fields without effect in this recipe."""
+        found = {}
+        if self.lr_schedule == "constant":
+            found |= dict.fromkeys(("min_lr", "lr_decay_iters"), "with --lr-schedule constant")
+        if self.max_time:
+            found["lr_decay_iters"] = f"with --max-time {self.max_time}"
+        if not self.weight_decay:
+            found["decay"] = "with --weight-decay 0"
+        return found
+
+    @property
     def max_seconds(self):
         """`max_time` in seconds, 0.0 if it is not set. Raises UserError as `duration_seconds`."""
         return duration_seconds("max_time", self.max_time)
@@ -444,3 +473,22 @@ class SamplingConfig:
                 raise UserError(f"--samplers {name!r} is unknown; {near(name, SAMPLERS)}")
             if name in names[:i]:
                 raise UserError(f"--samplers has {name!r} twice; give it once")
+
+    @property
+    def unused(self):
+        """{field: reason} of the fields without effect on the samples."""
+        found, names = {}, self.samplers.split(",")
+        if self.temp <= 1e-6 and "temp" in names:
+            found |= dict.fromkeys(
+                ("top_k", "top_p", "min_p"), f"with --temp {self.temp:g}, which takes the likeliest token"
+            )
+        if self.repeat_penalty == 1:
+            found["repeat_last_n"] = "without --repeat-penalty"
+        if self.repeat_last_n == 0:
+            found["repeat_penalty"] = "with --repeat-last-n 0"
+        for name in set(SAMPLERS) - set(names):
+            fields = ("repeat_penalty", "repeat_last_n") if name == "penalty" else (name.replace("-", "_"),)
+            found |= dict.fromkeys(fields, f"without {name} in --samplers {self.samplers}")
+        if self.min_confidence == 0:
+            found["confidence_patience"] = "without --min-confidence"
+        return found

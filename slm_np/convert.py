@@ -4,7 +4,7 @@ import sys
 
 from slm_np.cli import flags
 from slm_np.errors import command
-from slm_np.words import quoted
+from slm_np.words import counted, quoted
 
 
 def parser():
@@ -41,10 +41,8 @@ def main(argv=None):
 
     directory = convert(args.file, args.out_dir or "", args.tokenizer or "")
     model = read_config(directory).model
-    print(
-        f"{args.file}: {parameter_count(model):,} parameters, {model.n_layer} layers, vocabulary {model.vocab_size:,}",
-        file=sys.stderr,
-    )
+    sizes = counted(parameter_count(model), "parameter"), counted(model.n_layer, "layer")
+    print(f"{args.file}: {', '.join(sizes)}, vocabulary {model.vocab_size:,}", file=sys.stderr)
     print(f"run: {directory}")
     if (directory / "tokenizer.json").exists():
         print(f'more: python -m slm_np.generate --model {quoted(directory)} --prompt "Once upon a time"')

@@ -8,6 +8,7 @@ from slm_np.cli import flags
 from slm_np.cli.loading import add_run, load_run
 from slm_np.config import TrainConfig, check_documents
 from slm_np.errors import command
+from slm_np.words import counted
 
 
 def parser():
@@ -105,9 +106,12 @@ def report(run, data, tokens, found, stride, seconds):
 def describe_text(fields):
     """The line about the model and its text."""
     n = fields["documents"]
-    counts = [f"{fields['bytes']:,} bytes"] if fields["bytes"] else []
-    counts += [f"{n:,} document{'s' * (n != 1)}"] if n else []
-    counts += [f"{fields['tokens']:,} {'assistant ' * fields['answers_only']}tokens", f"context {fields['context']}"]
+    counts = [counted(fields["bytes"], "byte")] if fields["bytes"] else []
+    counts += [counted(n, "document")] if n else []
+    counts += [
+        counted(fields["tokens"], "assistant " * fields["answers_only"] + "token"),
+        f"context {fields['context']}",
+    ]
     counts += [f"stride {fields['stride']}"] if fields["stride"] else []
     return f"{fields['model']}, weights of step {fields['step']}, on {fields['data']}: {', '.join(counts)}"
 

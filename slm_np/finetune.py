@@ -46,7 +46,9 @@ def main(argv=None):
     if not given.get("data"):
         raise UserError("--data is missing; name the new data")
     from slm_np.cli.launch import finetune_run
+    from slm_np.data.token_files import check_given
 
+    check_given(given["data"], {name: value for name, value in given.items() if name != "tokenizer"})
     base = finetuning.Base.load(args.base)
     finetuning.check_unchanged(base, preset, model, given)
     finetune_run(base, finetuning.finetuned(base, model, given), given)
@@ -54,19 +56,21 @@ def main(argv=None):
 
 def resume(directory, base, preset, model, given):
     """Resume a finetuned run. base: what --base names, only to check that it is the same."""
-    from slm_np.cli.launch import train_run
+    from slm_np.cli.launch import resume_run
     from slm_np.cli.resume import directory_of, resumed
+    from slm_np.formats.directories import writing
 
     directory = directory_of(directory, given.get("out_dir"))
-    run = resumed(directory, preset, model, given)
-    if not run.base:
-        raise UserError(
-            f"{directory} did not start from another run; resume it with "
-            f"python -m slm_np.train --resume {quoted(directory)}"
-        )
-    if base:
-        finetuning.check_same_base(directory, run, finetuning.Base.load(base))
-    train_run(run, directory)
+    with writing(directory):  # before its settings are read
+        run = resumed(directory, preset, model, given)
+        if not run.base:
+            raise UserError(
+                f"{directory} did not start from another run; resume it with "
+                f"python -m slm_np.train --resume {quoted(directory)}"
+            )
+        if base:
+            finetuning.check_same_base(directory, run, finetuning.Base.load(base))
+        resume_run(run, directory)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def parser():
     p = flags.Parser(
         prog="slm-np info",
         description="Show what a run is, how it was trained and its losses. Several runs are compared in a table. "
-        "Describes prepared tokens, a tokenizer.json and a text, too.",
+        "Describes prepared tokens, a .safetensors file, a tokenizer.json and a text, too.",
     )
     p.add_argument(
         "paths", nargs="*", type=flags.path, metavar="RUN", help="directories of runs (default: the newest in runs/)"
@@ -25,17 +25,25 @@ def parser():
 @command(prints_result=True)
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
+    args = parser().parse(argv)
     from slm_np.formats.directories import newest_run
 
-    paths = [Path(path) for path in parser().parse(argv).paths] or [newest_run()]
+    paths = [Path(path) for path in args.paths] or [newest_run()]
     width, ascii = shutil.get_terminal_size((100, 24)).columns, plain()
+    runs, parts, errors = [], [], []
     for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist; name the directory of a run, or a file")
-    runs = [summary(path) for path in paths if (path / "config.json").is_file()]
-    parts = [describe_path(path) for path in paths if not (path / "config.json").is_file()]
+        try:
+            if (path / "config.json").is_file():
+                runs.append(summary(path))
+            else:
+                parts.append(describe_path(path))
+        except UserError as error:  # the others are shown nevertheless
+            errors.append(str(error))
     parts += [compare(runs, ascii)] if len(runs) > 1 else [describe_run(run, width, ascii) for run in runs]
-    print("\n\n".join("\n".join(lines) for lines in parts))
+    if parts:
+        print("\n\n".join("\n".join(lines) for lines in parts))
+    if errors:
+        raise UserError("; ".join(errors))
 
 
 if __name__ == "__main__":

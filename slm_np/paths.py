@@ -123,11 +123,14 @@ def published(folder):
         sweep(folder.parent)
         part = Path(tempfile.mkdtemp(prefix=folder.name[:12] + "-", suffix=".part", dir=folder.parent))
         yield part
+        for path in (*part.iterdir(), part):
+            sync(path)
         try:
             os.rename(part, folder)
         except OSError:
             if not folder.is_dir():
                 raise
+        sync(folder.parent)
     except OSError as error:
         raise UserError(
             f"the cache folder {folder.parent} cannot be written ({error.strerror}); "
@@ -136,6 +139,23 @@ def published(folder):
     finally:
         if part:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def sync(path):
+    """Make the contents of a file survive a power cut, or the names in a folder.
+
+    Folders cannot be flushed on Windows and on some network disks, which is ignored.
+    """
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+    else:
+        with open(path, "r+b") as file:
+            os.fsync(file.fileno())
 
 
 def sweep(parent):

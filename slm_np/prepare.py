@@ -9,7 +9,8 @@ import sys
 from slm_np.cli import flags
 from slm_np.config import TrainConfig, check
 from slm_np.errors import command
-from slm_np.words import quoted
+from slm_np.paths import cache_dir
+from slm_np.words import counted, quoted
 
 # The settings that this command shares with training.
 Settings = dataclasses.make_dataclass(
@@ -46,10 +47,12 @@ def main(argv=None):
     args = parser().parse(argv)
     settings = Settings(**flags.given(args, Settings))
     check(settings)
+    from slm_np.data.splits import hint
     from slm_np.data.token_store import load_corpus
 
+    data = flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus)
     corpus = load_corpus(
-        flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus),
+        data,
         settings.val_data,
         settings.tokenizer,
         settings.documents,
@@ -58,11 +61,9 @@ def main(argv=None):
         out_dir=args.out_dir,
         binary=settings.binary,
     )
-    if not has_documents(corpus) and settings.documents == "marker":
-        print(
-            "nothing separates documents, so each split is one document; --documents blank-line may find more",
-            file=sys.stderr,
-        )
+    if not has_documents(corpus) and not settings.binary:
+        more = hint(data, settings.documents, cache_dir())
+        print("nothing separates documents, so each split is one document" + f"; {more}" * bool(more), file=sys.stderr)
     print("\n".join(describe(corpus, args.out_dir)))
 
 
@@ -75,12 +76,10 @@ def describe(corpus, directory):
     """Yield the lines that say what was prepared, and how to train on it."""
     for tokens in (corpus.train, corpus.validation):
         n = tokens.n_documents
-        targets = f", {tokens.n_targets:,} of them targets" if tokens.mask is not None else ""
-        yield (
-            f"{tokens.split}: {n:,} document{'s' * (n != 1)}, {tokens.n_bytes:,} bytes, {len(tokens):,} tokens "
-            f"({tokens.ids.dtype.name}){targets}"
-        )
-    yield f"vocabulary: {corpus.vocab_size:,} tokens"
+        targets = f", of which {counted(tokens.n_targets, 'target')}" if tokens.mask is not None else ""
+        counts = counted(n, "document"), counted(tokens.n_bytes, "byte"), counted(len(tokens), "token")
+        yield f"{tokens.split}: {', '.join(counts)} ({tokens.ids.dtype.name}){targets}"
+    yield f"vocabulary: {counted(corpus.vocab_size, 'token')}"
     yield f"train on it with: python -m slm_np.train --data {quoted(directory)}"
 
 

@@ -1,7 +1,16 @@
 """Presets: settings of a model, of its training and of its sampling. No code depends on the name of a preset."""
 
 from slm_np import arguments
-from slm_np.config import LENGTHS, ModelConfig, SamplingConfig, TrainConfig, as_flag, lengths
+from slm_np.config import (
+    LENGTHS,
+    ModelConfig,
+    SamplingConfig,
+    TrainConfig,
+    check_effect,
+    check_lengths,
+    lengths,
+    typed,
+)
 from slm_np.errors import UserError
 
 GPT2 = dict(positions="learned", norm="layernorm", feed_forward="gelu", head="tied")
@@ -201,16 +210,16 @@ def preset(name, model=None, train=None):
 
     Values of the preset that the changes deprive of their effect are dropped: with pattern M, a number of heads; with
     max_iters, the preset's fit_time; with learning_rate, its min_lr. Raises UserError, with the closest names, if the
-    name or a field is unknown, and for a change without effect.
+    name or a field is unknown, for a change without effect, and for more than one length of training.
     """
     own, recipe = known(name)["model"], known(name)["train"]
     model, train = changes("model", model, ModelConfig), changes("train", train, TrainConfig)
+    check_lengths(train)
     structure = {field: value for field, value in (own | model).items() if field in STRUCTURE}
     config = ModelConfig(**structure)
     if model.get("positions") == "rotary" and not config.has_attention:
         raise UserError("--positions rotary has no effect without attention layers; leave it out")
-    for field in (field for field in config.unused if field in model):
-        raise UserError(f"{as_flag(field, model[field])} has no effect {config.unused[field]}; leave it out")
+    check_effect(config, model)
     own = {field: value for field, value in own.items() if field not in config.unused}
     if lengths(train):
         recipe = {field: value for field, value in recipe.items() if field not in LENGTHS}
@@ -218,13 +227,17 @@ def preset(name, model=None, train=None):
         recipe = {field: value for field, value in recipe.items() if field != "min_lr"}
     if train.get("fit_time"):  # the intervals fit the run, too
         recipe = dict(eval_interval=0, save_interval=0) | recipe
-    return ModelConfig(**own | model), TrainConfig(**recipe | train)
+    made = TrainConfig(**recipe | train)
+    check_effect(made, train)
+    return ModelConfig(**own | model), made
 
 
 def changes(name, value, kind):
-    """The {field: value} of an argument, None for none. Raises UserError if a field is unknown to the dataclass."""
-    found, fields = arguments.settings(name, value), list(kind.__dataclass_fields__)
-    return {arguments.choice(f"the field in {name}", field, fields): one for field, one in found.items()}
+    """The {field: value} of an argument, None for none. Raises UserError if the dataclass lacks a field."""
+    found, fields = arguments.settings(name, value), kind.__dataclass_fields__
+    for field in found:
+        arguments.choice(f"the field in {name}", field, list(fields))
+    return {field: typed(fields[field], one) for field, one in found.items()}
 
 
 def generation_defaults(name):

@@ -45,7 +45,9 @@ def main(argv=None):
         raise UserError(
             "what to train on is missing; give files, folders, globs or a name: python -m slm_np.pretrain tinystories"
         )
-    if name in PRESETS and "tokenizer" not in PRESETS[name]["train"]:
+    from slm_np.data.token_files import is_token_file
+
+    if name in PRESETS and "tokenizer" not in PRESETS[name]["train"] and not is_token_file(train["data"]):
         train.setdefault("tokenizer", TOKENIZER)
     start_training(name, model, train)
 

@@ -3,6 +3,7 @@
 from slm_np.cli import flags
 from slm_np.errors import UserError, command
 from slm_np.presets import PRESETS, preset
+from slm_np.words import counted
 
 PRESET = "stories"
 
@@ -31,7 +32,8 @@ def main(argv=None):
 
     CPU.use_kernels("numba")
     compiled = CPU.prepare(("warmup", *names), lambda: call_all(configs))
-    print(f"{compiled} kernels compiled, the others were there; {cache_dir()} holds those of {', '.join(names)}")
+    done = f"{counted(compiled, 'kernel')} compiled, the others were there" if compiled else "all kernels were there"
+    print(f"{done}; {cache_dir()} holds those of {', '.join(names)}")
 
 
 def call_all(configs):

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shutil
+import signal
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -31,6 +32,7 @@ KINDS = {
     "streams": "closed, full, vanished and narrow streams",
     "long": "Ctrl-C in long work, texts without spaces",
 }
+LIMIT_S = 240  # seconds after which a try ends
 SEVERITY = LOST, UNDETECTED, FAILED, UNAVAILABLE  # the worst first
 SOURCES = "slm_np", "kernels/numpy", "kernels/cpu", "data"
 SHARED = "children", "fixtures", "injection", "judges", "scenes"  # what all kinds use
@@ -92,13 +94,21 @@ def cases_of(name, context, tries):
 def attempt(name, case, context, folder):
     """Make one try in the empty folder `folder`. Returns its outcome."""
     begun = time.perf_counter()
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(LIMIT_S)
     try:
         verdict, seen = SURVIVED, kind_named(name).attempt(case, context, folder) or ""
     except Fault as fault:
         verdict, seen = fault.verdict, str(fault)
     except Exception as error:  # of the judge: the try shows something that no judge expects
         verdict, seen = FAILED, f"the judge failed: {type(error).__name__}: {error}"
+    finally:
+        signal.alarm(0)
     return dict(kind=name, case=case, verdict=verdict, seen=seen, seconds=round(time.perf_counter() - begun, 2))
+
+
+def too_long(*signal_and_frame):
+    raise TimeoutError(f"no end after {LIMIT_S} s")
 
 
 def attempt_in_new_folder(name, case, context):
@@ -122,7 +132,7 @@ class Outcomes:
         for line in lines:
             with contextlib.suppress(ValueError):  # the last line of a killed campaign
                 row = json.loads(line)
-                if row["source"] == self.sources[row["kind"]]:
+                if row.pop("source") == self.sources[row["kind"]]:
                     self.found[row["kind"], row["case"]] = row
 
     def add(self, row):

@@ -55,7 +55,6 @@ class Result:
 
 def warm():
     """Import what the commands need, so that forked children start at once."""
-    sys.modules["matplotlib"] = None  # drawing the loss curve would take most of the time of a tiny run
     for name in WARM.split():
         importlib.import_module(f"slm_np.{name}")
 
@@ -157,6 +156,7 @@ def _become(function, cwd, streams, setup, env):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.modules["matplotlib"] = None  # drawing the loss curve would take most of the time of a tiny run
         for descriptor, stream in enumerate(streams):
             os.dup2(stream.fileno(), descriptor)
         sys.stdin = open(0, encoding="utf-8", closefd=False)

@@ -2,7 +2,7 @@
 
 text.txt other.txt chat.jsonl   corpora: documents, and conversations
 seeded                          the run with another seed
-big.txt grown                   a corpus that is read while it is tokenized, and a run on it
+big.txt grown                   a corpus that is read while it is tokenized, and a run on it, made when first needed
 model.bin tok.bin               a llama2.c checkpoint of random weights, and its tokenizer
 run half                        a run of STEPS updates on text.txt, and the same run stopped at step HALF
 tuned half-tuned                the same finetuned on chat.jsonl
@@ -11,11 +11,14 @@ talk.jsonl                      what chat saves
 cache                           the token stores of all this
 """
 
+import contextlib
 import json
+import os
 import random
 import shutil
 import signal
 import struct
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,26 +171,36 @@ def make(folder):
     (part / "text.txt").write_text(documents(1), encoding="utf-8")
     (part / "other.txt").write_text(documents(2), encoding="utf-8")
     (part / "chat.jsonl").write_text(conversations(3), encoding="utf-8")
-    (part / "big.txt").write_text(documents(4, 600) * 60, encoding="utf-8")
     write_llama2c(part / "model.bin", part / "tok.bin")
     for name in ("train", "finetune", "prepare", "rows", "convert", "chat"):
         run_scene(SCENES[name], part)
         if name == "train":
             shutil.copytree(part / "run", part / "base")
-    for name, scene, setup in (
-        ("grown", "grow", None),
-        ("seeded", "seeded", None),
-        ("half", "train", stop_at(HALF)),
-        ("half-tuned", "finetune", stop_at(HALF)),
-    ):
-        beside = part / "beside"
-        beside.mkdir()
-        place(part, beside, SCENES[scene].inputs)
-        run_scene(SCENES[scene], beside, setup)
-        (beside / SCENES[scene].output).rename(part / name)
-        shutil.rmtree(beside)
+    make_apart(part, "seeded", SCENES["seeded"])
+    make_apart(part, "half", SCENES["train"], stop_at(HALF))
+    make_apart(part, "half-tuned", SCENES["finetune"], stop_at(HALF))
     part.rename(folder)
     return folder
+
+
+def make_apart(folder, name, scene, setup=None):
+    """Make the fixture `name` by a scene whose output has another name."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+        place(folder, beside, scene.inputs)
+        run_scene(scene, beside, setup)
+        with contextlib.suppress(OSError):  # another try has made it meanwhile
+            (Path(beside) / scene.output).rename(folder / name)
+
+
+def make_grown(folder):
+    """Make big.txt and grown, which take longer than all others, in the folder of the fixtures."""
+    big, grown = folder / "big.txt", folder / "grown"
+    if not big.exists():
+        part = folder / f"big-{os.getpid()}"
+        part.write_text(documents(4, 600) * 60, encoding="utf-8")
+        part.rename(big)
+    if not grown.exists():
+        make_apart(folder, "grown", SCENES["grow"])
 
 
 def run_scene(scene, cwd, setup=None):

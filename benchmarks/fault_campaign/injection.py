@@ -138,15 +138,18 @@ class CountedFile(io.FileIO):
 
     def __init__(self, injection, path, file, mode, closefd, opener):
         super().__init__(file, mode, closefd, opener)
-        self.injection, self.path = injection, path
+        self.injection, self.path, self.error = injection, path, None
 
     def write(self, data):
+        if self.error:
+            error, self.error = self.error, None
+            raise error
         half = memoryview(data).cast("B")[: memoryview(data).nbytes // 2]
         try:
             kill = self.injection.reach("write", self.path)
-        except OSError:
-            super().write(half)
-            raise
+        except OSError as error:  # as a disk does: what fits is written, and the rest fails
+            self.error = error
+            return super().write(half) if len(half) else self.write(data)
         if kill:
             super().write(half)
             die()

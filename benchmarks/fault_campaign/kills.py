@@ -7,29 +7,33 @@ it, or after it (of a write: after half of its bytes).
 import random
 
 from fault_campaign import scenes
-from fault_campaign.fixtures import SCENES
+from fault_campaign.fixtures import SCENES, make_grown
 from fault_campaign.injection import KILL, Injection
 from fault_campaign.judges import after_fault, check_end, require
 
 TRIES = 200
-NAMES = "train", "resume", "finetune", "refinetune", "prepare", "rows", "convert", "grow"
+GROWING, GROWING_S = 8, 3.0  # tries of a corpus that is read while processes tokenize it, and the latest moment
+NAMES = "train", "resume", "finetune", "refinetune", "prepare", "rows", "convert"
 
 
 def cases(context):
     draw, found = random.Random(context.seed), []
-    for i in range(TRIES):
+    for i in range(TRIES - GROWING):
         name = NAMES[i % len(NAMES)]
         seconds, operations = scenes.measured(name, context)
         if i // len(NAMES) % 2:
             found.append(f"{name} at {draw.uniform(0.0, 1.05 * seconds):.4f} s")
         else:
             found.append(f"{name} {draw.choice(('before', 'after'))} operation {draw.randint(1, len(operations))}")
+    found += [f"grow at {draw.uniform(0.0, GROWING_S):.4f} s" for _ in range(GROWING)]
     return list(dict.fromkeys(found))
 
 
 def attempt(case, context, folder):
     name, when, *_, number = case.removesuffix(" s").split()
     scene = SCENES[name]
+    if name == "grow":
+        make_grown(context.fixtures)
     before = scenes.begin(scene, context, folder)
     if when == "at":
         result = scenes.command(scene, folder, kill_after=float(number))

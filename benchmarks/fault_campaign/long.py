@@ -1,8 +1,8 @@
 """Ctrl-C in long work, and texts without spaces. Times are measured, so these tries are made one at a time.
 
 SIGINT goes to the process group, as from a terminal, when the work has begun. Everything has to end within a second,
-with status 130, one line and no process left over. Learning byte pairs of twice the text may take at most three times as
-long.
+with status 130, one line and no process left over. Learning byte pairs of twice the text may take at most three times
+as long.
 """
 
 import base64

@@ -21,7 +21,7 @@ def command(scene, folder, **options):
 
 @functools.cache
 def measured(name, context):
-    """(seconds, [operation, ...]) of an undisturbed command, which also has to end as the fixture did."""
+    """(seconds, [[operation, path], ...]) of an undisturbed command, which also has to end as the fixture did."""
     file = context.work / f"scene-{name}.json"
     if not file.exists():
         scene, folder = fixtures.SCENES[name], context.work / f"scene-{name}"
@@ -33,6 +33,5 @@ def measured(name, context):
         judges.done(result, f"undisturbed {name}")
         judges.finished(scene, context.fixtures, folder)
         shutil.rmtree(folder)
-        operations = [operation for operation, _ in injection.operations(log)]
-        file.write_text(json.dumps([result.seconds, operations]), encoding="utf-8")
+        file.write_text(json.dumps([result.seconds, injection.operations(log)]), encoding="utf-8")
     return json.loads(file.read_text(encoding="utf-8"))

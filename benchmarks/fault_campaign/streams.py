@@ -8,6 +8,8 @@ with one sentence or none. Real processes, since Python sets up its streams when
 import contextlib
 import fcntl
 import os
+import re
+import select
 import signal
 import tempfile
 import time
@@ -40,6 +42,7 @@ NARROW = {
 HANGUP = 128 + signal.SIGHUP
 GAVE_UP = 0, 2, 141, HANGUP, -signal.SIGHUP, -signal.SIGPIPE
 LINE = b"a cat?\n"
+STEP = b"step "  # what training shows of an update
 
 
 def cases(context):
@@ -59,9 +62,11 @@ def attempt(case, context, folder):
     result = run(verb, words, condition, folder)
     if scene and hangs_up:
         check_end(result, f"{name}, {condition},", (0, 2, HANGUP, -signal.SIGHUP))
-        if scene.again and result.status != 0:  # training is asked to stop, and the run is saved
-            started = (folder / scene.output / "config.json").exists()
-            require(result.status == HANGUP or not started, LOST, f"training ends with {result.status}, not saved")
+        shown = re.findall(r"step (\d+)/", result.err)  # training is asked to stop, and the run is saved
+        saved = [int(path.name.rpartition("-")[2]) for path in (folder / scene.output).glob("checkpoint-*")]
+        if shown:
+            kept = max(saved, default=-1) >= int(shown[-1])
+            require(kept, LOST, f"training ends with status {result.status}, step {shown[-1]} is not saved: {saved}")
         after_fault(scene, context.fixtures, folder, result, before)
     elif scene:
         require(result.status == 0, FAILED, f"{name} ends with status {result.status}: {result.tail()}")
@@ -107,7 +112,7 @@ def run(verb, words, condition, folder):
             streams[1] = streams[2] = stack.enter_context(os.fdopen(write, "wb", 0))
             then = lambda process: leave(process, read)  # noqa: E731
         elif condition == "hangup":
-            then = hang_up
+            then = lambda process: hang_up(process, err)  # noqa: E731
         elif condition == "terminal-hangup":
             master, slave = os.openpty()
             streams = dict.fromkeys((0, 1, 2), stack.enter_context(os.fdopen(slave, "rb", 0)))
@@ -128,12 +133,15 @@ def run(verb, words, condition, folder):
             stderr=streams[2],
             preexec_fn=closing if closed else take_terminal if condition == "terminal-hangup" else None,
         )
+        if condition == "terminal-hangup":
+            streams[0].close()  # from here on the child alone holds the terminal
         if then:
             then(process)
         result = children.ended(process, begun)
         for file, name in ((out, "out"), (err, "err")):
             file.seek(0)
             setattr(result, name, file.read().decode("utf-8", "replace"))
+        result.err += getattr(process, "shown", b"").decode("utf-8", "replace")
     return result
 
 
@@ -161,9 +169,11 @@ def leave(process, read):
         file.read(1)
 
 
-def hang_up(process):
-    """SIGHUP after training has begun, or after a moment."""
-    time.sleep(0.7)
+def hang_up(process, err):
+    """SIGHUP when training shows its first update, which `err` tells, or after the command has shown something."""
+    deadline = time.perf_counter() + (10 if "train" in process.args[2] or "finetune" in process.args[2] else 0.7)
+    while process.poll() is None and time.perf_counter() < deadline and STEP not in os.pread(err.fileno(), 1 << 16, 0):
+        time.sleep(0.002)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGHUP)
 
@@ -176,8 +186,11 @@ def take_terminal():
 
 
 def close_terminal(process, master):
-    """Close a terminal after the first characters have appeared on it."""
+    """Close a terminal when training shows its first update on it, or any other command its end."""
+    shown, deadline = b"", time.perf_counter() + 20
     with contextlib.suppress(OSError):
-        os.read(master, 1)
-    time.sleep(0.02)
+        os.write(master, LINE + b"\x04")  # what the user types: a line, then Ctrl-D
+        while STEP not in shown and select.select([master], [], [], max(0, deadline - time.perf_counter()))[0]:
+            shown += os.read(master, 4096)
+    process.shown = shown
     os.close(master)

@@ -19,7 +19,7 @@ def cases(context):
     return [
         f"{name} operation {k} {operation} {fault}"
         for name in NAMES
-        for k, operation in enumerate(scenes.measured(name, context)[1], 1)
+        for k, (operation, _) in enumerate(scenes.measured(name, context)[1], 1)
         for fault in ("ENOSPC", "EIO")
     ]
 

@@ -69,12 +69,11 @@ class Conversation:
     """
 
     def __init__(self, run, sampling, max_tokens, stops=(), screen=None, system=""):
-        from slm_np.data.chat_template import load
         from slm_np.inference.generation import encode_prompt
 
         encode_prompt(run.tokenizer, "")  # raises UserError without a tokenizer
         self.run, self.sampling, self.max_tokens, self.screen = run, sampling, max_tokens, screen or Screen()
-        self.template = load(run.path)
+        self.template = run.template
         self.stops = [*stops, *(self.template.stops(run.tokenizer.end_of_text) if self.template else ())]
         self.answers = 0  # each has its own random numbers, so that a repeated message can get another answer
         self.written = set()  # files that /save may overwrite

@@ -1,18 +1,67 @@
-"""What `info` says about a path that is not a run: tokens, a tokenizer, another program's checkpoint, a text."""
+"""What `info` says about a path that is not a run: tokens, tensors, a tokenizer, a checkpoint, a text."""
+
+import json
+import math
+import re
 
 from slm_np.cli.summary import describe_model, describe_tokenizer
 from slm_np.errors import UserError
+from slm_np.formats.other_paths import not_a_run, similar_run
+from slm_np.words import counted, quoted
 
 
 def describe_path(path):
-    """The lines about a file or a folder. Raises UserError for a folder that is neither a run nor prepared tokens."""
+    """The lines about a file or a folder. Raises UserError for what is missing, and for other folders."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; {similar_run(path)}")
     if path.is_dir():
-        return _token_folder(path)
+        return _checkpoint(path) if re.fullmatch("checkpoint-[0-9]+", path.name) else _token_folder(path)
     if path.suffix == ".json":
-        return [f"{path}: a tokenizer, {describe_tokenizer(path)}"]
+        return _json_file(path)
+    if path.suffix == ".safetensors":
+        return _tensor_file(path)
     if path.suffix == ".bin":
         return _binary_file(path)
     return _text_file(path)
+
+
+def _checkpoint(path):
+    """The lines about a checkpoint-STEP folder of a run."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise not_a_run(path)
+    lines = [
+        f"{path}: a checkpoint after {counted(int(path.name.partition('-')[2]), 'update')} of the run {path.parent}"
+    ]
+    return lines + [f"  {line}" for file in files for line in _tensor_file(file)]
+
+
+def _json_file(path):
+    """The line about a tokenizer, or a file of settings that a run has beside its config.json."""
+    try:
+        return [f"{path}: a tokenizer, {describe_tokenizer(path)}"]
+    except UserError:
+        if not (path.parent / "config.json").is_file() or path.name == "tokenizer.json":
+            raise
+    return [f"{path}: settings of the run {path.parent}, which python -m slm_np.info {quoted(path.parent)} describes"]
+
+
+def _tensor_file(path):
+    """The lines about a safetensors file, of any program: its tensors and metadata, from the header alone."""
+    try:
+        with open(path, "rb") as file:
+            n = int.from_bytes(file.read(8), "little")
+            tensors = json.loads(file.read(min(n, path.stat().st_size)))
+        metadata = tensors.pop("__metadata__", None) or {}
+        sizes = [math.prod(tensor["shape"]) for tensor in tensors.values()]
+        dtypes = sorted({tensor["dtype"] for tensor in tensors.values()})
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{path} is not a safetensors file, or it is damaged; copy it again from its source") from None
+    lines = [f"{path}: {counted(len(sizes), 'tensor')}, {counted(sum(sizes), 'element')} of {' and '.join(dtypes)}"]
+    shown = ", ".join(f"{key} {value}" for key, value in metadata.items() if not key.startswith("crc32"))
+    return lines + [f"  metadata   {shown}"] * bool(shown)
 
 
 def _token_folder(path):
@@ -34,7 +83,7 @@ def _token_folder(path):
         }
         if counts.get("tokens") is None:
             counts["tokens"] = file.stat().st_size // (4 if meta.get("dtype") == "uint32" else 2)
-        shown = ", ".join(f"{count:,} {name}" for name, count in counts.items() if isinstance(count, int))
+        shown = ", ".join(counted(count, name[:-1]) for name, count in counts.items() if isinstance(count, int))
         lines.append(f"  {file.stem:<11}{shown}")
     if (path / "tokenizer.json").is_file():
         lines.append(f"  tokenizer  {describe_tokenizer(path / 'tokenizer.json')}")
@@ -48,20 +97,23 @@ def _binary_file(path):
     try:
         config, _ = llama2c.read_checkpoint(path)
     except UserError:
-        return [f"{path}: a file of {path.stat().st_size // 2:,} tokens, if they have two bytes as nanoGPT's"]
+        return [f"{path}: a file of {counted(path.stat().st_size // 2, 'token')}, if they have two bytes as nanoGPT's"]
     return [
         f"{path}: a checkpoint of llama2.c, which python -m slm_np.convert converts into a run",
-        f"  model      {parameter_count(config):,} parameters: {describe_model(config)}",
+        f"  model      {counted(parameter_count(config), 'parameter')}: {describe_model(config)}",
     ]
 
 
 def _text_file(path):
     from slm_np.data import corpus, documents
 
+    with open(path, "rb") as file:
+        if b"\0" in file.read(1 << 16):
+            return [f"{path}: a binary file of {counted(path.stat().st_size, 'byte')}"]
     text = corpus.find(str(path), "train", None)
     n_lines = sum(block.count(b"\n") for block in text.blocks())
     if path.suffix.lower() == ".jsonl":
-        return [f"{path}: {text.size:,} bytes, {n_lines:,} rows of JSON"]
+        return [f"{path}: {counted(text.size, 'byte')}, {counted(n_lines, 'row of JSON')}"]
     n_documents = sum(part is documents.END for part in documents.split(text.blocks(), "marker"))
-    plural = "s" * (n_documents != 1)
-    return [f"{path}: a text of {text.size:,} bytes, {n_lines:,} lines, {n_documents:,} document{plural}"]
+    parts = counted(text.size, "byte"), counted(n_lines, "line"), counted(n_documents, "document")
+    return [f"{path}: a text of {', '.join(parts)}"]

@@ -19,17 +19,23 @@ SCHEDULE = (*LENGTHS, "lr_decay_iters", "learning_rate", "min_lr", "warmup_iters
 SEARCHED = 1 << 20  # tokens in which an end-of-text occurs if the corpus has any
 
 
-def train_run(run, directory=None):
-    """Train `run` (RunConfig) in a new directory, or resume it in `directory`, and print the results."""
+def train_run(run):
+    """Train `run` (RunConfig) in a new directory and print the results."""
+    from slm_np.formats.directories import new_directory
+
+    check_retention(run)
+    with new_directory(run.train.out_dir, run.preset) as directory:
+        use_device(run.train)
+        train_on(*prepared(run), directory, new=True)
+
+
+def resume_run(run, directory):
+    """Resume `run` (RunConfig) in `directory`, of which this process holds the lock, and print the results."""
     from slm_np.formats.runs import tokenizer_of
 
-    if run.train.retention_data and not run.base:
-        raise UserError(
-            f"--retention-data {run.train.retention_data} has no effect on a run without a base; leave it out, or use "
-            "finetune"
-        )
+    check_retention(run)
     use_device(run.train)
-    tokenizer = tokenizer_of(directory, run) if run.base and directory is not None else None
+    tokenizer = tokenizer_of(directory, run) if run.base else None
     corpus, run = prepared(run, tokenizer, directory)
     retention, run = retention_split(run, corpus, directory)
     train_on(corpus, run, directory, retention)
@@ -38,18 +44,27 @@ def train_run(run, directory=None):
 def finetune_run(base, run, given):
     """Train `run` in a new directory, starting from `base`. given: {field: value} of its training settings."""
     from slm_np.data.tokenizer_factory import with_end_of_text
-    from slm_np.formats.directories import check_free
+    from slm_np.formats.directories import new_directory
     from slm_np.training.finetuning import check_vocabulary, with_fitted_intervals
 
-    if run.train.out_dir:
-        check_free(run.train.out_dir)
-    use_device(run.train)
-    corpus, run = prepared(run, base.tokenizer)
-    if corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None and corpus.train.n_documents != 1:
-        corpus, run = prepared(dataclasses.replace(run, data={}), with_end_of_text(base.tokenizer))
-    check_vocabulary(base, run, corpus)
-    retention, run = retention_split(run, corpus)
-    train_on(corpus, with_fitted_intervals(run, given, corpus), retention=retention, base=base)
+    with new_directory(run.train.out_dir, f"{base.path.resolve().name}-finetuned") as directory:
+        use_device(run.train)
+        corpus, run = prepared(run, base.tokenizer)
+        if corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None and corpus.train.n_documents != 1:
+            corpus, run = prepared(dataclasses.replace(run, data={}), with_end_of_text(base.tokenizer))
+        check_vocabulary(base, run, corpus)
+        retention, run = retention_split(run, corpus)
+        run = with_fitted_intervals(run, given, corpus)
+        train_on(corpus, run, directory, retention, new=True, base=base)
+
+
+def check_retention(run):
+    """Raise UserError for --retention-data without a base."""
+    if run.train.retention_data and not run.base:
+        raise UserError(
+            f"--retention-data {run.train.retention_data} has no effect on a run without a base; leave it out, or use "
+            "finetune"
+        )
 
 
 def use_device(train):
@@ -67,6 +82,7 @@ def prepared(run, tokenizer=None, directory=None):
     tokenizer: to use instead of the one that the settings name; None.   directory: of a run that is resumed
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
+    from slm_np.data.token_files import is_token_file
     from slm_np.data.token_store import load_corpus
     from slm_np.ops.device import device
 
@@ -82,6 +98,9 @@ def prepared(run, tokenizer=None, directory=None):
         wait=train.epochs > 0 or train.carry_state,
         binary=train.binary,
     )
+    if run.data and corpus.tokenizer and is_token_file(train.data) and corpus.vocab_size != model.vocab_size:
+        # The run began when the tokenizer beside the files was not there, or not read.
+        corpus = dataclasses.replace(corpus, tokenizer=None, vocab_size=model.vocab_size)
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
     data = run.data | dict(
@@ -138,7 +157,7 @@ def check_splits(run, corpus):
         if run.base and len(start) <= model.block_size:
             remedy = "more text" if split.split == "train" else "a longer text with --val-data"
             raise UserError(
-                f"the {split.split} split of {corpus.source} has {len(start)} tokens, but the model of "
+                f"the {split.split} split of {corpus.source} has {counted(len(start), 'token')}, but the model of "
                 f"{run.base['run']} needs at least {model.block_size + 1}; give {remedy}"
             )
         check_length(start, model.block_size)
@@ -185,14 +204,14 @@ def retention_split(run, corpus, directory=None):
     split = retention.validation
     if len(split) <= run.model.block_size:
         raise UserError(
-            f"--retention-data {data} holds out {len(split)} tokens, but one context takes {run.model.block_size + 1}; "
-            "give more text"
+            f"--retention-data {data} holds out {counted(len(split), 'token')}, but one context takes "
+            f"{run.model.block_size + 1}; give more text"
         )
     if retention.tokenizer is None:
         check_ids(split, run.model.vocab_size)
     elif retention.vocab_size != run.model.vocab_size:
         raise UserError(
-            f"--retention-data {data} has a vocabulary of {retention.vocab_size} tokens, but the model has "
+            f"--retention-data {data} has a vocabulary of {counted(retention.vocab_size, 'token')}, but the model has "
             f"{run.model.vocab_size}; give it in the same form as --data"
         )
     if run.data.get("replay", retention.fingerprint) != retention.fingerprint:
@@ -228,16 +247,18 @@ def memory_plan(run):
         "activations saved for backward": planned_bytes(saved, "f4", dtype),
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
-    what = f"a model of {n:,} parameters with batches of {batch} x {model.block_size} tokens"
+    what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
     on.check_memory(sum(parts.values()), what)
     return parts
 
 
-def train_on(corpus, run, directory=None, retention=None, base=None):
-    """Train `run` on its prepared corpus, in a new directory or resumed in `directory`, and print the results.
+def train_on(corpus, run, directory, retention=None, new=False, base=None):
+    """Train `run` on its prepared corpus in `directory`, of which this process holds the lock, and print the results.
 
-    retention: Tokens of other data to evaluate, too.   base: the Base to start from; None: random weights.
+    retention: Tokens of other data to evaluate, too.   new: whether the run starts; otherwise it is resumed.
+    base: the Base that a new run starts from; None: random weights.
     """
+    from slm_np.formats.directories import release
     from slm_np.formats.run_config import read_config
     from slm_np.inference.decoder import sampling
     from slm_np.nn import warmup
@@ -246,14 +267,14 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
     from slm_np.training.signals import Interrupted
     from slm_np.training.trainer import Trainer
 
-    previous = read_config(directory) if directory is not None else None
+    previous = None if new else read_config(directory)
     run = resolved(run)  # as Trainer would, but the memory plan comes before it
     memory = memory_plan(run)
-    trainer = Trainer(run, corpus, retention=retention, fresh=directory is None and base is None)
+    trainer = Trainer(run, corpus, retention=retention, fresh=new and base is None)
     if corpus.building:
         check_splits(run, corpus)
         corpus.building.between = trainer.check_stop
-    storage = create_run(trainer, base) if directory is None else resume_run(trainer, directory)
+    storage = create_run(trainer, directory, base) if new else load_run(trainer, directory)
     trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
     describe(run, corpus, memory)
     said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
@@ -263,6 +284,7 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
     try:
         trainer.train()
     except WrongMatmul as wrong:
+        release(storage.path)
         restart_without_amx(storage.path, command, wrong)
     except Interrupted as interrupted:
         if corpus.building:
@@ -278,25 +300,23 @@ def train_on(corpus, run, directory=None, retention=None, base=None):
         storage.record_tokens(trainer)
 
 
-def create_run(trainer, base):
-    """The Storage of a new run. It starts with the weights of the base if there is one."""
-    from slm_np.formats.directories import new_directory
+def create_run(trainer, directory, base):
+    """The Storage of a new run in `directory`. It starts with the weights of the base if there is one."""
     from slm_np.formats.run_paths import started_here
     from slm_np.training.storage import Storage
 
-    name, defaults = trainer.run.preset, {}
+    defaults = {}
     if base is not None:
         base.fill(trainer.model.parameters.weight)
         trainer.model.parameters.update_cast_copies()
-        name, defaults = f"{base.path.resolve().name}-finetuned", dict(sampling=base.sampling, template=base.template)
-    with new_directory(trainer.run.train.out_dir, name) as directory:
-        trainer.run = dataclasses.replace(trainer.run, data=trainer.run.data | dict(directory=started_here(directory)))
-        storage = Storage(directory)
-        storage.create(trainer, **defaults)
+        defaults = dict(sampling=base.sampling, template=base.template)
+    trainer.run = dataclasses.replace(trainer.run, data=trainer.run.data | dict(directory=started_here(directory)))
+    storage = Storage(directory)
+    storage.create(trainer, **defaults)
     return storage
 
 
-def resume_run(trainer, directory):
+def load_run(trainer, directory):
     """The Storage of a run in `directory`, after its newest checkpoint is loaded.
 
     Raises UserError if the run was trained with another tokenizer than the corpus has now. That may happen where a

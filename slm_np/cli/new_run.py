@@ -32,16 +32,15 @@ def start_training(name, model, train):
     Raises UserError for bad settings, or if the directory already holds a run.
     """
     from slm_np.cli.launch import train_run
-    from slm_np.formats.directories import check_free
+    from slm_np.data.token_files import check_given
     from slm_np.formats.run_config import RunConfig
 
     run = RunConfig(*preset(name, model, train), preset=name)
+    check_given(run.train.data, train)
     if "vocab_size" in model and not _are_bare_tokens(run.train.data):
         raise UserError(
             f"--vocab-size {run.model.vocab_size} has no effect with a tokenizer, which sets it; leave it out"
         )
-    if run.train.out_dir:
-        check_free(run.train.out_dir)
     train_run(run)
 
 
@@ -50,4 +49,5 @@ def _are_bare_tokens(data):
     paths = [expanded(item.strip()) for item in data.split(",")]
     folders = [path if path.is_dir() else path.parent for path in paths]
     are_tokens = any(path.suffix == ".bin" or (path / "train.bin").is_file() for path in paths)
-    return are_tokens and not any((folder / "tokenizer.json").is_file() for folder in folders)
+    beside = (folder / name for folder in folders for name in ("tokenizer.json", "meta.pkl"))
+    return are_tokens and not any(path.is_file() for path in beside)

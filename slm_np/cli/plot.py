@@ -1,5 +1,6 @@
 """The loss curve of a run as an image."""
 
+import warnings
 from pathlib import Path
 
 from slm_np.formats import metrics
@@ -22,12 +23,15 @@ def loss_curve(directory, floor=None):
         [row["step"] for row in steps], [row["loss"] for row in steps], color="0.7", linewidth=0.8, label="batches"
     )
     axes.plot(
-        [row["step"] for row in evaluations], [row["train_loss"] for row in evaluations], marker=".", label="training"
+        [row["step"] for row in evaluations],
+        [row.get("train_loss") for row in evaluations],
+        marker=".",
+        label="training",
     )
     axes.plot(
         [row["step"] for row in evaluations], [row["val_loss"] for row in evaluations], marker=".", label="validation"
     )
-    if floor and evaluations and evaluations[-1]["val_bpb"]:
+    if floor and evaluations and evaluations[-1].get("val_bpb"):
         axes.axhline(
             floor * evaluations[-1]["val_loss"] / evaluations[-1]["val_bpb"],
             color="k",
@@ -35,9 +39,12 @@ def loss_curve(directory, floor=None):
             linestyle=":",
             label="floor",
         )
-    axes.set(xlabel="step", ylabel="loss, nats per token", title=Path(directory).name)
+    axes.set(xlabel="step", ylabel="loss, nats per token")
+    axes.set_title(Path(directory).name, parse_math=False)  # a name may contain $
     axes.legend()
     axes.grid(alpha=0.3)
     path = Path(directory) / "loss.png"
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the font lacks a letter of the name
+        figure.savefig(path, dpi=120)
     return path

@@ -5,7 +5,7 @@ import sys
 from itertools import takewhile
 
 from slm_np.data.embedded import WRITERS
-from slm_np.words import quoted
+from slm_np.words import counted, quoted
 
 
 def describe(run, corpus, memory):
@@ -17,17 +17,19 @@ def describe(run, corpus, memory):
     on, masked = device(run.train.device), train.mask is not None
     if corpus.building:
         n_tokens = train.n_text  # at most
-        length = f"{n_tokens:,} bytes for training and {validation.n_text:,} for validation, still being tokenized"
+        length = (
+            f"{counted(n_tokens, 'byte')} for training and {validation.n_text:,} for validation, still being tokenized"
+        )
     else:
         n_tokens = len(train)
-        length = f"{train.n_bytes:,} bytes{' of replies' if masked else ''}, " if train.n_bytes else ""
-        length += f"{documents(corpus)}{n_tokens:,} training and {len(validation):,} validation tokens"
+        length = f"{counted(train.n_bytes, 'byte' + ' of replies' * masked)}, " if train.n_bytes else ""
+        length += f"{documents(corpus)}{n_tokens:,} training and {counted(len(validation), 'validation token')}"
     start = f", from step {run.base['step']} of {run.base['run']}" if run.base else ""
     parts = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in memory.items())
     lines = [
         f"slm_np: on {on}, {on.describe_dtype(run.train.dtype)}",
         f"corpus {corpus.source}: {length}, vocabulary {run.model.vocab_size:,}",
-        f"model {run.preset}: {n:,} parameters{start}",
+        f"model {run.preset}: {counted(n, 'parameter')}{start}",
         f"memory: {parts}, together {sum(memory.values()) / 2**20:,.1f} MiB",
     ]
     if masked:
@@ -42,8 +44,8 @@ def describe(run, corpus, memory):
         )
     if 5 * n_tokens < n and not run.base:
         lines.append(
-            f"the corpus has {n_tokens:,} tokens for {n:,} parameters: expect gibberish; more text or a smaller "
-            "model would help"
+            f"the corpus has {counted(n_tokens, 'token')} for {counted(n, 'parameter')}: expect gibberish, or the text "
+            "by heart; more text or a smaller model would help"
         )
     print("\n".join(lines), file=sys.stderr)
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from slm_np.cli import flags
-from slm_np.config import LENGTHS, lengths
+from slm_np.config import LENGTHS, check_effect, lengths
 from slm_np.errors import UserError
 from slm_np.paths import expanded, expanded_list
 from slm_np.words import quoted
@@ -55,6 +55,7 @@ def resumed(directory, name, model, train):
             f"on your data with python -m slm_np.finetune --base {quoted(directory)} --data TEXT"
         )
     paths = {field: expanded_list(train[field]) for field in PATHS if train.get(field)}
+    given = train
     train = train | {field: given_here(directory, run, path) for field, path in paths.items()}
     if train.get("device", "cpu") != "cpu":
         train = {"kernels": "auto"} | train  # the others are for CPUs
@@ -81,6 +82,7 @@ def resumed(directory, name, model, train):
     _check_same(directory, run.model, model)
     _check_same(directory, run.train, {field: value for field, value in train.items() if field not in free})
     changed = dataclasses.replace(run.train, **free)
+    check_effect(changed, given)
     fitted = run.fitted_iters if changed.fit_time == run.train.fit_time else 0  # another time is fitted again
     return dataclasses.replace(run, train=changed, fitted_iters=fitted)
 
@@ -116,7 +118,9 @@ def resume_training(directory, name, model, train):
 
     directory: the value of --resume, see `directory_of`.
     """
-    from slm_np.cli.launch import train_run
+    from slm_np.cli.launch import resume_run
+    from slm_np.formats.directories import writing
 
     directory = directory_of(directory, train.get("out_dir"))
-    train_run(resumed(directory, name, model, train), directory)
+    with writing(directory):  # before its settings are read
+        resume_run(resumed(directory, name, model, train), directory)

@@ -6,6 +6,7 @@ from pathlib import Path
 from slm_np.cli.chart import chart, sparkline, table
 from slm_np.errors import UserError
 from slm_np.progress import duration
+from slm_np.words import counted
 
 CHART_HEIGHT = 9  # lines
 
@@ -51,39 +52,45 @@ class Summary:
 
 def summary(path):
     """The `Summary` of the run in the folder `path`. Raises UserError if it is none."""
-    from slm_np.formats import metrics, run_config
+    from slm_np.formats import metrics, run_config, runs
     from slm_np.nn.model import parameter_count
 
     path = Path(path)
-    config, rows = run_config.read_config(path), metrics.read_metrics(path)
-    steps = [row["step"] for row in rows if isinstance(row.get("step"), int)]
+    config, rows = run_config.read_config(path), list(filter(_is_sound, metrics.read_metrics(path)))
+    steps = [row["step"] for row in rows]
     checkpoints = [folder.name.partition("-")[2] for folder in path.glob("checkpoint-*")]
     steps += [int(number) for number in checkpoints if number.isdecimal()]
-    file = path / "tokenizer.json"
+    file = runs.intact_file(path, config, "tokenizer.json")
     return Summary(
         path,
         config,
         parameter_count(config.model),
-        describe_tokenizer(file) if file.exists() else "none (token files)",
+        describe_tokenizer(file) if file else "none: the run is on token files, or its tokenizer.json is lost",
         rows,
         step=max(steps, default=0),
         best=min((row for row in rows if row.get("val_loss") is not None), key=lambda row: row["val_loss"], default={}),
     )
 
 
+def _is_sound(row):
+    """Whether a row of metrics has a step, and numbers or null in the columns that are shown."""
+    shown = (row.get(name) for name in ("loss", "val_loss", "val_bpb", "train_loss", "replay_loss", "time_s"))
+    return type(row.get("step")) is int and all(value is None or type(value) in (int, float) for value in shown)
+
+
 def describe_model(model):
     """The architecture of a ModelConfig in words."""
-    heads = f"{model.n_head} heads of {model.head_dim}"
+    heads = f"{counted(model.n_head, 'head')} of {model.head_dim}"
     if model.n_kv_head != model.n_head:
         heads += f", {model.n_kv_head} for keys and values"
     mixers = {
         "A": heads,
-        "M": f"Mamba with {model.n_inner} channels of {model.ssm_state_size} states",
-        "S": f"linear recurrence of {model.recurrence_size} states",
+        "M": f"Mamba with {counted(model.n_inner, 'channel')} of {counted(model.ssm_state_size, 'state')}",
+        "S": f"linear recurrence of {counted(model.recurrence_size, 'state')}",
     }
     letters = dict.fromkeys(model.letters)
     pattern = f"{model.pattern}: " * (len(letters) > 1) + "; ".join(mixers[letter] for letter in letters)
-    parts = [f"{model.n_layer} layer{'s' * (model.n_layer != 1)} ({pattern})", f"width {model.n_embd}"]
+    parts = [f"{counted(model.n_layer, 'layer')} ({pattern})", f"width {model.n_embd}"]
     parts += [f"hidden {model.n_hidden}"] * (model.feed_forward != "none")
     parts += [
         f"context {model.block_size}",
@@ -108,21 +115,20 @@ def describe_tokenizer(path):
     added = {token.get("content") for token in fields.get("added_tokens") or []} - known
     kind = {"WordLevel": "characters"}.get(model.get("type"), model.get("type") or "unknown")
     if kind == "BPE":
-        kind = f"byte pairs, {len(merges):,} merges" if merges else "bytes"
-    return f"{kind}, {len(vocab) + len(added):,} tokens"
+        kind = f"byte pairs, {counted(len(merges), 'merge')}" if merges else "bytes"
+    return f"{kind}, {counted(len(vocab) + len(added), 'token')}"
 
 
 def describe_run(run, width, ascii):
     """The lines about one `Summary`, for a terminal of `width` columns."""
     lines = [f"{run.path}: a run of slm_np, {_origin(run.config)}"]
-    lines.append(f"  model      {run.parameters:,} parameters: {describe_model(run.config.model)}")
+    lines.append(f"  model      {counted(run.parameters, 'parameter')}: {describe_model(run.config.model)}")
     lines.append(f"  tokenizer  {run.tokenizer}")
     if data := _data(run.config.data):
         lines.append(f"  data       {data}")
     if run.step or run.rows:
         lines.append(f"  trained    {_training(run)}")
-    if run.best:
-        lines.append(f"  loss       {_losses(run.best)}")
+        lines.append(f"  loss       {_losses(run.best) if run.best else 'not evaluated yet'}")
     lines.append(f"  files      {', '.join(f'{name} {size / 2**20:,.1f} MiB' for name, size in _sizes(run.path))}")
     return lines + _curves(run, width, ascii)
 
@@ -140,7 +146,7 @@ def _origin(config):
 
 def _data(data):
     counts = data.get("tokens") or []
-    tokens = f": {counts[0]:,} training and {counts[1]:,} validation tokens" if len(counts) == 2 else ""
+    tokens = f": {counts[0]:,} training and {counted(counts[1], 'validation token')}" if len(counts) == 2 else ""
     return f"{data['source']}{tokens}" if data.get("source") else ""
 
 
@@ -152,8 +158,8 @@ def _training(run):
     time = f", in {duration(run.seconds)}" if run.seconds else ""
     fitted = f" (of {run.config.fitted_iters:,}, fitted to {train.fit_time})" if run.config.fitted_iters else ""
     return (
-        f"{run.step:,} updates{fitted} of {batch} tokens, {run.tokens:,} in all{time}; {train.lr_schedule} rate "
-        f"{train.learning_rate:g} to {train.min_lr:g}, weight decay {train.weight_decay:g}"
+        f"{counted(run.step, 'update')}{fitted} of {batch} tokens, {run.tokens:,} in all{time}; "
+        f"{train.lr_schedule} rate {train.learning_rate:g} to {train.min_lr:g}, weight decay {train.weight_decay:g}"
     )
 
 

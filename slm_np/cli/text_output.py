@@ -8,7 +8,7 @@ import sys
 
 from slm_np.cli import flags
 from slm_np.cli.loading import add_run, load_run
-from slm_np.config import SamplingConfig
+from slm_np.config import SamplingConfig, check_effect
 from slm_np.errors import UserError
 
 # (limit, ANSI color): a token less probable than the limit is shown in this color: red, yellow, green.
@@ -54,7 +54,9 @@ def load_writer(args):
     if "" in stops:
         raise UserError("--stop '' is empty; give the text to stop before, or leave the flag out")
     run = load_run(args)
-    return run, dataclasses.replace(run.sampling, **changes), max_tokens, stops
+    sampling = dataclasses.replace(run.sampling, **changes)
+    check_effect(sampling, changes)
+    return run, sampling, max_tokens, stops
 
 
 def unescaped(text):

@@ -1,24 +1,37 @@
 """Checkpoints: what a run saves to resume from, and its best model.
 
-The layout of a run's directory:
+The layout of a run's directory, and what verifies each file:
 
-    run/config.json               the settings, from which the model is rebuilt: `RunConfig`
+    run/config.json               the settings, from which the model is rebuilt: `RunConfig`. It has a checksum of
+                                  itself, and those of tokenizer.json and chat_template.json
     run/tokenizer.json            from text to tokens and back; absent for runs on token files
-    run/generation_config.json    the run's sampling defaults
+    run/generation_config.json    the run's sampling defaults, with a checksum of themselves
     run/chat_template.json        how a conversation becomes text; only if the run trains on conversations
-    run/model.safetensors         the best model so far; its metadata hold the step and the validation loss
-    run/metrics.jsonl             what the run logs, one JSON object per line
+    run/model.safetensors         the best model so far; its metadata hold the step and the validation loss, and
+                                  checksums of each tensor and of themselves
+    run/metrics.jsonl             what the run logs, one JSON object per line. Nothing depends on it: no checksum
     run/checkpoint-<step>/        what resuming needs:
-        model.safetensors             the weights
-        optimizer.safetensors         both moments of AdamW, spectral vectors, recurrent states
-        trainer_state.json            counters; with a checksum
+        model.safetensors             the weights; verified as the best model
+        optimizer.safetensors         both moments of AdamW, spectral vectors, recurrent states; verified likewise
+        trainer_state.json            counters, also of evaluations; with a checksum of itself
+        tokenizer.json, chat_template.json    copies, to restore those of the run
+    run/lock                      exists while a process writes to the run, which holds it locked (directories.py)
 
-A run survives kills, power cuts, full disks and flipped bytes, and contains no code (no pickle). config.json is written
-last when a run starts: it makes the directory a run. What changes later is filled under the name
+A run survives kills, power cuts, full disks and flipped bytes, and contains no code (no pickle). Whatever is loaded is
+verified first. A damaged checkpoint is skipped, a lost or damaged tokenizer.json or chat_template.json is restored from
+a checkpoint, and a lost or damaged best model is replaced by the next evaluation; each time a line on stderr says so.
+Other damage is refused by the name of the file. To edit config.json or generation_config.json by hand, remove its line
+"crc32". A run of format 1 or 2 has no checksums in these two files, and those of other programs have none either: they
+are taken as they are.
+
+The best model is only replaced by one of a lower validation loss than the metadata of model.safetensors tell. What
+`patience` counts is in trainer_state.json, so a resumed run repeats what it did before.
+
+config.json is written last when a run starts: it makes the directory a run. What changes later is filled under the name
 `<name>.tmp-<process>`, flushed to disk and renamed, and then its directory is flushed, so that a name shows the old
 content or the new one. The exception is metrics.jsonl, which grows by lines.
 
-A checkpoint has three files, so the same is done to its directory: the files are filled in
+A checkpoint has several files, so the same is done to its directory: the files are filled in
 `checkpoint-<step>.tmp-<process>`, and `save_checkpoint` renames that to `checkpoint-<step>`, after it has moved an old
 checkpoint of the same step to `checkpoint-<step>.old-<process>`. The checkpoint is durable after the flush of `run/`
 that follows the renames.
@@ -29,6 +42,7 @@ Failures to write are a `UserError` that names the path and the cause.
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -40,7 +54,9 @@ from slm_np.errors import UserError
 from slm_np.formats.checksum import with_checksum
 from slm_np.formats.files import RESTORE, read_bytes, saving, sync_directory, write_bytes
 from slm_np.formats.format1 import tensor_name
-from slm_np.formats.tensors import encode, load_tensors, save_tensors
+from slm_np.formats.tensors import encode, load_tensors, save_tensors, verified_metadata
+
+STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -59,10 +75,11 @@ class Checkpoint:
     state: dict
 
 
-def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, keep=2):
+def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, copies=None, keep=2):
     """Write `run_dir/checkpoint-<step>/`, then remove all checkpoints but this one and the `keep - 1` before it.
 
-    state  a dict for JSON with whatever else resuming needs, such as counters
+    state   a dict for JSON with whatever else resuming needs, such as counters
+    copies  {name: bytes} of the run's files of which the checkpoint keeps a copy
     Checkpoints of later steps are removed too: they were damaged, or the run would have resumed from them. If the run
     had a valid checkpoint, a kill at any moment leaves it with one. Raises UserError if the checkpoint cannot be
     written; earlier checkpoints are then intact.
@@ -75,8 +92,9 @@ def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, keep
         try:
             write_bytes(temporary / "model.safetensors", *encode(model_tensors, {"step": step}))
             write_bytes(temporary / "optimizer.safetensors", *encode(optimizer_tensors, {"step": step}))
-            state = {**state, "step": step}
-            write_bytes(temporary / "trainer_state.json", with_checksum(state, state))
+            for name, content in (copies or {}).items():
+                write_bytes(temporary / name, content)
+            write_bytes(temporary / STATE, _encoded(state, step))
             if final.exists():
                 # A directory cannot replace another in one call. Until the second rename `newest_checkpoint` finds the
                 # old one under its other name.
@@ -93,6 +111,18 @@ def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, keep
     for path in paths[:saved] + paths[saved + keep :]:
         shutil.rmtree(path, ignore_errors=True)
     _remove_leftovers(run, "old")
+
+
+def update_state(run_dir, step, state):
+    """Replace the counters of the checkpoint of `step`, atomically, after an evaluation at that step."""
+    path = Path(run_dir) / f"checkpoint-{step}"
+    with saving(path):
+        write_bytes(path / STATE, _encoded(state, step))
+
+
+def _encoded(state, step):
+    state = {**state, "step": step}
+    return with_checksum(state, state)
 
 
 def _checkpoints(run):
@@ -118,11 +148,11 @@ def load_checkpoint(path, model=None, optimizer=None):
     model, optimizer    {name: array} to fill, as `into` of `load_tensors`
     Raises UserError if a file is missing or damaged, or if the files are of different steps.
     """
-    raw = read_bytes(file := Path(path) / "trainer_state.json")
+    raw = read_bytes(file := Path(path) / STATE)
     try:
         state = json.loads(raw.decode("utf-8"))
-        intact = with_checksum(state, state) == raw
-    except (ValueError, TypeError, AttributeError, RecursionError):
+        intact = with_checksum(state, state) == raw and type(state["step"]) is int and state["step"] >= 0
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         intact = False
     if not intact:
         raise UserError(f"{file} is damaged, its checksum differs; {RESTORE}")
@@ -159,6 +189,13 @@ def newest_checkpoint(run_dir, model=None, optimizer=None):
     )
 
 
+def copies_of(run_dir, name):
+    """The copies of the run's file `name` that its checkpoints keep, newest first."""
+    with contextlib.suppress(OSError):
+        return [file for _, _, path in _checkpoints(Path(run_dir)) if (file := path / name).is_file()]
+    return []
+
+
 def save_best(run_dir, tensors, metadata, **report):
     """Replace the run's best model, atomically.
 
@@ -177,3 +214,16 @@ def load_best(run_dir, into=None):
             f"{run_dir} holds no model.safetensors yet; train it until its first evaluation, or name another run"
         )
     return load_tensors(path, into, tensor_name)
+
+
+def best_loss(run_dir):
+    """(validation loss, step) of the run's best model, which is verified. (inf, -1) if its loss is unknown.
+
+    Raises UserError if it is missing or damaged.
+    """
+    metadata = verified_metadata(Path(run_dir) / "model.safetensors")
+    try:
+        loss, step = float(metadata["val_loss"]), int(metadata["step"])
+        return (math.inf, -1) if math.isnan(loss) else (loss, step)
+    except (KeyError, ValueError):
+        return math.inf, -1

@@ -2,7 +2,8 @@
 
 import zlib
 
-from slm_np.formats.files import to_json
+from slm_np.errors import UserError
+from slm_np.formats.files import read_json, to_json, write_json
 
 
 def crc32(data):
@@ -19,3 +20,34 @@ def with_checksum(document, inside):
     inside.pop("crc32", None)
     inside["crc32"] = crc32(to_json(document, separators=(",", ":")))
     return to_json(document, separators=(",", ":"))
+
+
+def write_settings(path, fields):
+    """Write the dict `fields` as JSON that people read and may edit, after their checksum, the entry "crc32".
+
+    Atomically; UserError if the file cannot be written.
+    """
+    write_json(path, {"crc32": _checksum_of(fields), **fields})
+
+
+def read_settings(path):
+    """The dict in a file of `write_settings`, verified, without its checksum. A file without one is taken as it is.
+
+    The checksum covers the values, not their layout: editors may indent the file or change its line ends. UserError if
+    the file is missing, malformed, or was damaged or edited.
+    """
+    fields = read_json(path)
+    try:
+        intact = "crc32" not in fields or fields.pop("crc32") == _checksum_of(fields)
+    except RecursionError:  # nested more deeply than can be written
+        intact = False
+    if not intact:
+        raise UserError(
+            f'{path} was damaged or edited, its checksum differs; remove its line "crc32" to accept the edit, or '
+            "restore the file from a backup"
+        )
+    return fields
+
+
+def _checksum_of(fields):
+    return crc32(to_json(fields, separators=(",", ":")))

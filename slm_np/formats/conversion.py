@@ -8,8 +8,9 @@ from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats import llama2c
 from slm_np.formats.checkpoint import save_best
+from slm_np.formats.checksum import crc32, write_settings
 from slm_np.formats.directories import new_directory
-from slm_np.formats.files import read_json, write_json
+from slm_np.formats.files import read_json, to_json, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.run_config import RunConfig, write_config
 from slm_np.paths import expanded
@@ -24,16 +25,17 @@ def convert(file, out_dir="", tokenizer=""):
     run; then nothing is left behind.
     """
     file, tokenizer = expanded(file), tokenizer and expanded(tokenizer)
-    config, tensors = llama2c.read_checkpoint(file)
-    fields = _tokenizer_fields(tokenizer or _tokenizer_beside(file, config.vocab_size), config.vocab_size)
     with new_directory(out_dir, file.stem) as directory:
-        if fields:
-            write_json(directory / "tokenizer.json", fields)
-        write_json(directory / "generation_config.json", to_generation_config(SamplingConfig()))
+        config, tensors = llama2c.read_checkpoint(file)
+        fields = _tokenizer_fields(tokenizer or _tokenizer_beside(file, config.vocab_size), config.vocab_size)
+        files = {"tokenizer.json": to_json(fields, indent=2) + b"\n"} if fields else {}
+        for name, content in files.items():
+            write_file(directory / name, content)
+        write_settings(directory / "generation_config.json", to_generation_config(SamplingConfig()))
         with Meter(sum(tensor.nbytes for tensor in tensors.values()), "writing the model") as meter:
             save_best(directory, tensors, dict(step=0, val_loss="nan"), report=meter.update)
-        origin = dict(converted=f"llama2.c, {file.name}")
-        write_config(directory, RunConfig(config, TrainConfig(max_iters=0), data=origin))
+        origin, sums = dict(converted=f"llama2.c, {file.name}"), {name: crc32(files[name]) for name in files}
+        write_config(directory, RunConfig(config, TrainConfig(max_iters=0), data=origin, files=sums))
     return directory
 
 

@@ -1,63 +1,196 @@
-"""Directories of runs: the one a new run gets, and the newest under runs/."""
+"""Directories of runs: the one a new run gets, the lock of its only writer, and the newest under runs/."""
 
 import contextlib
 import itertools
 import os
+import re
 import shutil
 from pathlib import Path
 
+from slm_np import file_lock
 from slm_np.errors import UserError
+from slm_np.formats.files import saving
+from slm_np.formats.run_config import check_is_run
 from slm_np.paths import expanded
 from slm_np.words import quoted
 
 RUNS = Path("runs")
-
-
-def check_free(out_dir):
-    """UserError if `out_dir` is a file or holds a run."""
-    if os.path.lexists(out_dir) and not os.path.isdir(out_dir):
-        raise UserError(f"--out-dir {out_dir} is a file; name a directory")
-    if any(os.path.lexists(Path(out_dir) / name) for name in ("config.json", "model.safetensors", "metrics.jsonl")):
-        raise UserError(
-            f"{out_dir} already holds a run; resume it with --resume {quoted(out_dir)}, or choose another --out-dir"
-        )
+LOCK = "lock"  # the file that the process which writes a run holds locked, see slm_np/file_lock.py
+# What a run writes. The first group is all that a start can leave, beside its lock, if it is killed.
+CREATED = r"(tokenizer|generation_config|chat_template)\.json|checkpoint-0|.+\.(tmp|old)-\d+"
+TRAINED = r"config\.json|model\.safetensors|metrics\.jsonl|checkpoint-\d+"
 
 
 @contextlib.contextmanager
 def new_directory(out_dir, name):
-    """Create the directory of a new run, yield its path, and undo everything if the block raises.
+    """Create the directory of a new run and yield its path, with the run's lock held until the block ends.
 
-    out_dir  the directory; "" means the first of runs/NAME, runs/NAME-2, ... that does not exist
-    Raises UserError if it cannot be created or already holds a run.
+    If the block raises before the directory has become a run, that is before it holds config.json, all that this
+    process created is removed again.
+
+    out_dir  the directory; "" means the first of runs/NAME, runs/NAME-2, ... that is free: it does not exist, or is
+             empty, or holds only what a start that was killed has left
+    Raises UserError if the directory cannot be created, already holds a run or files that a run would overwrite, or is
+    in use by another process.
     """
-    paths = [expanded(out_dir)] if out_dir else (RUNS / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
-    for directory in paths:
-        created = _create(directory)  # creating it claims the name: two programs that start at once get two directories
-        if created or out_dir:
-            break
-    check_free(directory)
-    before = set(os.listdir(directory))
-    try:
-        yield directory
-    except BaseException:
-        with contextlib.suppress(OSError):  # the disk that failed may also fail to remove
-            for path in (directory / entry for entry in set(os.listdir(directory)) - before):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if created:
-                directory.rmdir()
-        raise
+    with contextlib.ExitStack() as held:
+        directory, created, before = held.enter_context(_taken(expanded(out_dir)) if out_dir else _first_free(name))
+        try:
+            yield directory
+        except BaseException:
+            with contextlib.suppress(OSError):  # the disk that failed may also fail to remove
+                if not os.path.lexists(directory / "config.json") and not file_lock.is_lost(directory / LOCK):
+                    _remove(directory, keep=before)
+                    held.close()  # removes the lock, without which the directory is empty
+                    _remove_directories(created)
+            raise
+
+
+@contextlib.contextmanager
+def writing(directory):
+    """Hold the lock of the run in `directory` until the block ends.
+
+    Raises UserError at once if it is not a run, or if another process writes there.
+    """
+    directory = Path(directory)
+    if not os.path.lexists(directory / "config.json"):
+        _check_unclaimed(directory)  # a run that is being created has a lock before its config.json
+        check_is_run(directory)
+    with contextlib.ExitStack() as held:
+        with saving(directory / LOCK):
+            held.enter_context(file_lock.claimed(directory / LOCK))
+        check_is_run(directory)
+        yield
+
+
+def check_in_place(directory):
+    """UserError if this process holds the lock of a run whose directory was removed, renamed or replaced since."""
+    if file_lock.is_lost(Path(directory) / LOCK):
+        raise UserError(
+            f"the directory {directory} was removed, renamed or replaced during training, so nothing more is written; "
+            "resume the run where it is now, or start again"
+        )
+
+
+def release(directory):
+    """Free the lock of the run in `directory` early, if this process holds it."""
+    file_lock.release(Path(directory) / LOCK)
+
+
+@contextlib.contextmanager
+def _taken(directory):
+    """Create and lock the directory that --out-dir names. Yields (directory, created, before).
+
+    created  the directories that did not exist before, innermost first
+    before   the names in it that an undo has to keep
+    """
+    if os.path.lexists(directory) and not os.path.isdir(directory):
+        raise UserError(f"--out-dir {directory} is a file; name a directory")
+    _check_unclaimed(directory)
+    leftover = os.path.lexists(directory / LOCK)
+    _files_to_keep(directory, leftover)  # a run is left alone: not even its lock is touched
+    with contextlib.ExitStack() as held:
+        created = _claim(directory, held)
+        yield directory, created, _files_to_keep(directory, leftover)
+
+
+@contextlib.contextmanager
+def _first_free(name):
+    """Create and lock the first of runs/NAME, runs/NAME-2, ... that is free. Yields as `_taken`."""
+    for number in itertools.count(1):
+        directory = RUNS / (name if number == 1 else f"{name}-{number}")
+        if os.path.lexists(directory) and not _is_unused(directory):
+            continue
+        with contextlib.ExitStack() as held:
+            try:
+                created = _claim(directory, held)
+            except file_lock.InUse:  # two programs that start at once get two directories
+                continue
+            if _is_unused(directory):  # still, now that nobody else can write there
+                yield directory, created, set()
+                return
+
+
+def _claim(directory, held):
+    """Create the directory unless it exists, and lock it until the ExitStack `held` is closed.
+
+    Returns the directories that did not exist, innermost first. Raises UserError if it cannot be written, or if another
+    process holds the lock.
+    """
+    while True:
+        created = _create(directory)
+        with saving(directory / LOCK):
+            try:
+                held.enter_context(file_lock.claimed(directory / LOCK))
+                return created
+            except FileNotFoundError:  # another start that failed has removed the directory
+                if os.path.isdir(directory):
+                    raise
+            except OSError:
+                _remove_directories(created)
+                raise
+
+
+def _check_unclaimed(directory):
+    """UserError if another process holds the lock of the directory, which need not exist."""
+    with saving(directory / LOCK):
+        file_lock.check_unclaimed(directory / LOCK)
 
 
 def _create(directory):
-    """Create the directory. Returns False if it exists already; UserError if it cannot be created."""
+    """Create the directory. Returns the directories that did not exist, innermost first; [] if it exists already.
+
+    UserError if it cannot be created.
+    """
     try:
+        missing = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]
         os.makedirs(directory)
-        return True
+        return missing
     except (OSError, ValueError) as error:  # ValueError: a character that is not allowed in paths
         if isinstance(error, FileExistsError) and os.path.lexists(directory):
-            return False
+            return []
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise UserError(f"cannot create {str(directory)!r}: {reason}; choose another --out-dir") from None
+
+
+def _is_unused(directory):
+    """Whether the directory is empty, or holds only what a start that was killed has left."""
+    names = set(os.listdir(directory)) if directory.is_dir() else {"a file"}
+    return not names or LOCK in names and all(name == LOCK or re.fullmatch(CREATED, name) for name in names)
+
+
+def _files_to_keep(directory, leftover):
+    """The names in the directory, without those that a start which was killed has left if there was one (`leftover`).
+
+    UserError if there is a run, or a file that a run would overwrite.
+    """
+    names = set(os.listdir(directory)) - {LOCK} if os.path.isdir(directory) else set()
+    if "config.json" in names:
+        raise UserError(
+            f"{directory} already holds a run; resume it with --resume {quoted(directory)}, or choose another --out-dir"
+        )
+    names = {name for name in names if not (leftover and re.fullmatch(CREATED, name))}
+    for name in sorted(names):
+        if re.fullmatch(f"{CREATED}|{TRAINED}", name):
+            raise UserError(
+                f"{directory} already holds {name}, which a new run would overwrite; choose another --out-dir"
+            )
+    return names
+
+
+def _remove(directory, keep):
+    """Remove what a run that failed to start has written to its directory, except its lock."""
+    for name in os.listdir(directory):
+        if name not in keep and re.fullmatch(f"{CREATED}|{TRAINED}", name):
+            path = directory / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _remove_directories(paths):
+    """Remove empty directories, innermost first, up to the first that is not empty."""
+    with contextlib.suppress(OSError):
+        for path in paths:
+            os.rmdir(path)
 
 
 def newest_run():

@@ -1,10 +1,11 @@
 """Files that are replaced atomically, and JSON files by the same rules.
 
 A writer fills `NAME.tmp-PROCESS`, flushes it to disk and renames it, so that NAME always shows the old content or the
-new one. Failures are a `UserError` that names the path and the cause.
+new one. Failures are a `UserError` that names the path, the cause and what to do about this cause.
 """
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -18,16 +19,29 @@ BLOCK = 1 << 24  # bytes per write, so that a signal need not wait for gigabytes
 RESTORE = "restore it from a backup or use an older checkpoint"
 
 
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or ask for a larger quota",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another disk",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.EROFS: "make the disk writable, or choose another one",
+    errno.ENOENT: "its directory was removed or renamed",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
 @contextlib.contextmanager
 def saving(path):
-    """Turn an OSError inside the block into a UserError about `path`."""
+    """Turn an OSError inside the block into a UserError about `path`, a file or a checkpoint in a run's directory."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; the previous checkpoint is intact, "
-            "so free some space or check the permissions and resume, or choose another --out-dir"
-        ) from error
+        remedy = REMEDIES.get(error.errno, "choose another disk")
+        if os.path.isfile(Path(path).parent / "config.json"):  # a run, and not one that is just being created
+            remedy += ", then resume: what the run saved before is intact"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
 def sync_directory(directory):
@@ -84,8 +98,13 @@ def to_json(value, **style):
 
 def write_json(path, fields):
     """Write the dict `fields` as indented JSON, atomically. UserError if the file cannot be written."""
+    write_file(path, to_json(fields, indent=2) + b"\n")
+
+
+def write_file(path, content):
+    """Write the bytes `content`, atomically. UserError if the file cannot be written."""
     with saving(path):
-        write_bytes(Path(path), to_json(fields, indent=2), b"\n")
+        write_bytes(Path(path), content)
 
 
 def read_json(path):

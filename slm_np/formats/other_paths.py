@@ -16,7 +16,7 @@ def not_a_run(path):
         wrong = "is not a run but a part of" if os.path.lexists(path) else "does not exist in"
         return UserError(f"{path} {wrong} the run {path.parent}; name the run: {path.parent}")
     if not os.path.lexists(path):
-        return UserError(f"{path} is not a run: it does not exist; {_similar(path)}")
+        return UserError(f"{path} is not a run: it does not exist; {similar_run(path)}")
     if not path.is_dir():
         return UserError(f"{path} is not a run but a file; {_use_of(path)}")
     if (path / "train.bin").is_file():
@@ -27,7 +27,7 @@ def not_a_run(path):
     return UserError(f"config.json missing: {path} is not a run of slm_np; name a directory that --out-dir made")
 
 
-def _similar(path):
+def similar_run(path):
     """What to name instead of a path that does not exist."""
     try:
         runs = [folder.name for folder in path.parent.iterdir() if (folder / "config.json").is_file()]

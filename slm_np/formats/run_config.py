@@ -1,4 +1,7 @@
-"""config.json: the settings of a run, from which its model is rebuilt."""
+"""config.json: the settings of a run, from which its model is rebuilt, and the checksums of its other small files.
+
+It holds its own checksum, too, see `read_settings`. Format 1 had other names, see format1.py; format 2 no checksums.
+"""
 
 import dataclasses
 import os
@@ -8,10 +11,48 @@ from pathlib import Path
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError, near
 from slm_np.formats import format1
-from slm_np.formats.files import read_json, write_json
+from slm_np.formats.checksum import read_settings, write_settings
+from slm_np.formats.files import RESTORE
 from slm_np.formats.other_paths import not_a_run
 
-FORMAT = 2
+FORMAT = 3
+
+OBJECT = "an object in braces", lambda value: isinstance(value, dict)
+STRING = "a string", lambda value: isinstance(value, str)
+BOOLEAN = "true or false", lambda value: isinstance(value, bool)
+COUNT = "a number of updates", lambda value: type(value) is int and 0 <= value <= 10**9
+WHOLE = "a whole number", lambda value: type(value) is int and 0 <= value < 1 << 63
+TOKENS = (
+    "two numbers of tokens",
+    lambda value: value is None or isinstance(value, list) and len(value) == 2 and all(map(WHOLE[1], value)),
+)
+PATHS = (
+    "an object of paths",
+    lambda value: isinstance(value, dict) and all(isinstance(path, str) for path in value.values()),
+)
+# What the fields must be: in words, and as a test. The settings of model and training have checks of their own.
+FIELDS = dict(model=OBJECT, train=OBJECT, preset=STRING, data=OBJECT, base=OBJECT, fitted_iters=COUNT, files=OBJECT)
+DATA = dict(
+    fingerprint=STRING,
+    source=STRING,
+    tokens=TOKENS,
+    separated=BOOLEAN,
+    replay=STRING,
+    directory=PATHS,
+    converted=STRING,
+)
+BASE = dict(
+    run=STRING,
+    step=WHOLE,
+    weights=STRING,
+    vocab_size=WHOLE,
+    separated=BOOLEAN,
+    data=STRING,
+    val_data=STRING,
+    documents=STRING,
+    limit_bytes=WHOLE,
+    binary=BOOLEAN,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +76,7 @@ class RunConfig:
                 vocab_size, separated, data, val_data, documents, limit_bytes, binary    of the base; its paths start
                                where those of this run do
     fitted_iters    the number of updates that was fitted to `fit_time`; 0 before that, and without `fit_time`
+    files   {name: CRC-32} of tokenizer.json and chat_template.json, as far as the run has them. {} in older formats
     """
 
     model: ModelConfig
@@ -43,41 +85,47 @@ class RunConfig:
     data: dict = dataclasses.field(default_factory=dict)
     base: dict = dataclasses.field(default_factory=dict)
     fitted_iters: int = 0
+    files: dict = dataclasses.field(default_factory=dict)
 
 
 def write_config(run_dir, config):
     """Write the `RunConfig` as run_dir/config.json, atomically. UserError if the file cannot be written."""
-    write_json(Path(run_dir) / "config.json", {"model_type": "slm_np", "format": FORMAT, **dataclasses.asdict(config)})
+    fields = {"model_type": "slm_np", "format": FORMAT, **dataclasses.asdict(config)}
+    write_settings(Path(run_dir) / "config.json", fields)
+
+
+def check_is_run(run_dir):
+    """UserError if `run_dir` has no config.json."""
+    if not os.path.isfile(Path(run_dir) / "config.json"):
+        raise not_a_run(run_dir)
 
 
 def read_config(run_dir):
     """The `RunConfig` of a run, of this format or an older one.
 
-    Raises UserError if `run_dir` is not a run, was written by a newer version, or has a config.json that is malformed
-    or holds unknown fields.
+    Raises UserError if `run_dir` is not a run, was written by a newer version, or has a config.json that is damaged,
+    malformed, or holds unknown fields.
     """
     path = Path(run_dir) / "config.json"
-    if not os.path.isfile(path):
-        raise not_a_run(run_dir)
-    fields = read_json(path)
+    check_is_run(run_dir)
+    fields = read_settings(path)
     kind, version = fields.pop("model_type", None), fields.pop("format", None)
     if kind != "slm_np" or type(version) is not int or version < 1:
         raise UserError(
-            f"{path} has model_type {kind!r} and format {version!r}, so {run_dir} is not a run of slm_np; "
+            f"{path} has model_type {_shown(kind)} and format {_shown(version)}, so {run_dir} is not a run of slm_np; "
             "name one that is"
         )
     if version > FORMAT:
-        raise UserError(f"{path} is of format {version}, and this version reads up to {FORMAT}; upgrade slm_np")
-    fields.setdefault("base", {})
-    fitted = fields.setdefault("fitted_iters", 0)
-    if type(fitted) is not int or not 0 <= fitted <= 10**9:
-        raise UserError(f"{path} has {fitted!r} for 'fitted_iters'; it must be a number of updates")
-    for name, kind in dict(model=dict, train=dict, preset=str, data=dict, base=dict).items():
-        if not isinstance(fields.get(name), kind):
-            raise UserError(
-                f"{path} has {fields.get(name)!r} for {name!r}; "
-                f"it must be {'a string' if kind is str else 'an object in braces'}"
-            )
+        raise UserError(f"{path} is of format {_shown(version)}, and this version reads up to {FORMAT}; upgrade slm_np")
+    for name, default in dict(base={}, fitted_iters=0, files={}).items():
+        fields.setdefault(name, default)
+    _check_types(path, fields, FIELDS)
+    _check_types(path, fields["data"], DATA, "data")
+    _check_types(path, fields["base"], BASE, "base")
+    for name in BASE:
+        if fields["base"] and name not in (*fields["base"], "vocab_size", "separated", "binary"):
+            raise UserError(f"{path} lacks {name!r} in 'base'; {RESTORE}")
+    _check_types(path, fields["files"], dict.fromkeys(fields["files"], STRING), "files")
     try:
         if version == 1:
             fields = format1.run_settings(fields)
@@ -85,6 +133,26 @@ def read_config(run_dir):
         return _build(RunConfig, fields)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _check_types(path, fields, known, part=""):
+    """UserError if one of the known fields of a part of config.json is missing there or of another type.
+
+    known: {name: (what it must be, function (value) -> whether it is)}. In a `part` fields may be missing.
+    """
+    for name, (words, fits) in known.items():
+        if name in fields and not fits(fields[name]) or not part and name not in fields:
+            where = f" in {part!r}" if part else ""
+            raise UserError(f"{path} has {_shown(fields.get(name))} for {name!r}{where}; it must be {words}")
+
+
+def _shown(value):
+    """A value of any JSON type, as short text."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nested too deeply
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _build(kind, fields):

@@ -1,15 +1,18 @@
 """A run in memory: its model with the best weights, its tokenizer and its sampling defaults."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from slm_np import arguments
 from slm_np.config import DEVICES, SamplingConfig
+from slm_np.data import chat_template
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
-from slm_np.formats.checkpoint import load_best, newest_checkpoint
-from slm_np.formats.files import read_json
+from slm_np.formats.checkpoint import copies_of, load_best, newest_checkpoint
+from slm_np.formats.checksum import crc32, read_settings
+from slm_np.formats.files import read_bytes, write_bytes, write_file
 from slm_np.formats.generation_config import from_generation_config
 from slm_np.formats.run_config import RunConfig, read_config
 from slm_np.nn.model import Model, parameter_count
@@ -25,6 +28,7 @@ class Run:
     tokenizer  None for a run on token files
     step       number of updates after which the weights were saved
     sampling   the run's sampling defaults
+    template   the ChatTemplate of a run that was trained on conversations, or None
     """
 
     path: Path
@@ -33,6 +37,7 @@ class Run:
     config: RunConfig
     step: int
     sampling: SamplingConfig
+    template: chat_template.Template | None
 
 
 def load(path, device="cpu"):
@@ -48,7 +53,7 @@ def load(path, device="cpu"):
     tokenizer = tokenizer_of(path, config)  # before the weights: it may need a package that is missing
     model = Model(config.model, None, config.train.decay, device=chosen)
     _, step = best_weights(path, model.parameters.weight)
-    return Run(path, model, tokenizer, config, step, sampling_of(path))
+    return Run(path, model, tokenizer, config, step, sampling_of(path), template_of(path, config))
 
 
 def best_weights(path, into=None):
@@ -56,17 +61,20 @@ def best_weights(path, into=None):
 
     `into` as in `load_tensors`.
     """
-    if (Path(path) / "model.safetensors").exists():
+    best = Path(path) / "model.safetensors"
+    if best.exists():
         weights, metadata = load_best(path, into)
         return weights, int(metadata["step"])
     found = newest_checkpoint(path, into)
+    if found.state.get("best") is not None:
+        print(f"slm_np: {best}, the best model, is missing; using {found.path.name}", file=sys.stderr)
     return found.model, found.step
 
 
 def tokenizer_of(path, config):
     """The tokenizer of the run in `path`, or None if it has none. UserError if it does not fit `config` (RunConfig)."""
-    file = Path(path) / "tokenizer.json"
-    if not file.exists():
+    file = intact_file(path, config, "tokenizer.json")
+    if file is None:
         return None
     tokenizer = load_tokenizer(file)
     if tokenizer.vocab_size != config.model.vocab_size:
@@ -79,6 +87,59 @@ def tokenizer_of(path, config):
 
 
 def sampling_of(path):
-    """The sampling defaults of the run in `path`."""
+    """The sampling defaults of the run in `path`. UserError if they are damaged, or out of range."""
     file = Path(path) / "generation_config.json"
-    return from_generation_config(read_json(file)) if file.exists() else SamplingConfig()
+    if not file.exists():
+        return SamplingConfig()
+    fields = read_settings(file)
+    try:
+        return from_generation_config(fields)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def template_of(path, config):
+    """The ChatTemplate of the run in `path`, or None if it has none. UserError as `intact_file`, or if it is none."""
+    file = intact_file(path, config, chat_template.FILE)
+    return file and chat_template.load(file.parent)
+
+
+def intact_file(path, config, name):
+    """The path of the run's file `name`, tokenizer.json or chat_template.json; None if the run has no such file.
+
+    A file that is lost or damaged, as the checksum in `config` (RunConfig) tells, is restored from the newest
+    checkpoint with a copy; a line on stderr says so. If the run cannot be written, that is the path of the copy.
+    UserError if no checkpoint has one. A file whose checksum is unknown, as in older runs, is taken as it is.
+    """
+    file, wanted = Path(path) / name, config.files.get(name)
+    there = file.exists()
+    if wanted is None or there and crc32(read_bytes(file)) == wanted:
+        return file if there else None
+    state = "is damaged, its checksum differs" if there else "is missing"
+    for copy in copies_of(path, name):
+        content = read_bytes(copy)
+        if crc32(content) == wanted:
+            try:
+                write_bytes(file, content)
+                print(f"slm_np: {file} {state}; restored from {copy.parent.name}", file=sys.stderr)
+                return file
+            except OSError:
+                print(f"slm_np: {file} {state}; using the copy in {copy.parent.name}", file=sys.stderr)
+                return copy
+    origin = config.data.get("converted")
+    remedy = f"convert the checkpoint ({origin}) again" if origin else "restore it from a backup"
+    raise UserError(f"{file} {state}, and no checkpoint has a copy; {remedy}")
+
+
+def small_files(path, config, tokenizer):
+    """{name: bytes} of the run's tokenizer.json and chat_template.json, as far as it has them.
+
+    tokenizer: that of the run's corpus. An older run that has lost its tokenizer.json gets it from there.
+    """
+    found = {name: intact_file(path, config, name) for name in ("tokenizer.json", chat_template.FILE)}
+    content = {name: read_bytes(file) for name, file in found.items() if file is not None}
+    if tokenizer is not None and "tokenizer.json" not in content:
+        content["tokenizer.json"] = tokenizer.to_bytes()
+        write_file(Path(path) / "tokenizer.json", content["tokenizer.json"])
+        print(f"slm_np: {Path(path) / 'tokenizer.json'} is missing; made again from the data", file=sys.stderr)
+    return content

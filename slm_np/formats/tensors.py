@@ -135,6 +135,11 @@ def load_tensors(path, into=None, rename=None):
     return into, metadata
 
 
+def verified_metadata(path):
+    """The metadata of a file of `save_tensors`, as strings, after every byte of it is verified. Errors as there."""
+    return _decode(path)[1]
+
+
 def _check_match(path, found, wanted):
     """UserError if the arrays `found` in the file and `wanted` differ in a name, a shape or a type."""
     remedy = "use the config.json that it was saved with"

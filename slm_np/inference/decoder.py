@@ -101,8 +101,8 @@ class Decoder:
 
     def step(self, tokens):
         """Logits after one more token of each sequence. tokens: (B,), or (B, 1)"""
-        shape = (self.batch, 1) if np.ndim(tokens) == 2 else (self.batch,)
-        return self._step(arguments.ids("tokens", tokens, self.model.config.vocab_size, shape).reshape(self.batch))
+        shape, column = (self.batch,), (self.batch, 1)
+        return self._step(arguments.ids("tokens", tokens, self.model.config.vocab_size, shape, also=column))
 
     def _step(self, tokens):
         """`step` of tokens that are checked."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from slm_np.data import corpus
 from slm_np.data.assistant_windows import window_starts
+from slm_np.data.token_files import check_given
 from slm_np.data.token_store import check_ids, load_corpus
 from slm_np.errors import UserError
 from slm_np.formats.run_paths import located
@@ -171,6 +172,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0, binary=False
             f"{run.path} has no tokenizer, so its model reads token files only; "
             "give --data FILE.bin, or copy its tokenizer.json into the run"
         )
+    check_given(text, {name: value for name, value in dict(documents=documents, binary=binary).items() if value})
     options = dict(
         tokenizer=run.tokenizer or "byte",
         documents=documents or train.documents,

@@ -157,7 +157,7 @@ def encode_prompt(tokenizer, prompt):
             "the run was trained on a token file without a tokenizer, so it can neither read nor write text; "
             "copy its tokenizer.json into the run"
         )
-    ids = tokenizer.encode(_bytes_of(prompt)).astype(np.int32)
+    ids = tokenizer.encode(arguments.encoded("the prompt", prompt)).astype(np.int32)
     if tokenizer.end_of_text is not None and tokenizer.trained_ends:
         return np.concatenate([[tokenizer.end_of_text], ids]).astype(np.int32)
     if not len(ids):
@@ -166,20 +166,11 @@ def encode_prompt(tokenizer, prompt):
     return ids if len(ids) else np.array([tokenizer.start_of_text], np.int32)
 
 
-def _bytes_of(prompt):
-    """The bytes of a prompt (str or bytes). UserError for a str with half of a surrogate pair."""
-    try:
-        return prompt if isinstance(prompt, bytes) else prompt.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        wrong = ord(prompt[error.start])
-        raise UserError(f"the prompt contains U+{wrong:04X}, half of a surrogate pair; remove it") from None
-
-
 def unread(tokenizer, prompt, name="the prompt"):
-    """A sentence for the user if a prompt (str or bytes) has characters and no tokens, else ""."""
-    if not prompt or len(tokenizer.encode(_bytes_of(prompt))):
+    """A sentence for the user if a prompt (str or bytes) has characters, and its ids stand for none; else ""."""
+    if not prompt or tokenizer.decode(tokenizer.encode(arguments.encoded(name, prompt))):
         return ""
-    return f"the tokenizer drops all of {name}, so the model does not read it"
+    return f"the tokenizer knows nothing of {name}, so the model does not read it"
 
 
 def printable(text):

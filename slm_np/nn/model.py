@@ -258,18 +258,15 @@ def model_backward(model, activations, tokens, targets, normed, scale, dropout):
     ops.embedding_backward(g["embedding.weight"], dpositions, dx, tokens)
 
 
-def check_dtypes(dtype, compute_dtype, device):
-    """Raise UserError if the kernels of the device have no weights of one, or no matmuls of the other dtype."""
-    if dtype not in (np.float32, np.float64):
-        raise UserError(f"dtype is {dtype}; it must be float32 or float64")
-    if compute_dtype == dtype:
-        return
+def dtypes_of(dtype, compute_dtype, device):
+    """(dtype of weights, dtype of matmuls). Raises UserError if the kernels of the device do not compute in them."""
+    dtype = arguments.dtype("dtype", dtype, (np.float32, np.float64))
+    if compute_dtype is None:
+        return dtype, dtype
     shorter = {"numpy": (), "numba": (BF16,), "cuda": (BF16, np.float16)}[device.kernel_set]
-    if dtype != np.float32 or compute_dtype not in shorter:
-        raise UserError(
-            f"compute_dtype is {compute_dtype}; weights of {dtype} are multiplied in {dtype}"
-            + (" or in BF16 of slm_np.dtypes" if shorter and dtype == np.float32 else "")
-        )
+    return dtype, arguments.dtype(
+        "compute_dtype", compute_dtype, (dtype, *shorter) if dtype == np.float32 else (dtype,)
+    )
 
 
 class Model:
@@ -289,12 +286,10 @@ class Model:
     def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
         self.config = arguments.instance("config", config, ModelConfig)
         self.device = arguments.instance("device", device, Device)
-        self.dtype = arguments.dtype("dtype", dtype)
-        self.compute_dtype = self.dtype if compute_dtype is None else arguments.dtype("compute_dtype", compute_dtype)
-        check_dtypes(self.dtype, self.compute_dtype, device)
+        self.dtype, self.compute_dtype = dtypes_of(dtype, compute_dtype, device)
         decay = arguments.choice("decay", decay, ("matrices", "all"))
         seed = None if seed is None else arguments.whole("seed", seed, 0, arguments.SEEDS)
-        n = parameter_count(config)
+        n = count(parameters(config))
         needed = 2 * n * self.dtype.itemsize  # weights and gradients
         device.check_memory(
             needed, f"a model of {n:,} parameters", "choose a smaller --n-layer, --n-embd or --vocab-size"
@@ -357,10 +352,10 @@ class Model:
             self.activations = Activations(self.config, batch, steps, self.dtype, self.compute_dtype, self.device)
         return self.activations
 
-    def _ids(self, name, value, shape, masked=False):
-        """Token ids as an int32 array of the device."""
+    def _ids(self, name, value, shape, masked=False, also=None):
+        """Token ids as an int32 array of the device. Parameters of `arguments.ids`"""
         arrays = self.device.arrays
-        return arrays.asarray(arguments.ids(name, value, self.config.vocab_size, shape, arrays, masked))
+        return arrays.asarray(arguments.ids(name, value, self.config.vocab_size, shape, arrays, masked, also))
 
     def _batch(self, tokens, targets):
         """(tokens, targets), both (B, T) int32 arrays of the device."""
@@ -417,8 +412,7 @@ class Model:
         tokens = self._ids("tokens", tokens, (a.batch, a.steps))
         if not bool((tokens == a.pending.tokens).all()):
             raise UserError("backward has other tokens than the forward before it; give the same")
-        shape = (a.batch, a.steps) if np.ndim(targets) == 2 else (a.batch * a.steps,)
-        targets = self._ids("targets", targets, shape, masked=True).reshape(-1)
+        targets = self._ids("targets", targets, (a.batch * a.steps,), masked=True, also=(a.batch, a.steps))
         model_backward(self, a, tokens, targets, normed, arguments.real("scale", scale), dropout)
 
     def losses(self, tokens, targets):
@@ -446,14 +440,15 @@ class Model:
 
         The gradient is added to `parameters.gradients`.
 
-        count   unmasked targets of all micro-batches of one update, whose joint mean is the loss; None: of this one
+        count   unmasked targets of all micro-batches of one update, whose joint mean is the loss; None: of this one.
+                At least those of this one
         key     integers (seed, step, micro-batch) from which dropout's masks are drawn; None: no dropout
         states  `States`, from which the windows continue; gradients stop at the window's edge
         """
         tokens, targets = self._batch(tokens, targets)
         states, key = self._states(states, len(tokens)), None if key is None else arguments.wholes("key", key)
         warmup.prepare(self, warmup.training)
-        count = max(1, unmasked(targets) if count is None else arguments.whole("count", count))
+        count = max(1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets)))
         activations, dropout = self.plan(*tokens.shape), model_dropout(self.config, key)
         normed = model_forward(self, activations, tokens, dropout, states)
         model_backward(self, activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)

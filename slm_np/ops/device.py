@@ -15,6 +15,7 @@ import numpy as np
 from slm_np.config import KERNEL_SETS
 from slm_np.errors import UserError, near
 from slm_np.machine import available_bytes
+from slm_np.words import counted
 
 LINE = 64  # elements of two bytes in 128 bytes of memory, the widest unit that a device reads at once
 DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -123,11 +124,11 @@ class CpuDevice(Device):
         Where Numba cannot compile, "auto" is "numpy", and a line on stderr says so. Raises UserError if the name is
         unknown, or if Numba cannot run as its settings say.
         """
-        if name == "auto":
-            name = os.environ.get("SLM_NP_KERNELS") or "auto"
+        given, name = name, (os.environ.get("SLM_NP_KERNELS") or "auto") if name == "auto" else name
         if name not in KERNEL_SETS:
             known = [known for known in KERNEL_SETS if known != "auto"]
-            raise UserError(f"the kernel set {name!r} is unknown; {near(name, known)}")
+            what = f"SLM_NP_KERNELS={name}" if given == "auto" else f"the kernel set {name!r}"
+            raise UserError(f"{what} is unknown; {near(name, known)}")
         reason = "" if name == "numpy" else without_numba()
         if reason and name == "numba":
             raise UserError(f"the Numba kernels cannot run, since {reason}; use --kernels numpy")
@@ -220,7 +221,7 @@ class CpuDevice(Device):
 
     def __str__(self):
         threads = self.kernels.thread_count()
-        return f"the CPU, {threads} thread{'s' * (threads > 1)}"
+        return f"the CPU, {counted(threads, 'thread')}"
 
 
 class CudaDevice(Device):

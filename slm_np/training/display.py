@@ -7,6 +7,7 @@ import os
 from slm_np.progress import Progress, duration
 from slm_np.training.callbacks import Callback
 from slm_np.training.evaluation import bits_per_byte
+from slm_np.words import counted
 
 
 class Display(Callback):
@@ -24,7 +25,7 @@ class Display(Callback):
     def on_fit(self, trainer):
         seconds = trainer.config.fit_seconds
         shown = f"{seconds:g} s" if seconds < 120 else duration(seconds)
-        self.progress.say(f"{trainer.max_iters:,} updates, about {shown} on this machine")
+        self.progress.say(f"{counted(trainer.max_iters, 'update')}, about {shown} on this machine")
         self.progress.close()
         self.progress = Progress(trainer.progress)  # from here on, a share of the updates instead of the time
 
@@ -65,6 +66,6 @@ class Display(Callback):
     def on_end(self, trainer):
         if trainer.out_of_patience():
             self.progress.say(
-                f"stopped at step {trainer.updates}: no lower validation loss in {trainer.stale} evaluations"
+                f"stopped at step {trainer.updates}: no lower validation loss in {counted(trainer.stale, 'evaluation')}"
             )
         self.progress.close()

@@ -8,9 +8,10 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np.config import TrainConfig, flag, lengths
+from slm_np.config import TrainConfig, check_effect, flag, lengths
 from slm_np.errors import UserError
 from slm_np.paths import expanded
+from slm_np.words import counted
 
 EPOCHS = 3.0  # over the new data, unless the length is given
 RATE_SHARE = 0.25  # peak learning rate as a share of the base's
@@ -46,14 +47,13 @@ class Base:
     @classmethod
     def load(cls, path):
         """The Base in the directory `path`. Raises UserError if it is not a run or anything in it is damaged."""
-        from slm_np.data import chat_template
         from slm_np.formats import run_config, runs
 
         path = expanded(path)
         config = run_config.read_config(path)
         tokenizer, sampling = runs.tokenizer_of(path, config), runs.sampling_of(path)
         weights, step = runs.best_weights(path)
-        return cls(path, config, weights, step, tokenizer, sampling, chat_template.load(path))
+        return cls(path, config, weights, step, tokenizer, sampling, runs.template_of(path, config))
 
     def fill(self, weights):
         """Copy the base's weights into {name: array}, which may have room for more tokens, see `grown`.
@@ -107,7 +107,9 @@ def finetuned(base, model, train):
     from slm_np.formats.run_config import RunConfig
 
     config = dataclasses.replace(base.config.model, **model)
-    return RunConfig(config, TrainConfig(**recipe(base.config.train, train)), base.config.preset, base=base.origin())
+    made = TrainConfig(**recipe(base.config.train, train))
+    check_effect(made, train)
+    return RunConfig(config, made, base.config.preset, base=base.origin())
 
 
 def recipe(base, given):
@@ -174,6 +176,6 @@ def check_vocabulary(base, run, corpus):
         )
     if needed != known and not (needed == known + 1 and corpus.tokenizer.end_of_text == known):
         raise UserError(
-            f"{corpus.source} has a vocabulary of {needed} tokens, but the model in {base.path} has {known}; "
-            "prepare it with the tokenizer of the model"
+            f"{corpus.source} has a vocabulary of {counted(needed, 'token')}, but the model in {base.path} has "
+            f"{known:,}; prepare it with the tokenizer of the model"
         )

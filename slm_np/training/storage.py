@@ -2,24 +2,64 @@
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 
 from slm_np.data.chat_template import DEFAULT
-from slm_np.formats import checkpoint, files, metrics, run_config
+from slm_np.errors import UserError
+from slm_np.formats import checkpoint, directories, files, metrics, run_config
+from slm_np.formats.checksum import crc32, write_settings
 from slm_np.formats.generation_config import to_generation_config
+from slm_np.formats.runs import small_files
 from slm_np.presets import generation_defaults
 from slm_np.training.callbacks import Callback
+
+
+def _is_count(value):
+    return type(value) is int and value >= 0
+
+
+def _is_finite(value):
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+# The counters of a checkpoint: {name: whether a value is one}, in groups. Of the first all have to be there. A run of
+# another precision lacks the second, one of version 0.3 or before the third.
+COUNTERS = (
+    dict(optimizer_updates=_is_count, bad_steps=_is_count, elapsed=_is_finite),
+    dict(scale=_is_finite, good=_is_count),
+    dict(best=lambda x: x is None or _is_finite(x), stale=_is_count, evaluated=lambda x: x == -1 or _is_count(x)),
+)
+
+
+def check_counters(found):
+    """UserError if the Checkpoint `found` lacks a counter, or has one that is not a number."""
+    for group in COUNTERS:
+        if group is not COUNTERS[0] and group.keys().isdisjoint(found.state):
+            continue
+        for name, fits in group.items():
+            if not fits(found.state.get(name, "")):
+                raise UserError(
+                    f"{found.path / checkpoint.STATE} has no {name!r}, or a bad one, so it was not written by slm_np; "
+                    f"{files.RESTORE}"
+                )
 
 
 class Storage(Callback):
     """Writes checkpoints, metrics and the best model of a run to its directory `path`.
 
     `create` or `resume` comes first. UserError if the disk refuses a write; what was saved before stays intact.
+
+    The best model on disk is only ever replaced by one with a lower validation loss, which its own metadata tell. The
+    trainer's `best` may be higher after a resume, since it is that of the checkpoint: the updates up to the best model
+    are then made again.
     """
 
     def __init__(self, path):
         self.path = Path(path)
         self.saved = -1  # the step of the newest checkpoint
+        self.lowest = math.inf  # validation loss of the best model on disk
+        self.files = {}  # {name: bytes} of tokenizer.json and chat_template.json; each checkpoint has a copy
 
     def create(self, trainer, sampling=None, template=None):
         """Make an empty directory a run: tokenizer, generation defaults, chat template, checkpoint of step 0.
@@ -29,29 +69,65 @@ class Storage(Callback):
         conversations keeps the one of its data instead.
         """
         tokenizer, sampling = trainer.corpus.tokenizer, sampling or generation_defaults(trainer.run.preset)
-        if tokenizer is not None:
-            tokenizer.save(self.path / "tokenizer.json")
-        files.write_json(self.path / "generation_config.json", to_generation_config(sampling))
         if trainer.corpus.train.mask is not None:
             template = DEFAULT
+        if tokenizer is not None:
+            self.files["tokenizer.json"] = tokenizer.to_bytes()
         if template is not None:
-            template.save(self.path)
+            self.files["chat_template.json"] = template.to_bytes()
+        for name, content in self.files.items():
+            files.write_file(self.path / name, content)
+        write_settings(self.path / "generation_config.json", to_generation_config(sampling))
         self.on_save(trainer)
-        run_config.write_config(self.path, trainer.run)
+        self.write_config(trainer)
 
     def resume(self, trainer):
         """Bring `trainer` to the state of the newest valid checkpoint. Rows of later steps leave the metrics.
 
         Raises UserError if there is none.
         """
+        self.files = small_files(self.path, run_config.read_config(self.path), trainer.corpus.tokenizer)
         found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.weight, trainer.tensors())
-        self.saved = found.step
+        if found.path.name == f"checkpoint-{found.step}":
+            self.saved = found.step
+        check_counters(found)
         trainer.load(found.step, found.state)
-        metrics.trim_metrics(self.path, found.step)
+        if "evaluated" in found.state:
+            metrics.trim_metrics(self.path, found.step, trainer.evaluated)
+        else:
+            self.count_evaluations(trainer)
+        self.find_best(trainer)
+        self.write_config(trainer)
+
+    def count_evaluations(self, trainer):
+        """Set the trainer's counters of evaluations by its metrics, for a checkpoint of version 0.3 or before."""
+        metrics.trim_metrics(self.path, trainer.updates, trainer.updates)
         for row in metrics.read_metrics(self.path):
             if "val_loss" in row:
                 trainer.evaluated = row["step"]
                 trainer.improved(math.nan if row["val_loss"] is None else row["val_loss"])  # null: it had diverged
+
+    def find_best(self, trainer):
+        """Find the validation loss of the best model on disk.
+
+        If that model is lost or damaged, a line on stderr says so and the run is evaluated at once: that writes another
+        one, even if the run has ended.
+        """
+        try:
+            self.lowest, step = checkpoint.best_loss(self.path)
+            if step < trainer.updates:  # the metrics of an older run may lack it
+                trainer.best = min(trainer.best, self.lowest)
+        except UserError as error:
+            if trainer.best == math.inf:  # there was no evaluation, or none with a finite loss
+                return
+            print(f"slm_np: {error}; the next evaluation saves the weights of this run instead", file=sys.stderr)
+            trainer.evaluated = -1
+
+    def write_config(self, trainer):
+        """Write config.json, with the checksums of the run's other files."""
+        sums = {name: crc32(content) for name, content in self.files.items()}
+        directories.check_in_place(self.path)
+        trainer.run = dataclasses.replace(trainer.run, files=sums)
         run_config.write_config(self.path, trainer.run)
 
     def on_save(self, trainer):
@@ -62,13 +138,14 @@ class Storage(Callback):
         """
         if self.saved == trainer.updates:
             return
+        directories.check_in_place(self.path)
         weights, tensors, counters = trainer.model.parameters.weight, trainer.tensors(), trainer.counters()
-        checkpoint.save_checkpoint(self.path, trainer.updates, weights, tensors, counters)
+        checkpoint.save_checkpoint(self.path, trainer.updates, weights, tensors, counters, self.files)
         self.saved = trainer.updates
 
     def on_fit(self, trainer):
         """Write config.json: whatever happens, the run keeps its number of updates."""
-        run_config.write_config(self.path, trainer.run)
+        self.write_config(trainer)
 
     def on_step(self, trainer):
         self.record_tokens(trainer)
@@ -79,13 +156,19 @@ class Storage(Callback):
         if building and building.corpus and not run.data["tokens"]:
             tokens = [len(building.corpus.train), len(building.corpus.validation)]
             trainer.run = dataclasses.replace(run, data=run.data | dict(tokens=tokens))
-            run_config.write_config(self.path, trainer.run)
+            self.write_config(trainer)
 
     def on_log(self, trainer, row):
+        directories.check_in_place(self.path)
         metrics.append_metrics(self.path, row)
 
     def on_evaluation(self, trainer, row, improved):
-        if improved:
+        """Keep the best model and the row; a checkpoint that was saved at this step gets the new counters."""
+        directories.check_in_place(self.path)
+        if row["val_loss"] < self.lowest:
             metadata = dict(step=row["step"], val_loss=row["val_loss"])
             checkpoint.save_best(self.path, trainer.model.parameters.weight, metadata)
+            self.lowest = row["val_loss"]
         metrics.append_metrics(self.path, row)
+        if self.saved == trainer.updates:
+            checkpoint.update_state(self.path, self.saved, trainer.counters())

@@ -170,8 +170,8 @@ class Trainer(TrainingState):
         losses = self.estimate_loss()
         bits = bits_per_byte(losses["val_loss"], self.corpus.validation)
         row = dict(step=self.updates, **losses, val_bpb=bits, time_s=round(self.elapsed, 3))
-        self.notify("on_evaluation", row, self.improved(losses["val_loss"]))
         self.evaluated = self.updates
+        self.notify("on_evaluation", row, self.improved(losses["val_loss"]))
 
     def estimate_loss(self, n_batches=None):
         """{name: loss} of all splits in nats per token, over the same batches each time: `eval_iters`, or n_batches.
@@ -190,6 +190,18 @@ class Trainer(TrainingState):
         lower = val_loss < self.best
         self.best, self.stale = (val_loss, 0) if lower else (self.best, self.stale + 1)
         return lower
+
+    def counters(self):
+        """{name: number} that a checkpoint keeps besides the step: those of the last update and of evaluations."""
+        best = None if math.isinf(self.best) else self.best
+        return super().counters() | dict(best=best, stale=self.stale, evaluated=self.evaluated)
+
+    def load(self, step, counters):
+        """Continue from a checkpoint. Those of version 0.3 and before have no counters of evaluations."""
+        super().load(step, counters)
+        if "evaluated" in counters:
+            self.best = math.inf if counters["best"] is None else counters["best"]
+            self.stale, self.evaluated = counters["stale"], counters["evaluated"]
 
     def save(self):
         """A checkpoint to resume from."""

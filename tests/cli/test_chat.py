@@ -45,7 +45,7 @@ def saved(folder, follows, template=None, block_size=64, **sampling):
         folder / "generation_config.json", to_generation_config(SamplingConfig(**{"temp": 0.0, **sampling}))
     )
     if template:
-        template.save(folder)
+        (folder / "chat_template.json").write_bytes(template.to_bytes())
     return folder
 
 

@@ -46,6 +46,13 @@ def folder(runs, tmp_path, monkeypatch):
     return tmp_path / "work"
 
 
+def edited(raw, old, new):
+    """A config.json with `old` replaced and without its checksum, as a user would edit it."""
+    without, n = re.subn(rb'  "crc32": "[0-9a-f]{8}",\n', b"", raw)
+    assert n == 1 and old in without
+    return without.replace(old, new)
+
+
 def error_line(capsys, verb, *words):
     """What a command prints on stderr: one line, with exit status 2 and without changing a file."""
     capsys.readouterr()
@@ -84,6 +91,37 @@ print(*sys.modules, file=sys.stderr)
 def test_version_matches_package(tmp_path):
     done = small.command("__main__", "--version", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"slm_np {slm_np.__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_has_its_version_and_help(verb, capsys):
+    assert small.status(verb, "--version") == 0
+    assert capsys.readouterr() == (f"slm_np {slm_np.__version__}\n", "")
+    shown = []
+    for words in ([verb, "-h"], [verb, "--help"], ["help", verb]):
+        assert small.status("__main__", *words) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0].startswith(f"usage: slm-np {verb} ") and shown[0] == shown[1] == shown[2]
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["-h"], ["--help"]])
+def test_the_commands_are_listed(words, capsys):
+    assert small.status("__main__", *words) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {verb} " in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("word", ["-V", "--version", "version"])
+def test_the_version_of_the_package(word, capsys):
+    assert small.status("__main__", word) == 0
+    assert capsys.readouterr().out == f"slm_np {slm_np.__version__}\n"
+
+
+def test_a_flag_without_a_command(capsys):
+    assert small.status("__main__", "--data", "x") == 2
+    assert "--data follows a command, as in slm-np train --data" in capsys.readouterr().err
+    assert small.status("__main__", "help", "trian") == 2
+    assert "did you mean train" in capsys.readouterr().err
 
 
 def test_help_has_groups_defaults_and_presets(capsys):
@@ -276,10 +314,11 @@ def test_nothing_to_resume(folder, capsys, words, named):
         ("model.safetensors", lambda raw: raw[:-5] + bytes([raw[-5] ^ 4]) + raw[-4:], "checksum"),
         ("model.safetensors", lambda raw: raw.replace(b'"crc32', b'"crc33'), "was not written by slm_np"),
         ("config.json", lambda raw: raw[:50], "is not valid JSON"),
-        ("config.json", lambda raw: raw.replace(b'"slm_np"', b'"gpt2"'), "not a run of slm_np"),
-        ("config.json", lambda raw: raw.replace(b'"n_embd": 16', b'"n_embd": 32'), "shape"),
-        ("config.json", lambda raw: raw.replace(b'"n_embd": 16', b'"n_embd": "x"'), "--n-embd"),
-        ("tokenizer.json", lambda raw: raw[:50], "not a tokenizer.json"),
+        ("config.json", lambda raw: raw.replace(b'"n_embd": 16', b'"n_embd": 32'), 'remove its line "crc32"'),
+        ("config.json", lambda raw: edited(raw, b'"slm_np"', b'"gpt2"'), "not a run of slm_np"),
+        ("config.json", lambda raw: edited(raw, b'"n_embd": 16', b'"n_embd": 32'), "shape"),
+        ("config.json", lambda raw: edited(raw, b'"n_embd": 16', b'"n_embd": "x"'), "--n-embd"),
+        ("config.json", lambda raw: edited(raw, b'"tokenizer.json": "', b'"tokenizer.json": "x'), "tokenizer.json is"),
         ("generation_config.json", lambda raw: b"[]", "is not valid JSON"),
         ("config.json", lambda raw: None, "config.json missing"),
     ],
@@ -355,6 +394,25 @@ def test_output_that_cannot_be_written(folder):
     assert done.returncode == 2 and "no space left" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("SLM_NP_KERNELS", "foo", "SLM_NP_KERNELS=foo is unknown; known are numba, numpy"),
+        ("SLM_NP_KERNELS", "numbaa", "did you mean numba"),
+        ("SLM_NP_CPU", "foo", "SLM_NP_CPU=foo is unknown; set SLM_NP_CPU=avx2 or unset it"),
+        ("NUMBA_NUM_THREADS", "many", "NUMBA_NUM_THREADS='many' is not a positive whole number"),
+    ],
+)
+def test_bad_values_of_environment_variables(folder, name, value, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "slm_np.generate", "--model", "bytes", "-n", "3"],
+        env=small.environment(**{name: value}),
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 2 and re.fullmatch(r"slm_np: [^\n]+\n", done.stderr) and said in done.stderr
+
+
 # --config
 
 
@@ -374,7 +432,7 @@ def config_file(text):
         ("bias = 1", "--bias must be of type bool"),
         ("preset = ['stories']", "preset"),
         ("preset = 'storys'", "did you mean stories"),
-        ("data = [1, 2]", "--data must be of type str"),
+        ("data = [1, 2]", "--data is 1; it must be a path"),
         ("n-layer = [1]", "--n-layer must be of type int"),
         ("learning-rate = nan", "finite"),
         ("[model]\nn-layer = 2", "section [model]"),

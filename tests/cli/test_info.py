@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def test_one_run(runs, capsys, monkeypatch):
     ):
         assert wanted in out, wanted
     assert summary("low").parameters == sum(array.size for array in checkpoint.newest_checkpoint("low").model.values())
-    run_config.write_config("new", dataclasses.replace(low.config, base=dict(run="runs/low", step=40)))
+    base = dict(run="runs/low", step=40, weights="0", data="text.txt", val_data="", documents="marker", limit_bytes=0)
+    run_config.write_config("new", dataclasses.replace(low.config, base=base, files={}))
     assert "new: a run of slm_np, preset stories, finetuned from step 40 of runs/low\n" in told(capsys, "new")
     assert "updates of" not in told(capsys, "new") and MARK not in told(capsys, "new")
 
@@ -137,6 +139,62 @@ def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, words, said):
     assert small.status("info", *words) == 2
     shown = capsys.readouterr()
     assert re.fullmatch(r"slm_np: [^\n]+\n", shown.err) and said in shown.err and shown.out == ""
+
+
+def test_a_run_before_its_first_evaluation(runs, capsys):
+    assert "loss       not evaluated yet" not in told(capsys, runs / "low")
+    trainer = small.trainer(runs / "text.txt", runs / "young", max_iters=100)
+    metrics.append_metrics(runs / "young", dict(step=1, loss=3.0, lr=0.001))
+    out = told(capsys, runs / "young")
+    assert "1 update of 4 x 16 tokens" in out and "loss       not evaluated yet" in out and trainer.updates == 0
+
+
+def test_damaged_rows_of_metrics_are_left_out(runs, capsys, tmp_path):
+    shutil.copytree(runs / "low", tmp_path / "run")
+    before = told(capsys, tmp_path / "run")
+    for row in (dict(step="a", loss=1.0), dict(step=41, loss="b"), dict(step=42, val_loss=[]), dict(loss=1.0)):
+        metrics.append_metrics(tmp_path / "run", row)
+    assert told(capsys, tmp_path / "run") == before
+
+
+def test_the_others_are_shown_beside_a_broken_one(runs, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
+    capsys.readouterr()
+    assert small.status("info", "low", tmp_path / "broken", "high", "gone") == 2
+    shown = capsys.readouterr()
+    assert [line.split()[0] for line in shown.out.splitlines()] == ["run", "low", "high"]
+    assert shown.err.count("\n") == 1 and "is not valid JSON" in shown.err and "gone does not exist" in shown.err
+
+
+def test_parts_of_a_run(runs, capsys, monkeypatch):
+    monkeypatch.chdir(runs)
+    newest = max(Path("low").glob("checkpoint-*"))
+    n = summary("low").parameters
+    out = told(capsys, newest, newest / "model.safetensors", "low/config.json", "low/metrics.jsonl")
+    step = int(newest.name.partition("-")[2])
+    assert f"{newest}: a checkpoint after {step} updates of the run low\n" in out
+    assert re.search(
+        rf"model.safetensors: \d+ tensors, {n:,} elements of F32\n  metadata   format pt, step {step}", out
+    )
+    assert "low/config.json: settings of the run low, which python -m slm_np.info low describes" in out
+    assert "40 rows of JSON" in out
+
+
+def test_files_of_other_programs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    header = json.dumps(dict(a=dict(dtype="BF16", shape=[2, 3], data_offsets=[0, 12]))).encode()
+    Path("model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(12))
+    Path("image.png").write_bytes(b"\x89PNG" + bytes(60))
+    Path("one.txt").write_text("a\n", encoding="utf-8", newline="\n")
+    out = told(capsys, "model.safetensors", "image.png", "one.txt")
+    assert "model.safetensors: 1 tensor, 6 elements of BF16\n" in out
+    assert "image.png: a binary file of 64 bytes" in out and "one.txt: a text of 2 bytes, 1 line, 1 document" in out
+    for damage in (b"", b"\xff" * 40, header):
+        Path("model.safetensors").write_bytes(damage)
+        assert small.status("info", "model.safetensors") == 2
+        assert "is not a safetensors file, or it is damaged" in capsys.readouterr().err
 
 
 # Curves

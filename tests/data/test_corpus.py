@@ -74,6 +74,11 @@ def test_an_existing_file_takes_precedence_over_a_corpus_name(tmp_path, monkeypa
     assert b"".join(corpus.find("stories", "train", tmp_path, False).blocks()) == b"mine"
 
 
+def test_corpora_known_by_name_add_up_with_files(texts, cache):
+    known = read("stories", cache)
+    assert read(f"{texts / 'a.txt'},stories,{texts / 'b.md'}", cache) == b"alpha\n" + known + b"beta"
+
+
 @pytest.mark.parametrize(
     "data, sentence",
     [

@@ -1,13 +1,15 @@
 """Any tokenizer.json through the `tokenizers` library: round trips, other kinds, special tokens, bad files."""
 
+import contextlib
 import json
+import random
 
 import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_tokenizers import LLAMA, bpe_tokenizer, char_tokenizer, sentencepiece
+from sample_tokenizers import LLAMA, TALE, WILD, bpe_tokenizer, char_tokenizer, sentencepiece, wild
 
 from slm_np.data import library_tokenizer, segments
 from slm_np.data.byte_tokenizer import ByteTokenizer
@@ -337,3 +339,208 @@ def test_a_missing_or_binary_file_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\x00\xfe")
     with pytest.raises(UserError, match="damaged"):
         load_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_ids_of_any_kind_do_not_depend_on_blocks(name, monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT", 12)
+    monkeypatch.setattr(segments, "LIMIT", 24)
+    monkeypatch.setattr(library_tokenizer, "BATCH", 2)
+    tokenizer = LibraryTokenizer(wild()[name])
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        st.lists(
+            st.sampled_from(
+                ["the", "Cat", " ", "  ", "\n", "\r\n", "é", "漢字", "🙂", "hat, na", "\n\n", "a" * 30, "[UNK]"]
+            )
+        ).map(lambda parts: "".join(parts).encode()),
+        st.lists(st.integers(0, 100)),
+    )
+    def same(data, cuts):
+        cuts = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+        blocks = [data[start:stop] for start, stop in zip(cuts, cuts[1:])]
+        ids = np.concatenate([np.empty(0, tokenizer.dtype), *tokenizer.encode_blocks(blocks)])
+        assert ids.tolist() == tokenizer.encode(data).tolist() and ids.dtype == tokenizer.dtype
+        assert (ids < tokenizer.vocab_size).all() and tokenizer.end_of_text not in ids
+        stream = tokenizer.stream()
+        assert "".join(map(stream.push, ids)) + stream.flush() == tokenizer.decode(ids).decode("utf-8", "replace")
+
+    same()
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_ordinary_text_has_the_ids_of_the_library(name):
+    tokenizer = LibraryTokenizer(wild()[name])
+    fields = {**tokenizer.to_json(), "post_processor": None}
+    library = tokenizers.Tokenizer.from_str(json.dumps(fields))
+    library.encode_special_tokens = True
+    for text in ("the cat sat", TALE):
+        assert tokenizer.encode(text.encode()).tolist() == library.encode(text).ids
+    assert tokenizer.dtype == (np.uint32 if name == "many" else np.uint16)
+    again = LibraryTokenizer(json.loads(json.dumps(tokenizer.to_json())))
+    assert again.to_json() == tokenizer.to_json() and again.encode(TALE.encode()).tolist() == library.encode(TALE).ids
+
+
+def test_ids_that_a_vocabulary_leaves_out_stay_free():
+    """The library would give the added token the id of another one."""
+    tokenizer = LibraryTokenizer(wild()["holes"])
+    vocab = tokenizer._library.get_vocab()
+    assert len(vocab) == len(set(vocab.values())) == tokenizer.vocab_size == 12
+    assert [vocab[word] for word in ("[UNK]", "the", "cat", "sat")] == [0, 3, 6, 9]
+    assert tokenizer.end_of_text == vocab["</s>"] == 10 and vocab[" hat "] == 11
+    assert [token["id"] for token in tokenizer.to_json()["added_tokens"]] == [0, 10, 11]
+    gaps = LibraryTokenizer(FOREIGN["gaps"]).with_end()
+    assert (gaps.vocab_size, gaps.end_of_text) == (4, 3) and gaps.encode(b"c").tolist() == [2]
+    assert gaps.decode([2, 3]) == b"c"
+
+
+def test_a_post_processor_adds_and_removes_nothing():
+    fields = changed(ByteTokenizer(True), post_processor=dict(type="TemplateProcessing", single=[], pair=[]))
+    fields["post_processor"]["special_tokens"] = {}
+    tokenizer = LibraryTokenizer(fields)
+    assert tokenizer.encode(b"the cat").tolist() == list(b"the cat")
+    assert tokenizer.to_json()["post_processor"] == fields["post_processor"]  # for other programs
+
+
+def test_many_long_segments_are_encoded_in_small_batches(monkeypatch):
+    monkeypatch.setattr(segments, "SEGMENT", 10)
+    monkeypatch.setattr(segments, "LIMIT", 100)
+    monkeypatch.setattr(library_tokenizer, "BATCH_SIZE", 150)
+    tokenizer, sizes = LibraryTokenizer(LLAMA), []
+    encode = tokenizer._encode_whole
+    monkeypatch.setattr(
+        tokenizer, "_encode_whole", lambda strings, library: sizes.append(strings) or encode(strings, library)
+    )
+    data = b"a" * 1000
+    assert tokenizer.decode(tokenizer.encode(data)) == data
+    assert max(sum(map(len, strings)) for strings in sizes) <= 250
+
+
+SPLIT = dict(type="Split", pattern={"Regex": ""}, behavior="Isolated", invert=False)
+HOSTILE = {  # fields that the library takes, panics at, or takes and then panics at
+    "chunks of no length": dict(pre_tokenizer=dict(type="FixedLength", length=0)),
+    "characters map": dict(normalizer=dict(type="Precompiled", precompiled_charsmap="AAAA")),
+    "strip": dict(decoder=dict(type="Strip", content="a", start=1, stop=1), pre_tokenizer=None),
+    "prefix": dict(model=dict(bpe_model({"a": 0, "b": 1, "ab": 2}, ["a b"]), continuing_subword_prefix="##")),
+    "id": dict(model=dict(bpe_model({"a": 0, "b": 4_294_967_295}, []))),
+    "holes": dict(model=dict(bpe_model({"a": 0, "b": 16_000_000}, []))),
+    "no token": dict(model=dict(bpe_model({}, []))),
+    "unknown token": dict(model=dict(bpe_model({"a": 0}, []), unk_token="b")),
+    "no unknown token": dict(model=dict(type="WordLevel", vocab={"ab": 0}, unk_token="[UNK]")),
+    "empty pattern": dict(pre_tokenizer=SPLIT),
+    "empty replacement": dict(normalizer=dict(type="Replace", pattern={"String": ""}, content="x")),
+    "empty added token": dict(added_tokens=[dict(end_of_text_token(2), content="")]),
+    "nested": dict(normalizer=json.loads('{"type":"Sequence","normalizers":[' * 100 + "{}" + "]}" * 100)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_fields_are_refused_or_work(name, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({**wild()["wordlevel"], "added_tokens": [], **HOSTILE[name]}), encoding="utf-8")
+    if fault := survives(path):
+        assert "tokenizer.json" in fault and "\n" not in fault
+    else:
+        assert name.startswith("empty") or name == "strip"
+
+
+def survives(path):
+    """Load a tokenizer and use it in every way. Returns "", or the first UserError. Anything else is raised."""
+    faults = []
+    with refusals(faults):
+        tokenizer = load_tokenizer(path)
+        for text in (b"", TALE.encode(), b"aab  b\r\n\x00", b"\xff", b"[UNK]<unk></s>"):
+            with refusals([] if text == b"\xff" else faults):
+                ids = tokenizer.encode(text)
+                assert not len(ids) or ids.max() < tokenizer.vocab_size
+                tokenizer.decode(ids)
+                "".join(map(tokenizer.stream().push, ids))
+        ended = tokenizer if tokenizer.end_of_text is not None else tokenizer.with_end()
+        assert ended.end_of_text not in ended.encode(TALE.encode())
+        assert 0 <= ended.start_of_text < ended.vocab_size <= 1 << 24
+    return next(iter(faults), "")
+
+
+@contextlib.contextmanager
+def refusals(faults):
+    """Append the message of a UserError to the list `faults`."""
+    try:
+        yield
+    except UserError as error:
+        faults.append(str(error))
+
+
+def test_a_damaged_tokenizer_is_refused_or_works(tmp_path):
+    """Mutations of files and of fields; loading checks no checksum."""
+    draw, outcomes = random.Random(1), {"": 0}
+    originals = [
+        json.dumps(fields, ensure_ascii=False).encode()
+        for fields in (
+            *(fields for name, fields in wild().items() if name != "many"),
+            ByteTokenizer(end=True).to_json(),
+            char_tokenizer(TALE).to_json(),
+            bpe_tokenizer().to_json(),
+        )
+    ]
+    path = tmp_path / "tokenizer.json"
+    for _ in range(400):
+        data = bytearray(draw.choice(originals))
+        how = draw.choice(["cut", "bits", "number", "number", "field", "field", "field", "copy"])
+        if how == "cut":
+            del data[draw.randrange(len(data)) :]
+        elif how == "bits":
+            for _ in range(draw.choice([1, 1, 3, 20])):
+                data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        elif how == "number":
+            at = draw.choice([i for i, byte in enumerate(data) if 48 <= byte <= 57])
+            data[at : at + 1] = draw.choice([b"-1", b"9999999999", b"1e5", b"0.5", b"16000000", b"7", b"null", b'"x"'])
+        elif how == "field":
+            fields = json.loads(data)
+            part = draw.choice([fields, *(value for value in fields.values() if value and isinstance(value, dict))])
+            part[draw.choice(list(part))] = draw.choice([None, [], {}, 0, -1, "", "x", True, "é"])
+            data = json.dumps(fields).encode()
+        else:
+            start, at = draw.randrange(len(data)), draw.randrange(len(data))
+            data[at:at] = data[start : start + draw.randrange(40)]
+        path.write_bytes(data)
+        fault = survives(path)
+        outcomes[fault] = outcomes.get(fault, 0) + 1
+    assert 40 < outcomes[""] < 360
+
+
+def test_a_file_of_a_newer_library_names_the_remedy(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        path.write_text(json.dumps({**wild()["bpe_unk"], part: dict(type="FromTheFuture")}), encoding="utf-8")
+        with pytest.raises(UserError, match=r"newer release of the package tokenizers \(pip install -U tokenizers\)"):
+            load_tokenizer(path)
+
+
+OTHER_FILES = {
+    "tokenizer.model": (b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", "model of SentencePiece", "AutoTokenizer"),
+    "vocab.txt": (b"[PAD]\n[UNK]\nthe\n##s\n", "list of word pieces", "BertWordPieceTokenizer"),
+    "merges.txt": (b"#version: 0.2\nt h\nth e\n", "list of merges", "ByteLevelBPETokenizer"),
+    "vocab.json": (b'{"the": 0, "cat": 1}', "vocabulary without merges", "ByteLevelBPETokenizer"),
+    "cl100k_base.tiktoken": (b"IQ== 0\nIg== 1\nIw== 2\n", "vocabulary of tiktoken", "AutoTokenizer"),
+    "tekken.json": (b'{"config": {"version": "v3"}, "vocab": []}', "tekken file", "AutoTokenizer"),
+    "tokenizer_config.json": (b'{"tokenizer_class": "GPT2Tokenizer"}', "configuration", "tokenizer.json beside it"),
+    "tokenizer.json.gz": (b"\x1f\x8b\x08\x00", "compressed", "unpack it"),
+    "story.txt": (b"Once upon a time\nthere was\n", "is not a tokenizer.json, or it is damaged", "copy it again"),
+    "deep.json": (b"[" * 100_000, "is not a tokenizer.json", "copy it again"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_vocabularies_in_other_formats_are_named(name, tmp_path):
+    data, what, remedy = OTHER_FILES[name]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as error:
+        load_tokenizer(tmp_path / name)
+    assert what in str(error.value) and remedy in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(bpe_tokenizer().to_json()).encode())
+    assert load_tokenizer(path).to_json() == bpe_tokenizer().to_json()

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from data_files import END, conversation, jsonl, load, marked, stories, text_file, without_checksums
+from data_files import END, MARKER, conversation, jsonl, load, marked, stories, text_file, without_checksums
 
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
@@ -83,7 +83,7 @@ def test_prepare_writes_a_directory_and_describes_it(tmp_path, capsys):
     assert {one.name: one.stat().st_mtime_ns for one in out.iterdir()} == before
     plain = text_file(tmp_path, "plain text\n" * 20, "p.txt")
     status, said, error = run(plain, "--out-dir", tmp_path / "plain", capsys=capsys)
-    assert status == 0 and "one document" in error and "--documents blank-line" in error
+    assert status == 0 and "one document; --documents line makes each line one" in error
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,49 @@ def test_prepare_says_if_nothing_separates_documents(tmp_path, capsys, tokenizer
     plain, separated = text_file(tmp_path, "plain text\n" * 20, "p.txt"), text_file(tmp_path, marked(["one"]), "m.txt")
     options = ["--tokenizer", tokenizer, "--out-dir"]
     status, said, error = run(plain, *options, tmp_path / "plain", capsys=capsys)
-    assert status == 0 and "each split is one document" in error
+    assert status == 0 and "each split is one document; --documents line makes each line one\n" in error
     status, said, error = run(separated, "--val-data", separated, *options, tmp_path / "separated", capsys=capsys)
-    assert status == 0 and "train: 1 document," in said and not error
+    assert status == 0 and "train: 1 document," in said and "one document" not in error
+
+
+@pytest.mark.parametrize(
+    "text, documents, hint",
+    [
+        ("a b c\n \nd e f\n \n" * 99, "marker", "; --documents blank-line finds more"),
+        ("a b c\rd e f\r\r" * 99, "marker", "; --documents blank-line finds more"),
+        ("a b c\n" * 99, "blank-line", "; --documents line makes each line one"),
+        (f"a b c {MARKER} " * 99, "blank-line", "; --documents marker finds more"),
+        (f"a b c {MARKER} " * 99, "line", "; --documents marker finds more"),
+        ("a b c </s>\n" * 99, "marker", "; </s> occurs 99 times at its start; if it ends documents, replace it by"),
+        ("a b c " * 99, "marker", ""),
+        ("a b c " * 99, "line", ""),
+    ],
+)
+def test_the_hint_names_only_what_finds_more_documents(tmp_path, capsys, text, documents, hint):
+    path = text_file(tmp_path, text)
+    status, said, error = run(path, "--documents", documents, "--out-dir", tmp_path / "one", capsys=capsys)
+    assert status == 0 and "train: 1 document," in said
+    assert error.startswith(f"nothing separates documents, so each split is one document{hint}"), error
+    named = re.search(r"--documents (\S+)", hint)
+    if named:
+        status, said, error = run(path, "--documents", named[1], "--out-dir", tmp_path / "more", capsys=capsys)
+        assert status == 0 and int(re.search(r"train: (\d+) documents", said)[1]) > 80 and not error
+
+
+def test_prepare_reads_lines_columns_and_several_corpora(tmp_path, capsys):
+    names = text_file(tmp_path, "Ann\nBob\r\n\nCid\n" * 30, "names.txt")
+    status, said, error = run(names, "--documents", "line", "--out-dir", tmp_path / "line", capsys=capsys)
+    assert status == 0 and "train: 81 documents, 243 bytes" in said and "validation: 9 documents" in said and not error
+    table = text_file(tmp_path, "id,story\r\n" + '1,"Mia, who ran,\nfell."\r\n' * 30, "t.csv")
+    status, said, error = run(table, "--documents", "csv:story", "--out-dir", tmp_path / "csv", capsys=capsys)
+    assert status == 0 and "train: 27 documents, 513 bytes" in said and not error
+    status, said, error = run(table, "--out-dir", tmp_path / "text", capsys=capsys)
+    assert status == 0 and "t.csv is read as text" in error and "--documents csv:COLUMN (id, story)" in error
+    status, said, error = run(table, "--documents", "csv:text", "--out-dir", tmp_path / "no", capsys=capsys)
+    assert status == 2 and "t.csv has no column 'text'; its columns are 'id', 'story'" in error
+    arguments = [names, "--val-data", names, "--val-data", table, "--documents", "line", "--out-dir", tmp_path / "val"]
+    status, said, error = run(*arguments, capsys=capsys)
+    assert status == 0 and "validation: 151 documents" in said
 
 
 def test_prepare_into_the_current_folder(tmp_path, capsys, monkeypatch):

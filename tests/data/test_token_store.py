@@ -186,7 +186,7 @@ def test_a_split_shorter_than_a_window_is_refused_with_both_lengths():
     check_length(tokens(range(9)), 8)
     with pytest.raises(
         UserError,
-        match="train split has 8 tokens, but --block-size 8 needs 9; lower --block-size to 7 or less, or give more text",
+        match="train split has 8 tokens, but --block-size 8 needs 9; lower --block-size to 7 or less, or give more",
     ):
         check_length(tokens(range(8)), 8)
     with pytest.raises(

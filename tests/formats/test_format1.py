@@ -45,7 +45,7 @@ def file_names(path):
 
 
 def translate(run, new):
-    """Copy a run of format 1 to a new directory, in format 2."""
+    """Copy a run of format 1 to a new directory, in today's format."""
     shutil.copytree(run, new)
     run_config.write_config(new, run_config.read_config(run))
     found = checkpoint.newest_checkpoint(run)
@@ -79,10 +79,10 @@ def test_a_run_of_format_1_writes_the_same_text(folder, capsys, name):
 def test_a_run_of_format_1_resumes_like_its_translation(folder, name):
     wanted = expected(name)
     translate(name, "translated")
-    for run, version in ((name, 1), ("translated", 2)):
+    for run, version in ((name, 1), ("translated", run_config.FORMAT)):
         assert read_json(Path(run, "config.json"))["format"] == version
         assert resume(run, wanted["steps"]) == 0
-        assert read_json(Path(run, "config.json"))["format"] == 2
+        assert read_json(Path(run, "config.json"))["format"] == run_config.FORMAT
     assert_rows_close(small.rows(name), wanted["metrics"])
     assert small.rows(name) == small.rows("translated")
     small.assert_same_state(name, "translated", wanted["steps"])
@@ -99,8 +99,8 @@ def test_formats_may_be_mixed_within_a_run(folder):
     old, new = (file_names(f"mixed/checkpoint-{step}/model.safetensors") for step in (STEP, 250))
     assert "layers.0.mamba.select.weight" in old and "layers.0.mamba.x_proj.weight" in new
     shutil.copytree("mixed", "interrupted")
-    Path("interrupted", "config.json").write_bytes(old_config)  # settings of format 1, newest checkpoint of format 2
-    shutil.rmtree("mixed/checkpoint-250")  # settings of format 2, newest checkpoint of format 1
+    Path("interrupted", "config.json").write_bytes(old_config)  # settings of format 1, newest checkpoint of format 3
+    shutil.rmtree("mixed/checkpoint-250")  # settings of format 3, newest checkpoint of format 1
     for run in ("mixed", "interrupted"):
         assert resume(run, 260) == 0
         small.assert_same_state("mamba", run, 260)

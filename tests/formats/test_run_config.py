@@ -28,7 +28,7 @@ def test_config_round_trip(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda f: f.update(format=3), "is of format 3, and this version reads up to 2; upgrade"),
+        (lambda f: f.update(format=4), "is of format 4, and this version reads up to 3; upgrade"),
         (lambda f: f.update(format=0), "is not a run of slm_np"),
         (lambda f: f.update(format="1"), "is not a run of slm_np"),
         (lambda f: f.update(model_type="gpt2"), "has model_type 'gpt2' .* is not a run of slm_np"),
@@ -54,6 +54,7 @@ def test_config_round_trip(tmp_path):
 def test_broken_configs(tmp_path, change, message):
     write_config(tmp_path, config())
     fields = read_json(tmp_path / "config.json")
+    del fields["crc32"]
     change(fields)
     write_json(tmp_path / "config.json", fields)
     with pytest.raises(UserError, match=message):
@@ -68,8 +69,9 @@ def test_broken_json(tmp_path, raw):
 
 
 def test_a_directory_that_is_not_a_run(tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="config.json missing: .* is not a run of slm_np"):
-            read_config(folder)
+    with pytest.raises(UserError, match="config.json missing: .* is not a run of slm_np"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match="nowhere is not a run: it does not exist"):
+        read_config(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is missing"):
         read_json(tmp_path / "generation_config.json")
