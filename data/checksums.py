@@ -1,10 +1,12 @@
 """CRC-32 checksums of the files in a folder of tokens. Its meta.json has them, and its own (see `files.sealed`)."""
 
 import zlib
+from pathlib import Path
 
 from slm_np.data.files import unsealed
 from slm_np.data.meter import metered
 from slm_np.data.text_files import Text
+from slm_np.errors import UserError
 
 ALWAYS = 256 << 20  # bytes of files that are verified whenever they are opened. It takes a fraction of a second
 
@@ -41,16 +43,18 @@ def verify(folder, checksums, names, cache=None, progress=True):
     are skipped.
     """
     paths = [folder / name for name in names if name in checksums]
-    for path in paths:
-        if not path.is_file():
-            raise Damaged(f"{path.name} is missing")
-    found = [path.stat() for path in paths]
-    once = cache and sum(status.st_size for status in found) > ALWAYS
-    for path, status in zip(paths, found):
-        text = Text(((path, status.st_size, status.st_mtime_ns),))
+    try:
+        found = [path.stat() for path in paths]
+        once = cache and sum(status.st_size for status in found) > ALWAYS
+        for path, status in zip(paths, found):
+            text = Text(((path, status.st_size, status.st_mtime_ns),))
 
-        def computed(text=text, name=path.name):
-            return crc32(metered(text.blocks(), text.size, f"verifying {name}", progress))
+            def computed(text=text, name=path.name):
+                return crc32(metered(text.blocks(), text.size, f"verifying {name}", progress))
 
-        if (text.cached(cache, "crc32", computed) if once else computed()) != checksums[path.name]:
-            raise Damaged(f"{path.name} has other contents than its checksum in meta.json says")
+            if (text.cached(cache, "crc32", computed) if once else computed()) != checksums[path.name]:
+                raise Damaged(f"{path.name} has other contents than its checksum in meta.json says")
+    except FileNotFoundError as error:
+        raise Damaged(f"{Path(error.filename).name} is missing") from None
+    except (OSError, UserError) as error:  # also: another process is just removing the folder, to make it again
+        raise Damaged(str(error).partition(";")[0]) from None

@@ -122,7 +122,7 @@ class Build:
 
     def exists(self):
         """Whether the store is complete."""
-        return self.folder.is_dir() and any(self.folder.iterdir())
+        return holds_files(self.folder)
 
     def begun(self):
         """Whether this process or another one has begun this store, so that its tokenizer can be loaded."""
@@ -149,6 +149,15 @@ class Build:
             raise UserError(
                 f"cannot write {self.folder.parent} ({error.strerror}); {remedy(error, self.elsewhere)}"
             ) from None
+
+
+def holds_files(folder):
+    """Whether a folder exists and is not empty. Another process may remove it meanwhile."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:
+        return False
 
 
 def staging_of(folder):
