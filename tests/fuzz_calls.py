@@ -477,46 +477,19 @@ def call_adamw(c, parameters, **given):
     assert len(optimizer.state()) == 2 * len(parameters.weight)
 
 
-def broken(name, change):
-    """An optimizer one of whose arrays was replaced."""
-
-    def make(c):
-        optimizer = AdamW(Model(CONFIGS["attention"], seed=2).parameters)
-        of = optimizer.parameters if name == "gradients" else optimizer
-        setattr(of, name, change(getattr(of, name)))
-        return optimizer
-
-    return make
-
-
 @entry(
-    "AdamW.step after changes",
+    "AdamW.step with a rate",
     rate=Argument(
         values(None, 0.1, np.float32(0.1)),
         {label: make for label, make in RATE.wrong.items() if "None" not in label},
         "learning_rate",
     ),
-    optimizer=Argument(
-        {"whole": broken("mean", lambda a: a), "copy": broken("square", np.copy)},
-        {
-            f"{name} {kind}": broken(name, change)
-            for name in ("mean", "square", "gradients")
-            for kind, change in dict(
-                short=lambda a: a[:-1].copy(),
-                strided=lambda a: np.repeat(a, 2)[::2],
-                double=lambda a: a.astype(float),
-                text=lambda a: "a",
-                list=lambda a: a.tolist(),
-            ).items()
-        },
-        "mean|square|gradients",
-    ),
     gradient=argument([1.0, 0.0, math.nan, math.inf], []),
 )
-def call_step(c, rate, optimizer, gradient):
+def call_step(c, rate, gradient):
+    optimizer = AdamW(Model(CONFIGS["attention"], seed=2).parameters)
     before = optimizer.parameters.weights.copy()
-    if isinstance(optimizer.parameters.gradients, np.ndarray) and optimizer.parameters.gradients.flags.writeable:
-        optimizer.parameters.gradients[:] = gradient
+    optimizer.parameters.gradients[:] = gradient
     norm = optimizer.step(rate)
     c.returned()
     assert np.isfinite(optimizer.parameters.weights).all() and not optimizer.parameters.gradients.any()
@@ -527,12 +500,31 @@ def call_step(c, rate, optimizer, gradient):
         assert (optimizer.parameters.weights != before).any()
 
 
-@entry("Model.parameters", tensor=Argument(values("in place"), values("replaced"), "write into it"))
-def call_parameters(c, tensor):
+# Attributes that hold memory of kernels: (the object, the attribute, what it is replaced by).
+REPLACED = {
+    "config": lambda model, optimizer: (model, "config", ModelConfig(**SIZES | dict(vocab_size=2 * V), n_head=2)),
+    "parameters": lambda model, optimizer: (model, "parameters", Model(CONFIGS["recurrent"]).parameters),
+    "weights": lambda model, optimizer: (model.parameters, "weights", model.parameters.weights[:-1]),
+    "gradients": lambda model, optimizer: (model.parameters, "gradients", np.zeros(3, np.float32)),
+    "mean": lambda model, optimizer: (optimizer, "mean", np.zeros(3, np.float32)),
+    "square": lambda model, optimizer: (optimizer, "square", optimizer.square.astype(float)),
+    "batch": lambda model, optimizer: (Decoder(model, B), "batch", B + 1),
+    "memory": lambda model, optimizer: (model.states(B), "memory", np.zeros(3, np.float32)),
+}
+
+
+@entry(
+    "Model.parameters",
+    change=Argument(values("in place"), {"a tensor": lambda c: "", **values(*REPLACED)}, "write into it"),
+)
+def call_change(c, change):
     model = Model(CONFIGS["attention"], seed=2)
-    if tensor == "replaced":
+    optimizer = AdamW(model.parameters)
+    if change in REPLACED:
+        setattr(*REPLACED[change](model, optimizer))
+    elif not change:
         model.parameters.weight["embedding.weight"] = np.zeros((2, 2), np.float32)
-    model.parameters.weight["embedding.weight"][...] = 0
+    model.parameters.weights *= 0
     x = np.zeros((1, 2), int)
     found = model.loss(x, x)
     c.returned()
