@@ -65,9 +65,10 @@ def real(name, value, low=None, high=None, above=None):
 
 def wholes(name, value, low=0):
     """A tuple of at least one int, each at least `low`."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value:
+    found = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(found, Sequence) or isinstance(found, (str, bytes)) or not found:
         raise refusal(name, value, "whole numbers, such as (seed, step)")
-    return tuple(whole(name, one, low) for one in value)
+    return tuple(whole(name, one, low) for one in found)
 
 
 def dtype(name, value, known):

@@ -190,7 +190,10 @@ TOKENS = ids("tokens", batch_shape)
 TARGETS = ids(
     "targets", like_tokens, masked=True, other_batch=lambda x: np.vstack([x, x]), other_steps=lambda x: x.repeat(2, 1)
 )
-KEY = argument([None, (1,), (1, 2, 3), [4, np.int64(5)]], [3, (), (1, -2), (1.5,), "12", ("a",)])
+KEY = argument(
+    [None, (1,), (1, 2, 3), [4, np.int64(5)], np.array([1, 2])],
+    [3, (), (1, -2), (1.5,), "12", ("a",), np.array([1.5]), np.array(3)],
+)
 ENTRIES = {}
 
 
@@ -286,7 +289,7 @@ def states_of(c):
     targets=TARGETS,
     count=Argument(
         values(None, 10**6, np.int64(10**6)),
-        values(-1, 1.5, True, "2", math.nan) | {"too few": lambda c: int((c.plain["targets"] >= 0).sum()) - 1},
+        values(-1, 1.5, True, "2", math.nan, 10**400) | {"too few": lambda c: int((c.plain["targets"] >= 0).sum()) - 1},
     ),
     key=KEY,
     states=Argument(
@@ -536,7 +539,7 @@ def call_change(c, change):
     config=argument(
         [TrainConfig(), TrainConfig(lr_schedule="linear", warmup_iters=0)], [None, CONFIGS["attention"], 1e-3]
     ),
-    step=whole([0, 1000]),
+    step=whole([0, 1000], 0, 2**64 - 1),
     progress=real([0.5, 0, 1.0, -3.0, 7], []),
 )
 def call_learning_rate(c, config, step, progress):
@@ -700,7 +703,7 @@ def call_text_of(c, **given):
     val_data=Argument({"path": lambda c: c.world.text, **values("", None)}, values(3, [], [None], "no such file")),
     tokenizer=argument(["byte", np.str_("char"), ByteTokenizer()], [None, "bite", 3, b"byte", ByteTokenizer]),
     documents=argument(["marker", np.str_("marker")], [None, "none", 3]),
-    limit_bytes=whole([0, 500]),
+    limit_bytes=whole([0, 500], 0, 1 << 50),
     threads=whole([0, 1], 0, 1024),
     whole=argument(["", "train"], ["test", None, 3]),
     progress=argument([False, np.bool_(False)], [None, 0, "no"]),

@@ -452,7 +452,9 @@ class Model(arguments.Fixed):
         tokens, targets = self._batch(tokens, targets)
         states, key = self._states(states, len(tokens)), None if key is None else arguments.wholes("key", key)
         warmup.prepare(self, warmup.training)
-        count = max(1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets)))
+        count = max(
+            1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets), LARGEST)
+        )
         activations, dropout = self.plan(*tokens.shape), model_dropout(self.config, key)
         normed = model_forward(self, activations, tokens, dropout, states)
         model_backward(self, activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)
