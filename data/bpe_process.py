@@ -21,7 +21,7 @@ from slm_np.paths import import_path
 from slm_np.progress import Progress, duration
 
 LONGEST = 192  # bytes of a word that learning takes as one: 2 x 96, 3 x 64, 4 x 48, so runs are cut between characters
-SHOWN_AFTER_S, FIRST_LINE_S, LINE_S = 2.0, 5.0, 15.0  # seconds until a bar, until a line of a log, between lines
+SHOWN_AFTER_S, FIRST_LINE_S, LINE_S = 2.0, 3.0, 15.0  # seconds until a bar, from then to a line, between lines
 LENGTH = struct.Struct("<I")  # precedes a string
 STAGE = "Compute merges"  # what the library calls the long part of its work
 
@@ -98,7 +98,7 @@ def _send(pipe, strings):
 
 def _received(answers, what, n_merges, progress):
     """The bytes that the process answers, and its progress on the way, as a share of `n_merges`."""
-    shown, done, begun, next_line = None, 0, time.monotonic(), FIRST_LINE_S
+    shown, done, begun = None, 0, time.monotonic()
     try:
         while True:
             try:  # without a timeout Ctrl-C would not interrupt it on Windows
@@ -111,11 +111,10 @@ def _received(answers, what, n_merges, progress):
                 pass
             seconds = time.monotonic() - begun
             if progress and seconds > SHOWN_AFTER_S:
-                share, due = min(1.0, done / max(1, n_merges)), seconds > next_line
-                next_line = seconds + LINE_S if due else next_line
-                shown = shown or Progress(share)
+                share = min(1.0, done / max(1, n_merges))
+                shown = shown or Progress(share, wait=FIRST_LINE_S, every=LINE_S)
                 step = f"{what}: {done:,}/{n_merges:,} merges" if done else f"{what} for {duration(seconds)}"
-                shown.update(step, share, "", due)
+                shown.update(step, share, "", True)
     finally:
         if shown:
             shown.close()

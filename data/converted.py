@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from slm_np.data import file_kinds, tables
 from slm_np.data.chat_template import parse_row
-from slm_np.data.files import read_json_or_empty
+from slm_np.data.files import read_json_or_empty, sealed, sha256_of, unsealed
 from slm_np.data.json_values import values
 from slm_np.data.meter import metered
 from slm_np.data.row_check import check_rows
@@ -251,14 +251,12 @@ def published_file(identity, name, blocks, file, unit, cache):
                     raise UserError(f"{source} expands to more than {RATIO} times its size; unpack it yourself")
                 if b"\0" in block:
                     raise UserError(f"{source} contains binary data once it is unpacked; give text")
-            out.flush()
-            os.fsync(out.fileno())
         if n == 0:
             raise UserError(f"{source} contains no text; give a file with text")
         Text((file,)).check_unchanged()
         os.utime(part / name, ns=(MTIME, MTIME))
         about = dict(path=origin(source)["path"], unit=unit, size=n, sha256=digest.hexdigest())
-        (part / ORIGIN).write_text(json.dumps(about), encoding="utf-8")
+        (part / ORIGIN).write_text(json.dumps(sealed(about)), encoding="utf-8")
     found = _kept(folder, name)
     if found is None:
         raise UserError(f"{folder} does not contain what was just written to it; check the disk")
@@ -267,7 +265,7 @@ def published_file(identity, name, blocks, file, unit, cache):
 
 def _kept(folder, name):
     """(path, size, mtime) of a converted file, or None if it is not there or was changed."""
-    about = read_json_or_empty(folder / ORIGIN)
+    about = unsealed(read_json_or_empty(folder / ORIGIN))
     with contextlib.suppress(OSError):
         status = (folder / name).stat()
         if (status.st_size, status.st_mtime_ns) == (about.get("size"), MTIME):
@@ -285,10 +283,7 @@ def _damaged(jobs, cache):
 
     def search():
         for job, file in jobs:
-            digest = hashlib.sha256()
-            for block in Text((file,)).blocks():
-                digest.update(block)
-            if digest.hexdigest() != read_json_or_empty(file[0].parent / ORIGIN).get("sha256"):
+            if sha256_of(file[0]) != unsealed(read_json_or_empty(file[0].parent / ORIGIN)).get("sha256"):
                 found.append(job)
                 shutil.rmtree(file[0].parent, ignore_errors=True)
         if found:

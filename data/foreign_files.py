@@ -165,7 +165,8 @@ def _unlike_order(halves):
     low, high = halves & 0xFF, halves >> 8
     if not low.any():
         return "made of 16-bit ids in big-endian order", 'write them in little-endian, with astype("<u2") in NumPy'
-    if len(halves) >= 4 * FEW and low.max() < 128 and np.count_nonzero(high) >= high.size / 4:
+    are_bytes = len(np.unique(low)) >= FEW and low.max() < 128 and np.count_nonzero(high) >= high.size / 4
+    if len(halves) >= 4 * FEW and are_bytes:
         return "made of 8-bit ids", f"convert it: {FROM_FILE.format(old='u1', new='<u2')}"
     return None
 

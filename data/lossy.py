@@ -35,11 +35,14 @@ def _percent(share):
 
 
 def sentence_about(tokenizer, plan, documents):
-    """`Losses.sentence` of a tokenizer on a sample of the training split of a plan (see store_builder.py).
+    """`Losses.sentence` of a tokenizer on a sample of both splits of a plan (see store_builder.py).
 
     documents: the value of --documents.   UserError if the tokenizer cannot encode the sample.
     """
-    return "" if tokenizer.lossless else losses(tokenizer, _sample(plan, documents)).sentence()
+    if tokenizer.lossless:
+        return ""
+    parts = (part for split in plan["texts"] for part in _sample(plan, split, documents))
+    return losses(tokenizer, parts).sentence()
 
 
 def losses(tokenizer, texts):
@@ -82,9 +85,9 @@ def _kinds(gone, added, n_unknown):
     return tuple(kinds) or ("the order of characters",)
 
 
-def _sample(plan, documents):
-    """Parts of the training split: of a single shard its start, middle and end, else of its first, middle and last."""
-    numbers, text = numbers_of(plan, "train"), text_of(plan, "train")
+def _sample(plan, split, documents):
+    """Parts of a split: of a single shard its start, middle and end, else of its first, middle and last."""
+    numbers, text = numbers_of(plan, split), text_of(plan, split)
     chosen = sorted({numbers[0], numbers[len(numbers) // 2], numbers[-1]}) if numbers else []
     for number in chosen:
         _, _, start, stop = plan["shards"][number]

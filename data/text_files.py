@@ -129,5 +129,5 @@ def is_rows(file):
 
 def origin(path):
     """{"path", "unit"} for messages about a file: what a converted file came from, else itself with lines."""
-    about = read_json_or_empty(path.with_name(ORIGIN)) if path.parent.parent.name == CONVERTED else {}
+    about = unsealed(read_json_or_empty(path.with_name(ORIGIN))) if path.parent.parent.name == CONVERTED else {}
     return dict(path=about.get("path", str(path)), unit=about.get("unit", "line"))

@@ -39,6 +39,7 @@ from slm_np.data.tokenizer_factory import load_tokenizer, make_tokenizer, with_e
 from slm_np.errors import UserError
 from slm_np.paths import cache_dir as usable_cache_dir
 from slm_np.paths import expanded_list, sweep
+from slm_np.progress import say
 
 FORMAT = 4  # of the store. It is part of the fingerprint, so each version has its own stores
 FORMAT_BEFORE = 3  # where the documents of a text are those of earlier versions, so that their runs can be resumed
@@ -90,7 +91,6 @@ def load_corpus(
     whole        train or validation: take this part of a corpus known by name or of a folder of tokens, or all of any
                  other text, as the split `train`. The split `validation` is then empty
     wait         False returns while the text is still being tokenized, as soon as there is a tokenizer (see growing.py)
-
     binary       read files byte by byte as they are, and accept binary ones; else see converted.py
 
     If the text has separators, the end-of-text token follows each document; a blank line does if the `Tokenizer` given
@@ -134,7 +134,7 @@ def load_corpus(
     fingerprint = _fingerprint(version, ranges, hashes, documents, known.to_json() if known else tokenizer)
     folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
 
-    def opened(say=True):
+    def opened(tell=True):
         """The `Corpus` in the folder, after its checksums are verified, or None if it is to be made again."""
         try:
             found = _read_store(folder, fingerprint, floors, data)
@@ -143,7 +143,7 @@ def load_corpus(
         except Damaged as damaged:
             if out_dir:
                 _check_replaceable(folder, out_dir, fingerprint, damaged)
-            if say:
+            if tell:
                 print(f"slm_np: the tokens in {folder} cannot be used: {damaged}; making them again", file=sys.stderr)
             return None
 
@@ -155,7 +155,7 @@ def load_corpus(
             raise UserError(f"{folder} does not contain what was just written to it ({damaged}); check the disk")
 
     if store_builder.holds_files(folder):
-        found = opened(say=False)  # once more, if necessary, while the lock is held
+        found = opened(tell=False)  # once more, if necessary, while the lock is held
         if found:
             say_lossy(found.train.lossy, progress)
             return found
@@ -168,7 +168,7 @@ def load_corpus(
         new = known or _trained_tokenizer(tokenizer, ranges, documents, separated, progress)
         losses(new)  # said before the text is tokenized
         for note in dict.fromkeys(note for part in ranges.values() for note in part.text.notes):
-            print(f"slm_np: {note}", file=sys.stderr)
+            say(f"slm_np: {note}")
         return with_end_of_text(new) if separated and not given else new
 
     def losses(used):
@@ -193,10 +193,14 @@ def load_corpus(
     build = store_builder.Build(folder, plan, made, described, opened, elsewhere, threads, progress)
     if wait or not can_grow(plan):
         build.run()
-        return read()
-    building = Building(build, read, floors)
-    if building.corpus is not None:
-        return building.corpus
+        found = read()
+    else:
+        building = Building(build, read, floors)
+        found = building.corpus
+    if found is not None:
+        if not measured:  # another process has made it
+            say_lossy(found.train.lossy, progress)
+        return found
     growing = [GrowingTokens(split, building, losses(building.tokenizer)) for split in SPLITS]
     return Corpus(*growing, building.tokenizer, building.tokenizer.vocab_size, fingerprint, data, building)
 
@@ -423,14 +427,17 @@ def _common_tokenizer(files, data, val_data, tokenizer):
     return known
 
 
-def check_ids(tokens, vocab_size):
-    """UserError if an id of `tokens` is outside a vocabulary of `vocab_size`. Reads all ids."""
+def check_ids(tokens, vocab_size, may_grow=False):
+    """UserError if an id of `tokens` is outside a vocabulary of `vocab_size`. Reads all ids.
+
+    may_grow: whether --vocab-size can make the vocabulary larger.
+    """
     largest, at = largest_id(tokens.ids)
     if largest >= vocab_size:
+        fix = f"use --vocab-size {largest + 1} or more, or" if may_grow else "give"
         raise UserError(
-            f"the {tokens.split} tokens contain the id {largest} at position {at}, "
-            f"but the vocabulary has {vocab_size}; use --vocab-size {largest + 1} or more, "
-            "or tokens of the right tokenizer"
+            f"the {tokens.split} tokens contain the id {largest} at position {at}, but the vocabulary has "
+            f"{vocab_size}; {fix} tokens of the right tokenizer"
         )
 
 

@@ -84,7 +84,10 @@ class StreamingDecoder:
         """The text that `id` completes: possibly none, possibly several characters."""
         whole = self._tokenizer.decode([*self._before, id])
         new = whole[len(self._tokenizer.decode(self._before)) :]
-        self._before = [id] if new else [*self._before, id]
+        if new or id == self._tokenizer.end_of_text:
+            self._before = [id]
+        elif id not in self._before:  # a second one without bytes changes nothing
+            self._before.append(id)
         return self._utf8.decode(new)
 
     def flush(self):

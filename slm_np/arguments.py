@@ -169,7 +169,8 @@ def encoded(name, value):
     try:
         return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise UserError(f"{name} has the surrogate {value[error.start]!r}, which is no character; remove it") from None
+        half = ord(value[error.start])
+        raise UserError(f"{name} contains U+{half:04X}, half of a surrogate pair; remove it") from None
 
 
 def strings(name, value):
@@ -178,6 +179,19 @@ def strings(name, value):
     if not isinstance(found, Sequence) or not all(isinstance(one, str) for one in found):
         raise refusal(name, value, "a string or a list of strings")
     return tuple(found)
+
+
+def fits(found, wanted):
+    """Whether a shape is the one wanted, in which a letter is any length above 0."""
+    return len(found) == len(wanted) and all(
+        length == other or isinstance(other, str) and length > 0 for length, other in zip(found, wanted)
+    )
+
+
+def axes(shape):
+    """A shape in words."""
+    free = any(isinstance(length, str) for length in shape)
+    return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})" + " with at least one element" * free
 
 
 def ids(name, value, vocab_size, shape, arrays=None, masked=False, also=None):
@@ -197,17 +211,10 @@ def ids(name, value, vocab_size, shape, arrays=None, masked=False, also=None):
             value = np.asarray(value)
         except (ValueError, TypeError, OverflowError):  # rows of different lengths, or no numbers at all
             raise refusal(name, given, "an array of integers") from None
-    right = "an array of integers of shape (" + ", ".join(map(str, shape)) + "," * (len(shape) == 1) + ")"
-    free = any(isinstance(length, str) for length in shape)
-    if free:
-        right += " with at least one element"
     if also is not None and value.shape == also:
         value = value.reshape(shape)
-    fits = value.ndim == len(shape) and all(
-        length == wanted or isinstance(wanted, str) and length > 0 for length, wanted in zip(value.shape, shape)
-    )
-    if not fits:
-        raise refusal(name, value if value.ndim else given, right)
+    if not fits(value.shape, shape):
+        raise refusal(name, value if value.ndim else given, f"an array of integers of shape {axes(shape)}")
     if value.dtype.kind not in "iu":
         raise refusal(name, value, "an array of integers")
     lowest, highest = int(value.min()), int(value.max())
@@ -238,15 +245,11 @@ def output(name, value, shape):
     """A NumPy array of int32 or int64 to be overwritten. shape: as for `ids`."""
     import numpy as np
 
-    right = f"a writable NumPy array of int32, of shape ({', '.join(map(str, shape))}), with at least one element"
-    if not isinstance(value, np.ndarray) or value.dtype not in (np.int32, np.int64):
-        raise refusal(name, value, right)
-    if value.ndim != len(shape) or any(
-        length == 0 or isinstance(wanted, int) and length != wanted for length, wanted in zip(value.shape, shape)
-    ):
-        raise refusal(name, value, right)
+    right = "a writable NumPy array of int32, of shape "
+    if not isinstance(value, np.ndarray) or value.dtype not in (np.int32, np.int64) or not fits(value.shape, shape):
+        raise refusal(name, value, right + axes(shape))
     if not value.flags.writeable:
-        raise UserError(f"{name} is a read-only array; give {right}")
+        raise UserError(f"{name} is a read-only array; give {right}{axes(shape)}")
     return value
 
 

@@ -47,7 +47,7 @@ def _call(main, argv, output):
     except UserError as error:
         message, status = str(error), 2
     except MemoryError as error:
-        message = f"out of memory ({error}); choose a smaller --batch-size, --block-size, --n-layer or --n-embd"
+        message = f"out of memory ({error}); free some, or choose a smaller model or smaller batches"
         status = 2
     except ModuleNotFoundError as error:  # of a required package, as in a clone without installation
         if not error.name or error.name.partition(".")[0] == "slm_np":

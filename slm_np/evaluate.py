@@ -7,7 +7,7 @@ import time
 from slm_np.cli import flags
 from slm_np.cli.loading import add_run, load_run
 from slm_np.config import TrainConfig, check_documents
-from slm_np.errors import command
+from slm_np.errors import UserError, command
 from slm_np.words import counted
 
 
@@ -70,7 +70,11 @@ def main(argv=None):
         check_documents(args.documents)
     run, data = load_run(args), flags.joined(TrainConfig.__dataclass_fields__["data"], args.data)
     tokens = tokens_of(run, data, args.documents, limit, int(args.threads), args.binary)
-    data = data or f"the validation split of {run.config.data['source']}"
+    if stride and tokens.mask is not None:
+        raise UserError(
+            f"--stride {stride} has no effect on conversations, since each window starts with a document; leave it out"
+        )
+    data = data or run.config.train.val_data or f"the validation split of {run.config.data['source']}"
     begun = time.perf_counter()
     found = evaluate(run.model, tokens, run.tokenizer, stride, quiet=False)
     fields = report(run, data, tokens, found, stride, time.perf_counter() - begun)

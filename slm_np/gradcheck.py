@@ -13,6 +13,7 @@ def parser():
     )
     p.add_argument(
         "--preset",
+        type=flags.word,
         help="check the whole model of this preset, at a small size, tensor by tensor (default: every op and preset)",
     )
     flags.add_field(p, "kernels")

@@ -14,7 +14,9 @@ def parser():
         description="Compile the kernels that training, evaluating and generating need, for example into the image of "
         "a container. They are kept in the cache folder; training compiles what is missing.",
     )
-    p.add_argument("--preset", metavar="NAME", help=f"for the models of this preset (default: {PRESET})")
+    p.add_argument(
+        "--preset", type=flags.word, metavar="NAME", help=f"for the models of this preset (default: {PRESET})"
+    )
     p.add_argument("--all", action="store_true", help="for the models of all presets")
     return p
 

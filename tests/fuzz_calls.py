@@ -713,6 +713,7 @@ def call_text_of(c, **given):
     whole=argument(["", "train"], ["test", None, 3]),
     progress=argument([False, np.bool_(False)], [None, 0, "no"]),
     wait=argument([True, np.bool_(True)], [None, 1, "yes"]),
+    binary=argument([False, np.bool_(False)], [None, 0, "no"]),
     out_dir=argument(["", None], [3, "a\0b", True]),
     cache_dir=Argument(
         {"path": lambda c: c.world.folder / "cache", "str": lambda c: str(c.world.folder / "cache")},
@@ -805,7 +806,7 @@ def call_with_end(c):
     path=Argument(
         {"path": lambda c: c.world.run, "str": lambda c: str(c.world.run)},
         values(None, 3, "", "no such run", True, "a\0b"),
-        "path|config.json",
+        "path|config.json|no such run",
     ),
     device=argument(["cpu", np.str_("cpu")], ["tpu", "", None, 3, CPU], r"^device (?!cuda)"),
 )
@@ -1006,10 +1007,12 @@ def failure(world, call):
         word = choices[call.wrong].word or r"\b" + call.wrong.replace("_", "[-_]") + r"\b"
         return "" if re.search(word, str(error)) else f"the error does not name {call.wrong}: {error}"
     except Accepted:
-        return f"a wrong {call.wrong} is accepted"
+        return f"silent nonsense, a wrong {call.wrong} is accepted"
+    except AssertionError as error:
+        return f"silent nonsense, {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    return f"a wrong {call.wrong} is accepted" if call.wrong else ""
+    return f"silent nonsense, a wrong {call.wrong} is accepted" if call.wrong else ""
 
 
 def run_calls(found, record):

@@ -233,16 +233,15 @@ def test_two_writers_are_lost(context, folder):
 
 
 def test_calls_that_crash_or_raise_are_seen(context, folder, monkeypatch):
-    def crash(n, seed):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    for function, wanted in [
-        (crash, LOST),
-        (lambda n, seed: 1 / 0, FAILED),
-        (lambda n, seed: None, SURVIVED),
-        (None, UNAVAILABLE),
+    for changes, wanted in [
+        ({}, SURVIVED),
+        (dict(crashed="Call(entry='load')"), LOST),
+        (dict(failures=["Call(): a wrong x is accepted"]), UNDETECTED),
+        (dict(failures=["Call(): ZeroDivisionError: x"]), FAILED),
+        (dict(tried=99), FAILED),
     ]:
-        monkeypatch.setattr(calls, "fuzz", lambda function=function: function)
+        found = dict(tried=100, failures=[], crashed="") | changes
+        monkeypatch.setattr(calls, "fuzz", lambda found=found: lambda n, start, timeout: found)
         assert verdict_of(calls.attempt, "100 calls from 0", context, folder) == wanted
 
 

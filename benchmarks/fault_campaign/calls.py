@@ -1,40 +1,41 @@
-"""Fuzzed calls of every public name of the library: `fuzz` of tests/test_fuzz.py, in portions."""
+"""Fuzzed calls of every public name of the library, right and wrong ones: `fuzz` of tests/fuzz_calls.py, in portions.
+
+A call that ends the process is lost, a wrong argument that is accepted is undetected, any other failure is a failure.
+"""
 
 import importlib
 import sys
 
 import checkout
 
-from fault_campaign import children
 from fault_campaign.judges import FAILED, LOST, UNAVAILABLE, UNDETECTED, Fault, require
 
-CALLS, PORTION = 10_000, 100
-TRIES = CALLS
+CALLS, PORTION = 10_000, 1000
+TRIES = CALLS // PORTION
+LIMIT_S = 1200
+WEIGHT = PORTION  # calls that one try makes
 
 
 def cases(context):
-    return [f"{PORTION} calls from {start}" for start in range(0, CALLS, PORTION)]
+    return [f"{PORTION} calls from {start}" for start in range(context.seed, context.seed + TRIES)]
 
 
 def fuzz():
-    """The function of the tests, or None if there is none."""
-    for folder in (checkout.ROOT / "tests",):
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+    """The function of the tests. Unavailable without them, or without hypothesis."""
+    folder = str(checkout.ROOT / "tests")
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
-        return getattr(importlib.import_module("test_fuzz"), "fuzz", None)
+        return importlib.import_module("fuzz_calls").fuzz
     except ModuleNotFoundError as error:
-        if error.name != "test_fuzz":
-            raise
-        return None
+        raise Fault(UNAVAILABLE, f"the module {error.name} is missing") from None
 
 
 def attempt(case, context, folder):
     count, *_, start = case.split()
-    function = fuzz()
-    if function is None:
-        raise Fault(UNAVAILABLE, "tests/test_fuzz.py has no fuzz(n, seed)")
-    result = children.forked_call(lambda: function(int(count), int(start) + context.seed), folder, limit=300)
-    require(result.status >= 0, LOST, f"the process ended with signal {-result.status}: {result.tail()}")
-    require("silent" not in result.err, UNDETECTED, result.tail())
-    require(result.status == 0 and not result.late and not result.hung, FAILED, result.tail())
+    found = fuzz()(int(count), int(start), timeout=LIMIT_S)
+    require(not found["crashed"], LOST, f"the process ended: {found['crashed'][-400:]}")
+    accepted = [failure for failure in found["failures"] if failure.endswith("is accepted")]
+    require(not accepted, UNDETECTED, f"{len(accepted)} wrong calls: {accepted[:1]}")
+    require(not found["failures"], FAILED, f"{len(found['failures'])} calls: {found['failures'][:1]}")
+    require(found["tried"] == int(count), FAILED, f"only {found['tried']} calls were made")

@@ -95,7 +95,7 @@ def attempt(name, case, context, folder):
     """Make one try in the empty folder `folder`. Returns its outcome."""
     begun = time.perf_counter()
     signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(LIMIT_S)
+    signal.alarm(getattr(kind_named(name), "LIMIT_S", LIMIT_S))
     try:
         verdict, seen = SURVIVED, kind_named(name).attempt(case, context, folder) or ""
     except Fault as fault:
@@ -108,7 +108,7 @@ def attempt(name, case, context, folder):
 
 
 def too_long(*signal_and_frame):
-    raise TimeoutError(f"no end after {LIMIT_S} s")
+    raise TimeoutError("the try does not end")
 
 
 def attempt_in_new_folder(name, case, context):
@@ -177,8 +177,10 @@ def table(rows):
     """The lines of the table in Markdown."""
     lines = ["| kind | tried | survived | failed | lost | undetected |", "|---|---|---|---|---|---|"]
     names = list(dict.fromkeys(row["kind"] for row in rows))
-    counts = {name: Counter(row["verdict"] for row in rows if row["kind"] == name) for name in names}
-    counts["together"] = sum(counts.values(), Counter())
+    counts = {name: Counter() for name in [*names, "together"]}
+    for row in rows:
+        for name in (row["kind"], "together"):
+            counts[name][row["verdict"]] += getattr(kind_named(row["kind"]), "WEIGHT", 1)
     for name, count in counts.items():
         tried = sum(count.values()) - count[UNAVAILABLE]
         label = f"`{name}`: {KINDS[name]}" if name in KINDS else name

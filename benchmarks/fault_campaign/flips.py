@@ -13,7 +13,7 @@ import re
 import shutil
 
 from fault_campaign import children, fixtures
-from fault_campaign.judges import FAILED, LOST, UNDETECTED, check_end, require, same_run
+from fault_campaign.judges import FAILED, KEPT, LOST, UNDETECTED, check_end, require, same_run
 
 FLIPS, CUTS = 1000, 200
 TRIES = FLIPS + CUTS
@@ -70,7 +70,7 @@ def attempt(case, context, folder):
         require(said or seen == wanted[what][0], UNDETECTED, f"{what} differs, and nothing says so: {result.tail()}")
     edited = said and name == "half/config.json"  # taken as the user's change, and said
     if watch == "run" and result.status == 0 and not edited:  # it was continued, perhaps from an older checkpoint
-        same_run(folder / "half", context.fixtures / "run", "the continued run", LOST if said else UNDETECTED)
+        same_run(folder / "half", context.fixtures / "run", "the continued run", LOST if said else UNDETECTED, KEPT[:1])
 
 
 def warned(result, lines):

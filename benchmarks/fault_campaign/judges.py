@@ -56,7 +56,7 @@ def sentence(result, what):
     require(last.startswith("slm_np: ") or usage, FAILED, f"{what} ends with status 2 and no sentence: {result.tail()}")
     require(len(last) <= SENTENCE, FAILED, f"{what} ends with a message of {len(last)} characters: {last[:200]}")
     said = last.partition(": ")[2]
-    empty = re.search(r"\bNone\b|<class|object at 0x|Errno|\(\)", said)
+    empty = re.search(r"<class|object at 0x|Errno|\(\)", said)
     require(not empty, FAILED, f"{what} says no sentence: {last}")
     return said
 
@@ -83,8 +83,11 @@ def unlike(found, wanted):
     )
 
 
-def same_run(directory, reference, what, verdict=LOST):
-    """The run in `directory` ended with the bits of the run `reference`: last checkpoint, best model, tokenizer."""
+KEPT = "tokenizer.json", "generation_config.json", "chat_template.json"  # files of a run that training does not change
+
+
+def same_run(directory, reference, what, verdict=LOST, kept=KEPT):
+    """The run in `directory` ended with the bits of the run `reference`: last checkpoint, best model, `kept` files."""
     from slm_np.errors import UserError
     from slm_np.formats import checkpoint
 
@@ -106,7 +109,7 @@ def same_run(directory, reference, what, verdict=LOST):
             require(said.get(key) == wanted.get(key), verdict, f"{what}: the best model is of {key} {said.get(key)}")
     except UserError as error:
         raise Fault(verdict, f"{what}: {error}") from None
-    for name in ("tokenizer.json", "generation_config.json", "chat_template.json"):
+    for name in kept:
         if (reference / name).exists():
             require((directory / name).exists(), verdict, f"{what}: {name} is missing")
             same = (directory / name).read_bytes() == (reference / name).read_bytes()
@@ -213,13 +216,25 @@ def finished(scene, fixtures, folder):
     require(output.exists(), LOST, f"{scene.output} was not made")
     if scene.kind == "run":
         same_run(output, reference, scene.output)
-        done(generates(scene.output, folder), f"generate from {scene.output}", LOST)
+        same_model(output, reference)
     else:
         same_files(output, reference, scene.output)
     left = [path.name for path in Path(folder).rglob("*") if re.search(r"\.(tmp|old)-\d+$|\.part$", path.name)]
     require(not left, FAILED, f"files are left over: {left[:3]}")
     for path in Path(folder).rglob("*.lock"):
         require(is_free(path), FAILED, f"{path.name} is still locked")
+
+
+def same_model(directory, reference):
+    """config.json says of which model the weights are."""
+    from slm_np.errors import UserError
+    from slm_np.formats.run_config import read_config
+
+    try:
+        ours, theirs = read_config(directory), read_config(reference)
+        require(ours.model == theirs.model, LOST, f"{directory} has a config.json of another model")
+    except UserError as error:
+        raise Fault(LOST, str(error)) from None
 
 
 def is_free(path):

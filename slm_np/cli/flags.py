@@ -77,6 +77,13 @@ def _flags_of(word):
     return ("preset",) if word in PRESETS else ("config",) if path.suffix == ".toml" else ("data",) * path.exists()
 
 
+def word(text):
+    """The type of a flag that takes some text: an empty one is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text names nothing")
+    return text
+
+
 def path(text):
     """The type of a flag or an argument that names a file or a directory: ~ stands for the home folder."""
     if not text:
@@ -235,7 +242,7 @@ def read_toml(path, kinds):
         if name in RENAMED and RENAMED[name] in known:
             name = RENAMED[name]
             print_renamed(key, name.replace("_", "-" if "-" in key else "_"))
-        if name == "preset" and not isinstance(value, str):
+        if name == "preset" and not (isinstance(value, str) and value):
             raise UserError(f"--config {path} has preset = {value!r}; it must be the name of a preset in quotes")
         if name != "preset" and name not in known:
             if isinstance(value, dict):

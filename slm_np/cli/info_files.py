@@ -106,14 +106,21 @@ def _binary_file(path):
 
 def _text_file(path):
     from slm_np.data import corpus, documents
+    from slm_np.data.converted import readable
+    from slm_np.paths import cache_dir
 
-    with open(path, "rb") as file:
-        if b"\0" in file.read(1 << 16):
-            return [f"{path}: a binary file of {counted(path.stat().st_size, 'byte')}"]
-    text = corpus.find(str(path), "train", None)
+    try:
+        text = corpus.find(str(path), "train", None)
+        if path.suffix.lower() != ".jsonl":  # a log, for example, has rows of another kind
+            text = readable(text, "marker", cache_dir())
+    except UserError as error:
+        with open(path, "rb") as file:
+            binary = b"\0" in file.read(1 << 16)
+        size = counted(path.stat().st_size, "byte")
+        return [f"{path}: a binary file of {size}" if binary else f"{path}: a file of {size}: {error}"]
     n_lines = sum(block.count(b"\n") for block in text.blocks())
-    if path.suffix.lower() == ".jsonl":
-        return [f"{path}: {counted(text.size, 'byte')}, {counted(n_lines, 'row of JSON')}"]
+    if text.segments("marker")[0][0] == documents.ROWS:
+        return [f"{path}: {counted(text.size, 'byte')}, {counted(n_lines, 'row of JSON')}", *text.notes]
     n_documents = sum(part is documents.END for part in documents.split(text.blocks(), "marker"))
     parts = counted(text.size, "byte"), counted(n_lines, "line"), counted(n_documents, "document")
-    return [f"{path}: a text of {', '.join(parts)}"]
+    return [f"{path}: a text of {', '.join(parts)}", *text.notes]

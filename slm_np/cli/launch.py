@@ -117,7 +117,7 @@ def prepared(run, tokenizer=None, directory=None):
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
     run = dataclasses.replace(run, model=model, data=data)
     if not corpus.building:
-        check_splits(run, corpus)
+        check_splits(run, corpus, directory)
     return corpus, run
 
 
@@ -144,10 +144,10 @@ def here(run, directory=None):
     return dataclasses.replace(run.train, **paths, tokenizer=tokenizer)
 
 
-def check_splits(run, corpus):
+def check_splits(run, corpus, directory=None):
     """Raise UserError if a split is too short for a window or has an unknown token.
 
-    While the corpus is being built, this waits until that is known.
+    While the corpus is being built, this waits until that is known.   directory: of a run that is resumed
     """
     from slm_np.data.token_store import check_ids, check_length
 
@@ -162,7 +162,7 @@ def check_splits(run, corpus):
             )
         check_length(start, model.block_size)
         if corpus.tokenizer is None:
-            check_ids(split, model.vocab_size)
+            check_ids(split, model.vocab_size, may_grow=not run.base and directory is None)
         if split.mask is not None and not split.mask[1:].any():
             raise UserError(
                 f"the {split.split} split of {corpus.source} has no assistant tokens to learn; give rows with a reply"
@@ -215,7 +215,9 @@ def retention_split(run, corpus, directory=None):
             f"{run.model.vocab_size}; give it in the same form as --data"
         )
     if run.data.get("replay", retention.fingerprint) != retention.fingerprint:
-        raise UserError(f"--retention-data {data} has changed since the run began; restore it, or start a new run")
+        raise UserError(
+            f"--retention-data {data} is not what the run began with; restore it, or start a new run with finetune"
+        )
     return split, dataclasses.replace(run, data=run.data | dict(replay=retention.fingerprint))
 
 
@@ -272,7 +274,7 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
     memory = memory_plan(run)
     trainer = Trainer(run, corpus, retention=retention, fresh=new and base is None)
     if corpus.building:
-        check_splits(run, corpus)
+        check_splits(run, corpus, directory)
         corpus.building.between = trainer.check_stop
     storage = create_run(trainer, directory, base) if new else load_run(trainer, directory)
     trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]

@@ -16,7 +16,9 @@ def new_run_parser(prog, description, default, **changes):
     presets = "\n".join(f"  {name:<24}{fields['about']}" for name, fields in PRESETS.items())
     parser = flags.Parser(prog=prog, description=f"{description}\n\npresets:\n{presets}")
     group = parser.add_argument_group("run")
-    group.add_argument("--preset", metavar="NAME", help=f"model, recipe and data to start from (default: {default})")
+    group.add_argument(
+        "--preset", type=flags.word, metavar="NAME", help=f"model, recipe and data to start from (default: {default})"
+    )
     add_source(group)
     recipe = PRESETS[default]["train"] | changes
     if recipe.get("fit_time"):

@@ -29,7 +29,7 @@ def describe(run, corpus, memory):
     lines = [
         f"slm_np: on {on}, {on.describe_dtype(run.train.dtype)}",
         f"corpus {corpus.source}: {length}, vocabulary {run.model.vocab_size:,}",
-        f"model {run.preset}: {counted(n, 'parameter')}{start}",
+        f"model{f' {run.preset}' if run.preset else ''}: {counted(n, 'parameter')}{start}",
         f"memory: {parts}, together {sum(memory.values()) / 2**20:,.1f} MiB",
     ]
     if masked:
@@ -93,7 +93,11 @@ def finish(trainer, directory):
     from slm_np.inference.generation import printable
 
     corpus, model = trainer.corpus, trainer.model.full_precision()
-    _, metadata = checkpoint.load_best(directory, into=model.parameters.weight)
+    best = attempted("best model", lambda: checkpoint.load_best(directory, into=model.parameters.weight))
+    if best is None:
+        print(f"run: {directory}")
+        return
+    metadata = best[1]
     trainer.model.parameters.update_cast_copies()
     print(f"evaluating the best model, of step {metadata['step']}, on the whole validation split", file=sys.stderr)
     trainer.free()

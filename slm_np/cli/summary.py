@@ -124,7 +124,7 @@ def describe_run(run, width, ascii):
     lines = [f"{run.path}: a run of slm_np, {_origin(run.config)}"]
     lines.append(f"  model      {counted(run.parameters, 'parameter')}: {describe_model(run.config.model)}")
     lines.append(f"  tokenizer  {run.tokenizer}")
-    if data := _data(run.config.data):
+    if data := _data(run.config.data, run.config.train.val_data):
         lines.append(f"  data       {data}")
     if run.step or run.rows:
         lines.append(f"  trained    {_training(run)}")
@@ -144,10 +144,11 @@ def _origin(config):
     return origin
 
 
-def _data(data):
+def _data(data, val_data):
     counts = data.get("tokens") or []
     tokens = f": {counts[0]:,} training and {counted(counts[1], 'validation token')}" if len(counts) == 2 else ""
-    return f"{data['source']}{tokens}" if data.get("source") else ""
+    validation = f", validated on {val_data}" if val_data else ""
+    return f"{data['source']}{tokens}{validation}" if data.get("source") else ""
 
 
 def _training(run):

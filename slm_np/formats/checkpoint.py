@@ -1,24 +1,37 @@
 """Checkpoints: what a run saves to resume from, and its best model.
 
-The layout of a run's directory:
+The layout of a run's directory, and what verifies each file:
 
-    run/config.json               the settings, from which the model is rebuilt: `RunConfig`
+    run/config.json               the settings, from which the model is rebuilt: `RunConfig`. It has a checksum of
+                                  itself, and those of tokenizer.json and chat_template.json
     run/tokenizer.json            from text to tokens and back; absent for runs on token files
-    run/generation_config.json    the run's sampling defaults
+    run/generation_config.json    the run's sampling defaults, with a checksum of themselves
     run/chat_template.json        how a conversation becomes text; only if the run trains on conversations
-    run/model.safetensors         the best model so far; its metadata hold the step and the validation loss
-    run/metrics.jsonl             what the run logs, one JSON object per line
+    run/model.safetensors         the best model so far; its metadata hold the step and the validation loss, and
+                                  checksums of each tensor and of themselves
+    run/metrics.jsonl             what the run logs, one JSON object per line. Nothing depends on it: no checksum
     run/checkpoint-<step>/        what resuming needs:
-        model.safetensors             the weights
-        optimizer.safetensors         both moments of AdamW, spectral vectors, recurrent states
-        trainer_state.json            counters; with a checksum
+        model.safetensors             the weights; verified as the best model
+        optimizer.safetensors         both moments of AdamW, spectral vectors, recurrent states; verified likewise
+        trainer_state.json            counters, also of evaluations; with a checksum of itself
+        tokenizer.json, chat_template.json    copies, to restore those of the run
+    run/lock                      exists while a process writes to the run, which holds it locked (directories.py)
 
-A run survives kills, power cuts, full disks and flipped bytes, and contains no code (no pickle). config.json is written
-last when a run starts: it makes the directory a run. What changes later is filled under the name
+A run survives kills, power cuts, full disks and flipped bytes, and contains no code (no pickle). Whatever is loaded is
+verified first. A damaged checkpoint is skipped, a lost or damaged tokenizer.json or chat_template.json is restored from
+a checkpoint, and a lost or damaged best model is replaced by the next evaluation; each time a line on stderr says so.
+Other damage is refused by the name of the file. To edit config.json or generation_config.json by hand, remove its line
+"crc32". A run of format 1 or 2 has no checksums in these two files, and those of other programs have none either: they
+are taken as they are.
+
+The best model is only replaced by one of a lower validation loss than the metadata of model.safetensors tell. What
+`patience` counts is in trainer_state.json, so a resumed run repeats what it did before.
+
+config.json is written last when a run starts: it makes the directory a run. What changes later is filled under the name
 `<name>.tmp-<process>`, flushed to disk and renamed, and then its directory is flushed, so that a name shows the old
 content or the new one. The exception is metrics.jsonl, which grows by lines.
 
-A checkpoint has three files, so the same is done to its directory: the files are filled in
+A checkpoint has several files, so the same is done to its directory: the files are filled in
 `checkpoint-<step>.tmp-<process>`, and `save_checkpoint` renames that to `checkpoint-<step>`, after it has moved an old
 checkpoint of the same step to `checkpoint-<step>.old-<process>`. The checkpoint is durable after the flush of `run/`
 that follows the renames.
@@ -183,13 +196,14 @@ def copies_of(run_dir, name):
     return []
 
 
-def save_best(run_dir, tensors, metadata):
+def save_best(run_dir, tensors, metadata, **report):
     """Replace the run's best model, atomically.
 
     metadata  at least step and val_loss
+    report    as of `write_bytes`
     Raises UserError if it cannot be written; the old one stays.
     """
-    save_tensors(Path(run_dir) / "model.safetensors", tensors, metadata)
+    save_tensors(Path(run_dir) / "model.safetensors", tensors, metadata, **report)
 
 
 def load_best(run_dir, into=None):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from slm_np.config import SamplingConfig, TrainConfig
+from slm_np.data.meter import Meter
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats import llama2c
@@ -31,7 +32,8 @@ def convert(file, out_dir="", tokenizer=""):
         for name, content in files.items():
             write_file(directory / name, content)
         write_settings(directory / "generation_config.json", to_generation_config(SamplingConfig()))
-        save_best(directory, tensors, dict(step=0, val_loss="nan"))
+        with Meter(sum(tensor.nbytes for tensor in tensors.values()), "writing the model") as meter:
+            save_best(directory, tensors, dict(step=0, val_loss="nan"), report=meter.update)
         origin, sums = dict(converted=f"llama2.c, {file.name}"), {name: crc32(files[name]) for name in files}
         write_config(directory, RunConfig(config, TrainConfig(max_iters=0), data=origin, files=sums))
     return directory

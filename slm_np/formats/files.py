@@ -15,6 +15,7 @@ import numpy as np
 from slm_np.errors import UserError
 
 # The end of the messages about bad files.
+BLOCK = 1 << 24  # bytes per write, so that a signal need not wait for gigabytes
 RESTORE = "restore it from a backup or use an older checkpoint"
 
 
@@ -56,14 +57,18 @@ def sync_directory(directory):
             os.close(handle)
 
 
-def write_bytes(path, *chunks):
-    """Replace the file `path` with the concatenated byte `chunks`, or raise OSError and leave it as it was."""
+def write_bytes(path, *chunks, report=lambda n: None):
+    """Replace the file `path` with the concatenated byte `chunks`, or raise OSError and leave it as it was.
+
+    report: function (n), called when n more bytes are written.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             for chunk in chunks:
-                file.write(chunk)
+                for start in range(0, len(chunk), BLOCK):
+                    report(file.write(chunk[start : start + BLOCK]))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from slm_np.config import ModelConfig
+from slm_np.data.meter import Meter
 from slm_np.errors import UserError
 
 HEADER = struct.Struct("<7i")
@@ -54,11 +55,13 @@ def read_checkpoint(path):
         head="linear" if vocab < 0 else "tied",
     )
     flat, theirs, start = np.memmap(path, "<f4", "r", HEADER.size), {}, 0
-    for name, count in counts.items():
-        theirs[name] = flat[start : start + count].reshape(shapes[name])
-        start += count
-        if not np.isfinite(theirs[name]).all():
-            raise UserError(f"{path} holds weights that are not finite, in {name}; convert an earlier checkpoint")
+    with Meter(size, f"reading {path.name}") as meter:
+        for name, count in counts.items():
+            theirs[name] = flat[start : start + count].reshape(shapes[name])
+            start += count
+            if not np.isfinite(theirs[name]).all():
+                raise UserError(f"{path} holds weights that are not finite, in {name}; convert an earlier checkpoint")
+            meter.update(4 * count)
     return config, _to_our_layout(theirs, layers, heads, kv_heads)
 
 

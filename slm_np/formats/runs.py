@@ -49,7 +49,8 @@ def load(path, device="cpu"):
     path = expanded(arguments.path("path", path))
     chosen = device_named(arguments.choice("device", device, DEVICES))
     config = read_config(path)
-    chosen.check_memory(8 * parameter_count(config.model), f"the model in {path}")  # weights and gradients, float32
+    needed = 8 * parameter_count(config.model)  # weights and gradients, float32
+    chosen.check_memory(needed, f"the model in {path}", "use a machine with more")
     tokenizer = tokenizer_of(path, config)  # before the weights: it may need a package that is missing
     model = Model(config.model, None, config.train.decay, device=chosen)
     _, step = best_weights(path, model.parameters.weight)

@@ -102,16 +102,17 @@ def _decode(path):
     return tensors, {key: value for key, value in metadata.items() if key != "format" and not key.startswith("crc32")}
 
 
-def save_tensors(path, tensors, metadata):
+def save_tensors(path, tensors, metadata, **report):
     """Write {name: array} to a file, atomically.
 
     tensors   arrays of any shape, stride, byte order and device; stored C-contiguous and little-endian
     metadata  {key: value}; values are stored as strings
+    report    as of `write_bytes`
     Raises UserError if the file cannot be written (the old file stays), SafetensorError for types that the format
     lacks.
     """
     with saving(path):
-        write_bytes(Path(path), *encode(tensors, metadata))
+        write_bytes(Path(path), *encode(tensors, metadata), **report)
 
 
 def load_tensors(path, into=None, rename=None):

@@ -109,7 +109,7 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     if not done:
         raise UserError(NO_TARGET)
     if not math.isfinite(nats):
-        raise UserError(f"the loss is {nats}, so the model has diverged; use an earlier checkpoint")
+        raise UserError(f"the loss is {nats}, so the model has diverged; train it with a lower --learning-rate")
     n_bytes = text_bytes(tokens, tokenizer)
     return Evaluation(nats, done, None if n_bytes is None else n_bytes * done / tokens.n_targets)
 
@@ -163,7 +163,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0, binary=False
     """
     train = run.config.train
     if not data and not run.config.data.get("source"):
-        raise UserError(f"{run.path} was not trained here, so it has no validation data; pass --data")
+        raise UserError(f"{run.path} was not trained here, so it has no validation data; name a text with --data")
     if not data and not train.val_data and corpus.named(train.data) in corpus.OWN_VALIDATION:
         data = train.data  # its training split is not needed
     text = data or train.data

@@ -120,8 +120,7 @@ def candidates_of(logits):
     highest, lowest = float(logits.max()), float(logits.min())
     if not highest < math.inf:
         raise UserError(
-            "the logits contain NaN or infinity, so the model has diverged; "
-            "use an earlier checkpoint, or train with a lower --learning-rate"
+            "the logits contain NaN or infinity, so the model has diverged; train it with a lower --learning-rate"
         )
     if highest == -math.inf:
         raise UserError("every token is excluded (all logits are -inf); allow at least one")

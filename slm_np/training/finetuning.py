@@ -145,7 +145,8 @@ def check_unchanged(base, preset, model, train):
     """
     if preset and preset != base.config.preset:
         raise UserError(
-            f"finetune keeps the base model: {base.path} uses --preset {base.config.preset}, not {preset}; leave it out"
+            f"finetune keeps the base model: {base.path} uses --preset {base.config.preset or '(none)'}, not {preset}; "
+            "leave it out"
         )
     tokenizer = {field: train[field] for field in ("tokenizer",) if field in train}
     for settings, given in ((base.config.model, model), (base.config.train, tokenizer)):

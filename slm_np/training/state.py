@@ -28,8 +28,8 @@ def check_effect(model, train):
         raise UserError("--carry-state needs recurrent layers only; choose a --pattern of M and S")
     if train.max_spectral_norm and "S" not in model.letters:
         raise UserError(
-            f"--max-spectral-norm {train.max_spectral_norm} has no effect without linear recurrences; set it to 0, "
-            "or choose a --pattern with S"
+            f"--max-spectral-norm {train.max_spectral_norm} has no effect without linear recurrences; leave it "
+            "out, or choose a --pattern with S"
         )
     if train.lr_decay_iters and (train.max_time or train.lr_schedule == "constant"):
         other = f"--max-time {train.max_time}" if train.max_time else "--lr-schedule constant"

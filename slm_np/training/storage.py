@@ -14,24 +14,35 @@ from slm_np.formats.runs import small_files
 from slm_np.presets import generation_defaults
 from slm_np.training.callbacks import Callback
 
-# The counters of a checkpoint: whether a value is one.
-COUNTERS = dict.fromkeys(("optimizer_updates", "bad_steps", "good", "stale"), lambda x: type(x) is int and x >= 0)
-COUNTERS |= dict.fromkeys(("elapsed", "scale"), lambda x: type(x) in (int, float) and 0 <= x < math.inf)
-COUNTERS |= dict(
-    best=lambda x: x is None or type(x) in (int, float) and abs(x) < math.inf,
-    evaluated=lambda x: type(x) is int and x >= -1,
+
+def _is_count(value):
+    return type(value) is int and value >= 0
+
+
+def _is_finite(value):
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+# The counters of a checkpoint: {name: whether a value is one}, in groups. Of the first all have to be there. A run of
+# another precision lacks the second, one of version 0.3 or before the third.
+COUNTERS = (
+    dict(optimizer_updates=_is_count, bad_steps=_is_count, elapsed=_is_finite),
+    dict(scale=_is_finite, good=_is_count),
+    dict(best=lambda x: x is None or _is_finite(x), stale=_is_count, evaluated=lambda x: x == -1 or _is_count(x)),
 )
-# Counters that an older run, or one of another precision, does not have.
-OPTIONAL = ("good", "scale", "best", "stale", "evaluated")
 
 
-def check_counters(found, wanted):
-    """UserError if the Checkpoint `found` lacks one of the counters `wanted`, or has one that is not a number."""
-    for name in wanted:
-        if not COUNTERS[name](found.state[name]) if name in found.state else name not in OPTIONAL:
-            raise UserError(
-                f"{found.path / checkpoint.STATE} has a bad {name!r}, so it was not written by slm_np; {files.RESTORE}"
-            )
+def check_counters(found):
+    """UserError if the Checkpoint `found` lacks a counter, or has one that is not a number."""
+    for group in COUNTERS:
+        if group is not COUNTERS[0] and group.keys().isdisjoint(found.state):
+            continue
+        for name, fits in group.items():
+            if not fits(found.state.get(name, "")):
+                raise UserError(
+                    f"{found.path / checkpoint.STATE} has no {name!r}, or a bad one, so it was not written by slm_np; "
+                    f"{files.RESTORE}"
+                )
 
 
 class Storage(Callback):
@@ -79,7 +90,7 @@ class Storage(Callback):
         found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.weight, trainer.tensors())
         if found.path.name == f"checkpoint-{found.step}":
             self.saved = found.step
-        check_counters(found, trainer.counters())
+        check_counters(found)
         trainer.load(found.step, found.state)
         if "evaluated" in found.state:
             metrics.trim_metrics(self.path, found.step, trainer.evaluated)

@@ -220,7 +220,7 @@ def test_bad_data(folder, capsys):
     Path("short.txt").write_bytes(b"too short")
     Path("latin.txt").write_bytes("größe".encode("latin-1") * 100)
     Path("hollow").mkdir()
-    np.full(1000, 300, np.uint16).tofile("ids.bin")
+    np.append(300, np.random.default_rng(0).integers(0, 300, 999)).astype("<u2").tofile("ids.bin")
     Path("odd.bin").write_bytes(b"123")
 
     def refused(*words):
@@ -432,7 +432,7 @@ def config_file(text):
         ("bias = 1", "--bias must be of type bool"),
         ("preset = ['stories']", "preset"),
         ("preset = 'storys'", "did you mean stories"),
-        ("data = [1, 2]", "--data must be of type str"),
+        ("data = [1, 2]", "--data is 1; it must be a path"),
         ("n-layer = [1]", "--n-layer must be of type int"),
         ("learning-rate = nan", "finite"),
         ("[model]\nn-layer = 2", "section [model]"),

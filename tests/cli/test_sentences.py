@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small
 
@@ -137,3 +138,63 @@ def test_a_run_is_not_a_text(folder, capsys):
         line = said(capsys, *words)
         assert "run is a run and not a text" in line and "train --resume or finetune --base" in line
     assert not os.path.exists("new")
+
+
+# Advice that helps
+
+
+def test_a_larger_vocabulary_is_advised_where_it_can_be_chosen(folder, capsys):
+    np.random.default_rng(0).integers(0, 300, 4000).astype("<u2").tofile("ids.bin")
+    words = small.flags("ids.bin", out_dir="new", vocab_size=256)
+    assert "use --vocab-size 300 or more, or tokens of the right tokenizer" in said(capsys, "train", *words)
+    said(capsys, "train", *small.flags("ids.bin", out_dir="ids", vocab_size=300, max_iters=1), status=0)
+    (np.random.default_rng(0).integers(0, 300, 4000) + 300).astype("<u2").tofile("more.bin")
+    for words in (
+        ("evaluate", "--model", "ids", "--data", "more.bin"),
+        ("finetune", "--base", "ids", "--data", "more.bin"),
+        ("finetune", "--base", "ids", "--data", "ids.bin", "--retention-data", "more.bin"),
+    ):
+        line = said(capsys, *words)
+        assert "the vocabulary has 300" in line and "--vocab-size" not in line, words
+
+
+def test_a_stride_without_effect_is_refused(folder, capsys):
+    row = '{"prompt": "the cat", "completion": "sat and ran home"}\n'
+    Path("chat.jsonl").write_text(row * 40, encoding="utf-8")
+    line = said(capsys, "evaluate", "--model", "run", "--data", "chat.jsonl", "--stride", 4)
+    assert "--stride 4 has no effect on conversations" in line
+    said(capsys, "evaluate", "--model", "run", "--data", "chat.jsonl", status=0)
+
+
+def test_the_text_that_was_measured_is_named(folder, capsys):
+    words = small.flags("text.txt", out_dir="two", val_data="other.txt", max_iters=1)
+    said(capsys, "train", *words, status=0)
+    assert ", on other.txt: " in said(capsys, "evaluate", "--model", "two", status=0)
+    assert ", on the validation split of text.txt: " in said(capsys, "evaluate", "--model", "run", status=0)
+    capsys.readouterr()
+    assert small.status("info", "two") == 0
+    assert "validation tokens, validated on other.txt\n" in capsys.readouterr().out
+
+
+def test_other_retention_data_are_not_said_to_have_changed(folder, capsys):
+    words = ["--base", "run", "--data", "other.txt", "--retention-data", "text.txt", "--out-dir", "tuned"]
+    said(capsys, "finetune", *words, "--max-iters", 1, status=0)
+    line = said(capsys, "finetune", "--resume", "tuned", "--retention-data", "other.txt", "--max-iters", 2)
+    assert "--retention-data other.txt is not what the run began with" in line
+
+
+@pytest.mark.parametrize(
+    "words", [("train", "--preset", ""), ("gradcheck", "--preset", ""), ("warmup", "--preset", "")]
+)
+def test_an_empty_name_is_refused(folder, capsys, words):
+    assert "argument --preset: an empty text names nothing" in said(capsys, *words)
+
+
+def test_an_empty_stop_is_refused(folder, capsys):
+    assert "argument --stop: an empty text names nothing" in said(capsys, "generate", "--model", "run", "--stop", "")
+
+
+def test_a_model_too_large_to_load_is_told_what_helps(folder, capsys, monkeypatch):
+    monkeypatch.setattr("slm_np.ops.device.CPU.free_bytes", lambda: 1)
+    line = said(capsys, "generate", "--model", "run")
+    assert "the model in run needs" in line and line.endswith("use a machine with more\n")

@@ -178,6 +178,8 @@ def test_ids_are_checked_against_the_vocabulary(monkeypatch):
         UserError,
         match="the validation tokens contain the id 11 at position 5, but the vocabulary has 11.*--vocab-size 12",
     ):
+        check_ids(ids, 11, may_grow=True)
+    with pytest.raises(UserError, match="but the vocabulary has 11; give tokens of the right tokenizer"):
         check_ids(ids, 11)
     check_ids(tokens([]), 1)
 

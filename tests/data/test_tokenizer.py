@@ -145,6 +145,23 @@ def test_the_space_before_a_text_is_not_shown():
     assert tokenizer.encode(b"").tolist() == [] and tokenizer.decode(tokenizer.encode(b"  the  ")) == b"  the  "
 
 
+def test_streaming_keeps_no_more_than_it_needs():
+    tokenizer = LibraryTokenizer(LLAMA)
+    the, space = tokenizer.encode(b"the")[0], tokenizer._library.token_to_id("▁")
+    stream = tokenizer.stream()
+    for ids, text in (
+        ([0, 1] * 500, "the"),
+        ([the, *[0, 1] * 500], " the"),
+        ([2, 0, 1, 2, 1], "the"),
+        ([2, space], " the"),
+    ):
+        shown = "".join(map(stream.push, [*ids, the]))
+        assert shown.endswith(text) and len(stream._before) == 1
+        for id in [0, 1] * 500:
+            stream.push(id)
+        assert len(stream._before) == 3
+
+
 def test_streaming_waits_for_whole_characters():
     stream = ByteTokenizer().stream()
     assert [stream.push(byte) for byte in "é🙂".encode()] == ["", "é", "", "", "", "🙂"]

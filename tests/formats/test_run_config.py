@@ -69,8 +69,9 @@ def test_broken_json(tmp_path, raw):
 
 
 def test_a_directory_that_is_not_a_run(tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match="config.json missing: .* is not a run of slm_np"):
-            read_config(folder)
+    with pytest.raises(UserError, match="config.json missing: .* is not a run of slm_np"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match="nowhere is not a run: it does not exist"):
+        read_config(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is missing"):
         read_json(tmp_path / "generation_config.json")

@@ -75,8 +75,15 @@ def test_another_file_of_the_same_name_here_is_not_read(folder, monkeypatch, cap
     assert capsys.readouterr().out == right
 
 
+def unverified(path):
+    """The object in config.json without its checksum, so that it may be edited."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["crc32"]
+    return config
+
+
 def test_a_run_that_was_moved_alone_finds_its_data(folder, tmp_path, monkeypatch):
-    config = json.loads(Path("run/config.json").read_text(encoding="utf-8"))
+    config = unverified(Path("run/config.json"))
     config["data"]["directory"]["absolute"] = str(folder)
     Path("run/config.json").write_text(json.dumps(config), encoding="utf-8")
     shutil.move("run", tmp_path / "alone" / "run")
@@ -86,7 +93,7 @@ def test_a_run_that_was_moved_alone_finds_its_data(folder, tmp_path, monkeypatch
 
 def test_a_missing_file_says_where_it_was_sought(folder, capsys):
     Path("text.txt").rename("new.txt")
-    config = json.loads(Path("run/config.json").read_text(encoding="utf-8"))
+    config = unverified(Path("run/config.json"))
     config["data"]["directory"]["absolute"] = str(folder / "gone")
     Path("run/config.json").write_text(json.dumps(config), encoding="utf-8")
     said = error_of(capsys, "evaluate", "--model", "run")
@@ -105,7 +112,7 @@ def test_changed_validation_data_are_not_measured_in_silence(folder, capsys):
 
 
 def test_a_run_of_an_earlier_version_is_sought_here_and_beside_it(folder, monkeypatch):
-    config = json.loads(Path("run/config.json").read_text(encoding="utf-8"))
+    config = unverified(Path("run/config.json"))
     del config["data"]["directory"]
     Path("run/config.json").write_text(json.dumps(config), encoding="utf-8")
     assert directories("run", run_config.read_config("run")) == [Path(), Path("run").parent][:1]

@@ -299,14 +299,14 @@ def test_answers_of_a_jsonl_file(folder, capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--model", "nothing"], "config.json missing"),
+        (["--model", "nothing"], "nothing is not a run: it does not exist"),
         (["--model", "bytes", "--data", "nothing.txt"], "--data nothing.txt does not exist"),
         (
             ["--model", "bytes", "--data", "other.txt", "--stride", "99"],
             "--stride 99 exceeds the model's context of 16",
         ),
         (["--model", "bytes", "--stride", "-1"], "--stride '-1' must be a whole number"),
-        (["--model", "bytes", "--documents", "line"], "invalid choice"),
+        (["--model", "bytes", "--documents", "lines"], "did you mean line"),
         (["--model", "char", "--data", "upper.txt"], "'Z'"),
         (["--model", "bytes", "--date", "x"], "did you mean --data"),
     ],

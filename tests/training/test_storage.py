@@ -227,7 +227,7 @@ def test_counters_of_the_wrong_type(folder, name, value):
     for path in (folder / "run").glob("checkpoint-*/trainer_state.json"):
         state = json.loads(path.read_bytes()) | {name: value}
         path.write_bytes(with_checksum(state, state))
-    with pytest.raises(UserError, match=f"trainer_state.json has a bad '{name}'"):
+    with pytest.raises(UserError, match=f"trainer_state.json has no '{name}', or a bad one"):
         resumed(folder)
 
 
