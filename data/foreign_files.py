@@ -12,6 +12,7 @@ import numpy as np
 from slm_np.data import file_kinds
 from slm_np.data.files import opened
 from slm_np.errors import UserError
+from slm_np.words import counted
 
 HEADER = 1024  # bytes of llm.c's header: 256 int32, of which the first are magic, version and number of tokens
 LLM_C = {(20240520, 1): "uint16", (20240801, 7): "uint32"}  # {(magic, version): dtype}, of GPT-2 and Llama 3
@@ -94,8 +95,8 @@ def _llm_c(path, size, head, declared, flag):
     width = np.dtype(dtype).itemsize
     if HEADER + tokens * width != size:
         raise UserError(
-            f"{flag} {path} has room for {(size - HEADER) // width:,} tokens, but its llm.c header says {tokens:,}, so "
-            "it is incomplete or damaged; copy it again"
+            f"{flag} {path} has room for {counted((size - HEADER) // width, 'token')}, but its llm.c header says "
+            f"{tokens:,}, so it is incomplete or damaged; copy it again"
         )
     return Layout(dtype, HEADER, tokens)
 

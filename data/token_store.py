@@ -40,6 +40,7 @@ from slm_np.errors import UserError
 from slm_np.paths import cache_dir as usable_cache_dir
 from slm_np.paths import expanded_list, sweep
 from slm_np.progress import say
+from slm_np.words import counted
 
 FORMAT = 4  # of the store. It is part of the fingerprint, so each version has its own stores
 FORMAT_BEFORE = 3  # where the documents of a text are those of earlier versions, so that their runs can be resumed
@@ -448,6 +449,6 @@ def check_length(tokens, block_size):
         remedy = "give more text" if tokens.split == "train" else "give a longer text with --val-data"
         lower = f"lower --block-size to {n - 1} or less, or " * (n > 1)
         raise UserError(
-            f"the {tokens.split} split has {n} token{'s' * (n != 1)}, but --block-size {block_size} needs "
+            f"the {tokens.split} split has {counted(n, 'token')}, but --block-size {block_size} needs "
             f"{block_size + 1}; {lower}{remedy}"
         )
