@@ -358,6 +358,14 @@ def test_csv_that_cannot_be_read_is_refused(tmp_path, cache, data, sentence):
         found(old_file(tmp_path / "a.csv", data), cache, "csv:story")
 
 
+def test_a_column_without_a_table_is_refused(tmp_path, cache):
+    path = old_file(tmp_path / "a.csv", "text\na\n")
+    with pytest.raises(UserError, match="--documents csv:text has no effect with --binary; leave it out"):
+        load(path, cache_dir=cache, documents="csv:text", binary=True)
+    with pytest.raises(UserError, match="--documents csv:text has no effect on stories; leave it out"):
+        load("stories", cache_dir=cache, documents="csv:text")
+
+
 def test_parquet(tmp_path, cache):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     texts = [*stories(50), None, ""]
