@@ -225,6 +225,9 @@ def _meta_of(path, cache, progress):
     for key, value in (("bytes", n_bytes or None), ("vocab_size", vocab_size)):
         if value is not None and not (type(value) is int and value > 0):
             raise UserError(f'{meta_path} has "{key}" {value!r}; it must be a positive whole number')
+    for key, value in counts.items():
+        if value is not None and not (type(value) is int and value >= 0):
+            raise UserError(f'{meta_path} has "{key}" {value!r}; it must be a whole number')
     counts["lossy"] = str(found.get("lossy") or "")
     return dict(dtype=dtype, bytes=n_bytes or None, vocab_size=vocab_size, **counts)
 

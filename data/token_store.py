@@ -103,7 +103,7 @@ def load_corpus(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = arguments.text("tokenizer", tokenizer)
     documents, whole = arguments.text("documents", documents), arguments.choice("whole", whole, ("", *SPLITS))
-    limit_bytes, threads = arguments.whole("limit_bytes", limit_bytes), arguments.whole("threads", threads, 0, 1024)
+    limit_bytes, threads = arguments.whole("limit_bytes", limit_bytes, 0, 1 << 50), arguments.whole("threads", threads, 0, 1024)
     progress, wait = arguments.truth("progress", progress), arguments.truth("wait", wait)
     binary = arguments.truth("binary", binary)
     out_dir = arguments.path("out_dir", out_dir, optional=True)
@@ -341,7 +341,7 @@ def _read_split(folder, split, meta):
 def say_lossy(sentence, progress):
     """Print what a tokenizer loses of a text, if it loses anything."""
     if sentence and progress:
-        print(sentence, file=sys.stderr, flush=True)
+        say(sentence)
 
 
 def _from_token_files(data, val_data, tokenizer, cache, progress, whole):

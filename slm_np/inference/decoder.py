@@ -40,7 +40,7 @@ def uncompiled_step(model, batch):
     return GenericStep(model, batch)
 
 
-class Decoder:
+class Decoder(arguments.Fixed):
     """B sequences of one length. `read(tokens)` starts them, `step(tokens)` adds a token to each.
 
     Both return the logits (B, V) of the next tokens, which the next call overwrites. A `step` before any `read` starts
@@ -48,6 +48,8 @@ class Decoder:
     another shape, or outside the vocabulary. A copy, also by pickle, continues the same sequences on its own.
     make_step: `choose_step`, which is the default, `uncompiled_step`, or another function (model, batch) -> decode step
     """
+
+    FIXED = ("model", "batch", "token_step", "states")
 
     def __init__(self, model, batch=1, make_step=None):
         self.model = arguments.instance("model", model, Model)

@@ -129,11 +129,13 @@ def branch_backward(config, w, g, a, name, dx, dnormed, x):
     norm.backward(config, w, g, a, name, dx, dnormed, x)
 
 
-class States:
+class States(arguments.Fixed):
     """What the mixers keep of B sequences, in one block of memory, from which later windows continue.
 
     states[i] is the state of layer i. A copy, also by pickle, continues on its own.
     """
+
+    FIXED = ("model", "batch", "memory")
 
     def __init__(self, model, batch):
         sizes = [mixer.state_elements(model.config, batch) for mixer in model.mixers]
@@ -272,7 +274,7 @@ def dtypes_of(dtype, compute_dtype, device):
     )
 
 
-class Model:
+class Model(arguments.Fixed):
     """A model: its configuration, its parameters and, once planned, its activations.
 
     config         ModelConfig
@@ -285,6 +287,8 @@ class Model:
     for arguments of a wrong type or shape or out of range. A copy, also by pickle, has its own weights and gradients;
     its activations are planned anew.
     """
+
+    FIXED = ("config", "device", "dtype", "compute_dtype", "parameters")
 
     def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
         self.config = arguments.instance("config", config, ModelConfig)
@@ -453,7 +457,9 @@ class Model:
         tokens, targets = self._batch(tokens, targets)
         states, key = self._states(states, len(tokens)), None if key is None else arguments.wholes("key", key)
         warmup.prepare(self, warmup.training)
-        count = max(1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets)))
+        count = max(
+            1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets), LARGEST)
+        )
         activations, dropout = self.plan(*tokens.shape), model_dropout(self.config, key)
         normed = model_forward(self, activations, tokens, dropout, states)
         model_backward(self, activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)
