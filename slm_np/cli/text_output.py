@@ -29,7 +29,6 @@ def add_writing(parser, group):
     group.add_argument(
         "--stop",
         action="append",
-        type=flags.word,
         default=[],
         metavar="TEXT",
         help=r"stop before this text appears; \n is a line end, \t a tab, \\ a backslash; may be given several times",

@@ -208,7 +208,7 @@ def test_a_run_is_not_converted(folder, capsys):
 
 
 def test_an_empty_stop_is_refused(folder, capsys):
-    assert "argument --stop: an empty text names nothing" in said(capsys, "generate", "--model", "run", "--stop", "")
+    assert "--stop '' is empty" in said(capsys, "generate", "--model", "run", "--stop", "")
 
 
 def test_a_model_too_large_to_load_is_told_what_helps(folder, capsys, monkeypatch):
