@@ -111,7 +111,7 @@ def load(run_dir):
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if (
         not isinstance(found, dict)

@@ -37,7 +37,7 @@ def read_json_or_empty(path):
     """The object in a JSON file. {} if the file is missing, is damaged, or holds something other than an object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -57,7 +57,7 @@ def _tensor_file(path):
         dtypes = sorted({tensor["dtype"] for tensor in tensors.values()})
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is not a safetensors file, or it is damaged; copy it again from its source") from None
     lines = [f"{path}: {counted(len(sizes), 'tensor')}, {counted(sum(sizes), 'element')} of {' and '.join(dtypes)}"]
     shown = ", ".join(f"{key} {value}" for key, value in metadata.items() if not key.startswith("crc32"))

@@ -18,6 +18,7 @@ from slm_np.nn.arena import planned_bytes
 from slm_np.nn.dropout import model_dropout
 from slm_np.nn.model import LARGEST, Activations, Model, model_forward, plan
 from slm_np.ops.device import host, put
+from slm_np.words import counted
 
 
 def choose_step(model, batch):
@@ -98,7 +99,7 @@ class Decoder(arguments.Fixed):
         """Activations for windows (B, steps)."""
         config, dtype, device = self.model.config, self.model.dtype, self.model.device
         needed = planned_bytes(plan(config, self.batch, steps, device), dtype)
-        device.check_memory(needed, f"reading a prompt for {self.batch} sequences at once", "ask for fewer")
+        device.check_memory(needed, f"reading a prompt for {counted(self.batch, 'sequence')} at once", "ask for fewer")
         return Activations(config, self.batch, steps, dtype, device=device)
 
     def step(self, tokens):

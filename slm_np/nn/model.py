@@ -21,6 +21,7 @@ from slm_np.nn.dropout import ModelDropout, model_dropout
 from slm_np.nn.mixers import columns_of, mixer_of
 from slm_np.nn.parameters import Parameters, count, matmul_weight, within
 from slm_np.ops.device import CPU, Device, host, number, put
+from slm_np.words import counted
 
 LARGEST = 1 << 40  # of a batch or a window: no memory holds more
 
@@ -138,7 +139,9 @@ class States(arguments.Fixed):
 
     def __init__(self, model, batch):
         sizes = [mixer.state_elements(model.config, batch) for mixer in model.mixers]
-        model.device.check_memory(sum(sizes) * model.dtype.itemsize, f"the state of {batch} sequences", "use fewer")
+        model.device.check_memory(
+            sum(sizes) * model.dtype.itemsize, f"the state of {counted(batch, 'sequence')}", "use fewer"
+        )
         self.model, self.batch = model, batch
         self.memory = model.device.arrays.zeros(sum(sizes), model.dtype)
         stops = np.cumsum(sizes).tolist()
@@ -372,7 +375,9 @@ class Model(arguments.Fixed):
             return None
         made = arguments.instance("states", states, States)
         if (made.batch, made.model.config, made.model.dtype) != (batch, self.config, self.dtype):
-            raise UserError(f"states are of another model or of {made.batch} sequences; use model.states({batch})")
+            raise UserError(
+                f"states are of another model or of {counted(made.batch, 'sequence')}; use model.states({batch})"
+            )
         if self.config.has_attention:
             raise UserError("states are given, but attention continues no windows; leave states out")
         return made
