@@ -132,7 +132,8 @@ def load_corpus(
     ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress, write, binary)
     hashes = {split: part.text.sha256(cache, progress) for split, part in ranges.items()}
     floors = {split: part.text.bits_per_byte_floor for split, part in ranges.items()}
-    version = FORMAT_BEFORE if all(read_as_before(part, documents, cache) for part in ranges.values()) else FORMAT
+    as_before = all(read_as_before(part, documents, cache, progress) for part in ranges.values())
+    version = FORMAT_BEFORE if as_before else FORMAT
     fingerprint = _fingerprint(version, ranges, hashes, documents, known.to_json() if known else tokenizer)
     folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
 
@@ -164,7 +165,7 @@ def load_corpus(
     elif out_dir and os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"--out-dir {out_dir} is a file; name a directory")
 
-    separated, measured = any(is_separated(part, documents, cache) for part in ranges.values()), []
+    separated, measured = any(is_separated(part, documents, cache, progress) for part in ranges.values()), []
 
     def made():
         new = known or _trained_tokenizer(tokenizer, ranges, documents, separated, progress)
