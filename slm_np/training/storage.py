@@ -110,8 +110,8 @@ class Storage(Callback):
     def find_best(self, trainer):
         """Find the validation loss of the best model on disk.
 
-        If that model is lost or damaged, a line on stderr says so and the run is evaluated at once: that writes another
-        one, even if the run has ended.
+        If that model is lost or damaged, a line on stderr says so and the next evaluation saves another one. A run that
+        has ended is evaluated once more for that.
         """
         try:
             self.lowest, step = checkpoint.best_loss(self.path)
@@ -120,8 +120,18 @@ class Storage(Callback):
         except UserError as error:
             if trainer.best == math.inf:  # there was no evaluation, or none with a finite loss
                 return
-            print(f"slm_np: {error}; the next evaluation saves the weights of this run instead", file=sys.stderr)
-            trainer.evaluated = -1
+            print(f"slm_np: {error}; the next evaluation saves another best model", file=sys.stderr)
+            if trainer.evaluated == trainer.updates:
+                self.forget_evaluation(trainer)
+
+    def forget_evaluation(self, trainer):
+        """Undo the trainer's last evaluation, which was at this step, so that it is made again."""
+        metrics.trim_metrics(self.path, trainer.updates, trainer.updates - 1)
+        trainer.evaluated = -1
+        if trainer.stale:
+            trainer.stale -= 1
+        else:
+            trainer.best = math.inf  # that loss was the lowest
 
     def write_config(self, trainer):
         """Write config.json, with the checksums of the run's other files."""
