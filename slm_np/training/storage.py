@@ -58,6 +58,7 @@ class Storage(Callback):
     def __init__(self, path):
         self.path = Path(path)
         self.saved = -1  # the step of the newest checkpoint
+        self.counters = {}  # that are in it
         self.lowest = math.inf  # validation loss of the best model on disk
         self.files = {}  # {name: bytes} of tokenizer.json and chat_template.json; each checkpoint has a copy
 
@@ -89,7 +90,7 @@ class Storage(Callback):
         self.files = small_files(self.path, run_config.read_config(self.path), trainer.corpus.tokenizer)
         found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.weight, trainer.tensors())
         if found.path.name == f"checkpoint-{found.step}":
-            self.saved = found.step
+            self.saved, self.counters = found.step, found.state
         check_counters(found)
         trainer.load(found.step, found.state)
         if "evaluated" in found.state:
@@ -151,7 +152,7 @@ class Storage(Callback):
         directories.check_in_place(self.path)
         weights, tensors, counters = trainer.model.parameters.weight, trainer.tensors(), trainer.counters()
         checkpoint.save_checkpoint(self.path, trainer.updates, weights, tensors, counters, self.files)
-        self.saved = trainer.updates
+        self.saved, self.counters = trainer.updates, counters
 
     def on_fit(self, trainer):
         """Write config.json: whatever happens, the run keeps its number of updates."""
@@ -181,4 +182,4 @@ class Storage(Callback):
             self.lowest = row["val_loss"]
         metrics.append_metrics(self.path, row)
         if self.saved == trainer.updates:
-            checkpoint.update_state(self.path, self.saved, trainer.counters())
+            checkpoint.update_state(self.path, self.saved, self.counters | trainer.evaluation_counters())
