@@ -9,6 +9,7 @@ import sys
 
 from slm_np.streams import guarded, reader_has_gone
 
+LONGEST = 600  # characters of a message
 CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
 
 
@@ -66,8 +67,11 @@ def _call(main, argv, output):
         message = (
             f"cannot write standard output ({_reason(output.error)}); redirect it elsewhere" if status == 2 else ""
         )
-    if message:  # a file name may contain a line end
-        print("slm_np: " + CONTROLS.sub(lambda control: repr(control[0])[1:-1], message), file=sys.stderr)
+    message = CONTROLS.sub(lambda control: repr(control[0])[1:-1], message)  # a file name may contain a line end
+    if len(message) > LONGEST:  # a value in a damaged file may be longer than a screen
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+    if message:
+        print(f"slm_np: {message}", file=sys.stderr)
     return SystemExit(status) if status else end
 
 

@@ -1,13 +1,13 @@
 """Mutated settings files: each is refused in one sentence, or the commands that read it work.
 
-Mutated are the JSON of a run, of a checkpoint (with its checksum repaired, as by hand), of tokens and of a chat
-template, and a TOML file of settings: values of other types and ranges, missing, additional and doubled keys, deep
+Mutated are the JSON of a run, of a checkpoint, of tokens and of a chat template, most with their checksums repaired or
+removed, and a TOML file of settings: values of other types and ranges, missing, additional and doubled keys, deep
 nesting, encodings, cuts, binary content. Never a traceback, a hang or more than 2 GiB.
 """
 
+import contextlib
 import json
 import random
-from pathlib import Path
 
 from fault_campaign import children, fixtures
 from fault_campaign.judges import FAILED, check_end, require
@@ -64,7 +64,10 @@ def attempt(case, context, folder):
     draw = random.Random(f"{context.seed} {case}")
     mutate = mutated_toml if name.endswith(".toml") else mutated_json
     raw = mutate((folder / name).read_bytes(), draw)
-    (folder / name).write_bytes(repaired(name, raw))
+    if draw.random() < 0.2 or name.endswith(".toml"):
+        (folder / name).write_bytes(raw)
+    else:
+        accept(folder, name, raw)
     for line in READERS[name]:
         verb, *words = line.split()
         result = children.forked(verb, *words, cwd=folder, stdin=b"a cat?\n", limit=20)
@@ -80,18 +83,26 @@ def shown(raw):
     return repr(raw[:60])
 
 
-def repaired(name, raw):
-    """The file with the checksum that it should have, if it has one and is JSON."""
+def accept(folder, name, raw):
+    """Write a mutated file so that its reader takes it: with a checksum that is right, or without any."""
+    from slm_np.data.files import sealed
     from slm_np.formats.checksum import with_checksum
 
-    if Path(name).name == "trainer_state.json":
-        try:
-            fields = json.loads(raw)
-            fields.pop("crc32", None)
-            return with_checksum(fields, fields)
-        except (ValueError, TypeError, AttributeError, RecursionError, UnicodeError):
-            pass
-    return raw
+    path = folder / name
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):  # no JSON, or no object
+        fields = json.loads(raw)
+        fields.pop("crc32" if path.name != "meta.json" else "checksum", None)
+        if path.name == "trainer_state.json":
+            raw = with_checksum(fields, fields)
+        else:
+            raw = json.dumps(sealed(fields) if path.name == "meta.json" else fields).encode()
+    if path.name in ("tokenizer.json", "chat_template.json"):  # config.json has its checksum, and checkpoints a copy
+        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        config = {key: value for key, value in config.items() if key not in ("crc32", "files")}
+        (path.parent / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        for copy in path.parent.glob(f"checkpoint-*/{path.name}"):
+            copy.unlink()
+    path.write_bytes(raw)
 
 
 def places(value, path=()):

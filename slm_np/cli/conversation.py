@@ -178,14 +178,17 @@ class Conversation:
 
     def save(self, name):
         """Write the conversation as one row of JSONL. Raises UserError if the file exists or cannot be written."""
+        from slm_np.formats.files import write_bytes
+
         path = Path(os.path.expanduser(name or "chat.jsonl"))
         if not self.messages:
             raise UserError("there is no conversation to save yet; write a message first")
         if path.exists() and path.resolve() not in self.written:
             raise UserError(f"{path} already exists; give /save another name")
-        row = json.dumps(dict(messages=self._system_messages() + self.messages), ensure_ascii=False)
+        row = json.dumps(dict(messages=self._system_messages() + self.messages), ensure_ascii=False) + "\n"
         try:
-            path.write_text(row + "\n", encoding="utf-8", errors="surrogateescape")
+            path.parent.stat()  # is there: the file's folder is not created
+            write_bytes(path, row.encode("utf-8", "surrogateescape"))
         except (OSError, ValueError) as error:  # ValueError: a character that no path may contain
             raise UserError(
                 f"{str(path)!r} cannot be written ({getattr(error, 'strerror', error)}); give /save another name"

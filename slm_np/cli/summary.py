@@ -112,8 +112,12 @@ def describe_tokenizer(path):
         raise UserError(f"{path} is not a tokenizer.json: it has no model with a vocabulary; name another file")
     vocab, merges = model["vocab"], model.get("merges") or []
     known = set(vocab if isinstance(vocab, dict) else ())
-    added = {token.get("content") for token in fields.get("added_tokens") or []} - known
-    kind = {"WordLevel": "characters"}.get(model.get("type"), model.get("type") or "unknown")
+    try:
+        added = {token.get("content") for token in fields.get("added_tokens") or []} - known
+        kind = {"WordLevel": "characters"}.get(model.get("type"), model.get("type") or "unknown")
+        len(merges)
+    except (TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: its fields have other types; copy it again from its source") from None
     if kind == "BPE":
         kind = f"byte pairs, {counted(len(merges), 'merge')}" if merges else "bytes"
     return f"{kind}, {counted(len(vocab) + len(added), 'token')}"

@@ -4,6 +4,7 @@ The models are constructed, so their answers are known.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -250,6 +251,22 @@ def test_commands_that_fail(folder, tmp_path):
         with pytest.raises(UserError, match=message):
             chat.read(f"/save {name}")
     assert (tmp_path / "mine.jsonl").read_text(encoding="utf-8") == "precious"
+
+
+def test_a_conversation_is_saved_as_a_whole_or_not_at_all(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chat = conversation(folder / "answers")
+    chat.answer("is it?")
+    with monkeypatch.context() as full:
+        full.setattr("os.fsync", fails)
+        with pytest.raises(UserError, match="'chat.jsonl' cannot be written .No space left"):
+            chat.read("/save")
+    assert not list(tmp_path.glob("chat.jsonl*"))
+    assert chat.read("/save")[0] and (tmp_path / "chat.jsonl").exists()
+
+
+def fails(file):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,8 @@ def test_masks_are_left_out_and_missing_counts_are_measured(tmp_path, capsys):
         (["."], "not a run of slm_np"),
         (["bad.json"], "is not valid JSON"),
         (["a.json"], "not a tokenizer.json"),
+        (["other.json"], "its fields have other types"),
+        (["other.json", "x" * 100_000], "..."),
         ([], "no run in runs/"),
     ],
 )
@@ -136,8 +138,10 @@ def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     Path("bad.json").write_text("{", encoding="utf-8")
     Path("a.json").write_text("{}", encoding="utf-8")
+    Path("other.json").write_text('{"model": {"vocab": {}}, "added_tokens": ["a"]}', encoding="utf-8")
     assert small.status("info", *words) == 2
     shown = capsys.readouterr()
+    assert len(shown.err) < 1000
     assert re.fullmatch(r"slm_np: [^\n]+\n", shown.err) and said in shown.err and shown.out == ""
 
 

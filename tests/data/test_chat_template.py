@@ -75,6 +75,7 @@ def test_a_template_is_saved_in_the_run(tmp_path):
         "[" * 100_000,
         "[]",
         "{}",
+        "[" * 100_000,
         b"\xff",
         '{"before_user": "Q: "}',
         json.dumps(dict(vars(DEFAULT), after_user=3)),

@@ -59,6 +59,9 @@ def test_a_token_store_can_be_read_as_token_files(tmp_path, cache):
         ('{"dtype": "int64"}', "\"dtype\" 'int64'; token files are uint16 or uint32"),
         ('{"bytes": -1}', '"bytes" -1; it must be a positive whole number'),
         ('{"vocab_size": "big"}', "\"vocab_size\" 'big'"),
+        ('{"documents": {"train": "many"}}', "\"documents\" 'many'; it must be a whole number"),
+        ('{"learnt": {"train": -1}}', '"learnt" -1; it must be a whole number'),
+        ("[" * 100_000, "meta.json is not a JSON object"),
         ('{"dtype": "uint32"}', "train.bin has 6 bytes, which is not a whole number of uint32 tokens"),
     ],
 )

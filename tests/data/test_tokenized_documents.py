@@ -193,6 +193,25 @@ def test_a_text_in_shards_starts_once(tmp_path, monkeypatch):
     assert tokenizer.decode(found.train.ids) == text == tokenizer.decode(found.validation.ids)
 
 
+@pytest.mark.parametrize(
+    "name, text, documents, fingerprint, same",
+    [
+        ("a.txt", f"one\n{MARKER}\ntwo\r\n{MARKER}\r\n", "marker", "0b7565f1f39af19c", True),
+        ("b.txt", "one\n\ntwo\r\n\r\n", "blank-line", "2c33d3108ea563d8", True),
+        ("c.txt", "plain text\n", "marker", "47d057e06fa5756c", True),
+        ("d.jsonl", '{"text": "a"}\n', "marker", "90887337aaaf549c", True),
+        ("e.txt", f"one {MARKER} two\n", "marker", "07ede4dcf665e0bd", False),
+        ("f.txt", "one\n \ntwo\n \n", "blank-line", "afc5b731d58bbc2d", False),
+    ],
+)
+def test_a_corpus_with_the_documents_of_version_0_3_has_its_fingerprint(
+    tmp_path, name, text, documents, fingerprint, same
+):
+    """So that runs of version 0.3, which gave these fingerprints, are resumed on the same tokens only."""
+    found = load(text_file(tmp_path, text * 40, name), documents=documents).fingerprint
+    assert (found[:16] == fingerprint) == same
+
+
 @pytest.mark.parametrize("kind", ["marker", "blank-line", "line"])
 def test_shards_have_the_documents_of_the_whole_text(tmp_path, monkeypatch, kind):
     draw = random.Random(kind)

@@ -54,8 +54,10 @@ def test_a_model_and_its_optimizer(name, compute_dtype, copied):
     model.loss_and_gradient(*batch(1))  # gradients that a copy must have, too
     if copied is copy.copy:
         other = copied(model)
-        copied_optimizer = copy.deepcopy((model, optimizer))[1]
-        copied_optimizer.parameters = other.parameters
+        copied_optimizer = AdamW(other.parameters, 0.01)
+        copied_optimizer.updates = optimizer.updates
+        for name, moment in optimizer.state().items():
+            copied_optimizer.state()[name][...] = moment
     else:
         other, copied_optimizer = copied((model, optimizer))
     assert copied_optimizer.parameters is other.parameters and other.device is CPU
