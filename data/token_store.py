@@ -96,6 +96,7 @@ def load_corpus(
 
     If the text has separators, the end-of-text token follows each document; a blank line does if the `Tokenizer` given
     has no such token. In rows with messages, only the assistant's tokens are targets.
+    Checksums are verified: tokens in the cache that are damaged are made again, and those of `prepare` are refused.
     UserError for bad input or a disk that fails.
     """
     data = expanded_list(arguments.paths("data", data))
@@ -103,7 +104,10 @@ def load_corpus(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = arguments.text("tokenizer", tokenizer)
     documents, whole = arguments.text("documents", documents), arguments.choice("whole", whole, ("", *SPLITS))
-    limit_bytes, threads = arguments.whole("limit_bytes", limit_bytes, 0, 1 << 50), arguments.whole("threads", threads, 0, 1024)
+    limit_bytes, threads = (
+        arguments.whole("limit_bytes", limit_bytes, 0, 1 << 50),
+        arguments.whole("threads", threads, 0, 1024),
+    )
     progress, wait = arguments.truth("progress", progress), arguments.truth("wait", wait)
     binary = arguments.truth("binary", binary)
     out_dir = arguments.path("out_dir", out_dir, optional=True)
