@@ -159,6 +159,22 @@ def test_the_first_update_comes_before_the_store_and_the_bits_are_those_of_a_com
     assert not [*folder.parent.glob("*.part")] and not [*folder.parent.glob("*.lock")]
 
 
+def test_a_damaged_store_is_made_again_while_training_reads_it(tmp_path, plain, cache, monkeypatch, capsys):
+    complete = trainer(plain, True, tmp_path / "a")
+    complete.train()
+    path = cache / "corpora" / complete.corpus.fingerprint / "train.bin"
+    damaged = bytearray(path.read_bytes())
+    damaged[9] ^= 1
+    path.unlink()  # so that the trainer above keeps its tokens
+    path.write_bytes(damaged)
+    gate = Gate(monkeypatch)
+    gate.opened.set()
+    reading = trainer(plain, False, tmp_path / "b")
+    reading.train()
+    assert results(reading, tmp_path / "b") == results(complete, tmp_path / "a") and len(gate.shards) > 4
+    assert "cannot be used: train.bin has other contents than its checksum" in capsys.readouterr().err
+
+
 OTHER = """
 import sys, time
 from slm_np.data import shards
