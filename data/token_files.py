@@ -162,7 +162,7 @@ def read_token_file(data, split, cache, progress=True):
         )
     [(path, size, _)] = file.files
     meta = _meta_of(path, cache, progress)
-    dtype, start, count = foreign_files.layout(path, size, meta["dtype"], flag)
+    dtype, start = foreign_files.layout(path, size, meta["dtype"], flag)
     dtype = np.dtype(dtype)
     if (size - start) % dtype.itemsize:
         raise UserError(
