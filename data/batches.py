@@ -11,6 +11,7 @@ from slm_np.data.growing import GrowingTokens
 from slm_np.data.token_files import Tokens
 from slm_np.data.token_store import check_length
 from slm_np.errors import UserError
+from slm_np.words import counted
 
 START, GROWTH = 1 << 20, 32  # see `reach`
 _EPOCHS = 1 << 32  # the Philox purpose of `EpochOrder`, above those that callers of `random_batch` choose
@@ -113,8 +114,9 @@ class ContiguousOrder:
         self.tokens, self.n_windows = tokens, (len(tokens) - 1) // block_size // batch_size
         if not self.n_windows:
             raise UserError(
-                f"the {tokens.split} split has {len(tokens)} tokens, but --carry-state cuts it into --batch-size "
-                f"{batch_size} parts of at least --block-size {block_size}; lower one of them, or give more text"
+                f"the {tokens.split} split has {counted(len(tokens), 'token')}, but --carry-state cuts it into "
+                f"--batch-size {batch_size} parts of at least --block-size {block_size}; lower one of them, "
+                "or give more text"
             )
         self.starts = np.arange(batch_size) * self.n_windows * block_size  # (B,)
 

@@ -1,6 +1,5 @@
 """Byte-pair vocabularies: trained on a corpus, or GPT-2's."""
 
-import sys
 from itertools import chain
 
 from slm_np.data.bpe_process import learned
@@ -9,6 +8,8 @@ from slm_np.data.meter import metered
 from slm_np.data.segments import ESCAPED, decoded, segments
 from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, tokenizer_json
 from slm_np.errors import UserError, imported
+from slm_np.progress import say
+from slm_np.words import counted
 
 SAMPLE = 1 << 27  # bytes of a corpus to train on, so that the distinct words of a large corpus fit into memory
 
@@ -37,11 +38,7 @@ def train(vocab_size, texts, progress=True):
     vocab, merges = learned(vocab_size - 1, sample(strings, total), progress)
     made = _gpt2_style(dict(sorted(vocab.items(), key=lambda item: item[1])), merges, name)
     if progress and made.vocab_size < vocab_size:
-        print(
-            f"{name} learned {made.vocab_size:,} tokens: the text has no more pairs to merge",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"{name} learned {counted(made.vocab_size, 'token')}: the text has no more pairs to merge")
     return made
 
 

@@ -5,6 +5,7 @@ strings on its stdin, each as its length in bytes and its UTF-8, then a length o
 stdout, and the library's progress, a JSON object a line, on stderr.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -68,32 +69,40 @@ def learned(vocab_size, strings, progress):
     threading.Thread(target=receive, daemon=True).start()
     try:
         _send(process.stdin, strings)
-        model = json.loads(_received(answers, f"learning {name}", vocab_size - len(byte_letters()), progress))
-        return model["vocab"], [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    except (BrokenPipeError, ValueError):
-        status = process.wait()
-        said = next((f", {line}" for line in reversed(last_words) if line), "")
-        raise UserError(
-            f"the process that learned {name} ended with status {status}{said}; if memory was short, give a smaller "
-            "vocabulary or less text"
-        ) from None
+        answer = _received(answers, f"learning {name}", vocab_size - len(byte_letters()), progress)
+        if process.wait():
+            said = next((f", {line}" for line in reversed(last_words) if line), "")
+            raise UserError(
+                f"the process that learned {name} ended with status {process.returncode}{said}; if memory was short, "
+                "give a smaller vocabulary or less text"
+            )
     finally:
         process.kill()
         process.wait()
-        for pipe in (process.stdout, process.stderr):
-            pipe.close()
-        try:
-            process.stdin.close()
-        except OSError:  # the process has ended, and a string was on its way
-            pass
+        for pipe in (process.stdout, process.stderr, process.stdin):
+            with contextlib.suppress(OSError):  # a string was on its way to a process that has ended
+                pipe.close()
+    model = json.loads(answer)
+    return model["vocab"], [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
 
 
 def _send(pipe, strings):
+    """Send strings, then the length 0. If the process has ended, its exit status says why."""
     for string in strings:
         data = string.encode()
-        pipe.write(LENGTH.pack(len(data)) + data)
-    pipe.write(LENGTH.pack(0))
-    pipe.flush()
+        if not _written(pipe, LENGTH.pack(len(data)) + data):
+            return
+    _written(pipe, LENGTH.pack(0), flush=True)
+
+
+def _written(pipe, data, flush=False):
+    """Whether the process still takes data."""
+    with contextlib.suppress(OSError):
+        pipe.write(data)
+        if flush:
+            pipe.flush()
+        return True
+    return False
 
 
 def _received(answers, what, n_merges, progress):

@@ -7,6 +7,7 @@ import numpy as np
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_json import tokenizer_json
 from slm_np.errors import UserError
+from slm_np.words import counted
 
 SHOWN = 80  # characters of the vocabulary that an error lists
 
@@ -47,8 +48,8 @@ class CharTokenizer(Tokenizer):
                 wrong, n = text[int(np.argmin(ids))], len(self.characters)
                 known = self.characters if n <= SHOWN else self.characters[:SHOWN] + "..."
                 raise UserError(
-                    f"the character {wrong!r} (U+{ord(wrong):04X}) is not among the {n} characters of the tokenizer, "
-                    f"{known!r}; remove it, or train with --tokenizer byte"
+                    f"the character {wrong!r} (U+{ord(wrong):04X}) is not among the {counted(n, 'character')} of the "
+                    f"tokenizer, {known!r}; remove it, or train with --tokenizer byte"
                 )
             yield ids.astype(self.dtype)
 

@@ -60,8 +60,8 @@ OTHERS = (
     (0, b"GGUF", "a model (GGUF)", LEAVE_OUT),
     (8, b'{"', "a model (safetensors)", LEAVE_OUT),
     *(
-        (0, b"\x80" + bytes([version, 0x95]), "a pickle of Python", "save it as text or JSON lines")
-        for version in (4, 5)
+        (0, b"\x80" + bytes([version]), "a pickle of Python", "save it as text or JSON lines")
+        for version in range(2, 6)
     ),
 )
 

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_np.data import file_kinds
 from slm_np.data.files import opened
 from slm_np.errors import UserError
+from slm_np.words import counted
 
 HEADER = 1024  # bytes of llm.c's header: 256 int32, of which the first are magic, version and number of tokens
 LLM_C = {(20240520, 1): "uint16", (20240801, 7): "uint32"}  # {(magic, version): dtype}, of GPT-2 and Llama 3
@@ -34,10 +36,6 @@ SIGNATURES = (
     (b"PAR1", "a Parquet file", "write its text column to a .txt or .jsonl file"),
     (b"ARROW1", "an Arrow file", "write its text column to a .txt or .jsonl file"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", IDS),
-    (b"\x1f\x8b\x08", "compressed with gzip", UNPACK),
-    (b"BZh", "compressed with bzip2", UNPACK),
-    (b"\xfd7zXZ\0", "compressed with xz", UNPACK),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK),
     (b"\x04\x22\x4d\x18", "compressed with lz4", UNPACK),
     (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "an old PyTorch checkpoint", IDS),
 )
@@ -97,8 +95,8 @@ def _llm_c(path, size, head, declared, flag):
     width = np.dtype(dtype).itemsize
     if HEADER + tokens * width != size:
         raise UserError(
-            f"{flag} {path} has room for {(size - HEADER) // width:,} tokens, but its llm.c header says {tokens:,}, so "
-            "it is incomplete or damaged; copy it again"
+            f"{flag} {path} has room for {counted((size - HEADER) // width, 'token')}, but its llm.c header says "
+            f"{tokens:,}, so it is incomplete or damaged; copy it again"
         )
     return Layout(dtype, HEADER, tokens)
 
@@ -108,6 +106,8 @@ def _kind(head, last, size):
     for start, what, remedy in SIGNATURES:
         if head.startswith(start):
             return what, remedy
+    if compressed := file_kinds.compression(head, ""):
+        return f"compressed with {compressed}", UNPACK
     if head[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5") and head[2:3] in b"\x95}(]c" and last == b".":
         return "a Python pickle", IDS
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < min(size, 1 << 27):

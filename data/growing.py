@@ -19,6 +19,7 @@ from slm_np.data.token_files import Tokens, mapped
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.data.workers import Stopped
 from slm_np.errors import UserError
+from slm_np.words import counted
 
 WORTHWHILE = 4 << 20  # bytes of text below which the store is built first: starting a worker would take as long
 POLL_S = 0.02  # between two looks at the files
@@ -142,7 +143,7 @@ class GrowingTokens:
         """`Tokens` of the first `n`, or of all if the split has fewer. Waits until they are written."""
         self._look(n)
         if self._whole is None and len(self._ids) < n:
-            lines = _Lines(f"waiting until the {self.split} split has {n:,} tokens", self._building.progress)
+            lines = _Lines(f"waiting until the {self.split} split has {counted(n, 'token')}", self._building.progress)
             while self._whole is None and len(self._ids) < n:
                 lines.due(f": {len(self._ids):,} so far")
                 time.sleep(POLL_S)

@@ -11,15 +11,16 @@ from slm_np.data.segments import ESCAPED, decoded, segments
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_json import END_OF_TEXT, byte_letters, end_of_text_token
 from slm_np.errors import UserError, imported
+from slm_np.words import counted
 
 BATCH = 64  # segments in memory at a time
 BATCH_SIZE = 1 << 20  # characters of segments after which no other is added, so that Ctrl-C takes effect in between
 WORDS_AT_ONCE = 1 << 13  # words per call of the library: its result takes far more memory than the ids
 LARGEST_ID = (1 << 24) - 1  # a file with a larger one is damaged: no vocabulary is near it
+HOLES = 1 << 16  # ids without a token: a file with more of them is damaged, too
 CACHE = 1 << 24  # size of the cache of words. A word counts its characters and `WORD_COST`
 WORD_COST = 64
 ENDS = (END_OF_TEXT, "</s>", "<eos>")  # names of the end-of-text token, the most likely first
-HOLES = 1 << 16  # ids without a token: a file with more of them is damaged, too
 STARTS = ("<s>", "<bos>", "[CLS]", "<|startoftext|>", "<|begin_of_text|>")  # names of the token before a text
 
 # A word with the white space before it. The library's regular expressions take white space from Unicode's White_Space.
@@ -118,7 +119,7 @@ class LibraryTokenizer(Tokenizer):
         used = {id for id in model["vocab"].values() if type(id) is int and id >= 0}
         largest = max(used, default=-1)
         if largest > LARGEST_ID or largest - len(used) > HOLES:
-            raise self._damaged(f"its vocabulary has {len(used)} tokens and the id {largest}")
+            raise self._damaged(f"its vocabulary has {counted(len(used), 'token')} and the id {largest}")
         if len(used) <= largest:
             unused = {f"\0unused {id}\0": id for id in range(largest) if id not in used}
             model["vocab"] = {**model["vocab"], **unused}
@@ -133,7 +134,7 @@ class LibraryTokenizer(Tokenizer):
             None not in self._byte_ids
             and len(set(vocab.values())) == len(vocab)
             and not any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
-            and not (special & merged or special and model.get("ignore_merges"))
+            and not (special & (merged | self._letters.keys()) or special and model.get("ignore_merges"))
         )
 
     def with_end(self):
@@ -247,13 +248,18 @@ class LibraryTokenizer(Tokenizer):
 
 @contextlib.contextmanager
 def _failures(error_of):
-    """Turn a failure of the library into `error_of(exception)`. It has no exception class, and its panics are none."""
+    """Turn a failure of the library into `error_of(exception)`: it has no exception class of its own.
+
+    A panic of its Rust code is a BaseException, whose class cannot be imported.
+    """
     try:
         yield
-    except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (UserError, MemoryError):
         raise
     except BaseException as error:
-        raise error_of(error) from None
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise error_of(error) from None
+        raise
 
 
 def _batches(strings, n):

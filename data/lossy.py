@@ -1,5 +1,6 @@
 """What a tokenizer loses of a text, measured on a sample: text that comes back changed has no comparable bits/byte."""
 
+import re
 import unicodedata
 from collections import Counter
 from typing import NamedTuple
@@ -8,7 +9,8 @@ from slm_np.data.shards import content, numbers_of, text_of
 
 PART = 1 << 16  # bytes that are tried at the start, in the middle and at the end of a text
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-WHITE = b" \t\n\r\v\f"
+WORD = 1000  # bytes of a word at most, where a sample ends between words
+FIRST_WORD, LAST_WORD = re.compile(rb"\S{0,%d}\s+" % WORD), re.compile(rb"\s+\S{0,%d}\Z" % WORD)
 
 
 class Losses(NamedTuple):
@@ -98,7 +100,7 @@ def _sample(plan, split, documents):
 def spread(blocks, total, size):
     """Parts of a text of about `total` bytes, up to `size` bytes each: start, middle and end, or all of a short one.
 
-    No part starts or ends within a character or, except at the start and the end of the text, with white space.
+    Inside the text a part starts and ends with a whole word or, where there is no white space, a whole character.
     """
     if total <= 3 * size:
         return [b"".join(blocks)]
@@ -110,18 +112,18 @@ def spread(blocks, total, size):
         at += len(block)
     if at <= size:  # all of it, as of rows that consist of little text
         return [start]
-    return [_whole_characters(start).rstrip(WHITE), _whole_characters(middle).strip(WHITE), _start(end).lstrip(WHITE)]
+    return [_whole(start, left=False), _whole(middle), _whole(end, right=False)]
 
 
-def _start(part):
-    """The bytes from the first that can start a character."""
-    skipped = next((i for i in range(min(4, len(part))) if part[i] & 0xC0 != 0x80), 0)
-    return part[skipped:]
-
-
-def _whole_characters(part):
-    """The bytes without incomplete characters at either end."""
-    part = _start(part)
-    last = next((i for i in range(1, min(4, len(part)) + 1) if part[-i] & 0xC0 != 0x80), 0)
-    length = 1 + sum(part[-last] >= least for least in (0xC0, 0xE0, 0xF0)) if last else 0
-    return part[:-last] if length > last else part
+def _whole(part, left=True, right=True):
+    """A part of a text without the word, or at least the character, that is incomplete at its cut ends."""
+    if left:
+        word = FIRST_WORD.match(part)
+        lead = next((i for i in range(min(4, len(part))) if part[i] & 0xC0 != 0x80), 0)
+        part = part[word.end() if word else lead :]
+    if right:
+        word = LAST_WORD.search(part, max(0, len(part) - 2 * WORD))
+        lead = next((i for i in range(1, min(4, len(part)) + 1) if part[-i] & 0xC0 != 0x80), 0)
+        length = 1 + sum(part[-lead] >= least for least in (0xC0, 0xE0, 0xF0)) if lead else 0
+        part = part[: word.start()] if word else part[: len(part) - lead * (length > lead)]
+    return part

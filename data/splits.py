@@ -32,7 +32,10 @@ def split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress,
     bytes: from the start of a document on, if that gives at least half of the tenth, else from a character on.
     """
     known = corpus.named(data)
-
+    if documents.startswith("csv:") and (binary or known):
+        raise UserError(
+            f"--documents {documents} has no effect {'with --binary' if binary else 'on ' + known}; leave it out"
+        )
     if not val_data and known in corpus.OWN_VALIDATION:
         val_data = data
     # A missing file is reported before the others are read.

@@ -41,7 +41,7 @@ class Text:
                 with opened(path) as file:
                     file.seek(at - offset)
                     while at < end:
-                        block = file.read(min(BLOCK, end - at))
+                        block = _read(file, min(BLOCK, end - at), path)
                         if not block:
                             raise UserError(f"{path} became shorter while it was read; start again once it is complete")
                         yield block
@@ -120,6 +120,14 @@ class Text:
             newest = [*unsealed(read_json_or_empty(index_file)).items()]  # another process may have added to it
             write_cache_json(index_file, {**dict(newest[1 - INDEX_SIZE :]), key: value})
         return value
+
+
+def _read(file, n, path):
+    """The next `n` bytes of an open file. UserError if a disk fails."""
+    try:
+        return file.read(n)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the disk, or copy the file again") from None
 
 
 def is_rows(file):

@@ -26,6 +26,7 @@ from slm_np.data.text_files import BLOCK, Text
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
+from slm_np.words import counted
 
 # Files of a folder in the order of preference, by what they are used for.
 TRAINING = ("train.bin",)
@@ -165,14 +166,14 @@ def read_token_file(data, split, cache, progress=True):
     dtype = np.dtype(dtype)
     if (size - start) % dtype.itemsize:
         raise UserError(
-            f"{flag} {path} has {size} bytes, which is not a whole number of {dtype.name} tokens; "
+            f"{flag} {path} has {counted(size, 'byte')}, which is not a whole number of {dtype.name} tokens; "
             'copy it again, or set "dtype" in the meta.json beside it'
         )
     ids = mapped(path, dtype, start)
     if meta["tokens"] is not None and len(ids) != meta["tokens"]:
         raise UserError(
-            f"{flag} {path} has {len(ids)} tokens, but its meta.json says {meta['tokens']}, so it is incomplete; "
-            "copy or prepare it again"
+            f"{flag} {path} has {counted(len(ids), 'token')}, but its meta.json says {meta['tokens']}, so it is "
+            "incomplete; copy or prepare it again"
         )
     tokenizer, mask = _tokenizer_in(path.parent), _mask_of(path, len(ids))
     counts = (meta[key] for key in ("vocab_size", "bytes", "learnt", "documents", "lossy"))
@@ -194,7 +195,7 @@ def _mask_of(path, n_tokens):
     mask = mapped(path, np.dtype(np.uint8))
     if len(mask) != n_tokens:
         raise UserError(
-            f"{path} has {len(mask)} entries for {n_tokens} tokens; "
+            f"{path} has {counted(len(mask), 'entry')} for {counted(n_tokens, 'token')}; "
             "prepare both again, or remove it to train on all tokens"
         )
     return mask

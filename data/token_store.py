@@ -40,6 +40,7 @@ from slm_np.errors import UserError
 from slm_np.paths import cache_dir as usable_cache_dir
 from slm_np.paths import expanded_list, sweep
 from slm_np.progress import say
+from slm_np.words import counted
 
 FORMAT = 4  # of the store. It is part of the fingerprint, so each version has its own stores
 FORMAT_BEFORE = 3  # where the documents of a text are those of earlier versions, so that their runs can be resumed
@@ -102,7 +103,7 @@ def load_corpus(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = arguments.text("tokenizer", tokenizer)
     documents, whole = arguments.text("documents", documents), arguments.choice("whole", whole, ("", *SPLITS))
-    limit_bytes, threads = arguments.whole("limit_bytes", limit_bytes), arguments.whole("threads", threads, 0, 1024)
+    limit_bytes, threads = arguments.whole("limit_bytes", limit_bytes, 0, 1 << 50), arguments.whole("threads", threads, 0, 1024)
     progress, wait = arguments.truth("progress", progress), arguments.truth("wait", wait)
     binary = arguments.truth("binary", binary)
     out_dir = arguments.path("out_dir", out_dir, optional=True)
@@ -340,7 +341,7 @@ def _read_split(folder, split, meta):
 def say_lossy(sentence, progress):
     """Print what a tokenizer loses of a text, if it loses anything."""
     if sentence and progress:
-        print(sentence, file=sys.stderr, flush=True)
+        say(sentence)
 
 
 def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
@@ -418,7 +419,7 @@ def _common_tokenizer(files, data, val_data, tokenizer):
     if isinstance(tokenizer, Tokenizer):
         if known and known.to_json() != tokenizer.to_json():
             raise UserError(
-                f"{data} was made with another tokenizer ({known.vocab_size} tokens) than the model's "
+                f"{data} was made with another tokenizer ({counted(known.vocab_size, 'token')}) than the model's "
                 f"({tokenizer.vocab_size}); give the text itself"
             )
         return tokenizer
@@ -444,10 +445,10 @@ def check_ids(tokens, vocab_size, may_grow=False):
 def check_length(tokens, block_size):
     """UserError if `tokens` has fewer than `block_size` + 1 tokens, so that no window fits."""
     n = len(tokens)
-    if n < block_size + 1:
+    if n <= block_size:
         remedy = "give more text" if tokens.split == "train" else "give a longer text with --val-data"
         lower = f"lower --block-size to {n - 1} or less, or " * (n > 1)
         raise UserError(
-            f"the {tokens.split} split has {n} token{'s' * (n != 1)}, but --block-size {block_size} needs "
+            f"the {tokens.split} split has {counted(n, 'token')}, but --block-size {block_size} needs "
             f"{block_size + 1}; {lower}{remedy}"
         )

@@ -43,7 +43,8 @@ def make_tokenizer(name, texts, progress=True):
                 f"to {LARGEST}; give for instance bpe:4096"
             )
         return bpe.train(int(value), texts, progress)
-    raise UserError(f"--tokenizer {name!r} is unknown; {near(name, TOKENIZERS)}")
+    hint = f"did you mean file:{name}?" if expanded(name).is_file() else near(name, TOKENIZERS)
+    raise UserError(f"--tokenizer {name!r} is unknown; {hint}")
 
 
 def load_tokenizer(path):

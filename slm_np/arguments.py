@@ -65,9 +65,10 @@ def real(name, value, low=None, high=None, above=None):
 
 def wholes(name, value, low=0):
     """A tuple of at least one int, each at least `low`."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value:
+    found = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(found, Sequence) or isinstance(found, (str, bytes)) or not found:
         raise refusal(name, value, "whole numbers, such as (seed, step)")
-    return tuple(whole(name, one, low) for one in value)
+    return tuple(whole(name, one, low) for one in found)
 
 
 def dtype(name, value, known):
@@ -261,12 +262,16 @@ def apart(names, value, other):
         raise UserError(f"{names} overlap in memory, so one would overwrite the other; give two arrays")
 
 
-def same_layout(name, value, wanted):
-    """An array that lies in memory as the array `wanted` does, which kernels read beside it."""
-    if (
-        type(value) is not type(wanted)
-        or (value.shape, value.dtype) != (wanted.shape, wanted.dtype)
-        or not value.flags.c_contiguous
-    ):
-        raise refusal(name, value, f"a contiguous array of shape {wanted.shape} and type {wanted.dtype}")
-    return value
+class Fixed:
+    """An object whose attributes in `FIXED`, once set, keep their objects: kernels read memory that was planned so."""
+
+    FIXED = ()
+
+    def __setattr__(self, name, value):
+        if name in self.FIXED and self.__dict__.get(name, value) is not value:  # x += 1 sets the same array again
+            kind = type(self).__name__
+            raise UserError(
+                f"{name} of a {kind} cannot be replaced, since kernels use its memory; "
+                f"write into it ({name}[...] = values), or make a new {kind}"
+            )
+        object.__setattr__(self, name, value)

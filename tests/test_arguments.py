@@ -262,7 +262,7 @@ def test_wrong_settings_of_adamw(model, wrong):
         AdamW(model.parameters, **wrong)
 
 
-def test_an_optimizer_reads_no_memory_of_other_shapes():
+def test_no_kernel_reads_memory_of_other_shapes():
     model, x = Model(CONFIG, seed=1), tokens()
     optimizer = AdamW(model.parameters, np.float32(0.01))
     with pytest.raises(UserError, match="learning_rate is nan"):
@@ -270,13 +270,18 @@ def test_an_optimizer_reads_no_memory_of_other_shapes():
     optimizer.learning_rate = -1
     with pytest.raises(UserError, match="learning_rate is -1"):
         optimizer.step()
-    optimizer.learning_rate, mean = 0.01, optimizer.mean
-    optimizer.mean = mean[:-1]
-    with pytest.raises(UserError, match="mean is an array of shape"):
-        optimizer.step()
-    optimizer.mean, model.parameters.gradients = mean, model.parameters.gradients[::2]
-    with pytest.raises(UserError, match="parameters.gradients is an array"):
-        optimizer.step()
+    optimizer.learning_rate = 0.01
+    for of, name, value in (
+        (optimizer, "mean", optimizer.mean[:-1]),
+        (optimizer, "square", optimizer.square.astype(float)),
+        (model.parameters, "gradients", np.zeros(3, np.float32)),
+        (model.parameters, "weights", np.zeros(3, np.float32)),
+        (model, "config", ModelConfig(vocab_size=2 * V)),
+        (Decoder(model, B), "batch", B + 1),
+    ):
+        with pytest.raises(UserError, match=f"{name} of a .* cannot be replaced"):
+            setattr(of, name, value)
+    model.parameters.weights *= 1
     with pytest.raises(UserError, match=r"write into it: weight\['norm.weight'\]"):
         model.parameters.weight["norm.weight"] = np.zeros(3)
     assert optimizer.updates == 0 and model.loss(x, x) == Model(CONFIG, seed=1).loss(x, x)

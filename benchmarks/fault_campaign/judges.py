@@ -99,8 +99,8 @@ def same_run(directory, reference, what, verdict=LOST, kept=KEPT):
                 name = unlike(getattr(ours, part), getattr(theirs, part))
                 require(not name, verdict, f"{what}: the last checkpoint has other bits in {name}")
             # Counters that a reader must not lose; `elapsed` is a time.
-            kept = {key for key in theirs.state if key != "elapsed"}
-            differs = [key for key in kept if ours.state.get(key) != theirs.state[key]]
+            counters = {key for key in theirs.state if key != "elapsed"}
+            differs = [key for key in counters if ours.state.get(key) != theirs.state[key]]
             require(not differs, verdict, f"{what}: the last checkpoint has other counters {differs}")
         (ours, said), (theirs, wanted) = (checkpoint.load_best(run) for run in (directory, reference))
         name = unlike(ours, theirs)

@@ -7,6 +7,7 @@ from threadpoolctl import ThreadpoolController
 
 from slm_np.errors import UserError
 from slm_np.machine import available_cores
+from slm_np.words import counted
 
 NAMES = {"openblas": "OpenBLAS", "mkl": "MKL", "blis": "BLIS", "flexiblas": "FlexiBLAS"}
 
@@ -23,7 +24,7 @@ def use_threads(threads=0):
     """Set the threads of a matmul, 0 for one per available core; returns them. Raises UserError above the cores."""
     cores = available_cores()
     if threads > cores:
-        raise UserError(f"--threads {threads} exceeds the {cores} available cores; give at most {cores}")
+        raise UserError(f"--threads {threads} exceeds the {counted(cores, 'available core')}; give at most {cores}")
     blas_controller().limit(limits=threads or cores)
     return threads or cores
 

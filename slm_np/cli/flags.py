@@ -9,7 +9,6 @@ import dataclasses
 import os
 import sys
 import textwrap
-from pathlib import Path
 
 from slm_np.config import TrainConfig, flag
 from slm_np.errors import UserError, imported, near
@@ -70,11 +69,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def _flags_of(word):
-    """The names of flags that may take the word: a run, a preset, a file."""
-    path = Path(word)
-    if (path / "config.json").is_file():
+    """The names of flags that may take the word: a run, a preset, a file or a prompt."""
+    if os.path.isfile(os.path.join(word, "config.json")):
         return "base", "model", "resume"
-    return ("preset",) if word in PRESETS else ("config",) if path.suffix == ".toml" else ("data",) * path.exists()
+    if word in PRESETS:
+        return ("preset",)
+    if os.path.exists(word):
+        return ("config" if word.endswith(".toml") else "data",)
+    return ("prompt",) if " " in word else ()
 
 
 def word(text):

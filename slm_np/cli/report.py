@@ -5,6 +5,7 @@ import sys
 from itertools import takewhile
 
 from slm_np.data.embedded import WRITERS
+from slm_np.progress import say
 from slm_np.words import counted, quoted
 
 
@@ -121,7 +122,7 @@ def attempted(what, compute):
     try:
         return compute()
     except Exception as error:
-        print(f"no {what} ({str(error) or type(error).__name__})", file=sys.stderr)
+        say(f"no {what} ({str(error) or type(error).__name__})")
         return None
 
 

@@ -14,6 +14,7 @@ from slm_np.formats.files import read_json, to_json, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.run_config import RunConfig, write_config
 from slm_np.paths import expanded
+from slm_np.words import counted
 
 
 def convert(file, out_dir="", tokenizer=""):
@@ -25,6 +26,8 @@ def convert(file, out_dir="", tokenizer=""):
     run; then nothing is left behind.
     """
     file, tokenizer = expanded(file), tokenizer and expanded(tokenizer)
+    if (file / "config.json").is_file():
+        raise UserError(f"{file} is the directory of a model, not a file; name a checkpoint of llama2.c, a .bin")
     with new_directory(out_dir, file.stem) as directory:
         config, tensors = llama2c.read_checkpoint(file)
         fields = _tokenizer_fields(tokenizer or _tokenizer_beside(file, config.vocab_size), config.vocab_size)
@@ -57,7 +60,7 @@ def _tokenizer_fields(path, vocab_size):
     found = load_tokenizer(path).vocab_size
     if found != vocab_size:
         raise UserError(
-            f"--tokenizer {path} has {found} tokens, but the model {vocab_size}; "
+            f"--tokenizer {path} has {counted(found, 'token')}, but the model {vocab_size}; "
             "give the tokenizer that the model was trained with"
         )
     return read_json(path)

@@ -16,7 +16,7 @@ from slm_np.errors import UserError
 
 # The end of the messages about bad files.
 BLOCK = 1 << 24  # bytes per write, so that a signal need not wait for gigabytes
-RESTORE = "restore it from a backup or use an older checkpoint"
+RESTORE = "restore it from a backup"
 
 
 REMEDIES = {

@@ -19,6 +19,7 @@ import numpy as np
 from slm_np.config import ModelConfig
 from slm_np.data.meter import Meter
 from slm_np.errors import UserError
+from slm_np.words import counted
 
 HEADER = struct.Struct("<7i")
 VERSIONED = 0x616B3432  # the first four bytes of later versions
@@ -38,7 +39,7 @@ def read_checkpoint(path):
     expected = HEADER.size + 4 * sum(counts.values())
     if size != expected:
         raise UserError(
-            f"{path} has {size:,} bytes but its header ({_sizes_in_words(sizes)}) asks for {expected:,}: "
+            f"{path} has {counted(size, 'byte')} but its header ({_sizes_in_words(sizes)}) asks for {expected:,}: "
             "it is cut short or not a llama2.c checkpoint of version 0; copy it again"
         )
     config = ModelConfig(
@@ -75,8 +76,8 @@ def _read_header(path):
         raise UserError(f"{path} cannot be read ({error.strerror}); name a llama2.c checkpoint") from None
     if len(header) < HEADER.size:
         raise UserError(
-            f"{path} is not a llama2.c checkpoint of version 0: it has {size} bytes and the header alone takes "
-            f"{HEADER.size}; copy it again"
+            f"{path} is not a llama2.c checkpoint of version 0: it has {counted(size, 'byte')} and the header alone "
+            f"takes {HEADER.size}; copy it again"
         )
     if int.from_bytes(header[:4], "little") == VERSIONED:
         version = int.from_bytes(header[4:8], "little")
@@ -176,7 +177,7 @@ def read_tokenizer(path, vocab_size):
         ) from None
     if len(tokens) != vocab_size:
         raise UserError(
-            f"--tokenizer {path} has {len(tokens)} tokens, but the model {vocab_size}; "
+            f"--tokenizer {path} has {counted(len(tokens), 'token')}, but the model {vocab_size}; "
             "give the tokenizer that the model was trained with"
         )
     names = [token for token, _ in tokens]

@@ -12,7 +12,7 @@ def not_a_run(path):
     """The UserError for a path without config.json that was named as a run: what it is, and what helps."""
     path = Path(path)
     parent = Path(os.path.abspath(path)).parent
-    if (parent / "config.json").is_file():
+    if os.path.isfile(parent / "config.json"):
         wrong = "is not a run but a part of" if os.path.lexists(path) else "does not exist in"
         return UserError(f"{path} {wrong} the run {path.parent}; name the run: {path.parent}")
     if not os.path.lexists(path):

@@ -18,6 +18,7 @@ from slm_np.formats.run_config import RunConfig, read_config
 from slm_np.nn.model import Model, parameter_count
 from slm_np.ops.device import device as device_named
 from slm_np.paths import expanded
+from slm_np.words import counted
 
 
 @dataclass
@@ -80,7 +81,7 @@ def tokenizer_of(path, config):
     tokenizer = load_tokenizer(file)
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(
-            f"{file} has {tokenizer.vocab_size} tokens, but the model {config.model.vocab_size}; "
+            f"{file} has {counted(tokenizer.vocab_size, 'token')}, but the model {config.model.vocab_size}; "
             "restore the tokenizer that the run was trained with"
         )
     tokenizer.trained_ends = config.data.get("separated", True)

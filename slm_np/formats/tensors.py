@@ -88,7 +88,7 @@ def _decode(path):
         raise UserError(
             f"cannot read {path}: {error.strerror or error}; check its permissions, or {RESTORE}"
         ) from error
-    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that NumPy lacks
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:  # KeyError: a type that NumPy lacks
         raise UserError(
             f"{path} is cut short, damaged, or not a safetensors file that this version can read ({error}); {RESTORE}"
         ) from None

@@ -18,6 +18,7 @@ from slm_np.nn.arena import planned_bytes
 from slm_np.nn.dropout import model_dropout
 from slm_np.nn.model import LARGEST, Activations, Model, model_forward, plan
 from slm_np.ops.device import host, put
+from slm_np.words import counted
 
 
 def choose_step(model, batch):
@@ -39,7 +40,7 @@ def uncompiled_step(model, batch):
     return GenericStep(model, batch)
 
 
-class Decoder:
+class Decoder(arguments.Fixed):
     """B sequences of one length. `read(tokens)` starts them, `step(tokens)` adds a token to each.
 
     Both return the logits (B, V) of the next tokens, which the next call overwrites. A `step` before any `read` starts
@@ -47,6 +48,8 @@ class Decoder:
     another shape, or outside the vocabulary. A copy, also by pickle, continues the same sequences on its own.
     make_step: `choose_step`, which is the default, `uncompiled_step`, or another function (model, batch) -> decode step
     """
+
+    FIXED = ("model", "batch", "token_step", "states")
 
     def __init__(self, model, batch=1, make_step=None):
         self.model = arguments.instance("model", model, Model)
@@ -96,7 +99,7 @@ class Decoder:
         """Activations for windows (B, steps)."""
         config, dtype, device = self.model.config, self.model.dtype, self.model.device
         needed = planned_bytes(plan(config, self.batch, steps, device), dtype)
-        device.check_memory(needed, f"reading a prompt for {self.batch} sequences at once", "ask for fewer")
+        device.check_memory(needed, f"reading a prompt for {counted(self.batch, 'sequence')} at once", "ask for fewer")
         return Activations(config, self.batch, steps, dtype, device=device)
 
     def step(self, tokens):

@@ -18,6 +18,7 @@ from slm_np.nn.arena import planned_bytes
 from slm_np.nn.model import plan
 from slm_np.ops.device import host
 from slm_np.progress import Progress
+from slm_np.words import counted
 
 TOKENS = 4096  # in a batch: enough for fast matmuls, little memory
 BLOCK = 1 << 16  # ids that are decoded at a time
@@ -187,6 +188,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0, binary=False
     if n_tokens not in (0, len(tokens)) and not (documents or limit_bytes):
         raise UserError(
             f"the validation data of {run.path} have changed: {' and '.join(filter(None, own))} now has "
-            f"{len(tokens):,} tokens for validation, and had {n_tokens:,}; restore it, or name a text with --data"
+            f"{counted(len(tokens), 'token')} for validation, and had {n_tokens:,}; restore it, or name a text with "
+            "--data"
         )
     return tokens

@@ -12,6 +12,7 @@ from slm_np.errors import UserError
 from slm_np.inference.decoder import Decoder
 from slm_np.inference.sampling import confidence, sample
 from slm_np.nn.model import Model
+from slm_np.words import counted
 
 START = b"\n\n"  # a blank line ends a document, so after one the next begins
 # What moves the cursor of a terminal, rings its bell or starts a command to it, and halves of surrogate pairs, which
@@ -168,7 +169,7 @@ def encode_prompt(tokenizer, prompt):
 
 def unread(tokenizer, prompt, name="the prompt"):
     """A sentence for the user if a prompt (str or bytes) has characters, and its ids stand for none; else ""."""
-    if not prompt or tokenizer.decode(tokenizer.encode(arguments.encoded(name, prompt))):
+    if not prompt or tokenizer.decode(tokenizer.encode(prompt)):
         return ""
     return f"the tokenizer knows nothing of {name}, so the model does not read it"
 
@@ -186,7 +187,8 @@ def cut(model, ids, name="the prompt"):
     size = model.config.block_size
     if len(ids) <= size or model.config.unlimited_context:
         return ""
-    return f"{name} has {len(ids):,} tokens and the context {size:,}; its last {size:,} tokens are kept"
+    kept = f"{counted(size, 'token')} {'is' if size == 1 else 'are'} kept"
+    return f"{name} has {len(ids):,} tokens and the context {size:,}; its last {kept}"
 
 
 def generate(

@@ -6,6 +6,7 @@ from slm_np.nn import head
 from slm_np.nn.arena import planned_bytes
 from slm_np.nn.dropout import model_dropout
 from slm_np.nn.model import Activations, States, model_forward, plan
+from slm_np.words import counted
 
 
 def check_memory(model, batch, scratch):
@@ -13,7 +14,7 @@ def check_memory(model, batch, scratch):
     elements = sum(mixer.state_elements(model.config, batch) for mixer in model.mixers)
     elements += batch * model.config.vocab_size
     needed = model.dtype.itemsize * elements + scratch
-    model.device.check_memory(needed, f"generating {batch} sequences at once", "ask for fewer")
+    model.device.check_memory(needed, f"generating {counted(batch, 'sequence')} at once", "ask for fewer")
 
 
 class GenericStep:

@@ -21,6 +21,7 @@ from slm_np.nn.dropout import ModelDropout, model_dropout
 from slm_np.nn.mixers import columns_of, mixer_of
 from slm_np.nn.parameters import Parameters, count, matmul_weight, within
 from slm_np.ops.device import CPU, Device, host, number, put
+from slm_np.words import counted
 
 LARGEST = 1 << 40  # of a batch or a window: no memory holds more
 
@@ -128,15 +129,19 @@ def branch_backward(config, w, g, a, name, dx, dnormed, x):
     norm.backward(config, w, g, a, name, dx, dnormed, x)
 
 
-class States:
+class States(arguments.Fixed):
     """What the mixers keep of B sequences, in one block of memory, from which later windows continue.
 
     states[i] is the state of layer i. A copy, also by pickle, continues on its own.
     """
 
+    FIXED = ("model", "batch", "memory")
+
     def __init__(self, model, batch):
         sizes = [mixer.state_elements(model.config, batch) for mixer in model.mixers]
-        model.device.check_memory(sum(sizes) * model.dtype.itemsize, f"the state of {batch} sequences", "use fewer")
+        model.device.check_memory(
+            sum(sizes) * model.dtype.itemsize, f"the state of {counted(batch, 'sequence')}", "use fewer"
+        )
         self.model, self.batch = model, batch
         self.memory = model.device.arrays.zeros(sum(sizes), model.dtype)
         stops = np.cumsum(sizes).tolist()
@@ -269,7 +274,7 @@ def dtypes_of(dtype, compute_dtype, device):
     )
 
 
-class Model:
+class Model(arguments.Fixed):
     """A model: its configuration, its parameters and, once planned, its activations.
 
     config         ModelConfig
@@ -282,6 +287,8 @@ class Model:
     for arguments of a wrong type or shape or out of range. A copy, also by pickle, has its own weights and gradients;
     its activations are planned anew.
     """
+
+    FIXED = ("config", "device", "dtype", "compute_dtype", "parameters")
 
     def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
         self.config = arguments.instance("config", config, ModelConfig)
@@ -368,7 +375,9 @@ class Model:
             return None
         made = arguments.instance("states", states, States)
         if (made.batch, made.model.config, made.model.dtype) != (batch, self.config, self.dtype):
-            raise UserError(f"states are of another model or of {made.batch} sequences; use model.states({batch})")
+            raise UserError(
+                f"states are of another model or of {counted(made.batch, 'sequence')}; use model.states({batch})"
+            )
         if self.config.has_attention:
             raise UserError("states are given, but attention continues no windows; leave states out")
         return made
@@ -448,7 +457,9 @@ class Model:
         tokens, targets = self._batch(tokens, targets)
         states, key = self._states(states, len(tokens)), None if key is None else arguments.wholes("key", key)
         warmup.prepare(self, warmup.training)
-        count = max(1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets)))
+        count = max(
+            1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets), LARGEST)
+        )
         activations, dropout = self.plan(*tokens.shape), model_dropout(self.config, key)
         normed = model_forward(self, activations, tokens, dropout, states)
         model_backward(self, activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slm_np import arguments
 from slm_np.errors import UserError
 from slm_np.ops.device import CPU, host, put
 
@@ -62,13 +63,15 @@ class Views(dict):
         return dict, (dict(self),)
 
 
-class Parameters:
+class Parameters(arguments.Fixed):
     """Flat `weights` and `gradients` of one layout, with views `weight[name]` and `gradient[name]`.
 
     The first `n_decayed` elements decay. matmul_weight[name] is a weight as matmuls read it: the view itself or, where
     `compute_dtype` is a 16-bit type, its CastCopy. Call `update_cast_copies` after writing to the weights.
     A copy, also by pickle, has its own arrays.
     """
+
+    FIXED = ("weights", "gradients")
 
     def __init__(self, tensors, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
         self.tensors, self.decay, self.compute_dtype, self.device = list(tensors), decay, compute_dtype, device

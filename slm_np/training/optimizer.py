@@ -10,7 +10,7 @@ from slm_np.ops.device import kernels_of, number
 LARGEST, LARGEST_BETA, SMALLEST_EPS = 10.0, 0.999999, 1e-30
 
 
-class AdamW:
+class AdamW(arguments.Fixed):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019), one sweep over the flat buffers of `parameters`.
 
     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2,   and after update t, counted from 1,
@@ -22,6 +22,8 @@ class AdamW:
     A copy, also by pickle, has its own moments. Copied together with its model (`copy.deepcopy((model, optimizer))`) it
     belongs to the copy of the model, otherwise to a copy of the parameters.
     """
+
+    FIXED = ("parameters", "mean", "square", "partial")
 
     def __init__(
         self, parameters, learning_rate=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8, grad_clip=1.0
@@ -61,8 +63,7 @@ class AdamW:
 
     def gradient_norm(self):
         """Euclidean norm of all gradients together; NaN or infinite if one of them is."""
-        gradients = arguments.same_layout("parameters.gradients", self.parameters.gradients, self.parameters.weights)
-        return math.sqrt(number(self.kernels.square_sum(self.partial, gradients)))
+        return math.sqrt(number(self.kernels.square_sum(self.partial, self.parameters.gradients)))
 
     def step(self, learning_rate=None):
         """Update the weights and zero the gradients.
@@ -72,8 +73,6 @@ class AdamW:
         """
         rate = self.learning_rate if learning_rate is None else learning_rate
         rate = arguments.real("learning_rate", rate, 0.0, LARGEST)
-        for name in ("mean", "square"):
-            arguments.same_layout(name, getattr(self, name), self.parameters.weights)
         norm = self.gradient_norm()
         if not math.isfinite(norm):
             self.parameters.gradients.fill(0)

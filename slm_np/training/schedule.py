@@ -16,7 +16,7 @@ def learning_rate(config, step, progress):
     `learning_rate` to `min_lr` along a cosine or a line; `stable-decay` is constant for the first 80 %, then linear.
     """
     arguments.instance("config", config, TrainConfig)
-    step = arguments.whole("step", step)
+    step = arguments.whole("step", step, 0, arguments.SEEDS)
     peak, low = config.learning_rate, config.min_lr
     progress = min(1.0, max(0.0, arguments.real("progress", progress)))
     if config.lr_schedule == "constant":

@@ -11,7 +11,6 @@ from slm_np.cli.flags import whole_number
 from slm_np.cli.resume import resumed
 from slm_np.cli.settings import settings
 from slm_np.config import ModelConfig, SamplingConfig, TrainConfig, check_effect
-from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.errors import UserError
 from slm_np.formats import run_config
 from slm_np.presets import PRESETS, preset
@@ -305,9 +304,7 @@ def test_the_vocabulary_size_is_for_bare_token_files(tmp_path, capsys, monkeypat
     ids = small.flags("ids.bin", out_dir="run", max_iters=1, vocab_size=1 << 16)
     assert small.status("train", *ids) == 0
     assert run_config.read_config("run").model.vocab_size == 1 << 16
-    (tmp_path / "prepared").mkdir()
-    (tmp_path / "prepared" / "train.bin").write_bytes(b"")
-    ByteTokenizer().save(tmp_path / "prepared" / "tokenizer.json")
+    assert small.status("prepare", "text.txt", "--out-dir", "prepared") == 0
     for data in ("text.txt", "prepared"):
         capsys.readouterr()
         assert small.status("train", *small.flags(data, out_dir="new", vocab_size=300)) == 2

@@ -190,6 +190,23 @@ def test_an_empty_name_is_refused(folder, capsys, words):
     assert "argument --preset: an empty text names nothing" in said(capsys, *words)
 
 
+def test_a_prompt_without_its_flag(folder, capsys):
+    line = said(capsys, "generate", "Once upon a time")
+    assert "did you mean --prompt " in line and "Once upon a time" in line
+    assert "unknown argument" in said(capsys, "generate", "long " * 2000)
+    assert "is not a run: it does not exist" in said(capsys, "generate", "--model", "long" * 2000)
+    assert "is not a run: it does not exist" in said(capsys, "generate", "--model", "long" * 2000 + "/x")
+
+
+def test_a_tokenizer_file_without_its_prefix(folder, capsys):
+    words = small.flags("text.txt", out_dir="new", tokenizer="run/tokenizer.json")
+    assert "did you mean file:run/tokenizer.json?" in said(capsys, "train", *words)
+
+
+def test_a_run_is_not_converted(folder, capsys):
+    assert "run is the directory of a model, not a file" in said(capsys, "convert", "run")
+
+
 def test_an_empty_stop_is_refused(folder, capsys):
     assert "argument --stop: an empty text names nothing" in said(capsys, "generate", "--model", "run", "--stop", "")
 

@@ -72,6 +72,7 @@ def test_a_template_is_saved_in_the_run(tmp_path):
     [
         "",
         "{",
+        "[" * 100_000,
         "[]",
         "{}",
         "[" * 100_000,

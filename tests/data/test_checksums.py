@@ -1,12 +1,24 @@
 """Damage to files of tokens: bit flips and truncations in every file are found, or change nothing that is read."""
 
+import errno
+import io
 import json
 import os
 import shutil
 
 import numpy as np
 import pytest
-from data_files import LONG_AGO, contents, conversation, jsonl, load, mixed_corpus, old_file, text_file
+from data_files import (
+    LONG_AGO,
+    contents,
+    conversation,
+    jsonl,
+    load,
+    mixed_corpus,
+    old_file,
+    text_file,
+    without_checksums,
+)
 
 from slm_np.data import checksums, corpus, embedded, shards, text_files
 from slm_np.errors import UserError
@@ -148,6 +160,31 @@ def test_prepare_replaces_a_damaged_folder_only_if_nothing_else_is_in_it(tmp_pat
     (out / "meta.json").write_bytes(b"{")
     with pytest.raises(UserError, match="contains a damaged meta.json .*; remove that directory, or name a new one"):
         load(data, out_dir=out)
+
+
+def test_a_store_of_an_earlier_version_is_used_as_it_is(tmp_path, cache, quick, capsys):
+    data = rows(tmp_path)
+    first = load(data, threads=1)
+    folder = cache / "corpora" / first.fingerprint
+    without_checksums(folder)
+    before, expected = contents(folder), seen(first)
+    again = load(data, threads=1)
+    assert again.fingerprint == first.fingerprint and seen(again) == expected and contents(folder) == before
+    os.truncate(folder / "train.bin", 100)
+    capsys.readouterr()
+    assert seen(load(data, threads=1)) == expected and "cannot be used" in capsys.readouterr().err
+
+
+def test_a_text_that_cannot_be_read_is_named(tmp_path, quick, monkeypatch):
+    data = text_file(tmp_path, "One two three.\n" * 400)
+
+    class Broken(io.BytesIO):
+        def read(self, n=-1):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(text_files, "opened", lambda path: Broken())
+    with pytest.raises(UserError, match=r"t.txt cannot be read \(Input/output error\); check the disk"):
+        load(data)
 
 
 def test_a_large_folder_is_verified_once_for_each_mtime(tmp_path, quick, monkeypatch):

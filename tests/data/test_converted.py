@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import shutil
+import time
 import zlib
 
 import pytest
@@ -145,10 +146,10 @@ def test_a_damaged_converted_file_is_converted_again(tmp_path, cache, damage):
 
 
 def test_a_file_that_changes_is_converted_again(tmp_path, cache):
-    path = tmp_path / "t.gz"
-    for text in (b"one\n" * 9, b"two\n" * 9):  # just written: the same size, perhaps the same time
-        path.write_bytes(gzip.compress(text, mtime=0))
-        os.utime(path, None)
+    path, now = tmp_path / "t.gz", time.time_ns() + 10**10
+    for text in (b"one\n" * 9, b"two\n" * 9):  # just written: the same size, and the same time
+        path.write_bytes(gzip.compress(text, compresslevel=0, mtime=0))
+        os.utime(path, ns=(now, now))
         assert read(path, cache) == text
 
 
@@ -356,6 +357,14 @@ def test_a_column_of_csv_becomes_documents(tmp_path, cache, delimiter, end):
 def test_csv_that_cannot_be_read_is_refused(tmp_path, cache, data, sentence):
     with pytest.raises(UserError, match=sentence):
         found(old_file(tmp_path / "a.csv", data), cache, "csv:story")
+
+
+def test_a_column_without_a_table_is_refused(tmp_path, cache):
+    path = old_file(tmp_path / "a.csv", "text\na\n")
+    with pytest.raises(UserError, match="--documents csv:text has no effect with --binary; leave it out"):
+        load(path, cache_dir=cache, documents="csv:text", binary=True)
+    with pytest.raises(UserError, match="--documents csv:text has no effect on stories; leave it out"):
+        load("stories", cache_dir=cache, documents="csv:text")
 
 
 def test_parquet(tmp_path, cache):

@@ -72,6 +72,8 @@ def test_a_special_token_that_merges_make_is_no_lossless_tokenizer():
     special = dict(fields["added_tokens"][0], id=270, content=word)
     other = LibraryTokenizer(dict(fields, added_tokens=[*fields["added_tokens"], special]))
     assert tokenizer.lossless and not other.lossless
+    letter = dict(fields["added_tokens"][0], id=0, content="!")
+    assert not LibraryTokenizer(dict(fields, added_tokens=[*fields["added_tokens"], letter])).lossless
     data = tokenizer.decode([270])
     assert other.encode(data).tolist() == [270] and losses(other, [data]).kinds
 
@@ -127,7 +129,16 @@ def test_a_sample_is_spread_over_the_text(text, size, block):
         assert parts[1] in data[len(data) // 2 :][:size]
     else:
         assert parts == [data]
-    assert spread([data], 10**9, size)[0] in (data, data[:size].decode("utf-8", "ignore").rstrip().encode())
+    assert data.startswith(spread([data], 10**9, size)[0])  # as of rows, whose text is shorter than its file
+
+
+def test_a_sample_has_whole_words():
+    text = b"the cat sat " * 500
+    for block in (1, 7, 10_000):
+        parts = spread([text[i : i + block] for i in range(0, len(text), block)], len(text), 100)
+        assert len(parts) == 3 and all(len(part) > 80 for part in parts)
+        assert all(set(part.split()) == {b"the", b"cat", b"sat"} for part in parts)
+    assert not losses(made("holes"), [part for part in parts if part.strip() == part]).kinds
 
 
 def sampled_text(folder):

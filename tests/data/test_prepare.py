@@ -49,7 +49,7 @@ def test_a_prepared_directory_keeps_its_mask(tmp_path):
     assert found.validation.n_bytes == first.validation.n_bytes
     without_checksums(tmp_path / "out")
     (tmp_path / "out" / "train.mask.bin").write_bytes(b"\1")
-    with pytest.raises(UserError, match="mask.bin has 1 entries for"):
+    with pytest.raises(UserError, match="mask.bin has 1 entry for"):
         load(str(tmp_path / "out"))
 
 

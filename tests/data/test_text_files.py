@@ -8,6 +8,7 @@ import pytest
 from data_files import LONG_AGO, old_file
 
 from slm_np.data import corpus, text_files
+from slm_np.data.files import unsealed, write_cache_json
 from slm_np.data.meter import metered
 from slm_np.data.text_files import Text
 from slm_np.errors import UserError
@@ -79,21 +80,25 @@ def test_the_hash_of_a_file_just_written_is_not_cached(tmp_path, cache):
     assert not (cache / "corpora" / "index.json").exists()
 
 
-@pytest.mark.parametrize("damage", ["", "[1]", '{"a": ', "\0"])
+def index_in(cache):
+    """The cached values in the folder `cache`, without their checksum."""
+    return unsealed(json.loads((cache / "corpora" / "index.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", '{"a": ', "\0", '{"a": "1"}'])
 def test_a_damaged_index_is_replaced(tmp_path, cache, damage):
     text = text_of(old_file(tmp_path / "a", b"one"))
     before = text.sha256(cache)
     index = cache / "corpora" / "index.json"
     index.write_text(damage, encoding="utf-8")
-    assert text.sha256(cache) == before and list(json.loads(index.read_text(encoding="utf-8")).values()) == [before]
+    assert text.sha256(cache) == before and list(index_in(cache).values()) == [before]
 
 
 def test_the_index_has_a_maximum_size(tmp_path, cache):
     (cache / "corpora").mkdir(parents=True)
-    index = cache / "corpora" / "index.json"
-    index.write_text(json.dumps({str(i): "0" for i in range(5000)}), encoding="utf-8")
+    write_cache_json(cache / "corpora" / "index.json", {str(i): "0" for i in range(5000)})
     text_of(old_file(tmp_path / "a", b"one")).sha256(cache)
-    assert len(json.loads(index.read_text(encoding="utf-8"))) == 1000
+    assert len(index_in(cache)) == 1000
 
 
 def test_progress_in_a_log_is_lines(capsys, monkeypatch):
@@ -101,5 +106,5 @@ def test_progress_in_a_log_is_lines(capsys, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     assert list(metered([b"a" * 10**6] * 4, 4 * 10**6, "reading")) == [b"a" * 10**6] * 4
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "reading: 1 of 4 MB, 30 s left" and len(lines) == 2
+    assert lines[0] == "reading: 1 of 4 MB, ETA 30s" and len(lines) == 2
     assert list(metered([b"a"], 1, "reading", False)) == [b"a"] and not capsys.readouterr().err

@@ -1,13 +1,14 @@
 """Documents and conversations as tokens: end-of-text, splits between documents, the mask of assistant tokens."""
 
 import json
+import random
 
 import numpy as np
 import pytest
 from data_files import END, MARKER, byte_ids, conversation, jsonl, load, marked, stories, text_file
 from sample_tokenizers import LLAMA
 
-from slm_np.data import shards
+from slm_np.data import shards, text_files
 from slm_np.data.batches import gather
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
@@ -190,6 +191,52 @@ def test_a_text_in_shards_starts_once(tmp_path, monkeypatch):
     path = text_file(tmp_path, text)
     found = load(path, path, tokenizer, threads=1)
     assert tokenizer.decode(found.train.ids) == text == tokenizer.decode(found.validation.ids)
+
+
+@pytest.mark.parametrize(
+    "name, text, documents, fingerprint, same",
+    [
+        ("a.txt", f"one\n{MARKER}\ntwo\r\n{MARKER}\r\n", "marker", "0b7565f1f39af19c", True),
+        ("b.txt", "one\n\ntwo\r\n\r\n", "blank-line", "2c33d3108ea563d8", True),
+        ("c.txt", "plain text\n", "marker", "47d057e06fa5756c", True),
+        ("d.jsonl", '{"text": "a"}\n', "marker", "90887337aaaf549c", True),
+        ("e.txt", f"one {MARKER} two\n", "marker", "07ede4dcf665e0bd", False),
+        ("f.txt", "one\n \ntwo\n \n", "blank-line", "afc5b731d58bbc2d", False),
+    ],
+)
+def test_a_corpus_with_the_documents_of_version_0_3_has_its_fingerprint(
+    tmp_path, name, text, documents, fingerprint, same
+):
+    """So that runs of version 0.3, which gave these fingerprints, are resumed on the same tokens only."""
+    found = load(text_file(tmp_path, text * 40, name), documents=documents).fingerprint
+    assert (found[:16] == fingerprint) == same
+
+
+@pytest.mark.parametrize("kind", ["marker", "blank-line", "line"])
+def test_shards_have_the_documents_of_the_whole_text(tmp_path, monkeypatch, kind):
+    draw = random.Random(kind)
+    between = [
+        "\n",
+        "\r\n",
+        "\r",
+        " ",
+        "\n\n",
+        "\n \t\n",
+        "\r\r",
+        MARKER,
+        f" {MARKER}\t\n",
+        f"\n{MARKER}\r\n",
+        "\u3000\n",
+    ]
+    text = "".join(draw.choice(["a", "bc d", "é漢" * 3000, " " * 900, *between]) for _ in range(900))
+    path = text_file(tmp_path, text)
+    tokenizer = with_end_of_text(ByteTokenizer())
+    whole = load(path, path, tokenizer, documents=kind, cache_dir=tmp_path / "one").train
+    monkeypatch.setattr(shards, "SHARD", 3000)
+    monkeypatch.setattr(text_files, "BLOCK", 1000)
+    parts = load(path, path, tokenizer, documents=kind, cache_dir=tmp_path / "many", threads=1).train
+    assert parts.n_documents == whole.n_documents > 50
+    assert parts.ids.tolist() == whole.ids.tolist()
 
 
 def test_rows_and_texts_in_one_corpus(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from slm_np.data import meter
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats import llama2c, runs
@@ -209,6 +210,17 @@ def test_ids_are_those_of_its_encoder(words, texts):
         ids = made.encode(text).ids
         assert ids == reference_encode(tokens, text)
         assert made.decode(ids) == text
+
+
+def test_reading_and_writing_show_how_far_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(meter, "FIRST_LINE_S", 0.0)
+    monkeypatch.setattr(meter, "LINE_S", 0.0)
+    monkeypatch.setattr("slm_np.formats.files.BLOCK", 1000)
+    file, _, _ = files(tmp_path)
+    assert small.status("convert", file, "--out-dir", tmp_path / "run") == 0
+    said = capsys.readouterr().err
+    assert "reading model.bin: " in said and said.count("writing the model: ") > 10
+    assert re.search("writing the model: [0-9]+ of [0-9]+ MB, ETA 0s", said)
 
 
 def test_begin_of_text_is_special_and_ends_documents(tmp_path):

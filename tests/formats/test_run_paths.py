@@ -1,6 +1,5 @@
 """Files that a run names are found wherever a command starts, and after the run was moved together with them."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -45,6 +44,13 @@ def error_of(capsys, *words):
     return capsys.readouterr().err
 
 
+def started_in(directory):
+    """Let the run `run` say that it was started in this absolute directory."""
+    config = run_config.read_config("run")
+    config.data["directory"]["absolute"] = directory
+    run_config.write_config("run", config)
+
+
 def test_a_run_keeps_its_paths_as_given_and_where_it_was_started(project):
     config = run_config.read_config(project / "run")
     assert (config.train.data, config.train.val_data, config.data["source"]) == ("text.txt", "other.txt", "text.txt")
@@ -75,17 +81,8 @@ def test_another_file_of_the_same_name_here_is_not_read(folder, monkeypatch, cap
     assert capsys.readouterr().out == right
 
 
-def unverified(path):
-    """The object in config.json without its checksum, so that it may be edited."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    del config["crc32"]
-    return config
-
-
 def test_a_run_that_was_moved_alone_finds_its_data(folder, tmp_path, monkeypatch):
-    config = unverified(Path("run/config.json"))
-    config["data"]["directory"]["absolute"] = str(folder)
-    Path("run/config.json").write_text(json.dumps(config), encoding="utf-8")
+    started_in(str(folder))
     shutil.move("run", tmp_path / "alone" / "run")
     monkeypatch.chdir(tmp_path)
     assert small.status("evaluate", "--model", "alone/run") == 0
@@ -93,9 +90,7 @@ def test_a_run_that_was_moved_alone_finds_its_data(folder, tmp_path, monkeypatch
 
 def test_a_missing_file_says_where_it_was_sought(folder, capsys):
     Path("text.txt").rename("new.txt")
-    config = unverified(Path("run/config.json"))
-    config["data"]["directory"]["absolute"] = str(folder / "gone")
-    Path("run/config.json").write_text(json.dumps(config), encoding="utf-8")
+    started_in(str(folder / "gone"))
     said = error_of(capsys, "evaluate", "--model", "run")
     assert f"cannot find the data of run, text.txt, in {folder} or {folder / 'gone'}" in said
     assert said.endswith("put it back, or name a text with --data\n")
@@ -112,9 +107,9 @@ def test_changed_validation_data_are_not_measured_in_silence(folder, capsys):
 
 
 def test_a_run_of_an_earlier_version_is_sought_here_and_beside_it(folder, monkeypatch):
-    config = unverified(Path("run/config.json"))
-    del config["data"]["directory"]
-    Path("run/config.json").write_text(json.dumps(config), encoding="utf-8")
+    config = run_config.read_config("run")
+    del config.data["directory"]
+    run_config.write_config("run", config)
     assert directories("run", run_config.read_config("run")) == [Path(), Path("run").parent][:1]
     assert small.status("evaluate", "--model", "run") == 0
     monkeypatch.chdir("tuned")

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import small
 
-from slm_np import AdamW, Decoder, Model, ModelConfig, SamplingConfig, TrainConfig, UserError, load_corpus
+from slm_np import AdamW, Decoder, Model, ModelConfig, SamplingConfig, TrainConfig, UserError, load, load_corpus
 from slm_np.data import growing
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.dtypes import BF16
-from slm_np.formats.run_config import RunConfig
-from slm_np.formats.runs import Run
 from slm_np.inference.decoder import uncompiled_step
 from slm_np.ops.device import CPU
 
@@ -56,8 +54,10 @@ def test_a_model_and_its_optimizer(name, compute_dtype, copied):
     model.loss_and_gradient(*batch(1))  # gradients that a copy must have, too
     if copied is copy.copy:
         other = copied(model)
-        copied_optimizer = copy.deepcopy((model, optimizer))[1]
-        copied_optimizer.parameters = other.parameters
+        copied_optimizer = AdamW(other.parameters, 0.01)
+        copied_optimizer.updates = optimizer.updates
+        for name, moment in optimizer.state().items():
+            copied_optimizer.state()[name][...] = moment
     else:
         other, copied_optimizer = copied((model, optimizer))
     assert copied_optimizer.parameters is other.parameters and other.device is CPU
@@ -108,7 +108,7 @@ def test_states(copied):
         assert model.loss_and_gradient(*batch(seed), states=other) == expected
 
 
-def test_corpora_tokenizers_settings_and_runs(tmp_path, copied):
+def test_corpora_tokenizers_and_settings(tmp_path, copied):
     corpus = load_corpus(small.text_file(tmp_path), tokenizer="char", cache_dir=tmp_path / "cache", progress=False)
     other = copied(corpus)
     assert other.fingerprint == corpus.fingerprint and len(other.train) == len(corpus.train)
@@ -122,10 +122,15 @@ def test_corpora_tokenizers_settings_and_runs(tmp_path, copied):
         assert same.to_json() == tokenizer.to_json()
     for settings in (ModelConfig(n_layer=2), TrainConfig(data="x.txt"), SamplingConfig(temp=0.5)):
         assert copied(settings) == settings
-    config = RunConfig(made().config, TrainConfig(), data=dict(source="x"))
-    run = copied(Run(tmp_path, made(), corpus.tokenizer, config, 3, SamplingConfig()))
-    assert (run.path, run.config, run.step) == (tmp_path, config, 3)
-    assert run.model.loss(*batch()) == made().loss(*batch())
+
+
+def test_a_run(tmp_path, copied):
+    small.trainer(small.text_file(tmp_path), tmp_path / "run", max_iters=1).train()
+    run = load(tmp_path / "run")
+    other = copied(run)
+    assert (other.path, other.config, other.step, other.sampling) == (run.path, run.config, run.step, run.sampling)
+    assert other.model.loss(*batch()) == run.model.loss(*batch())
+    np.testing.assert_array_equal(other.tokenizer.encode("ab"), run.tokenizer.encode("ab"))
 
 
 def test_a_corpus_that_is_being_tokenized_is_refused(tmp_path, monkeypatch):
