@@ -103,7 +103,10 @@ def load_corpus(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = arguments.text("tokenizer", tokenizer)
     documents, whole = arguments.text("documents", documents), arguments.choice("whole", whole, ("", *SPLITS))
-    limit_bytes, threads = arguments.whole("limit_bytes", limit_bytes, 0, 1 << 50), arguments.whole("threads", threads, 0, 1024)
+    limit_bytes, threads = (
+        arguments.whole("limit_bytes", limit_bytes, 0, 1 << 50),
+        arguments.whole("threads", threads, 0, 1024),
+    )
     progress, wait = arguments.truth("progress", progress), arguments.truth("wait", wait)
     binary = arguments.truth("binary", binary)
     out_dir = arguments.path("out_dir", out_dir, optional=True)
