@@ -46,7 +46,7 @@ class Trainer(TrainingState):
     def train(self):
         """Train to the end: the last update or second, or `patience` evaluations without a lower validation loss.
 
-        Raises Interrupted after SIGINT or SIGTERM, UserError after MAX_SKIPPED skipped updates in a row, and
+        Raises Interrupted after SIGINT, SIGTERM or SIGHUP, UserError after MAX_SKIPPED skipped updates in a row, and
         CorpusFailed if the corpus is still being tokenized and that fails. A checkpoint is saved first.
         """
         self.stop_signal, started = None, time.perf_counter() - self.elapsed
@@ -193,8 +193,12 @@ class Trainer(TrainingState):
 
     def counters(self):
         """{name: number} that a checkpoint keeps besides the step: those of the last update and of evaluations."""
+        return super().counters() | self.evaluation_counters()
+
+    def evaluation_counters(self):
+        """The counters that an evaluation changes."""
         best = None if math.isinf(self.best) else self.best
-        return super().counters() | dict(best=best, stale=self.stale, evaluated=self.evaluated)
+        return dict(best=best, stale=self.stale, evaluated=self.evaluated)
 
     def load(self, step, counters):
         """Continue from a checkpoint. Those of version 0.3 and before have no counters of evaluations."""
