@@ -96,6 +96,7 @@ def load_corpus(
 
     If the text has separators, the end-of-text token follows each document; a blank line does if the `Tokenizer` given
     has no such token. In rows with messages, only the assistant's tokens are targets.
+    Checksums are verified: tokens in the cache that are damaged are made again, and those of `prepare` are refused.
     UserError for bad input or a disk that fails.
     """
     data = expanded_list(arguments.paths("data", data))

@@ -92,6 +92,7 @@ def sampling_of(path):
     """The sampling defaults of the run in `path`. UserError if they are damaged, or out of range."""
     file = Path(path) / "generation_config.json"
     if not file.exists():
+        print(f"slm_np: {file} is missing; sampling with the defaults", file=sys.stderr)
         return SamplingConfig()
     fields = read_settings(file)
     try:

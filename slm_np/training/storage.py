@@ -58,6 +58,7 @@ class Storage(Callback):
     def __init__(self, path):
         self.path = Path(path)
         self.saved = -1  # the step of the newest checkpoint
+        self.counters = {}  # that are in it
         self.lowest = math.inf  # validation loss of the best model on disk
         self.files = {}  # {name: bytes} of tokenizer.json and chat_template.json; each checkpoint has a copy
 
@@ -89,7 +90,7 @@ class Storage(Callback):
         self.files = small_files(self.path, run_config.read_config(self.path), trainer.corpus.tokenizer)
         found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.weight, trainer.tensors())
         if found.path.name == f"checkpoint-{found.step}":
-            self.saved = found.step
+            self.saved, self.counters = found.step, found.state
         check_counters(found)
         trainer.load(found.step, found.state)
         if "evaluated" in found.state:
@@ -110,8 +111,8 @@ class Storage(Callback):
     def find_best(self, trainer):
         """Find the validation loss of the best model on disk.
 
-        If that model is lost or damaged, a line on stderr says so and the run is evaluated at once: that writes another
-        one, even if the run has ended.
+        If that model is lost or damaged, a line on stderr says so and the next evaluation saves another one. A run that
+        has ended is evaluated once more for that.
         """
         try:
             self.lowest, step = checkpoint.best_loss(self.path)
@@ -120,8 +121,18 @@ class Storage(Callback):
         except UserError as error:
             if trainer.best == math.inf:  # there was no evaluation, or none with a finite loss
                 return
-            print(f"slm_np: {error}; the next evaluation saves the weights of this run instead", file=sys.stderr)
-            trainer.evaluated = -1
+            print(f"slm_np: {error}; the next evaluation saves another best model", file=sys.stderr)
+            if trainer.evaluated == trainer.updates:
+                self.forget_evaluation(trainer)
+
+    def forget_evaluation(self, trainer):
+        """Undo the trainer's last evaluation, which was at this step, so that it is made again."""
+        metrics.trim_metrics(self.path, trainer.updates, trainer.updates - 1)
+        trainer.evaluated = -1
+        if trainer.stale:
+            trainer.stale -= 1
+        else:
+            trainer.best = math.inf  # that loss was the lowest
 
     def write_config(self, trainer):
         """Write config.json, with the checksums of the run's other files."""
@@ -141,7 +152,7 @@ class Storage(Callback):
         directories.check_in_place(self.path)
         weights, tensors, counters = trainer.model.parameters.weight, trainer.tensors(), trainer.counters()
         checkpoint.save_checkpoint(self.path, trainer.updates, weights, tensors, counters, self.files)
-        self.saved = trainer.updates
+        self.saved, self.counters = trainer.updates, counters
 
     def on_fit(self, trainer):
         """Write config.json: whatever happens, the run keeps its number of updates."""
@@ -171,4 +182,4 @@ class Storage(Callback):
             self.lowest = row["val_loss"]
         metrics.append_metrics(self.path, row)
         if self.saved == trainer.updates:
-            checkpoint.update_state(self.path, self.saved, trainer.counters())
+            checkpoint.update_state(self.path, self.saved, self.counters | trainer.evaluation_counters())

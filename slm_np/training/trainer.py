@@ -193,8 +193,12 @@ class Trainer(TrainingState):
 
     def counters(self):
         """{name: number} that a checkpoint keeps besides the step: those of the last update and of evaluations."""
+        return super().counters() | self.evaluation_counters()
+
+    def evaluation_counters(self):
+        """The counters that an evaluation changes."""
         best = None if math.isinf(self.best) else self.best
-        return super().counters() | dict(best=best, stale=self.stale, evaluated=self.evaluated)
+        return dict(best=best, stale=self.stale, evaluated=self.evaluated)
 
     def load(self, step, counters):
         """Continue from a checkpoint. Those of version 0.3 and before have no counters of evaluations."""

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import small
 
+from slm_np.config import SamplingConfig
 from slm_np.data.chat_template import DEFAULT
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, directories, files, metrics, run_config, runs
@@ -195,12 +196,14 @@ def test_a_lost_best_model_is_named_and_made_again(folder, capsys, damage):
     if damage == "lost":
         assert runs.load(folder / "run").step == 80
         assert "model.safetensors, the best model, is missing; using checkpoint-80" in capsys.readouterr().err
+    rows, counters = small.rows(folder / "run"), checkpoint.newest_checkpoint(folder / "run").state
     trainer = resumed(folder)
     wanted = "is missing" if damage == "lost" else "is damaged in tensor"
-    assert wanted in (said := capsys.readouterr().err) and "the next evaluation saves" in said
+    assert wanted in (said := capsys.readouterr().err) and "the next evaluation saves another best model" in said
     trainer.train()  # it is finished, but for the evaluation
     assert runs.load(folder / "run").step == 80 == trainer.updates
-    assert list(evaluations(folder / "run")) == sorted(evaluations(folder / "run"))
+    assert small.rows(folder / "run") == rows
+    assert checkpoint.newest_checkpoint(folder / "run").state | dict(elapsed=0) == counters | dict(elapsed=0)
 
 
 def test_a_checkpoint_of_an_older_version_takes_its_counters_from_the_metrics(folder):
@@ -294,6 +297,12 @@ def test_every_command_misses_a_lost_tokenizer(chatting, capsys, verb, monkeypat
     assert small.status(verb, *words) == (2 if verb == "evaluate" else 0)  # it has no preset's data
     assert "tokenizer.json is missing; restored from checkpoint-8" in capsys.readouterr().err
     assert (chatting / "tokenizer.json").exists()
+
+
+def test_lost_sampling_defaults_are_named(chatting, capsys):
+    (chatting / "generation_config.json").unlink()
+    assert runs.load(chatting).sampling == SamplingConfig()
+    assert "generation_config.json is missing; sampling with the defaults" in capsys.readouterr().err
 
 
 def test_an_older_run_that_lost_its_tokenizer_gets_it_from_the_data(chatting, capsys):
