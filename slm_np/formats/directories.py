@@ -91,7 +91,9 @@ def _taken(directory):
     _files_to_keep(directory, leftover)  # a run is left alone: not even its lock is touched
     with contextlib.ExitStack() as held:
         created = _claim(directory, held)
-        yield directory, created, _files_to_keep(directory, leftover)
+        kept = _files_to_keep(directory, leftover)
+        _clear(directory, kept)
+        yield directory, created, kept
 
 
 @contextlib.contextmanager
@@ -107,6 +109,7 @@ def _first_free(name):
             except file_lock.InUse:  # two programs that start at once get two directories
                 continue
             if _is_unused(directory):  # still, now that nobody else can write there
+                _clear(directory, set())
                 yield directory, created, set()
                 return
 
@@ -178,8 +181,14 @@ def _files_to_keep(directory, leftover):
     return names
 
 
+def _clear(directory, keep):
+    """Remove what a start that was killed has left, which would become part of the new run."""
+    with saving(directory):
+        _remove(directory, keep)
+
+
 def _remove(directory, keep):
-    """Remove what a run that failed to start has written to its directory, except its lock."""
+    """Remove what a run that did not start has written to its directory, except its lock."""
     for name in os.listdir(directory):
         if name not in keep and re.fullmatch(f"{CREATED}|{TRAINED}", name):
             path = directory / name
