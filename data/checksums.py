@@ -42,6 +42,8 @@ def verify(folder, checksums, names, cache=None, progress=True):
     each size and mtime, which `Text.cached` remembers in the folder `cache`, if one is given. Names without a checksum
     are skipped.
     """
+    if not isinstance(checksums, dict):
+        raise Damaged("meta.json has no checksums of files where they should be")
     paths = [folder / name for name in names if name in checksums]
     try:
         found = [path.stat() for path in paths]

@@ -235,10 +235,12 @@ def published_file(identity, name, blocks, file, unit, cache):
     """
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     folder = cache / CONVERTED / digest
+    exists = folder.exists()  # before the look at it: what another process publishes meanwhile is not removed
     found = _kept(folder, name)
     if found:
         return found
-    shutil.rmtree(folder, ignore_errors=True)
+    if exists:
+        shutil.rmtree(folder, ignore_errors=True)
     source, size, _ = file
     digest, n = hashlib.sha256(), 0
     with published(folder) as part:

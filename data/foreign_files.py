@@ -49,7 +49,6 @@ class Layout(NamedTuple):
 
     dtype: str  # uint16 or uint32
     start: int  # bytes before the first id
-    tokens: int | None  # their number, if the file says it
 
 
 def layout(path, size, declared, flag):
@@ -62,14 +61,14 @@ def layout(path, size, declared, flag):
         head = file.read(HEADER)
     found = _llm_c(path, size, head, declared, flag)
     if found or declared:
-        return found or Layout(declared, 0, None)
+        return found or Layout(declared, 0)
     samples = _samples(path, size)
     other = _kind(head, samples[-1][-1:], size) or _unlike_uint16(samples, size)
     if other:
         what, remedy = other
         remedy = remedy.format(numpy=NUMPY.format(path=path), path=path, meta=path.with_name("meta.json"))
         raise UserError(f"{flag} {path} is {what}; {remedy}")
-    return Layout("uint16", 0, None)
+    return Layout("uint16", 0)
 
 
 def _llm_c(path, size, head, declared, flag):
@@ -98,7 +97,7 @@ def _llm_c(path, size, head, declared, flag):
             f"{flag} {path} has room for {counted((size - HEADER) // width, 'token')}, but its llm.c header says "
             f"{tokens:,}, so it is incomplete or damaged; copy it again"
         )
-    return Layout(dtype, HEADER, tokens)
+    return Layout(dtype, HEADER)
 
 
 def _kind(head, last, size):

@@ -10,6 +10,7 @@ from slm_np.data import corpus
 from slm_np.data.chat_template import parse_row
 from slm_np.data.converted import published_file, readable
 from slm_np.data.documents import END, ROWS, has_separator, lines, next_start, reads_as_before, split
+from slm_np.data.meter import metered
 from slm_np.data.text_files import BLOCK, Text, origin
 from slm_np.errors import UserError
 
@@ -58,14 +59,26 @@ def split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress,
     return dict(train=TextRange(text, 0, cut), validation=TextRange(text, cut, stop))
 
 
-def is_separated(part, documents, cache):
+class _Metered:
+    """A `Text` that shows how much of it has been searched for separators."""
+
+    def __init__(self, text, progress=True):
+        self.text, self.progress = text, progress
+
+    def blocks(self, start, stop):
+        blocks = self.text.blocks(start, stop)
+        return metered(blocks, stop - start, "looking for documents", self.progress)
+
+
+def is_separated(part, documents, cache, progress=False):
     """Whether a `TextRange` has a document separator, or rows."""
     if documents == "marker" and part.text.embedded:
         return False
 
     def search():
         return any(
-            kind == ROWS or has_separator(part.text, max(start, part.start), min(stop, part.stop), kind)
+            kind == ROWS
+            or has_separator(_Metered(part.text, progress), max(start, part.start), min(stop, part.stop), kind)
             for kind, start, stop in part.text.segments(documents)
             if max(start, part.start) < min(stop, part.stop)
         )
@@ -89,17 +102,18 @@ def hint(data, documents, cache):
 
 def _has_several(text, kind):
     """Whether a `Text` has more than one document of this kind. Reads up to the second one."""
-    return sum(1 for _ in islice((block for block in split(text.blocks(), kind) if block is END), 2)) > 1
+    blocks = split(_Metered(text).blocks(0, text.size), kind)
+    return sum(1 for _ in islice((block for block in blocks if block is END), 2)) > 1
 
 
-def read_as_before(part, documents, cache):
+def read_as_before(part, documents, cache, progress=False):
     """Whether earlier versions found the same documents in a `TextRange`, see `documents.reads_as_before`."""
     if documents == "marker" and part.text.embedded:
         return True
 
     def search():
         return all(
-            reads_as_before(part.text, max(start, part.start), min(stop, part.stop), kind)
+            reads_as_before(_Metered(part.text, progress), max(start, part.start), min(stop, part.stop), kind)
             for kind, start, stop in part.text.segments(documents)
             if max(start, part.start) < min(stop, part.stop)
         )

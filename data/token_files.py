@@ -113,11 +113,11 @@ def check_given(data, given):
     """
     if not is_token_file(data):
         return
-    settings = dict(documents=f"--documents {given.get('documents')}", binary="--binary")
-    for field in settings.keys() & given.keys():
-        raise UserError(
-            f"{settings[field]} has no effect on {data}, which contains tokens already; leave it out, or give the text"
-        )
+    for field, setting in dict(documents=f"--documents {given.get('documents')}", binary="--binary").items():
+        if given.get(field):
+            raise UserError(
+                f"{setting} has no effect on {data}, which contains tokens already; leave it out, or give the text"
+            )
     name = given.get("tokenizer")
     path = token_folder(data) or Path(os.path.expanduser(corpus.split_list(data)[0])).parent
     beside = _tokenizer_in(path)
@@ -162,7 +162,7 @@ def read_token_file(data, split, cache, progress=True):
         )
     [(path, size, _)] = file.files
     meta = _meta_of(path, cache, progress)
-    dtype, start, count = foreign_files.layout(path, size, meta["dtype"], flag)
+    dtype, start = foreign_files.layout(path, size, meta["dtype"], flag)
     dtype = np.dtype(dtype)
     if (size - start) % dtype.itemsize:
         raise UserError(

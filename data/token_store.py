@@ -96,6 +96,7 @@ def load_corpus(
 
     If the text has separators, the end-of-text token follows each document; a blank line does if the `Tokenizer` given
     has no such token. In rows with messages, only the assistant's tokens are targets.
+    Checksums are verified: tokens in the cache that are damaged are made again, and those of `prepare` are refused.
     UserError for bad input or a disk that fails.
     """
     data = expanded_list(arguments.paths("data", data))
@@ -103,7 +104,8 @@ def load_corpus(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = arguments.text("tokenizer", tokenizer)
     documents, whole = arguments.text("documents", documents), arguments.choice("whole", whole, ("", *SPLITS))
-    limit_bytes, threads = arguments.whole("limit_bytes", limit_bytes, 0, 1 << 50), arguments.whole("threads", threads, 0, 1024)
+    limit_bytes = arguments.whole("limit_bytes", limit_bytes, 0, 1 << 50)
+    threads = arguments.whole("threads", threads, 0, 1024)
     progress, wait = arguments.truth("progress", progress), arguments.truth("wait", wait)
     binary = arguments.truth("binary", binary)
     out_dir = arguments.path("out_dir", out_dir, optional=True)
@@ -131,7 +133,8 @@ def load_corpus(
     ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress, write, binary)
     hashes = {split: part.text.sha256(cache, progress) for split, part in ranges.items()}
     floors = {split: part.text.bits_per_byte_floor for split, part in ranges.items()}
-    version = FORMAT_BEFORE if all(read_as_before(part, documents, cache) for part in ranges.values()) else FORMAT
+    as_before = all(read_as_before(part, documents, cache, progress) for part in ranges.values())
+    version = FORMAT_BEFORE if as_before else FORMAT
     fingerprint = _fingerprint(version, ranges, hashes, documents, known.to_json() if known else tokenizer)
     folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
 
@@ -163,7 +166,7 @@ def load_corpus(
     elif out_dir and os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"--out-dir {out_dir} is a file; name a directory")
 
-    separated, measured = any(is_separated(part, documents, cache) for part in ranges.values()), []
+    separated, measured = any(is_separated(part, documents, cache, progress) for part in ranges.values()), []
 
     def made():
         new = known or _trained_tokenizer(tokenizer, ranges, documents, separated, progress)

@@ -33,10 +33,9 @@ def plain(value):
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
-def limits(low, high, above=None):
+def limits(low, high):
     """The range of a number in words."""
     parts = [f"at least {low}"] if low is not None else []
-    parts += [f"above {above}"] if above is not None else []
     parts += [f"at most {high}"] if high is not None else []
     return " and ".join(parts)
 
@@ -51,15 +50,15 @@ def whole(name, value, low=0, high=None):
     return int(found)
 
 
-def real(name, value, low=None, high=None, above=None):
-    """A finite float with low <= value <= high and value > above."""
+def real(name, value, low=None, high=None):
+    """A finite float with low <= value <= high."""
     found = plain(value)
     if not isinstance(found, (int, float)) or isinstance(found, bool):
         raise refusal(name, value, "a number")
     if not -1e300 < found < 1e300:  # also NaN, and integers that no float can hold
         raise refusal(name, found, "a finite number")
-    if low is not None and found < low or high is not None and found > high or above is not None and found <= above:
-        raise refusal(name, found, limits(low, high, above))
+    if low is not None and found < low or high is not None and found > high:
+        raise refusal(name, found, limits(low, high))
     return float(found)
 
 

@@ -112,7 +112,7 @@ def _guarded(stream, opened):
     if closed(stream):
         stream = opened.enter_context(open(os.devnull, "w", encoding="utf-8"))
     raw = _raw(stream)
-    if isinstance(raw, Output) or not isinstance(raw, io.RawIOBase):
+    if not (isinstance(stream, io.TextIOWrapper) and isinstance(raw, io.RawIOBase)) or isinstance(raw, Output):
         return stream
     output = Output(raw)
     try:

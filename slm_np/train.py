@@ -18,7 +18,7 @@ def parser():
 
 @command
 def main(argv=None):
-    """Exit status: 0 done, 2 bad input, 130 or 143 stopped by Ctrl-C or SIGTERM with the run saved."""
+    """Exit status: 0 done, 2 bad input, 130, 143 or 129 stopped by Ctrl-C, SIGTERM or SIGHUP with the run saved."""
     args = parser().parse(argv)
     name, model, train = settings(args)
     if args.resume is None:

@@ -1,6 +1,7 @@
 """Shared by all tests: the import path, the folder of test data, the number of threads."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # for the PyTorch twin
 sys.path.append(str(ROOT))  # last, so that an installed slm_np comes before the checkout
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a background job of a shell. Commands respect it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -488,16 +488,19 @@ def call_adamw(c, parameters, **given):
         "learning_rate",
     ),
     gradient=argument([1.0, 0.0, math.nan, math.inf], []),
+    updates=whole([0, 10**6], 0, 2**64 - 1),
+    grad_clip=real([1.0, 0.0], [-1, 1e10]),
 )
-def call_step(c, rate, gradient):
+def call_step(c, rate, gradient, updates, grad_clip):
     optimizer = AdamW(Model(CONFIGS["attention"], seed=2).parameters)
+    optimizer.updates, optimizer.grad_clip = updates, grad_clip
     before = optimizer.parameters.weights.copy()
     optimizer.parameters.gradients[:] = gradient
     norm = optimizer.step(rate)
     c.returned()
     assert np.isfinite(optimizer.parameters.weights).all() and not optimizer.parameters.gradients.any()
     if not math.isfinite(gradient):  # no update
-        assert not math.isfinite(norm) and optimizer.updates == 0
+        assert not math.isfinite(norm) and optimizer.updates == updates
         np.testing.assert_array_equal(optimizer.parameters.weights, before)
     elif gradient:
         assert (optimizer.parameters.weights != before).any()

@@ -3,7 +3,6 @@
 import importlib
 import os
 import random
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -121,11 +120,6 @@ def command(verb, *words, cwd, **options):
     )
 
 
-def default_interrupt():
-    """In a new process: let SIGINT end it. The background jobs of a shell inherit that it is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def process(verb, *words, cwd):
     """Start `python -m slm_np.VERB WORDS` in the directory `cwd`. Returns the Popen; its stderr is a pipe."""
     return subprocess.Popen(
@@ -136,7 +130,6 @@ def process(verb, *words, cwd):
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
-        preexec_fn=None if os.name == "nt" else default_interrupt,
     )
 
 

@@ -267,10 +267,11 @@ def test_no_kernel_reads_memory_of_other_shapes():
     optimizer = AdamW(model.parameters, np.float32(0.01))
     with pytest.raises(UserError, match="learning_rate is nan"):
         optimizer.step(math.nan)
-    optimizer.learning_rate = -1
-    with pytest.raises(UserError, match="learning_rate is -1"):
-        optimizer.step()
-    optimizer.learning_rate = 0.01
+    for name, value in (("learning_rate", -1), ("beta1", 5), ("grad_clip", math.nan), ("updates", -3), ("eps", 0)):
+        with pytest.raises(UserError, match=f"{name} is {value}"):
+            setattr(optimizer, name, value)
+    with pytest.raises(AttributeError):
+        Decoder(model).position = -1
     for of, name, value in (
         (optimizer, "mean", optimizer.mean[:-1]),
         (optimizer, "square", optimizer.square.astype(float)),

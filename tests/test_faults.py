@@ -36,7 +36,7 @@ from fault_campaign import (  # noqa: E402
 from fault_campaign.fixtures import SCENES  # noqa: E402
 from fault_campaign.judges import FAILED, LOST, SURVIVED, UNAVAILABLE, UNDETECTED, Fault  # noqa: E402
 
-SHORT = dict(kills=14, writes=40, disks=14, flips=40, settings=40, races=10)
+SHORT = dict(kills=14, writes=24, disks=14, flips=30, settings=40, races=10)
 LONGER = dict(kills=60, writes=200, disks=60, flips=200, settings=150, calls=10, corpora=60, races=20, streams=60)
 
 

@@ -166,7 +166,8 @@ def _become(function, cwd, streams, setup, env):
         )
         os.environ.update(SLM_NP_CACHE=str(Path(cwd) / "cache"), SLM_NP_KERNELS="numpy", **env)
         os.chdir(cwd)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        with contextlib.suppress(OSError, ValueError):  # macOS has no such limit
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         end = setup() if setup else None
         try:
@@ -200,7 +201,7 @@ def waited(given, limit=LIMIT_S, kill_after=None):
             seconds = time.perf_counter() - child.begun
             if found:
                 left.remove(child)
-                results[child.process] = code, seconds, usage.ru_maxrss * 1024
+                results[child.process] = code, seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
             elif kill_after is not None and seconds >= kill_after:
                 os.kill(child.process, signal.SIGKILL)
             elif seconds > limit + GRACE_S:
@@ -249,6 +250,9 @@ def spawned(verb, *words, cwd, env={}, **options):
 
 def ended(process, begun, limit=LIMIT_S):
     """The `Result` of a process of `spawned` whose streams are read elsewhere."""
+    if process.poll() is not None:
+        seconds = time.perf_counter() - begun
+        return Result(process.returncode, "", "", seconds, 0, orphans=not _group_ends(process.pid))
     [result] = waited([Child(process.pid, begun, ())], limit)
     process.returncode = result.status  # Popen need not wait for it
     return result

@@ -17,7 +17,7 @@ import time
 
 from fault_campaign import children, fixtures, scenes
 from fault_campaign.fixtures import SCENES
-from fault_campaign.judges import FAILED, LOST, after_fault, check_end, finished, require
+from fault_campaign.judges import FAILED, LOST, UNAVAILABLE, Fault, after_fault, check_end, finished, require
 
 TRIES = None
 WORK = "train", "resume", "finetune", "prepare", "rows", "convert"
@@ -53,6 +53,8 @@ def cases(context):
 
 def attempt(case, context, folder):
     name, condition = case.split()
+    if condition.endswith("-full") and not os.path.exists("/dev/full"):
+        raise Fault(UNAVAILABLE, "there is no /dev/full")
     scene = SCENES.get(name) if name in WORK else None
     if scene:
         before = scenes.begin(scene, context, folder)
@@ -185,15 +187,10 @@ def leave(process, read):
 def hang_up(process, err):
     """SIGHUP when training shows its first update, which `err` tells, or after the command has shown something."""
     deadline = time.perf_counter() + (10 if "train" in process.args[2] or "finetune" in process.args[2] else 0.7)
-    while not has_ended(process) and time.perf_counter() < deadline and STEP not in os.pread(err.fileno(), 1 << 16, 0):
+    while process.poll() is None and time.perf_counter() < deadline and STEP not in os.pread(err.fileno(), 1 << 16, 0):
         time.sleep(0.002)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGHUP)
-
-
-def has_ended(process):
-    """Whether a process has ended. Its status stays to be read."""
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def take_terminal():

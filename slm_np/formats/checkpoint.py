@@ -117,6 +117,7 @@ def update_state(run_dir, step, state):
     """Replace the counters of the checkpoint of `step`, atomically, after an evaluation at that step."""
     path = Path(run_dir) / f"checkpoint-{step}"
     with saving(path):
+        _remove_leftovers(path, "tmp")
         write_bytes(path / STATE, _encoded(state, step))
 
 

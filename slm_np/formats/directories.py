@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import shutil
@@ -172,7 +173,10 @@ def _files_to_keep(directory, leftover):
         raise UserError(
             f"{directory} already holds a run; resume it with --resume {quoted(directory)}, or choose another --out-dir"
         )
-    names = {name for name in names if not (leftover and re.fullmatch(CREATED, name))}
+    if leftover:
+        names = {name for name in names if not re.fullmatch(CREATED, name)}
+        if "model.safetensors" in names and _is_converted(directory):
+            names.remove("model.safetensors")
     for name in sorted(names):
         if re.fullmatch(f"{CREATED}|{TRAINED}", name):
             raise UserError(
@@ -187,8 +191,17 @@ def _clear(directory, keep):
         _remove(directory, keep)
 
 
+def _is_converted(directory):
+    """Whether the model in a directory is another program's, which `convert` has written: it has no validation loss."""
+    from slm_np.formats.tensors import verified_metadata
+
+    with contextlib.suppress(UserError, ValueError):
+        return math.isnan(float(verified_metadata(directory / "model.safetensors").get("val_loss", 0)))
+    return False
+
+
 def _remove(directory, keep):
-    """Remove what a run that did not start has written to its directory, except its lock."""
+    """Remove what a run that failed to start, or was killed then, has written to its directory, except its lock."""
     for name in os.listdir(directory):
         if name not in keep and re.fullmatch(f"{CREATED}|{TRAINED}", name):
             path = directory / name

@@ -58,8 +58,8 @@ class Decoder(arguments.Fixed):
         self.token_step = (make_step or choose_step)(model, batch)
         self.states = self.token_step.states  # what the mixers keep of the past
         self.context_slides = model.config.positions in ("rotary", "none")
-        self.position = 0  # how many tokens came before the next one
-        self.recent = np.zeros((batch, 0), np.int32)  # the last T tokens, if they may have to be read again
+        self._position = 0
+        self._recent = np.zeros((batch, 0), np.int32)  # the last T tokens, if they may have to be read again
         self.activations, self.dropout = None, model_dropout(model.config)
         warmup.prepare(model, sampling if make_step is uncompiled_step else decoding)
 
@@ -73,16 +73,16 @@ class Decoder(arguments.Fixed):
         if not config.unlimited_context:
             tokens = tokens[:, -config.block_size :]
         self.states.clear()
-        self.position, self.recent = 0, tokens[:, :0]
+        self._position, self._recent = 0, tokens[:, :0]
         if tokens.shape[1] == 1:
             return self._step(np.ascontiguousarray(tokens[:, 0]))
         shorter = tokens.shape[1] % config.block_size  # the window that is not full comes first
         starts = ([0] if shorter else []) + list(range(shorter, tokens.shape[1], config.block_size))
         for start, stop in zip(starts, starts[1:] + [tokens.shape[1]]):
             x = self.read_window(tokens[:, start:stop])
-        self.position = tokens.shape[1]
+        self._position = tokens.shape[1]
         if not self.context_slides:
-            self.recent = tokens
+            self._recent = tokens
         self.token_step.head(x)
         return host(self.token_step.logits)
 
@@ -110,25 +110,30 @@ class Decoder(arguments.Fixed):
     def _step(self, tokens):
         """`step` of tokens that are checked."""
         if not self.context_slides:
-            recent = np.concatenate([self.recent, tokens[:, None]], axis=1)
+            recent = np.concatenate([self._recent, tokens[:, None]], axis=1)
             if recent.shape[1] > self.model.config.block_size:
                 return self.read(recent)
-            self.recent = recent
-        self.token_step.step(tokens, self.position)
-        self.position += 1
+            self._recent = recent
+        self.token_step.step(tokens, self._position)
+        self._position += 1
         return host(self.token_step.logits)
+
+    @property
+    def position(self):
+        """How many tokens came before the next one."""
+        return self._position
 
     def __copy__(self):
         return copy.deepcopy(self)
 
     def __getstate__(self):
-        return self.model, self.batch, self.make_step, host(self.states.memory), self.position, self.recent
+        return self.model, self.batch, self.make_step, host(self.states.memory), self._position, self._recent
 
     def __setstate__(self, state):
         *settings, memory, position, recent = state
         self.__init__(*settings)
         put(self.states.memory, memory)
-        self.position, self.recent = position, recent
+        self._position, self._recent = position, recent
 
 
 # Runs of `slm_np.nn.warmup`

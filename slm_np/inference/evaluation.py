@@ -183,6 +183,8 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0, binary=False
     if data:
         return load_corpus(data, limit_bytes=limit_bytes, whole="validation", **options).train
     own = [located(run.path, run.config, field, "name a text with --data") for field in ("data", "val_data")]
+    if limit_bytes and own[1]:  # which is a limit on the text that is measured
+        return load_corpus(own[1], limit_bytes=limit_bytes, whole="validation", **options).train
     tokens = load_corpus(*own, limit_bytes=limit_bytes or train.limit_bytes, **options).validation
     _, n_tokens = run.config.data.get("tokens") or (0, 0)
     if n_tokens not in (0, len(tokens)) and not (documents or limit_bytes):

@@ -18,7 +18,7 @@ def check_memory(model, batch, scratch):
 
 
 class GenericStep:
-    """`Model.forward` of one token per sequence, for any model on any device.
+    """`model_forward` of one token per sequence, for any model on any device.
 
     Each op gets the new token only; what the mixers need of the past is in their states. The other decode steps have
     the same interface and are optimizations of this one.
@@ -45,6 +45,6 @@ class GenericStep:
         self.head(model_forward(self.model, self.activations, tokens, self.dropout, self.states, position))
 
     def head(self, x):
-        """Logits of the hidden state (B, D) that `Model.forward` returns for one token of each sequence."""
+        """Logits of the hidden state (B, D) that `model_forward` returns for one token of each sequence."""
         weights = self.model.parameters.weight
         head.logits_forward(self.model.config, weights, self.activations.shared, self.logits, x)

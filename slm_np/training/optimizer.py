@@ -6,8 +6,15 @@ from slm_np import arguments
 from slm_np.nn.parameters import Parameters
 from slm_np.ops.device import kernels_of, number
 
-# As in `TrainConfig`: 1 - beta and the terms of the update stay numbers of float32 that are not 0.
-LARGEST, LARGEST_BETA, SMALLEST_EPS = 10.0, 0.999999, 1e-30
+# As in `TrainConfig`: 1 - beta and eps stay numbers of float32 above 0.
+RANGES = dict(
+    learning_rate=(0.0, 10.0),
+    weight_decay=(0.0, 10.0),
+    beta1=(0.0, 0.999999),
+    beta2=(0.0, 0.999999),
+    eps=(1e-30, 1.0),
+    grad_clip=(0.0, 1e9),
+)
 
 
 class AdamW(arguments.Fixed):
@@ -29,12 +36,8 @@ class AdamW(arguments.Fixed):
         self, parameters, learning_rate=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8, grad_clip=1.0
     ):
         self.parameters = arguments.instance("parameters", parameters, Parameters)
-        self.learning_rate = arguments.real("learning_rate", learning_rate, 0.0, LARGEST)
-        self.weight_decay = arguments.real("weight_decay", weight_decay, 0.0, LARGEST)
-        self.beta1 = arguments.real("beta1", beta1, 0.0, LARGEST_BETA)
-        self.beta2 = arguments.real("beta2", beta2, 0.0, LARGEST_BETA)
-        self.eps = arguments.real("eps", eps, SMALLEST_EPS, 1.0)
-        self.grad_clip = arguments.real("grad_clip", grad_clip, 0.0, 1e9)
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.beta1, self.beta2, self.eps, self.grad_clip = beta1, beta2, eps, grad_clip
         arrays = parameters.device.arrays
         needed = 2 * parameters.weights.nbytes
         parameters.device.check_memory(
@@ -43,6 +46,13 @@ class AdamW(arguments.Fixed):
         self.mean, self.square = arrays.zeros_like(parameters.weights), arrays.zeros_like(parameters.weights)  # m and v
         self.updates = 0  # t
         self._bind()
+
+    def __setattr__(self, name, value):
+        if name in RANGES:
+            value = arguments.real(name, value, *RANGES[name])
+        elif name == "updates":
+            value = arguments.whole(name, value, 0, arguments.SEEDS)
+        super().__setattr__(name, value)
 
     def _bind(self):
         """The kernels, and scratch of the norm."""
@@ -71,8 +81,9 @@ class AdamW(arguments.Fixed):
         learning_rate: of this update; None takes that of the optimizer.
         Returns the gradient norm before clipping; if it is not finite, no update is made.
         """
-        rate = self.learning_rate if learning_rate is None else learning_rate
-        rate = arguments.real("learning_rate", rate, 0.0, LARGEST)
+        rate = self.learning_rate
+        if learning_rate is not None:
+            rate = arguments.real("learning_rate", learning_rate, *RANGES["learning_rate"])
         norm = self.gradient_norm()
         if not math.isfinite(norm):
             self.parameters.gradients.fill(0)
@@ -86,7 +97,7 @@ class AdamW(arguments.Fixed):
             self.parameters.n_decayed,
             min(1.0, self.grad_clip / (norm + 1e-6)) if self.grad_clip else 1.0,
             rate,
-            float(self.weight_decay),
+            self.weight_decay,
             self.beta1,
             self.beta2,
             1 - self.beta1**self.updates,

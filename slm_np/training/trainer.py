@@ -46,7 +46,7 @@ class Trainer(TrainingState):
     def train(self):
         """Train to the end: the last update or second, or `patience` evaluations without a lower validation loss.
 
-        Raises Interrupted after SIGINT or SIGTERM, UserError after MAX_SKIPPED skipped updates in a row, and
+        Raises Interrupted after SIGINT, SIGTERM or SIGHUP, UserError after MAX_SKIPPED skipped updates in a row, and
         CorpusFailed if the corpus is still being tokenized and that fails. A checkpoint is saved first.
         """
         self.stop_signal, started = None, time.perf_counter() - self.elapsed

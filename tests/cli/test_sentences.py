@@ -215,3 +215,12 @@ def test_a_model_too_large_to_load_is_told_what_helps(folder, capsys, monkeypatc
     monkeypatch.setattr("slm_np.ops.device.CPU.free_bytes", lambda: 1)
     line = said(capsys, "generate", "--model", "run")
     assert "the model in run needs" in line and line.endswith("use a machine with more\n")
+
+
+def test_a_limit_is_one_on_the_text_that_is_measured(folder, capsys):
+    words = small.flags("text.txt", out_dir="two", val_data="other.txt", max_iters=1)
+    said(capsys, "train", *words, status=0)
+    whole = said(capsys, "evaluate", "--model", "two", status=0)
+    limited = said(capsys, "evaluate", "--model", "two", "--limit-bytes", 500, status=0)
+    same = said(capsys, "evaluate", "--model", "two", "--data", "other.txt", "--limit-bytes", 500, status=0)
+    assert limited == same != whole and "other.txt: " in limited

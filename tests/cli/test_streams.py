@@ -397,6 +397,22 @@ def test_the_streams_are_put_back():
         assert sys.stdout is out and sys.stderr is err
 
 
+def test_a_stream_of_the_program_itself_is_used_as_it_is():
+    class Tee:
+        buffer = io.FileIO(os.devnull, "w")
+
+        def write(self, text):
+            said.append(text)
+
+        def flush(self):
+            pass
+
+    said = []
+    with standard(Tee(), Tee()):
+        assert status_of(lambda argv: print("x"), prints_result=True) == 0
+    assert said == ["x", "\n"]
+
+
 @POSIX
 @pytest.mark.parametrize("read", [True, False])
 def test_a_full_pipe_that_does_not_block(read, monkeypatch):

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slm_np.data import documents
+from slm_np.data import documents, meter
 from slm_np.data.chat_template import DEFAULT
 from slm_np.data.text_files import Text
+from slm_np.data.token_store import load_corpus
 from slm_np.errors import UserError
 
 M = "<|endoftext|>"
@@ -263,3 +264,13 @@ def test_rows_without_anything_to_learn_have_no_spans(tmp_path):
 
 def test_surrogate_escapes_in_a_row_are_bytes(tmp_path):
     assert rows(tmp_path, '{"text": "a\\udcffb"}\n') == [[(b"a\xffb", True)]]
+
+
+def test_a_search_through_a_long_text_shows_how_far_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(meter, "FIRST_LINE_S", 0.0)
+    monkeypatch.setattr(meter, "LINE_S", 0.0)
+    (tmp_path / "text.txt").write_bytes(b"one line\n" * 300_000)
+    load_corpus(str(tmp_path / "text.txt"), documents="blank-line", cache_dir=tmp_path / "cache")
+    assert re.search(r"looking for documents: \d of 2 MB, ETA \d+s\n", capsys.readouterr().err)
+    load_corpus(str(tmp_path / "text.txt"), documents="blank-line", cache_dir=tmp_path / "quiet", progress=False)
+    assert capsys.readouterr().err == ""

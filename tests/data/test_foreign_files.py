@@ -270,6 +270,6 @@ def test_every_layout_of_a_random_file_is_a_layout_or_a_sentence(tmp_path):
         for high in (2, 16, 60, 200, 256):
             path.write_bytes(bytes(random.integers(0, high, n, np.uint16).astype(np.uint8)))
             try:
-                assert layout(path, n, None, "--data") == ("uint16", 0, None)
+                assert layout(path, n, None, "--data") == ("uint16", 0)
             except UserError as error:
                 assert re.match(r"--data .*train.bin is .*; ", str(error))

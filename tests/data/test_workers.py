@@ -44,7 +44,6 @@ def test_a_signal_ends_all_processes_and_leaves_no_store(tmp_path, name):
         stderr=subprocess.PIPE,
         encoding="utf-8",
         start_new_session=True,
-        preexec_fn=small.default_interrupt,
     )
     workers = set()
     while not workers and process.poll() is None:
