@@ -92,9 +92,9 @@ def _taken(directory):
     _files_to_keep(directory, leftover)  # a run is left alone: not even its lock is touched
     with contextlib.ExitStack() as held:
         created = _claim(directory, held)
-        before = _files_to_keep(directory, leftover)
-        _remove(directory, keep=before)
-        yield directory, created, before
+        kept = _files_to_keep(directory, leftover)
+        _clear(directory, kept)
+        yield directory, created, kept
 
 
 @contextlib.contextmanager
@@ -110,6 +110,7 @@ def _first_free(name):
             except file_lock.InUse:  # two programs that start at once get two directories
                 continue
             if _is_unused(directory):  # still, now that nobody else can write there
+                _clear(directory, set())
                 yield directory, created, set()
                 return
 
@@ -182,6 +183,12 @@ def _files_to_keep(directory, leftover):
                 f"{directory} already holds {name}, which a new run would overwrite; choose another --out-dir"
             )
     return names
+
+
+def _clear(directory, keep):
+    """Remove what a start that was killed has left, which would become part of the new run."""
+    with saving(directory):
+        _remove(directory, keep)
 
 
 def _is_converted(directory):

@@ -1,5 +1,6 @@
 """A run on disk: how it is created, saved and resumed. The files are described in slm_np/formats/checkpoint.py."""
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -101,12 +102,19 @@ class Storage(Callback):
         self.write_config(trainer)
 
     def count_evaluations(self, trainer):
-        """Set the trainer's counters of evaluations by its metrics, for a checkpoint of version 0.3 or before."""
+        """Set the trainer's counters of evaluations by its metrics, for a checkpoint of version 0.3 or before.
+
+        Where the metrics are lost, the best model tells the lowest loss.
+        """
         metrics.trim_metrics(self.path, trainer.updates, trainer.updates)
         for row in metrics.read_metrics(self.path):
             if "val_loss" in row:
                 trainer.evaluated = row["step"]
                 trainer.improved(math.nan if row["val_loss"] is None else row["val_loss"])  # null: it had diverged
+        with contextlib.suppress(UserError):
+            lowest, step = checkpoint.best_loss(self.path)
+            if step < trainer.updates:
+                trainer.best = min(trainer.best, lowest)
 
     def find_best(self, trainer):
         """Find the validation loss of the best model on disk.
@@ -115,12 +123,10 @@ class Storage(Callback):
         has ended is evaluated once more for that.
         """
         try:
-            self.lowest, step = checkpoint.best_loss(self.path)
-            if step < trainer.updates:  # the metrics of an older run may lack it
-                trainer.best = min(trainer.best, self.lowest)
+            self.lowest, _ = checkpoint.best_loss(self.path)
         except UserError as error:
-            if trainer.best == math.inf:  # there was no evaluation, or none with a finite loss
-                return
+            if trainer.best == math.inf and not (self.path / "model.safetensors").exists():
+                return  # there was no evaluation yet, or none with a finite loss
             print(f"slm_np: {error}; the next evaluation saves another best model", file=sys.stderr)
             if trainer.evaluated == trainer.updates:
                 self.forget_evaluation(trainer)

@@ -69,6 +69,7 @@ def test_the_directory_of_a_start_that_was_killed_can_be_used_again(tmp_path, mo
             pass
         assert sorted(os.listdir(tmp_path / "run")) == sorted(files)
         with pytest.raises(ZeroDivisionError), new_directory(tmp_path / "run", ""):
+            assert os.listdir(tmp_path / "run") == [LOCK]
             assert 1 / 0
         assert os.listdir(tmp_path / "run") == []
         (tmp_path / "run").rmdir()
@@ -76,6 +77,7 @@ def test_the_directory_of_a_start_that_was_killed_can_be_used_again(tmp_path, mo
         start(tmp_path / "runs" / "name", *files)
         with new_directory("", "name") as directory:
             assert str(directory) == os.path.join("runs", "name")
+            assert os.listdir(directory) == [LOCK]  # nothing of the other start becomes a part of this run
             (directory / "config.json").write_bytes(b"{}")
         for path in (tmp_path / "runs" / "name").iterdir():
             path.unlink()
