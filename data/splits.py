@@ -173,8 +173,9 @@ def _within_document(text, wanted, stop, documents):
     for kind, start, end in text.segments(documents):
         if start <= cut < end:
             separator = separator_at(text, cut, start, min(end, stop), kind)
-            if separator is not None:
+            while separator is not None and separator > start:
                 cut = text.character_start(max(start, separator - (stop - wanted)))
+                separator = separator_at(text, cut, start, min(end, stop), kind)
     if b"".join(text.blocks(max(0, cut - 1), min(cut + 1, stop))) == b"\r\n":
         cut += 1 if cut + 1 < stop else -1
     return cut
