@@ -107,6 +107,14 @@ def next_start(text, position, start, stop, kind):
     return next((end for end in ends if end >= max(position, start + 1)), None)
 
 
+def separator_at(text, position, start, stop, kind):
+    """The start of the separator in the bytes [start, stop) of a `Text` that contains `position`, or None."""
+    for separator, _, end in _separators(text, max(start, position - LONGEST), min(stop, position + 2 * LONGEST), kind):
+        if end - len(separator) < position < end:
+            return end - len(separator)
+    return None
+
+
 def _separators(text, start, stop, kind):
     """Yield (bytes, previous byte, position of its end) of each match of `_AFTER` in the bytes [start, stop)."""
     rest, at, done = b"", start, start

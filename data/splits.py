@@ -9,7 +9,7 @@ from slm_np.config import DOCUMENTS
 from slm_np.data import corpus
 from slm_np.data.chat_template import parse_row
 from slm_np.data.converted import published_file, readable
-from slm_np.data.documents import END, ROWS, has_separator, lines, next_start, reads_as_before, split
+from slm_np.data.documents import END, ROWS, has_separator, lines, next_start, reads_as_before, separator_at, split
 from slm_np.data.meter import metered
 from slm_np.data.text_files import BLOCK, Text, origin
 from slm_np.errors import UserError
@@ -159,9 +159,25 @@ def _last_tenth(text, stop, documents, cache):
                 if start and stop - start <= 2 * tenth:
                     return [start, None]
                 return [wanted, [start, start + len(line)]]
-        return [text.character_start(wanted), None]
+        return [_within_document(text, wanted, stop, documents), None]
 
-    return text.cached(cache, f"last tenth of {stop} {documents}", search)
+    return text.cached(cache, f"last tenth of {stop}, no separator cut, {documents}", search)
+
+
+def _within_document(text, wanted, stop, documents):
+    """The start of a character near the position `wanted` in [0, stop), not within a separator or a line end.
+
+    If `wanted` is within a separator, the cut is as far before it as `wanted` is before the end.
+    """
+    cut = text.character_start(wanted)
+    for kind, start, end in text.segments(documents):
+        if start <= cut < end:
+            separator = separator_at(text, cut, start, min(end, stop), kind)
+            if separator is not None:
+                cut = text.character_start(max(start, separator - (stop - wanted)))
+    if b"".join(text.blocks(max(0, cut - 1), min(cut + 1, stop))) == b"\r\n":
+        cut += 1 if cut + 1 < stop else -1
+    return cut
 
 
 def _divided(text, wanted, row, stop, data, cache):

@@ -274,3 +274,18 @@ def test_a_search_through_a_long_text_shows_how_far_it_is(tmp_path, capsys, monk
     assert re.search(r"looking for documents: \d of 2 MB, ETA \d+s\n", capsys.readouterr().err)
     load_corpus(str(tmp_path / "text.txt"), documents="blank-line", cache_dir=tmp_path / "quiet", progress=False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "kind, end", [("marker", "<|endoftext|>\n"), ("blank-line", "\n\n"), ("blank-line", "\r\n\r\n")]
+)
+def test_the_cut_before_the_last_tenth_is_not_within_a_separator_or_line_end(tmp_path, kind, end):
+    """Of short texts the last tenth is a few bytes, which may be part of the last separator."""
+    for n in range(1, 40):
+        documents = ["a first one", "b\r\nc", "d" * n + "\r\n" * (n % 2) + "e"]
+        (tmp_path / "text.txt").write_bytes(end.join([*documents, ""]).encode())
+        found = load_corpus(
+            str(tmp_path / "text.txt"), documents=kind, progress=False, cache_dir=tmp_path / f"cache-{n}"
+        )
+        texts = [bytes(id for id in tokens.ids if id < 256).decode() for tokens in (found.train, found.validation)]
+        assert "".join(texts) == "".join(documents), n
