@@ -116,7 +116,7 @@ def corpus_of(config):
     """A corpus of random tokens."""
     import numpy as np
 
-    from slm_np.data.token_store import Corpus, Tokens
+    from slm_np.data.tokens import Corpus, Tokens
 
     ids = np.random.default_rng(0).integers(0, config.vocab_size, 1 << 20).astype(np.uint16)
     return Corpus(Tokens("train", ids), Tokens("validation", ids), None, config.vocab_size, "", "random")

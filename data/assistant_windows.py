@@ -7,7 +7,7 @@ what it sees in a chat.
 import numpy as np
 
 from slm_np.data.batches import EpochOrder
-from slm_np.data.token_store import check_length
+from slm_np.data.tokens import check_length
 
 BLOCK = 1 << 22  # tokens read at a time
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from slm_np import arguments
 from slm_np.data.growing import GrowingTokens
-from slm_np.data.token_files import Tokens
-from slm_np.data.token_store import check_length
+from slm_np.data.tokens import Tokens, check_length
 from slm_np.errors import UserError
 from slm_np.words import counted
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from slm_np.data import shards
 from slm_np.data.documents import ROWS
-from slm_np.data.token_files import Tokens, mapped
 from slm_np.data.tokenizer_factory import load_tokenizer
+from slm_np.data.tokens import Tokens, mapped
 from slm_np.data.workers import Stopped
 from slm_np.errors import UserError
 from slm_np.words import counted

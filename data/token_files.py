@@ -7,24 +7,24 @@ meta.json        dtype (uint16 without it), bytes (of text: one number, or {NAME
                  the files
 tokenizer.json   the tokenizer
 meta.pkl         nanoGPT's vocabulary of characters (see nanogpt.py), which is used if there is no tokenizer.json
-
-`Tokens` are what training reads: a split in such files.
 """
 
+import hashlib
+import json
 import os
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from slm_np import arguments
 from slm_np.data import corpus, foreign_files, nanogpt
 from slm_np.data.checksums import Damaged, described, verify
-from slm_np.data.files import opened, read_json_or_empty
-from slm_np.data.text_files import BLOCK, Text
+from slm_np.data.files import read_json_or_empty
+from slm_np.data.text_files import Text
 from slm_np.data.tokenizer import Tokenizer
-from slm_np.data.tokenizer_factory import load_tokenizer
+from slm_np.data.tokenizer_factory import load_tokenizer, make_tokenizer
+from slm_np.data.tokens import SPLITS, Corpus, Tokens, check_ids, largest_id, mapped, say_lossy
 from slm_np.errors import UserError
 from slm_np.words import counted
 
@@ -32,40 +32,6 @@ from slm_np.words import counted
 TRAINING = ("train.bin",)
 VALIDATION = ("validation.bin", "val.bin")
 EVALUATION = (*VALIDATION, *TRAINING)
-
-
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """One split of a corpus."""
-
-    split: str  # train or validation
-    ids: np.ndarray  # (N,) uint16 or uint32, memory-mapped, read-only
-    n_bytes: int | None = None  # of the text of all targets, None if unknown
-    bits_per_byte_floor: float | None = None  # entropy of the source that generated the text, None if unknown
-    mask: np.ndarray | None = None  # (N,) uint8, memory-mapped: 1 if the loss counts this token; None if it counts all
-    n_targets: int | None = None  # tokens that the loss counts; None counts them
-    n_documents: int | None = None  # None if unknown
-    lossy: str = ""  # what the tokenizer loses of the text, so that its bytes do not measure the tokens (see lossy.py)
-
-    def __post_init__(self):
-        if self.mask is None:
-            object.__setattr__(self, "n_targets", len(self.ids))
-        elif self.n_targets is None:
-            object.__setattr__(self, "n_targets", int(np.count_nonzero(self.mask)))
-
-    def __len__(self):
-        return len(self.ids)
-
-    def first(self, n):
-        """The `Tokens` of the first `n`, or all of them if there are fewer."""
-        n = arguments.whole("n", n)
-        if n >= len(self):
-            return self
-        return Tokens(self.split, self.ids[:n], mask=None if self.mask is None else self.mask[:n], lossy=self.lossy)
-
-    def sample(self):
-        """`Tokens` that stand for all in their bytes per token: these."""
-        return self
 
 
 class TokenFile(NamedTuple):
@@ -248,19 +214,85 @@ def check_files(folder, names, cache, progress=True):
         ) from None
 
 
-def mapped(path, dtype, start=0):
-    """The little-endian array (N,) from the byte `start` of a file on, memory-mapped and read-only."""
-    dtype = dtype.newbyteorder("<")
-    with opened(path) as file:
-        is_empty = path.stat().st_size == start  # and has no map
-        return np.empty(0, dtype) if is_empty else np.memmap(file, dtype, "r", start)
+def corpus_of_files(data, val_data, tokenizer, cache, progress, whole):
+    """The `Corpus` of one or two token files, or of the folder that contains both.
+
+    Without a file for validation, the last tenth of the tokens is taken. The vocabulary is that of the tokenizer beside
+    the files, else the one in meta.json, else as large as the largest id requires.
+    """
+    source, folder = data, token_folder(data)
+    data = file_in(data, EVALUATION if whole == "validation" else TRAINING)
+    if whole:
+        val_data = ""
+    elif val_data:
+        val_data = file_in(val_data, EVALUATION)
+    else:  # beside a single file only our own name counts
+        beside = [Path(data).with_name(name) for name in (VALIDATION if folder else VALIDATION[:1])]
+        val_data = next((str(path) for path in beside if path.is_file() and path != Path(data)), "")
+        if not val_data and Path(data).name in TRAINING:  # or it is missing
+            check_files(Path(data).parent, VALIDATION, cache, progress)
+
+    files = [read_token_file(path, split, cache, progress) for split, path in zip(SPLITS, (data, val_data)) if path]
+    known = _common_tokenizer(files, data, val_data, tokenizer)
+    pickled = Path(data).with_name("meta.pkl")
+    if known is None and pickled.is_file():
+        print(
+            f"slm_np: {pickled} is no vocabulary of characters that can be read without running its code, so there "
+            "are ids and no text; put the tokenizer.json of the tokens beside it to have both",
+            file=sys.stderr,
+        )
+    say_lossy(files[0].lossy, progress)
+    if len(files) == 2 or whole:
+        splits = [
+            Tokens(split, file.ids, file.n_bytes, None, file.mask, file.n_targets, file.n_documents, file.lossy)
+            for split, file in zip(SPLITS, files)
+        ]
+        if whole:
+            splits.append(Tokens("validation", files[0].ids[:0]))
+    else:
+        [file] = files
+        cut = len(file.ids) * 9 // 10
+        splits = [
+            Tokens(split, file.ids[part], mask=None if file.mask is None else file.mask[part], lossy=file.lossy)
+            for split, part in zip(SPLITS, (slice(cut), slice(cut, None)))
+        ]
+    largest = max(
+        file.source.cached(
+            cache,
+            f"largest {file.ids.dtype.name}" + f" from {file.start}" * bool(file.start),
+            lambda ids=file.ids: largest_id(ids)[0],
+        )
+        for file in files
+    )
+    vocab_size = known.vocab_size if known else max(file.vocab_size or 0 for file in files) or 1 + largest
+    if largest >= vocab_size:
+        for tokens in splits:
+            check_ids(tokens, vocab_size)
+    identity = [
+        (file.source.sha256(cache, progress), file.ids.dtype.name, *[file.start] * bool(file.start)) for file in files
+    ]
+    return Corpus(*splits, known, vocab_size, hashlib.sha256(json.dumps(identity).encode()).hexdigest(), source)
 
 
-def largest_id(ids):
-    """(largest id, its first position), (-1, -1) if there are none. Reads a block at a time."""
-    largest, at = -1, -1
-    for start in range(0, len(ids), BLOCK):
-        block = ids[start : start + BLOCK]
-        if block.max() > largest:
-            largest, at = int(block.max()), start + int(block.argmax())
-    return largest, at
+def _common_tokenizer(files, data, val_data, tokenizer):
+    """The tokenizer of one or two token files: the one beside them, else the argument of `load_corpus`, else None.
+
+    UserError if they have different ones, or another one than the `Tokenizer` given.
+    """
+    beside = [file.tokenizer for file in files if file.tokenizer]
+    if len(beside) == 2 and beside[0].to_json() != beside[1].to_json():
+        raise UserError(
+            f"--val-data {val_data} was made with another tokenizer than --data {data}; "
+            "prepare both with the same tokenizer"
+        )
+    known = beside[0] if beside else None
+    if isinstance(tokenizer, Tokenizer):
+        if known and known.to_json() != tokenizer.to_json():
+            raise UserError(
+                f"{data} was made with another tokenizer ({counted(known.vocab_size, 'token')}) than the model's "
+                f"({tokenizer.vocab_size}); give the text itself"
+            )
+        return tokenizer
+    if known is None and (tokenizer == "gpt2" or tokenizer.startswith("file:")):
+        return make_tokenizer(tokenizer, [])
+    return known

@@ -4,9 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,45 +18,18 @@ from slm_np.data.files import read_json_or_empty
 from slm_np.data.growing import Building, GrowingTokens, can_grow
 from slm_np.data.shards import content, documents_of, shard_ranges
 from slm_np.data.splits import is_separated, read_as_before, split_ranges
-from slm_np.data.token_files import (
-    EVALUATION,
-    TRAINING,
-    VALIDATION,
-    Tokens,
-    check_files,
-    check_no_arrays,
-    file_in,
-    is_token_file,
-    largest_id,
-    mapped,
-    read_token_file,
-    token_folder,
-)
+from slm_np.data.token_files import check_no_arrays, corpus_of_files, is_token_file
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer, make_tokenizer, with_end_of_text
+from slm_np.data.tokens import SPLITS, Corpus, Tokens, mapped, say_lossy
 from slm_np.errors import UserError
 from slm_np.paths import cache_dir as usable_cache_dir
-from slm_np.paths import expanded_list, sweep
+from slm_np.paths import expanded, expanded_list, sweep
 from slm_np.progress import say
-from slm_np.words import counted
 
 FORMAT = 4  # of the store. It is part of the fingerprint, so each version has its own stores
 FORMAT_BEFORE = 3  # where the documents of a text are those of earlier versions, so that their runs can be resumed
-SPLITS = ("train", "validation")
 FILES = {"meta.json", "tokenizer.json", *(f"{split}{suffix}" for split in SPLITS for suffix in (".bin", ".mask.bin"))}
-
-
-@dataclass(frozen=True, eq=False)
-class Corpus:
-    """Both splits and their tokenizer. While the token store is being built, the splits are `GrowingTokens`."""
-
-    train: Tokens
-    validation: Tokens
-    tokenizer: Tokenizer | None  # None for token files without a tokenizer.json
-    vocab_size: int
-    fingerprint: str  # in hexadecimal: equal exactly if contents, splits and tokenizer are equal
-    source: str  # the `--data` string
-    building: Building | None = None  # None if the corpus is complete
 
 
 def load_corpus(
@@ -124,89 +95,144 @@ def load_corpus(
                 f"--limit-bytes {limit_bytes} cannot cut {tokens}, which contains tokens already; "
                 "leave it out, or prepare less of the text"
             )
-        return _from_token_files(data, val_data, tokenizer, cache, progress, whole)
+        return corpus_of_files(data, val_data, tokenizer, cache, progress, whole)
 
-    given = tokenizer if isinstance(tokenizer, Tokenizer) else None
-    known = given or _existing_tokenizer(tokenizer)
-    learned = not known and (tokenizer == "char" or tokenizer.startswith("bpe:"))
-    write = wait or learned or limit_bytes or documents != "marker"  # else an embedded text is read while it is written
-    ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress, write, binary)
-    hashes = {split: part.text.sha256(cache, progress) for split, part in ranges.items()}
-    floors = {split: part.text.bits_per_byte_floor for split, part in ranges.items()}
-    as_before = all(read_as_before(part, documents, cache, progress) for part in ranges.values())
-    version = FORMAT_BEFORE if as_before else FORMAT
-    fingerprint = _fingerprint(version, ranges, hashes, documents, known.to_json() if known else tokenizer)
-    folder = Path(os.path.abspath(os.path.expanduser(out_dir))) if out_dir else cache / "corpora" / fingerprint
+    text = TextCorpus(
+        data,
+        val_data,
+        tokenizer,
+        documents,
+        limit_bytes,
+        cache,
+        progress,
+        threads,
+        out_dir,
+        whole,
+        wait,
+        binary,
+    )
+    return text.load()
 
-    def opened(tell=True):
+
+class TextCorpus:
+    """A text and its token store. The parameters are those of `load_corpus`; cache: the folder of the cache."""
+
+    def __init__(
+        self,
+        data,
+        val_data,
+        tokenizer,
+        documents,
+        limit_bytes,
+        cache,
+        progress,
+        threads,
+        out_dir,
+        whole,
+        wait,
+        binary,
+    ):
+        self.source, self.documents, self.cache, self.progress = data, documents, cache, progress
+        self.threads, self.out_dir, self.wait = threads, out_dir, wait
+        self.given = tokenizer if isinstance(tokenizer, Tokenizer) else None
+        self.name = type(tokenizer).__name__ if self.given else tokenizer
+        self.known = self.given or _existing_tokenizer(tokenizer)
+        learned = not self.known and (tokenizer == "char" or tokenizer.startswith("bpe:"))
+        # Otherwise an embedded text is read while it is written.
+        write = wait or learned or limit_bytes or documents != "marker"
+        self.ranges = split_ranges(data, val_data, documents, limit_bytes, whole, cache, progress, write, binary)
+        self.hashes = {split: part.text.sha256(cache, progress) for split, part in self.ranges.items()}
+        self.floors = {split: part.text.bits_per_byte_floor for split, part in self.ranges.items()}
+        as_before = all(read_as_before(part, documents, cache, progress) for part in self.ranges.values())
+        version = FORMAT_BEFORE if as_before else FORMAT
+        identity = self.known.to_json() if self.known else tokenizer
+        self.fingerprint = _fingerprint(version, self.ranges, self.hashes, documents, identity)
+        self.folder = expanded(out_dir).absolute() if out_dir else cache / "corpora" / self.fingerprint
+        self.loss = None  # the sentence about what the tokenizer loses, once it is measured
+
+    def load(self):
+        """The `Corpus`: from the store if it is there, else the text is tokenized."""
+        if store_builder.holds_files(self.folder):
+            found = self.opened(tell=False)  # once more, if necessary, while the lock is held
+            if found:
+                say_lossy(found.train.lossy, self.progress)
+                return found
+        elif self.out_dir and os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise UserError(f"--out-dir {self.out_dir} is a file; name a directory")
+        parts = self.ranges.values()
+        self.separated = any(is_separated(part, self.documents, self.cache, self.progress) for part in parts)
+        self.plan = _plan(self.fingerprint, self.ranges, self.documents, self.separated)
+        if not self.out_dir and self.folder.parent.is_dir():
+            with contextlib.suppress(OSError):  # so that `sweep` keeps an old incomplete store, which is resumed
+                os.utime(store_builder.staging_of(self.folder))
+            sweep(self.folder.parent)
+        return self.built()
+
+    def built(self):
+        """The `Corpus` of the text, tokenized now, or by another process that does so already."""
+        build = store_builder.Build(
+            self.folder,
+            self.plan,
+            self.made_tokenizer,
+            self.described,
+            self.opened,
+            "name another --out-dir" if self.out_dir else "set SLM_NP_CACHE to another folder",
+            self.threads,
+            self.progress,
+        )
+        if self.wait or not can_grow(self.plan):
+            build.run()
+            found = self.written()
+        else:
+            building = Building(build, self.written, self.floors)
+            found = building.corpus
+        if found is not None:
+            if self.loss is None:  # another process has made it
+                say_lossy(found.train.lossy, self.progress)
+            return found
+        tokenizer = building.tokenizer
+        growing = [GrowingTokens(split, building, self.lossy(tokenizer)) for split in SPLITS]
+        return Corpus(*growing, tokenizer, tokenizer.vocab_size, self.fingerprint, self.source, building)
+
+    def opened(self, tell=True):
         """The `Corpus` in the folder, after its checksums are verified, or None if it is to be made again."""
         try:
-            found = _read_store(folder, fingerprint, floors, data)
-            checksums.verify(folder, found.checksums, found.checksums, cache, progress)
+            found = _read_store(self.folder, self.fingerprint, self.floors, self.source)
+            checksums.verify(self.folder, found.checksums, found.checksums, self.cache, self.progress)
             return found.corpus
         except Damaged as damaged:
-            if out_dir:
-                _check_replaceable(folder, out_dir, fingerprint, damaged)
+            if self.out_dir:
+                _check_replaceable(self.folder, self.out_dir, self.fingerprint, damaged)
             if tell:
-                print(f"slm_np: the tokens in {folder} cannot be used: {damaged}; making them again", file=sys.stderr)
+                say(f"slm_np: the tokens in {self.folder} cannot be used: {damaged}; making them again")
             return None
 
-    def read():
+    def written(self):
         """The `Corpus` that was just written, which the builder has verified."""
         try:
-            return _read_store(folder, fingerprint, floors, data).corpus
+            return _read_store(self.folder, self.fingerprint, self.floors, self.source).corpus
         except Damaged as damaged:
-            raise UserError(f"{folder} does not contain what was just written to it ({damaged}); check the disk")
+            raise UserError(f"{self.folder} does not contain what was just written to it ({damaged}); check the disk")
 
-    if store_builder.holds_files(folder):
-        found = opened(tell=False)  # once more, if necessary, while the lock is held
-        if found:
-            say_lossy(found.train.lossy, progress)
-            return found
-    elif out_dir and os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"--out-dir {out_dir} is a file; name a directory")
-
-    separated, measured = any(is_separated(part, documents, cache, progress) for part in ranges.values()), []
-
-    def made():
-        new = known or _trained_tokenizer(tokenizer, ranges, documents, separated, progress)
-        losses(new)  # said before the text is tokenized
-        for note in dict.fromkeys(note for part in ranges.values() for note in part.text.notes):
+    def made_tokenizer(self):
+        """The tokenizer of a new store. Says before the text is tokenized what the user may not expect."""
+        new = self.known or _trained_tokenizer(self.name, self.ranges, self.documents, self.separated, self.progress)
+        self.lossy(new)
+        for note in dict.fromkeys(note for part in self.ranges.values() for note in part.text.notes):
             say(f"slm_np: {note}")
-        return with_end_of_text(new) if separated and not given else new
+        return with_end_of_text(new) if self.separated and not self.given else new
 
-    def losses(used):
+    def lossy(self, tokenizer):
         """What the tokenizer loses of the text, measured and said once."""
-        if not measured:
-            measured.append(lossy.sentence_about(used, plan, documents))
-            say_lossy(measured[0], progress)
-        return measured[0]
+        if self.loss is None:
+            self.loss = lossy.sentence_about(tokenizer, self.plan, self.documents)
+            say_lossy(self.loss, self.progress)
+        return self.loss
 
-    def described(used, totals):
-        name = type(given).__name__ if given else tokenizer
-        return _meta(fingerprint, name, used, totals, hashes, floors, separated) | dict(lossy=losses(used))
-
-    if not out_dir and folder.parent.is_dir():
-        with contextlib.suppress(OSError):
-            os.utime(
-                store_builder.staging_of(folder)
-            )  # so that `sweep` keeps an old incomplete store, which is resumed below
-        sweep(folder.parent)
-    plan = _plan(fingerprint, ranges, documents, separated)
-    elsewhere = "name another --out-dir" if out_dir else "set SLM_NP_CACHE to another folder"
-    build = store_builder.Build(folder, plan, made, described, opened, elsewhere, threads, progress)
-    if wait or not can_grow(plan):
-        build.run()
-        found = read()
-    else:
-        building = Building(build, read, floors)
-        found = building.corpus
-    if found is not None:
-        if not measured:  # another process has made it
-            say_lossy(found.train.lossy, progress)
-        return found
-    growing = [GrowingTokens(split, building, losses(building.tokenizer)) for split in SPLITS]
-    return Corpus(*growing, building.tokenizer, building.tokenizer.vocab_size, fingerprint, data, building)
+    def described(self, tokenizer, totals):
+        """The object in meta.json. totals: {split: counts}."""
+        meta = _meta(self.fingerprint, self.name, tokenizer, totals, self.hashes, self.floors, self.separated)
+        return meta | dict(lossy=self.lossy(tokenizer))
 
 
 def _existing_tokenizer(name):
@@ -339,119 +365,3 @@ def _read_split(folder, split, meta):
         n_documents=meta["documents"][split],
         lossy=meta.get("lossy", ""),
     )
-
-
-def say_lossy(sentence, progress):
-    """Print what a tokenizer loses of a text, if it loses anything."""
-    if sentence and progress:
-        say(sentence)
-
-
-def _from_token_files(data, val_data, tokenizer, cache, progress, whole):
-    """The `Corpus` of one or two token files, or of the folder that contains both.
-
-    Without a file for validation, the last tenth of the tokens is taken. The vocabulary is that of the tokenizer beside
-    the files, else the one in meta.json, else as large as the largest id requires.
-    """
-    source, folder = data, token_folder(data)
-    data = file_in(data, EVALUATION if whole == "validation" else TRAINING)
-    if whole:
-        val_data = ""
-    elif val_data:
-        val_data = file_in(val_data, EVALUATION)
-    else:  # beside a single file only our own name counts
-        beside = [Path(data).with_name(name) for name in (VALIDATION if folder else VALIDATION[:1])]
-        val_data = next((str(path) for path in beside if path.is_file() and path != Path(data)), "")
-        if not val_data and Path(data).name in TRAINING:  # or it is missing
-            check_files(Path(data).parent, VALIDATION, cache, progress)
-
-    files = [read_token_file(path, split, cache, progress) for split, path in zip(SPLITS, (data, val_data)) if path]
-    known = _common_tokenizer(files, data, val_data, tokenizer)
-    pickled = Path(data).with_name("meta.pkl")
-    if known is None and pickled.is_file():
-        print(
-            f"slm_np: {pickled} is no vocabulary of characters that can be read without running its code, so there "
-            "are ids and no text; put the tokenizer.json of the tokens beside it to have both",
-            file=sys.stderr,
-        )
-    say_lossy(files[0].lossy, progress)
-    if len(files) == 2 or whole:
-        splits = [
-            Tokens(split, file.ids, file.n_bytes, None, file.mask, file.n_targets, file.n_documents, file.lossy)
-            for split, file in zip(SPLITS, files)
-        ]
-        if whole:
-            splits.append(Tokens("validation", files[0].ids[:0]))
-    else:
-        [file] = files
-        cut = len(file.ids) * 9 // 10
-        splits = [
-            Tokens(split, file.ids[part], mask=None if file.mask is None else file.mask[part], lossy=file.lossy)
-            for split, part in zip(SPLITS, (slice(cut), slice(cut, None)))
-        ]
-    largest = max(
-        file.source.cached(
-            cache,
-            f"largest {file.ids.dtype.name}" + f" from {file.start}" * bool(file.start),
-            lambda ids=file.ids: largest_id(ids)[0],
-        )
-        for file in files
-    )
-    vocab_size = known.vocab_size if known else max(file.vocab_size or 0 for file in files) or 1 + largest
-    if largest >= vocab_size:
-        for tokens in splits:
-            check_ids(tokens, vocab_size)
-    identity = [
-        (file.source.sha256(cache, progress), file.ids.dtype.name, *[file.start] * bool(file.start)) for file in files
-    ]
-    return Corpus(*splits, known, vocab_size, hashlib.sha256(json.dumps(identity).encode()).hexdigest(), source)
-
-
-def _common_tokenizer(files, data, val_data, tokenizer):
-    """The tokenizer of one or two token files: the one beside them, else the argument of `load_corpus`, else None.
-
-    UserError if they have different ones, or another one than the `Tokenizer` given.
-    """
-    beside = [file.tokenizer for file in files if file.tokenizer]
-    if len(beside) == 2 and beside[0].to_json() != beside[1].to_json():
-        raise UserError(
-            f"--val-data {val_data} was made with another tokenizer than --data {data}; "
-            "prepare both with the same tokenizer"
-        )
-    known = beside[0] if beside else None
-    if isinstance(tokenizer, Tokenizer):
-        if known and known.to_json() != tokenizer.to_json():
-            raise UserError(
-                f"{data} was made with another tokenizer ({counted(known.vocab_size, 'token')}) than the model's "
-                f"({tokenizer.vocab_size}); give the text itself"
-            )
-        return tokenizer
-    if known is None and (tokenizer == "gpt2" or tokenizer.startswith("file:")):
-        return make_tokenizer(tokenizer, [])
-    return known
-
-
-def check_ids(tokens, vocab_size, may_grow=False):
-    """UserError if an id of `tokens` is outside a vocabulary of `vocab_size`. Reads all ids.
-
-    may_grow: whether --vocab-size can make the vocabulary larger.
-    """
-    largest, at = largest_id(tokens.ids)
-    if largest >= vocab_size:
-        fix = f"use --vocab-size {largest + 1} or more, or" if may_grow else "give"
-        raise UserError(
-            f"the {tokens.split} tokens contain the id {largest} at position {at}, but the vocabulary has "
-            f"{vocab_size}; {fix} tokens of the right tokenizer"
-        )
-
-
-def check_length(tokens, block_size):
-    """UserError if `tokens` has fewer than `block_size` + 1 tokens, so that no window fits."""
-    n = len(tokens)
-    if n <= block_size:
-        remedy = "give more text" if tokens.split == "train" else "give a longer text with --val-data"
-        lower = f"lower --block-size to {n - 1} or less, or " * (n > 1)
-        raise UserError(
-            f"the {tokens.split} split has {counted(n, 'token')}, but --block-size {block_size} needs "
-            f"{block_size + 1}; {lower}{remedy}"
-        )

@@ -12,8 +12,8 @@ import pytest
 import small
 
 import slm_np
-from slm_np.data.token_files import Tokens
 from slm_np.data.tokenizer import Tokenizer
+from slm_np.data.tokens import Tokens
 
 
 def fuzz(n, start=0):

@@ -333,3 +333,11 @@ def test_every_command_is_in_the_table():
 
 def test_the_readme_is_short():
     assert len(READMES["."].split()) <= 1500
+
+
+def test_every_promise_names_tests_that_exist():
+    [promises] = re.findall(r"## What slm_np promises\n(.*?)\n## ", READMES["slm_np"], re.DOTALL)
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", promises)
+    assert len(named) >= 20
+    for file, name in named:
+        assert f"def {name or 'test_'}" in (ROOT / file).read_text(encoding="utf-8"), (file, name)

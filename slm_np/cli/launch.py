@@ -149,7 +149,7 @@ def check_splits(run, corpus, directory=None):
 
     While the corpus is being built, this waits until that is known.   directory: of a run that is resumed
     """
-    from slm_np.data.token_store import check_ids, check_length
+    from slm_np.data.tokens import check_ids, check_length
 
     model = run.model
     for split in (corpus.train, corpus.validation):
@@ -182,7 +182,8 @@ def retention_split(run, corpus, directory=None):
 
     Data that the base was trained on are split as they were then. Raises UserError as `prepared`.
     """
-    from slm_np.data.token_store import check_ids, load_corpus
+    from slm_np.data.token_store import load_corpus
+    from slm_np.data.tokens import check_ids
     from slm_np.formats.run_paths import same_files
 
     data = here(run, directory).retention_data

@@ -11,7 +11,8 @@ import numpy as np
 from slm_np.data import corpus
 from slm_np.data.assistant_windows import window_starts
 from slm_np.data.token_files import check_given
-from slm_np.data.token_store import check_ids, load_corpus
+from slm_np.data.token_store import load_corpus
+from slm_np.data.tokens import check_ids
 from slm_np.errors import UserError
 from slm_np.formats.run_paths import located
 from slm_np.nn.arena import planned_bytes

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_np.data.token_store import Tokens, load_corpus
+from slm_np.data.token_store import load_corpus
+from slm_np.data.tokens import Tokens
 
 LONG_AGO = 1_600_000_000  # an mtime that the index of hashes trusts
 MARKER = "<|endoftext|>"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_np.data.batches import EpochOrder, permute, random_batch
-from slm_np.data.token_store import Tokens
+from slm_np.data.tokens import Tokens
 
 quick = settings(max_examples=60, deadline=None)
 

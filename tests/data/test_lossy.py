@@ -13,8 +13,8 @@ from slm_np.data import lossy, shards
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.lossy import losses, spread
-from slm_np.data.token_files import Tokens
 from slm_np.data.token_store import load_corpus
+from slm_np.data.tokens import Tokens
 from slm_np.errors import UserError
 from slm_np.inference.evaluation import text_bytes
 from slm_np.training.evaluation import bits_per_byte

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from data_files import LONG_AGO, load, old_file, tokens
 
-from slm_np.data import text_files, token_files
+from slm_np.data import text_files
 from slm_np.data.batches import EpochOrder, random_batch
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
-from slm_np.data.token_store import check_ids, check_length
+from slm_np.data.tokens import check_ids, check_length
 from slm_np.errors import UserError
 
 
@@ -171,7 +171,7 @@ def test_tokenizing_a_large_text_takes_little_memory(tmp_path, cache):
 
 
 def test_ids_are_checked_against_the_vocabulary(monkeypatch):
-    monkeypatch.setattr(token_files, "BLOCK", 4)
+    monkeypatch.setattr("slm_np.data.tokens.BLOCK", 4)
     ids = tokens([1, 2, 9, 3, 4, 11, 5, 11, 0], "validation")
     check_ids(ids, 12)
     with pytest.raises(

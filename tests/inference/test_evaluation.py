@@ -13,8 +13,9 @@ import small
 from slm_np.config import ModelConfig
 from slm_np.data import embedded
 from slm_np.data.byte_tokenizer import ByteTokenizer
-from slm_np.data.token_store import Tokens, load_corpus
+from slm_np.data.token_store import load_corpus
 from slm_np.data.tokenizer_factory import with_end_of_text
+from slm_np.data.tokens import Tokens
 from slm_np.errors import UserError
 from slm_np.formats import runs
 from slm_np.inference.evaluation import Evaluation, evaluate, text_bytes, tokens_of, windows_of

@@ -5,7 +5,7 @@ import pytest
 import small
 
 from slm_np.data.batches import ContiguousOrder
-from slm_np.data.token_store import Tokens
+from slm_np.data.tokens import Tokens
 from slm_np.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

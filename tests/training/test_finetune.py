@@ -15,7 +15,7 @@ import small
 from slm_np.config import TrainConfig
 from slm_np.data.assistant_windows import replies, window_starts
 from slm_np.data.batches import gather
-from slm_np.data.token_store import Tokens
+from slm_np.data.tokens import Tokens
 from slm_np.formats import checkpoint, metrics, run_config, runs
 from slm_np.inference.evaluation import evaluate, windows_of
 from slm_np.training.finetuning import Base, grown, recipe

@@ -23,8 +23,9 @@ import small
 from slm_np.cli import launch
 from slm_np.data import batches, embedded, growing, shards, store_builder
 from slm_np.data.growing import CorpusFailed
-from slm_np.data.token_store import Tokens, load_corpus
+from slm_np.data.token_store import load_corpus
 from slm_np.data.tokenizer_factory import load_tokenizer
+from slm_np.data.tokens import Tokens
 from slm_np.data.workers import Stopped, WorkerDied
 from slm_np.errors import UserError
 from slm_np.formats.run_config import read_config

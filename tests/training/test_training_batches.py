@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import small
 
-from slm_np.data.token_store import Tokens
+from slm_np.data.tokens import Tokens
 from slm_np.errors import UserError
 from slm_np.training.batches import ContiguousWindows, RandomWindows, ShuffledWindows
 
