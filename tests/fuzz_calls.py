@@ -293,7 +293,7 @@ def states_of(c):
     ),
     key=KEY,
     states=Argument(
-        {"None": lambda c: None, "States": states_of, "layers": lambda c: states_of(c).layers},
+        {"None": lambda c: None, "States": states_of},
         {
             "other batch": lambda c: c.world.models["recurrent"].states(len(c.plain["tokens"]) + 1),
             "other model": lambda c: c.world.models["attention"].states(len(c.plain["tokens"])),

@@ -9,6 +9,7 @@ import sys
 from slm_np.cli import flags
 from slm_np.cli.loading import add_run, load_run
 from slm_np.config import SamplingConfig, check_effect
+from slm_np.errors import UserError
 
 # (limit, ANSI color): a token less probable than the limit is shown in this color: red, yellow, green.
 COLORS = ((0.1, 31), (0.5, 33), (1.1, 32))
@@ -50,6 +51,8 @@ def load_writer(args):
     max_tokens = flags.whole_number(args.max_tokens, "--max-tokens", 0)
     SamplingConfig(**changes)
     stops = [unescaped(stop) for stop in args.stop]
+    if "" in stops:
+        raise UserError("--stop '' is empty; give the text to stop before, or leave the flag out")
     run = load_run(args)
     sampling = dataclasses.replace(run.sampling, **changes)
     check_effect(sampling, changes)

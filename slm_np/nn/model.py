@@ -150,11 +150,6 @@ class States(arguments.Fixed):
             for mixer, size, stop in zip(model.mixers, sizes, stops)
         ]
 
-    @property
-    def layers(self):
-        """The states, one for each layer."""
-        return self
-
     def __len__(self):
         return len(self._layers)
 

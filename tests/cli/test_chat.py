@@ -352,7 +352,7 @@ def test_the_end_of_an_answer_may_be_given_with_escapes(folder, capsys):
     assert capsys.readouterr().out == "it was? sur\n"
     assert small.status("generate", *words, "--stop", r"\d", "--stop", "\\\\") == 0  # a backslash, and no digit
     assert small.status("generate", *words, "--stop", "") == 2
-    assert "argument --stop: an empty text names nothing" in capsys.readouterr().err
+    assert "--stop '' is empty; give the text to stop before" in capsys.readouterr().err
 
 
 def test_escapes():

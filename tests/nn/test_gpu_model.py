@@ -126,7 +126,7 @@ def test_recurrent_states_pass_from_window_to_window(cuda):
     for where in (CPU, cuda):
         model = Model(ModelConfig(**{**SMALL, **FEED_FORWARD, **recurrent}), 3, device=where)
         states = States(model, 2)
-        losses = [model.loss_and_gradient(*batch(seed), states=states.layers) for seed in range(3)]
+        losses = [model.loss_and_gradient(*batch(seed), states=states) for seed in range(3)]
         found.append([losses, host(states.memory), host(model.parameters.gradients)])
     for one, other in zip(*found):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

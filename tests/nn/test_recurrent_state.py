@@ -48,7 +48,7 @@ def test_windows_one_after_the_other_equal_one_long_window(name, steps):
     losses = model.losses(tokens, tokens).copy()
     for start in range(0, 40, steps):
         window = np.ascontiguousarray(tokens[:, start : start + steps])
-        loss = model.loss_and_gradient(window, window, states=states.layers)
+        loss = model.loss_and_gradient(window, window, states=states)
         assert loss == pytest.approx(losses[:, start : start + steps].mean(), rel=1e-10)
     assert_near(decoder.read(tokens), logits[:, -1], 1e-9)
     assert_near(decoder.states.memory, states.memory, 1e-9)
@@ -72,17 +72,17 @@ def test_gradients_stop_at_the_start_of_a_window(name):
     """The state from which a window continues counts as a constant."""
     model, first, second = made(name), random_tokens(2, 30), random_tokens(2, 9, seed=5)
     states, p = States(model, 2), model.parameters
-    model.loss_and_gradient(first, first, states=states.layers)
+    model.loss_and_gradient(first, first, states=states)
     kept = states.memory.copy()
     p.gradients.fill(0)
-    model.loss_and_gradient(second, second, states=states.layers)
+    model.loss_and_gradient(second, second, states=states)
     gradient, direction = p.gradients.copy(), np.random.default_rng(0).standard_normal(p.weights.size)
     direction /= np.linalg.norm(direction)
     values = []
     for sign in (1, -1):
         p.weights += sign * 1e-5 * direction
         states.memory[:] = kept
-        values.append(model.loss_and_gradient(second, second, states=states.layers))
+        values.append(model.loss_and_gradient(second, second, states=states))
         p.weights -= sign * 1e-5 * direction
     assert gradient @ direction == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5, abs=1e-8)
 

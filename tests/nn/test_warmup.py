@@ -51,7 +51,7 @@ def test_every_preset_runs_on_what_was_prepared(name, compute_dtype):
     model = Model(config, compute_dtype=compute_dtype)
     warmup.prepare(model, warmup.training, sampling, decoding)
     tokens = np.random.default_rng(0).integers(0, 256, (5, config.block_size), dtype=np.int32)
-    states = None if config.has_attention else model.states(5).layers
+    states = None if config.has_attention else model.states(5)
     listener, optimizer = Compiled(), AdamW(model.parameters, 1e-3)
     with event.install_listener("numba:compile", listener):
         model.loss_and_gradient(tokens, tokens, key=(1, 2, 3), states=states)
