@@ -10,6 +10,18 @@ import sys
 from slm_np.streams import guarded, reader_has_gone
 
 LONGEST = 600  # characters of a message
+# What helps against the cause of a write that failed.
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "free some space",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.EROFS: "make the disk writable",
+    errno.ENOENT: "check whether its directory was removed",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
 CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
 
 
@@ -103,13 +115,10 @@ def os_error_message(error):
     return f"cannot read or write: {_reason(error)}"
 
 
-def remedy(error, otherwise):
-    """What to do about an OSError of a write, for the end of a message: what its cause asks for, "or `otherwise`"."""
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        return f"free some space, or {otherwise}"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"check its permissions, or {otherwise}"
-    return f"check the disk, or {otherwise}"
+def remedy(error, otherwise=""):
+    """The end of a message about an OSError of a write: what helps against its cause, or `otherwise`."""
+    helps = REMEDIES.get(error.errno, "" if otherwise else "choose another disk")
+    return ", or ".join(filter(None, (helps, otherwise)))
 
 
 def _reason(error):

@@ -5,31 +5,16 @@ new one. Failures are a `UserError` that names the path, the cause and what to d
 """
 
 import contextlib
-import errno
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 
-from slm_np.errors import UserError
+from slm_np.errors import UserError, remedy
 
-# The end of the messages about bad files.
 BLOCK = 1 << 24  # bytes per write, so that a signal need not wait for gigabytes
-RESTORE = "restore it from a backup"
-
-
-REMEDIES = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space, or ask for a larger quota",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another disk",
-    errno.EACCES: "check the permissions",
-    errno.EPERM: "check the permissions",
-    errno.EROFS: "make the disk writable, or choose another one",
-    errno.ENOENT: "its directory was removed or renamed",
-    errno.EIO: "check the disk",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-}
+RESTORE = "restore it from a backup"  # the end of the messages about bad files
 
 
 @contextlib.contextmanager
@@ -38,10 +23,10 @@ def saving(path):
     try:
         yield
     except OSError as error:
-        remedy = REMEDIES.get(error.errno, "choose another disk")
+        helps = remedy(error)
         if os.path.isfile(Path(path).parent / "config.json"):  # a run, and not one that is just being created
-            remedy += ", then resume: what the run saved before is intact"
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+            helps += ", then resume: what the run saved before is intact"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {helps}") from error
 
 
 def sync_directory(directory):

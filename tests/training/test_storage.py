@@ -18,7 +18,7 @@ import small
 
 from slm_np.config import SamplingConfig
 from slm_np.data.chat_template import DEFAULT
-from slm_np.errors import UserError
+from slm_np.errors import REMEDIES, UserError
 from slm_np.formats import checkpoint, directories, files, metrics, run_config, runs
 from slm_np.formats.checksum import with_checksum
 from slm_np.formats.conversion import convert
@@ -435,7 +435,7 @@ def test_a_directory_that_was_replaced_is_not_written(tmp_path):
 
 
 def test_errors_of_the_disk_name_what_helps(tmp_path):
-    for code, words in files.REMEDIES.items():
+    for code, words in REMEDIES.items():
         with pytest.raises(UserError) as found, files.saving(tmp_path / "x"):
             raise OSError(code, os.strerror(code))
         assert str(found.value).endswith(words) and "resume" not in str(found.value)
