@@ -37,7 +37,7 @@ from fault_campaign.fixtures import SCENES  # noqa: E402
 from fault_campaign.judges import FAILED, LOST, SURVIVED, UNAVAILABLE, UNDETECTED, Fault  # noqa: E402
 
 SHORT = dict(kills=14, writes=24, disks=14, flips=30, settings=40, races=10)
-LONGER = dict(kills=60, writes=200, disks=60, flips=200, settings=150, calls=10, corpora=60, races=20, streams=60)
+LONGER = dict(kills=30, writes=80, disks=30, flips=80, settings=80, corpora=30, races=15, streams=30)
 
 
 @pytest.fixture(scope="module")
