@@ -5,6 +5,7 @@ it, or after it (of a write: after half of its bytes).
 """
 
 import random
+from itertools import count
 
 from fault_campaign import scenes
 from fault_campaign.fixtures import SCENES, make_grown
@@ -17,16 +18,18 @@ NAMES = "train", "resume", "finetune", "refinetune", "prepare", "rows", "convert
 
 
 def cases(context):
-    draw, found = random.Random(context.seed), []
-    for i in range(TRIES - GROWING):
+    draw = random.Random(context.seed)
+    # A set that keeps its order.
+    found = {f"grow at {draw.uniform(0.0, GROWING_S):.4f} s": None for _ in range(GROWING)}
+    for i in count():
         name = NAMES[i % len(NAMES)]
         seconds, operations = scenes.measured(name, context)
         if i // len(NAMES) % 2:
-            found.append(f"{name} at {draw.uniform(0.0, 1.05 * seconds):.4f} s")
+            found[f"{name} at {draw.uniform(0.0, 1.05 * seconds):.4f} s"] = None
         else:
-            found.append(f"{name} {draw.choice(('before', 'after'))} operation {draw.randint(1, len(operations))}")
-    found += [f"grow at {draw.uniform(0.0, GROWING_S):.4f} s" for _ in range(GROWING)]
-    return list(dict.fromkeys(found))
+            found[f"{name} {draw.choice(('before', 'after'))} operation {draw.randint(1, len(operations))}"] = None
+        if len(found) == TRIES:
+            return list(found)
 
 
 def attempt(case, context, folder):

@@ -52,9 +52,10 @@ from pathlib import Path
 
 from slm_np.errors import UserError
 from slm_np.formats.checksum import with_checksum
-from slm_np.formats.files import RESTORE, read_bytes, saving, sync_directory, write_bytes
+from slm_np.formats.files import RESTORE, read_bytes, saving, write_bytes
 from slm_np.formats.format1 import tensor_name
 from slm_np.formats.tensors import encode, load_tensors, save_tensors, verified_metadata
+from slm_np.paths import sync
 
 STATE = "trainer_state.json"
 
@@ -104,7 +105,7 @@ def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, copi
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        sync_directory(run)
+        sync(run)
     # What cannot be removed now only takes space, and the next save tries again.
     paths = [path for _, in_place, path in _checkpoints(run) if in_place]  # newest first
     saved = paths.index(final)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from slm_np.errors import UserError, remedy
+from slm_np.paths import sync
 
 BLOCK = 1 << 24  # bytes per write, so that a signal need not wait for gigabytes
 RESTORE = "restore it from a backup"  # the end of the messages about bad files
@@ -27,19 +28,6 @@ def saving(path):
         if os.path.isfile(Path(path).parent / "config.json"):  # a run, and not one that is just being created
             helps += ", then resume: what the run saved before is intact"
         raise UserError(f"cannot write {path}: {error.strerror or error}; {helps}") from error
-
-
-def sync_directory(directory):
-    """Make the renames in a directory survive a power cut.
-
-    Does nothing where a directory cannot be flushed: on Windows and on some network disks.
-    """
-    with contextlib.suppress(OSError):
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def write_bytes(path, *chunks, report=lambda n: None):
@@ -61,7 +49,7 @@ def write_bytes(path, *chunks, report=lambda n: None):
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def read_bytes(path):
