@@ -213,6 +213,7 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(source_tree, 
             str(inside),
             "install",
             "--quiet",
+            "--force-reinstall",  # also where PYTHONPATH has a checkout of this version
             "--no-deps",
             "--no-index",
             str(wheel),
