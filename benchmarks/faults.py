@@ -8,6 +8,7 @@ end is the one in benchmarks/README.md. Needs an operating system with fork.
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +34,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not hasattr(os, "fork"):
         raise UserError("faults.py needs fork, which this operating system lacks; use Linux or macOS")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a background job of a shell. Commands respect it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     from fault_campaign import campaign
 
     names = args.only.split(",") if args.only else list(campaign.KINDS)
