@@ -1,4 +1,4 @@
-"""What slm_np survives: thousands of faults, and a count of what was lost and of what nobody was told.
+"""What slm_np survives: thousands of faults, and a count of what was lost and of what went unreported.
 
     python benchmarks/faults.py [--only KIND,KIND] [--tries N] [--work DIR]
 

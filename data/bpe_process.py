@@ -147,8 +147,8 @@ def work():
         threading.Thread(target=lambda: read(1), daemon=True).start()  # until the parent is gone
 
     library = tokenizers.Tokenizer(tokenizers.models.BPE())
-    pieces = pre_tokenizers.Split(tokenizers.Regex(f"[\\s\\S]{{{LONGEST}}}"), "isolated")
-    library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), pieces])
+    parts = pre_tokenizers.Split(tokenizers.Regex(f"[\\s\\S]{{{LONGEST}}}"), "isolated")
+    library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), parts])
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=int(sys.argv[1]), show_progress=False, initial_alphabet=byte_letters()
     )

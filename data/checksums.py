@@ -1,9 +1,9 @@
-"""CRC-32 checksums of the files in a folder of tokens. Its meta.json has them, and its own (see `files.sealed`)."""
+"""CRC-32 checksums of the files in a folder of tokens. meta.json has them and its own (`files.checksummed`)."""
 
 import zlib
 from pathlib import Path
 
-from slm_np.data.files import unsealed
+from slm_np.data.files import verified
 from slm_np.data.meter import metered
 from slm_np.data.text_files import Text
 from slm_np.errors import UserError
@@ -30,9 +30,9 @@ def described(meta):
     """
     if "checksum" not in meta and "crc32" not in meta:
         return meta
-    if not unsealed(meta):
+    if not verified(meta):
         raise Damaged("meta.json has other contents than its checksum says")
-    return unsealed(meta)
+    return verified(meta)
 
 
 def verify(folder, checksums, names, cache=None, progress=True):

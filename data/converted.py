@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from slm_np.data import file_kinds, tables
 from slm_np.data.chat_template import parse_row
-from slm_np.data.files import read_json_or_empty, sealed, sha256_of, unsealed
+from slm_np.data.files import checksummed, read_json_or_empty, sha256_of, verified
 from slm_np.data.json_values import values
 from slm_np.data.meter import metered
 from slm_np.data.row_check import check_rows
@@ -28,14 +28,14 @@ FORMAT = 1  # of what is written; it is part of HASH
 MTIME = 946_684_800 * 10**9  # ns, of converted files: the year 2000. Whoever writes to one changes it
 SPREAD, SAMPLE = 8, 1 << 16  # blocks that are looked at besides the first one, and their bytes
 LEVELS = 3  # of compression in compression
-LARGE, RATIO = 1 << 30, 500  # a file that expands beyond LARGE bytes and RATIO times its size is no text
+LARGE, RATIO = 1 << 30, 500  # a file that expands beyond LARGE bytes and RATIO times its size is not text
 AS_TEXT = "or rename it to .txt to read it as text"
 
 
 def readable(text, documents, cache, progress=True):
     """The `Text` in which every file of `text` is plain text or rows. Its notes say what a user may not expect.
 
-    documents: the value of --documents.   UserError for files that are no text, are damaged, or have malformed rows.
+    documents: the value of --documents.   UserError for files that are not text, are damaged, or have malformed rows.
     """
     column = documents.partition(":")[2]
 
@@ -124,7 +124,7 @@ def _without_mark(blocks):
 
 
 def _check_text(file, head, spread):
-    """UserError if the first bytes of a file, or blocks spread over it, show that it is no text."""
+    """UserError if the first bytes of a file, or blocks spread over it, show that it is not text."""
     path, size, _ = file
     text, found = Text((file,)), file_kinds.no_text(head)
     starts = range(len(head), size, max(1, size // SPREAD)) if spread else ()
@@ -224,7 +224,7 @@ def _json_lines(rows, path):
             yield json.dumps(row).encode() + b"\n"
         except TypeError as error:
             raise UserError(
-                f"{path}, row {n}, has a value that is no text ({error}); save the column as text"
+                f"{path}, row {n}, has a value that is not text ({error}); save the column as text"
             ) from None
 
 
@@ -258,7 +258,7 @@ def published_file(identity, name, blocks, file, unit, cache):
         Text((file,)).check_unchanged()
         os.utime(part / name, ns=(MTIME, MTIME))
         about = dict(path=origin(source)["path"], unit=unit, size=n, sha256=digest.hexdigest())
-        (part / ORIGIN).write_text(json.dumps(sealed(about)), encoding="utf-8")
+        (part / ORIGIN).write_text(json.dumps(checksummed(about)), encoding="utf-8")
     found = _kept(folder, name)
     if found is None:
         raise UserError(f"{folder} does not contain what was just written to it; check the disk")
@@ -267,7 +267,7 @@ def published_file(identity, name, blocks, file, unit, cache):
 
 def _kept(folder, name):
     """(path, size, mtime) of a converted file, or None if it is not there or was changed."""
-    about = unsealed(read_json_or_empty(folder / ORIGIN))
+    about = verified(read_json_or_empty(folder / ORIGIN))
     with contextlib.suppress(OSError):
         status = (folder / name).stat()
         if (status.st_size, status.st_mtime_ns) == (about.get("size"), MTIME):
@@ -285,7 +285,7 @@ def _damaged(jobs, cache):
 
     def search():
         for job, file in jobs:
-            if sha256_of(file[0]) != unsealed(read_json_or_empty(file[0].parent / ORIGIN)).get("sha256"):
+            if sha256_of(file[0]) != verified(read_json_or_empty(file[0].parent / ORIGIN)).get("sha256"):
                 found.append(job)
                 shutil.rmtree(file[0].parent, ignore_errors=True)
         if found:

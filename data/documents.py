@@ -1,11 +1,11 @@
 """Document boundaries: a marker `<|endoftext|>`, a blank line, a line end, or the rows of a .jsonl file.
 
 A line ends with \\n, \\r\\n or \\r. What separates two documents belongs to neither:
-    marker        the marker, wherever it stands in a line. If nothing but blanks and tabs is between it and the end of
+    marker        the marker, wherever it stands in a line. If nothing but spaces and tabs is between it and the end of
                   its line, these and the line end belong to it; on the other side the same, up to the line end before.
     blank-line    lines of nothing but white space, and the line end before them
     line          a line end, and lines of nothing but white space
-Blanks, tabs and other white space count up to `BLANKS` characters in a row. So a separator has at most `LONGEST` bytes,
+White space counts up to `MOST_SPACES` characters in a row. So a separator has at most `LONGEST` bytes,
 and documents do not depend on where a text is cut into blocks.
 """
 
@@ -19,16 +19,16 @@ from slm_np.errors import UserError
 MARKER = b"<|endoftext|>"
 PLAIN, ROWS = "plain", "jsonl"  # kinds of segments: a text that is one document, and rows of JSON
 END = None  # follows each document in `split`
-BLANKS = 1000
-LONGEST = 4096  # bytes that decide on a separator: at most BLANKS characters of 3 bytes, and two line ends
+MOST_SPACES = 1000
+LONGEST = 4096  # bytes that decide on a separator: at most MOST_SPACES characters of 3 bytes, and two line ends
 
 _EOL = rb"(?:\r\n|\n|\r(?!\n))"
 # White space inside a line, as in `str.isspace`, in UTF-8.
 _SPACE = (
     rb"(?:[ \t\v\f\x1c-\x1f]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80)"
-    b"{0,%d}" % BLANKS
+    b"{0,%d}" % MOST_SPACES
 )
-_TAB = rb"[ \t]{0,%d}" % BLANKS
+_TAB = rb"[ \t]{0,%d}" % MOST_SPACES
 _BEFORE_MARKER = re.compile(_EOL + _TAB + rb"\Z")
 _AFTER_MARKER = re.compile(_TAB + rb"(?:" + _EOL + rb"|\Z)")
 _BLANK = re.compile(_SPACE + rb"(?:" + _EOL + rb"|\Z)")  # a blank line at the start of a document
@@ -78,10 +78,13 @@ def _marker(rest, at, empty, kind):
     if start < 0:
         return None
     stop = start + len(MARKER)
-    before, after = _BEFORE_MARKER.search(rest, max(at, start - BLANKS - 2), start), _AFTER_MARKER.match(rest, stop)
+    before, after = (
+        _BEFORE_MARKER.search(rest, max(at, start - MOST_SPACES - 2), start),
+        _AFTER_MARKER.match(rest, stop),
+    )
     if before:
         start = before.start()
-    elif empty and start - at <= BLANKS and not rest[at:start].strip(b" \t"):
+    elif empty and start - at <= MOST_SPACES and not rest[at:start].strip(b" \t"):
         start = at
     return start, after.end() if after else stop
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slm_np.data import dialogues, stories
-from slm_np.data.files import read_json_or_empty, sealed, sha256_of, unsealed
+from slm_np.data.files import checksummed, read_json_or_empty, sha256_of, verified
 from slm_np.data.meter import metered
 from slm_np.data.text_files import Text
 from slm_np.errors import UserError
@@ -89,7 +89,7 @@ def written(name, split, cache, progress=True, write=True):
     version = _version(name, split)
     folder, known = cache / name / f"{split}-{version}", KNOWN.get(version)
     file, floor_file = folder / (name + WRITERS[name].suffix), folder / "floor.json"
-    floor = unsealed(read_json_or_empty(floor_file))
+    floor = verified(read_json_or_empty(floor_file))
     sha256 = known.sha256 if known else floor.get("sha256")
     if folder.is_dir() and not (sha256 and file.is_file() and sha256_of(file) == sha256):
         print(f"slm_np: {file} is damaged, or of an earlier version; writing it again", file=sys.stderr)
@@ -101,7 +101,7 @@ def written(name, split, cache, progress=True, write=True):
             _written_blocks(name, split, file), SPLIT_BYTES[split], f"writing the {split} {name}", progress
         ):
             pass
-        floor = unsealed(read_json_or_empty(floor_file))
+        floor = verified(read_json_or_empty(floor_file))
     status = file.stat()
     files = ((file, status.st_size, status.st_mtime_ns),)
     if known:
@@ -143,4 +143,4 @@ def _written_blocks(name, split, path):
             raise UserError(f"the {split} {name} differ from what embedded.py knows of them; reinstall slm_np")
         os.utime(folder / path.name, ns=(MTIME, MTIME))
         floor["sha256"] = digest.hexdigest()
-        (folder / "floor.json").write_text(json.dumps(sealed(floor)), encoding="utf-8")
+        (folder / "floor.json").write_text(json.dumps(checksummed(floor)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a file contains, by its first bytes: compressed data, text in UTF-16, or something that is no text."""
+"""What a file contains, by its first bytes: compressed data, text in UTF-16, or something other than text."""
 
 import codecs
 
@@ -80,7 +80,7 @@ def encoding(head):
 
 
 def no_text(block, offset=0):
-    """(what, remedy) if a block of bytes at `offset` of a file shows that it is no text, else None."""
+    """(what, remedy) if a block of bytes at `offset` of a file shows that it is not text, else None."""
     if offset == 0:
         for at, magic, what, remedy in OTHERS:
             if block[at : at + len(magic)] == magic and (

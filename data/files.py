@@ -51,23 +51,23 @@ def sha256_of(path):
     return digest.hexdigest()
 
 
-def sealed(fields):
-    """The object `fields` and, as its last entry "checksum", the CRC-32 of the others. See `unsealed`."""
+def checksummed(fields):
+    """The object `fields` and, as its last entry "checksum", the CRC-32 of the others. See `verified`."""
     return {**fields, "checksum": f"{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):08x}"}
 
 
-def unsealed(fields):
+def verified(fields):
     """`fields` without their checksum. {} if it is missing, or not that of the other entries."""
     rest = {key: value for key, value in fields.items() if key != "checksum"}
-    return rest if fields == sealed(rest) else {}
+    return rest if fields == checksummed(rest) else {}
 
 
 def write_cache_json(path, fields):
-    """Replace the JSON file at `path` by the object `fields`, `sealed`. For caches only: a failed write is ignored."""
+    """Replace the JSON file at `path` by `checksummed(fields)`. For caches only: a failed write is ignored."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(sealed(fields), indent=1), encoding="utf-8")
+        part.write_text(json.dumps(checksummed(fields), indent=1), encoding="utf-8")
         os.replace(part, path)
     except OSError:
         pass

@@ -14,7 +14,7 @@ import numpy as np
 from slm_np.data.documents import END, PLAIN, ROWS, next_start, rows
 from slm_np.data.documents import split as split_documents
 from slm_np.data.embedded import EmbeddedText
-from slm_np.data.files import read_json_or_empty, sealed, unsealed
+from slm_np.data.files import checksummed, read_json_or_empty, verified
 from slm_np.data.text_files import BLOCK, Text
 from slm_np.errors import UserError
 
@@ -138,13 +138,13 @@ def tokenize(staging, plan, number, tokenizer, report):
         raise OSError(errno.ESTALE, "another process has begun it again")  # this one outlived its parent
     for suffix in (".bin",) * (not is_first) + (".mask",) * (kind == ROWS):
         os.replace(f"{part}{suffix}", staging / "shards" / f"{number}{suffix}")
-    Path(f"{part}.json").write_text(json.dumps(sealed(counts)), encoding="utf-8")
+    Path(f"{part}.json").write_text(json.dumps(checksummed(counts)), encoding="utf-8")
     os.replace(f"{part}.json", staging / "shards" / f"{number}.json")
 
 
 def finished(staging, number):
     """The `COUNTS` and `CHECKSUMS` of a finished shard. {} if it is not finished, or its NUMBER.json is damaged."""
-    return unsealed(read_json_or_empty(staging / "shards" / f"{number}.json"))
+    return verified(read_json_or_empty(staging / "shards" / f"{number}.json"))
 
 
 def documents_of(counts, separated):

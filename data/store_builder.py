@@ -11,12 +11,11 @@ import contextlib
 import json
 import os
 import shutil
-import zlib
 from itertools import zip_longest
 
 from slm_np.data import joined, shards
-from slm_np.data.checksums import Damaged, verify
-from slm_np.data.files import read_json_or_empty, sealed, unsealed
+from slm_np.data.checksums import Damaged, crc32, verify
+from slm_np.data.files import checksummed, read_json_or_empty, verified
 from slm_np.data.meter import Meter
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.data.workers import WorkerDied, tokenize_in_processes
@@ -116,7 +115,7 @@ class Build:
             checksums |= joined.checksums(staging, plan, split, self.tokenizer.dtype.itemsize)
         for name in checksums:
             sync(staging / name)
-        meta = sealed(dict(self.describe(self.tokenizer, totals), crc32=checksums))
+        meta = checksummed(dict(self.describe(self.tokenizer, totals), crc32=checksums))
         (staging / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         sync(staging / "meta.json")
 
@@ -176,7 +175,7 @@ def _resumed(staging, plan):
 
 def _is_complete(staging, plan):
     """Whether `staging` holds the whole store: a kill interrupted `Build.finish` just before the folder was renamed."""
-    meta = unsealed(read_json_or_empty(staging / "meta.json"))
+    meta = verified(read_json_or_empty(staging / "meta.json"))
     with contextlib.suppress(Damaged):
         if meta and meta["fingerprint"] == plan["fingerprint"]:
             verify(staging, meta["crc32"], meta["crc32"], progress=False)
@@ -189,13 +188,13 @@ def _is_begun(staging, plan):
     found = _plan_of(staging)
     checksum = found.pop("tokenizer_crc32", None)
     with contextlib.suppress(OSError):
-        return found == json.loads(json.dumps(plan)) and _crc32(staging / "tokenizer.json") == checksum
+        return found == json.loads(json.dumps(plan)) and crc32([(staging / "tokenizer.json").read_bytes()]) == checksum
     return False
 
 
 def _plan_of(staging):
     """The plan in `staging`, and as "tokenizer_crc32" the checksum of the tokenizer. {} if it is missing or damaged."""
-    return unsealed(read_json_or_empty(staging / "plan.json"))
+    return verified(read_json_or_empty(staging / "plan.json"))
 
 
 def _begun(staging, plan, make_tokenizer):
@@ -205,14 +204,9 @@ def _begun(staging, plan, make_tokenizer):
     (staging / "shards").mkdir(parents=True)
     tokenizer = make_tokenizer()
     tokenizer.save(staging / "tokenizer.json")
-    begun = sealed(dict(plan, tokenizer_crc32=_crc32(staging / "tokenizer.json")))
+    begun = checksummed(dict(plan, tokenizer_crc32=crc32([(staging / "tokenizer.json").read_bytes()])))
     (staging / "plan.json").write_text(json.dumps(begun), encoding="utf-8")
     return tokenizer
-
-
-def _crc32(path):
-    """The CRC-32 of a small file, as meta.json has it."""
-    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def _tokenize_all(staging, plan, tokenizer, threads, progress, stop):

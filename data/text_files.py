@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_np.data.documents import ROWS, separator
-from slm_np.data.files import opened, read_json_or_empty, status, unsealed, write_cache_json
+from slm_np.data.files import opened, read_json_or_empty, status, verified, write_cache_json
 from slm_np.data.meter import metered
 from slm_np.errors import UserError
 
@@ -112,12 +112,12 @@ class Text:
         index_file = cache / "corpora" / "index.json"
         stamps = [(str(path.absolute()), size, mtime) for path, size, mtime in self.files]
         key = hashlib.sha256(repr((what, stamps)).encode()).hexdigest()
-        index = unsealed(read_json_or_empty(index_file))  # a damaged index is forgotten
+        index = verified(read_json_or_empty(index_file))  # a damaged index is forgotten
         if key in index:
             return index[key]
         value = compute()
         if max(mtime for _, _, mtime in self.files) < time.time_ns() - JUST_WRITTEN:
-            newest = [*unsealed(read_json_or_empty(index_file)).items()]  # another process may have added to it
+            newest = [*verified(read_json_or_empty(index_file)).items()]  # another process may have added to it
             write_cache_json(index_file, {**dict(newest[1 - INDEX_SIZE :]), key: value})
         return value
 
@@ -137,5 +137,5 @@ def is_rows(file):
 
 def origin(path):
     """{"path", "unit"} for messages about a file: what a converted file came from, else itself with lines."""
-    about = unsealed(read_json_or_empty(path.with_name(ORIGIN))) if path.parent.parent.name == CONVERTED else {}
+    about = verified(read_json_or_empty(path.with_name(ORIGIN))) if path.parent.parent.name == CONVERTED else {}
     return dict(path=about.get("path", str(path)), unit=about.get("unit", "line"))

@@ -237,8 +237,8 @@ def corpus_of_files(data, val_data, tokenizer, cache, progress, whole):
     pickled = Path(data).with_name("meta.pkl")
     if known is None and pickled.is_file():
         print(
-            f"slm_np: {pickled} is no vocabulary of characters that can be read without running its code, so there "
-            "are ids and no text; put the tokenizer.json of the tokens beside it to have both",
+            f"slm_np: {pickled} cannot be read as a vocabulary without running its code, so the ids cannot be turned "
+            "into text; put the tokenizer.json of the tokens beside it",
             file=sys.stderr,
         )
     say_lossy(files[0].lossy, progress)

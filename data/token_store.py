@@ -312,7 +312,7 @@ class Store(NamedTuple):
 
 
 def _read_store(folder, fingerprint, floors, source):
-    """The `Store` in a folder, before its files are compared with its checksums. `Damaged` if it is none."""
+    """The `Store` in a folder, before its files are compared with its checksums. `Damaged` if it is not one."""
     try:
         meta, tokenizer = (
             checksums.described(read_json_or_empty(folder / "meta.json")),

@@ -54,7 +54,7 @@ class Tokenizer:
         Path(arguments.path("path", path)).write_bytes(self.to_bytes())
 
     def _checked(self, ids):
-        """`ids` as an int64 array (N,). UserError if they are no integers, or one is outside the vocabulary."""
+        """`ids` as an int64 array (N,). UserError if they are not integers, or one is outside the vocabulary."""
         ids = arguments.integers("ids", ids)
         if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]

@@ -9,7 +9,7 @@ import zlib
 from slm_np.data.text_files import BLOCK
 from slm_np.errors import UserError, imported
 
-PIECE = 1 << 10  # compressed bytes at a time for zstd, which can expand them 32,000 times
+ZSTD_BLOCK = 1 << 10  # compressed bytes at a time for zstd, which can expand them 32,000 times
 
 
 def unpacked(blocks, method, path):
@@ -20,7 +20,7 @@ def unpacked(blocks, method, path):
     """
     new, decompress, errors = _decompressor(method, path)
     if method == "zstd":
-        blocks = (block[at : at + PIECE] for block in blocks for at in range(0, len(block), PIECE))
+        blocks = (block[at : at + ZSTD_BLOCK] for block in blocks for at in range(0, len(block), ZSTD_BLOCK))
     decoder, empty = None, True
     try:
         for block in blocks:

@@ -1,7 +1,7 @@
 """Checks of the arguments that a program gives: each returns the value as the package computes with it.
 
 A value of the wrong type, shape or range raises UserError, which names the argument, what was given and what is right.
-NumPy scalars become Python's numbers, lists become arrays, paths become strings. A bool is no number.
+NumPy scalars become Python's numbers, lists become arrays, paths become strings. A bool is not a number.
 """
 
 import os

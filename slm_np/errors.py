@@ -35,7 +35,7 @@ def command(main=None, *, prints_result=False):
     prints_result: whether the result is what it prints. Otherwise the result is in files, and output that cannot be
     written is dropped. Messages on stderr are dropped in any case (see streams.py).
     Exit status: 2 for bad input (`UserError`), a missing package, too little memory and errors of the operating system,
-    printing a result included; 130 after Ctrl-C; 141, without a message, if the reader of the result has gone away.
+    printing a result included; 130 after Ctrl-C; 141, without a message, if the reader has closed the pipe.
     """
     if main is None:
         return functools.partial(command, prints_result=prints_result)

@@ -11,7 +11,7 @@ A lock is a file that a process holds locked, and that exists only meanwhile. It
     SMB           also a lock of the server. Others cannot read the file meanwhile
     no locks      some file systems have none (ENOSYS, ENOTSUP, ENOLCK). `claim` says so on stderr and goes on
 
-A file that was left by a process that was killed is no lock: the next process locks it and removes it at the end.
+A file that a killed process has left behind is not a lock: the next process locks it and removes it at the end.
 Child processes do not inherit a lock: neither through exec, nor through fork.
 """
 

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 
-WAIT_S = 10.0  # until a full pipe that does not block counts as one that nobody reads
+WAIT_S = 10.0  # until a full pipe that does not block counts as one without a reader
 
 
 class Output(io.RawIOBase):

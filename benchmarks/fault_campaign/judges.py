@@ -191,10 +191,10 @@ def after_fault(scene, fixtures, folder, result, before):
             again = children.forked(scene.verb, *scene.again.split(), cwd=folder)
             done(again, f"{scene.again} {what}", LOST)
     else:
-        require(not scene.existed, LOST, f"{what}: {scene.output} is no run any more")
+        require(not scene.existed, LOST, f"{what}: {scene.output} is no longer a run")
         if announced:
             nothing = announced.checkpoint is None and math.isinf(announced.best)
-            require(nothing, LOST, f"{what}: {scene.output} is no run, but a checkpoint was announced")
+            require(nothing, LOST, f"{what}: {scene.output} is not a run, but a checkpoint was announced")
         if scene.kind == "run":
             shown = generates(scene.output, folder)
             check_end(shown, f"generate {what}", (2,))

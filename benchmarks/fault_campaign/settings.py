@@ -85,7 +85,7 @@ def shown(raw):
 
 def accept(folder, name, raw):
     """Write a mutated file so that its reader takes it: with a checksum that is right, or without any."""
-    from slm_np.data.files import sealed
+    from slm_np.data.files import checksummed
     from slm_np.formats.checksum import with_checksum
 
     path = folder / name
@@ -95,7 +95,7 @@ def accept(folder, name, raw):
         if path.name == "trainer_state.json":
             raw = with_checksum(fields, fields)
         else:
-            raw = json.dumps(sealed(fields) if path.name == "meta.json" else fields).encode()
+            raw = json.dumps(checksummed(fields) if path.name == "meta.json" else fields).encode()
     if path.name in ("tokenizer.json", "chat_template.json"):  # config.json has its checksum, and checkpoints a copy
         config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
         config = {key: value for key, value in config.items() if key not in ("crc32", "files")}

@@ -30,7 +30,7 @@ SHORT = {
 
 
 def list_commands():
-    """The commands, one per line, and what is none."""
+    """The commands, one per line, and how to send a message that looks like one."""
     lines = [f"  /{name:<8}{text}" for name, text in COMMANDS.items()]
     return "\n".join([*lines, "Any other line is a message, and so is one that starts with a space."])
 

@@ -45,8 +45,8 @@ def describe(run, corpus, memory):
         )
     if 5 * n_tokens < n and not run.base:
         lines.append(
-            f"the corpus has {counted(n_tokens, 'token')} for {counted(n, 'parameter')}: expect gibberish, or the text "
-            "by heart; more text or a smaller model would help"
+            f"the corpus has {counted(n_tokens, 'token')} for {counted(n, 'parameter')}: expect gibberish or "
+            "memorized text; more text or a smaller model would help"
         )
     print("\n".join(lines), file=sys.stderr)
 

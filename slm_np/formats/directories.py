@@ -109,7 +109,7 @@ def _first_free(name):
                 created = _claim(directory, held)
             except file_lock.InUse:  # two programs that start at once get two directories
                 continue
-            if _is_unused(directory):  # still, now that nobody else can write there
+            if _is_unused(directory):  # still, now that the lock is held
                 _clear(directory, set())
                 yield directory, created, set()
                 return

@@ -1,4 +1,4 @@
-"""What a path is that was named as a run and is none, and what to name instead."""
+"""Messages for a path that is not a run: what it is, and what to name instead."""
 
 import difflib
 import os

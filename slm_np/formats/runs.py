@@ -102,7 +102,7 @@ def sampling_of(path):
 
 
 def template_of(path, config):
-    """The ChatTemplate of the run in `path`, or None if it has none. UserError as `intact_file`, or if it is none."""
+    """The ChatTemplate of the run in `path`, or None. UserError as `intact_file`, or if it is malformed."""
     file = intact_file(path, config, chat_template.FILE)
     return file and chat_template.load(file.parent)
 

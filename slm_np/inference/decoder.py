@@ -44,7 +44,7 @@ class Decoder(arguments.Fixed):
     """B sequences of one length. `read(tokens)` starts them, `step(tokens)` adds a token to each.
 
     Both return the logits (B, V) of the next tokens, which the next call overwrites. A `step` before any `read` starts
-    the sequences, too. Raises UserError if B sequences do not fit into memory, and for tokens that are no integers, of
+    the sequences, too. Raises UserError if B sequences do not fit into memory, and for tokens that are not integers, of
     another shape, or outside the vocabulary. A copy, also by pickle, continues the same sequences on its own.
     make_step: `choose_step`, which is the default, `uncompiled_step`, or another function (model, batch) -> decode step
     """

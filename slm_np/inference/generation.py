@@ -171,7 +171,7 @@ def unread(tokenizer, prompt, name="the prompt"):
     """A sentence for the user if a prompt (str or bytes) has characters, and its ids stand for none; else ""."""
     if not prompt or tokenizer.decode(tokenizer.encode(prompt)):
         return ""
-    return f"the tokenizer knows nothing of {name}, so the model does not read it"
+    return f"the tokenizer cannot represent {name}, so the model does not see it"
 
 
 def printable(text):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from slm_np.config import check_effect
 from slm_np.errors import UserError
 from slm_np.nn.model import Model, States
 from slm_np.ops.device import device
@@ -22,8 +23,8 @@ def step_class(device):
     return DeviceStep
 
 
-def check_effect(model, train):
-    """Raise UserError if a setting of `train` (TrainConfig) has no effect on a model of this ModelConfig."""
+def check_recipe(model, train):
+    """Raise UserError if a setting of `train` (TrainConfig) has no effect, or none on a model of this ModelConfig."""
     if train.carry_state and model.has_attention:
         raise UserError("--carry-state needs recurrent layers only; choose a --pattern of M and S")
     if train.max_spectral_norm and "S" not in model.letters:
@@ -31,9 +32,7 @@ def check_effect(model, train):
             f"--max-spectral-norm {train.max_spectral_norm} has no effect without linear recurrences; leave it "
             "out, or choose a --pattern with S"
         )
-    if train.lr_decay_iters and (train.max_time or train.lr_schedule == "constant"):
-        other = f"--max-time {train.max_time}" if train.max_time else "--lr-schedule constant"
-        raise UserError(f"--lr-decay-iters {train.lr_decay_iters} has no effect with {other}; set it to 0")
+    check_effect(train, dict(lr_decay_iters=train.lr_decay_iters))
 
 
 class TrainingState:
@@ -43,7 +42,7 @@ class TrainingState:
     """
 
     def __init__(self, run, corpus, retention=None, fresh=True):
-        check_effect(run.model, run.train)
+        check_recipe(run.model, run.train)
         self.run = run = resolved(run)
         self.config, self.corpus = run.train, corpus
         config, shape = run.train, (run.train.batch_size, run.model.block_size)

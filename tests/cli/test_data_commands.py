@@ -1,5 +1,6 @@
 """What the user said about the data, in every command that reads text: train, resume, finetune, evaluate."""
 
+import functools
 import gzip
 import json
 
@@ -7,6 +8,8 @@ import pytest
 import small
 
 from slm_np.formats import run_config
+
+gzipped = functools.partial(gzip.compress, mtime=0)  # the same bytes in every process that collects the tests
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,7 +67,7 @@ def test_documents_work_in_every_command(folder, capsys, documents, name):
         if documents == "line"
         else "id,story\n" + "".join(f'{i},"{one}"\n' for i, one in enumerate(lines))
     )
-    data = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    data = gzipped(text.encode()) if name.endswith(".gz") else text.encode()
     (folder / name).write_bytes(data)
     flags = small.flags(name, max_iters=4, out_dir="run")
     status, said, error = run("train", *flags, "--documents", documents, capsys=capsys)
@@ -107,7 +110,7 @@ def test_binary_data_are_refused_unless_asked_for(folder, capsys):
 
 def test_a_run_of_an_earlier_version_on_binary_data_is_resumed_with_the_flag(folder, capsys):
     """Its config.json has no `binary`, and its data are read as they were."""
-    (folder / "t.txt.gz").write_bytes(gzip.compress(small.text().encode(), mtime=0))
+    (folder / "t.txt.gz").write_bytes(gzipped(small.text().encode()))
     assert run("train", *small.flags("t.txt.gz", max_iters=4, out_dir="run"), "--binary", capsys=capsys)[0] == 0
     file = folder / "run" / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))

@@ -5,12 +5,15 @@ Each is made from its documents, so what is expected does not depend on the code
 
 import bz2
 import csv
+import functools
 import gzip
 import io
 import json
 import lzma
 import random
 from typing import NamedTuple
+
+gzipped = functools.partial(gzip.compress, mtime=0)  # the same bytes at any time
 
 MARKER = "<|endoftext|>"
 WORDS = [
@@ -91,11 +94,11 @@ def _packed(draw, name, data):
     """(name of the compression, file name, bytes). Sometimes the file name does not tell."""
     known = {
         "": lambda data: data,
-        "gz": lambda data: gzip.compress(data, mtime=0),
+        "gz": gzipped,
         "bz2": bz2.compress,
         "xz": lzma.compress,
         "lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE),
-        "gz-parts": lambda data: gzip.compress(data[:5], mtime=0) + gzip.compress(data[5:], mtime=0) + bytes(10),
+        "gz-parts": lambda data: gzipped(data[:5]) + gzipped(data[5:]) + bytes(10),
     }
     method = draw.choice(["", "", *known])
     suffix = method.partition("-")[0]
@@ -240,7 +243,7 @@ def _folder(draw):
 
 
 def _refused(draw):
-    """Files that are no text, damaged, or malformed."""
+    """Files that are not text, damaged, or malformed."""
     rows = [json.dumps(dict(text=_text(draw))) for _ in range(9)]
     wrong = rows[:3] + ["{"] + rows[3:] + ['{"txt": 1}']
     packed = draw.choice([gzip.compress, bz2.compress, lzma.compress])(_text(draw, size=300).encode())
@@ -248,11 +251,11 @@ def _refused(draw):
     name, data, options, refusal = draw.choice(
         [
             (binary, BINARY[binary], {}, f"{binary} is "),
-            ("t.gz", gzip.compress(BINARY[binary]), {}, "t.gz (is|contains binary)"),
+            ("t.gz", gzipped(BINARY[binary]), {}, "t.gz (is|contains binary)"),
             ("t.pack", packed[: draw.randint(20, len(packed) - 1)], {}, "t.pack is (incomplete|damaged)"),
             ("t.pack", packed + b"and more", {}, "t.pack is damaged"),
             ("empty.txt", b"", {}, "empty"),
-            ("empty.gz", gzip.compress(b""), {}, "empty.gz contains no text"),
+            ("empty.gz", gzipped(b""), {}, "empty.gz contains no text"),
             ("r.jsonl", "\n".join(wrong).encode(), {}, "line 4, is not JSON.*2 of 11 rows.*lines 4 and 11"),
             ("r.json", ("[" + ",".join(rows) + ', {"text": "cut').encode(), {}, "r.json, row 10, is not JSON"),
             ("r.json", ("[" + ",".join(rows)).encode(), {}, "r.json is incomplete"),

@@ -93,13 +93,13 @@ def test_a_text_without_long_runs_gives_the_vocabulary_of_the_library(test_data)
 def test_long_runs_are_learned_in_parts_and_encoded_whole(letters, size):
     text = "".join(random.Random(1).choice(letters) for _ in range(size))
     made = make_tokenizer("bpe:600", [lambda: [text.encode()]], progress=False)
-    pieces = [made.decode([id]) for id in range(256, made.end_of_text)]
-    assert pieces and max(map(len, pieces)) <= bpe_process.LONGEST
+    tokens = [made.decode([id]) for id in range(256, made.end_of_text)]
+    assert tokens and max(map(len, tokens)) <= bpe_process.LONGEST
     if ord(letters[0]) > 127:  # only whole characters are joined, after those of their bytes
-        assert any(len(piece) > len(letters[0].encode()) for piece in pieces)
-        for piece in pieces:
-            if len(piece) > 2 * len(letters[0].encode()):
-                assert piece.decode() in text
+        assert any(len(token) > len(letters[0].encode()) for token in tokens)
+        for token in tokens:
+            if len(token) > 2 * len(letters[0].encode()):
+                assert token.decode() in text
     data = (text * 3).encode()
     ids = made.encode(data)
     assert made.decode(ids) == data

@@ -16,9 +16,9 @@ from slm_np.errors import UserError
 M = "<|endoftext|>"
 LONG = "x" * 5000  # longer than any separator
 quick = settings(max_examples=300, deadline=None)
-pieces = ["a", "b c", "\n", "\r\n", "\r", M, M + "\n", f"\n{M}\n", f"\r\n{M}\r\n", f" {M}\t\r", "\n\n", "<|", "é", " "]
-pieces += ["\u00a0", "\u2028", " \n", " " * 999, LONG]
-parts = st.lists(st.sampled_from(pieces), max_size=14)
+PARTS = ["a", "b c", "\n", "\r\n", "\r", M, M + "\n", f"\n{M}\n", f"\r\n{M}\r\n", f" {M}\t\r", "\n\n", "<|", "é", " "]
+PARTS += ["\u00a0", "\u2028", " \n", " " * 999, LONG]
+parts = st.lists(st.sampled_from(PARTS), max_size=14)
 EOL, BLANK = r"(?:\r\n|\n|\r(?!\n))", r"[^\S\r\n]{0,1000}"
 
 

@@ -1,5 +1,6 @@
 """`.bin` files of other programs: llm.c's and nanoGPT's are read, ids of other types and other files are refused."""
 
+import functools
 import gzip
 import io
 import json
@@ -15,6 +16,8 @@ from data_files import load, marked, old_file, stories, token_file
 from slm_np.data import nanogpt
 from slm_np.data.foreign_files import layout
 from slm_np.errors import UserError
+
+gzipped = functools.partial(gzip.compress, mtime=0)  # the same bytes in every process that collects the tests
 
 IDS = (np.random.default_rng(1).zipf(1.3, 3000) - 1) % 60_000  # as of a text: small ids are frequent
 
@@ -154,7 +157,7 @@ def llama2_c(vocab):
             struct.pack("<Q", 60) + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}      ' + bytes(8),
             "a model in the format",
         ),
-        (gzip.compress(IDS.astype("<u2").tobytes()), "compressed with gzip; unpack it first"),
+        (gzipped(IDS.astype("<u2").tobytes()), "compressed with gzip; unpack it first"),
         (b"PAR1" + bytes(100) + b"PAR1", "a Parquet file"),
         (llama2_c(64), "a llama2.c checkpoint; convert it with: python -m slm_np.convert .*train.bin"),
         (llama2_c(-64), "a llama2.c checkpoint; convert it with: python -m slm_np.convert .*train.bin"),
@@ -239,7 +242,7 @@ def test_other_vocabularies_are_named_and_never_executed(tmp_path, cache, capsys
     found = load(folder, cache_dir=cache)
     assert found.tokenizer is None and found.vocab_size == 4
     said = capsys.readouterr().err
-    assert re.search(r"meta.pkl is no vocabulary of characters .* put the tokenizer.json of the tokens beside it", said)
+    assert re.search(r"meta.pkl cannot be read as a vocabulary .* put the tokenizer.json of the tokens beside it", said)
     assert "SLM_NP_UNPICKLED" not in os.environ
 
 

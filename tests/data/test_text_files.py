@@ -8,7 +8,7 @@ import pytest
 from data_files import LONG_AGO, old_file
 
 from slm_np.data import corpus, text_files
-from slm_np.data.files import unsealed, write_cache_json
+from slm_np.data.files import verified, write_cache_json
 from slm_np.data.meter import metered
 from slm_np.data.text_files import Text
 from slm_np.errors import UserError
@@ -82,7 +82,7 @@ def test_the_hash_of_a_file_just_written_is_not_cached(tmp_path, cache):
 
 def index_in(cache):
     """The cached values in the folder `cache`, without their checksum."""
-    return unsealed(json.loads((cache / "corpora" / "index.json").read_text(encoding="utf-8")))
+    return verified(json.loads((cache / "corpora" / "index.json").read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("damage", ["", "[1]", '{"a": ', "\0", '{"a": "1"}'])

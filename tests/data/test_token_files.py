@@ -8,7 +8,7 @@ import pytest
 from data_files import load, marked, old_file, stories, token_file, without_checksums
 
 from slm_np.data.char_tokenizer import CharTokenizer
-from slm_np.data.files import sealed
+from slm_np.data.files import checksummed
 from slm_np.errors import UserError
 
 
@@ -62,7 +62,7 @@ def test_a_token_store_can_be_read_as_token_files(tmp_path, cache):
         ('{"vocab_size": "big"}', "\"vocab_size\" 'big'"),
         ('{"documents": {"train": "many"}}', "\"documents\" 'many'; it must be a whole number"),
         ('{"learnt": {"train": -1}}', '"learnt" -1; it must be a whole number'),
-        (json.dumps(sealed(dict(crc32=3))), "no checksums of files where they should be"),
+        (json.dumps(checksummed(dict(crc32=3))), "no checksums of files where they should be"),
         ("[" * 100_000, "meta.json is not a JSON object"),
         ('{"dtype": "uint32"}', "train.bin has 6 bytes, which is not a whole number of uint32 tokens"),
     ],

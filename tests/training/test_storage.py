@@ -26,7 +26,7 @@ from slm_np.training.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# A model that learns 700 bytes by heart: another text is predicted best after few updates.
+# A model that memorizes 700 bytes: another text is predicted best after few updates.
 OVERFIT = dict(
     n_embd=32,
     n_hidden=64,
