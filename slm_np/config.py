@@ -15,10 +15,16 @@ DTYPES = ("auto", "fp32", "bf16", "fp16")
 KERNEL_SETS = ("auto", "numba", "numpy")
 # The mixers by their letters in --pattern: name, and the settings that only they read.
 MIXERS = {
-    "A": ("attention", ("n_head", "n_kv_head", "head_dim", "rope_theta")),
+    "A": ("attention", ()),
+    "L": ("local attention", ("window",)),
+    "N": ("attention without rotary positions", ()),
     "M": ("Mamba", ("n_inner", "ssm_state_size", "time_step_rank", "conv_kernel")),
     "S": ("linear recurrence", ("recurrence_size",)),
 }
+ATTENTION, ROTATED = "ALN", "AL"  # letters of the mixers that attend to other tokens, and of those that may rotate
+# Settings that only attention reads, and that only rotary positions read.
+HEADS = ("n_head", "n_kv_head", "head_dim", "qkv_bias", "qk_norm", "score_scale")
+ROTARY = ("rope_theta", "rope_scaling", "rotary_dim")
 MIXER_LETTERS = ", ".join(f"{letter} ({name})" for letter, (name, _) in MIXERS.items())
 DOCUMENTS = ("marker", "blank-line", "line")  # what may separate documents
 SAMPLERS = ("penalty", "top-k", "top-p", "min-p", "temp")
@@ -159,6 +165,12 @@ class ModelConfig:
         0, "key-value heads, shared by groups of query heads; 0 means as many as heads", low=0, high=1024
     )
     head_dim: int = setting(0, "width of a head; 0 means n-embd / n-head", low=0, high=1 << 16)
+    qkv_bias: str = setting(
+        "auto", "biases of queries, keys and values; auto: as --bias", choices=("auto", "on", "off")
+    )
+    qk_norm: bool = setting(False, "RMS norm of each query and key head, before the rotation")
+    score_scale: float = setting(0.0, "factor of attention's scores; 0 means 1 / sqrt(head-dim)", low=0.0, high=1e6)
+    window: int = setting(256, "tokens that local attention sees, the newest included", low=1, high=1 << 20)
     n_embd: int = setting(128, "D: width of the hidden state", low=1, high=1 << 16)
     n_hidden: int = setting(0, "F: hidden width of the feed-forward; 0 means 4 n-embd", low=0, high=1 << 18)
     pattern: str = setting("A", f"mixers of the layers, repeated: {MIXER_LETTERS}")
@@ -172,6 +184,9 @@ class ModelConfig:
         "swiglu", "activation of the feed-forward", choices=("none", "silu", "gelu", "gelu-tanh", "swiglu")
     )
     residual: bool = setting(True, "residual connections around mixers and feed-forwards")
+    parallel: bool = setting(
+        False, "mixer and feed-forward of a block read the same hidden state, and both are added to it"
+    )
     head: str = setting(
         "tied",
         "from the hidden state to the logits: the embedding again, a matrix, two matrices with a SiLU between, "
@@ -194,6 +209,12 @@ class ModelConfig:
         0.0, "dropout rate after the embedding, in attention and on residual branches", low=0.0, high=0.95
     )
     rope_theta: float = setting(10000.0, "base of the rotary angles", above=0.0, high=1e9)
+    rope_scaling: str = setting(
+        "",
+        "llama3:FACTOR,LOW,HIGH,CONTEXT divides rotary frequencies by FACTOR where the wavelength exceeds "
+        "CONTEXT / LOW, keeps those below CONTEXT / HIGH, and blends between (Llama 3.1)",
+    )
+    rotary_dim: int = setting(0, "columns of a head that are rotated, the first; 0 means all", low=0, high=1 << 16)
     norm_eps: float = setting(1e-5, "epsilon added to the variance in the norms", above=0.0, high=1.0)
     init: str = setting(
         "normal",
@@ -209,7 +230,7 @@ class ModelConfig:
         check(self)
         if set(self.pattern) - set(MIXERS) or not self.pattern:
             raise UserError(f"--pattern {self.pattern!r} is unknown; use the letters {MIXER_LETTERS}")
-        if self.positions == "rotary" and not self.has_attention:
+        if self.positions == "rotary" and set(self.letters).isdisjoint(ROTATED):
             object.__setattr__(self, "positions", "none")
         for name, reason in self.unused.items():
             default = self.__dataclass_fields__[name].default
@@ -243,11 +264,45 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.n_embd // self.n_head)
         if self.n_head % self.n_kv_head:
             raise UserError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}; choose a divisor")
-        if self.positions == "rotary" and self.head_dim % 2:
+        if "N" in self.letters and not self.has_rotation:
             raise UserError(
-                f"rotary positions rotate pairs, but a head is {self.head_dim} wide; "
-                "make --head-dim even or choose other --positions"
+                f"--pattern {self.pattern} has layers without rotary positions (N), but no other layer has them; use A"
             )
+        if not self.has_rotation:
+            return
+        if self.rotary_dim > self.head_dim:
+            raise UserError(
+                f"--rotary-dim {self.rotary_dim} is more than a head has, {self.head_dim} columns; "
+                "set it lower, or leave it out"
+            )
+        if self.rotary_width % 2:
+            raise UserError(
+                f"rotary positions rotate pairs, but {self.rotary_width} columns of a head are rotated; "
+                "make --head-dim or --rotary-dim even, or choose other --positions"
+            )
+        self.rotary_frequencies  # raises UserError if they are malformed
+
+    @property
+    def rotary_width(self):
+        """Columns of a head that are rotated."""
+        return self.rotary_dim or self.head_dim
+
+    @property
+    def rotary_frequencies(self):
+        """(factor, low, high, context) of --rope-scaling; None without. UserError if it is malformed."""
+        if not self.rope_scaling:
+            return None
+        kind, _, numbers = self.rope_scaling.partition(":")
+        try:
+            factor, low, high, context = map(float, numbers.split(","))
+            if kind == "llama3" and factor >= 1 and 0 < low < high and 1 <= context < 1e9 and factor < 1e6:
+                return factor, low, high, context
+        except ValueError:
+            pass
+        raise UserError(
+            f"--rope-scaling {self.rope_scaling!r} is unknown; write llama3:FACTOR,LOW,HIGH,CONTEXT, "
+            "for instance llama3:32,1,4,8192"
+        )
 
     @property
     def letters(self):
@@ -260,7 +315,17 @@ class ModelConfig:
 
         Otherwise all that the model knows of the past is its recurrent state.
         """
-        return "A" in self.letters
+        return not set(self.letters).isdisjoint(ATTENTION)
+
+    @property
+    def has_rotation(self):
+        """Whether a layer rotates its queries and keys."""
+        return self.positions == "rotary" and not set(self.letters).isdisjoint(ROTATED)
+
+    @property
+    def has_qkv_bias(self):
+        """Whether queries, keys and values have biases."""
+        return self.bias if self.qkv_bias == "auto" else self.qkv_bias == "on"
 
     @property
     def unlimited_context(self):
@@ -271,25 +336,57 @@ class ModelConfig:
     def unused(self):
         """{field: reason} of the fields without effect on this architecture."""
         letters, found = self.letters, {}
-        if self.positions != "rotary":
-            found["rope_theta"] = "without rotary positions"
+        if not self.has_rotation:
+            found |= dict.fromkeys(ROTARY, "without rotary positions")
         for letter, (name, fields) in MIXERS.items():
             if letter not in letters:
                 found |= dict.fromkeys(fields, f"without {name} layers")
+        if not self.has_attention:
+            found |= dict.fromkeys(HEADS, "without attention layers")
         if self.feed_forward == "none":
-            found["n_hidden"] = "without a feed-forward"
+            found |= dict.fromkeys(("n_hidden", "parallel"), "without a feed-forward")
+        if not self.residual:
+            found["parallel"] = "without residual connections"
         if self.head != "mlp":
             found["head_hidden"] = f"with --head {self.head}"
-        if self.norm == "none":
+        if self.norm == "none" and not self.qk_norm:
             found["norm_eps"] = "without norms"
         if self.init != "normal":
             found["init_std"] = f"with --init {self.init}"
         biased = (
-            set(letters) & set("AM") or self.feed_forward != "none" or self.norm == "layernorm" or self.head == "mlp"
+            set(letters) & set(ATTENTION + "M")
+            or self.feed_forward != "none"
+            or self.norm == "layernorm"
+            or self.head == "mlp"
         )
         if not biased:
             found["bias"] = "as no part of this model has biases"
         return found
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters of linear layers (Hu et al. 2021): W + s A B, where only A and B are trained.
+
+    s = alpha / rank or, with rslora, alpha / sqrt(rank) (Kalajdzievski 2023).
+    """
+
+    lora_rank: int = setting(0, "rank of the adapters; 0 trains all weights", low=0, high=1 << 12)
+    lora_alpha: float = setting(16.0, "numerator of the adapters' scale", above=0.0, high=1e6)
+    lora_targets: str = setting(
+        "all", "linear layers with adapters: all, attention, or names such as q,v,gate", many=True
+    )
+    lora_dropout: float = setting(0.0, "dropout rate of what enters the adapters", low=0.0, high=0.95)
+    rslora: bool = setting(False, "scale of alpha / sqrt(rank) instead of alpha / rank")
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def unused(self):
+        """{field: reason} of the fields without effect."""
+        others = ("lora_alpha", "lora_targets", "lora_dropout", "rslora")
+        return {} if self.lora_rank else dict.fromkeys(others, "without --lora-rank")
 
 
 @dataclass(frozen=True)
