@@ -1,8 +1,9 @@
 """The model: embedding, blocks of norm -> mixer -> residual -> norm -> feed-forward -> residual, norm, head.
 
-Forward and backward mirror each other, line by line. Without residual connections a part's output replaces the hidden
-state. With head "none" the last mixer gives the logits, and no norm follows. Sizes: B batch, T steps, N = B T tokens, V
-vocabulary, D width, L layers.
+Forward and backward mirror each other, line by line. In a parallel block both norms read the block's input, and both
+branches are added to it. Without residual connections a part's output replaces the hidden state. With head "none" the
+last mixer gives the logits, and no norm follows. Sizes: B batch, T steps, N = B T tokens, V vocabulary, D width, L
+layers.
 """
 
 import copy
@@ -60,7 +61,8 @@ def block_plan(config, layer, batch, steps, device):
     yield from norm.plan(config, "mixer_norm", n)
     yield from mixer_of(config, layer).plan(config, batch, steps, device)
     if config.feed_forward != "none":
-        yield Request("middle", (n, config.n_embd), "saved")
+        if not config.parallel:
+            yield Request("middle", (n, config.n_embd), "saved")
         yield from norm.plan(config, "feed_forward_norm", n)
         yield from feed_forward.plan(config, n, device)
     if config.head == "none" and layer == config.n_layer - 1:
@@ -82,27 +84,31 @@ def plan(config, batch, steps, device=CPU):
     yield from head.plan(config, n, device)
     yield Request("dx", (n, config.n_embd), "residual")
     yield Request("dnormed", (n, config.n_embd), "scratch")
+    if config.parallel:
+        yield Request("dnormed_feed_forward", (n, config.n_embd), "scratch")
     yield from residual.plan(config, n)
     if config.positions == "sinusoidal":
         yield Request("positions", (steps, config.n_embd), "saved")
     if config.positions == "rotary":
-        yield Request("rotary.cos", (steps, config.head_dim // 2), "saved")
-        yield Request("rotary.sin", (steps, config.head_dim // 2), "saved")
+        yield Request("rotary.cos", (steps, config.rotary_width // 2), "saved")
+        yield Request("rotary.sin", (steps, config.rotary_width // 2), "saved")
 
 
 def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
     """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))        without residuals, neither sum
 
+    A parallel block has feed_forward(norm(x)) instead. Then middle exists in `out` only, since backward does not read it.
     position: where the one new token of each sequence stands, when decoding; None for whole windows.
     """
-    x, middle = a["x"], a["middle"] if config.feed_forward != "none" else out
+    x = a["x"]
+    middle = a["middle"] if config.feed_forward != "none" and not config.parallel else out
     normed = norm.forward(config, w, a, "mixer_norm", x)
     if position is None:
         mixer.forward(config, w, a, middle, normed, x if config.residual else None, dropout.mixer, state)
     else:
         mixer.step(config, w, a, middle, normed, x if config.residual else None, state, position)
     if config.feed_forward != "none":
-        normed = norm.forward(config, w, a, "feed_forward_norm", middle)
+        normed = norm.forward(config, w, a, "feed_forward_norm", x if config.parallel else middle)
         feed_forward.forward(config, w, a, out, normed, middle if config.residual else None, dropout.feed_forward)
 
 
@@ -110,15 +116,22 @@ def block_backward(config, mixer, w, g, a, dx, dout, dropout):
     """dx = the gradient of x
 
     dout, the gradient of out, is the same array, into which each branch accumulates through its norm. It is another
-    array only where it is the gradient of the logits.
+    array only where it is the gradient of the logits. In a parallel block both branches read dout before either
+    accumulates, so each needs an array for its gradient.
     """
-    dnormed = a["dnormed"]
+    dnormed = dfeed_forward = a["dnormed"]
     if config.feed_forward != "none":
-        normed = norm.forward(config, w, a, "feed_forward_norm", a["middle"])
-        feed_forward.backward(config, w, g, a, dnormed, dx, normed, dropout.feed_forward)
-        branch_backward(config, w, g, a, "feed_forward_norm", dx, dnormed, a["middle"])
+        middle = a["x" if config.parallel else "middle"]
+        normed = norm.forward(config, w, a, "feed_forward_norm", middle)
+        if config.parallel:
+            dfeed_forward = a["dnormed_feed_forward"]
+        feed_forward.backward(config, w, g, a, dfeed_forward, dx, normed, dropout.feed_forward)
+        if not config.parallel:
+            branch_backward(config, w, g, a, "feed_forward_norm", dx, dfeed_forward, middle)
     normed = norm.forward(config, w, a, "mixer_norm", a["x"])
     mixer.backward(config, w, g, a, dnormed, dout, normed, dropout.mixer)
+    if config.parallel:
+        branch_backward(config, w, g, a, "feed_forward_norm", dx, dfeed_forward, a["x"])
     branch_backward(config, w, g, a, "mixer_norm", dx, dnormed, a["x"])
 
 
@@ -203,7 +216,8 @@ class Activations:
         if config.positions == "sinusoidal":
             ops.sinusoidal_table(self.shared["positions"], start)
         elif config.positions == "rotary":
-            ops.rotary_table(self.shared["rotary.cos"], self.shared["rotary.sin"], config.rope_theta, start)
+            cos, sin = self.shared["rotary.cos"], self.shared["rotary.sin"]
+            ops.rotary_table(cos, sin, config.rope_theta, start, config.rotary_frequencies)
 
 
 def model_forward(model, activations, tokens, dropout, states=None, position=None):
