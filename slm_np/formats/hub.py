@@ -13,7 +13,7 @@ from pathlib import Path
 from slm_np.errors import UserError, imported
 from slm_np.progress import interactive
 
-NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+?))?(?:/(.+\.gguf))?", re.ASCII)
+NAME = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[\w-][\w.-]{0,95})(?:@([\w./-]+?))?(?:/(.+\.gguf))?", re.ASCII)
 URL = re.compile(r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/+(.+)")
 TIMEOUT_S = 10.0  # for an answer of the hub, before the cache is used
 # What a model needs beside its weights, as far as it has it.
@@ -46,7 +46,12 @@ def fetch(name):
     huggingface_hub is missing.
     """
     repository, revision, file = parsed(name)
-    hub, cached = imported("huggingface_hub", f"{name}, a name on the Hugging Face hub,", "slm_np[hub]"), None
+    hub, cached = (
+        imported(
+            "huggingface_hub", f"{name}, which does not exist here, as a name on the Hugging Face hub", "slm_np[hub]"
+        ),
+        None,
+    )
     try:
         cached = _cached(hub, repository, revision, file)
         if cached and (file or (cached / "tokenizer.json").is_file()):
@@ -146,8 +151,8 @@ def _failure(name, repository, revision, error):
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UserError(
-            f"{name} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids a download; "
-            f"unset HF_HUB_OFFLINE, {by_hand}"
+            f"{name} does not exist here and is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids "
+            f"a download; unset HF_HUB_OFFLINE, {by_hand}"
         )
     reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-    return UserError(f"{name} is not here and cannot be downloaded ({reason}); check the network, {by_hand}")
+    return UserError(f"{name} does not exist here and cannot be downloaded ({reason}); check the network, {by_hand}")

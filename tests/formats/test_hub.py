@@ -220,7 +220,7 @@ def test_the_cache_is_enough_without_a_network(server, monkeypatch, offline):
         else "cannot be downloaded .* check the network, or"
     )
     for name in ("org/sharded", "org/quantized/sub/b.gguf", "org/model@v1"):
-        with pytest.raises(UserError, match=f"^{name} is not .*{said} download its files elsewhere"):
+        with pytest.raises(UserError, match=f"^{name} does not exist here and .*{said} download its files elsewhere"):
             hub.fetch(name)
 
 
@@ -228,7 +228,7 @@ def test_an_incomplete_cache_is_not_used_without_a_network(server, monkeypatch):
     folder = hub.fetch("org/sharded")
     (folder / "model-00002-of-00002.safetensors").unlink()
     unreachable(monkeypatch)
-    with pytest.raises(UserError, match="org/sharded is not here and cannot be downloaded"):
+    with pytest.raises(UserError, match="org/sharded does not exist here and cannot be downloaded"):
         hub.fetch("org/sharded")
 
 
@@ -247,5 +247,7 @@ def test_a_cache_that_another_program_has_filled(server, tmp_path, monkeypatch):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r'org/model, a name on .* run pip install "slm_np\[hub\]"'):
+    with pytest.raises(
+        UserError, match=r'org/model, which does not exist here, as a name on .* run pip install "slm_np\[hub\]"'
+    ):
         hub.fetch("org/model")
