@@ -43,7 +43,7 @@ def not_a_run(path):
 def not_a_model(path):
     """The UserError for a path that was named as a model and is none that this package reads."""
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _file(path)
     if error := _of_any(path, "a model"):
         return error
@@ -51,6 +51,8 @@ def not_a_model(path):
         names = sorted(file.name for file in path.iterdir() if file.is_file())
     except OSError as error:
         return UserError(f"{path} cannot be read ({error.strerror}); check its permissions")
+    if "metrics.jsonl" in names or any(path.glob("checkpoint-*")):  # a run that has lost its settings
+        return not_a_run(path)
     if not names and not any(path.iterdir()):
         return UserError(f"{path} is an empty folder, not a model; name {MODEL}")
     if found := [name for name in names if name.lower().endswith(".gguf")]:
@@ -155,4 +157,9 @@ def _file(file):
         what = "a tokenizer or settings" if file.suffix == ".json" else "a text"
         use = "" if file.suffix == ".json" else f"train on it with --data {quoted(file)}, or "
         return UserError(f"{file} is {what}, not a model; {use}name {MODEL}")
+    if file.suffix == ".bin":
+        return UserError(
+            f"{file} is not a checkpoint of llama2.c: its header is not that of a model; name a .bin that its training "
+            f"wrote, or train on tokens with --data {quoted(file)}"
+        )
     return UserError(f"{file} is a file of unknown format, not a model; name {MODEL}")
