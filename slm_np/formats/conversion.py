@@ -1,8 +1,11 @@
 """From another program's checkpoint to a run."""
 
+import contextlib
+import dataclasses
 from pathlib import Path
 
 from slm_np.config import SamplingConfig, TrainConfig
+from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.meter import Meter
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
@@ -12,8 +15,10 @@ from slm_np.formats.checksum import crc32, write_settings
 from slm_np.formats.directories import new_directory
 from slm_np.formats.files import read_json, to_json, write_file
 from slm_np.formats.generation_config import to_generation_config
+from slm_np.formats.interchange import interchange_files, token_ids
+from slm_np.formats.layouts import layout_of
 from slm_np.formats.run_config import RunConfig, write_config
-from slm_np.paths import expanded
+from slm_np.paths import expanded, is_run
 from slm_np.words import counted
 
 
@@ -26,19 +31,24 @@ def convert(file, out_dir="", tokenizer=""):
     run; then nothing is left behind.
     """
     file, tokenizer = expanded(file), tokenizer and expanded(tokenizer)
-    if (file / "config.json").is_file():
+    if is_run(file) or (file / "config.json").is_file():
         raise UserError(f"{file} is the directory of a model, not a file; name a checkpoint of llama2.c, a .bin")
     with new_directory(out_dir, file.stem) as directory:
         config, tensors = llama2c.read_checkpoint(file)
         fields = _tokenizer_fields(tokenizer or _tokenizer_beside(file, config.vocab_size), config.vocab_size)
+        run = RunConfig(config, TrainConfig(max_iters=0), data=dict(converted=f"llama2.c, {file.name}"))
+        made = None
+        with contextlib.suppress(UserError):  # without the package tokenizers, nobody is told the special tokens
+            made = LibraryTokenizer(fields) if fields else None
         files = {"tokenizer.json": to_json(fields, indent=2) + b"\n"} if fields else {}
+        files |= interchange_files(run, made, None)
         for name, content in files.items():
             write_file(directory / name, content)
-        write_settings(directory / "generation_config.json", to_generation_config(SamplingConfig()))
+        sampling = to_generation_config(SamplingConfig(), **token_ids(made))
+        write_settings(directory / "generation_config.json", sampling)
         with Meter(sum(tensor.nbytes for tensor in tensors.values()), "writing the model") as meter:
-            save_best(directory, tensors, dict(step=0, val_loss="nan"), report=meter.update)
-        origin, sums = dict(converted=f"llama2.c, {file.name}"), {name: crc32(files[name]) for name in files}
-        write_config(directory, RunConfig(config, TrainConfig(max_iters=0), data=origin, files=sums))
+            save_best(directory, tensors, dict(step=0, val_loss="nan"), layout_of(run), report=meter.update)
+        write_config(directory, dataclasses.replace(run, files={name: crc32(files[name]) for name in files}))
     return directory
 
 
