@@ -106,11 +106,11 @@ def run_parts(path):
     config = read_config(path)
 
     def tensors():
-        return iter(runs.best_weights(path)[0].items())
+        return iter(runs.best_weights(path, config)[0].items())
 
     return ModelParts(
         Path(path),
-        config.model,
+        dataclasses.replace(config.model, block_size=config.full_context),
         tensors,
         runs.tokenizer_of(path, config),
         runs.template_of(path, config),
@@ -142,12 +142,15 @@ def load(path, device="cpu"):
     chosen = device_named(arguments.choice("device", device, DEVICES))
     parts = open_model(given)
     config = usable(parts.config)
-    chosen.check_memory(
-        8 * parameter_count(config), f"the model in {parts.path}", "use a machine with more"
-    )  # weights and gradients, float32
+    chosen.check_memory(4 * parameter_count(config), f"the model in {parts.path}", "use a machine with more")  # float32
     model = Model(config, None, device=chosen)
     fill(model.parameters.weight, parts)
-    described = RunConfig(config, TrainConfig(max_iters=0), data=dict(converted=parts.origin))
+    described = RunConfig(
+        config,
+        TrainConfig(max_iters=0),
+        data=dict(converted=parts.origin),
+        context=parts.config.block_size if config != parts.config else 0,
+    )
     return runs.Run(parts.path, model, parts.tokenizer, described, 0, parts.sampling, parts.template)
 
 

@@ -123,7 +123,7 @@ def test_what_is_not_a_run_is_named(folder, capsys):
         "nowhere": "does not exist; name a directory",
         "text.txt": "not a run but a file; train on a text with --data text.txt",
         "model.bin": "python -m slm_np.convert model.bin",
-        "empty": "config.json missing: empty is not a run",
+        "empty": "run.json missing: empty is not a run",
     }
     as_model = {
         "nowhere": "nowhere is not a model: it does not exist; name a run, a Hugging Face directory",
