@@ -11,9 +11,9 @@
 `pieces` is the only description of the layout, for reading and for writing, of weights, gradients and adapters.
 """
 
-from slm_np.formats.families import gpt2, llama
+from slm_np.formats.families import gpt2, gpt_neo, gpt_neox, llama, mamba
 
-FAMILIES = (llama, gpt2)
+FAMILIES = (llama, gpt_neo, gpt2, gpt_neox, mamba)  # GPT-Neo first: GPT-2 has all but the missing biases, as zeros
 
 
 def family_of(config):

@@ -30,6 +30,7 @@ NEUTRAL = dict(
     num_local_experts=(0,),
 )
 LARGEST = 1 << 40  # of a size
+THETA = 10000.0  # default of rope_theta
 
 
 def refused(name, value, only):
@@ -121,7 +122,29 @@ def head(fields, default):
     return "tied" if truth(fields, "tie_word_embeddings", default) else "linear"
 
 
-def rotation(fields, default_theta=10000.0):
+def heads(fields, head_dim=None):
+    """The settings of ModelConfig about the heads. head_dim: the default; None is hidden_size / num_attention_heads.
+
+    UserError if they contradict each other.
+    """
+    width, heads = whole(fields, "hidden_size"), whole(fields, "num_attention_heads")
+    kv_heads = whole(fields, "num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise UserError(
+            f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}; get the file again"
+        )
+    if width % heads and not fields.get("head_dim") and not head_dim:
+        raise UserError(f"num_attention_heads {heads} does not divide hidden_size {width}; get the file again")
+    return dict(n_head=heads, n_kv_head=kv_heads, head_dim=whole(fields, "head_dim", head_dim or width // heads))
+
+
+def shortest(letters):
+    """The shortest pattern that, repeated, gives these letters."""
+    patterns = (letters[:n] for n in range(1, len(letters) + 1))
+    return next(pattern for pattern in patterns if (pattern * len(letters)).startswith(letters))
+
+
+def rotation(fields, default_theta=THETA):
     """The rotary positions: (settings of ModelConfig, share of a head's columns that is rotated or None).
 
     transformers 4 writes rope_theta and rope_scaling, transformers 5 rope_parameters. UserError for other types than

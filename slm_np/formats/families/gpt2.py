@@ -18,12 +18,12 @@ NEUTRAL = dict(scale_attn_by_inverse_layer_idx=(False,))
 def config_from(fields):
     """See `slm_np.formats.families`."""
     of.check_supported(fields, MODEL_TYPES["gpt2"], NEUTRAL)
-    width, heads = of.whole(fields, "n_embd", 768), of.whole(fields, "n_head", 12)
+    width = of.whole(fields, "n_embd", 768)
+    heads = of.heads(dict(hidden_size=width, num_attention_heads=of.whole(fields, "n_head", 12)))
     return ModelConfig(
         vocab_size=of.whole(fields, "vocab_size", 50257),
         block_size=of.whole(fields, "n_positions", 1024),
         n_layer=of.whole(fields, "n_layer", 12),
-        n_head=heads,
         n_embd=width,
         n_hidden=of.whole(fields, "n_inner", 4 * width),
         score_scale=0.0 if of.truth(fields, "scale_attn_weights", True) else 1.0,
@@ -34,6 +34,7 @@ def config_from(fields):
         head=of.head(fields, True),
         bias=True,
         dropout=of.same(fields, "resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        **heads,
     )
 
 

@@ -27,79 +27,73 @@ WINDOW = dict(mistral=4096, qwen2=4096, qwen3=4096)  # the default
 def config_from(fields):
     """See `slm_np.formats.families`."""
     kind = fields["model_type"]
-    of.check_supported(fields, MODEL_TYPES[kind], dict(hidden_act=("silu", "swish"), partial_rotary_factor=(1,)))
-    bias = of.truth(fields, "mlp_bias", False)
-    if of.truth(fields, "attention_bias", False) != bias and kind in BIASED:
-        raise of.refused(
-            "attention_bias",
-            fields.get("attention_bias"),
-            f"the same as mlp_bias ({str(bias).lower()}), biases in all layers",
-        )
-    if kind not in BIASED:
-        of.check_neutral(fields, dict(attention_bias=(False, kind == "qwen2"), mlp_bias=(False,)))
-    width, heads = of.whole(fields, "hidden_size"), of.whole(fields, "num_attention_heads")
-    default_head = 128 if kind == "qwen3" else width // heads
-    rotary, share = of.rotation(fields, THETA.get(kind, 10000.0))
+    of.check_supported(fields, MODEL_TYPES[kind], dict(hidden_act=("silu", "swish")))
+    context, layers = of.whole(fields, "max_position_embeddings"), of.whole(fields, "num_hidden_layers")
+    windows = [w if w and w < context else None for w in _windows(fields, kind, layers)]
+    rotated = _rotated(fields, kind, layers)
+    rotary, share = of.rotation(fields, THETA.get(kind, of.THETA))
     if share not in (None, 1):
         raise of.refused("partial_rotary_factor", share, "1")
-    context, layers = of.whole(fields, "max_position_embeddings"), of.whole(fields, "num_hidden_layers")
-    letters, window = _layers(fields, kind, layers, context)
-    if set(letters) == {"N"}:
-        letters, rotary = "A", dict(positions="none")
     return ModelConfig(
         vocab_size=of.whole(fields, "vocab_size"),
         block_size=context,
         n_layer=layers,
-        n_head=heads,
-        n_kv_head=of.whole(fields, "num_key_value_heads", heads),
-        head_dim=of.whole(fields, "head_dim", default_head),
-        n_embd=width,
+        n_embd=of.whole(fields, "hidden_size"),
         n_hidden=of.whole(fields, "intermediate_size"),
-        pattern=_shortest(letters),
+        pattern=of.shortest(_letters(windows, rotated)),
         norm_eps=of.real(fields, "rms_norm_eps", 1e-6),
         head=of.head(fields, kind == "smollm3"),
-        bias=bias and kind in BIASED,
+        bias=_bias(fields, kind),
         qkv_bias="on" if kind == "qwen2" else "auto",
         qk_norm=kind == "qwen3",
-        **window,
-        **rotary,
+        **of.heads(fields, head_dim=128 if kind == "qwen3" else None),
+        **(dict(window=max(filter(None, windows))) if any(windows) else {}),
+        **(rotary if any(rotated) else dict(positions="none")),
     )
 
 
-def _layers(fields, kind, layers, context):
-    """(letter of each layer, {"window": tokens} if a layer is local). A window as long as the context is none."""
-    window = of.whole(fields, "sliding_window", WINDOW.get(kind, context)) if kind != "llama" else context
-    if kind == "mistral":
-        local = [fields.get("sliding_window", window) is not None] * layers
-    else:
-        used = kind != "llama" and of.truth(fields, "use_sliding_window", False)
-        types = of.choices(fields, "layer_types", (FULL, SLIDING), layers) if kind != "llama" else None
-        start = of.whole(fields, "max_window_layers", 28, low=0) if kind != "smollm3" else layers
-        local = [used and (i >= start if types is None else types[i] == SLIDING) for i in range(layers)]
-        if types and not used and SLIDING in types:
-            raise of.refused("use_sliding_window", False, f"true where layer_types has {SLIDING}")
-    rotated = [True] * layers
-    if kind == "smollm3":
-        interval = of.whole(fields, "no_rope_layer_interval", 4)
-        rotated = of.choices(fields, "no_rope_layers", (0, 1), layers) or [
-            int((i + 1) % interval != 0) for i in range(layers)
-        ]
-        if fields.get("layer_types") is None and of.truth(fields, "use_sliding_window", False):
-            local = [not one and fields.get("sliding_window") is not None for one in rotated]
-    if window >= context:
-        local = [False] * layers
-    if any(one and not rotates for one, rotates in zip(local, rotated)):
-        raise of.refused("sliding_window", window, "in layers with rotary positions")
-    letters = "".join("L" if one else "A" if rotates else "N" for one, rotates in zip(local, rotated))
-    return letters, dict(window=window) if "L" in letters else {}
+def _bias(fields, kind):
+    """Whether all linear layers have biases. We have them in all layers, in none, or as Qwen2."""
+    bias = of.truth(fields, "attention_bias", False)
+    if kind in BIASED and bias != of.truth(fields, "mlp_bias", False):
+        raise of.refused("attention_bias", bias, "the same value as that of mlp_bias")
+    if kind in ("mistral", "qwen3") and bias:
+        raise of.refused("attention_bias", bias, "false")
+    return bias and kind in BIASED
 
 
-def _shortest(letters):
-    """The shortest pattern that, repeated, gives these letters."""
-    for n in range(1, len(letters)):
-        if (letters[:n] * len(letters))[: len(letters)] == letters:
-            return letters[:n]
-    return letters
+def _windows(fields, kind, layers):
+    """The window of each layer in tokens, None without."""
+    window = fields.get("sliding_window", WINDOW.get(kind)) and of.whole(fields, "sliding_window", WINDOW.get(kind))
+    if kind in ("llama", "mistral"):
+        return [window if kind == "mistral" else None] * layers
+    types = of.choices(fields, "layer_types", (FULL, SLIDING), layers)
+    if not of.truth(fields, "use_sliding_window", False) or window is None:
+        if types and SLIDING in types:
+            raise of.refused("layer_types", types, f"{FULL} without use_sliding_window and sliding_window")
+        return [None] * layers
+    if types is None and kind == "smollm3":
+        return [None if rotates else window for rotates in _rotated(fields, kind, layers)]
+    start = of.whole(fields, "max_window_layers", 28, low=0)
+    return [window if (i >= start if types is None else types[i] == SLIDING) else None for i in range(layers)]
+
+
+def _rotated(fields, kind, layers):
+    """Whether each layer rotates its queries and keys."""
+    if kind != "smollm3":
+        return [True] * layers
+    interval = of.whole(fields, "no_rope_layer_interval", 4)
+    given = of.choices(fields, "no_rope_layers", (0, 1), layers)
+    return [bool(given[i]) if given else (i + 1) % interval != 0 for i in range(layers)]
+
+
+def _letters(windows, rotated):
+    """The letter of each layer's mixer."""
+    if any(window and not rotates for window, rotates in zip(windows, rotated)):
+        raise of.refused("sliding_window", max(filter(None, windows)), "null in layers without rotary positions")
+    if not any(rotated):
+        return "A" * len(rotated)  # with --positions none
+    return "".join("L" if window else "A" if rotates else "N" for window, rotates in zip(windows, rotated))
 
 
 def fits(config):
