@@ -65,7 +65,7 @@ def architecture_of(config):
 
 
 def _obstacle(config, architecture):
-    """A setting that no architecture has or, if there is one that has the others, that `architecture` lacks; else ""."""
+    """A setting that no architecture has or, if one has the others, that `architecture` lacks; else ""."""
     letters, heads = set(config.letters), config.n_head * config.head_dim
     common = {
         f"--pattern {config.pattern}": letters not in ({"A"}, {"M"}) and not _has_smollm3_layers(config),

@@ -190,7 +190,7 @@ def from_metadata(header, vocab_size):
             added_tokens=added,
             normalizer=fields.get("normalizer"),
             pre_tokenizer=fields.get("pre_tokenizer"),
-            post_processor=_first(named["bos_token"], tokens) if starts else None,
+            post_processor=_first(named["bos_token"], tokens) if starts and len(set(ids.values())) > 1 else None,
             decoder=fields["decoder"],
             model=fields["model"],
         ),
