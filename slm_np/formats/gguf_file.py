@@ -14,7 +14,6 @@ import numpy as np
 
 from slm_np import arguments
 from slm_np.config import SamplingConfig
-from slm_np.data.meter import Meter
 from slm_np.data.tokenizer_factory import tokenizer_from
 from slm_np.errors import UserError
 from slm_np.formats import gguf_architecture as architectures
@@ -51,15 +50,11 @@ def read(path):
         tokenizer.more_ends = tuple(dict.fromkeys(id for id in ends if id not in (None, tokenizer.end_of_text)))
         tokenizer.prompt_start = (gguf_tokenizer.token_id(header, "bos"),) if starts else ()
 
+    def array_of(piece):
+        return architectures.restored(architecture, config, piece, read_tensor(header, piece.theirs))
+
     def tensors():
-        with Meter(sum(tensor.size for tensor in header.tensors.values()), f"reading {header.path.name}") as meter:
-
-            def read_piece(piece):
-                array = read_tensor(header, piece.theirs)
-                meter.update(header.tensors[piece.theirs].size)
-                return architectures.restored(architecture, config, piece, array)
-
-            yield from to_ours(config, pieces, read_piece)
+        return to_ours(config, pieces, array_of)
 
     return ModelParts(
         header.path, config, tensors, tokenizer, _template(header, named), SamplingConfig(), _origin(header)
@@ -99,11 +94,12 @@ def _origin(header):
     return f"GGUF, {name if isinstance(name, str) and name else header.path.name}"
 
 
-def write(parts, path, dtype="f32"):
+def write(parts, path, dtype="f32", report=lambda n: None):
     """Write the `ModelParts` as a GGUF file at `path`, and a Modelfile beside it. Both replace what was there.
 
-    dtype: f32, f16, bf16 or q8_0, of the matrices
-    UserError if no architecture of llama.cpp computes the model, if it cannot run the tokenizer, or if the file cannot
+    dtype   of the matrices: f32, f16, bf16 or q8_0
+    report  function (n), called when n more bytes of tensors are written
+    Raises UserError if no architecture of llama.cpp computes the model, if it cannot run the tokenizer, or if the file cannot
     be written; then nothing is left behind.
     """
     gguf, path = gguf_package(), Path(path)
@@ -120,7 +116,7 @@ def write(parts, path, dtype="f32"):
     with saving(path), replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         try:
-            _write(writer, metadata, parts, architecture, gguf.GGMLQuantizationType[DTYPES[dtype]])
+            _write(writer, metadata, parts, architecture, gguf.GGMLQuantizationType[DTYPES[dtype]], report)
         finally:
             writer.close()
     write_modelfile(path, parts)
@@ -135,32 +131,30 @@ def _tokenizer_metadata(parts):
     return found
 
 
-def _write(writer, metadata, parts, architecture, wanted):
+def _write(writer, metadata, parts, architecture, wanted, report):
     """Fill the file of a GGUFWriter. wanted: the type of matrices, a gguf.GGMLQuantizationType"""
-    gguf, config = gguf_package(), parts.config
+    sizes, config = gguf_package().GGML_QUANT_SIZES, parts.config
     for key, value in metadata.items():
         _add(writer, key, value)
     pieces = by_our_name(architectures.pieces(architecture, config))
     names = [*(tensor.name for tensor in parameters(config)), *[""] * ("" in pieces)]
-    shapes = {piece.theirs: piece.shape for name in names for piece in pieces[name]}
+    pieces = [piece for name in names for piece in pieces[name]]
     extra = architectures.extra_tensors(config)
-    total = 0
-    for name, shape in {**shapes, **{name: array.shape for name, array in extra.items()}}.items():
-        kind = _kind(name, shape, wanted)
-        per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    shapes = {piece.theirs: piece.shape for piece in pieces} | {name: array.shape for name, array in extra.items()}
+    kinds = {name: _kind(name, shape, wanted) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        per_block, block_bytes = sizes[kinds[name]]
         size = math.prod(shape) // per_block * block_bytes
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
-        total += size
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kinds[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    with Meter(total, "writing the model") as meter:
-        pairs = to_theirs((piece for name in names for piece in pieces[name]), _in_order(parts.tensors(), names))
-        arrays = ((piece.theirs, architectures.changed(architecture, config, piece, array)) for piece, array in pairs)
-        for name, array in chain(arrays, extra.items()):
-            quantized = _quantized(name, array, _kind(name, array.shape, wanted))
-            writer.write_tensor_data(quantized)
-            meter.update(quantized.nbytes)
+    pairs = to_theirs(pieces, _in_order(parts.tensors(), names))
+    arrays = ((piece.theirs, architectures.changed(architecture, config, piece, array)) for piece, array in pairs)
+    for name, array in chain(arrays, extra.items()):
+        quantized = _quantized(name, array, kinds[name])
+        writer.write_tensor_data(quantized)
+        report(quantized.nbytes)
 
 
 def _add(writer, key, value):
