@@ -98,9 +98,9 @@ class Decoder(arguments.Fixed):
     def planned(self, steps):
         """Activations for windows (B, steps)."""
         config, dtype, device = self.model.config, self.model.dtype, self.model.device
-        needed = planned_bytes(plan(config, self.batch, steps, device), dtype)
+        needed = planned_bytes(plan(config, self.batch, steps, device, recompute=True), dtype)  # no backward follows
         device.check_memory(needed, f"reading a prompt for {counted(self.batch, 'sequence')} at once", "ask for fewer")
-        return Activations(config, self.batch, steps, dtype, device=device)
+        return Activations(config, self.batch, steps, dtype, device=device, recompute=True)
 
     def step(self, tokens):
         """Logits after one more token of each sequence. tokens: (B,), or (B, 1)"""

@@ -52,12 +52,17 @@ def chunks(n, length, dropout):
 
 
 def forward(config, w, a, out, x, residual, dropout):
-    """out = residual + dropout(activation(x W1 + b1) W2 + b2)        residual None: no residual connection"""
+    """out = residual + dropout(activation(x W1 + b1) W2 + b2)        residual None: no residual connection
+
+    out None: only what backward reads is computed.
+    """
     activation_forward, _ = ACTIVATIONS[config.feed_forward]
     for rows, own in chunks(len(x), len(a["feed_forward.active"]), dropout):
         hidden = a["feed_forward.hidden"][rows]  # (n, F or 2 F)
         active = a["feed_forward.active"][: len(hidden)]  # (n, F)
         ops.linear_forward(hidden, x[rows], w["feed_forward.input.weight"], w.get("feed_forward.input.bias"), None)
+        if out is None:
+            continue
         activation_forward(active, hidden)
         project_forward(
             w, a, "feed_forward.output", out[rows], active, None if residual is None else residual[rows], own
