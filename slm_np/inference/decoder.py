@@ -97,10 +97,10 @@ class Decoder(arguments.Fixed):
 
     def planned(self, steps):
         """Activations for windows (B, steps)."""
-        config, dtype, device = self.model.config, self.model.dtype, self.model.device
-        needed = planned_bytes(plan(config, self.batch, steps, device), dtype)
+        config, dtype, device, adapters = (getattr(self.model, n) for n in ("config", "dtype", "device", "adapters"))
+        needed = planned_bytes(plan(config, self.batch, steps, device, adapters), dtype)
         device.check_memory(needed, f"reading a prompt for {counted(self.batch, 'sequence')} at once", "ask for fewer")
-        return Activations(config, self.batch, steps, dtype, device=device)
+        return Activations(config, self.batch, steps, dtype, device=device, adapters=adapters)
 
     def step(self, tokens):
         """Logits after one more token of each sequence. tokens: (B,), or (B, 1)"""

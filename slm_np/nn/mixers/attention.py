@@ -4,6 +4,7 @@ Sizes: B batch, T steps, N = B T, H query heads, K key-value heads, w head width
 """
 
 from slm_np import ops
+from slm_np.nn import linear
 from slm_np.nn.arena import Request
 from slm_np.nn.parameters import Tensor, matmul_weight
 from slm_np.nn.residual import project_backward, project_forward
@@ -58,7 +59,7 @@ class State:
 def rotated_qkv(config, w, a, x):
     """a["attention.qkv"] = x W + b, its queries and keys rotated by their positions"""
     qkv = a["attention.qkv"]  # (N, (H + 2 K) w)
-    ops.linear_forward(qkv, x, w["attention.qkv.weight"], w.get("attention.qkv.bias"), None)
+    linear.forward(w, a, "attention.qkv", qkv, x)
     if config.positions == "rotary":
         ops.rotary_forward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
     return qkv
@@ -90,8 +91,7 @@ def backward(config, w, g, a, dx, dout, x, dropout):
     """dx = the gradient of the mixer's input. The queries, keys and values that forward saved become their gradient."""
     qkv, heads, dheads, lse = a["attention.qkv"], a["attention.heads"], a["attention.dheads"], a["attention.lse"]
     dbranch = project_backward(a, dout, dropout.branch)
-    dweight, dbias = g["attention.output.weight"], g.get("attention.output.bias")
-    ops.linear_backward(dheads, dweight, dbias, dbranch, heads, w["attention.output.weight"])
+    linear.backward(w, g, a, "attention.output", dheads, dbranch, heads)
     ops.attention_backward(
         qkv,
         a["attention.scores"],
@@ -105,4 +105,4 @@ def backward(config, w, g, a, dx, dout, x, dropout):
     )
     if config.positions == "rotary":
         ops.rotary_backward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
-    ops.linear_backward(dx, g["attention.qkv.weight"], g.get("attention.qkv.bias"), qkv, x, w["attention.qkv.weight"])
+    linear.backward(w, g, a, "attention.qkv", dx, qkv, x)
