@@ -449,6 +449,11 @@ class TrainConfig:
     grad_accumulation_steps: int = setting(
         1, "micro-batches per update, whose gradients are averaged", low=1, high=1 << 20
     )
+    recompute: bool = setting(
+        False,
+        "compute each block again in backward instead of saving its activations: the same bits in less memory, at "
+        "about a quarter more time",
+    )
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)
     min_lr: float = setting(
         -1.0,

@@ -30,7 +30,14 @@ from .linear import (
 )
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .microkernel_bf16 import bfloat16_unit
-from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from .norm import (
+    head_norm_backward,
+    head_norm_forward,
+    layernorm_backward,
+    layernorm_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+)
 from .recurrence import (
     batch_major,
     linear_recurrence_backward,

@@ -1,7 +1,7 @@
 """Causal grouped-query attention, a block of queries at a time: scores exist in a worker's scratch only.
 
 The scores of a block against all keys up to its end fit the second-level cache, so softmax needs no second pass over
-blocks of keys. Tiles above the diagonal are skipped. Backward recomputes the probabilities from the scores and `lse`.
+blocks of keys. Tiles above the diagonal are skipped, and those of keys that left the window of a whole block. Backward recomputes the probabilities from the scores and `lse`.
 One algorithm serves float32, float64 and bfloat16; attention_storage.py holds what differs between them. Sums and the
 softmax are never of bfloat16.
 
@@ -9,6 +9,7 @@ Sizes: B sequences, T steps, H query heads, K key-value heads, width w. Arrays o
 offsets.
 """
 
+import math
 import threading
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from .attention_storage import (
     end,
     entries,
     first_entry,
+    first_key,
     float_layout,
     load_panels,
     load_queries,
@@ -51,10 +53,14 @@ KEYS = 256  # entries of a sum over keys at a time, so that their rows stay in t
 
 
 class Sizes(NamedTuple):
+    """`window` is T without one. scale: of the scores."""
+
     heads: int
     kv_heads: int
     steps: int
     width: int
+    window: int
+    scale: float
 
 
 class Dropout(NamedTuple):
@@ -71,32 +77,33 @@ def clear(x):
 
 
 @row
-def multiply_scores(scores, rows, panels, q, count):
-    """scores = rows panels for `count` queries from q on and all keys; tiles above the diagonal are left out."""
+def multiply_scores(scores, rows, panels, first, q, count):
+    """scores = rows panels for `count` queries from q on and keys from `first` on, without tiles above the diagonal."""
     long, height, stride, depth = scores.shape[1], tile_rows(rows), rows.shape[1], panels.shape[1]
-    for j in range(0, q + count, COLUMNS):
+    for j in range(first, q + count, COLUMNS):
         for i in range(max(0, j - q) // height * height, count, height):
             multiply(scores, i * long + j, long, rows, i * stride, stride, 1, panels, j * depth, COLUMNS, depth, 0)
 
 
 @row
-def sum_over_keys(result, p, right, q, count):
-    """result (count, w) = P right: each tile of queries over the keys up to its end."""
+def sum_over_keys(result, p, right, first, q, count):
+    """result (count, w) = P right: each tile of queries over the keys from `first` up to its end."""
     (step, column), height, wide, long = right_strides(right), tile_rows(p), result.shape[1], p.shape[1]
-    for j in range(0, entries(p, q + count), KEYS):
+    start = first // elements_per_entry(p)
+    for j in range(start, entries(p, q + count), KEYS):
         for i in range(max(0, j * elements_per_entry(p) - q) // height * height, count, height):
             k = min(KEYS, entries(p, q + i + height) - j)
             for c in range(0, wide, COLUMNS):
-                multiply(result, i * wide + c, wide, p, i * long + j, long, 1, right, j * step + c * column, step, k, j)
+                multiply(result, i * wide + c, wide, p, i * long + j, long, 1, right, j * step + c * column, step, k, j - start)
 
 
 @row
-def add_over_queries(total, turned, right, q, count):
-    """total (T, w) += P^T right: each tile of keys over the queries from its start on."""
+def add_over_queries(total, turned, right, start, q, count):
+    """total (T, w) += P^T right: each tile of keys, from `start` on, over the queries from its start on."""
     (step, column), (row_stride, entry_stride) = right_strides(right), turned_strides(turned)
     height, wide = tile_rows(turned), total.shape[1]
     stop = entries(turned, padded(count, height))
-    for j in range(0, q + count, height):
+    for j in range(start, q + count, height):
         first = first_entry(turned, max(0, j - q))
         a = j * row_stride + first * entry_stride
         for c in range(0, wide, COLUMNS):
@@ -113,39 +120,48 @@ def write_rows(x, start, stride, rows, count, width, scale):
             write(target, d, source[d] * scale)
 
 
+@row
+def first_of_row(sizes, i):
+    """The first key that query i sees."""
+    return max(0, i + 1 - sizes.window)
+
+
 @inlined
 def forward_head(out, lse, s, qkv, sizes, dropout, b, h):
     """Query head h of sequence b."""
-    heads, kv_heads, steps, width = sizes
+    heads, kv_heads, steps, width, _, _ = sizes
     key, threshold, keep_scale = dropout
-    one, scale = type_of(qkv)(1), type_of(qkv)(1 / np.sqrt(width))
+    one, scale = type_of(qkv)(1), type_of(qkv)(sizes.scale)
     columns, out_columns, height, task = (heads + 2 * kv_heads) * width, heads * width, tile_rows(qkv), b * heads + h
     base = b * steps * columns
     k = base + (heads + h // (heads // kv_heads)) * width
     load_panels(s.keys_t, s.rows, qkv, k, columns, steps, width)
     load_right(s.right, qkv, k + kv_heads * width, columns, steps, width)
     for q in range(0, steps, QUERIES):
-        count = min(QUERIES, steps - q)
+        count, first = min(QUERIES, steps - q), first_key(qkv, first_of_row(sizes, q))
         load_rows(s.queries, qkv, base + q * columns + h * width, columns, count, width, query_scale(qkv, scale))
-        multiply_scores(s.scores, s.queries, s.keys_t, q, count)
+        multiply_scores(s.scores, s.queries, s.keys_t, first, q, count)
         for i in range(padded(count, height)):
-            scores, length = s.scores[i], 0
+            scores, start, length = s.scores[i, first:], 0, 0
             if i < count:
-                length = q + i + 1
-                lse[task, q + i] = softmax_row(scores, length, score_scale(qkv, scale))
+                start, length = first_of_row(sizes, q + i) - first, q + i + 1 - first
+                clear(scores[:start])
+                seen = scores[start:]
+                lse[task, q + i] = softmax_row(seen, length - start, score_scale(qkv, scale))
                 if threshold > 0:
-                    drop_row(scores, length, (task * steps + q + i) * steps, key, threshold, keep_scale)
-            store_row(s.p[i], scores, length, row_stop(qkv, q, i, count))
-        sum_over_keys(s.result, s.p_rows, s.right, q, count)
+                    index = (task * steps + q + i) * steps + first + start
+                    drop_row(seen, length - start, index, key, threshold, keep_scale)
+            store_row(s.p[i, first:], scores, length, row_stop(qkv, q, i, count) - first)
+        sum_over_keys(s.result, s.p_rows, s.right, first, q, count)
         write_rows(out, (b * steps + q) * out_columns + h * width, out_columns, s.result, count, width, one)
 
 
 @inlined
 def backward_group(qkv, s, dout, lse, sizes, dropout, b, kv):
     """Key-value head kv of sequence b with its query heads: no other task reads or overwrites them."""
-    heads, kv_heads, steps, width = sizes
+    heads, kv_heads, steps, width, _, _ = sizes
     key, threshold, keep_scale = dropout
-    one, scale, group = type_of(qkv)(1), type_of(qkv)(1 / np.sqrt(width)), heads // kv_heads
+    one, scale, group = type_of(qkv)(1), type_of(qkv)(sizes.scale), heads // kv_heads
     columns, out_columns = (heads + 2 * kv_heads) * width, heads * width
     base = b * steps * columns
     k = base + (heads + kv) * width
@@ -157,28 +173,32 @@ def backward_group(qkv, s, dout, lse, sizes, dropout, b, kv):
     clear(s.dvalues)
     for h in range(kv * group, kv * group + group):
         for q in range(0, steps, QUERIES):
-            count, task = min(QUERIES, steps - q), b * heads + h
+            count, task, first = min(QUERIES, steps - q), b * heads + h, first_key(qkv, first_of_row(sizes, q))
             dq, do = base + q * columns + h * width, (b * steps + q) * out_columns + h * width
             load_queries(s.queries, s.queries_right, qkv, dq, columns, count, width, query_scale(qkv, scale))
             load_queries(s.douts, s.douts_right, dout, do, out_columns, count, width, one)
-            multiply_scores(s.scores, s.queries, s.keys_t, q, count)
-            multiply_scores(s.dscores, s.douts, s.values_t, q, count)
+            multiply_scores(s.scores, s.queries, s.keys_t, first, q, count)
+            multiply_scores(s.dscores, s.douts, s.values_t, first, q, count)
             for i in range(QUERIES):
-                p, dp, length = s.scores[i], s.dscores[i], 0
+                p, dp, start, length = s.scores[i, first:], s.dscores[i, first:], 0, 0
                 if i < count:
-                    length, index = q + i + 1, (task * steps + q + i) * steps
-                    probability_row(p, length, lse[task, q + i], score_scale(qkv, scale))
+                    start, length = first_of_row(sizes, q + i) - first, q + i + 1 - first
+                    clear(p[:start])
+                    clear(dp[:start])
+                    p_seen, dp_seen, n = p[start:], dp[start:], length - start
+                    index = (task * steps + q + i) * steps + first + start
+                    probability_row(p_seen, n, lse[task, q + i], score_scale(qkv, scale))
                     if threshold > 0:
-                        drop_row(dp, length, index, key, threshold, keep_scale)
-                    softmax_backward_row(dp, p, length)
+                        drop_row(dp_seen, n, index, key, threshold, keep_scale)
+                    softmax_backward_row(dp_seen, p_seen, n)
                     if threshold > 0:
-                        drop_row(p, length, index, key, threshold, keep_scale)
-                stop = row_stop(qkv, q, i, count)
-                store_row(s.p[i], p, length, stop)
-                store_row(s.ds[i], dp, length, stop)
-            add_over_queries(s.dvalues, turn(s.turned, s.p, s.tile, q, count), s.douts_right, q, count)
-            add_over_queries(s.dkeys, turn(s.turned, s.ds, s.tile, q, count), s.queries_right, q, count)
-            sum_over_keys(s.result, s.ds_rows, s.right, q, count)
+                        drop_row(p_seen, n, index, key, threshold, keep_scale)
+                stop = row_stop(qkv, q, i, count) - first
+                store_row(s.p[i, first:], p, length, stop)
+                store_row(s.ds[i, first:], dp, length, stop)
+            add_over_queries(s.dvalues, turn(s.turned, s.p, s.tile, first, q, count), s.douts_right, first, q, count)
+            add_over_queries(s.dkeys, turn(s.turned, s.ds, s.tile, first, q, count), s.queries_right, first, q, count)
+            sum_over_keys(s.result, s.ds_rows, s.right, first, q, count)
             write_rows(qkv, dq, columns, s.result, count, width, scale)
     write_rows(qkv, k, columns, s.dkeys, steps, width, score_scale(qkv, scale))
     write_rows(qkv, v, columns, s.dvalues, steps, width, one)
@@ -213,15 +233,46 @@ def attention_scratch(steps, width, tasks):
     return workers, max(elements_of(layout, steps, width) for layout in (float_layout, pair_layout))
 
 
-def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
-    sizes = Sizes(heads, kv_heads, steps, out.shape[1] // heads)
+def sizes_of(heads, kv_heads, steps, width, window, scale):
+    return Sizes(heads, kv_heads, steps, width, min(window or steps, steps), scale_of(width, scale))
+
+
+def scale_of(width, scale):
+    return 1 / math.sqrt(width) if scale is None else float(scale)
+
+
+def attention_forward(
+    out,
+    lse,
+    scratch,
+    qkv,
+    heads,
+    kv_heads,
+    steps,
+    dropout,
+    window=0,
+    scale=None,
+):
+    sizes = sizes_of(heads, kv_heads, steps, out.shape[1] // heads, window, scale)
     dropout = dropout_of(dropout, type_of(qkv))
     _attention_forward(len(scratch), out.reshape(-1), lse, scratch, qkv.reshape(-1), sizes, dropout)
 
 
-def attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout):
+def attention_backward(
+    qkv,
+    scratch,
+    dout,
+    out,
+    lse,
+    heads,
+    kv_heads,
+    steps,
+    dropout,
+    window=0,
+    scale=None,
+):
     """`out` is not read: sum_j P dP costs one pass over rows in the nearest cache."""
-    sizes = Sizes(heads, kv_heads, steps, dout.shape[1] // heads)
+    sizes = sizes_of(heads, kv_heads, steps, dout.shape[1] // heads, window, scale)
     dropout = dropout_of(dropout, type_of(qkv))
     _attention_backward(len(scratch), qkv.reshape(-1), scratch, dout.reshape(-1), lse, sizes, dropout)
 
@@ -244,36 +295,48 @@ def add_times(total, x, factor):
 
 
 @row
-def attend(out, query, keys, values, scores, scale):
-    """One query over the first len(scores) keys and values, rows of w elements."""
+def attend(out, query, keys, values, first, scores, scale):
+    """One query over len(scores) keys and values, rows of w elements of a ring, from slot `first` on."""
     width = query.size
+    slots = keys.size // width
     for t in range(scores.size):
-        scores[t] = dot(query, keys[t * width : t * width + width]) * scale
+        slot = first + t if first + t < slots else first + t - slots
+        scores[t] = dot(query, keys[slot * width : slot * width + width]) * scale
     softmax_row(scores, scores.size, scores.dtype.type(1))
     out[:] = 0
     for t in range(scores.size):
-        add_times(out, values[t * width : t * width + width], scores[t])
+        slot = first + t if first + t < slots else first + t - slots
+        add_times(out, values[slot * width : slot * width + width], scores[t])
 
 
 @row
-def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scores):
+def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, first, scores, scale):
     """Sequence b, key-value head kv: its new key and value enter slot `slot`, its queries attend to len(scores) slots.
 
-    keys, values: the caches (B, K, T, w), flat.
+    keys, values: the caches (B, K, T, w), flat. first: the first slot that is attended to.
     """
     width = out.shape[1] // heads
-    group, scale, start = heads // kv_heads, out.dtype.type(1 / np.sqrt(width)), (b * kv_heads + kv) * steps * width
+    group, start = heads // kv_heads, (b * kv_heads + kv) * steps * width
     k, v, new = keys[start : start + steps * width], values[start : start + steps * width], slot * width
     convert_block(k[new : new + width], qkv[b, (heads + kv) * width : (heads + kv + 1) * width])
     convert_block(v[new : new + width], qkv[b, (heads + kv_heads + kv) * width : (heads + kv_heads + kv + 1) * width])
     for h in range(kv * group, kv * group + group):
-        attend(out[b, h * width : h * width + width], qkv[b, h * width : h * width + width], k, v, scores, scale)
+        attend(out[b, h * width : h * width + width], qkv[b, h * width : h * width + width], k, v, first, scores, scale)
 
 
 @kernel
-def _attention_step(task, out, keys, values, qkv, heads, kv_heads, steps, slot, length, scores):
+def _attention_step(task, out, keys, values, qkv, heads, kv_heads, steps, slot, first, length, scores, scale):
     b, kv = task // kv_heads, task % kv_heads
-    step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, scores[get_thread_id(), :length])
+    seen = scores[get_thread_id(), :length]
+    step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, first, seen, scores.dtype.type(scale))
+
+
+def seen_slots(position, steps, window):
+    """(first slot, number of slots) that the token at `position` sees of a ring of `steps` slots, itself included."""
+    length = min(position + 1, steps)
+    if not 0 < window < length:
+        return 0, length
+    return (position + 1 - window) % steps, window
 
 
 class StepScores(threading.local):
@@ -292,9 +355,20 @@ class StepScores(threading.local):
 STEP_SCORES = StepScores()
 
 
-def attention_step(out, keys, values, qkv, heads, kv_heads, position):
+def attention_step(
+    out,
+    keys,
+    values,
+    qkv,
+    heads,
+    kv_heads,
+    position,
+    window=0,
+    scale=None,
+):
     """One new token per sequence: see `ops.attention_step`."""
     steps, position = keys.shape[2], int(np.asarray(position).item())
+    first, length = seen_slots(position, steps, window)
     _attention_step(
         len(out) * kv_heads,
         out,
@@ -305,6 +379,8 @@ def attention_step(out, keys, values, qkv, heads, kv_heads, position):
         kv_heads,
         steps,
         position % steps,
-        min(position + 1, steps),
+        first,
+        length,
         STEP_SCORES.of(steps, out.dtype),
+        scale_of(out.shape[1] // heads, scale),
     )

@@ -14,6 +14,7 @@ A pair is two neighbors along the summed axis, see bfloat16.py. An *entry* is wh
 or a pair. Every function here comes in both kinds and is chosen by the type of its first argument.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from .scratch import carve
 
 FLOAT_ROWS, PAIR_ROWS = microkernel_f32.ROWS, microkernel_bf16.ROWS
 QUERY_PAIRS = padded(QUERIES // 2, STEP)
+FIRST_KEYS = math.lcm(COLUMNS, 2 * STEP)
 
 
 class Scratch(NamedTuple):
@@ -205,6 +207,16 @@ def entries_of_pairs(operand, elements):
 
 
 @row
+def first_key_of_floats(operand, key):
+    return key // COLUMNS * COLUMNS
+
+
+@row
+def first_key_of_pairs(operand, key):
+    return key // FIRST_KEYS * FIRST_KEYS
+
+
+@row
 def row_stop_of_floats(operand, q, i, count):
     return q + i // FLOAT_ROWS * FLOAT_ROWS + FLOAT_ROWS
 
@@ -227,6 +239,8 @@ elements_per_entry = by_storage(lambda operand: 1, lambda operand: 2)
 # Entries that hold so many elements, and the first entry of a sum that may leave out all elements before one.
 entries = by_storage(lambda operand, elements: elements, entries_of_pairs)
 first_entry = by_storage(lambda operand, element: element, lambda operand, element: element // (2 * STEP) * STEP)
+# The last key up to `key` from which on a block of scores may begin: whole tiles, and whole steps of a sum.
+first_key = by_storage(first_key_of_floats, first_key_of_pairs)
 # Up to where row i of a block of `count` queries from q on must hold zeros: floats to the end of its tile, pairs for
 # `turn_pairs`.
 row_stop = by_storage(row_stop_of_floats, row_stop_of_pairs)
@@ -348,15 +362,15 @@ def store_rounded_row(p, scores, length, stop):
 
 
 @row
-def turn_floats(turned, p, tile, q, count):
+def turn_floats(turned, p, tile, first, q, count):
     """P^T (T, QUERIES) as a left operand: floats are read by columns."""
     return p
 
 
 @row
-def turn_pairs(turned, p, tile, q, count):
-    """P^T as pairs of neighboring queries."""
-    for t in range(0, row_stop_of_pairs(p, q, 0, count), COLUMNS):
+def turn_pairs(turned, p, tile, first, q, count):
+    """P^T as pairs of neighboring queries, of keys from `first` on."""
+    for t in range(first, row_stop_of_pairs(p, q, 0, count), COLUMNS):
         interleave_panel(tile, 0, p, t, p.shape[1], QUERIES // 2)
         transpose(turned[t:], QUERY_PAIRS, tile, 0, COLUMNS, QUERY_PAIRS, COLUMNS)
     return turned

@@ -304,8 +304,8 @@ def attention_loop(
     for kv in range(start, stop):
         for b in range(len(x)):
             if cos.shape[1]:
-                rotate_row(qkv, b, kv * group * width, group, cos, sin, angle, one)
-                rotate_row(qkv, b, (n_head + kv) * width, 1, cos, sin, angle, one)
+                rotate_row(qkv, b, kv * group * width, group, width, cos, sin, angle, one)
+                rotate_row(qkv, b, (n_head + kv) * width, 1, width, cos, sin, angle, one)
             step_group(
                 heads,
                 b,
@@ -317,7 +317,9 @@ def attention_loop(
                 kv,
                 block_size,
                 slot,
+                0,
                 scores[kv, :length],
+                x.dtype.type(1 / np.sqrt(width)),
             )
         matmul_rows(partials[kv], heads, kv * group * width, (kv + 1) * group * width, output_weight)
 

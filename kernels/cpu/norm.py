@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm.
+"""RMSNorm and LayerNorm of rows, and RMSNorm of the heads of queries and keys.
 
 Threads split the rows. For the weight's gradient they split the columns instead, so that no two threads add to the same
 element.
@@ -6,7 +6,7 @@ element.
 
 import numpy as np
 
-from .bfloat16 import read, write
+from .bfloat16 import convert_block, read, write
 from .jit import inlined, kernel, row
 from .math import maximum
 from .microkernel_f32 import LANES
@@ -145,3 +145,128 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
     blocks, width, has_bias = -(-x.shape[1] // COLUMNS), x.shape[1], dbias is not None
     dbias = dbias if has_bias else dweight
     _weight_gradient(blocks, dweight, dbias, has_bias, dout.reshape(-1), x.reshape(-1), mean, True, rstd, width)
+
+
+# Norms of heads: rows are queries | keys | values, and each head of queries and keys is normed by itself
+
+
+@inlined
+def head_norm_row(out, x, r, start, heads, weight, eps, rstd, first):
+    """Norm `heads` heads of row r of x, from column `start` on, into `out`. Their rstd go to rstd[r, first:]."""
+    width, one = weight.size, weight.dtype.type(1)
+    for head in range(heads):
+        left, total = start + head * width, one - one
+        for c in range(width):
+            total += read(x, (r, left + c)) * read(x, (r, left + c))
+        scale = weight.dtype.type(1 / np.sqrt(total / width + eps))
+        for c in range(width):
+            write(out, (r, left + c), read(x, (r, left + c)) * scale * weight[c])
+        rstd[r, first + head] = scale
+
+
+@inlined
+def head_norm_backward_row(dx, dout, r, start, heads, weight, rstd, first):
+    """The derivative of `head_norm_row`. dx holds x before."""
+    width, one = weight.size, weight.dtype.type(1)
+    for head in range(heads):
+        left, scale, total = start + head * width, rstd[r, first + head], one - one
+        for c in range(width):
+            total += read(dout, (r, left + c)) * weight[c] * read(dx, (r, left + c))
+        mean = total * scale * scale / weight.dtype.type(width)
+        for c in range(width):
+            x = read(dx, (r, left + c))
+            write(dx, (r, left + c), scale * (read(dout, (r, left + c)) * weight[c] - x * mean))
+
+
+@kernel
+def _head_norm_forward(r, out, rstd, qkv, q_weight, k_weight, heads, kv_heads, eps):
+    width = q_weight.size
+    values = (heads + kv_heads) * width
+    head_norm_row(out, qkv, r, 0, heads, q_weight, eps, rstd, 0)
+    head_norm_row(out, qkv, r, heads * width, kv_heads, k_weight, eps, rstd, heads)
+    convert_block(out[r, values:], qkv[r, values:])
+
+
+@kernel
+def _head_norm_backward(r, dqkv, dout, q_weight, k_weight, rstd, heads, kv_heads):
+    width = q_weight.size
+    values = (heads + kv_heads) * width
+    head_norm_backward_row(dqkv, dout, r, 0, heads, q_weight, rstd, 0)
+    head_norm_backward_row(dqkv, dout, r, heads * width, kv_heads, k_weight, rstd, heads)
+    convert_block(dqkv[r, values:], dout[r, values:])
+
+
+@kernel
+def _head_weight_gradient(block, dq_weight, dk_weight, dout, qkv, rstd, heads, kv_heads):
+    """dq_weight += sum of dout * x * rstd over rows and query heads, dk_weight over key heads, for a block of columns
+
+    dout, qkv: (N, (H + 2 K) w)   Even blocks are of queries, odd ones of keys.
+    """
+    width, start = dq_weight.size, block // 2 * LANES
+    stop, is_key = min(width, start + LANES), block % 2
+    dweight = dk_weight if is_key else dq_weight
+    first, last = (heads, heads + kv_heads) if is_key else (0, heads)
+    total = dweight[start:stop]
+    for r in range(len(qkv)):
+        for head in range(first, last):
+            d = dout[r, head * width + start : head * width + stop]
+            x = qkv[r, head * width + start : head * width + stop]
+            for c in range(total.size):
+                total[c] += read(d, c) * read(x, c) * rstd[r, head]
+
+
+def head_norm_forward(
+    out,
+    rstd,
+    qkv,
+    q_weight,
+    k_weight,
+    heads,
+    kv_heads,
+    eps,
+):
+    _head_norm_forward(
+        len(qkv),
+        out,
+        rstd,
+        qkv,
+        q_weight,
+        k_weight,
+        heads,
+        kv_heads,
+        eps,
+    )
+
+
+def head_norm_backward(
+    qkv,
+    dq_weight,
+    dk_weight,
+    dout,
+    q_weight,
+    k_weight,
+    rstd,
+    heads,
+    kv_heads,
+):
+    blocks = 2 * -(-q_weight.size // LANES)
+    _head_weight_gradient(
+        blocks,
+        dq_weight,
+        dk_weight,
+        dout,
+        qkv,
+        rstd,
+        heads,
+        kv_heads,
+    )
+    _head_norm_backward(
+        len(qkv),
+        qkv,
+        dout,
+        q_weight,
+        k_weight,
+        rstd,
+        heads,
+        kv_heads,
+    )

@@ -24,7 +24,14 @@ from .linear import (
     linear_transposed_forward,
 )
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
-from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from .norm import (
+    head_norm_backward,
+    head_norm_forward,
+    layernorm_backward,
+    layernorm_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+)
 from .recurrence import (
     batch_major,
     linear_recurrence_backward,

@@ -1,4 +1,8 @@
-"""RMSNorm and LayerNorm. Sizes: N rows, D width. Backward adds to dx, the gradient of the residual branch."""
+"""RMSNorm and LayerNorm of rows, and RMSNorm of the heads of queries and keys.
+
+Sizes: N rows, D width, H query heads, K key-value heads, w head width. Except for heads, backward adds to dx, the
+gradient of the residual branch.
+"""
 
 import numpy as np
 
@@ -34,3 +38,47 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
         dweight += (dout * xhat).sum(0)
     if dbias is not None:
         dbias += dout.sum(0)
+
+
+def normed_heads(qkv, q_weight, k_weight, heads, kv_heads):
+    """Views of the queries and keys (N, H + K, w) and of the values (N, K, w), and the weight (H + K, w) of each head"""
+    rows = qkv.reshape(len(qkv), heads + 2 * kv_heads, q_weight.size)
+    return *np.split(rows, [heads + kv_heads], axis=1), np.repeat([q_weight, k_weight], [heads, kv_heads], axis=0)
+
+
+def head_norm_forward(
+    out,
+    rstd,
+    qkv,
+    q_weight,
+    k_weight,
+    heads,
+    kv_heads,
+    eps,
+):
+    x, values, weight = normed_heads(qkv, q_weight, k_weight, heads, kv_heads)
+    normed, copied, _ = normed_heads(out, q_weight, k_weight, heads, kv_heads)
+    rstd[...] = 1 / np.sqrt((x * x).mean(2) + eps)  # (N, H + K)
+    normed[...], copied[...] = x * rstd[..., None] * weight, values
+
+
+def head_norm_backward(
+    qkv,
+    dq_weight,
+    dk_weight,
+    dout,
+    q_weight,
+    k_weight,
+    rstd,
+    heads,
+    kv_heads,
+):
+    x, values, weight = normed_heads(qkv, q_weight, k_weight, heads, kv_heads)
+    dnormed, dvalues, _ = normed_heads(dout, q_weight, k_weight, heads, kv_heads)
+    rstd = rstd[..., None]  # (N, H + K, 1)
+    xhat = x * rstd
+    g = dnormed * weight
+    dweight = (dnormed * xhat).sum(0)  # (H + K, w)
+    dq_weight += dweight[:heads].sum(0)
+    dk_weight += dweight[heads:].sum(0)
+    x[...], values[...] = rstd * (g - xhat * (g * xhat).mean(2, keepdims=True)), dvalues

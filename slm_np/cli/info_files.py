@@ -95,7 +95,7 @@ def _binary_file(path):
     from slm_np.nn.model import parameter_count
 
     try:
-        config, _ = llama2c.read_checkpoint(path)
+        config = llama2c.read(path).config
     except UserError:
         return [f"{path}: a file of {counted(path.stat().st_size // 2, 'token')}, if they have two bytes as nanoGPT's"]
     return [

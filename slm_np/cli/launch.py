@@ -236,10 +236,11 @@ def memory_plan(run):
     """{part: bytes} of device memory that training needs. Raises UserError if it is unavailable."""
     from slm_np.nn.arena import planned_bytes
     from slm_np.nn.model import parameter_count, parameters, plan
-    from slm_np.ops.device import device
+    from slm_np.ops.device import SMALLER, device
 
     model, batch, on = run.model, run.train.batch_size, device(run.train.device)
-    n, requests, dtype = parameter_count(model), list(plan(model, batch, model.block_size, on)), compute_dtype(run)
+    requests = list(plan(model, batch, model.block_size, on, run.train.recompute))
+    n, dtype = parameter_count(model), compute_dtype(run)
     saved = [request for request in requests if request.lifetime == "saved"]
     shared = [request for request in requests if request.lifetime != "saved"]
     cast_copies = on.cast_copies if dtype else 0  # of two bytes an element
@@ -251,7 +252,7 @@ def memory_plan(run):
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
     what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
-    on.check_memory(sum(parts.values()), what)
+    on.check_memory(sum(parts.values()), what, SMALLER if run.train.recompute else f"use --recompute, or {SMALLER}")
     return parts
 
 

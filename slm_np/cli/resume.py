@@ -33,6 +33,7 @@ FREE = {
     "threads",
     "kernels",
     "device",
+    "recompute",
     "out_dir",
     *PATHS,
     "binary",

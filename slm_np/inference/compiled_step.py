@@ -30,6 +30,10 @@ def supports(model):
         set(around) <= set(decode.MODEL_TENSORS)
         and all(set(views) <= set(decode.LAYER_TENSORS) for views in model.layer_weights)
         and all(set(views) & set(decode.MIXER_TENSORS) for views in model.layer_weights)
+        and set(config.letters) <= set("AMS")
+        and not config.qk_norm
+        and not config.score_scale
+        and not config.parallel
         and config.norm in decode.NORMS
         and config.feed_forward in decode.ACTIVATIONS
         and config.positions in ("none", "learned", "sinusoidal", "rotary")

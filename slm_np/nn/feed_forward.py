@@ -5,7 +5,7 @@ cache, and one chunk's scratch is all that exists.
 """
 
 from slm_np import ops
-from slm_np.nn import linear
+from slm_np.nn import linear, lora
 from slm_np.nn.arena import Request
 from slm_np.nn.parameters import Tensor, matmul_weight
 from slm_np.nn.residual import project_backward, project_forward
@@ -53,13 +53,22 @@ def chunks(n, length, dropout):
 
 
 def forward(config, w, a, out, x, residual, dropout):
-    """out = residual + dropout(activation(x W1 + b1) W2 + b2)        residual None: no residual connection"""
+    """out = residual + dropout(activation(x W1 + b1) W2 + b2)        residual None: no residual connection
+
+    out None: only what backward reads is computed.
+    """
     activation_forward, _ = ACTIVATIONS[config.feed_forward]
     for rows, own in chunks(len(x), len(a["feed_forward.active"]), dropout):
         hidden = a["feed_forward.hidden"][rows]  # (n, F or 2 F)
         active = a["feed_forward.active"][: len(hidden)]  # (n, F)
         linear.forward(w, a, "feed_forward.input", hidden, x[rows], None, rows.start)
+        adapter = w.get("feed_forward.output.lora")
+        if out is None and adapter is None:
+            continue
         activation_forward(active, hidden)
+        if out is None:
+            lora.save(adapter, w, a, active, rows.start)
+            continue
         shortcut = None if residual is None else residual[rows]
         project_forward(w, a, "feed_forward.output", out[rows], active, shortcut, own, rows.start)
 

@@ -172,13 +172,16 @@ def merge(layers, views, weight):
             merged += adapter.scale * (views[f"{name}.lora_A"] @ views[f"{name}.lora_B"])
 
 
+def block_plan(own, tokens):
+    """What the adapters of a layer save."""
+    for adapter in own:
+        kind = "compute" if adapter.matmul else "accumulation"
+        yield Request(f"{adapter.name}.lora", (tokens, adapter.columns), "saved", kind)
+
+
 def plan(layers, tokens):
-    """What the adapters save of each token, and scratch that all share."""
+    """Scratch that all adapters share."""
     every = [adapter for own in layers for adapter in own]
-    for layer, own in enumerate(layers):
-        for adapter in own:
-            kind = "compute" if adapter.matmul else "accumulation"
-            yield Request(f"layers.{layer}.{adapter.name}.lora", (tokens, adapter.columns), "saved", kind)
     if every:
         yield Request("lora_sums", (tokens * max(adapter.columns for adapter in every),), "scratch")
     if any(adapter.dropout for adapter in every):
@@ -229,11 +232,17 @@ def scaled(adapter, h, sums):
         ops.convert(h, sums)
 
 
-def forward(adapter, w, a, out, x, residual, start):
-    """out = s D(x) A B + residual"""
+def save(adapter, w, a, x, start):
+    """h = s D(x) A, which is saved for backward"""
     h, sums = saved(adapter, a, len(x), start)
     ops.linear_forward(sums, dropped(adapter, a, x, start), w[f"{adapter.name}.lora_A"], None, None)
     scaled(adapter, h, sums)
+    return h
+
+
+def forward(adapter, w, a, out, x, residual, start):
+    """out = s D(x) A B + residual"""
+    h = save(adapter, w, a, x, start)
     ops.linear_forward(out, h, w[f"{adapter.name}.lora_B"], None, residual)
 
 

@@ -1,8 +1,9 @@
 """The model: embedding, blocks of norm -> mixer -> residual -> norm -> feed-forward -> residual, norm, head.
 
-Forward and backward mirror each other, line by line. Without residual connections a part's output replaces the hidden
-state. With head "none" the last mixer gives the logits, and no norm follows. Sizes: B batch, T steps, N = B T tokens, V
-vocabulary, D width, L layers.
+Forward and backward mirror each other, line by line. In a parallel block both norms read the block's input, and both
+branches are added to it. Without residual connections a part's output replaces the hidden state. With head "none" the
+last mixer gives the logits, and no norm follows. Sizes: B batch, T steps, N = B T tokens, V vocabulary, D width, L
+layers.
 """
 
 import copy
@@ -25,6 +26,7 @@ from slm_np.ops.device import CPU, Device, host, number, put
 from slm_np.words import counted
 
 LARGEST = 1 << 40  # of a batch or a window: no memory holds more
+KEPT = ("x", "branch")  # what a block saves even if backward recomputes the rest
 
 
 def block_parameters(config, layer):
@@ -73,51 +75,64 @@ def block_plan(config, layer, batch, steps, device):
     yield from norm.plan(config, "mixer_norm", n)
     yield from mixer_of(config, layer).plan(config, batch, steps, device)
     if config.feed_forward != "none":
-        yield Request("middle", (n, config.n_embd), "saved")
+        if not config.parallel:
+            yield Request("middle", (n, config.n_embd), "saved")
         yield from norm.plan(config, "feed_forward_norm", n)
         yield from feed_forward.plan(config, n, device)
     if config.head == "none" and layer == config.n_layer - 1:
         yield Request("branch", (n, columns_of(config, layer)), "saved", "cast")  # as wide as the logits' gradient
 
 
-def plan(config, batch, steps, device=CPU, adapters=()):
+def plan(config, batch, steps, device=CPU, recompute=False, adapters=()):
     """All activations of a model for (B, T) tokens.
 
-    What a layer saves carries its number, the rest is shared by all layers.   adapters: [(Adapter, ...) of each layer]
+    What a layer saves carries its number, the rest is shared by all layers. With `recompute` a layer saves its input
+    only. Backward then recomputes the rest, which passes without a backward do not need.
+    adapters: [(Adapter, ...) of each layer], see lora.py
     """
     n = batch * steps
     yield from lora.plan(adapters, n)
     for layer in range(config.n_layer):
-        for request in block_plan(config, layer, batch, steps, device):
-            saved = request.lifetime == "saved"
-            yield request._replace(name=f"layers.{layer}.{request.name}") if saved else request
+        saved = lora.block_plan(adapters[layer], n) if adapters else ()
+        for request in (*block_plan(config, layer, batch, steps, device), *saved):
+            if request.lifetime != "saved":
+                yield request
+            elif recompute and request.name not in KEPT:
+                yield request._replace(lifetime="block")
+            else:
+                yield request._replace(name=f"layers.{layer}.{request.name}")
     yield Request("x", (n, columns_of(config, config.n_layer - 1)), "saved")
     yield from norm.plan(config, "norm", n)
     yield from head.plan(config, n, device)
     yield Request("dx", (n, config.n_embd), "residual")
     yield Request("dnormed", (n, config.n_embd), "scratch")
+    if config.parallel:
+        yield Request("dnormed_feed_forward", (n, config.n_embd), "scratch")
     yield from residual.plan(config, n)
     if config.positions == "sinusoidal":
         yield Request("positions", (steps, config.n_embd), "saved")
     if config.positions == "rotary":
-        yield Request("rotary.cos", (steps, config.head_dim // 2), "saved")
-        yield Request("rotary.sin", (steps, config.head_dim // 2), "saved")
+        yield Request("rotary.cos", (steps, config.rotary_width // 2), "saved")
+        yield Request("rotary.sin", (steps, config.rotary_width // 2), "saved")
 
 
 def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
     """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))        without residuals, neither sum
 
+    A parallel block has feed_forward(norm(x)) instead. Then middle exists in `out` only, since backward does not read it.
     position: where the one new token of each sequence stands, when decoding; None for whole windows.
+    out: None before backward, which does not read it; only for blocks with a feed-forward
     """
     a["lora_dropout"] = dropout.adapters
-    x, middle = a["x"], a["middle"] if config.feed_forward != "none" else out
+    x = a["x"]
+    middle = a["middle"] if config.feed_forward != "none" and not config.parallel else out
     normed = norm.forward(config, w, a, "mixer_norm", x)
     if position is None:
         mixer.forward(config, w, a, middle, normed, x if config.residual else None, dropout.mixer, state)
     else:
         mixer.step(config, w, a, middle, normed, x if config.residual else None, state, position)
     if config.feed_forward != "none":
-        normed = norm.forward(config, w, a, "feed_forward_norm", middle)
+        normed = norm.forward(config, w, a, "feed_forward_norm", x if config.parallel else middle)
         feed_forward.forward(config, w, a, out, normed, middle if config.residual else None, dropout.feed_forward)
 
 
@@ -125,16 +140,23 @@ def block_backward(config, mixer, w, g, a, dx, dout, dropout):
     """dx = the gradient of x
 
     dout, the gradient of out, is the same array, into which each branch accumulates through its norm. It is another
-    array only where it is the gradient of the logits.
+    array only where it is the gradient of the logits. In a parallel block both branches read dout before either
+    accumulates, so each needs an array for its gradient.
     """
     a["lora_dropout"] = dropout.adapters
-    dnormed = a["dnormed"]
+    dnormed = dfeed_forward = a["dnormed"]
     if config.feed_forward != "none":
-        normed = norm.forward(config, w, a, "feed_forward_norm", a["middle"])
-        feed_forward.backward(config, w, g, a, dnormed, dx, normed, dropout.feed_forward)
-        branch_backward(config, w, g, a, "feed_forward_norm", dx, dnormed, a["middle"])
+        middle = a["x" if config.parallel else "middle"]
+        normed = norm.forward(config, w, a, "feed_forward_norm", middle)
+        if config.parallel:
+            dfeed_forward = a["dnormed_feed_forward"]
+        feed_forward.backward(config, w, g, a, dfeed_forward, dx, normed, dropout.feed_forward)
+        if not config.parallel:
+            branch_backward(config, w, g, a, "feed_forward_norm", dx, dfeed_forward, middle)
     normed = norm.forward(config, w, a, "mixer_norm", a["x"])
     mixer.backward(config, w, g, a, dnormed, dout, normed, dropout.mixer)
+    if config.parallel:
+        branch_backward(config, w, g, a, "feed_forward_norm", dx, dfeed_forward, a["x"])
     branch_backward(config, w, g, a, "mixer_norm", dx, dnormed, a["x"])
 
 
@@ -155,16 +177,20 @@ class States(arguments.Fixed):
 
     def __init__(self, model, batch):
         sizes = [mixer.state_elements(model.config, batch) for mixer in model.mixers]
+        stops, copies = np.cumsum(sizes).tolist(), 1 + model.recompute
         model.device.check_memory(
-            sum(sizes) * model.dtype.itemsize, f"the state of {counted(batch, 'sequence')}", "use fewer"
+            copies * sum(sizes) * model.dtype.itemsize, f"the state of {counted(batch, 'sequence')}", "use fewer"
         )
         self.model, self.batch = model, batch
-        self.memory = model.device.arrays.zeros(sum(sizes), model.dtype)
-        stops = np.cumsum(sizes).tolist()
-        self._layers = [
-            mixer.State(model.config, batch, self.memory[stop - size : stop])
-            for mixer, size, stop in zip(model.mixers, sizes, stops)
-        ]
+        self.memory, *initial = model.device.arrays.zeros((copies, sum(sizes)), model.dtype)
+        self._layers, *self._initial = (
+            [
+                mixer.State(model.config, batch, memory[stop - size : stop])
+                for mixer, size, stop in zip(model.mixers, sizes, stops)
+            ]
+            for memory in (self.memory, *initial)
+        )
+        self._initial_memory = initial
 
     def __len__(self):
         return len(self._layers)
@@ -188,6 +214,12 @@ class States(arguments.Fixed):
         for state in self:
             state.clear()
 
+    def kept(self):
+        """What each layer starts from when backward recomputes the next window: a copy. None without recomputation."""
+        for memory in self._initial_memory:
+            memory[...] = self.memory
+        return self._initial[0] if self._initial else None
+
 
 def unmasked(targets):
     """How many targets are not masked, that is not -1."""
@@ -203,12 +235,13 @@ class Pass(NamedTuple):
 
 
 class Activations:
-    """The arena of one (B, T), with the arrays of each layer by their short names."""
+    """The arena of one (B, T), with the arrays of each layer by their short names. recompute: as of `plan`"""
 
-    def __init__(self, config, batch, steps, dtype, compute_dtype=None, device=CPU, adapters=()):
-        self.config, self.batch, self.steps, self.device = config, batch, steps, device
+    def __init__(self, config, batch, steps, dtype, compute_dtype=None, device=CPU, recompute=False, adapters=()):
+        self.config, self.batch, self.steps, self.device, self.recompute = config, batch, steps, device, recompute
         self.pending = None  # the Pass that `Model.backward` may follow
-        self.arena = Arena(plan(config, batch, steps, device, adapters), dtype, compute_dtype, device)
+        self.initial_states = None  # of each layer, from which backward recomputes the window
+        self.arena = Arena(plan(config, batch, steps, device, recompute, adapters), dtype, compute_dtype, device)
         self.shared = {name: array for name, array in self.arena.arrays.items() if not name.startswith("layers.")}
         self.layers = [{**self.shared, **within(self.arena.arrays, f"layers.{i}")} for i in range(config.n_layer)]
         self.set_positions(config, 0)
@@ -219,7 +252,8 @@ class Activations:
         if config.positions == "sinusoidal":
             ops.sinusoidal_table(self.shared["positions"], start)
         elif config.positions == "rotary":
-            ops.rotary_table(self.shared["rotary.cos"], self.shared["rotary.sin"], config.rope_theta, start)
+            cos, sin = self.shared["rotary.cos"], self.shared["rotary.sin"]
+            ops.rotary_table(cos, sin, config.rope_theta, start, config.rotary_frequencies)
 
 
 def model_forward(model, activations, tokens, dropout, states=None, position=None):
@@ -232,6 +266,7 @@ def model_forward(model, activations, tokens, dropout, states=None, position=Non
     """
     config, w, a, layers = model.config, model.parameters.weight, activations.shared, activations.layers
     activations.pending = None
+    activations.initial_states = states.kept() if states else None
     mixed = activations.arena.dtypes.compute == model.compute_dtype
     layer_weights = model.layer_matmul_weights if mixed else model.layer_weights
     positions = a.get("positions")
@@ -275,6 +310,10 @@ def model_backward(model, activations, tokens, targets, normed, scale, dropout):
         norm.backward(config, w, g, a, "norm", dx, a["dnormed"], a["x"])
     for i in reversed(range(config.n_layer)):
         layer_w, layer_g, layer_a = model.layer_matmul_weights[i], model.layer_gradients[i], activations.layers[i]
+        if activations.recompute and i + 1 < config.n_layer:  # what the last block saved is still there
+            out = activations.layers[i + 1]["x"] if config.feed_forward == "none" else None
+            state = activations.initial_states[i] if activations.initial_states else None
+            block_forward(config, model.mixers[i], layer_w, layer_a, out, dropout.blocks[i], state)
         block_backward(config, model.mixers[i], layer_w, layer_g, layer_a, dx, dout, dropout.blocks[i])
         dout = dx
     if "embedding.weight" not in g:
@@ -322,18 +361,31 @@ class Model(arguments.Fixed):
     dtype          float32, or float64 for the gradient check
     compute_dtype  of the matmuls' inputs: None for dtype, BF16, or float16 on a GPU
     device         where it lives, see slm_np.ops.device
+    recompute      backward computes each block again instead of reading what forward saved: the same gradient, to the
+                   bit, in less memory
     lora           LoraConfig: adapters are trained, and all other weights are frozen. None: all weights are trained
     Tokens and targets may be arrays of any integer type, lists, or arrays of the device. Every method raises UserError
     for arguments of a wrong type or shape or out of range. A copy, also by pickle, has its own weights and gradients;
     its activations are planned anew.
     """
 
-    FIXED = ("config", "device", "dtype", "compute_dtype", "parameters", "lora")
+    FIXED = ("config", "device", "dtype", "compute_dtype", "recompute", "lora", "parameters")
 
-    def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU, lora=None):
+    def __init__(
+        self,
+        config,
+        seed=0,
+        decay="matrices",
+        dtype=np.float32,
+        compute_dtype=None,
+        device=CPU,
+        recompute=False,
+        lora=None,
+    ):
         self.config = arguments.instance("config", config, ModelConfig)
         self.device = arguments.instance("device", device, Device)
         self.dtype, self.compute_dtype = dtypes_of(dtype, compute_dtype, device)
+        self.recompute = arguments.truth("recompute", recompute)
         decay = arguments.choice("decay", decay, ("matrices", "all"))
         seed = None if seed is None else arguments.whole("seed", seed, 0, arguments.SEEDS)
         self.lora = lora if lora is None else arguments.instance("lora", lora, LoraConfig)
@@ -408,19 +460,22 @@ class Model(arguments.Fixed):
 
         Raises UserError if T exceeds the context, or if there is too little memory.
         """
+        return self._plan(batch, steps, self.recompute)
+
+    def _plan(self, batch, steps, recompute):
+        """`plan`. recompute: as of the function `plan`; an arena that holds more serves as well"""
         batch, steps = arguments.whole("batch", batch, 1, LARGEST), arguments.whole("steps", steps, 1, LARGEST)
         if steps > self.config.block_size:
             raise UserError(
                 f"{steps} tokens exceed the model's context of {self.config.block_size}; use shorter windows"
             )
-        if self.activations is None or (self.activations.batch, self.activations.steps) != (batch, steps):
-            self.activations = None  # free the old arena before the new one is laid out
-            requests = plan(self.config, batch, steps, self.device, self.adapters)
-            needed = planned_bytes(requests, self.dtype, self.compute_dtype)
+        a, dtypes = self.activations, (self.dtype, self.compute_dtype)
+        if a is None or (a.batch, a.steps) != (batch, steps) or a.recompute and not recompute:
+            self.activations = a = None  # free the old arena before the new one is laid out
+            options = dict(adapters=self.adapters, recompute=recompute)
+            needed = planned_bytes(plan(self.config, batch, steps, self.device, **options), *dtypes)
             self.device.check_memory(needed, f"a batch of {batch} x {steps} tokens", "use a smaller one")
-            self.activations = Activations(
-                self.config, batch, steps, self.dtype, self.compute_dtype, self.device, self.adapters
-            )
+            self.activations = Activations(self.config, batch, steps, *dtypes, self.device, **options)
         return self.activations
 
     def _ids(self, name, value, shape, masked=False, also=None):
@@ -438,7 +493,8 @@ class Model(arguments.Fixed):
         if states is None:
             return None
         made = arguments.instance("states", states, States)
-        if (made.batch, made.model.config, made.model.dtype) != (batch, self.config, self.dtype):
+        of = made.model
+        if (made.batch, of.config, of.dtype, of.recompute) != (batch, self.config, self.dtype, self.recompute):
             raise UserError(
                 f"states are of another model or of {counted(made.batch, 'sequence')}; use model.states({batch})"
             )
@@ -454,7 +510,8 @@ class Model(arguments.Fixed):
         states       `States`, from which the windows continue; None starts new sequences
         """
         a = arguments.instance("activations", activations, Activations)
-        if (a.config, a.arena.dtypes.accumulation, a.device) != (self.config, self.dtype, self.device):
+        planned_for = a.config, a.arena.dtypes.accumulation, a.device, a.recompute
+        if planned_for != (self.config, self.dtype, self.device, self.recompute):
             raise UserError("activations are planned for another model; use those of this model's plan")
         self._dropout(dropout)
         tokens, states = self._ids("tokens", tokens, (a.batch, a.steps)), self._states(states, a.batch)
@@ -502,7 +559,7 @@ class Model(arguments.Fixed):
     def _losses(self, tokens, targets):
         """`losses` of arrays that are checked."""
         warmup.prepare(self, warmup.evaluation)
-        activations = self.plan(*tokens.shape)
+        activations = self._plan(*tokens.shape, recompute=True)  # no backward follows
         normed = model_forward(self, activations, tokens, model_dropout(self.config))
         head.forward(self.config, self.parameters.matmul_weight, activations.shared, normed, targets.reshape(-1))
         return activations.shared["head.losses"].reshape(tokens.shape)
@@ -537,7 +594,7 @@ class Model(arguments.Fixed):
         """Logits of every token, (B, T, V), without dropout. tokens: (B, T) integers below V."""
         tokens = self._ids("tokens", tokens, ("B", "T"))
         warmup.prepare(self, warmup.evaluation)
-        activations = self.plan(*tokens.shape)
+        activations = self._plan(*tokens.shape, recompute=True)
         normed = model_forward(self, activations, tokens, model_dropout(self.config))
         out = self.device.arrays.empty((tokens.size, self.config.vocab_size), self.dtype)
         head.logits_forward(self.config, self.parameters.matmul_weight, activations.shared, out, normed)

@@ -34,7 +34,14 @@ from slm_np.ops.loss import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
-from slm_np.ops.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from slm_np.ops.norm import (
+    head_norm_backward,
+    head_norm_forward,
+    layernorm_backward,
+    layernorm_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+)
 from slm_np.ops.recurrence import batch_major, linear_recurrence_backward, linear_recurrence_forward, time_major
 from slm_np.ops.residual import accumulate
 from slm_np.ops.rotary import rotary_backward, rotary_forward, rotary_table

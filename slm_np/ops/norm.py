@@ -1,6 +1,7 @@
 """Normalization.
 
-Sizes: N tokens, D width. Backward reads a residual branch, so it accumulates into the residual's gradient.
+Sizes: N tokens, D width, H query heads, K key-value heads, w head width. The norms of whole rows read a residual
+branch, so their backward accumulates into the residual's gradient.
 """
 
 from slm_np.ops.device import kernels_of
@@ -40,3 +41,61 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
     eps). dweight None: weight and bias are frozen.
     """
     kernels_of(dout).layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd)
+
+
+def head_norm_forward(
+    out,
+    rstd,
+    qkv,
+    q_weight,
+    k_weight,
+    heads,
+    kv_heads,
+    eps,
+):
+    """Per head of queries and keys:   out = x * rstd * weight,   rstd = (mean(x^2) + eps)^(-1/2);   values are copied
+
+    out, qkv            (N, (H + 2 K) w): queries | keys | values
+    rstd                (N, H + K)
+    q_weight, k_weight  (w,), shared by the heads of queries and by those of keys
+    Source: Dehghani et al., Scaling Vision Transformers to 22 Billion Parameters, 2023; with RMSNorm as in Qwen3.
+    """
+    kernels_of(out).head_norm_forward(
+        out,
+        rstd,
+        qkv,
+        q_weight,
+        k_weight,
+        heads,
+        kv_heads,
+        eps,
+    )
+
+
+def head_norm_backward(
+    qkv,
+    dq_weight,
+    dk_weight,
+    dout,
+    q_weight,
+    k_weight,
+    rstd,
+    heads,
+    kv_heads,
+):
+    """Per head, with g = dout * weight and x^ = x * rstd:   dx = rstd * (g - x^ * mean(g * x^)),   dv = dout
+
+    dq_weight += the sum of dout * x^ over tokens and query heads, dk_weight over key heads. The derivation is that of
+    `rmsnorm_backward`. qkv (N, (H + 2 K) w), which forward read, becomes its gradient.
+    """
+    kernels_of(qkv).head_norm_backward(
+        qkv,
+        dq_weight,
+        dk_weight,
+        dout,
+        q_weight,
+        k_weight,
+        rstd,
+        heads,
+        kv_heads,
+    )

@@ -52,6 +52,7 @@ class TrainingState:
             config.decay,
             compute_dtype=compute_dtype(run),
             device=device(config.device),
+            recompute=config.recompute,
         )
         self.optimizer = AdamW(
             self.model.parameters,

@@ -286,7 +286,7 @@ class RunningMean:
 
 
 def test_a_mixer_that_the_compiled_step_does_not_know(one_thread, monkeypatch):
-    monkeypatch.setitem(mixers.MODULES, "S", RunningMean)
+    monkeypatch.setitem(mixers.MIXERS, "S", RunningMean)
     model, tokens = made(pattern="SA"), random_tokens(2, T)
     decoder = Decoder(model, 2)
     assert type(decoder.token_step) is GenericStep

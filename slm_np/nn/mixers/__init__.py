@@ -1,4 +1,4 @@
-"""The mixers by their letters in the pattern. Each is a module with these names:
+"""The mixers by their letters in the pattern. Each is a module, or an object, with these names:
 
     parameters(config, columns)         its tensors
     plan(config, B, T, device)          its activations
@@ -13,14 +13,21 @@ The output has `columns` columns: D, or V for a last mixer that gives the logits
 attention only fills its cache, for `step`.
 """
 
-from slm_np.nn.mixers import attention, mamba, recurrence
+from slm_np.nn.mixers import mamba, recurrence
+from slm_np.nn.mixers.attention import Attention
 
-MODULES = {"A": attention, "M": mamba, "S": recurrence}
+MIXERS = {
+    "A": Attention(),
+    "L": Attention(local=True),
+    "N": Attention(rotates=False),
+    "M": mamba,
+    "S": recurrence,
+}
 
 
 def mixer_of(config, layer):
     """The mixer of layer `layer`."""
-    return MODULES[config.letters[layer]]
+    return MIXERS[config.letters[layer]]
 
 
 def columns_of(config, layer):

@@ -3,6 +3,8 @@
 Sizes: B batch, T steps, N = B T, H query heads, K key-value heads, w head width.
 """
 
+from typing import NamedTuple
+
 from slm_np import ops
 from slm_np.nn import linear
 from slm_np.nn.arena import Request
@@ -19,9 +21,13 @@ def parameters(config, columns):
     attended, qkv = widths(config)
     yield matmul_weight(config, "attention.qkv.weight", (config.n_embd, qkv), config.n_embd)
     yield matmul_weight(config, "attention.output.weight", (attended, columns), attended, residual=True)
-    if config.bias:
+    if config.has_qkv_bias:
         yield Tensor("attention.qkv.bias", (qkv,), "zeros")
+    if config.bias:
         yield Tensor("attention.output.bias", (columns,), "zeros")
+    if config.qk_norm:
+        yield Tensor("attention.q_norm.weight", (config.head_dim,), "ones")
+        yield Tensor("attention.k_norm.weight", (config.head_dim,), "ones")
 
 
 def plan(config, batch, steps, device):
@@ -30,6 +36,9 @@ def plan(config, batch, steps, device):
     yield Request("attention.qkv", (n, qkv), "saved", "compute")
     yield Request("attention.heads", (n, attended), "saved", "compute")
     yield Request("attention.lse", (batch * config.n_head, steps), "saved")
+    if config.qk_norm:
+        yield Request("attention.normed", (n, qkv), "scratch", "compute")
+        yield Request("attention.rstd", (n, config.n_head + config.n_kv_head), "scratch")
     yield Request("attention.dheads", (n, attended), "scratch", "compute")
     yield Request("attention.scores", scratch, "scratch")
 
@@ -56,53 +65,115 @@ class State:
         self.keys[:, :, :steps], self.values[:, :, :steps] = new[:, :kv_heads], new[:, kv_heads:]
 
 
-def rotated_qkv(config, w, a, x):
-    """a["attention.qkv"] = x W + b, its queries and keys rotated by their positions"""
-    qkv = a["attention.qkv"]  # (N, (H + 2 K) w)
-    linear.forward(w, a, "attention.qkv", qkv, x)
-    if config.positions == "rotary":
-        ops.rotary_forward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
-    return qkv
+class Attention(NamedTuple):
+    """The mixer of the letters A, L and N, which differ in two settings.
 
+    rotates  whether rotary positions rotate its queries and keys
+    local    whether a token attends to the newest `window` tokens only
+    """
 
-def forward(config, w, a, out, x, residual, dropout, state=None):
-    """out = residual + dropout(attention(x) W + b). With `state`, the keys and values of a prompt enter the cache."""
-    qkv, heads, lse, scratch = (
-        rotated_qkv(config, w, a, x),
-        a["attention.heads"],
-        a["attention.lse"],
-        a["attention.scores"],
-    )
-    steps = lse.shape[1]
-    ops.attention_forward(heads, lse, scratch, qkv, config.n_head, config.n_kv_head, steps, dropout.inner)
-    if state is not None:
-        state.fill(config, qkv, steps)
-    project_forward(w, a, "attention.output", out, heads, residual, dropout.branch)
+    rotates: bool = True
+    local: bool = False
 
+    parameters, plan = staticmethod(parameters), staticmethod(plan)
+    state_elements, State = staticmethod(state_elements), State
 
-def step(config, w, a, out, x, residual, state, position):
-    """`forward` of one new token per sequence, which attends to the cache and enters it. x (B, D)"""
-    qkv, heads = rotated_qkv(config, w, a, x), a["attention.heads"]
-    ops.attention_step(heads, state.keys, state.values, qkv, config.n_head, config.n_kv_head, position)
-    project_forward(w, a, "attention.output", out, heads, residual, None)
+    def rotation(self, config, a):
+        """The angles of queries and keys, and which columns they rotate, as `rotary_forward` takes them; None without."""
+        if config.positions != "rotary" or not self.rotates:
+            return None
+        return a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head, config.head_dim
 
+    def seen(self, config):
+        """(window, scale) of the scores, as `attention_forward` takes them."""
+        return config.window if self.local else 0, config.score_scale or None
 
-def backward(config, w, g, a, dx, dout, x, dropout):
-    """dx = the gradient of the mixer's input. The queries, keys and values that forward saved become their gradient."""
-    qkv, heads, dheads, lse = a["attention.qkv"], a["attention.heads"], a["attention.dheads"], a["attention.lse"]
-    dbranch = project_backward(a, dout, dropout.branch)
-    linear.backward(w, g, a, "attention.output", dheads, dbranch, heads)
-    ops.attention_backward(
-        qkv,
-        a["attention.scores"],
-        dheads,
-        heads,
-        lse,
-        config.n_head,
-        config.n_kv_head,
-        lse.shape[1],
-        dropout.inner,
-    )
-    if config.positions == "rotary":
-        ops.rotary_backward(qkv, a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head)
-    linear.backward(w, g, a, "attention.qkv", dx, qkv, x)
+    def prepared(self, config, w, a):
+        """Queries, keys and values as attention reads them: queries and keys normed and rotated by their positions.
+
+        The norm leaves a["attention.qkv"] as it is, so that backward can call this again. Without it, the rotation is
+        in place.
+        """
+        qkv = a["attention.qkv"]
+        if config.qk_norm:
+            raw, qkv = qkv, a["attention.normed"]
+            weights = w["attention.q_norm.weight"], w["attention.k_norm.weight"]
+            heads = config.n_head, config.n_kv_head
+            ops.head_norm_forward(qkv, a["attention.rstd"], raw, *weights, *heads, config.norm_eps)
+        if rotation := self.rotation(config, a):
+            ops.rotary_forward(qkv, *rotation)
+        return qkv
+
+    def projected(self, config, w, a, x):
+        """`prepared` of x W + b."""
+        linear.forward(w, a, "attention.qkv", a["attention.qkv"], x)  # (N, (H + 2 K) w)
+        return self.prepared(config, w, a)
+
+    def forward(self, config, w, a, out, x, residual, dropout, state=None):
+        """out = residual + dropout(attention(x) W + b). With `state`, a prompt's keys and values enter the cache."""
+        qkv, heads, lse = self.projected(config, w, a, x), a["attention.heads"], a["attention.lse"]
+        steps, scratch = lse.shape[1], a["attention.scores"]
+        ops.attention_forward(
+            heads,
+            lse,
+            scratch,
+            qkv,
+            config.n_head,
+            config.n_kv_head,
+            steps,
+            dropout.inner,
+            *self.seen(config),
+        )
+        if state is not None:
+            state.fill(config, qkv, steps)
+        project_forward(w, a, "attention.output", out, heads, residual, dropout.branch)
+
+    def step(self, config, w, a, out, x, residual, state, position):
+        """`forward` of one new token per sequence, which attends to the cache and enters it. x (B, D)"""
+        qkv, heads = self.projected(config, w, a, x), a["attention.heads"]
+        ops.attention_step(
+            heads,
+            state.keys,
+            state.values,
+            qkv,
+            config.n_head,
+            config.n_kv_head,
+            position,
+            *self.seen(config),
+        )
+        project_forward(w, a, "attention.output", out, heads, residual, None)
+
+    def backward(self, config, w, g, a, dx, dout, x, dropout):
+        """dx = the gradient of the mixer's input. The queries, keys and values that forward saved become theirs."""
+        heads, dheads, lse = a["attention.heads"], a["attention.dheads"], a["attention.lse"]
+        dbranch = project_backward(a, dout, dropout.branch)
+        linear.backward(w, g, a, "attention.output", dheads, dbranch, heads)
+        qkv = self.prepared(config, w, a) if config.qk_norm else a["attention.qkv"]
+        ops.attention_backward(
+            qkv,
+            a["attention.scores"],
+            dheads,
+            heads,
+            lse,
+            config.n_head,
+            config.n_kv_head,
+            lse.shape[1],
+            dropout.inner,
+            *self.seen(config),
+        )
+        if rotation := self.rotation(config, a):
+            ops.rotary_backward(qkv, *rotation)
+        if config.qk_norm:
+            dqkv, qkv = qkv, a["attention.qkv"]
+            ops.head_norm_backward(
+                qkv,
+                g["attention.q_norm.weight"],
+                g["attention.k_norm.weight"],
+                dqkv,
+                w["attention.q_norm.weight"],
+                w["attention.k_norm.weight"],
+                a["attention.rstd"],
+                config.n_head,
+                config.n_kv_head,
+            )
+        linear.backward(w, g, a, "attention.qkv", dx, qkv, x)
