@@ -103,7 +103,7 @@ def plan(config, batch, steps, device=CPU, recompute=False):
 def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
     """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))        without residuals, neither sum
 
-    A parallel block has feed_forward(norm(x)) instead. Then middle exists in `out` only, since backward does not read it.
+    A parallel block has feed_forward(norm(x)) instead. Its backward does not read `middle`, which is kept in `out` only.
     position: where the one new token of each sequence stands, when decoding; None for whole windows.
     out: None before backward, which does not read it; only for blocks with a feed-forward
     """
