@@ -7,6 +7,7 @@ new one. Failures are a `UserError` that names the path, the cause and what to d
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,32 @@ def write_bytes(path, *chunks, report=lambda n: None):
             os.unlink(temporary)
         raise
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(folder):
+    """Yield an empty folder beside `folder` to fill. At the end it gets that name; if the block raises, it is removed.
+
+    Raises UserError if `folder` exists and is not an empty folder, or if the disk cannot be written.
+    """
+    folder = Path(folder)
+    part = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; choose another name, or remove it")
+    try:
+        with saving(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)  # of a process with this number that was killed
+            part.mkdir()
+            yield part
+            for path in (*part.iterdir(), part):
+                sync(path)
+            if folder.is_dir():
+                folder.rmdir()
+            os.rename(part, folder)
+            sync(folder.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def read_bytes(path):
