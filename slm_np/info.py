@@ -8,6 +8,7 @@ from slm_np.cli.chart import plain
 from slm_np.cli.info_files import describe_path
 from slm_np.cli.summary import compare, describe_run, summary
 from slm_np.errors import UserError, command
+from slm_np.paths import is_run
 
 
 def parser():
@@ -33,7 +34,7 @@ def main(argv=None):
     runs, parts, errors = [], [], []
     for path in paths:
         try:
-            if (path / "config.json").is_file():
+            if is_run(path):
                 runs.append(summary(path))
             else:
                 parts.append(describe_path(path))

@@ -7,6 +7,7 @@ import re
 from slm_np.cli.summary import describe_model, describe_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats.other_paths import not_a_run, similar_run
+from slm_np.paths import is_run
 from slm_np.words import counted, quoted
 
 
@@ -37,11 +38,11 @@ def _checkpoint(path):
 
 
 def _json_file(path):
-    """The line about a tokenizer, or a file of settings that a run has beside its config.json."""
+    """The line about a tokenizer, or a file of settings of a run."""
     try:
         return [f"{path}: a tokenizer, {describe_tokenizer(path)}"]
     except UserError:
-        if not (path.parent / "config.json").is_file() or path.name == "tokenizer.json":
+        if not is_run(path.parent) or path.name == "tokenizer.json":
             raise
     return [f"{path}: settings of the run {path.parent}, which python -m slm_np.info {quoted(path.parent)} describes"]
 

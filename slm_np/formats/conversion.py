@@ -17,6 +17,8 @@ from slm_np.formats.checksum import crc32, write_settings
 from slm_np.formats.directories import RUNS
 from slm_np.formats.files import saving, write_file
 from slm_np.formats.generation_config import to_generation_config
+from slm_np.formats.interchange import interchange_files, token_ids
+from slm_np.formats.layouts import layout_of
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.run_config import RunConfig, write_config
 from slm_np.formats.sources import open_model
@@ -117,11 +119,12 @@ def new_folder(target):
 
 def write_directory(parts, folder, dtype):
     """Write a run of the `ModelParts`, which is a Hugging Face directory if transformers has such a model."""
-    tokenizer = parts.tokenizer and parts.tokenizer.to_bytes()
-    files = {"tokenizer.json": tokenizer} if tokenizer else {}
+    run = RunConfig(parts.config, TrainConfig(max_iters=0), data=dict(converted=parts.origin))
+    files = {} if parts.tokenizer is None else {"tokenizer.json": parts.tokenizer.to_bytes()}
+    files |= interchange_files(run, parts.tokenizer, parts.template)
     for name, content in files.items():
         write_file(folder / name, content)
-    write_settings(folder / "generation_config.json", to_generation_config(parts.sampling))
-    save_best(folder, dict(parts.tensors()), dict(step=0, val_loss="nan"))
-    origin, sums = dict(converted=parts.origin), {name: crc32(files[name]) for name in files}
-    write_config(folder, RunConfig(parts.config, TrainConfig(max_iters=0), data=origin, files=sums))
+    sampling = to_generation_config(parts.sampling, **token_ids(parts.tokenizer))
+    write_settings(folder / "generation_config.json", sampling)
+    save_best(folder, dict(parts.tensors()), dict(step=0, val_loss="nan"), layout_of(run))
+    write_config(folder, dataclasses.replace(run, files={name: crc32(files[name]) for name in files}))

@@ -37,7 +37,7 @@ def not_a_run(path):
         return error
     if path.is_file():
         return UserError(f"{path} is not a run but a file; {_use_of(path)}")
-    return UserError(f"config.json missing: {path} is not a run of slm_np; name a directory that --out-dir made")
+    return UserError(f"run.json missing: {path} is not a run of slm_np; name a directory that --out-dir made")
 
 
 def not_a_model(path):

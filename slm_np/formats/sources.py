@@ -112,7 +112,7 @@ def run_parts(path):
     config = read_config(path)
 
     def tensors():
-        return iter(runs.best_weights(path)[0].items())
+        return iter(runs.best_weights(path, config)[0].items())
 
     return ModelParts(
         Path(path),

@@ -121,7 +121,7 @@ def test_what_is_not_a_run_is_named(folder, capsys):
         "run/checkpoint-99": "does not exist in the run run; name the run: run",
         "tokens": "a folder of tokens; train on it with --data tokens",
         ".": "a folder with runs; name one: converted, run",
-        "empty": "config.json missing: empty is not a run",
+        "empty": "run.json missing: empty is not a run",
     }.items():
         for verb, flag in (("generate", "--model"), ("train", "--resume"), ("finetune", "--base")):
             words = ["--data", "text.txt"] * (verb == "finetune")
