@@ -97,7 +97,7 @@ def test_a_run_with_a_template_answers(folder, capsys):
     chat.messages.append(dict(role="user", content="well?"))
     assert (
         chat.run.tokenizer.decode(chat.prompt())
-        == DEFAULT.prompt(chat.messages)
+        == b"".join(DEFAULT.prompt(chat.messages))
         == b"Q: is it?\nA: yes.\nQ: so?\nA: yes.\nQ: well?\nA:"
     )
 
