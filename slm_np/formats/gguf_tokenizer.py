@@ -10,7 +10,7 @@ other tokens there, if the tokenizer brings text into that form.
 
 from slm_np.arguments import shown
 from slm_np.data.library_tokenizer import steps_of
-from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, end_of_text_token
+from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, end_of_text_token, leading_token
 from slm_np.errors import UserError
 from slm_np.formats import gguf_sentencepiece
 from slm_np.formats.gguf_words import BY_NAME, NAMES, pre_tokenizer, words_of
@@ -125,20 +125,10 @@ def prompt_start(tokenizer, fields):
     """
     if getattr(tokenizer, "prompt_start", None) is not None:
         return list(tokenizer.prompt_start)[:1]
-    first = _leading_token(fields)
+    first = leading_token(fields)
     if first is not None:
         return [token["id"] for token in fields["added_tokens"] if token["content"] == first]
     return [tokenizer.end_of_text] if tokenizer.end_of_text is not None and tokenizer.trained_ends else []
-
-
-def _leading_token(fields):
-    """The name of the special token that the post-processor puts before a text, or None."""
-    found = fields.get("post_processor") or {}
-    for step in found.get("processors", [found]):
-        single = step.get("single") or [{}]
-        if step.get("type") == "TemplateProcessing" and "SpecialToken" in single[0]:
-            return single[0]["SpecialToken"]["id"]
-    return None
 
 
 # From metadata

@@ -85,7 +85,7 @@ def _read(path, tokenizer):
         case "adapter":
             from slm_np.formats import peft
 
-            parts = peft.read(path)
+            parts = peft.read(path, open_model)
         case "Hugging Face":
             from slm_np.formats import hugging_face
 
