@@ -85,7 +85,8 @@ def _obstacle(config, architecture):
         and config.has_attention
         and (config.norm == "rmsnorm") != (config.feed_forward == "swiglu"),
         "--bias with --norm rmsnorm": architecture is None and config.bias and config.norm == "rmsnorm",
-        f"--qkv-bias {config.qkv_bias}": architecture in (None, "qwen3", "smollm3") and config.qkv_bias == "on"
+        f"--qkv-bias {config.qkv_bias}": architecture in (None, "qwen3", "smollm3")
+        and config.qkv_bias == "on"
         or architecture == "smollm3"
         and config.has_qkv_bias,
         f"--head-dim {config.head_dim}": architecture in ("gpt2", "qwen2", "gptneox") and heads != config.n_embd,

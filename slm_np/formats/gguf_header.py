@@ -23,7 +23,19 @@ from slm_np.words import counted
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 STRING, ARRAY = 8, 9
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # struct's letters
+NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}  # struct's letters
 SMALLEST = {STRING: 8, ARRAY: 12} | {kind: struct.calcsize(letter) for kind, letter in NUMBERS.items()}  # bytes
 MOST_DIMENSIONS = 4
 AGAIN = "copy or download it again"
