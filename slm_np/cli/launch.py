@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import math
 import os
 import sys
 from pathlib import Path
@@ -51,6 +50,11 @@ def finetune_run(base, run, given):
         use_device(run.train)
         corpus, run = prepared(run, base.tokenizer)
         if corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None and corpus.train.n_documents != 1:
+            if run.lora:
+                raise UserError(
+                    f"{corpus.source} has several documents, but the tokenizer of {base.path} has no end-of-text, and "
+                    "adapters cannot learn a new token; leave --lora-rank out, or give one document"
+                )
             corpus, run = prepared(dataclasses.replace(run, data={}), with_end_of_text(base.tokenizer))
         check_vocabulary(base, run, corpus)
         retention, run = retention_split(run, corpus)
@@ -113,7 +117,8 @@ def prepared(run, tokenizer=None, directory=None):
         if corpus.building:
             corpus.building.close()
         raise other_data(run, data, directory)
-    if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size:
+    is_padded = run.base and corpus.vocab_size < model.vocab_size  # the base has more rows than tokens
+    if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size and not is_padded:
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
     run = dataclasses.replace(run, model=model, data=data)
     if not corpus.building:
@@ -234,20 +239,24 @@ def base_here(run, directory=None):
 
 def memory_plan(run):
     """{part: bytes} of device memory that training needs. Raises UserError if it is unavailable."""
+    import numpy as np
+
+    from slm_np.formats.layouts import lora_of
     from slm_np.nn.arena import planned_bytes
-    from slm_np.nn.model import parameter_count, parameters, plan
+    from slm_np.nn.model import model_tensors, plan, weight_bytes
+    from slm_np.nn.parameters import count
     from slm_np.ops.device import SMALLER, device
 
-    model, batch, on = run.model, run.train.batch_size, device(run.train.device)
-    requests = list(plan(model, batch, model.block_size, on, run.train.recompute))
-    n, dtype = parameter_count(model), compute_dtype(run)
+    model, batch, on, dtype = run.model, run.train.batch_size, device(run.train.device), compute_dtype(run)
+    tensors, adapters = model_tensors(model, lora_of(run))
+    requests = list(plan(model, batch, model.block_size, on, run.train.recompute, adapters))
+    n, trained = count(tensors), count(tensor for tensor in tensors if tensor.trained)
     saved = [request for request in requests if request.lifetime == "saved"]
     shared = [request for request in requests if request.lifetime != "saved"]
-    cast_copies = on.cast_copies if dtype else 0  # of two bytes an element
     parts = {
-        "weights": 4 * n + sum(2 * cast_copies * math.prod(t.shape) for t in parameters(model) if t.matmul),
-        "gradients": 4 * n,
-        "moments": 8 * n,
+        "weights": weight_bytes(tensors, np.dtype("f4"), dtype, on),
+        "gradients": 4 * trained,
+        "moments": 8 * trained,
         "activations saved for backward": planned_bytes(saved, "f4", dtype),
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
@@ -311,9 +320,9 @@ def create_run(trainer, directory, base):
 
     defaults = {}
     if base is not None:
-        base.fill(trainer.model.parameters.weight)
-        trainer.model.parameters.update_cast_copies()
-        defaults = dict(sampling=base.sampling, template=base.template)
+        base.fill(trainer.model.parameters)
+        trainer.run = dataclasses.replace(trainer.run, base=trainer.run.base | dict(weights=base.checksum))
+        defaults = dict(sampling=base.parts.sampling, template=base.parts.template)
     trainer.run = dataclasses.replace(trainer.run, data=trainer.run.data | dict(directory=started_here(directory)))
     storage = Storage(directory)
     storage.create(trainer, **defaults)
@@ -336,9 +345,21 @@ def load_run(trainer, directory):
             f"{directory} was trained with other tokens than --tokenizer {run.train.tokenizer} learns from the data "
             f"now; start a new run with --tokenizer file:{directory}/tokenizer.json"
         )
+    if run.lora:
+        fill_from_base(trainer, directory)
     storage = Storage(directory)
     storage.resume(trainer)
     return storage
+
+
+def fill_from_base(trainer, directory):
+    """Read the frozen weights of a resumed run from its base. Raises UserError if they have changed."""
+    from slm_np.formats.adapters import base_path, check_base
+    from slm_np.training.finetuning import Base
+
+    base = Base.load(base_path(directory, trainer.run))
+    base.fill(trainer.model.parameters)
+    check_base(directory, trainer.run, base.checksum)
 
 
 def changes_when_resumed(trainer, previous, directory):

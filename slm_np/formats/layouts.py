@@ -19,11 +19,14 @@ from functools import partial
 
 import numpy as np
 
+from slm_np.config import LoraConfig
 from slm_np.formats.families import FAMILIES, config_json
 from slm_np.formats.families.piece import to_ours
 from slm_np.formats.files import to_json
 from slm_np.formats.format1 import tensor_name
 from slm_np.formats.tensors import LazyTensor, check_match, filled
+from slm_np.nn import lora
+from slm_np.nn.model import model_tensors
 from slm_np.ops.device import host, put
 
 
@@ -81,9 +84,45 @@ class FamilyLayout:
         return LazyTensor(piece.shape, np.dtype(np.float32), make)
 
 
+class AdapterLayout:
+    """Every adapter alone, under the names of `lora.parts`. run: RunConfig of a run that trains adapters"""
+
+    file = "adapter_model.safetensors"
+
+    def __init__(self, run):
+        tensors, self.adapters = model_tensors(run.model, lora_of(run))
+        self.shapes = {tensor.name: tensor.shape for tensor in tensors if tensor.trained}
+
+    def described(self, run, **ids):
+        return {}
+
+    def holds(self, names):
+        return True
+
+    def to_file(self, tensors):
+        return lora.parts(self.adapters, {name: host(tensors[name]) for name in self.shapes})
+
+    def from_file(self, path, found, into=None):
+        joined = {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}
+        parts = lora.parts(self.adapters, joined)
+        check_match(path, found, parts)
+        for name, view in parts.items():
+            view[...] = found[name]
+        if into is None:
+            return joined
+        for name, array in joined.items():
+            put(into[name], array)
+        return into
+
+
 def _written(piece, tensors):
     """Their tensor of a Piece, made of ours."""
     return piece.write(host(tensors[piece.ours]) if piece.ours else None)
+
+
+def lora_of(run):
+    """The LoraConfig of a RunConfig, or None if it trains all weights."""
+    return LoraConfig(**run.lora) if run.lora else None
 
 
 def families(config):
@@ -93,4 +132,4 @@ def families(config):
 
 def layout_of(run):
     """The layout in which the best weights of a run with the RunConfig `run` are written."""
-    return [*families(run.model), OurLayout()][0]
+    return AdapterLayout(run) if run.lora else [*families(run.model), OurLayout()][0]

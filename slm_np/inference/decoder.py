@@ -98,7 +98,7 @@ class Decoder(arguments.Fixed):
     def planned(self, steps):
         """Activations for windows (B, steps)."""
         config, dtype, device, adapters = (getattr(self.model, n) for n in ("config", "dtype", "device", "adapters"))
-        requests = plan(config, self.batch, steps, device, adapters, recompute=True)  # no backward follows
+        requests = plan(config, self.batch, steps, device, recompute=True, adapters=adapters)  # no backward follows
         what = f"reading a prompt for {counted(self.batch, 'sequence')} at once"
         device.check_memory(planned_bytes(requests, dtype), what, "ask for fewer")
         return Activations(config, self.batch, steps, dtype, device=device, adapters=adapters, recompute=True)
