@@ -272,7 +272,7 @@ def fails(file):
 @pytest.mark.parametrize(
     "words, named",
     [
-        (["--model", "nowhere"], "nowhere is not a run"),
+        (["--model", "nowhere"], "nowhere is not a model"),
         (["--model", "answers", "--max-tokens", "x"], "--max-tokens 'x'"),
         (["--model", "answers", "--samplers", "topk"], "did you mean top-k"),
         (["--model", "answers", "--top-p", 0], "--top-p is 0.0"),
