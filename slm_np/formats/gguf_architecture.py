@@ -19,7 +19,7 @@ from slm_np.arguments import shown
 from slm_np.errors import UserError
 from slm_np.formats.families import family_named
 from slm_np.formats.families.piece import Piece
-from slm_np.formats.gguf_header import gguf_package, read_tensor
+from slm_np.formats.gguf_header import gguf_package, read_tensor, same_tensor
 
 # {architecture: model_type}. mistral without windows is llama, too.
 MODEL_TYPES = dict(
@@ -165,7 +165,7 @@ def _fields(settings, name, tensors):
         hidden_size=width,
         num_hidden_layers=settings.whole("block_count", high=1000),
         max_position_embeddings=settings.whole("context_length"),
-        tie_word_embeddings=HEAD not in tensors,
+        tie_word_embeddings=HEAD not in tensors or same_tensor(settings.header, HEAD, EMBEDDING),
     )
     if name == "mamba":
         return found | dict(

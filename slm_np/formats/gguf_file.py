@@ -99,8 +99,8 @@ def write(parts, path, dtype="f32", report=lambda n: None):
 
     dtype   of the matrices: f32, f16, bf16 or q8_0
     report  function (n), called when n more bytes of tensors are written
-    Raises UserError if no architecture of llama.cpp computes the model, if it cannot run the tokenizer, or if the file cannot
-    be written; then nothing is left behind.
+    Raises UserError if no architecture of llama.cpp computes the model, if it cannot run the tokenizer, or if the file
+    cannot be written. Then nothing is left behind.
     """
     gguf, path = gguf_package(), Path(path)
     dtype = arguments.choice("dtype", dtype, tuple(DTYPES))
