@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from slm_np.data.segments import ESCAPED, decoded, segments
-from slm_np.data.tokenizer import Tokenizer
+from slm_np.data.tokenizer import SpecialToken, Tokenizer
 from slm_np.data.tokenizer_json import END_OF_TEXT, byte_letters, end_of_text_token
 from slm_np.errors import UserError, imported
 from slm_np.words import counted
@@ -62,6 +62,11 @@ class LibraryTokenizer(Tokenizer):
             added.append(dict(end_of_text_token(self.end_of_text), content=self._end))
             self._json["added_tokens"] = [token for token in added if token is not known]
             self._library = self._made(self._json)
+        self._special_tokens = {
+            token["content"]: SpecialToken(token["id"], bool(token["lstrip"]), bool(token["rstrip"]))
+            for token in self._json["added_tokens"]
+            if token["special"] and token["content"]
+        }
         self._special = {token["id"] for token in added if token["special"]} | {self.end_of_text}
 
         pre, decoder = steps_of(self._json.get("pre_tokenizer")), steps_of(self._json.get("decoder"))
@@ -136,6 +141,10 @@ class LibraryTokenizer(Tokenizer):
             and not any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
             and not (special & (merged | self._letters.keys()) or special and model.get("ignore_merges"))
         )
+
+    @property
+    def special_tokens(self):
+        return self._special_tokens
 
     def with_end(self):
         added = [*self._json["added_tokens"], end_of_text_token(self.vocab_size)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from slm_np.errors import UserError, remedy
-from slm_np.paths import sync
+from slm_np.paths import is_run, sync
 
 BLOCK = 1 << 24  # bytes per write, so that a signal need not wait for gigabytes
 RESTORE = "restore it from a backup"  # the end of the messages about bad files
@@ -26,15 +26,21 @@ def saving(path):
         yield
     except OSError as error:
         helps = remedy(error)
-        if os.path.isfile(Path(path).parent / "config.json"):  # a run, and not one that is just being created
+        if is_run(Path(path).parent):  # and not one that is just being created
             helps += ", then resume: what the run saved before is intact"
         raise UserError(f"cannot write {path}: {error.strerror or error}; {helps}") from error
 
 
-def write_bytes(path, *chunks, report=lambda n: None):
+def write_bytes(path, content):
+    """Replace the file `path` with the bytes `content`, or raise OSError and leave it as it was."""
+    write_chunks(path, [content])
+
+
+def write_chunks(path, chunks, report=lambda n: None):
     """Replace the file `path` with the concatenated byte `chunks`, or raise OSError and leave it as it was.
 
-    report: function (n), called when n more bytes are written.
+    chunks: any iterable. Each one is made when it is written.   report: function (n), called when n more bytes are
+    written.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:

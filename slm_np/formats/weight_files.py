@@ -53,6 +53,14 @@ class WeightFile:
     def shape(self, name):
         return tuple(self._entries[name]["shape"])
 
+    def kind(self, name):
+        """The type of a tensor as the file names it: F32, BF16, ..."""
+        return self._entries[name]["dtype"]
+
+    def size(self, name):
+        """Elements of a tensor."""
+        return math.prod(self.shape(name))
+
     def read(self, name):
         """A tensor in float32, float16 or float64. UserError for other types, and for NaN and infinite values."""
         entry = self._entries[name]
