@@ -104,9 +104,34 @@ class Template:
         """The content of chat_template.json."""
         return (json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
+    def to_jinja(self):
+        """The same template for other programs, in Jinja: the content of chat_template.jinja.
+
+        It writes `prompt` if add_generation_prompt is true, else the bytes of `spans` and the end-of-text token.
+        """
+        parts = []
+        for role in ROLES:
+            before, after = (_literal(getattr(self, f"{side}_{role}")) for side in ("before", "after"))
+            parts.append(
+                f"{'el' * bool(parts)}if message['role'] == '{role}' %}}{{{{ {before} + (message['content'] | trim) + "
+                f"{after} }}}}{{% "
+            )
+        reply = _literal(self.before_assistant.rstrip(" "))
+        source = (
+            f"{{% for message in messages %}}{{% {''.join(parts)}endif %}}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{{{{ {reply} }}}}"
+            "{% elif messages[-1]['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        )
+        return source.encode("utf-8", "backslashreplace")
+
     def identity(self):
         """What the tokens of a conversation depend on, as JSON can hold it. See `templates.restored`."""
         return dataclasses.asdict(self)
+
+
+def _literal(text):
+    """A string of Jinja."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 DEFAULT = Template()

@@ -41,9 +41,12 @@ def cache_path(folder=None):
 
 
 def is_run(directory):
-    """Whether the path `directory` is a run: a directory with run.json, or with the config.json of an older version."""
-    if os.path.isfile(os.path.join(directory, RUN)):
-        return True
+    """Whether the path `directory` is a run, of this format or an older one."""
+    return os.path.isfile(os.path.join(directory, RUN)) or has_old_settings(directory)
+
+
+def has_old_settings(directory):
+    """Whether a directory has the config.json of a run of formats 1 to 3."""
     with contextlib.suppress(OSError, ValueError), open(os.path.join(directory, OLD_RUN), "rb") as file:
         return re.search(rb'"model_type"\s*:\s*"slm_np"', file.read(1 << 20)) is not None
     return False

@@ -807,7 +807,7 @@ def call_with_end(c):
     path=Argument(
         {"path": lambda c: c.world.run, "str": lambda c: str(c.world.run)},
         values(None, 3, "", "no such run", True, "a\0b"),
-        "path|config.json|no such run",
+        "path|run.json|no such run",
     ),
     device=argument(["cpu", np.str_("cpu")], ["tpu", "", None, 3, CPU], r"^device (?!cuda)"),
 )

@@ -19,6 +19,7 @@ from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
 from .linear import (
     cast_copy,
+    cast_copy_rows,
     linear_backward_input,
     linear_backward_weight,
     linear_forward,

@@ -90,11 +90,13 @@ def finish(trainer, directory):
     The trainer cannot train afterwards: its weights are the best model's, and the memory of training is freed.
     """
     from slm_np.formats import checkpoint
+    from slm_np.formats.layouts import layout_of
     from slm_np.inference.evaluation import TOKENS, evaluate
     from slm_np.inference.generation import printable
 
     corpus, model = trainer.corpus, trainer.model.full_precision()
-    best = attempted("best model", lambda: checkpoint.load_best(directory, into=model.parameters.weight))
+    layout = layout_of(trainer.run)
+    best = attempted("best model", lambda: checkpoint.load_best(directory, model.parameters.weight, layout))
     if best is None:
         print(f"run: {directory}")
         return

@@ -4,24 +4,26 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import re
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from slm_np.config import TrainConfig
 from slm_np.data.meter import Meter
 from slm_np.errors import UserError, near
-from slm_np.formats.checkpoint import save_best
+from slm_np.formats import hugging_face
 from slm_np.formats.checksum import crc32, write_settings
 from slm_np.formats.directories import RUNS
-from slm_np.formats.files import saving, write_file
+from slm_np.formats.families import family_of
+from slm_np.formats.families.piece import to_theirs
+from slm_np.formats.files import new_folder, write_file
 from slm_np.formats.generation_config import to_generation_config
+from slm_np.formats.interchange import interchange_files, token_ids
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.run_config import RunConfig, write_config
-from slm_np.formats.sources import open_model
-from slm_np.nn.model import parameter_count
-from slm_np.paths import expanded, sync
+from slm_np.formats.sources import open_model, usable
+from slm_np.formats.tensors import stream_tensors
+from slm_np.nn.model import parameter_count, parameters
+from slm_np.paths import expanded
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "Q8_0"}
 
@@ -55,9 +57,11 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
         from slm_np.formats import gguf_file
 
         gguf_file.write(parts, target, dtype)
+    elif dtype != "f32":
+        hugging_face.write(parts, target, dtype)
     else:
         with new_folder(target) as folder:
-            write_directory(parts, folder, dtype)
+            write_run(parts, folder)
     return Converted(target, parts)
 
 
@@ -89,39 +93,28 @@ def check_free(target):
         raise UserError(f"{target} already exists, and nothing is overwritten; choose another TARGET, or remove it")
 
 
-@contextlib.contextmanager
-def new_folder(target):
-    """Yield an empty folder beside `target` to fill. On success it is renamed to `target`, on an exception removed.
-
-    What a kill has left is removed by the next conversion to this target. Raises UserError if it cannot be written.
-    """
-    folder = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    with saving(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for path in target.parent.iterdir():
-            if re.fullmatch(re.escape(target.name) + r"\.tmp-\d+", path.name):
-                shutil.rmtree(path)
-        folder.mkdir()
-        try:
-            yield folder
-            for path in (*folder.iterdir(), folder):
-                sync(path)
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(target)  # an empty directory, which Windows does not replace
-            os.rename(folder, target)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        sync(target.parent)
-
-
-def write_directory(parts, folder, dtype):
-    """Write a run of the `ModelParts`, which is a Hugging Face directory if transformers has such a model."""
-    tokenizer = parts.tokenizer and parts.tokenizer.to_bytes()
-    files = {"tokenizer.json": tokenizer} if tokenizer else {}
+def write_run(parts, folder):
+    """Write the `ModelParts` as a run, which transformers reads if it has such a model. One tensor is in memory."""
+    config, family = parts.config, family_of(parts.config)
+    if family is None:
+        shapes, tensors = {tensor.name: tensor.shape for tensor in parameters(config)}, parts.tensors()
+    else:
+        pieces = list(family.pieces(config))
+        shapes = {piece.theirs: piece.shape for piece in pieces}
+        tensors = ((piece.theirs, array) for piece, array in to_theirs(pieces, parts.tensors()))
+    stream_tensors(folder / "model.safetensors", shapes, tensors, dict(step=0, val_loss="nan"))
+    used = usable(config)
+    run = RunConfig(
+        used,
+        TrainConfig(max_iters=0),
+        data=dict(converted=parts.origin),
+        context=config.block_size if used != config else 0,
+    )
+    files = interchange_files(run, parts.tokenizer, parts.template)
+    if parts.tokenizer is not None:
+        files["tokenizer.json"] = parts.tokenizer.to_bytes()
     for name, content in files.items():
         write_file(folder / name, content)
-    write_settings(folder / "generation_config.json", to_generation_config(parts.sampling))
-    save_best(folder, dict(parts.tensors()), dict(step=0, val_loss="nan"))
-    origin, sums = dict(converted=parts.origin), {name: crc32(files[name]) for name in files}
-    write_config(folder, RunConfig(parts.config, TrainConfig(max_iters=0), data=origin, files=sums))
+    sampling = to_generation_config(parts.sampling, **token_ids(parts.tokenizer))
+    write_settings(folder / "generation_config.json", sampling)
+    write_config(folder, dataclasses.replace(run, files={name: crc32(content) for name, content in files.items()}))

@@ -23,7 +23,19 @@ from slm_np.words import counted
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 STRING, ARRAY = 8, 9
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # struct's letters
+NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}  # struct's letters
 SMALLEST = {STRING: 8, ARRAY: 12} | {kind: struct.calcsize(letter) for kind, letter in NUMBERS.items()}  # bytes
 MOST_DIMENSIONS = 4
 AGAIN = "copy or download it again"
@@ -123,6 +135,28 @@ def _tensor(cursor, gguf):
     if not all(0 < n < 1 << 40 for n in shape) or shape[-1] % per_block:
         raise _Damaged(f"the tensor {_shown(name)} has the shape {shape}, which is not one of type {kind.name}")
     return name, Tensor(kind, shape, offset, math.prod(shape) // per_block * block_bytes)
+
+
+def read_tensor(header, name):
+    """The tensor `name` of a file, dequantized to float32. UserError if it has values that are not finite."""
+    tensor = header.tensors[name]
+    raw = np.memmap(header.path, np.uint8, "r", tensor.offset, (tensor.size,))
+    array = gguf_package().dequantize(raw.reshape(*tensor.shape[:-1], -1), tensor.kind).reshape(tensor.shape)
+    if not np.isfinite(array).all():
+        raise UserError(f"{header.path} holds weights that are not finite, in {name}; {AGAIN}")
+    return array
+
+
+def check_readable(header, name):
+    """UserError if the tensor `name` is of a type that cannot be dequantized."""
+    gguf, kind = gguf_package(), header.tensors[name].kind
+    try:
+        gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        raise UserError(
+            f"{header.path} has tensors of type {kind.name}, such as {name}, which cannot be read; "
+            "choose a file in F16, BF16, Q8_0, Q4_0 or a K-quantization"
+        ) from None
 
 
 class _Cursor:

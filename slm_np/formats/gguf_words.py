@@ -17,7 +17,7 @@ TEKKEN = (
 DIGIT = r"\p{N}"
 DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")  # llama.cpp's, where a file names none
 
-# (regular expressions, whether a word that is a token is taken whole before any merge): names. The first one is written.
+# (regular expressions, whether a word that is a token stays whole): names. The first one is written.
 NAMES = {
     ((GPT2,), False): ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat"),
     ((DIGIT, GPT2), False): ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),

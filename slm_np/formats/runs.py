@@ -1,5 +1,6 @@
 """A run in memory: its model with the best weights, its tokenizer and its sampling defaults."""
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,15 @@ from slm_np.formats.checkpoint import copies_of, load_best, newest_checkpoint
 from slm_np.formats.checksum import crc32, read_settings
 from slm_np.formats.files import read_bytes, write_bytes, write_file
 from slm_np.formats.generation_config import from_generation_config
+from slm_np.formats.interchange import interchange_files
+from slm_np.formats.layouts import layout_of
 from slm_np.formats.run_config import RunConfig, read_config
 from slm_np.nn.model import Model, parameter_count
 from slm_np.ops.device import device as device_named
-from slm_np.paths import expanded
+from slm_np.paths import RUN, expanded
 from slm_np.words import counted
+
+KEPT = ("tokenizer.json", chat_template.FILE)  # small files of which each checkpoint has a copy
 
 
 @dataclass
@@ -55,18 +60,21 @@ def load(path, device="cpu"):
     chosen.check_memory(needed, f"the model in {path}", "use a machine with more")
     tokenizer = tokenizer_of(path, config)  # before the weights: it may need a package that is missing
     model = Model(config.model, None, config.train.decay, device=chosen)
-    _, step = best_weights(path, model.parameters.weight)
-    return Run(path, model, tokenizer, config, step, sampling_of(path), template_of(path, config))
+    _, step = best_weights(path, config, model.parameters.weight)
+    template = template_of(path, config)
+    mend_interchange(path, config, tokenizer, template)
+    return Run(path, model, tokenizer, config, step, sampling_of(path), template)
 
 
-def best_weights(path, into=None):
+def best_weights(path, config, into=None):
     """({name: array}, step) of the run's best model or, before the first evaluation, of its newest checkpoint.
 
-    `into` as in `load_tensors`.
+    config: RunConfig.   `into` as in `load_tensors`.
     """
-    best = Path(path) / "model.safetensors"
+    layout = layout_of(config)
+    best = Path(path) / layout.file
     if best.exists():
-        weights, metadata = load_best(path, into)
+        weights, metadata = load_best(path, into, layout)
         return weights, int(metadata["step"])
     found = newest_checkpoint(path, into)
     if found.state.get("best") is not None:
@@ -122,7 +130,7 @@ def intact_file(path, config, name):
     """
     file, wanted = Path(path) / name, config.files.get(name)
     there = file.exists()
-    if wanted is None or there and crc32(read_bytes(file)) == wanted:
+    if wanted is None or _has_checksum(file, wanted):
         return file if there else None
     state = "is damaged, its checksum differs" if there else "is missing"
     for copy in copies_of(path, name):
@@ -140,12 +148,35 @@ def intact_file(path, config, name):
     raise UserError(f"{file} {state}, and no checkpoint has a copy; {remedy}")
 
 
+def mend_interchange(path, config, tokenizer, template):
+    """Make the files again that are for other programs only, as far as they are lost or damaged.
+
+    A line on stderr says so. config, tokenizer, template: of the run in `path`.
+    """
+    known = {name: sum for name, sum in config.files.items() if name not in KEPT}
+    damaged = [name for name, sum in known.items() if not _has_checksum(Path(path) / name, sum)]
+    made = interchange_files(config, tokenizer, template) if damaged else {}
+    for name in damaged:
+        file, content = Path(path) / name, made.get(name, b"")
+        state = "is damaged or was edited, its checksum differs" if file.exists() else "is missing"
+        result = "other programs may read another model"  # from a version that wrote it otherwise
+        with contextlib.suppress(OSError):
+            if crc32(content) == known[name]:
+                write_bytes(file, content)
+                result = f"made again from {RUN}"
+        print(f"slm_np: {file} {state}; {result}", file=sys.stderr)
+
+
+def _has_checksum(file, wanted):
+    return file.exists() and crc32(read_bytes(file)) == wanted
+
+
 def small_files(path, config, tokenizer):
     """{name: bytes} of the run's tokenizer.json and chat_template.json, as far as it has them.
 
     tokenizer: that of the run's corpus. An older run that has lost its tokenizer.json gets it from there.
     """
-    found = {name: intact_file(path, config, name) for name in ("tokenizer.json", chat_template.FILE)}
+    found = {name: intact_file(path, config, name) for name in KEPT}
     content = {name: read_bytes(file) for name, file in found.items() if file is not None}
     if tokenizer is not None and "tokenizer.json" not in content:
         content["tokenizer.json"] = tokenizer.to_bytes()

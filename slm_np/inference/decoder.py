@@ -97,10 +97,11 @@ class Decoder(arguments.Fixed):
 
     def planned(self, steps):
         """Activations for windows (B, steps)."""
-        config, dtype, device = self.model.config, self.model.dtype, self.model.device
-        needed = planned_bytes(plan(config, self.batch, steps, device, recompute=True), dtype)  # no backward follows
-        device.check_memory(needed, f"reading a prompt for {counted(self.batch, 'sequence')} at once", "ask for fewer")
-        return Activations(config, self.batch, steps, dtype, device=device, recompute=True)
+        config, dtype, device, adapters = (getattr(self.model, n) for n in ("config", "dtype", "device", "adapters"))
+        requests = plan(config, self.batch, steps, device, adapters, recompute=True)  # no backward follows
+        what = f"reading a prompt for {counted(self.batch, 'sequence')} at once"
+        device.check_memory(planned_bytes(requests, dtype), what, "ask for fewer")
+        return Activations(config, self.batch, steps, dtype, device=device, adapters=adapters, recompute=True)
 
     def step(self, tokens):
         """Logits after one more token of each sequence. tokens: (B,), or (B, 1)"""

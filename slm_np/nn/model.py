@@ -8,19 +8,20 @@ layers.
 
 import copy
 import copyreg
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from slm_np import arguments, ops
-from slm_np.config import ModelConfig
-from slm_np.dtypes import BF16
+from slm_np.config import LoraConfig, ModelConfig
+from slm_np.dtypes import BF16, CastCopy
 from slm_np.errors import UserError
-from slm_np.nn import feed_forward, head, norm, residual, warmup
+from slm_np.nn import feed_forward, head, lora, norm, residual, warmup
 from slm_np.nn.arena import Arena, Request, planned_bytes
 from slm_np.nn.dropout import ModelDropout, model_dropout
 from slm_np.nn.mixers import columns_of, mixer_of
-from slm_np.nn.parameters import Parameters, count, matmul_weight, within
+from slm_np.nn.parameters import SMALLER, Parameters, count, frozen_bytes, matmul_weight, within
 from slm_np.ops.device import CPU, Device, host, number, put
 from slm_np.words import counted
 
@@ -51,6 +52,18 @@ def parameters(config):
     yield from head.parameters(config)
 
 
+def model_tensors(config, settings=None):
+    """(tensors, [(Adapter, ...) of each layer]) of a model with the adapters of a LoraConfig. None: no adapters.
+
+    With adapters, all other tensors are frozen.
+    """
+    tensors = list(parameters(config))
+    if settings is None or not settings.lora_rank:
+        return tensors, [()] * config.n_layer
+    layers = lora.adapters(config, settings, tensors)
+    return [t._replace(trained=False) for t in tensors] + list(lora.parameters(layers)), layers
+
+
 def parameter_count(config):
     """Number of parameters of a configuration; a tied head counts once."""
     return count(parameters(arguments.instance("config", config, ModelConfig)))
@@ -70,15 +83,18 @@ def block_plan(config, layer, batch, steps, device):
         yield Request("branch", (n, columns_of(config, layer)), "saved", "cast")  # as wide as the logits' gradient
 
 
-def plan(config, batch, steps, device=CPU, recompute=False):
+def plan(config, batch, steps, device=CPU, recompute=False, adapters=()):
     """All activations of a model for (B, T) tokens.
 
     What a layer saves carries its number, the rest is shared by all layers. With `recompute` a layer saves its input
     only. Backward then recomputes the rest, which passes without a backward do not need.
+    adapters: [(Adapter, ...) of each layer], see lora.py
     """
     n = batch * steps
+    yield from lora.plan(adapters, n)
     for layer in range(config.n_layer):
-        for request in block_plan(config, layer, batch, steps, device):
+        saved = lora.block_plan(adapters[layer], n) if adapters else ()
+        for request in (*block_plan(config, layer, batch, steps, device), *saved):
             if request.lifetime != "saved":
                 yield request
             elif recompute and request.name not in KEPT:
@@ -103,10 +119,11 @@ def plan(config, batch, steps, device=CPU, recompute=False):
 def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
     """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))        without residuals, neither sum
 
-    A parallel block has feed_forward(norm(x)) instead. Then middle exists in `out` only, since backward does not read it.
+    A parallel block has feed_forward(norm(x)) instead. Its backward does not read `middle`, which is kept in `out` only.
     position: where the one new token of each sequence stands, when decoding; None for whole windows.
-    out: None before backward, which does not read it; only for blocks with a feed-forward
+    out: None before backward, which does not read it; only where middle is an array of its own
     """
+    a["lora_dropout"] = dropout.adapters
     x = a["x"]
     middle = a["middle"] if config.feed_forward != "none" and not config.parallel else out
     normed = norm.forward(config, w, a, "mixer_norm", x)
@@ -126,6 +143,7 @@ def block_backward(config, mixer, w, g, a, dx, dout, dropout):
     array only where it is the gradient of the logits. In a parallel block both branches read dout before either
     accumulates, so each needs an array for its gradient.
     """
+    a["lora_dropout"] = dropout.adapters
     dnormed = dfeed_forward = a["dnormed"]
     if config.feed_forward != "none":
         middle = a["x" if config.parallel else "middle"]
@@ -219,11 +237,11 @@ class Pass(NamedTuple):
 class Activations:
     """The arena of one (B, T), with the arrays of each layer by their short names. recompute: as of `plan`"""
 
-    def __init__(self, config, batch, steps, dtype, compute_dtype=None, device=CPU, recompute=False):
+    def __init__(self, config, batch, steps, dtype, compute_dtype=None, device=CPU, recompute=False, adapters=()):
         self.config, self.batch, self.steps, self.device, self.recompute = config, batch, steps, device, recompute
         self.pending = None  # the Pass that `Model.backward` may follow
         self.initial_states = None  # of each layer, from which backward recomputes the window
-        self.arena = Arena(plan(config, batch, steps, device, recompute), dtype, compute_dtype, device)
+        self.arena = Arena(plan(config, batch, steps, device, recompute, adapters), dtype, compute_dtype, device)
         self.shared = {name: array for name, array in self.arena.arrays.items() if not name.startswith("layers.")}
         self.layers = [{**self.shared, **within(self.arena.arrays, f"layers.{i}")} for i in range(config.n_layer)]
         self.set_positions(config, 0)
@@ -255,15 +273,25 @@ def model_forward(model, activations, tokens, dropout, states=None, position=Non
     if config.positions == "learned":
         positions = w["positions.weight"][activations.start : activations.start + activations.steps]
     if dropout.embedding is None:
-        ops.embedding_forward(layers[0]["x"], tokens, w["embedding.weight"], positions)
+        embed(model, layers[0]["x"], tokens, w["embedding.weight"], positions)
     else:
-        ops.embedding_forward(a["dnormed"], tokens, w["embedding.weight"], positions)
+        embed(model, a["dnormed"], tokens, w["embedding.weight"], positions)
         ops.dropout_forward(layers[0]["x"], a["dnormed"], None, dropout.embedding)
     for i, mixer in enumerate(model.mixers):
         out = layers[i + 1]["x"] if i + 1 < len(layers) else a["x"]
         state = states[i] if states else None
         block_forward(config, mixer, layer_weights[i], layers[i], out, dropout.blocks[i], state, position)
     return norm.forward(config, w, a, "norm", a["x"]) if config.head != "none" else a["x"]
+
+
+def embed(model, out, tokens, weight, positions):
+    """`ops.embedding_forward`, also from a weight that exists as a CastCopy only."""
+    if not isinstance(weight, CastCopy):
+        ops.embedding_forward(out, tokens, weight, positions)
+        return
+    ops.convert(out, model.device.kernels.cast_copy_rows(weight, tokens.reshape(-1), out.shape[1]))
+    if positions is not None:
+        out.reshape(*tokens.shape, -1)[...] += positions
 
 
 def model_backward(model, activations, tokens, targets, normed, scale, dropout):
@@ -283,16 +311,34 @@ def model_backward(model, activations, tokens, targets, normed, scale, dropout):
     for i in reversed(range(config.n_layer)):
         layer_w, layer_g, layer_a = model.layer_matmul_weights[i], model.layer_gradients[i], activations.layers[i]
         if activations.recompute and i + 1 < config.n_layer:  # what the last block saved is still there
-            out = activations.layers[i + 1]["x"] if config.feed_forward == "none" else None
+            out = None if "middle" in layer_a else activations.layers[i + 1]["x"]
             state = activations.initial_states[i] if activations.initial_states else None
             block_forward(config, model.mixers[i], layer_w, layer_a, out, dropout.blocks[i], state)
         block_backward(config, model.mixers[i], layer_w, layer_g, layer_a, dx, dout, dropout.blocks[i])
         dout = dx
+    if "embedding.weight" not in g:
+        return
     if dropout.embedding is not None:
         ops.dropout_backward(a["dnormed"], dx, dropout.embedding)
         dx = a["dnormed"]
     dpositions = g["positions.weight"][: activations.steps] if config.positions == "learned" else None
     ops.embedding_backward(g["embedding.weight"], dpositions, dx, tokens)
+
+
+def weight_bytes(tensors, dtype, compute_dtype, device):
+    """Bytes of the weights, cast copies included."""
+    mixed = compute_dtype not in (None, dtype)
+    copies = device.cast_copies * np.dtype(compute_dtype).itemsize if mixed else 0
+    trained, frozen = [t for t in tensors if t.trained], [t for t in tensors if not t.trained]
+    total = count(trained) * np.dtype(dtype).itemsize + count(t for t in trained if t.matmul) * copies
+    return total + sum(frozen_bytes(t, dtype, compute_dtype, device) for t in frozen)
+
+
+def is_fused(name):
+    """Whether a mixer computes the gradient of a tensor together with that of its input."""
+    part, _, rest = name.partition(".")[2].partition(".")[2].partition(".")
+    linear = f"{part}.{rest.partition('.')[0]}" in lora.TARGETS.values()
+    return name.startswith("layers.") and part in ("attention", "mamba", "recurrence") and not linear
 
 
 def dtypes_of(dtype, compute_dtype, device):
@@ -317,15 +363,24 @@ class Model(arguments.Fixed):
     device         where it lives, see slm_np.ops.device
     recompute      backward computes each block again instead of reading what forward saved: the same gradient, to the
                    bit, in less memory
+    lora           LoraConfig: adapters are trained, and all other weights are frozen. None: all weights are trained
     Tokens and targets may be arrays of any integer type, lists, or arrays of the device. Every method raises UserError
     for arguments of a wrong type or shape or out of range. A copy, also by pickle, has its own weights and gradients;
     its activations are planned anew.
     """
 
-    FIXED = ("config", "device", "dtype", "compute_dtype", "recompute", "parameters")
+    FIXED = ("config", "device", "dtype", "compute_dtype", "recompute", "lora", "parameters")
 
     def __init__(
-        self, config, seed=0, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU, recompute=False
+        self,
+        config,
+        seed=0,
+        decay="matrices",
+        dtype=np.float32,
+        compute_dtype=None,
+        device=CPU,
+        recompute=False,
+        lora=None,
     ):
         self.config = arguments.instance("config", config, ModelConfig)
         self.device = arguments.instance("device", device, Device)
@@ -333,12 +388,11 @@ class Model(arguments.Fixed):
         self.recompute = arguments.truth("recompute", recompute)
         decay = arguments.choice("decay", decay, ("matrices", "all"))
         seed = None if seed is None else arguments.whole("seed", seed, 0, arguments.SEEDS)
-        n = count(parameters(config))
-        needed = 2 * n * self.dtype.itemsize  # weights and gradients
-        device.check_memory(
-            needed, f"a model of {n:,} parameters", "choose a smaller --n-layer, --n-embd or --vocab-size"
-        )
-        self.parameters = Parameters(parameters(config), decay, self.dtype, self.compute_dtype, device)
+        self.lora = lora if lora is None else arguments.instance("lora", lora, LoraConfig)
+        tensors, _ = model_tensors(config, lora)
+        n, needed = count(tensors), weight_bytes(tensors, self.dtype, self.compute_dtype, device)
+        device.check_memory(needed, f"a model of {n:,} parameters", SMALLER)
+        self.parameters = Parameters(tensors, decay, self.dtype, self.compute_dtype, device)
         if seed is not None:
             self.parameters.initialize(seed)
         self._bind()
@@ -346,13 +400,35 @@ class Model(arguments.Fixed):
     def _bind(self):
         """What follows from the configuration and the parameters."""
         self.mixers = [mixer_of(self.config, layer) for layer in range(self.config.n_layer)]
-        self.layer_weights, self.layer_matmul_weights, self.layer_gradients = (
-            [within(views, f"layers.{layer}") for layer in range(self.config.n_layer)]
-            for views in (self.parameters.weight, self.parameters.matmul_weight, self.parameters.gradient)
+        _, self.adapters = model_tensors(self.config, self.lora)  # of each layer
+        self.layer_weights, self.layer_matmul_weights = (
+            [
+                within(views, f"layers.{layer}") | {f"{adapter.name}.lora": adapter for adapter in own}
+                for layer, own in enumerate(self.adapters)
+            ]
+            for views in (self.parameters.weight, self.parameters.matmul_weight)
         )
+        self.__dict__.pop("layer_gradients", None)
         self.activations = None
         self.original = None  # the model that this one is the `full_precision` of
         self.prepared = set()  # what warmup.py has prepared the kernels for
+
+    @functools.cached_property
+    def layer_gradients(self):
+        """The gradients of each layer: {name: array}.
+
+        Some mixers compute gradients of small frozen tensors together with that of their input. Those are discarded:
+        they go to memory that all layers share.
+        """
+        discarded = {}
+
+        def own(name):
+            kind = name.split(".", 2)[2]
+            return discarded.setdefault(kind, self.device.arrays.zeros_like(self.parameters.weight[name]))
+
+        unused = {t.name: own(t.name) for t in self.parameters.tensors if not t.trained and is_fused(t.name)}
+        views = unused | self.parameters.gradient
+        return [within(views, f"layers.{layer}") for layer in range(self.config.n_layer)]
 
     def __copy__(self):
         return copy.deepcopy(self)
@@ -396,9 +472,10 @@ class Model(arguments.Fixed):
         a, dtypes = self.activations, (self.dtype, self.compute_dtype)
         if a is None or (a.batch, a.steps) != (batch, steps) or a.recompute and not recompute:
             self.activations = a = None  # free the old arena before the new one is laid out
-            needed = planned_bytes(plan(self.config, batch, steps, self.device, recompute), *dtypes)
+            options = dict(adapters=self.adapters, recompute=recompute)
+            needed = planned_bytes(plan(self.config, batch, steps, self.device, **options), *dtypes)
             self.device.check_memory(needed, f"a batch of {batch} x {steps} tokens", "use a smaller one")
-            self.activations = Activations(self.config, batch, steps, *dtypes, self.device, recompute)
+            self.activations = Activations(self.config, batch, steps, *dtypes, self.device, **options)
         return self.activations
 
     def _ids(self, name, value, shape, masked=False, also=None):
@@ -441,6 +518,10 @@ class Model(arguments.Fixed):
         normed = model_forward(self, a, tokens, dropout, states)
         a.pending = Pass(tokens.copy(), normed, dropout)
         return normed
+
+    def dropout(self, key=None):
+        """The ModelDropout of one micro-batch. key: as of `loss_and_gradient`"""
+        return model_dropout(self.config, key, self.adapters)
 
     def _dropout(self, dropout):
         """UserError if it is not the ModelDropout of such a model."""
@@ -504,7 +585,7 @@ class Model(arguments.Fixed):
         count = max(
             1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets), LARGEST)
         )
-        activations, dropout = self.plan(*tokens.shape), model_dropout(self.config, key)
+        activations, dropout = self.plan(*tokens.shape), self.dropout(key)
         normed = model_forward(self, activations, tokens, dropout, states)
         model_backward(self, activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)
         return number(activations.shared["head.losses"].sum(dtype=np.float64)) / count
@@ -512,6 +593,8 @@ class Model(arguments.Fixed):
     def logits(self, tokens):
         """Logits of every token, (B, T, V), without dropout. tokens: (B, T) integers below V."""
         tokens = self._ids("tokens", tokens, ("B", "T"))
+        needed = tokens.size * self.config.vocab_size * self.dtype.itemsize
+        self.device.check_memory(needed, f"the logits of {counted(tokens.size, 'token')}", "use fewer")
         warmup.prepare(self, warmup.evaluation)
         activations = self._plan(*tokens.shape, recompute=True)
         normed = model_forward(self, activations, tokens, model_dropout(self.config))

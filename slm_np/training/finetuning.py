@@ -52,7 +52,7 @@ class Base:
         path = expanded(path)
         config = run_config.read_config(path)
         tokenizer, sampling = runs.tokenizer_of(path, config), runs.sampling_of(path)
-        weights, step = runs.best_weights(path)
+        weights, step = runs.best_weights(path, config)
         return cls(path, config, weights, step, tokenizer, sampling, runs.template_of(path, config))
 
     def fill(self, weights):
@@ -66,7 +66,7 @@ class Base:
             put(array, grown(self.weights.pop(name), array.shape))
 
     def origin(self):
-        """What config.json of a finetuned run says of its base: its identity, and how its data were split."""
+        """What run.json of a finetuned run says of its base: its identity, and how its data were split."""
         from slm_np.formats.run_paths import directories, written_here
 
         train, places = self.config.train, directories(self.path, self.config)
@@ -109,7 +109,7 @@ def finetuned(base, model, train):
     config = dataclasses.replace(base.config.model, **model)
     made = TrainConfig(**recipe(base.config.train, train))
     check_effect(made, train)
-    return RunConfig(config, made, base.config.preset, base=base.origin())
+    return RunConfig(config, made, base.config.preset, base=base.origin(), context=base.config.context)
 
 
 def recipe(base, given):

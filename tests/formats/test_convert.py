@@ -183,7 +183,8 @@ def test_the_command_makes_a_run(tmp_path, capsys, monkeypatch):
     file, tokenizer, _ = files(tmp_path)
     assert small.status("convert", file, "--tokenizer", tokenizer) == 0
     assert "run: runs" in capsys.readouterr().out
-    assert small.tree("runs/model") == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    settings = ["config.json", "generation_config.json", "run.json", "tokenizer.json", "tokenizer_config.json"]
+    assert small.tree("runs/model") == sorted(["model.safetensors", *settings])
     assert Tokenizer.from_file("runs/model/tokenizer.json").encode("the cat").tokens == [" the", " cat"]
     (tmp_path / "tok.bin").rename("tokenizer.bin")  # found by its name; a tokenizer.json is accepted too
     for words in (["--out-dir", "beside"], ["--out-dir", "json", "--tokenizer", "runs/model/tokenizer.json"]):
