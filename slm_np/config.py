@@ -453,7 +453,7 @@ class TrainConfig:
     recompute: bool = setting(
         False,
         "compute each block again in backward instead of saving its activations: the same bits in less memory, at "
-        "about a quarter more time",
+        "about a fifth more time",
     )
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)
     min_lr: float = setting(
