@@ -38,12 +38,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     CPU.use_threads(0)
     run = load(args.model)
-    template = chat_template.load(run.path) or chat_template.DEFAULT
-    stops, greedy = template.stops(run.tokenizer), SamplingConfig(temp=0.0)
+    template = run.template or chat_template.DEFAULT
+    stops, ends, greedy = template.stops(run.tokenizer), template.ends(run.tokenizer), SamplingConfig(temp=0.0)
     asked, exact, wrong = Counter(), Counter(), []
     for question, turn in islice(questions(), args.questions):
         prompt = encode_prompt(run.tokenizer, template.prompt([dict(role="user", content=question)], run.tokenizer))
-        answer = text_of(run.model, run.tokenizer, prompt, MAX_TOKENS, greedy, stops).strip()
+        answer = text_of(run.model, run.tokenizer, prompt, MAX_TOKENS, greedy, stops, ends=ends).strip()
         asked[turn.kind] += 1
         exact[turn.kind] += answer == turn.answer
         if answer != turn.answer:

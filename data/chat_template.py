@@ -47,8 +47,6 @@ class Template:
     before_assistant: str = "A: "
     after_assistant: str = "\n"
 
-    file = FILE  # in the directory of a run
-
     def spans(self, messages, tokenizer=None):
         """[(bytes, target), ...]: the conversation as text, in alternating spans of targets and of context.
 
@@ -90,13 +88,17 @@ class Template:
         return [(text.encode("utf-8", "surrogateescape"), target) for text, target in found if text]
 
     def stops(self, tokenizer):
-        """[str]: the strings that end a reply. Other templates also have ids in this list.
+        """[str]: the strings that end a reply.
 
         If the tokenizer has an end-of-text token, which ends a reply by itself, a reply may have several lines: it ends
         where the next question starts. Otherwise a reply ends at the string after every reply.
         """
         several = tokenizer.end_of_text is not None
         return [self.after_assistant + self.before_user] if several else [self.after_assistant]
+
+    def ends(self, tokenizer):
+        """The ids of special tokens that the template writes after a reply: none."""
+        return []
 
     def to_bytes(self):
         """The content of chat_template.json."""

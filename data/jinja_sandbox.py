@@ -62,7 +62,7 @@ def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=Fa
 
 
 def compiled(source, name):
-    """The compiled template, whose environment has `render`. UserError, which starts with `name`, for a syntax error."""
+    """The compiled template, for `rendered` of its environment. UserError, which starts with `name`, for bad syntax."""
     jinja2 = imported("jinja2", f"the chat template {name}", CHAT_EXTRA)
     try:
         return environment_class()().from_string(source)

@@ -6,6 +6,7 @@ when the text is encoded.
 """
 
 import functools
+import json
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,8 +36,6 @@ class JinjaTemplate:
     source: str
     tokens: dict = field(default_factory=dict)
     name: str = field(default=FILE, compare=False)
-
-    file = FILE  # in the directory of a run
 
     def spans(self, messages, tokenizer):
         """[(bytes or int, target), ...]: the conversation as text and ids of special tokens.
@@ -72,28 +71,39 @@ class JinjaTemplate:
         return hidden.shown(self._rendered(hidden.messages, True))
 
     def stops(self, tokenizer):
-        """[str or int, ...]: the texts and the ids of special tokens that end a reply.
+        """[str]: the strings that end a reply: what the template writes between a reply and the next message.
 
-        It is the special token that the template writes after a reply, or else the text up to the next message. The
-        tokenizer's own `ends` are not among them: they end every text.
+        None if a special token ends it.
         """
+        after = self._after_reply(tokenizer)
+        if any(isinstance(part, int) for part in after):
+            return []
+        text = b"".join(after).decode("utf-8", "replace")
+        return [text.rstrip(" ") if text.strip() else "\n"]
+
+    def ends(self, tokenizer):
+        """[int]: the id of the special token that the template writes after a reply, if it does."""
+        return [part for part in self._after_reply(tokenizer) if isinstance(part, int)][:1]
+
+    def _after_reply(self, tokenizer):
+        """[bytes or int, ...]: what the template writes between a reply and the next message."""
         roles = ("user", "assistant", "user")
         hidden = Hidden(self, [dict(role=role, content=text) for role, text in zip(roles, PROBE)], tokenizer)
         text = self._rendered(hidden.messages, True, TRAINING_DAY)
         start = text.find(PROBE[1]) + len(PROBE[1])
-        after = hidden.shown(text[start : text.find(PROBE[2], start)])
-        ids = [part for part in after if isinstance(part, int)]
-        if ids:
-            return ids[:1]
-        between = b"".join(after).decode("utf-8", "replace")
-        return [between.rstrip(" ")] if between.strip() else ["\n"]
+        return hidden.shown(text[start : text.find(PROBE[2], start)])
 
     def to_bytes(self):
-        """The content of chat_template.jinja."""
+        """The content of chat_template.json, from which a run restores it."""
+        fields = dict(source=self.source, tokens=self.tokens)
+        return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+
+    def to_jinja(self):
+        """The content of chat_template.jinja, for other programs."""
         return self.source.encode("utf-8", "surrogateescape")
 
     def identity(self):
-        """What the tokens of a conversation depend on, as JSON can hold it. See `chat_template.from_identity`."""
+        """What the tokens of a conversation depend on, as JSON can hold it. See `templates.restored`."""
         return dict(source=self.source, tokens=self.tokens, day=TRAINING_DAY.isoformat())
 
     def _replies(self, hidden, text):

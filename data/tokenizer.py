@@ -47,6 +47,16 @@ class Tokenizer:
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     @property
+    def ends(self):
+        """The set of ids that end a text."""
+        return {self.end_of_text, *self.more_ends} - {None}
+
+    def used_like(self, other):
+        """This tokenizer, after it takes from `other` how the texts of its model start and end."""
+        self.prompt_start, self.more_ends = other.prompt_start, other.more_ends
+        return self
+
+    @property
     def special_tokens(self):
         """{name: `SpecialToken`}"""
         return {} if self.end_of_text is None else {END_OF_TEXT: SpecialToken(self.end_of_text)}

@@ -79,7 +79,7 @@ def tokenizer_from(fields, name):
 
 def with_end_of_text(tokenizer):
     """The tokenizer itself if it has an end-of-text token, else one with that token as one more id, the last."""
-    return tokenizer if tokenizer.end_of_text is not None else tokenizer.with_end()
+    return tokenizer if tokenizer.end_of_text is not None else tokenizer.with_end().used_like(tokenizer)
 
 
 def _contains(found, wanted):

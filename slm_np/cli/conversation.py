@@ -75,6 +75,7 @@ class Conversation:
         self.run, self.sampling, self.max_tokens, self.screen = run, sampling, max_tokens, screen or Screen()
         self.template = run.template
         self.stops = [*stops, *(self.template.stops(run.tokenizer) if self.template else ())]
+        self.ends = self.template.ends(run.tokenizer) if self.template else []
         self.answers = 0  # each has its own random numbers, so that a repeated message can get another answer
         self.written = set()  # files that /save may overwrite
         self.system = ""
@@ -150,6 +151,7 @@ class Conversation:
                 self.stops,
                 style=record,
                 substream=self.answers,
+                ends=self.ends,
             )
             self.answers += 1
             begun = self.template is None

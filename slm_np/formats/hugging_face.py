@@ -236,15 +236,12 @@ def write(parts, directory, dtype="f32", report=lambda n: None):
     layout = {piece.theirs: piece.shape for piece in pieces}
     tensors = ((piece.theirs, array) for piece, array in to_theirs(pieces, parts.tensors()))
     ids = token_ids(tokenizer)
-    if tokenizer is not None and tokenizer.more_ends:
-        ids["eos_token_id"] = [id for id in (tokenizer.end_of_text, *tokenizer.more_ends) if id is not None]
     files = {
         "config.json": config_json(config, WRITTEN[dtype][0], **ids),
-        "generation_config.json": to_generation_config(parts.sampling) | ids,
+        "generation_config.json": to_generation_config(parts.sampling, **ids),
     }
     if tokenizer is not None:
-        named = getattr(parts.template, "tokens", {})
-        files["tokenizer_config.json"] = tokenizer_config(tokenizer, config.block_size) | named
+        files["tokenizer_config.json"] = tokenizer_config(tokenizer, parts.template, config.block_size)
     with new_folder(directory) as folder:
         write_weights(folder, layout, tensors, dtype, report)
         for name, fields in files.items():

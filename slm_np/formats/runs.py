@@ -7,10 +7,12 @@ from pathlib import Path
 
 from slm_np import arguments
 from slm_np.config import DEVICES, SamplingConfig
-from slm_np.data import chat_template
+from slm_np.data import chat_template, templates
+from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
+from slm_np.formats.adapters import merged_weights
 from slm_np.formats.checkpoint import copies_of, load_best, newest_checkpoint
 from slm_np.formats.checksum import crc32, read_settings
 from slm_np.formats.files import read_bytes, write_bytes, write_file
@@ -34,7 +36,7 @@ class Run:
     tokenizer  None for a run on token files
     step       number of updates after which the weights were saved
     sampling   the run's sampling defaults
-    template   the ChatTemplate of a run that was trained on conversations, or None
+    template   the chat template of a run that was trained on conversations, or None
     """
 
     path: Path
@@ -43,7 +45,7 @@ class Run:
     config: RunConfig
     step: int
     sampling: SamplingConfig
-    template: chat_template.Template | None
+    template: chat_template.Template | JinjaTemplate | None
 
 
 def load(path, device="cpu"):
@@ -55,7 +57,7 @@ def load(path, device="cpu"):
     path = expanded(arguments.path("path", path))
     chosen = device_named(arguments.choice("device", device, DEVICES))
     config = read_config(path)
-    needed = 8 * parameter_count(config.model)  # weights and gradients, float32
+    needed = 4 * parameter_count(config.model)  # float32
     chosen.check_memory(needed, f"the model in {path}", "use a machine with more")
     tokenizer = tokenizer_of(path, config)  # before the weights: it may need a package that is missing
     model = Model(config.model, None, config.train.decay, device=chosen)
@@ -70,6 +72,8 @@ def best_weights(path, config, into=None):
 
     config: RunConfig.   `into` as in `load_tensors`.
     """
+    if config.lora:
+        return merged_weights(Path(path), config, into)
     layout = layout_of(config)
     best = Path(path) / layout.file
     if best.exists():
@@ -87,12 +91,16 @@ def tokenizer_of(path, config):
     if file is None:
         return None
     tokenizer = load_tokenizer(file)
-    if tokenizer.vocab_size != config.model.vocab_size:
+    known = config.model.vocab_size
+    may_be_padded = config.base or "converted" in config.data  # another program's model may have more embeddings
+    if tokenizer.vocab_size > known or tokenizer.vocab_size < known and not may_be_padded:
         raise UserError(
             f"{file} has {counted(tokenizer.vocab_size, 'token')}, but the model {config.model.vocab_size}; "
             "restore the tokenizer that the run was trained with"
         )
     tokenizer.trained_ends = config.data.get("separated", True)
+    tokenizer.prompt_start = config.data.get("prompt_start")
+    tokenizer.more_ends = tuple(config.data.get("more_ends", ()))
     return tokenizer
 
 
@@ -110,9 +118,9 @@ def sampling_of(path):
 
 
 def template_of(path, config):
-    """The ChatTemplate of the run in `path`, or None. UserError as `intact_file`, or if it is malformed."""
+    """The chat template of the run in `path`, or None. UserError as `intact_file`, or if it is malformed."""
     file = intact_file(path, config, chat_template.FILE)
-    return file and chat_template.load(file.parent)
+    return file and templates.load(file.parent)
 
 
 def intact_file(path, config, name):

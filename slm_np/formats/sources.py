@@ -142,7 +142,8 @@ def load(path, device="cpu"):
     chosen = device_named(arguments.choice("device", device, DEVICES))
     parts = open_model(given)
     config = usable(parts.config)
-    chosen.check_memory(4 * parameter_count(config), f"the model in {parts.path}", "use a machine with more")  # float32
+    needed = 4 * parameter_count(config)  # float32
+    chosen.check_memory(needed, f"the model in {parts.path}", "use a machine with more")
     model = Model(config, None, device=chosen)
     fill(model.parameters.weight, parts)
     described = RunConfig(

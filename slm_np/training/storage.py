@@ -73,12 +73,12 @@ class Storage(Callback):
         """Make an empty directory a run: its small files, checkpoint of step 0.
 
         run.json comes last: a directory without it is not a run.
-        sampling: SamplingConfig, by default its preset's.   template: ChatTemplate of the base, if any; a run on
-        conversations keeps the one of its data instead.
+        sampling: SamplingConfig, by default its preset's.   template: the chat template of the base, if any; a run on
+        conversations has the default one otherwise.
         """
         tokenizer, sampling = trainer.corpus.tokenizer, sampling or generation_defaults(trainer.run.preset)
         if trainer.corpus.train.mask is not None:
-            template = DEFAULT
+            template = template or DEFAULT
         if tokenizer is not None:
             self.files["tokenizer.json"] = tokenizer.to_bytes()
         if template is not None:
@@ -99,7 +99,7 @@ class Storage(Callback):
         self.files = small_files(self.path, run, trainer.corpus.tokenizer)
         tokenizer = trainer.corpus.tokenizer or tokenizer_of(self.path, run)
         self.describe(trainer.run, tokenizer, template_of(self.path, run))
-        found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.weight, trainer.tensors())
+        found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.trained, trainer.tensors())
         if found.path.name == f"checkpoint-{found.step}":
             self.saved, self.counters = found.step, found.state
         check_counters(found)
@@ -195,7 +195,7 @@ class Storage(Callback):
         if self.saved == trainer.updates:
             return
         directories.check_in_place(self.path)
-        weights, tensors, counters = trainer.model.parameters.weight, trainer.tensors(), trainer.counters()
+        weights, tensors, counters = trainer.model.parameters.trained, trainer.tensors(), trainer.counters()
         checkpoint.save_checkpoint(self.path, trainer.updates, weights, tensors, counters, self.files)
         self.saved, self.counters = trainer.updates, counters
 
@@ -223,7 +223,7 @@ class Storage(Callback):
         directories.check_in_place(self.path)
         if row["val_loss"] < self.lowest:
             metadata = dict(step=row["step"], val_loss=row["val_loss"])
-            checkpoint.save_best(self.path, trainer.model.parameters.weight, metadata, self.layout)
+            checkpoint.save_best(self.path, trainer.model.parameters.trained, metadata, self.layout)
             self.lowest = row["val_loss"]
         metrics.append_metrics(self.path, row)
         if self.saved == trainer.updates:
