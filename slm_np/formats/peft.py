@@ -6,6 +6,7 @@
 An adapter adds s B A to a weight (out, in), with s = alpha / r or, with use_rslora, alpha / sqrt(r).
 """
 
+import contextlib
 import math
 import re
 import sys
@@ -121,10 +122,8 @@ def read_adapter(path, config):
     """
     path = Path(path)
     fields = read_json(path / CONFIG)
-    try:
+    with _about(path / CONFIG):
         _check_settings(fields, path)
-    except UserError as error:
-        raise UserError(f"{path / CONFIG}: {error}") from None
     if not (path / WEIGHTS).is_file() and (path / PICKLE).is_file():
         raise UserError(
             f"{path / PICKLE} is a pickle, which may run any code, so it is not read; save the adapter again with a "
@@ -134,9 +133,10 @@ def read_adapter(path, config):
     found, tensors, scales = _layers(file, config), {}, {}
     for module, keys in found.items():
         piece = keys["piece"]
-        if not _is_target(fields, module):
+        with _about(path / CONFIG):
+            target, (rank, scale) = _is_target(fields, module), _rank_and_scale(fields, module)
+        if not target:
             raise UserError(f"{file.path} adapts {module}, which is not in the target_modules of {CONFIG}; {AGAIN}")
-        rank, scale = _rank_and_scale(fields, module, path)
         inputs, outputs = piece.shape[::-1] if piece.transposed else piece.shape
         for kind, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
             if file.shape(keys[kind]) != shape:
@@ -149,6 +149,15 @@ def read_adapter(path, config):
         tensors |= {f"{name}.lora_A": a.T.copy(), f"{name}.lora_B": part.read(b).copy()}
         scales[name] = scale
     return LoraAdapter(path, fields.get("base_model_name_or_path") or "", tensors, scales)
+
+
+@contextlib.contextmanager
+def _about(file):
+    """Put the name of a file before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def _check_settings(fields, path):
@@ -201,17 +210,12 @@ def _is_target(fields, module):
     return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
-def _rank_and_scale(fields, module, path):
+def _rank_and_scale(fields, module):
     """(r, s) of a layer. The first entry of rank_pattern and of alpha_pattern that matches its name counts."""
-    try:
-        rank = of.whole(dict(r=_matching(fields, "rank_pattern", module, fields.get("r"))), "r", 8)
-        alpha = of.real(
-            dict(lora_alpha=_matching(fields, "alpha_pattern", module, fields.get("lora_alpha"))), "lora_alpha", 8
-        )
-        root = of.truth(fields, "use_rslora", False)
-    except UserError as error:
-        raise UserError(f"{path / CONFIG}: {error}") from None
-    return rank, alpha / (math.sqrt(rank) if root else rank)
+    rank = of.whole(dict(r=_matching(fields, "rank_pattern", module, fields.get("r"))), "r", 8)
+    alpha = _matching(fields, "alpha_pattern", module, fields.get("lora_alpha"))
+    root = of.truth(fields, "use_rslora", False)
+    return rank, of.real(dict(lora_alpha=alpha), "lora_alpha", 8) / (math.sqrt(rank) if root else rank)
 
 
 def _matching(fields, name, module, default):
