@@ -311,7 +311,8 @@ def model_backward(model, activations, tokens, targets, normed, scale, dropout):
     for i in reversed(range(config.n_layer)):
         layer_w, layer_g, layer_a = model.layer_matmul_weights[i], model.layer_gradients[i], activations.layers[i]
         if activations.recompute and i + 1 < config.n_layer:  # what the last block saved is still there
-            out = activations.layers[i + 1]["x"] if config.feed_forward == "none" else None
+            whole = config.feed_forward == "none" or config.parallel  # the mixer writes to `out`
+            out = activations.layers[i + 1]["x"] if whole else None
             state = activations.initial_states[i] if activations.initial_states else None
             block_forward(config, model.mixers[i], layer_w, layer_a, out, dropout.blocks[i], state)
         block_backward(config, model.mixers[i], layer_w, layer_g, layer_a, dx, dout, dropout.blocks[i])
@@ -338,7 +339,7 @@ def is_fused(name):
     """Whether a mixer computes the gradient of a tensor together with that of its input."""
     part, _, rest = name.partition(".")[2].partition(".")[2].partition(".")
     linear = f"{part}.{rest.partition('.')[0]}" in lora.TARGETS.values()
-    return name.startswith("layers.") and part in ("attention", "mamba", "recurrence") and not linear
+    return name.startswith("layers.") and part in ("attention", "mamba") and not linear
 
 
 def dtypes_of(dtype, compute_dtype, device):
