@@ -1,9 +1,9 @@
 """Causal grouped-query attention, a block of queries at a time: scores exist in a worker's scratch only.
 
 The scores of a block against all keys up to its end fit the second-level cache, so softmax needs no second pass over
-blocks of keys. Tiles above the diagonal are skipped, and those of keys that left the window of a whole block. Backward recomputes the probabilities from the scores and `lse`.
-One algorithm serves float32, float64 and bfloat16; attention_storage.py holds what differs between them. Sums and the
-softmax are never of bfloat16.
+blocks of keys. Tiles above the diagonal are skipped, and so are tiles of keys that no query of the block sees in its
+window. Backward recomputes the probabilities from the scores and `lse`. One algorithm serves float32, float64 and
+bfloat16; attention_storage.py holds what differs between them. Sums and the softmax are never of bfloat16.
 
 Sizes: B sequences, T steps, H query heads, K key-value heads, width w. Arrays of heads are flat and addressed by
 offsets.
@@ -94,7 +94,20 @@ def sum_over_keys(result, p, right, first, q, count):
         for i in range(max(0, j * elements_per_entry(p) - q) // height * height, count, height):
             k = min(KEYS, entries(p, q + i + height) - j)
             for c in range(0, wide, COLUMNS):
-                multiply(result, i * wide + c, wide, p, i * long + j, long, 1, right, j * step + c * column, step, k, j - start)
+                multiply(
+                    result,
+                    i * wide + c,
+                    wide,
+                    p,
+                    i * long + j,
+                    long,
+                    1,
+                    right,
+                    j * step + c * column,
+                    step,
+                    k,
+                    j - start,
+                )
 
 
 @row
@@ -310,33 +323,41 @@ def attend(out, query, keys, values, first, scores, scale):
 
 
 @row
-def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, first, scores, scale):
-    """Sequence b, key-value head kv: its new key and value enter slot `slot`, its queries attend to len(scores) slots.
+def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, position, window, scores, scale):
+    """Sequence b, key-value head kv: the key and value of a new token enter the cache, and its queries attend to it.
 
-    keys, values: the caches (B, K, T, w), flat. first: the first slot that is attended to.
+    keys, values: the caches (B, K, T, w), flat: a ring of `steps` slots, of which the newest `window` <= `steps` are
+    seen. scores (T,): scratch.
     """
-    width = out.shape[1] // heads
-    group, start = heads // kv_heads, (b * kv_heads + kv) * steps * width
-    k, v, new = keys[start : start + steps * width], values[start : start + steps * width], slot * width
+    width, slot, length = out.shape[1] // heads, position % steps, min(position + 1, window)
+    group, start, new = heads // kv_heads, (b * kv_heads + kv) * steps * width, slot * width
+    first = (position + 1 - length) % steps if window < steps else 0
+    k, v = keys[start : start + steps * width], values[start : start + steps * width]
     convert_block(k[new : new + width], qkv[b, (heads + kv) * width : (heads + kv + 1) * width])
     convert_block(v[new : new + width], qkv[b, (heads + kv_heads + kv) * width : (heads + kv_heads + kv + 1) * width])
     for h in range(kv * group, kv * group + group):
-        attend(out[b, h * width : h * width + width], qkv[b, h * width : h * width + width], k, v, first, scores, scale)
+        part = slice(h * width, h * width + width)
+        attend(out[b, part], qkv[b, part], k, v, first, scores[:length], scale)
 
 
 @kernel
-def _attention_step(task, out, keys, values, qkv, heads, kv_heads, steps, slot, first, length, scores, scale):
-    b, kv = task // kv_heads, task % kv_heads
-    seen = scores[get_thread_id(), :length]
-    step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, slot, first, seen, scores.dtype.type(scale))
-
-
-def seen_slots(position, steps, window):
-    """(first slot, number of slots) that the token at `position` sees of a ring of `steps` slots, itself included."""
-    length = min(position + 1, steps)
-    if not 0 < window < length:
-        return 0, length
-    return (position + 1 - window) % steps, window
+def _attention_step(task, out, keys, values, qkv, heads, kv_heads, steps, position, window, scores, scale):
+    b, kv, own = task // kv_heads, task % kv_heads, scores[get_thread_id()]
+    step_group(
+        out,
+        b,
+        keys,
+        values,
+        qkv,
+        heads,
+        kv_heads,
+        kv,
+        steps,
+        position,
+        window,
+        own,
+        out.dtype.type(scale),
+    )
 
 
 class StepScores(threading.local):
@@ -367,8 +388,7 @@ def attention_step(
     scale=None,
 ):
     """One new token per sequence: see `ops.attention_step`."""
-    steps, position = keys.shape[2], int(np.asarray(position).item())
-    first, length = seen_slots(position, steps, window)
+    steps = keys.shape[2]
     _attention_step(
         len(out) * kv_heads,
         out,
@@ -378,9 +398,8 @@ def attention_step(
         heads,
         kv_heads,
         steps,
-        position % steps,
-        first,
-        length,
+        int(np.asarray(position).item()),
+        min(window or steps, steps),
         STEP_SCORES.of(steps, out.dtype),
         scale_of(out.shape[1] // heads, scale),
     )

@@ -25,7 +25,7 @@ from .convolution import filter_step
 from .embedding import embedding_row
 from .jit import entry, inlined, loop, row
 from .math import multiply_add
-from .norm import add_to, layernorm_row, rmsnorm_row
+from .norm import add_to, head_norm, layernorm_row, rmsnorm_row
 from .rotary import rotate_row
 from .scan import decode_states, gate_row, time_step_row
 
@@ -38,6 +38,8 @@ LAYER_TENSORS = (
     "attention.qkv.bias",
     "attention.output.weight",
     "attention.output.bias",
+    "attention.q_norm.weight",
+    "attention.k_norm.weight",
     "mamba.in_proj.weight",
     "mamba.in_proj.bias",
     "mamba.conv1d.weight",
@@ -70,6 +72,7 @@ MODEL_TENSORS = (
     "head.weight",
 )
 MIXER_TENSORS = "attention.qkv.weight", "mamba.in_proj.weight", "recurrence.state.weight"  # a layer's mixer has one
+LETTERS = "ALNMS"  # the mixers of --pattern
 NORMS = ("none", "layernorm", "rmsnorm")
 ACTIVATIONS = ("none", "silu", "gelu", "gelu-tanh", "swiglu")
 NO_NORM, LAYERNORM, RMSNORM = range(3)
@@ -83,8 +86,9 @@ def field(name):
     return name.replace(".", "_")
 
 
-# The start of each tensor in the flat weights. `state` is the start of the mixer's state in the memory of the states.
-LAYER = np.dtype([("state", np.int64), *((field(name), np.int64) for name in LAYER_TENSORS)])
+# The start of each tensor in the flat weights. `state` is the start of the mixer's state in the memory of the states,
+# `rotates` whether rotary positions rotate its queries and keys, `window` how many tokens attention sees, at most T.
+LAYER = np.dtype([(name, np.int64) for name in ("state", "rotates", "window", *map(field, LAYER_TENSORS))])
 Tensors = NamedTuple("Tensors", [(field(name), int) for name in MODEL_TENSORS])
 
 
@@ -92,7 +96,8 @@ class Sizes(NamedTuple):
     """Settings that do not follow from the shapes of the buffers. norm, activation: indices into NORMS and ACTIVATIONS.
 
     hidden_splits, channel_splits, state_splits: splits of the feed-forward, of Mamba, of the linear recurrence.
-    head: whether there is one; otherwise the last mixer computes the logits.
+    score_scale: of attention. parallel: whether mixer and feed-forward read the same hidden state. head: whether there
+    is one; otherwise the last mixer computes the logits.
     """
 
     vocab_size: int
@@ -105,10 +110,12 @@ class Sizes(NamedTuple):
     norm: int
     activation: int
     residual: int
+    parallel: int
     head: int
     hidden_splits: int
     channel_splits: int
     state_splits: int
+    score_scale: float
 
 
 class Buffers(NamedTuple):
@@ -116,6 +123,7 @@ class Buffers(NamedTuple):
 
     x: np.ndarray  # (B, D), the residual branch
     normed: np.ndarray  # (B, D)
+    parallel_normed: np.ndarray  # (B, D), the feed-forward's input in a parallel block
     partials: np.ndarray  # flat, at least (P, B, columns) of every part of a layer
     qkv: np.ndarray  # (B, (H + 2 K) w)
     heads: np.ndarray  # (B, H w)
@@ -279,6 +287,9 @@ def attention_loop(
     x,
     qkv_weight,
     qkv_bias,
+    q_norm,
+    k_norm,
+    eps,
     output_weight,
     keys,
     values,
@@ -287,25 +298,30 @@ def attention_loop(
     block_size,
     cos,
     sin,
-    angle,
-    slot,
-    length,
+    rotates,
+    position,
+    window,
+    scale,
     threads,
 ):
     """partials = attention(x) W.   A split is a key-value head with its query heads.
 
-    keys, values: the cache, flat. The new token is stored in `slot`; then `length` slots are filled.
-    angle: the row of cos and sin for the position. They have no columns without rotary positional encoding.
+    q_norm, k_norm: weights of the norms of heads, empty without. keys, values: the cache, flat.
+    cos, sin: rows of angles, as in `decode_step`, without columns if there are no rotary positions.
     """
     width, group, one = heads.shape[1] // n_head, n_head // n_kv_head, x.dtype.type(1)
+    angle = position % max(1, len(cos))
     start, stop = thread * n_kv_head // threads, (thread + 1) * n_kv_head // threads
     for first, span in ((0, group * width), (n_head * width, width), ((n_head + n_kv_head) * width, width)):
         matmul_columns(qkv, first + start * span, first + stop * span, x, qkv_weight, qkv_bias)
     for kv in range(start, stop):
         for b in range(len(x)):
-            if cos.shape[1]:
-                rotate_row(qkv, b, kv * group * width, group, width, cos, sin, angle, one)
-                rotate_row(qkv, b, (n_head + kv) * width, 1, width, cos, sin, angle, one)
+            for i in range(group + 1):  # the queries of the group, and their key
+                head, weight = (kv * group + i, q_norm) if i < group else (n_head + kv, k_norm)
+                if weight.size:
+                    head_norm(qkv, qkv, b, head * width, weight, eps)
+                if rotates:
+                    rotate_row(qkv, b, head * width, 1, width, cos, sin, angle, one)
             step_group(
                 heads,
                 b,
@@ -316,10 +332,10 @@ def attention_loop(
                 n_kv_head,
                 kv,
                 block_size,
-                slot,
-                0,
-                scores[kv, :length],
-                x.dtype.type(1 / np.sqrt(width)),
+                position,
+                window,
+                scores[kv],
+                x.dtype.type(scale),
             )
         matmul_rows(partials[kv], heads, kv * group * width, (kv + 1) * group * width, output_weight)
 
@@ -532,11 +548,12 @@ def attention(
     position,
     cos,
     sin,
+    eps,
     threads,
 ):
     """out += attention(x); stores the new keys and values in the cache"""
-    qkv, heads, columns = buffers.qkv, buffers.heads, out.shape[1]
-    size = len(x) * sizes.n_kv_head * sizes.block_size * (heads.shape[1] // sizes.n_head)
+    qkv, heads, columns, width = buffers.qkv, buffers.heads, out.shape[1], buffers.heads.shape[1] // sizes.n_head
+    size = len(x) * sizes.n_kv_head * sizes.block_size * width
     partials = partial_sums(buffers.partials, sizes.n_kv_head, len(x), columns)
     attention_loop(
         threads,
@@ -547,6 +564,9 @@ def attention(
         x,
         matrix(weights, layer.attention_qkv_weight, x.shape[1], qkv.shape[1]),
         vector(weights, layer.attention_qkv_bias, qkv.shape[1]),
+        vector(weights, layer.attention_q_norm_weight, width),
+        vector(weights, layer.attention_k_norm_weight, width),
+        eps,
         matrix(weights, layer.attention_output_weight, heads.shape[1], columns),
         memory[layer.state : layer.state + size],
         memory[layer.state + size : layer.state + 2 * size],
@@ -555,9 +575,10 @@ def attention(
         sizes.block_size,
         cos,
         sin,
-        position % max(1, len(cos)),
-        position % sizes.block_size,
-        min(position + 1, sizes.block_size),
+        layer.rotates,
+        position,
+        layer.window,
+        sizes.score_scale,
         threads,
     )
     add_partials(out, partials, vector(weights, layer.attention_output_bias, columns))
@@ -683,7 +704,7 @@ def step_of(recurrent):
         tokens     (B,)
         position   the number of tokens before this one
         positions  (R, D) added to the embedding; R = 0 for none
-        cos, sin   (R, w / 2) of rotary angles; w = 0 for none. All tables use row position % R.
+        cos, sin   (R, r / 2) of rotary angles; r = 0 for none. All tables use row position % R.
         """
         x, normed, width = buffers.x, buffers.normed, buffers.x.shape[1]
         embedding = matrix(weights, tensors.embedding_weight, sizes.vocab_size, width)
@@ -694,6 +715,10 @@ def step_of(recurrent):
             weight = vector(weights, layer.mixer_norm_weight, width)
             bias = vector(weights, layer.mixer_norm_bias, width)
             norm_rows(normed, x, sizes.norm, weight, bias, eps)
+            if sizes.parallel:
+                weight = vector(weights, layer.feed_forward_norm_weight, width)
+                bias = vector(weights, layer.feed_forward_norm_bias, width)
+                norm_rows(buffers.parallel_normed, x, sizes.norm, weight, bias, eps)
             out = x if sizes.head or i < len(layers) - 1 else logits
             if not sizes.residual:
                 out[:] = 0
@@ -713,9 +738,12 @@ def step_of(recurrent):
                     position,
                     cos,
                     sin,
+                    eps,
                     threads,
                 )
-            if sizes.activation != NO_FEED_FORWARD:
+            if sizes.parallel:
+                feed_forward(x, buffers.parallel_normed, weights, layer, buffers, sizes, threads)
+            elif sizes.activation != NO_FEED_FORWARD:
                 weight = vector(weights, layer.feed_forward_norm_weight, width)
                 bias = vector(weights, layer.feed_forward_norm_bias, width)
                 norm_rows(normed, x, sizes.norm, weight, bias, eps)

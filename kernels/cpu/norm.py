@@ -151,48 +151,40 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
 
 
 @inlined
-def head_norm_row(out, x, r, start, heads, weight, eps, rstd, first):
-    """Norm `heads` heads of row r of x, from column `start` on, into `out`. Their rstd go to rstd[r, first:]."""
-    width, one = weight.size, weight.dtype.type(1)
-    for head in range(heads):
-        left, total = start + head * width, one - one
-        for c in range(width):
-            total += read(x, (r, left + c)) * read(x, (r, left + c))
-        scale = weight.dtype.type(1 / np.sqrt(total / width + eps))
-        for c in range(width):
-            write(out, (r, left + c), read(x, (r, left + c)) * scale * weight[c])
-        rstd[r, first + head] = scale
-
-
-@inlined
-def head_norm_backward_row(dx, dout, r, start, heads, weight, rstd, first):
-    """The derivative of `head_norm_row`. dx holds x before."""
-    width, one = weight.size, weight.dtype.type(1)
-    for head in range(heads):
-        left, scale, total = start + head * width, rstd[r, first + head], one - one
-        for c in range(width):
-            total += read(dout, (r, left + c)) * weight[c] * read(dx, (r, left + c))
-        mean = total * scale * scale / weight.dtype.type(width)
-        for c in range(width):
-            x = read(dx, (r, left + c))
-            write(dx, (r, left + c), scale * (read(dout, (r, left + c)) * weight[c] - x * mean))
+def head_norm(out, x, r, start, weight, eps):
+    """Norm the head of row r of x that begins at column `start` into `out`, which may be x. Returns rstd."""
+    width, total = weight.size, weight.dtype.type(0)
+    for c in range(width):
+        total += read(x, (r, start + c)) * read(x, (r, start + c))
+    scale = weight.dtype.type(1 / np.sqrt(total / width + eps))
+    for c in range(width):
+        write(out, (r, start + c), read(x, (r, start + c)) * scale * weight[c])
+    return scale
 
 
 @kernel
 def _head_norm_forward(r, out, rstd, qkv, q_weight, k_weight, heads, kv_heads, eps):
     width = q_weight.size
+    for head in range(heads + kv_heads):
+        weight = q_weight if head < heads else k_weight
+        rstd[r, head] = head_norm(out, qkv, r, head * width, weight, eps)
     values = (heads + kv_heads) * width
-    head_norm_row(out, qkv, r, 0, heads, q_weight, eps, rstd, 0)
-    head_norm_row(out, qkv, r, heads * width, kv_heads, k_weight, eps, rstd, heads)
     convert_block(out[r, values:], qkv[r, values:])
 
 
 @kernel
 def _head_norm_backward(r, dqkv, dout, q_weight, k_weight, rstd, heads, kv_heads):
     width = q_weight.size
+    for head in range(heads + kv_heads):
+        weight, scale, total = q_weight if head < heads else k_weight, rstd[r, head], q_weight.dtype.type(0)
+        part = slice(head * width, head * width + width)
+        x, dy = dqkv[r, part], dout[r, part]
+        for c in range(width):
+            total += read(dy, c) * weight[c] * read(x, c)
+        mean = total * scale * scale / weight.dtype.type(width)
+        for c in range(width):
+            write(x, c, scale * (read(dy, c) * weight[c] - read(x, c) * mean))
     values = (heads + kv_heads) * width
-    head_norm_backward_row(dqkv, dout, r, 0, heads, q_weight, rstd, 0)
-    head_norm_backward_row(dqkv, dout, r, heads * width, kv_heads, k_weight, rstd, heads)
     convert_block(dqkv[r, values:], dout[r, values:])
 
 
@@ -200,19 +192,20 @@ def _head_norm_backward(r, dqkv, dout, q_weight, k_weight, rstd, heads, kv_heads
 def _head_weight_gradient(block, dq_weight, dk_weight, dout, qkv, rstd, heads, kv_heads):
     """dq_weight += sum of dout * x * rstd over rows and query heads, dk_weight over key heads, for a block of columns
 
-    dout, qkv: (N, (H + 2 K) w)   Even blocks are of queries, odd ones of keys.
+    dout, qkv: (N, (H + 2 K) w)   Even blocks are of queries, odd ones of keys. The heads of a row are summed first, so
+    that rounding errors grow with the rows alone.
     """
-    width, start = dq_weight.size, block // 2 * LANES
-    stop, is_key = min(width, start + LANES), block % 2
-    dweight = dk_weight if is_key else dq_weight
+    width, start, is_key = dq_weight.size, block // 2 * LANES, block % 2
+    stop = min(width, start + LANES)
+    total = (dk_weight if is_key else dq_weight)[start:stop]
     first, last = (heads, heads + kv_heads) if is_key else (0, heads)
-    total = dweight[start:stop]
     for r in range(len(qkv)):
-        for head in range(first, last):
-            d = dout[r, head * width + start : head * width + stop]
-            x = qkv[r, head * width + start : head * width + stop]
-            for c in range(total.size):
-                total[c] += read(d, c) * read(x, c) * rstd[r, head]
+        for c in range(total.size):
+            of_row = total.dtype.type(0)
+            for head in range(first, last):
+                i = head * width + start + c
+                of_row += read(dout, (r, i)) * read(qkv, (r, i)) * rstd[r, head]
+            total[c] += of_row
 
 
 def head_norm_forward(

@@ -41,7 +41,7 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
 
 
 def normed_heads(qkv, q_weight, k_weight, heads, kv_heads):
-    """Views of the queries and keys (N, H + K, w) and of the values (N, K, w), and the weight (H + K, w) of each head"""
+    """Views of queries and keys (N, H + K, w) and of values (N, K, w), and the weight of each head (H + K, w)"""
     rows = qkv.reshape(len(qkv), heads + 2 * kv_heads, q_weight.size)
     return *np.split(rows, [heads + kv_heads], axis=1), np.repeat([q_weight, k_weight], [heads, kv_heads], axis=0)
 

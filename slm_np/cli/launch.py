@@ -30,13 +30,13 @@ def train_run(run):
 
 def resume_run(run, directory):
     """Resume `run` (RunConfig) in `directory`, of which this process holds the lock, and print the results."""
-    from slm_np.formats.runs import tokenizer_of
+    from slm_np.formats.runs import template_of, tokenizer_of
 
     check_retention(run)
     use_device(run.train)
-    tokenizer = tokenizer_of(directory, run) if run.base else None
-    corpus, run = prepared(run, tokenizer, directory)
-    retention, run = retention_split(run, corpus, directory)
+    tokenizer, template = (tokenizer_of(directory, run), template_of(directory, run)) if run.base else (None, None)
+    corpus, run = prepared(run, tokenizer, directory, template)
+    retention, run = retention_split(run, corpus, directory, template)
     train_on(corpus, run, directory, retention)
 
 
@@ -48,16 +48,17 @@ def finetune_run(base, run, given):
 
     with new_directory(run.train.out_dir, f"{base.path.resolve().name}-finetuned") as directory:
         use_device(run.train)
-        corpus, run = prepared(run, base.tokenizer)
+        corpus, run = prepared(run, base.tokenizer, template=base.template)
         if corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None and corpus.train.n_documents != 1:
             if run.lora:
                 raise UserError(
                     f"{corpus.source} has several documents, but the tokenizer of {base.path} has no end-of-text, and "
                     "adapters cannot learn a new token; leave --lora-rank out, or give one document"
                 )
-            corpus, run = prepared(dataclasses.replace(run, data={}), with_end_of_text(base.tokenizer))
+            run = dataclasses.replace(run, data={})
+            corpus, run = prepared(run, with_end_of_text(base.tokenizer), template=base.template)
         check_vocabulary(base, run, corpus)
-        retention, run = retention_split(run, corpus)
+        retention, run = retention_split(run, corpus, template=base.template)
         run = with_fitted_intervals(run, given, corpus)
         train_on(corpus, run, directory, retention, new=True, base=base)
 
@@ -79,11 +80,12 @@ def use_device(train):
     device(train.device).use_threads(train.threads)
 
 
-def prepared(run, tokenizer=None, directory=None):
+def prepared(run, tokenizer=None, directory=None, template=None):
     """(Corpus, `run` with the vocabulary and the identity of the corpus). Builds the token store if there is none.
 
     The store is still being built on return, unless batches depend on the length of the corpus.
     tokenizer: to use instead of the one that the settings name; None.   directory: of a run that is resumed
+    template: the chat template of the base; None for the default one
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
     from slm_np.data.token_files import is_token_file
@@ -101,29 +103,46 @@ def prepared(run, tokenizer=None, directory=None):
         threads=train.threads,
         wait=train.epochs > 0 or train.carry_state,
         binary=train.binary,
+        template=template,
     )
     if run.data and corpus.tokenizer and is_token_file(train.data) and corpus.vocab_size != model.vocab_size:
         # The run began when the tokenizer beside the files was not there, or not read.
         corpus = dataclasses.replace(corpus, tokenizer=None, vocab_size=model.vocab_size)
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
-    data = run.data | dict(
-        separated=getattr(corpus.tokenizer, "trained_ends", True),
-        fingerprint=corpus.fingerprint,
-        source=run.train.data,
-        tokens=run.data.get("tokens") if corpus.building else [len(corpus.train), len(corpus.validation)],
+        if tokenizer is not None:
+            corpus.tokenizer.used_like(tokenizer)
+        if template is not None and not corpus.building and corpus.train.mask is not None:
+            ends = template.ends(corpus.tokenizer)
+            corpus.tokenizer.more_ends = tuple(sorted({*corpus.tokenizer.more_ends, *ends}))
+    data = (
+        run.data
+        | ends_of(corpus.tokenizer)
+        | dict(
+            separated=getattr(corpus.tokenizer, "trained_ends", True),
+            fingerprint=corpus.fingerprint,
+            source=run.train.data,
+            tokens=run.data.get("tokens") if corpus.building else [len(corpus.train), len(corpus.validation)],
+        )
     )
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:
         if corpus.building:
             corpus.building.close()
         raise other_data(run, data, directory)
-    is_padded = run.base and corpus.vocab_size < model.vocab_size  # the base has more rows than tokens
+    # The model of another program may have more embeddings than its tokenizer has tokens.
+    is_padded = run.base and corpus.vocab_size < model.vocab_size
     if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size and not is_padded:
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
     run = dataclasses.replace(run, model=model, data=data)
     if not corpus.building:
         check_splits(run, corpus, directory)
     return corpus, run
+
+
+def ends_of(tokenizer):
+    """What run.json says of how the texts of another program's model start and end; {} for a model of this one."""
+    found = {name: getattr(tokenizer, name, None) for name in ("prompt_start", "more_ends")}
+    return {name: list(ids) for name, ids in found.items() if ids or ids == () and name == "prompt_start"}
 
 
 def other_data(run, data, directory):
@@ -154,7 +173,7 @@ def check_splits(run, corpus, directory=None):
 
     While the corpus is being built, this waits until that is known.   directory: of a run that is resumed
     """
-    from slm_np.data.tokens import check_ids, check_length
+    from slm_np.data.tokens import check_ids, check_length, targets
 
     model = run.model
     for split in (corpus.train, corpus.validation):
@@ -168,7 +187,7 @@ def check_splits(run, corpus, directory=None):
         check_length(start, model.block_size)
         if corpus.tokenizer is None:
             check_ids(split, model.vocab_size, may_grow=not run.base and directory is None)
-        if split.mask is not None and not split.mask[1:].any():
+        if split.mask is not None and not targets(split.mask[1:]).any():
             raise UserError(
                 f"the {split.split} split of {corpus.source} has no assistant tokens to learn; give rows with a reply"
             )
@@ -182,7 +201,7 @@ def has_end_of_text(corpus):
     return end is not None and bool((ids[-1:] == end).any() or (ids[:SEARCHED] == end).any())
 
 
-def retention_split(run, corpus, directory=None):
+def retention_split(run, corpus, directory=None, template=None):
     """(Tokens of the held-out part of --retention-data, or None; `run` with their identity).
 
     Data that the base was trained on are split as they were then. Raises UserError as `prepared`.
@@ -206,6 +225,7 @@ def retention_split(run, corpus, directory=None):
         limit_bytes=split_as["limit_bytes"],
         threads=run.train.threads,
         binary=split_as["binary"],
+        template=template,
     )
     split = retention.validation
     if len(split) <= run.model.block_size:
@@ -215,10 +235,10 @@ def retention_split(run, corpus, directory=None):
         )
     if retention.tokenizer is None:
         check_ids(split, run.model.vocab_size)
-    elif retention.vocab_size != run.model.vocab_size:
+    elif retention.vocab_size != corpus.vocab_size:
         raise UserError(
             f"--retention-data {data} has a vocabulary of {counted(retention.vocab_size, 'token')}, but the model has "
-            f"{run.model.vocab_size}; give it in the same form as --data"
+            f"{corpus.vocab_size}; give it in the same form as --data"
         )
     if run.data.get("replay", retention.fingerprint) != retention.fingerprint:
         raise UserError(

@@ -32,6 +32,13 @@ def load_run(args):
     return load(args.model or newest_run(), args.device)
 
 
+def described(run):
+    """A loaded run and its weights in words. A model of another program has its origin, not a step."""
+    if origin := run.config.data.get("converted"):
+        return f"{run.path}, {origin}"
+    return f"{run.path}, weights of step {run.step}"
+
+
 def use_kernels(name, device="cpu"):
     """Choose the kernel set of this process, before a model is made. Raises UserError if it has no effect."""
     from slm_np.ops.device import CPU

@@ -177,8 +177,8 @@ def sample(trainer, model, stories):
 
     corpus = trainer.corpus
     if corpus.train.mask is not None:
-        prompt = first_question(corpus)
-        return prompt + short_text(model, corpus.tokenizer, prompt, 100, SamplingConfig(temp=0.0))
+        text, prompt = first_question(corpus)
+        return text + short_text(model, corpus.tokenizer, prompt, 100, SamplingConfig(temp=0.0))
     length, stops = (1000, ["\n\n"]) if stories else (300, [])
     sampling = SamplingConfig(seed=trainer.config.seed)
     return short_text(model, corpus.tokenizer, first_texts(corpus), length, sampling, stops)
@@ -193,9 +193,17 @@ def first_texts(corpus):
 
 
 def first_question(corpus):
-    """The first document of the validation split up to its first assistant token."""
-    end = int(corpus.validation.mask[:10_000].argmax())
-    return corpus.tokenizer.decode(corpus.validation.ids[:end]).decode("utf-8", "replace")
+    """(text, prompt) of the first document of the validation split up to its first assistant token.
+
+    The prompt is ids if the text does not contain the special tokens of a chat template, else the text.
+    """
+    from slm_np.data.tokens import targets
+
+    tokenizer, end = corpus.tokenizer, int(targets(corpus.validation.mask[:10_000]).argmax())
+    ids = corpus.validation.ids[:end].tolist()
+    text = tokenizer.decode(ids).decode("utf-8", "replace")
+    special = {token.id for token in tokenizer.special_tokens.values()} - {tokenizer.end_of_text}
+    return text, ids if special.intersection(ids) else text
 
 
 def curve(directory, floor):

@@ -6,26 +6,29 @@ import itertools
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import NamedTuple
 
-from slm_np.config import TrainConfig
+from slm_np.config import FILE_DTYPES, TrainConfig
 from slm_np.data.meter import Meter
 from slm_np.errors import UserError, near
-from slm_np.formats.checkpoint import save_best
+from slm_np.formats import hugging_face
 from slm_np.formats.checksum import crc32, write_settings
 from slm_np.formats.directories import RUNS
-from slm_np.formats.files import saving, write_file
+from slm_np.formats.families import family_of
+from slm_np.formats.families.piece import to_theirs
+from slm_np.formats.files import new_folder, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.interchange import interchange_files, token_ids
-from slm_np.formats.layouts import layout_of
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.run_config import RunConfig, write_config
-from slm_np.formats.sources import open_model
-from slm_np.nn.model import parameter_count
-from slm_np.paths import expanded, sync
+from slm_np.formats.sources import open_model, usable
+from slm_np.formats.tensors import stream_tensors
+from slm_np.nn.model import parameter_count, parameters
+from slm_np.paths import UNFINISHED_SECONDS, expanded
 
-DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "Q8_0"}
+MODELFILE = ".Modelfile"  # ending of the file for ollama
 
 
 class Converted(NamedTuple):
@@ -41,25 +44,26 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
     target     a new file that ends in .gguf, else a new directory; "" means runs/NAME-OF-THE-SOURCE, or the next free
                name of that kind
     tokenizer  to use instead of the model's own, see `open_model`
-    dtype      of the weights, in DTYPES. A directory of f32 is a run, too
+    dtype      of the weights, in FILE_DTYPES. A directory of f32 is a run, too
     Raises UserError if the source is no model, the target exists or cannot be written, or the format of the target has
     no such model or dtype; then nothing is left behind.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype!r} is unknown; {near(dtype, list(DTYPES))}")
+    if dtype not in FILE_DTYPES:
+        raise UserError(f"--dtype {dtype!r} is unknown; {near(dtype, FILE_DTYPES)}")
     is_gguf = str(target).lower().endswith(".gguf")
     if dtype == "q8_0" and not is_gguf:
         raise UserError("--dtype q8_0 is a type of GGUF files; name a TARGET that ends in .gguf, or another --dtype")
     target = expanded(target) if target else free_name(Path(source).stem)
-    check_free(target)
+    check_free(target, is_gguf)
     parts = metered(open_model(source, tokenizer))
+    sweep(target)
     if is_gguf:
-        from slm_np.formats import gguf_file
-
-        gguf_file.write(parts, target, dtype)
+        write_gguf(parts, target, dtype)
+    elif dtype != "f32":
+        hugging_face.write(parts, target, dtype)
     else:
         with new_folder(target) as folder:
-            write_directory(parts, folder, dtype)
+            write_run(parts, folder)
     return Converted(target, parts)
 
 
@@ -81,50 +85,61 @@ def free_name(name):
     return next(path for path in paths if not os.path.lexists(path))
 
 
-def check_free(target):
-    """UserError if the path exists, unless it is an empty directory."""
-    if os.path.isdir(target) and not target.name.lower().endswith(".gguf"):
+def check_free(target, is_gguf):
+    """UserError if the target exists, unless it is an empty directory, or the Modelfile beside a GGUF file does."""
+    if os.path.isdir(target) and not is_gguf:
         with contextlib.suppress(OSError):
             if not os.listdir(target):
                 return
-    if os.path.lexists(target):
-        raise UserError(f"{target} already exists, and nothing is overwritten; choose another TARGET, or remove it")
+    for path in (target, *[target.with_suffix(MODELFILE)] * is_gguf):
+        if os.path.lexists(path):
+            raise UserError(f"{path} already exists, and nothing is overwritten; choose another TARGET, or remove it")
 
 
-@contextlib.contextmanager
-def new_folder(target):
-    """Yield an empty folder beside `target` to fill. On success it is renamed to `target`, on an exception removed.
-
-    What a kill has left is removed by the next conversion to this target. Raises UserError if it cannot be written.
-    """
-    folder = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    with saving(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+def sweep(target):
+    """Remove what a conversion to this target has left that was killed, more than a day ago."""
+    with contextlib.suppress(OSError):
         for path in target.parent.iterdir():
-            if re.fullmatch(re.escape(target.name) + r"\.tmp-\d+", path.name):
-                shutil.rmtree(path)
-        folder.mkdir()
-        try:
-            yield folder
-            for path in (*folder.iterdir(), folder):
-                sync(path)
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(target)  # an empty directory, which Windows does not replace
-            os.rename(folder, target)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        sync(target.parent)
+            left = re.fullmatch(re.escape(target.name) + r"\.tmp-\d+", path.name)
+            if left and path.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def write_directory(parts, folder, dtype):
-    """Write a run of the `ModelParts`, which is a Hugging Face directory if transformers has such a model."""
-    run = RunConfig(parts.config, TrainConfig(max_iters=0), data=dict(converted=parts.origin))
-    files = {} if parts.tokenizer is None else {"tokenizer.json": parts.tokenizer.to_bytes()}
-    files |= interchange_files(run, parts.tokenizer, parts.template)
+def write_gguf(parts, target, dtype):
+    """Write a new GGUF file and its Modelfile, both or none."""
+    from slm_np.formats import gguf_file  # its package is an extra
+
+    try:
+        gguf_file.write(parts, target, dtype)
+    except BaseException:
+        for path in (target, target.with_suffix(MODELFILE)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
+def write_run(parts, folder):
+    """Write the `ModelParts` as a run, which transformers reads if it has such a model. One tensor is in memory."""
+    config, family = parts.config, family_of(parts.config)
+    if family is None:
+        shapes, tensors = {tensor.name: tensor.shape for tensor in parameters(config)}, parts.tensors()
+    else:
+        pieces = list(family.pieces(config))
+        shapes = {piece.theirs: piece.shape for piece in pieces}
+        tensors = ((piece.theirs, array) for piece, array in to_theirs(pieces, parts.tensors()))
+    stream_tensors(folder / "model.safetensors", shapes, tensors, dict(step=0, val_loss="nan"))
+    used = usable(config)
+    run = RunConfig(
+        used,
+        TrainConfig(max_iters=0),
+        data=dict(converted=parts.origin),
+        context=config.block_size if used != config else 0,
+    )
+    files = interchange_files(run, parts.tokenizer, parts.template)
+    if parts.tokenizer is not None:
+        files["tokenizer.json"] = parts.tokenizer.to_bytes()
     for name, content in files.items():
         write_file(folder / name, content)
     sampling = to_generation_config(parts.sampling, **token_ids(parts.tokenizer))
     write_settings(folder / "generation_config.json", sampling)
-    save_best(folder, dict(parts.tensors()), dict(step=0, val_loss="nan"), layout_of(run))
-    write_config(folder, dataclasses.replace(run, files={name: crc32(files[name]) for name in files}))
+    write_config(folder, dataclasses.replace(run, files={name: crc32(content) for name, content in files.items()}))

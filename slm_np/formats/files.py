@@ -60,6 +60,23 @@ def write_chunks(path, chunks, report=lambda n: None):
 
 
 @contextlib.contextmanager
+def replacing(path):
+    """A path to write a file to, which replaces `path` when the block ends. If it fails, `path` stays as it was."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync(path.parent)
+
+
+@contextlib.contextmanager
 def new_folder(folder):
     """Yield an empty folder beside `folder` to fill. At the end it gets that name; if the block raises, it is removed.
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from slm_np.arguments import shown
 from slm_np.errors import UserError
-from slm_np.formats.families import family_named, family_of
+from slm_np.formats.families import family_named
 from slm_np.formats.families.piece import Piece
-from slm_np.formats.gguf_header import gguf_package
+from slm_np.formats.gguf_header import gguf_package, read_tensor, same_tensor
+from slm_np.ops.rotary import scaled_frequencies
 
 # {architecture: model_type}. mistral without windows is llama, too.
 MODEL_TYPES = dict(
@@ -52,11 +53,12 @@ NEUTRAL = {
 
 def architecture_of(config):
     """The name of the architecture that computes a ModelConfig. UserError, which names a setting, if none does."""
-    family = family_of(config)
-    kind = family and family.config_to(config)["model_type"]
-    if kind in ARCHITECTURES and not _obstacle(config, ARCHITECTURES[kind]):
+    fields = (family_named(kind).config_to(config) for kind in MODEL_TYPES.values())
+    kind = next((found["model_type"] for found in fields if found is not None), None)
+    reason = _obstacle(config, ARCHITECTURES.get(kind))
+    if kind and not reason:
         return ARCHITECTURES[kind]
-    reason = _obstacle(config, ARCHITECTURES.get(kind)) or "this combination of settings"
+    reason = reason or "this combination of settings"
     raise UserError(
         f"no architecture of llama.cpp has {reason}, so the model cannot become a GGUF file; "
         "convert it to a Hugging Face directory, or train one with settings of gpt2, llama, qwen3, gptneox or mamba"
@@ -64,7 +66,7 @@ def architecture_of(config):
 
 
 def _obstacle(config, architecture):
-    """A setting that no architecture has or, if there is one that has the others, that `architecture` lacks; else ""."""
+    """A setting that no architecture has or, if one has the others, that `architecture` lacks; else ""."""
     letters, heads = set(config.letters), config.n_head * config.head_dim
     common = {
         f"--pattern {config.pattern}": letters not in ({"A"}, {"M"}) and not _has_smollm3_layers(config),
@@ -79,6 +81,7 @@ def _obstacle(config, architecture):
         f"--feed-forward {config.feed_forward}": config.feed_forward == "silu"
         or (config.feed_forward == "none") != (letters == {"M"}),
         f"--n-inner {config.n_inner}": letters == {"M"} and config.n_inner != 2 * config.n_embd,
+        "--bias in Mamba": letters == {"M"} and config.bias,
     }
     own = {
         f"--norm {config.norm} with --feed-forward {config.feed_forward}": architecture is None
@@ -98,11 +101,11 @@ def _has_smollm3_layers(config):
     return config.letters == (NO_ROTATION * config.n_layer)[: config.n_layer] and "N" in config.letters
 
 
-def metadata_of(config, architecture, context):
-    """{key: value} of the settings of a ModelConfig. context: tokens that the model was made for"""
+def metadata_of(config, architecture):
+    """{key: value} of the settings of a ModelConfig."""
     found = {
         "vocab_size": config.vocab_size,
-        "context_length": context,
+        "context_length": config.block_size,
         "embedding_length": config.n_embd,
         "block_count": config.n_layer,
         "feed_forward_length": config.n_hidden if config.feed_forward != "none" else 0,
@@ -163,7 +166,7 @@ def _fields(settings, name, tensors):
         hidden_size=width,
         num_hidden_layers=settings.whole("block_count", high=1000),
         max_position_embeddings=settings.whole("context_length"),
-        tie_word_embeddings=HEAD not in tensors,
+        tie_word_embeddings=HEAD not in tensors or same_tensor(settings.header, HEAD, EMBEDDING),
     )
     if name == "mamba":
         return found | dict(
@@ -270,20 +273,22 @@ def restored(architecture, config, piece, array):
     return np.log(-array) if piece.ours.endswith(".A_log") else array
 
 
-def frequency_divisors(theta, width, factor, low, high, context):
-    """The divisors (width / 2,) of the rotary frequencies, scaled as in Llama 3, float32.
+def extra_tensors(config):
+    """{name: array} of the tensors of a file that our model computes from its settings."""
+    if not config.has_rotation or not config.rotary_frequencies:
+        return {}
+    return {FREQUENCIES: frequency_divisors(config.rope_theta, config.rotary_width, *config.rotary_frequencies)}
 
-    1 for wavelengths below context / high, `factor` for those above context / low, and in between
-    1 / ((1 - s) / factor + s) with s = (context / wavelength - low) / (high - low).
-    """
-    wavelengths = 2 * np.pi * theta ** (2 * np.arange(width // 2) / width)
-    share = np.clip((context / wavelengths - low) / (high - low), 0, 1)
-    return (1 / ((1 - share) / factor + share)).astype(np.float32)
+
+def frequency_divisors(theta, width, *scaling):
+    """The divisors (width / 2,) of the rotary frequencies, float32. scaling: as of `scaled_frequencies`"""
+    frequencies = theta ** (-2 * np.arange(width // 2) / width)
+    return (frequencies / scaled_frequencies(frequencies, *scaling)).astype(np.float32)
 
 
 def _llama3_scaling(settings, theta, width):
     """The field rope_scaling that gives the divisors of the file, in which it is not named."""
-    divisors = settings.tensor(FREQUENCIES)
+    divisors = read_tensor(settings.header, FREQUENCIES)
     low, high, context = LLAMA3
     factor = float(np.round(divisors.max(), 3))
     if divisors.shape != (width // 2,) or not np.allclose(
@@ -352,15 +357,3 @@ class _Settings:
         for name, values in NEUTRAL.items():
             if self._value(name, values[0]) not in values:
                 self._refuse(name, " or ".join(map(str, values)))
-
-    def tensor(self, name):
-        """A tensor of the file, dequantized."""
-        return dequantized(self.header, name)
-
-
-def dequantized(header, name):
-    """The tensor `name` of a file, float32."""
-    gguf, tensor = gguf_package(), header.tensors[name]
-    raw = np.memmap(header.path, np.uint8, "r", tensor.offset, (tensor.size,))
-    rows = raw.reshape(*tensor.shape[:-1], -1)
-    return gguf.dequantize(rows, tensor.kind).reshape(tensor.shape)

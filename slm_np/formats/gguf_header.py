@@ -137,6 +137,40 @@ def _tensor(cursor, gguf):
     return name, Tensor(kind, shape, offset, math.prod(shape) // per_block * block_bytes)
 
 
+def read_tensor(header, name):
+    """The tensor `name` of a file, dequantized to float32. UserError if it has values that are not finite."""
+    tensor = header.tensors[name]
+    rows = _bytes_of(header, name).reshape(*tensor.shape[:-1], -1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        array = gguf_package().dequantize(rows, tensor.kind).reshape(tensor.shape)
+    if not np.isfinite(array).all():
+        raise UserError(f"{header.path} holds weights that are not finite, in {name}; {AGAIN}")
+    return array
+
+
+def same_tensor(header, one, other):
+    """Whether two tensors have the same shape, type and bytes."""
+    a, b = header.tensors[one], header.tensors[other]
+    return a[:2] == b[:2] and np.array_equal(_bytes_of(header, one), _bytes_of(header, other))
+
+
+def _bytes_of(header, name):
+    tensor = header.tensors[name]
+    return np.memmap(header.path, np.uint8, "r", tensor.offset, (tensor.size,))
+
+
+def check_readable(header, name):
+    """UserError if the tensor `name` is of a type that cannot be dequantized."""
+    gguf, kind = gguf_package(), header.tensors[name].kind
+    try:
+        gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        raise UserError(
+            f"{header.path} has tensors of type {kind.name}, such as {name}, which cannot be read; "
+            "choose a file in F16, BF16, Q8_0, Q4_0 or a K-quantization"
+        ) from None
+
+
 class _Cursor:
     """Reads a buffer from its start. Each method names `what` it reads, for `_Damaged` at the end of the buffer."""
 

@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 
 from slm_np.config import LoraConfig
-from slm_np.formats.families import config_json, family_of
+from slm_np.formats.families import FAMILIES, config_json
 from slm_np.formats.families.piece import to_ours
 from slm_np.formats.files import to_json
 from slm_np.formats.format1 import tensor_name
@@ -39,7 +39,7 @@ class OurLayout:
         return {}
 
     def holds(self, names):
-        return True
+        return "embedding.weight" in names
 
     def to_file(self, tensors):
         return tensors
@@ -49,29 +49,28 @@ class OurLayout:
 
 
 class FamilyLayout:
-    """The names and layouts of the family that computes the model `config` (ModelConfig), in float32.
-
-    The file of an older version has ours, and is recognized by them and read, too.
-    """
+    """The names and layouts of a `family` that computes the model `config` (ModelConfig), in float32."""
 
     file = "model.safetensors"
 
-    def __init__(self, config):
-        self.config, self.pieces = config, list(family_of(config).pieces(config))
+    def __init__(self, config, family):
+        self.config, self.pieces = config, list(family.pieces(config))
 
     def described(self, run, **ids):
         config = dataclasses.replace(run.model, block_size=run.full_context)
         return {"config.json": to_json(config_json(config, **ids), indent=2) + b"\n"}
 
     def holds(self, names):
-        return "embedding.weight" not in names
+        return {piece.theirs for piece in self.pieces} == set(names)
 
     def to_file(self, tensors):
         return {piece.theirs: self._lazy(piece, partial(_written, piece, tensors)) for piece in self.pieces}
 
     def from_file(self, path, found, into=None):
-        if not self.holds(found):
-            return OurLayout().from_file(path, found, into)
+        if not self.holds(found):  # perhaps a file of an earlier version, which wrote our names, or another family's
+            for other in (*families(self.config), OurLayout()):
+                if other.holds(found):
+                    return other.from_file(path, found, into)
         check_match(path, found, {piece.theirs: self._lazy(piece) for piece in self.pieces})
         made, into = into is None, {} if into is None else into
         for name, tensor in to_ours(self.config, self.pieces, lambda piece: found[piece.theirs]):
@@ -126,8 +125,11 @@ def lora_of(run):
     return LoraConfig(**run.lora) if run.lora else None
 
 
+def families(config):
+    """The layouts of a ModelConfig that other programs know, the one to write first."""
+    return [FamilyLayout(config, family) for family in FAMILIES if family.config_to(config) is not None]
+
+
 def layout_of(run):
-    """The layout of the best weights of a run with the RunConfig `run`."""
-    if run.lora:
-        return AdapterLayout(run)
-    return OurLayout() if family_of(run.model) is None else FamilyLayout(run.model)
+    """The layout in which the best weights of a run with the RunConfig `run` are written."""
+    return AdapterLayout(run) if run.lora else [*families(run.model), OurLayout()][0]

@@ -262,7 +262,7 @@ def tokenizer_json(tokens):
     merges = sorted(
         (-scores[name], id, pair)
         for id, name in enumerate(names)
-        if id >= BYTES + 256 and (pair := _last_merge(name, scores))
+        if id >= BYTES + 256 and (pair := last_merge(name, scores))
     )
     # Where spaces only begin tokens, no merge crosses to one. Text can be split there: encoding then takes linear time.
     split = dict(type="Split", pattern={"String": " "}, behavior="MergedWithNext", invert=False)
@@ -294,7 +294,7 @@ def tokenizer_json(tokens):
     )
 
 
-def _last_merge(token, scores):
+def last_merge(token, scores):
     """The pair that merges into `token`, if its characters are merged by score; None if they never become it."""
     parts = list(token)
     while all(part in scores for part in parts) and len(parts) > 1:

@@ -1,11 +1,11 @@
 """Messages for a path that is not a run or a model: what it is, and what to name instead."""
 
 import difflib
-import json
 import os
 from pathlib import Path
 
 from slm_np.errors import UserError
+from slm_np.paths import is_run
 from slm_np.words import quoted
 
 MODEL = "a run, a Hugging Face directory, a .gguf file, or a name on the hub such as org/name"
@@ -43,7 +43,7 @@ def not_a_run(path):
 def not_a_model(path):
     """The UserError for a path that was named as a model and is none that this package reads."""
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _file(path)
     if error := _of_any(path, "a model"):
         return error
@@ -51,6 +51,8 @@ def not_a_model(path):
         names = sorted(file.name for file in path.iterdir() if file.is_file())
     except OSError as error:
         return UserError(f"{path} cannot be read ({error.strerror}); check its permissions")
+    if "metrics.jsonl" in names or any(path.glob("checkpoint-*")):  # a run that has lost its settings
+        return not_a_run(path)
     if not names and not any(path.iterdir()):
         return UserError(f"{path} is an empty folder, not a model; name {MODEL}")
     if found := [name for name in names if name.lower().endswith(".gguf")]:
@@ -77,7 +79,7 @@ def _of_any(path, wanted):
     parent = Path(os.path.abspath(path)).parent
     if str(path) and is_model_directory(parent):
         wrong = f"is not {wanted} but a part of" if os.path.lexists(path) else "does not exist in"
-        kind = "the run" if _is_ours(parent) else "the model"
+        kind = "the run" if is_run(parent) else "the model"
         return UserError(f"{path} {wrong} {kind} {path.parent}; name {kind}: {path.parent}")
     if not os.path.lexists(path):
         return UserError(f"{path} is not {wanted}: it does not exist; {similar_run(path, wanted)}")
@@ -86,19 +88,9 @@ def _of_any(path, wanted):
     if (path / "train.bin").is_file():
         return UserError(f"{path} is not {wanted} but a folder of tokens; train on it with --data {quoted(path)}")
     if models := sorted(folder for folder in _folders(path) if is_model_directory(folder)):
-        kind = "runs" if all(map(_is_ours, models)) else "models"
+        kind = "runs" if all(map(is_run, models)) else "models"
         return UserError(f"{path} is not {wanted} but a folder with {kind}; name one: {_shown(models)}")
     return None
-
-
-def _is_ours(directory):
-    """Whether a directory with settings is a run of this package, as far as they can be read."""
-    if os.path.isfile(directory / "run.json"):
-        return True
-    try:
-        return json.loads((directory / "config.json").read_bytes()).get("model_type") == "slm_np"
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return True  # damaged, or being written
 
 
 def _folders(path):
@@ -143,7 +135,7 @@ def _file(file):
     if starts_with_pickle(start):
         return pickled(file)
     if is_model_directory(file.parent):
-        kind = "the run" if _is_ours(file.parent) else "the model"
+        kind = "the run" if is_run(file.parent) else "the model"
         return UserError(f"{file} is not a model but a part of {kind} {file.parent}; name {kind}: {file.parent}")
     if file.suffix == ".safetensors" or start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 30:
         return UserError(
@@ -155,4 +147,13 @@ def _file(file):
         what = "a tokenizer or settings" if file.suffix == ".json" else "a text"
         use = "" if file.suffix == ".json" else f"train on it with --data {quoted(file)}, or "
         return UserError(f"{file} is {what}, not a model; {use}name {MODEL}")
+    if file.suffix == ".bin":
+        size = len(start)
+        reason = (
+            f"it has {size} bytes and the header alone takes 28" if size < 28 else "its header is not that of a model"
+        )
+        return UserError(
+            f"{file} is not a checkpoint of llama2.c: {reason}; name a .bin that its training "
+            f"wrote, or train on tokens with --data {quoted(file)}"
+        )
     return UserError(f"{file} is a file of unknown format, not a model; name {MODEL}")

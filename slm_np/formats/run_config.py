@@ -28,6 +28,10 @@ TOKENS = (
     "two numbers of tokens",
     lambda value: value is None or isinstance(value, list) and len(value) == 2 and all(map(WHOLE[1], value)),
 )
+IDS = (
+    "a list of token ids",
+    lambda value: isinstance(value, list) and all(map(WHOLE[1], value)),
+)
 PATHS = (
     "an object of paths",
     lambda value: isinstance(value, dict) and all(isinstance(path, str) for path in value.values()),
@@ -52,6 +56,8 @@ DATA = dict(
     replay=STRING,
     directory=PATHS,
     converted=STRING,
+    prompt_start=IDS,
+    more_ends=IDS,
 )
 BASE = dict(
     run=STRING,
@@ -81,7 +87,8 @@ class RunConfig:
                 separated      whether the training data contain the end-of-text token
                 replay         fingerprint of the retention data, if there are any
                 directory      where the run was started, at which its relative paths start; see run_paths.py
-                converted      for a converted model, format and name of the file; then nothing else
+                converted      for a converted model, format and name of the file
+                prompt_start, more_ends    ids, as in `Tokenizer`, if the model or its base is another program's
     base    what a finetuned run started from; {} for others:
                 run, step      directory of the base, and the step of its weights
                 weights        checksum of those weights

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from slm_np import arguments
 from slm_np.config import DEVICES, SamplingConfig
-from slm_np.data import chat_template
+from slm_np.data import chat_template, templates
+from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
@@ -35,7 +36,7 @@ class Run:
     tokenizer  None for a run on token files
     step       number of updates after which the weights were saved
     sampling   the run's sampling defaults
-    template   the ChatTemplate of a run that was trained on conversations, or None
+    template   the chat template of a run that was trained on conversations, or None
     """
 
     path: Path
@@ -44,7 +45,7 @@ class Run:
     config: RunConfig
     step: int
     sampling: SamplingConfig
-    template: chat_template.Template | None
+    template: chat_template.Template | JinjaTemplate | None
 
 
 def load(path, device="cpu"):
@@ -91,12 +92,15 @@ def tokenizer_of(path, config):
         return None
     tokenizer = load_tokenizer(file)
     known = config.model.vocab_size
-    if tokenizer.vocab_size > known or tokenizer.vocab_size < known and not config.base:  # a base may have padding
+    may_be_padded = config.base or "converted" in config.data  # another program's model may have more embeddings
+    if tokenizer.vocab_size > known or tokenizer.vocab_size < known and not may_be_padded:
         raise UserError(
             f"{file} has {counted(tokenizer.vocab_size, 'token')}, but the model {config.model.vocab_size}; "
             "restore the tokenizer that the run was trained with"
         )
     tokenizer.trained_ends = config.data.get("separated", True)
+    tokenizer.prompt_start = config.data.get("prompt_start")
+    tokenizer.more_ends = tuple(config.data.get("more_ends", ()))
     return tokenizer
 
 
@@ -114,9 +118,9 @@ def sampling_of(path):
 
 
 def template_of(path, config):
-    """The ChatTemplate of the run in `path`, or None. UserError as `intact_file`, or if it is malformed."""
+    """The chat template of the run in `path`, or None. UserError as `intact_file`, or if it is malformed."""
     file = intact_file(path, config, chat_template.FILE)
-    return file and chat_template.load(file.parent)
+    return file and templates.load(file.parent)
 
 
 def intact_file(path, config, name):

@@ -10,6 +10,7 @@
 Readers return `ModelParts`. Their tensors are read one at a time, straight into the model's memory.
 """
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -20,7 +21,7 @@ from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats import hub, llama2c, runs
 from slm_np.formats.model_parts import ModelParts
-from slm_np.formats.other_paths import is_model_directory, not_a_model, pickled, starts_with_pickle
+from slm_np.formats.other_paths import is_model_directory, not_a_model, starts_with_pickle
 from slm_np.formats.run_config import RunConfig, read_config
 from slm_np.nn.model import Model, parameter_count
 from slm_np.ops.device import device as device_named
@@ -38,37 +39,28 @@ def located(path):
     A path that exists is no such name, and neither is one in a folder that exists: that is a typo. Raises UserError as
     `hub.fetch`.
     """
+    return hub.fetch(path) if is_hub_name(path) else expanded(path)
+
+
+def is_hub_name(path):
+    """Whether the path is to be looked up on the hub."""
     path = expanded(path)
-    is_name = hub.parsed(path) and not os.path.lexists(path) and not os.path.isdir(path.parts[0])
-    return hub.fetch(path) if is_name else path
+    return bool(hub.parsed(path)) and not os.path.lexists(path) and not os.path.isdir(path.parts[0])
 
 
 def format_of(path):
-    """RUN, ADAPTER, HUGGING_FACE, GGUF or LLAMA2C: what the directory or file `path` holds.
-
-    Raises UserError if it is none of them.
-    """
+    """RUN, ADAPTER, HUGGING_FACE, GGUF or LLAMA2C: what the directory or file `path` holds; None for anything else."""
     path = Path(path)
     if is_run(path):
         return RUN
-    if path.is_dir():
-        if not is_model_directory(path):
-            raise not_a_model(path)
+    if is_model_directory(path):
         return ADAPTER if (path / "adapter_config.json").is_file() else HUGGING_FACE
-    if not path.is_file():
-        raise not_a_model(path)
-    try:
-        with open(path, "rb") as file:
-            start = file.read(1 << 12)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+    start = b""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        start = file.read(1 << 12)
     if start.startswith((b"GGUF", b"FUGG")):  # the second one is big-endian
         return GGUF
-    if starts_with_pickle(start):
-        raise pickled(path)
-    if llama2c.may_start_with(start) or path.suffix == ".bin" and b"\0" in start:  # its reader says what is wrong
-        return LLAMA2C
-    raise not_a_model(path)
+    return LLAMA2C if llama2c.may_start_with(start) and not starts_with_pickle(start) else None
 
 
 def open_model(path, tokenizer=""):
@@ -93,7 +85,7 @@ def _read(path, tokenizer):
         case "adapter":
             from slm_np.formats import peft
 
-            parts = peft.read(path)
+            parts = peft.read(path, open_model)
         case "Hugging Face":
             from slm_np.formats import hugging_face
 
@@ -104,6 +96,8 @@ def _read(path, tokenizer):
             parts = gguf_file.read(path)
         case "llama2.c":
             return llama2c.read(path, tokenizer)
+        case _:
+            raise not_a_model(path)
     return dataclasses.replace(parts, tokenizer=load_tokenizer(tokenizer)) if tokenizer else parts
 
 
@@ -116,7 +110,7 @@ def run_parts(path):
 
     return ModelParts(
         Path(path),
-        config.model,
+        dataclasses.replace(config.model, block_size=config.full_context),
         tensors,
         runs.tokenizer_of(path, config),
         runs.template_of(path, config),
@@ -152,7 +146,12 @@ def load(path, device="cpu"):
     chosen.check_memory(needed, f"the model in {parts.path}", "use a machine with more")
     model = Model(config, None, device=chosen)
     fill(model.parameters.weight, parts)
-    described = RunConfig(config, TrainConfig(max_iters=0), data=dict(converted=parts.origin))
+    described = RunConfig(
+        config,
+        TrainConfig(max_iters=0),
+        data=dict(converted=parts.origin),
+        context=parts.config.block_size if config != parts.config else 0,
+    )
     return runs.Run(parts.path, model, parts.tokenizer, described, 0, parts.sampling, parts.template)
 
 

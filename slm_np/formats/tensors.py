@@ -6,6 +6,7 @@ header itself. Any safetensors reader can read these files; this one refuses fil
 
 import contextlib
 import json
+import math
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -146,6 +147,30 @@ def save_tensors(path, tensors, metadata, **report):
     """
     with saving(path):
         write_chunks(Path(path), encode(tensors, metadata), **report)
+
+
+def stream_tensors(path, shapes, tensors, metadata):
+    """Write float32 tensors to a file as they come, one in memory at a time: the same bytes as of `save_tensors`.
+
+    shapes   {name: shape} of all tensors
+    tensors  iterable of (name, array), in any order
+    The file has no header until all are written. Raises UserError if it cannot be written.
+    """
+    entries, sums, end = {}, {}, 0
+    for name in sorted(shapes):
+        start, end = end, end + 4 * math.prod(shapes[name])
+        entries[name] = dict(dtype="F32", shape=list(shapes[name]), data_offsets=[start, end])
+        sums[f"crc32 {name}"] = "0" * 8
+    given = {"format": "pt"} | {key: str(value) for key, value in metadata.items()}
+    first = len(_header(entries, given | sums))
+    with saving(path), open(path, "wb") as file:
+        for name, array in tensors:
+            data = _memory(np.asarray(array, np.float32))
+            file.seek(first + entries[name]["data_offsets"][0])
+            file.write(data)
+            sums[f"crc32 {name}"] = crc32(data)
+        file.seek(0)
+        file.write(_header(entries, given | sums))
 
 
 def load_tensors(path, into=None, rename=None):

@@ -8,9 +8,11 @@ import math
 
 import numpy as np
 
+from slm_np.config import ATTENTION, ROTATED
 from slm_np.inference.generic_step import check_memory
 from slm_np.inference.positions import PositionTables
 from slm_np.kernels.cpu import decode
+from slm_np.kernels.cpu.attention import scale_of
 from slm_np.nn.feed_forward import hidden_columns
 from slm_np.nn.mixers import columns_of
 from slm_np.nn.mixers.attention import widths
@@ -30,10 +32,7 @@ def supports(model):
         set(around) <= set(decode.MODEL_TENSORS)
         and all(set(views) <= set(decode.LAYER_TENSORS) for views in model.layer_weights)
         and all(set(views) & set(decode.MIXER_TENSORS) for views in model.layer_weights)
-        and set(config.letters) <= set("AMS")
-        and not config.qk_norm
-        and not config.score_scale
-        and not config.parallel
+        and set(config.letters) <= set(decode.LETTERS)
         and config.norm in decode.NORMS
         and config.feed_forward in decode.ACTIVATIONS
         and config.positions in ("none", "learned", "sinusoidal", "rotary")
@@ -43,7 +42,7 @@ def supports(model):
 
 def attention_only(config):
     """Whether all mixers are attention, for which the step is compiled apart."""
-    return set(config.letters) == {"A"}
+    return set(config.letters) <= set(ATTENTION)
 
 
 def splits(columns):
@@ -53,16 +52,18 @@ def splits(columns):
 
 def layout(model, batch):
     """(Tensors, layers (L,) of LAYER): where each tensor and each layer's state start in their flat memory."""
-    starts, start, state = {}, 0, 0
+    config, starts, start, state = model.config, {}, 0, 0
     for name, view in model.parameters.weight.items():
         starts[name], start = start, start + view.size
-    if model.config.head == "tied":
+    if config.head == "tied":
         starts["head.weight"] = starts["embedding.weight"]
-    layers = np.zeros(model.config.n_layer, decode.LAYER)
+    layers = np.zeros(config.n_layer, decode.LAYER)
     for i, mixer in enumerate(model.mixers):
-        own = within(starts, f"layers.{i}")
-        layers[i] = (state, *(own.get(name, decode.ABSENT) for name in decode.LAYER_TENSORS))
-        state += mixer.state_elements(model.config, batch)
+        own, letter = within(starts, f"layers.{i}"), config.letters[i]
+        rotates = config.has_rotation and letter in ROTATED
+        window = min(config.window, config.block_size) if letter == "L" else config.block_size
+        layers[i] = (state, rotates, window, *(own.get(name, decode.ABSENT) for name in decode.LAYER_TENSORS))
+        state += mixer.state_elements(config, batch)
     return decode.Tensors(*(starts.get(name, decode.ABSENT) for name in decode.MODEL_TENSORS)), layers
 
 
@@ -79,10 +80,12 @@ def sizes_of(config):
         norm=decode.NORMS.index(config.norm),
         activation=decode.ACTIVATIONS.index(config.feed_forward),
         residual=int(config.residual),
+        parallel=int(config.parallel),
         head=int(config.head != "none"),
         hidden_splits=splits(config.n_hidden),
         channel_splits=splits(config.n_inner),
         state_splits=splits(config.recurrence_size),
+        score_scale=scale_of(config.head_dim, config.score_scale or None) if config.has_attention else 0.0,
     )
 
 
@@ -100,6 +103,7 @@ def buffer_shapes(config, batch):
     return dict(
         x=(batch, config.n_embd),
         normed=(batch, config.n_embd),
+        parallel_normed=(batch, config.n_embd if config.parallel else 0),
         partials=(batch * max(partials),),
         qkv=(batch, qkv),
         heads=(batch, heads),

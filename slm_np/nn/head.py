@@ -13,6 +13,9 @@ from slm_np.ops.device import whole_lines
 # Logits of one chunk of rows: large enough that packing W for the matmul is cheap beside it, small enough to save
 # memory.
 CHUNK_BYTES, CHUNK_ROWS = 16 << 20, 512
+# A chunk reads W twice and adds to dW, 16 V D bytes in all, for 6 V D operations a row. From about 200 rows on the
+# operations take far longer than the bytes, so with a large vocabulary a chunk may have fewer than CHUNK_ROWS.
+MOST_BYTES, FEWEST_ROWS = 128 << 20, 64
 GPU_CHUNKS = 16  # chunks of a CPU that a GPU takes at once, since a matmul of so few rows is short there
 
 
@@ -30,8 +33,14 @@ def parameters(config):
         yield matmul_weight(config, "head.weight", (config.vocab_size, width(config)), width(config))
 
 
+def chunk_rows(vocab_size):
+    """Rows of a chunk on a CPU."""
+    row = 4 * vocab_size  # bytes
+    return min(max(CHUNK_ROWS, CHUNK_BYTES // row), max(FEWEST_ROWS, MOST_BYTES // row))
+
+
 def plan(config, tokens, device):
-    rows = max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size))
+    rows = chunk_rows(config.vocab_size)
     rows = device.chunk_rows(tokens, rows, GPU_CHUNKS * rows)
     if config.head != "none":
         yield Request("head.logits", (rows, device.row_length(config.vocab_size)), "scratch")

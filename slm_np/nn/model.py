@@ -119,9 +119,9 @@ def plan(config, batch, steps, device=CPU, recompute=False, adapters=()):
 def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
     """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))        without residuals, neither sum
 
-    A parallel block has feed_forward(norm(x)) instead. Then middle exists in `out` only, since backward does not read it.
+    A parallel block has feed_forward(norm(x)) instead. Its backward does not read `middle`, which is kept in `out` only.
     position: where the one new token of each sequence stands, when decoding; None for whole windows.
-    out: None before backward, which does not read it; only for blocks with a feed-forward
+    out: None before backward, which does not read it; only where middle is an array of its own
     """
     a["lora_dropout"] = dropout.adapters
     x = a["x"]
@@ -311,8 +311,7 @@ def model_backward(model, activations, tokens, targets, normed, scale, dropout):
     for i in reversed(range(config.n_layer)):
         layer_w, layer_g, layer_a = model.layer_matmul_weights[i], model.layer_gradients[i], activations.layers[i]
         if activations.recompute and i + 1 < config.n_layer:  # what the last block saved is still there
-            whole = config.feed_forward == "none" or config.parallel  # the mixer writes to `out`
-            out = activations.layers[i + 1]["x"] if whole else None
+            out = None if "middle" in layer_a else activations.layers[i + 1]["x"]
             state = activations.initial_states[i] if activations.initial_states else None
             block_forward(config, model.mixers[i], layer_w, layer_a, out, dropout.blocks[i], state)
         block_backward(config, model.mixers[i], layer_w, layer_g, layer_a, dx, dout, dropout.blocks[i])
@@ -594,6 +593,8 @@ class Model(arguments.Fixed):
     def logits(self, tokens):
         """Logits of every token, (B, T, V), without dropout. tokens: (B, T) integers below V."""
         tokens = self._ids("tokens", tokens, ("B", "T"))
+        needed = tokens.size * self.config.vocab_size * self.dtype.itemsize
+        self.device.check_memory(needed, f"the logits of {counted(tokens.size, 'token')}", "use fewer")
         warmup.prepare(self, warmup.evaluation)
         activations = self._plan(*tokens.shape, recompute=True)
         normed = model_forward(self, activations, tokens, model_dropout(self.config))

@@ -64,7 +64,8 @@ def attention_backward(
     Derivation, per head: out = dropout(P) v is a matmul, so its inputs' gradients are dropout(P)^T dout and dout v^T,
     and dropout applies the same mask to the latter. P = softmax(S) has the Jacobian dP_i/dS_j = P_i ([i = j] - P_j),
     which gives P * (dP - sum_j P dP). S = scale q k^T is a matmul again: dq = dS k, dk = dS^T q, with the scale in
-    dS. Keys that a query does not see have P = 0, and so dS = 0. Also sum_j P dP = <dout, out>, which saves a GPU a matmul.
+    dS. Keys that a query does not see have P = 0, and so dS = 0. Also sum_j P dP = <dout, out>, which saves a GPU a
+    matmul.
 
     qkv (N, (H + 2 K) w) becomes its gradient; out (N, H w) and lse (B H, T) are those of forward.
     """

@@ -71,6 +71,11 @@ class Base:
         """None for token files without one."""
         return self.parts.tokenizer
 
+    @property
+    def template(self):
+        """How conversations become tokens, or None."""
+        return self.parts.template
+
     def fill(self, parameters):
         """Copy the base's weights into the Parameters of a model, which may have room for more tokens, see `grown`.
 

@@ -73,12 +73,12 @@ class Storage(Callback):
         """Make an empty directory a run: its small files, checkpoint of step 0.
 
         run.json comes last: a directory without it is not a run.
-        sampling: SamplingConfig, by default its preset's.   template: ChatTemplate of the base, if any; a run on
-        conversations keeps the one of its data instead.
+        sampling: SamplingConfig, by default its preset's.   template: the chat template of the base, if any; a run on
+        conversations has the default one otherwise.
         """
         tokenizer, sampling = trainer.corpus.tokenizer, sampling or generation_defaults(trainer.run.preset)
         if trainer.corpus.train.mask is not None:
-            template = DEFAULT
+            template = template or DEFAULT
         if tokenizer is not None:
             self.files["tokenizer.json"] = tokenizer.to_bytes()
         if template is not None:

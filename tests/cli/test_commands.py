@@ -357,7 +357,7 @@ def test_damaged_checkpoints_are_skipped_and_refused_if_there_is_no_other(folder
         (["--min-p", 2], "--min-p is 2.0"),
         (["--repeat-penalty", "x"], "--repeat-penalty 'x' is not a number"),
         (["--modle", "x"], "did you mean --model"),
-        (["--model", "text.txt"], "text.txt is not a run"),
+        (["--model", "text.txt"], "text.txt is a text, not a model"),
     ],
 )
 def test_bad_generation_settings(folder, capsys, words, named):

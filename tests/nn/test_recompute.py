@@ -25,6 +25,8 @@ MODELS = {
     "recurrence": config_of(**TINY, pattern="S", norm="layernorm"),
     "three-mixers": config_of(**TINY, pattern="SMA", positions="none", feed_forward="gelu"),
     "no-feed-forward": config_of(**TINY, pattern="AMS", feed_forward="none", positions="learned"),
+    "windows": config_of(**TINY, pattern="LAN", window=4, qk_norm=True, rotary_dim=4, qkv_bias="on", score_scale=1.0),
+    "parallel": config_of(**TINY, pattern="AM", parallel=True, bias=True, norm="layernorm"),
     "no-residuals": config_of(**TINY, pattern="MA", residual=False, norm="none"),
     "logits-from-the-mixer": config_of(**TINY, pattern="MS", feed_forward="none", residual=False, head="none"),
 }
@@ -78,7 +80,7 @@ def test_the_gradient_is_the_same_with_the_numpy_kernels(name, numpy_kernels):
     assert_same_gradient(config_of(**{**MODELS[name].__dict__, "dropout": 0.2}), key=(1, 2))
 
 
-@pytest.mark.parametrize("name", ["attention", "mamba", "recurrence", "no-feed-forward"])
+@pytest.mark.parametrize("name", ["attention", "mamba", "recurrence", "no-feed-forward", "windows", "parallel"])
 def test_the_gradient_is_the_same_in_bfloat16(name):
     config = config_of(**{**MODELS[name].__dict__, "dropout": 0.2})
     assert_same_gradient(config, key=(1, 2), compute_dtype=BF16)
@@ -147,7 +149,7 @@ def multiplications(monkeypatch, call):
     return sum(counts)
 
 
-@pytest.mark.parametrize("name", ["attention", "mamba", "three-mixers", "no-feed-forward"])
+@pytest.mark.parametrize("name", ["attention", "mamba", "three-mixers", "no-feed-forward", "parallel"])
 def test_recomputation_costs_less_than_a_forward(monkeypatch, name):
     """Neither the last block nor the last layer of a feed-forward is computed again."""
     config = MODELS[name]

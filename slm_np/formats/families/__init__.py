@@ -30,9 +30,11 @@ def config_json(config, dtype="float32", **others):
     """All fields of config.json of a ModelConfig for transformers 4 and 5, or None if no family has it.
 
     dtype   of the file's weights: float32, float16 or bfloat16
-    others  further fields, such as bos_token_id and eos_token_id
+    others  further fields, such as bos_token_id and eos_token_id. Without them these are null: the defaults of some
+            classes are ids beyond a small vocabulary
     """
     family = family_of(config)
     if family is None:
         return None
-    return family.config_to(config) | dict(dtype=dtype, torch_dtype=dtype, use_cache=True) | others
+    ids = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    return family.config_to(config) | dict(dtype=dtype, torch_dtype=dtype, use_cache=True) | ids | others

@@ -79,7 +79,7 @@ class Attention(NamedTuple):
     state_elements, State = staticmethod(state_elements), State
 
     def rotation(self, config, a):
-        """The angles of queries and keys, and which columns they rotate, as `rotary_forward` takes them; None without."""
+        """What `rotary_forward` takes to rotate queries and keys, or None."""
         if config.positions != "rotary" or not self.rotates:
             return None
         return a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head, config.head_dim
