@@ -5,7 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import small
 
+import slm_np
 from slm_np.config import LoraConfig, ModelConfig, SamplingConfig
 from slm_np.errors import UserError
 from slm_np.formats import hugging_face, peft
@@ -285,3 +287,25 @@ def test_files_that_are_no_adapters(adapter):
     assert "is a pickle" in refusal(adapter)
     (adapter / "adapter_config.json").write_text("[", encoding="utf-8")
     assert "is not valid JSON" in refusal(adapter)
+
+
+# Runs
+
+
+@pytest.mark.parametrize("targets", ["all", "q,v"])
+@pytest.mark.parametrize("preset", ["llama", "gpt2"])
+def test_a_run_with_adapters_is_a_directory_of_peft(oracle, tmp_path, preset, targets):
+    shape = {} if preset == "llama" else dict(positions="learned", norm="layernorm", feed_forward="gelu", bias=True)
+    data = small.text_file(tmp_path)
+    flags = small.flags(data, out_dir=tmp_path / "base", kernels="numpy", block_size=32, **shape)
+    assert small.status("train", *flags) == 0
+    words = ["--base", tmp_path / "base", "--data", data, "--out-dir", tmp_path / "run", "--kernels", "numpy"]
+    words += ["--lora-rank", 2, "--lora-alpha", 8, "--lora-targets", targets, "--rslora", "--max-iters", 20]
+    assert small.status("finetune", *words, "--eval-interval", 10, "--warmup-iters", 0, "--learning-rate", 0.01) == 0
+    base, found = open_model(tmp_path / "base"), slm_np.load(tmp_path / "run")
+    wanted = found.model.logits(ids())
+    assert np.abs(wanted - filled(base).logits(ids())).max() > 0.01
+    theirs = oracle.PeftModel.from_pretrained(their_model(tmp_path / "base"), tmp_path / "run")
+    close(logits(theirs), wanted)
+    adapter = peft.read_adapter(tmp_path / "run", base.config)
+    close(filled(peft.merged(base, adapter)).logits(ids()), wanted)
