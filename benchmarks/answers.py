@@ -15,6 +15,7 @@ import checkout  # noqa: F401
 from slm_np import SamplingConfig, load, text_of
 from slm_np.data import chat_template, dialogues
 from slm_np.errors import command
+from slm_np.inference.generation import encode_prompt
 from slm_np.ops.device import CPU
 
 SEED = 777
@@ -37,12 +38,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     CPU.use_threads(0)
     run = load(args.model)
-    template = chat_template.load(run.path) or chat_template.DEFAULT
-    stops, greedy = template.stops(run.tokenizer.end_of_text), SamplingConfig(temp=0.0)
+    template = run.template or chat_template.DEFAULT
+    stops, ends, greedy = template.stops(run.tokenizer), template.ends(run.tokenizer), SamplingConfig(temp=0.0)
     asked, exact, wrong = Counter(), Counter(), []
     for question, turn in islice(questions(), args.questions):
-        prompt = template.prompt([dict(role="user", content=question)]).decode()
-        answer = text_of(run.model, run.tokenizer, prompt, MAX_TOKENS, greedy, stops).strip()
+        prompt = encode_prompt(run.tokenizer, template.prompt([dict(role="user", content=question)], run.tokenizer))
+        answer = text_of(run.model, run.tokenizer, prompt, MAX_TOKENS, greedy, stops, ends=ends).strip()
         asked[turn.kind] += 1
         exact[turn.kind] += answer == turn.answer
         if answer != turn.answer:

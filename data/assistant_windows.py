@@ -7,7 +7,7 @@ what it sees in a chat.
 import numpy as np
 
 from slm_np.data.batches import EpochOrder
-from slm_np.data.tokens import check_length
+from slm_np.data.tokens import WITHIN, check_length, targets
 
 BLOCK = 1 << 22  # tokens read at a time
 
@@ -49,9 +49,10 @@ def replies(tokens, end_of_text):
     lengths, ends, documents = [], [], []
     open_length, document = 0, 0  # of a reply that the end of a block cuts, and where the current document starts
     for start in range(0, len(tokens), BLOCK):
-        target = np.asarray(tokens.mask[start : start + BLOCK]) != 0
-        last = np.asarray(tokens.ids[start : start + BLOCK]) == end_of_text
-        following = tokens.mask[start + len(target)] != 0 if start + len(target) < len(tokens) else False
+        mask = np.asarray(tokens.mask[start : start + BLOCK])
+        target = targets(mask)
+        last = (np.asarray(tokens.ids[start : start + BLOCK]) == end_of_text) & (mask & WITHIN == 0)
+        following = targets(tokens.mask[start + len(target)]) if start + len(target) < len(tokens) else False
         end = np.flatnonzero(target & (last | ~np.append(target[1:], following)))
         seen = np.concatenate(([0], np.cumsum(target)))[end + 1]
         lengths.append(np.diff(seen, prepend=-open_length))

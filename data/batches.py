@@ -8,7 +8,7 @@ import numpy as np
 
 from slm_np import arguments
 from slm_np.data.growing import GrowingTokens
-from slm_np.data.tokens import Tokens, check_length
+from slm_np.data.tokens import Tokens, check_length, targets
 from slm_np.errors import UserError
 from slm_np.words import counted
 
@@ -27,7 +27,7 @@ def gather(x, y, tokens, starts):
         x[row] = tokens.ids[start : start + T]
         y[row] = tokens.ids[start + 1 : start + T + 1]
         if tokens.mask is not None:
-            y[row][tokens.mask[start + 1 : start + T + 1] == 0] = -1
+            y[row][~targets(tokens.mask[start + 1 : start + T + 1])] = -1
 
 
 def random_batch(x, y, tokens, seed, purpose, step):

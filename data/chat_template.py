@@ -47,29 +47,31 @@ class Template:
     before_assistant: str = "A: "
     after_assistant: str = "\n"
 
-    def spans(self, messages):
+    def spans(self, messages, tokenizer=None):
         """[(bytes, target), ...]: the conversation as text, in alternating spans of targets and of context.
 
         messages: [{"role", "content"}, ...] (see `check_messages`).   target: True for what the loss counts: the
         assistant's messages and the strings after them. The caller appends the end-of-text token.
+        Other templates also have ids of special tokens among the spans (see jinja_template.py), which depend on the
+        tokenizer.
         UserError if `messages` is not a conversation that ends with a message of the assistant.
         """
         check_messages(messages, "the conversation")
         if messages[-1]["role"] != "assistant":
             raise UserError(
-                f"the conversation {_ends_with(messages)}, which leaves nothing to train on; add the assistant's reply"
+                f"the conversation {ends_with(messages)}, which leaves nothing to train on; add the assistant's reply"
             )
         return self._spans(messages)
 
-    def prompt(self, messages):
-        """The bytes of a conversation up to where the assistant replies.
+    def prompt(self, messages, tokenizer=None):
+        """[bytes]: a conversation up to where the assistant replies. Other templates also have ids in this list.
 
         UserError if `messages` is not a conversation that ends with a message of the user.
         """
         check_messages(messages, "the conversation")
         if messages[-1]["role"] != "user":
-            raise UserError(f"the conversation {_ends_with(messages)}; add a message of the user")
-        return b"".join(span for span, _ in self._spans(messages)) + self.before_assistant.rstrip(" ").encode()
+            raise UserError(f"the conversation {ends_with(messages)}; add a message of the user")
+        return [b"".join(span for span, _ in self._spans(messages)) + self.before_assistant.rstrip(" ").encode()]
 
     def _spans(self, messages):
         found = []
@@ -85,17 +87,51 @@ class Template:
                     found.append([text, target])
         return [(text.encode("utf-8", "surrogateescape"), target) for text, target in found if text]
 
-    def stops(self, end_of_text):
-        """The strings that end a reply. `end_of_text` is the tokenizer's end-of-text id, or None.
+    def stops(self, tokenizer):
+        """[str]: the strings that end a reply.
 
-        With that id, which ends a reply by itself, a reply may have several lines: it ends where the next question
-        starts. Without it, a reply ends at the string after every reply.
+        If the tokenizer has an end-of-text token, which ends a reply by itself, a reply may have several lines: it ends
+        where the next question starts. Otherwise a reply ends at the string after every reply.
         """
-        return [self.after_assistant + self.before_user] if end_of_text is not None else [self.after_assistant]
+        several = tokenizer.end_of_text is not None
+        return [self.after_assistant + self.before_user] if several else [self.after_assistant]
+
+    def ends(self, tokenizer):
+        """The ids of special tokens that the template writes after a reply: none."""
+        return []
 
     def to_bytes(self):
         """The content of chat_template.json."""
         return (json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+    def to_jinja(self):
+        """The same template for other programs, in Jinja: the content of chat_template.jinja.
+
+        It writes `prompt` if add_generation_prompt is true, else the bytes of `spans` and the end-of-text token.
+        """
+        parts = []
+        for role in ROLES:
+            before, after = (_literal(getattr(self, f"{side}_{role}")) for side in ("before", "after"))
+            parts.append(
+                f"{'el' * bool(parts)}if message['role'] == '{role}' %}}{{{{ {before} + (message['content'] | trim) + "
+                f"{after} }}}}{{% "
+            )
+        reply = _literal(self.before_assistant.rstrip(" "))
+        source = (
+            f"{{% for message in messages %}}{{% {''.join(parts)}endif %}}{{% endfor %}}"
+            f"{{% if add_generation_prompt %}}{{{{ {reply} }}}}"
+            "{% elif messages[-1]['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+        )
+        return source.encode("utf-8", "backslashreplace")
+
+    def identity(self):
+        """What the tokens of a conversation depend on, as JSON can hold it. See `templates.restored`."""
+        return dataclasses.asdict(self)
+
+
+def _literal(text):
+    """A string of Jinja."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 DEFAULT = Template()
@@ -259,7 +295,7 @@ def _conversation(messages, where, system=""):
     check_messages(messages, where.rstrip(","))
     if messages[-1]["role"] != "assistant":
         raise UserError(
-            f"{where} {_ends_with(messages)}, which leaves nothing to train on; "
+            f"{where} {ends_with(messages)}, which leaves nothing to train on; "
             "add the assistant's reply, or remove the row"
         )
     return messages
@@ -292,5 +328,5 @@ def _is_empty(value):
     return value is None or isinstance(value, str) and not value.strip()
 
 
-def _ends_with(messages):
+def ends_with(messages):
     return f"ends with a message of the {messages[-1]['role']}"

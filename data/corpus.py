@@ -8,9 +8,10 @@ from pathlib import Path
 
 from slm_np.data.download import SOURCES, download
 from slm_np.data.embedded import WRITERS, written
-from slm_np.data.files import read_json_or_empty, status, unreadable
+from slm_np.data.files import status, unreadable
 from slm_np.data.text_files import Text
 from slm_np.errors import UserError
+from slm_np.paths import is_run
 
 NAMES = (*WRITERS, *SOURCES)
 OWN_VALIDATION = (*WRITERS, *(name for name, source in SOURCES.items() if "validation" in source.files))
@@ -91,7 +92,7 @@ def _expanded(item, flag):
     if found is None:
         raise _missing(path, flag)
     if stat.S_ISDIR(found.st_mode):
-        if read_json_or_empty(Path(path) / "config.json").get("model_type") == "slm_np":
+        if is_run(path):
             raise UserError(
                 f"{flag} {item} is a run and not a text; name a text, and continue the run with train --resume or "
                 "finetune --base"

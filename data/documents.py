@@ -156,18 +156,19 @@ def reads_as_before(text, start, stop, kind):
     return kind not in known or all(known[kind](*found) for found in _separators(text, start, stop, kind))
 
 
-def rows(text, start, stop):
+def rows(text, start, stop, written=DEFAULT.spans):
     """Yield (size in bytes, spans) for each line in the bytes [start, stop) of a `Text`, whole lines of a .jsonl file.
 
-    spans: [(bytes, target), ...], where `target` is True for bytes that the loss counts; [] for a row or a blank line
-    without anything to learn. UserError names file and line of a bad row.
+    written: function (messages) -> spans of a conversation, as a chat template writes it.
+    spans: [(bytes or int, target), ...], where an int is the id of a special token, and `target` is True for what the
+    loss counts; [] for a row or a blank line without anything to learn. UserError names file and line of a bad row.
     """
     at = start
     for line in lines(text.blocks(start, stop)):
         try:
-            yield len(line), _spans(line, "", 0) if line.strip() else []
+            yield len(line), _spans(line, ("", 0, "line"), written) if line.strip() else []
         except UserError:
-            _spans(line, *text.line_of(at))  # raises again, now with the line number, which takes a pass over the file
+            _spans(line, text.line_of(at), written)  # again, now with the line number: that takes a pass over the file
             raise
         at += len(line)
 
@@ -187,11 +188,18 @@ def lines(blocks):
         yield b"".join(rest)
 
 
-def _spans(line, file, number, unit="line"):
-    row = parse_row(line, file, number, unit)
+def _spans(line, where, written):
+    """The spans of a row. where: its file, number and unit, for errors."""
+    row = parse_row(line, *where)
     if row is None:
         return []
-    return [(row.encode("utf-8", "surrogateescape"), True)] if isinstance(row, str) else DEFAULT.spans(row)
+    if isinstance(row, str):
+        return [(row.encode("utf-8", "surrogateescape"), True)]
+    try:
+        return written(row)
+    except UserError as error:
+        file, number, unit = where
+        raise UserError(f"{file}, {unit} {number}: {error}") from None
 
 
 def separator(documents):

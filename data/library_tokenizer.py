@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from slm_np.data.segments import ESCAPED, decoded, segments
-from slm_np.data.tokenizer import Tokenizer
+from slm_np.data.tokenizer import SpecialToken, Tokenizer
 from slm_np.data.tokenizer_json import END_OF_TEXT, byte_letters, end_of_text_token
 from slm_np.errors import UserError, imported
 from slm_np.words import counted
@@ -62,9 +62,14 @@ class LibraryTokenizer(Tokenizer):
             added.append(dict(end_of_text_token(self.end_of_text), content=self._end))
             self._json["added_tokens"] = [token for token in added if token is not known]
             self._library = self._made(self._json)
+        self._special_tokens = {
+            token["content"]: SpecialToken(token["id"], bool(token["lstrip"]), bool(token["rstrip"]))
+            for token in self._json["added_tokens"]
+            if token["special"] and token["content"]
+        }
         self._special = {token["id"] for token in added if token["special"]} | {self.end_of_text}
 
-        pre, decoder = _steps(self._json.get("pre_tokenizer")), _steps(self._json.get("decoder"))
+        pre, decoder = steps_of(self._json.get("pre_tokenizer")), steps_of(self._json.get("decoder"))
         kinds = {step["type"] for step in decoder or pre}
         self._letters = {letter: byte for byte, letter in enumerate(byte_letters())} if "ByteLevel" in kinds else None
         self._byte_fallback = bool(self._json["model"].get("byte_fallback")) and self._letters is None
@@ -136,6 +141,10 @@ class LibraryTokenizer(Tokenizer):
             and not any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
             and not (special & (merged | self._letters.keys()) or special and model.get("ignore_merges"))
         )
+
+    @property
+    def special_tokens(self):
+        return self._special_tokens
 
     def with_end(self):
         added = [*self._json["added_tokens"], end_of_text_token(self.vocab_size)]
@@ -299,19 +308,19 @@ def _end_of_text(fields, vocab):
     return (None, "") if name is None else (vocab[name], name)
 
 
-def _steps(part):
+def steps_of(part):
     """The steps of a normalizer, a pre-tokenizer or a decoder: the members of a sequence, or the part alone."""
     if not part:
         return []
     inner = next((part[name] for name in ("normalizers", "pretokenizers", "decoders") if name in part), None)
-    return [part] if inner is None else [step for one in inner for step in _steps(one)]
+    return [part] if inner is None else [step for one in inner for step in steps_of(one)]
 
 
 def _without_prefix(fields):
     """The fields of the same tokenizer for text that continues: nothing is put before it."""
     changed = dict(fields, **{part: copy.deepcopy(fields.get(part)) for part in ("normalizer", "pre_tokenizer")})
     without = dict(add_prefix_space=False, prepend_scheme="never")
-    for step in _steps(changed["normalizer"]) + _steps(changed["pre_tokenizer"]):
+    for step in steps_of(changed["normalizer"]) + steps_of(changed["pre_tokenizer"]):
         if step["type"] == "Prepend":
             step["prepend"] = ""
         step.update({key: value for key, value in without.items() if key in step})

@@ -3,9 +3,11 @@
 import re
 import unicodedata
 from collections import Counter
+from functools import partial
 from typing import NamedTuple
 
 from slm_np.data.shards import content, numbers_of, text_of
+from slm_np.data.templates import restored
 
 PART = 1 << 16  # bytes that are tried at the start, in the middle and at the end of a text
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -43,7 +45,7 @@ def sentence_about(tokenizer, plan, documents):
     """
     if tokenizer.lossless:
         return ""
-    parts = (part for split in plan["texts"] for part in _sample(plan, split, documents))
+    parts = (part for split in plan["texts"] for part in _sample(plan, split, documents, tokenizer))
     return losses(tokenizer, parts).sentence()
 
 
@@ -87,13 +89,14 @@ def _kinds(gone, added, n_unknown):
     return tuple(kinds) or ("the order of characters",)
 
 
-def _sample(plan, split, documents):
+def _sample(plan, split, documents, tokenizer):
     """Parts of a split: of a single shard its start, middle and end, else of its first, middle and last."""
     numbers, text = numbers_of(plan, split), text_of(plan, split)
     chosen = sorted({numbers[0], numbers[len(numbers) // 2], numbers[-1]}) if numbers else []
+    written = partial(restored(plan.get("template")).spans, tokenizer=tokenizer)
     for number in chosen:
         _, _, start, stop = plan["shards"][number]
-        blocks = content(text, start, stop, documents, plan["separated"])
+        blocks = content(text, start, stop, documents, plan["separated"], written)
         yield from spread(blocks, stop - start, PART // len(chosen))
 
 

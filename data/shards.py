@@ -6,16 +6,20 @@ import json
 import os
 import re
 import zlib
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from slm_np.data.chat_template import DEFAULT
 from slm_np.data.documents import END, PLAIN, ROWS, next_start, rows
 from slm_np.data.documents import split as split_documents
 from slm_np.data.embedded import EmbeddedText
 from slm_np.data.files import checksummed, read_json_or_empty, verified
+from slm_np.data.templates import restored
 from slm_np.data.text_files import BLOCK, Text
+from slm_np.data.tokens import WITHIN
 from slm_np.errors import UserError
 
 SHARD = 16 << 20  # bytes of text per shard, about. It is the same on every machine, so the ids are too
@@ -52,8 +56,11 @@ def _word_end(text, position):
     return near + matches[-1].end() if matches else text.character_start(position)
 
 
-def content(text, start, stop, documents, separated):
-    """Yield the bytes [start, stop) of a `Text` that are tokenized: without separators, and rows as their text."""
+def content(text, start, stop, documents, separated, written=DEFAULT.spans):
+    """Yield the bytes [start, stop) of a `Text` that are tokenized: without separators, and rows as their text.
+
+    written: as in `documents.rows`
+    """
     for kind, segment_start, segment_stop in text.segments(documents):
         at, limit = max(segment_start, start), min(segment_stop, stop)
         if at >= limit:
@@ -61,7 +68,8 @@ def content(text, start, stop, documents, separated):
         if not separated:
             yield from text.blocks(at, limit)
         elif kind == ROWS:
-            yield from (span for _, spans in rows(text, at, limit) for span, _ in spans)
+            parts = (part for _, spans in rows(text, at, limit, written) for part, _ in spans)
+            yield from (part for part in parts if isinstance(part, bytes))
         else:
             yield from (block for block in split_documents(text.blocks(at, limit), kind) if block is not END)
 
@@ -69,7 +77,7 @@ def content(text, start, stop, documents, separated):
 def tokenize(staging, plan, number, tokenizer, report):
     """Tokenize shard `number` of a plan (see store_builder.py) into the folder `staging`/shards.
 
-    Writes NUMBER.bin (ids), for rows NUMBER.mask (a byte per token, 1 for a target), and at the end NUMBER.json
+    Writes NUMBER.bin (ids), for rows NUMBER.mask (a byte per token, see `tokens.TARGET`), and at the end NUMBER.json
     (`COUNTS` and `CHECKSUMS`). The ids of a split's first shard go directly to `staging`/SPLIT.bin, so they can be
     read while they are written.
     report: function (n), called when n more bytes have been read.   UserError for text that cannot be tokenized.
@@ -84,14 +92,13 @@ def tokenize(staging, plan, number, tokenizer, report):
             yield block
             report(len(block))
 
-    def counted(blocks, target):
-        for block in blocks:
-            counts["bytes"] += len(block)
-            counts["target_bytes"] += len(block) * target
-            yield block
+    def count(block, target):
+        counts["bytes"] += len(block)
+        counts["target_bytes"] += len(block) * target
+        return block
 
-    def put(ids, target):
-        written, mask = ids.astype(ids.dtype.newbyteorder("<"), copy=False).data, bytes([target]) * len(ids)
+    def put(ids, target, flags=0):
+        written, mask = ids.astype(ids.dtype.newbyteorder("<"), copy=False).data, bytes([target | flags]) * len(ids)
         ids_file.write(written)
         counts["ids_crc32"] = zlib.crc32(written, counts["ids_crc32"])
         counts["mask_crc32"] = zlib.crc32(mask, counts["mask_crc32"])
@@ -101,8 +108,14 @@ def tokenize(staging, plan, number, tokenizer, report):
             mask_file.write(mask)
 
     def write(blocks, target=True, begins=True):
-        for ids in tokenizer.encode_blocks(counted(blocks, target), begins):
+        for ids in tokenizer.encode_blocks((count(block, target) for block in blocks), begins):
             put(ids, target)
+
+    def write_row(spans):
+        for (part, target), (ids, _) in zip(spans, tokenizer.encode_spans(spans)):
+            if isinstance(part, bytes):
+                count(part, target)
+            put(ids, target, WITHIN * (part == tokenizer.end_of_text))
 
     def end_document(target=True, blank_line=b"\n\n"):
         if tokenizer.end_of_text is not None:
@@ -119,14 +132,16 @@ def tokenize(staging, plan, number, tokenizer, report):
         if kind == PLAIN:  # one text, however many shards it has
             write(read(), begins=is_first)
         elif kind == ROWS:
-            for size, spans in rows(text, start, stop):
-                for i, (span, target) in enumerate(spans):
-                    write([span], target, begins=i == 0)
+            template = restored(plan.get("template"))
+            for size, spans in rows(text, start, stop, partial(template.spans, tokenizer=tokenizer)):
+                write_row(spans)
                 if spans:
                     last, target = spans[-1]
-                    # Without an end-of-text token, a blank line does not say that the conversation is over: no target.
-                    target = target and (tokenizer.end_of_text is not None or len(spans) == 1)
-                    end_document(target, b"\n" if last.endswith(b"\n") else b"\n\n")
+                    # A special token has ended the reply. Without an end-of-text token, a blank line does not say that
+                    # the conversation is over. Neither is a target.
+                    ended = isinstance(last, int) or tokenizer.end_of_text is None and len(spans) > 1
+                    is_line = isinstance(last, bytes) and last.endswith(b"\n")
+                    end_document(target and not ended, b"\n" if is_line else b"\n\n")
                 report(size)
         else:
             blocks = split_documents(read(), kind)

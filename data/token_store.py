@@ -12,12 +12,15 @@ import numpy as np
 from slm_np import arguments
 from slm_np.config import check_documents
 from slm_np.data import bpe, checksums, lossy, store_builder
+from slm_np.data.chat_template import DEFAULT, Template
 from slm_np.data.checksums import Damaged
 from slm_np.data.documents import ROWS
 from slm_np.data.files import read_json_or_empty
 from slm_np.data.growing import Building, GrowingTokens, can_grow
+from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.shards import content, documents_of, shard_ranges
 from slm_np.data.splits import is_separated, read_as_before, split_ranges
+from slm_np.data.templates import identity_of
 from slm_np.data.token_files import check_no_arrays, corpus_of_files, is_token_file
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer, make_tokenizer, with_end_of_text
@@ -45,6 +48,7 @@ def load_corpus(
     whole="",
     wait=True,
     binary=False,
+    template=None,
 ):
     """The `Corpus` of a text, tokenized on first use and memory-mapped from then on.
 
@@ -64,6 +68,8 @@ def load_corpus(
                  other text, as the split `train`. The split `validation` is then empty
     wait         False returns while the text is still being tokenized, as soon as there is a tokenizer (see growing.py)
     binary       read files byte by byte as they are, and accept binary ones; else see converted.py
+    template     the chat template that writes conversations, which may need the tokenizer that is given; None: the
+                 default one
 
     If the text has separators, the end-of-text token follows each document; a blank line does if the `Tokenizer` given
     has no such token. In rows with messages, only the assistant's tokens are targets.
@@ -79,6 +85,7 @@ def load_corpus(
     threads = arguments.whole("threads", threads, 0, 1024)
     progress, wait = arguments.truth("progress", progress), arguments.truth("wait", wait)
     binary = arguments.truth("binary", binary)
+    template = arguments.instance("template", DEFAULT if template is None else template, Template, JinjaTemplate)
     out_dir = arguments.path("out_dir", out_dir, optional=True)
     cache = usable_cache_dir(arguments.path("cache_dir", cache_dir, optional=True))
     check_documents(documents)
@@ -110,6 +117,7 @@ def load_corpus(
         whole,
         wait,
         binary,
+        template,
     )
     return text.load()
 
@@ -131,6 +139,7 @@ class TextCorpus:
         whole,
         wait,
         binary,
+        template,
     ):
         self.source, self.documents, self.cache, self.progress = data, documents, cache, progress
         self.threads, self.out_dir, self.wait = threads, out_dir, wait
@@ -146,7 +155,8 @@ class TextCorpus:
         as_before = all(read_as_before(part, documents, cache, progress) for part in self.ranges.values())
         version = FORMAT_BEFORE if as_before else FORMAT
         identity = self.known.to_json() if self.known else tokenizer
-        self.fingerprint = _fingerprint(version, self.ranges, self.hashes, documents, identity)
+        self.template = identity_of(template) if _row_files(self.ranges, documents) else None
+        self.fingerprint = _fingerprint(version, self.ranges, self.hashes, documents, identity, self.template)
         self.folder = expanded(out_dir).absolute() if out_dir else cache / "corpora" / self.fingerprint
         self.loss = None  # the sentence about what the tokenizer loses, once it is measured
 
@@ -161,7 +171,7 @@ class TextCorpus:
             raise UserError(f"--out-dir {self.out_dir} is a file; name a directory")
         parts = self.ranges.values()
         self.separated = any(is_separated(part, self.documents, self.cache, self.progress) for part in parts)
-        self.plan = _plan(self.fingerprint, self.ranges, self.documents, self.separated)
+        self.plan = _plan(self.fingerprint, self.ranges, self.documents, self.separated, self.template)
         if not self.out_dir and self.folder.parent.is_dir():
             with contextlib.suppress(OSError):  # so that `sweep` keeps an old incomplete store, which is resumed
                 os.utime(store_builder.staging_of(self.folder))
@@ -256,19 +266,24 @@ def _trained_tokenizer(name, ranges, documents, separated, progress):
     return make_tokenizer(name, texts, progress)
 
 
-def _fingerprint(version, ranges, hashes, documents, tokenizer):
+def _row_files(ranges, documents):
+    """[(kind, start, stop), ...] of the files of rows."""
+    return [segment for part in ranges.values() for segment in part.text.segments(documents) if segment[0] == ROWS]
+
+
+def _fingerprint(version, ranges, hashes, documents, tokenizer, template):
     """A SHA-256 in hexadecimal over everything that the ids depend on.
 
-    version: of the store's format.   tokenizer: its name, or its fields.
+    version: of the store's format.   tokenizer: its name, or its fields.   template: its identity, None for the default
     """
-    # How a text is divided into files does not matter, except for files of rows.
-    row_files = [segment for part in ranges.values() for segment in part.text.segments(documents) if segment[0] == ROWS]
     identity = [[hashes[split], part.start, part.stop] for split, part in ranges.items()]
-    identity += [version, documents, row_files, tokenizer]
+    # How a text is divided into files does not matter, except for files of rows.
+    identity += [version, documents, _row_files(ranges, documents), tokenizer]
+    identity += [template] * (template is not None)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _plan(fingerprint, ranges, documents, separated):
+def _plan(fingerprint, ranges, documents, separated, template):
     """The plan of a `store_builder.Build`."""
     embedded = {split: part.text.embedded for split, part in ranges.items() if part.text.embedded}
     return dict(
@@ -282,6 +297,7 @@ def _plan(fingerprint, ranges, documents, separated):
             [split, *shard] for split, part in ranges.items() for shard in shard_ranges(*part, documents, separated)
         ],
         **(dict(embedded=embedded) if embedded else {}),
+        **(dict(template=template) if template else {}),
     )
 
 

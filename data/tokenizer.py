@@ -3,11 +3,21 @@
 import codecs
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from slm_np import arguments
+from slm_np.data.tokenizer_json import END_OF_TEXT
 from slm_np.errors import UserError
+
+
+class SpecialToken(NamedTuple):
+    """A token that a chat template writes by its name. No text contains it."""
+
+    id: int
+    lstrip: bool = False  # whether the white space before it belongs to it, as other programs read templates
+    rstrip: bool = False  # the same for the white space after it
 
 
 class Tokenizer:
@@ -24,6 +34,9 @@ class Tokenizer:
 
     end_of_text = None  # id of the token that ends a document, None if there is none
     trained_ends = True  # whether the model was trained with that token, so that a prompt may start after it
+    prompt_start = None  # ids that start each prompt of another program's model, None for a model of this one
+    more_ends = ()  # ids besides `end_of_text` that end each text of a model
+    begins_after_special = False  # whether text after a special token is encoded like the start of a text
     lossless = True  # whether each text comes back from its ids by construction; else see lossy.py
     unknown = None  # id of the token for what is not in the vocabulary, None if there is none
     start_of_text = 0  # id that a prompt without tokens is replaced by
@@ -33,6 +46,21 @@ class Tokenizer:
         """The type of ids: uint16 if the vocabulary fits, else uint32."""
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
+    @property
+    def ends(self):
+        """The set of ids that end a text."""
+        return {self.end_of_text, *self.more_ends} - {None}
+
+    def used_like(self, other):
+        """This tokenizer, after it takes from `other` how the texts of its model start and end."""
+        self.prompt_start, self.more_ends = other.prompt_start, other.more_ends
+        return self
+
+    @property
+    def special_tokens(self):
+        """{name: `SpecialToken`}"""
+        return {} if self.end_of_text is None else {END_OF_TEXT: SpecialToken(self.end_of_text)}
+
     def encode(self, data, begins=True):
         """The ids (N,) of a text: bytes, or a str, which becomes UTF-8. UserError if the tokenizer cannot encode them.
 
@@ -40,6 +68,19 @@ class Tokenizer:
         """
         data = arguments.encoded("data", data)
         return np.concatenate([np.empty(0, self.dtype), *self.encode_blocks([data], begins)])
+
+    def encode_spans(self, spans):
+        """Yield (ids (N,), target) of [(bytes or int, target), ...], as chat templates write a conversation.
+
+        An int is the id of a special token.
+        """
+        begins = True
+        for part, target in spans:
+            if isinstance(part, int):
+                yield np.array([part], self.dtype), target
+            else:
+                yield self.encode(part, begins), target
+            begins = isinstance(part, int) and self.begins_after_special
 
     def stream(self, after=()):
         """A `StreamingDecoder` for ids that arrive one at a time after the ids `after`, such as those of a prompt."""

@@ -58,24 +58,28 @@ def load_tokenizer(path):
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"the tokenizer {path} cannot be read ({reason}); name a tokenizer.json") from None
     try:
-        found = json.loads(data.decode("utf-8-sig"))
-        kind, vocab, end = found["model"].get("type"), found["model"]["vocab"], bool(found.get("added_tokens"))
-        own = None
-        if kind == "BPE" and len(vocab) == 256:
-            own = ByteTokenizer(end)
-        elif kind == "WordLevel" and all(len(token) == 1 for token in vocab):
-            own = CharTokenizer("".join(sorted(vocab, key=vocab.get)), end)
-        # A newer library may have added fields. The tokenizer is ours if it contains everything that we would write.
-        return own if own and _contains(found, own.to_json()) else LibraryTokenizer(found, path)
+        return tokenizer_from(json.loads(data.decode("utf-8-sig")), path)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         foreign = described(data)
         what, remedy = foreign or ("is not a tokenizer.json, or it is damaged", "copy it again from its source")
         raise UserError(f"{path} {what}{', not a tokenizer.json' * bool(foreign)}; {remedy}") from None
 
 
+def tokenizer_from(fields, name):
+    """The tokenizer with the fields of a tokenizer.json, which errors call `name`."""
+    kind, vocab, end = fields["model"].get("type"), fields["model"]["vocab"], bool(fields.get("added_tokens"))
+    own = None
+    if kind == "BPE" and len(vocab) == 256:
+        own = ByteTokenizer(end)
+    elif kind == "WordLevel" and all(len(token) == 1 for token in vocab):
+        own = CharTokenizer("".join(sorted(vocab, key=vocab.get)), end)
+    # A newer library may have added fields. The tokenizer is ours if it contains everything that we would write.
+    return own if own and _contains(fields, own.to_json()) else LibraryTokenizer(fields, name)
+
+
 def with_end_of_text(tokenizer):
     """The tokenizer itself if it has an end-of-text token, else one with that token as one more id, the last."""
-    return tokenizer if tokenizer.end_of_text is not None else tokenizer.with_end()
+    return tokenizer if tokenizer.end_of_text is not None else tokenizer.with_end().used_like(tokenizer)
 
 
 def _contains(found, wanted):

@@ -13,6 +13,9 @@ from slm_np.progress import say
 from slm_np.words import counted
 
 SPLITS = ("train", "validation")
+# What a byte of a mask says of its token: the loss counts it; it is the end-of-text token but within a document, as
+# where a chat template ends each message with that token.
+TARGET, WITHIN = 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,7 @@ class Tokens:
     ids: np.ndarray  # (N,) uint16 or uint32, memory-mapped, read-only
     n_bytes: int | None = None  # of the text of all targets, None if unknown
     bits_per_byte_floor: float | None = None  # entropy of the source that generated the text, None if unknown
-    mask: np.ndarray | None = None  # (N,) uint8, memory-mapped: 1 if the loss counts this token; None if it counts all
+    mask: np.ndarray | None = None  # (N,) uint8, memory-mapped: TARGET, WITHIN, both or 0; None if all are targets
     n_targets: int | None = None  # tokens that the loss counts; None counts them
     n_documents: int | None = None  # None if unknown
     lossy: str = ""  # what the tokenizer loses of the text, so that its bytes do not measure the tokens (see lossy.py)
@@ -32,7 +35,7 @@ class Tokens:
         if self.mask is None:
             object.__setattr__(self, "n_targets", len(self.ids))
         elif self.n_targets is None:
-            object.__setattr__(self, "n_targets", int(np.count_nonzero(self.mask)))
+            object.__setattr__(self, "n_targets", int(np.count_nonzero(targets(self.mask))))
 
     def __len__(self):
         return len(self.ids)
@@ -60,6 +63,11 @@ class Corpus:
     fingerprint: str  # in hexadecimal: equal exactly if contents, splits and tokenizer are equal
     source: str  # the `--data` string
     building: object = None  # the `growing.Building`; None if the corpus is complete
+
+
+def targets(mask):
+    """(N,) bool: which tokens the loss counts. mask: part of that of a split"""
+    return (np.asarray(mask) & TARGET) != 0
 
 
 def mapped(path, dtype, start=0):

@@ -59,7 +59,7 @@ def _data():
 
 
 def _runs():
-    from slm_np.formats.runs import load
+    from slm_np.formats.sources import load
 
     return (load,)
 

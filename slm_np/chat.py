@@ -1,9 +1,10 @@
-"""Talk with a trained model in a terminal or through a pipe: `python -m slm_np.chat --model RUN`."""
+"""Talk with a trained model in a terminal or through a pipe: `python -m slm_np.chat --model MODEL`."""
 
 import sys
 
 from slm_np.cli import flags
 from slm_np.cli.conversation import Conversation, list_commands, say, talk_in_terminal, talk_through_pipe
+from slm_np.cli.loading import described
 from slm_np.cli.text_output import Screen, add_writing, load_writer
 from slm_np.errors import command
 
@@ -28,7 +29,7 @@ def main(argv=None):
     args = parser().parse(argv)
     run, sampling, max_tokens, stops = load_writer(args)
     chat = Conversation(run, sampling, max_tokens, stops, Screen(args.show_confidence), args.system)
-    say(f"{run.path}, weights of step {run.step}" + "; /help lists the commands" * sys.stdin.isatty())
+    say(described(run) + "; /help lists the commands" * sys.stdin.isatty())
     if chat.template is None:
         say("this run has no chat template: the model continues each message, and does not see the ones before")
     if sys.stdin.isatty():

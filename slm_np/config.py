@@ -12,6 +12,7 @@ from slm_np.paths import expanded_list
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
+FILE_DTYPES = ("f32", "f16", "bf16", "q8_0")  # types of the weights in files for other programs
 KERNEL_SETS = ("auto", "numba", "numpy")
 # The mixers by their letters in --pattern: name, and the settings that only they read.
 MIXERS = {
@@ -448,6 +449,11 @@ class TrainConfig:
     batch_size: int = setting(16, "B: sequences in a batch", low=1, high=1 << 20)
     grad_accumulation_steps: int = setting(
         1, "micro-batches per update, whose gradients are averaged", low=1, high=1 << 20
+    )
+    recompute: bool = setting(
+        False,
+        "compute each block again in backward instead of saving its activations: the same bits in less memory, at "
+        "about a fifth more time",
     )
     learning_rate: float = setting(1e-3, "peak learning rate", low=0.0, high=10.0)
     min_lr: float = setting(

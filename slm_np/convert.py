@@ -1,31 +1,44 @@
-"""Convert a llama2.c checkpoint to a run: `python -m slm_np.convert model.bin [--tokenizer TOK] [--out-dir RUN]`."""
+"""Convert a model of any format to a directory or a GGUF file: `python -m slm_np.convert SOURCE [TARGET]`."""
 
 import sys
 
 from slm_np.cli import flags
-from slm_np.errors import command
+from slm_np.config import FILE_DTYPES
+from slm_np.errors import UserError, command
 from slm_np.words import counted, quoted
 
 
 def parser():
     p = flags.Parser(
         prog="slm-np convert",
-        description="Make a run of another program's checkpoint, for generate, chat, evaluate, info and finetune. "
-        "Supported: llama2.c checkpoints of version 0 (.bin).",
+        description="Write a model in another format: a run, a Hugging Face directory, a GGUF file, a checkpoint of "
+        "llama2.c, a LoRA adapter or a name on the hub, as a Hugging Face directory, which is a run as well, or as a "
+        "GGUF file for llama.cpp and ollama. Both formats are told by what is there and by the name.",
     )
-    p.add_argument("file", type=flags.path, metavar="FILE", help="the checkpoint")
+    p.add_argument("source", type=flags.path, metavar="SOURCE", help="the model to read")
     p.add_argument(
-        "--out-dir",
+        "target",
+        nargs="?",
         type=flags.path,
-        metavar="RUN",
-        help="directory of the run to make (default: runs/NAME-OF-THE-FILE)",
+        metavar="TARGET",
+        help="what to write: a file that ends in .gguf, else a directory (default: runs/NAME-OF-THE-SOURCE)",
+    )
+    p.add_argument("--out-dir", type=flags.path, metavar="TARGET", help="another way to give TARGET")
+    p.add_argument(
+        "--dtype",
+        choices=FILE_DTYPES,
+        default="f32",
+        help="type of the weights; q8_0, 8 bits, is for GGUF files (default: f32)",
     )
     p.add_argument(
         "--tokenizer",
         type=flags.path,
         metavar="TOK",
-        help="its tokenizer.bin or tokenizer.json (default: beside the checkpoint, tokN.bin for a vocabulary of N, "
-        "or tokenizer.bin)",
+        help="a tokenizer.json or a tokenizer.bin of llama2.c (default: the model's own; for llama2.c beside the "
+        "checkpoint, tokN.bin for a vocabulary of N, or tokenizer.bin)",
+    )
+    p.add_argument(
+        "--merge", action="store_true", help="write the model that a LoRA adapter makes of its base, not the adapter"
     )
     return p
 
@@ -34,22 +47,36 @@ def parser():
 def main(argv=None):
     """Exit status: 0 done, 2 bad input."""
     args = parser().parse(argv)
+    if args.target and args.out_dir:
+        raise UserError(f"TARGET {args.target} and --out-dir {args.out_dir} both say what to write; give one")
     # Imported here, so that --help does not wait for numerics.
     from slm_np.formats.conversion import convert
-    from slm_np.formats.run_config import read_config
     from slm_np.nn.model import parameter_count
 
-    directory = convert(args.file, args.out_dir or "", args.tokenizer or "")
-    model = read_config(directory).model
-    sizes = counted(parameter_count(model), "parameter"), counted(model.n_layer, "layer")
-    print(f"{args.file}: {', '.join(sizes)}, vocabulary {model.vocab_size:,}", file=sys.stderr)
-    print(f"run: {directory}")
-    if (directory / "tokenizer.json").exists():
-        print(f'more: python -m slm_np.generate --model {quoted(directory)} --prompt "Once upon a time"')
+    target, parts = convert(
+        args.source, args.target or args.out_dir or "", args.tokenizer or "", args.dtype, args.merge
+    )
+    sizes = counted(parameter_count(parts.config), "parameter"), counted(parts.config.n_layer, "layer")
+    print(f"{args.source}: {', '.join(sizes)}, vocabulary {parts.config.vocab_size:,}", file=sys.stderr)
+    print("\n".join(next_steps(target, parts)))
+
+
+def next_steps(target, parts):
+    """The lines about what was written, and what can be done with it."""
+    if target.suffix.lower() == ".gguf":
+        modelfile = quoted(target.with_suffix(".Modelfile"))
+        return [
+            f"model: {target}",
+            f"llama.cpp: llama-cli -m {quoted(target)}",
+            f"ollama: ollama create {target.stem} -f {modelfile} && ollama run {target.stem}",
+        ]
+    if parts.tokenizer is None:
+        said = "no tokenizer: none was given and none is beside the model, so the run reads and writes ids, not text"
+    elif parts.template is None:
+        said = f'more: python -m slm_np.generate --model {quoted(target)} --prompt "Once upon a time"'
     else:
-        print(
-            "no tokenizer: none was given and none is beside the checkpoint, so the run reads and writes ids, not text"
-        )
+        said = f"more: python -m slm_np.chat --model {quoted(target)}"
+    return [f"run: {target}", said]
 
 
 if __name__ == "__main__":

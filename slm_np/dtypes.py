@@ -32,3 +32,15 @@ class CastCopy(NamedTuple):
     def nbytes(self):
         """Size of the copy that a matmul reads, in bytes."""
         return self.forward.nbytes
+
+
+def bf16_to_f32(bits):
+    """bfloat16 numbers, as uint16, in float32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def f32_to_bf16(x):
+    """float32 numbers as the bits of bfloat16, rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return np.where(np.isnan(x), BF16_NAN, rounded).astype(np.uint16)

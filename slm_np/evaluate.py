@@ -1,4 +1,4 @@
-"""Measure the loss of a model on a whole text: `python -m slm_np.evaluate --model RUN --data TEXT`."""
+"""Measure the loss of a model on a whole text: `python -m slm_np.evaluate --model MODEL --data TEXT`."""
 
 import json
 import sys
@@ -91,7 +91,7 @@ def report(run, data, tokens, found, stride, seconds):
     masked = tokens.mask is not None
     return dict(
         model=str(run.path),
-        step=run.step,
+        step=None if "converted" in run.config.data else run.step,
         data=data,
         documents=tokens.n_documents,
         tokens=found.tokens,
@@ -117,7 +117,8 @@ def describe_text(fields):
         f"context {fields['context']}",
     ]
     counts += [f"stride {fields['stride']}"] if fields["stride"] else []
-    return f"{fields['model']}, weights of step {fields['step']}, on {fields['data']}: {', '.join(counts)}"
+    step = f", weights of step {fields['step']}" if fields["step"] is not None else ""
+    return f"{fields['model']}{step}, on {fields['data']}: {', '.join(counts)}"
 
 
 def describe_loss(fields):

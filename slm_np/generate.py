@@ -1,8 +1,9 @@
-"""Continue a prompt with a trained model: `python -m slm_np.generate --model RUN --prompt TEXT`."""
+"""Continue a prompt with a trained model: `python -m slm_np.generate --model MODEL --prompt TEXT`."""
 
 import sys
 
 from slm_np.cli import flags
+from slm_np.cli.loading import described
 from slm_np.cli.text_output import Screen, add_writing, load_writer
 from slm_np.errors import command
 
@@ -41,7 +42,7 @@ def main(argv=None):
     prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if args.prompt == "-" else args.prompt
     screen, ids, others = Screen(args.show_confidence), encode_prompt(run.tokenizer, prompt), []
     chunks = generate(run.model, run.tokenizer, ids, max_tokens, sampling, stops, samples, screen.style)
-    notes = [f"{run.path}, weights of step {run.step}", cut(run.model, ids), unread(run.tokenizer, prompt)]
+    notes = [described(run), cut(run.model, ids), unread(run.tokenizer, prompt)]
     print("\n".join(filter(None, notes)), file=sys.stderr)
     screen.write(prompt)
     for first, *rest in chunks:

@@ -1,9 +1,10 @@
-"""The cache folder, and folders that appear under their name only when they are complete."""
+"""The cache folder, folders that appear under their name only when they are complete, and what makes a folder a run."""
 
 import atexit
 import contextlib
 import functools
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,10 @@ from pathlib import Path
 from slm_np.errors import UserError, remedy
 
 UNFINISHED_SECONDS = 86400  # until an unfinished folder belongs to a killed process
+RUN = "run.json"  # the file that makes a directory a run
+OLD_RUN = (
+    "config.json"  # the same in runs of formats 1 to 3. In today's runs and in other directories it is another file
+)
 
 
 def cache_dir(folder=None):
@@ -33,6 +38,18 @@ def cache_path(folder=None):
     """
     path = _configured(folder)
     return path if path.is_absolute() else cache_dir(folder)
+
+
+def is_run(directory):
+    """Whether the path `directory` is a run, of this format or an older one."""
+    return os.path.isfile(os.path.join(directory, RUN)) or has_old_settings(directory)
+
+
+def has_old_settings(directory):
+    """Whether a directory has the config.json of a run of formats 1 to 3."""
+    with contextlib.suppress(OSError, ValueError), open(os.path.join(directory, OLD_RUN), "rb") as file:
+        return re.search(rb'"model_type"\s*:\s*"slm_np"', file.read(1 << 20)) is not None
+    return False
 
 
 def expanded(path):

@@ -238,6 +238,7 @@ def cross_entropy(logits, targets):
     dtype=argument([np.float32, "float32", np.dtype(float)], [np.int32, np.float16, "floaty", 3, object]),
     compute_dtype=argument([None], [np.float16, np.int8, "floaty", "f2", 3.5]),
     device=argument([CPU], ["cpu", None, np]),
+    recompute=argument([False, True, np.bool_(True)], [None, 0, 1.0, "yes"]),
 )
 def call_model(c, **given):
     model = Model(**given)
@@ -806,7 +807,7 @@ def call_with_end(c):
     path=Argument(
         {"path": lambda c: c.world.run, "str": lambda c: str(c.world.run)},
         values(None, 3, "", "no such run", True, "a\0b"),
-        "path|config.json|no such run",
+        "path|run.json|no such run",
     ),
     device=argument(["cpu", np.str_("cpu")], ["tpu", "", None, 3, CPU], r"^device (?!cuda)"),
 )

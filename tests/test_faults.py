@@ -215,7 +215,7 @@ def test_a_traceback_about_a_mutated_file_fails(context, folder, monkeypatch):
         raise ValueError("a bug")
 
     monkeypatch.setattr("slm_np.formats.runs.read_config", broken)
-    assert verdict_of(settings.attempt, "half/config.json mutation 0", context, folder) == FAILED
+    assert verdict_of(settings.attempt, "half/run.json mutation 0", context, folder) == FAILED
 
 
 def test_two_writers_are_lost(context, folder):

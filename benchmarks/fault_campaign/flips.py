@@ -68,7 +68,7 @@ def attempt(case, context, folder):
         check_end(result, f"{what} after the damage")
         said = result.status == 2 or warned(result, wanted[what][1])
         require(said or seen == wanted[what][0], UNDETECTED, f"{what} differs, and nothing says so: {result.tail()}")
-    edited = said and name == "half/config.json"  # taken as the user's change, and said
+    edited = said and name == "half/run.json"  # taken as the user's change, and said
     if watch == "run" and result.status == 0 and not edited:  # it was continued, perhaps from an older checkpoint
         same_run(folder / "half", context.fixtures / "run", "the continued run", LOST if said else UNDETECTED, KEPT[:1])
 

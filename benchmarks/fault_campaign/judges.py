@@ -183,7 +183,7 @@ def after_fault(scene, fixtures, folder, result, before):
         require(digest(folder / name) == was, LOST, f"the fault changed {name}")
     announced = Announced(result.err) if scene.again else None
     what = "after the fault"
-    if scene.kind == "run" and (output / "config.json").is_file():
+    if scene.kind == "run" and (output / "run.json").is_file():
         shown = generates(scene.output, folder)
         done(shown, f"generate {what}", LOST)
         if announced:
@@ -226,13 +226,13 @@ def finished(scene, fixtures, folder):
 
 
 def same_model(directory, reference):
-    """config.json says of which model the weights are."""
+    """run.json says of which model the weights are."""
     from slm_np.errors import UserError
     from slm_np.formats.run_config import read_config
 
     try:
         ours, theirs = read_config(directory), read_config(reference)
-        require(ours.model == theirs.model, LOST, f"{directory} has a config.json of another model")
+        require(ours.model == theirs.model, LOST, f"{directory} has a run.json of another model")
     except UserError as error:
         raise Fault(LOST, str(error)) from None
 

@@ -100,7 +100,7 @@ def judge(name, context, folder, results, references):
     if name == "train+prepare":
         same_files(folder / "tokens", context.fixtures / "tokens", "tokens")
     if name == "default+default":
-        runs = sorted(path.parent for path in folder.glob("runs/*/config.json"))
+        runs = sorted(path.parent for path in folder.glob("runs/*/run.json"))
         require(len(runs) == 2, LOST, f"{len(runs)} runs instead of two")
         seeds = {run: seed_of(run) for run in runs}
         for run, seed in seeds.items():

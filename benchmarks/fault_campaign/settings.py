@@ -19,7 +19,7 @@ RESUME = f"train --resume half --max-iters {fixtures.HALF + 1}"
 CHAT = "chat --model tuned -n 8 --seed 3"
 SMALL = f"--tokenizer char --kernels numpy --threads 1 --eval-iters 1 --batch-size 2 {fixtures.MODEL}"
 READERS = {  # file: the commands that read it
-    "half/config.json": (GENERATE, "info half", RESUME),
+    "half/run.json": (GENERATE, "info half", RESUME),
     "half/generation_config.json": (GENERATE, "info half"),
     "half/tokenizer.json": (GENERATE, "info half/tokenizer.json"),
     "half/checkpoint-7/trainer_state.json": (RESUME,),
@@ -96,10 +96,10 @@ def accept(folder, name, raw):
             raw = with_checksum(fields, fields)
         else:
             raw = json.dumps(checksummed(fields) if path.name == "meta.json" else fields).encode()
-    if path.name in ("tokenizer.json", "chat_template.json"):  # config.json has its checksum, and checkpoints a copy
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+    if path.name in ("tokenizer.json", "chat_template.json"):  # run.json has its checksum, and checkpoints a copy
+        config = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
         config = {key: value for key, value in config.items() if key not in ("crc32", "files")}
-        (path.parent / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        (path.parent / "run.json").write_text(json.dumps(config), encoding="utf-8")
         for copy in path.parent.glob(f"checkpoint-*/{path.name}"):
             copy.unlink()
     path.write_bytes(raw)

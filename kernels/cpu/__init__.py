@@ -20,7 +20,7 @@ from .compilation import prepare
 from .convolution import convolution_backward, convolution_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
-from .gemm_bf16 import cast_copy, update_cast_copy, watch_matmul, watched_error
+from .gemm_bf16 import cast_copy, cast_copy_rows, update_cast_copy, watch_matmul, watched_error
 from .linear import (
     linear_backward_input,
     linear_backward_weight,

@@ -187,6 +187,12 @@ def update_cast_copy(copy):
     _pack(-(-len(copy.weight) // PACK_ROWS), copy.forward, copy.backward, copy.weight, MEMORY.of(TERMS))
 
 
+def cast_copy_rows(copy, ids, columns):
+    """Rows of a weight (D, E), E = columns, from its `CastCopy`, as an array of bfloat16.        ids (N,)"""
+    pairs = copy.backward[ids // COLUMNS, :, ids % COLUMNS]  # (N, E / 2)
+    return np.ascontiguousarray(np.ascontiguousarray(pairs).view(BF16)[:, :columns])
+
+
 def as_pairs(x):
     """A copy of rows as pairs; rows of odd length are padded with a zero."""
     return np.pad(x, ((0, 0), (0, x.shape[1] % 2))).view(np.int32)

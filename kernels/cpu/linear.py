@@ -57,8 +57,8 @@ def linear_forward(out, x, weight, bias, residual):
     multiply(out, x, weight, 0, bias, residual)
 
 
-def linear_backward_input(dx, dout, weight):
-    multiply(dx, dout, weight, 1)
+def linear_backward_input(dx, dout, weight, residual=None):
+    multiply(dx, dout, weight, 1, None, residual)
 
 
 def linear_backward_weight(dweight, dbias, dout, x):
@@ -72,5 +72,6 @@ def linear_transposed_forward(out, x, weight):
 
 
 def linear_transposed_backward(dx, dweight, dout, x, weight):
-    add_outer(dweight, dout, x)
+    if dweight is not None:
+        add_outer(dweight, dout, x)
     multiply(dx, dout, weight, 0)

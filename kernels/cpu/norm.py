@@ -127,6 +127,8 @@ def rmsnorm_forward(out, rstd, x, weight, eps):
 
 def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
     _rmsnorm_backward(len(x), dx, dout, x, weight, rstd)
+    if dweight is None:
+        return
     blocks, width = -(-x.shape[1] // COLUMNS), x.shape[1]
     _weight_gradient(blocks, dweight, dweight, False, dout.reshape(-1), x.reshape(-1), rstd, False, rstd, width)
 
@@ -138,6 +140,8 @@ def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
 
 def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
     _layernorm_backward(len(x), dx, dout, x, weight, mean, rstd)
+    if dweight is None:
+        return
     blocks, width, has_bias = -(-x.shape[1] // COLUMNS), x.shape[1], dbias is not None
     dbias = dbias if has_bias else dweight
     _weight_gradient(blocks, dweight, dbias, has_bias, dout.reshape(-1), x.reshape(-1), mean, True, rstd, width)

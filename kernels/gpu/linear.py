@@ -116,6 +116,11 @@ def update_cast_copy(copy):
     convert(copy.forward, copy.weight)
 
 
+def cast_copy_rows(copy, ids, columns):
+    """Rows of a weight (D, E), E = columns, from its `CastCopy`.        ids (N,)"""
+    return copy.forward[ids]
+
+
 def vectorizes(vec, x):
     """Whether every row of x consists of aligned vectors of `vec` elements."""
     return x.shape[1] % vec == 0 and row_stride(x) % vec == 0 and x.data.ptr % (vec * x.itemsize) == 0
@@ -161,8 +166,10 @@ def linear_forward(out, x, weight, bias, residual):
     gemm(out, x, matmul_array(weight), beta=beta)
 
 
-def linear_backward_input(dx, dout, weight):
-    gemm(dx, dout, matmul_array(weight), transpose_b=True)
+def linear_backward_input(dx, dout, weight, residual=None):
+    if residual is not None and residual is not dx:
+        prefill(dx, None, residual)
+    gemm(dx, dout, matmul_array(weight), transpose_b=True, beta=0.0 if residual is None else 1.0)
 
 
 def linear_backward_weight(dweight, dbias, dout, x):
@@ -191,7 +198,7 @@ def linear_transposed_forward(out, x, weight):
 def linear_transposed_backward(dx, dweight, dout, x, weight):
     weight = matmul_array(weight)
     dout = dout[:, : len(weight)]
-    for rows in aligned_rows(weight):
+    for rows in aligned_rows(weight) if dweight is not None else ():
         gemm(dweight[rows], dout[:, rows], x, transpose_a=True, beta=1.0)
     for rows in aligned_rows(weight) if dx.itemsize > 2 else [slice(0, None)]:  # a 16-bit sum must be rounded only once
         gemm(dx, dout[:, rows], weight[rows], beta=1.0 if rows.start else 0.0)

@@ -53,7 +53,7 @@ extern "C" __global__ void norm_forward(Storage* out, Real* mean, Real* rstd,
     variants=TYPES,
 )
 
-# dweight_partial, dbias_partial (blocks, width): sums over each block's rows; dbias_partial may be null.
+# dweight_partial, dbias_partial (blocks, width): sums over each block's rows; they may be null.
 backward_kernel = Kernel(
     "norm_backward",
     VECTOR
@@ -87,6 +87,7 @@ extern "C" __global__ void norm_backward(Real* dx, Real* dweight_partial, Real* 
             vector(dx + row + c) = sum;
         }
     }
+    if (!dweight_partial) return;
     // From here a thread takes columns. The block has just read these rows, so they are in the cache.
     for (int c = threadIdx.x; c < width; c += blockDim.x) {
         Accum weight_sum = 0, bias_sum = 0;
@@ -141,13 +142,14 @@ def _forward(out, mean, rstd, x, weight, bias, eps):
 def _backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
     rows, width = x.shape
     blocks = -(-rows // ROWS)
-    dweight_partial, *dbias_partial = scratch(*[(blocks * width, x.dtype)] * (1 if dbias is None else 2))
+    sums = [total for total in (dweight, dbias) if total is not None]
+    partials = scratch(*[(blocks * width, x.dtype)] * len(sums)) if sums else []
     backward_kernel(
         blocks,
         (
             dx,
-            dweight_partial,
-            dbias_partial[0] if dbias_partial else None,
+            partials[0] if partials else None,
+            partials[1] if len(partials) > 1 else None,
             dout,
             x,
             weight,
@@ -162,7 +164,7 @@ def _backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
         CENTERED=int(mean is not None),
         ROWS=ROWS,
     )
-    for total, partial in zip((dweight, dbias), (dweight_partial, *dbias_partial)):
+    for total, partial in zip(sums, partials):
         sum_columns_kernel(-(-width // 32), (total, partial, blocks, width), Real=total)
 
 

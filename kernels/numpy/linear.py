@@ -12,8 +12,11 @@ def linear_forward(out, x, weight, bias, residual):
     out[...] = result
 
 
-def linear_backward_input(dx, dout, weight):
-    np.matmul(dout, weight.T, out=dx)
+def linear_backward_input(dx, dout, weight, residual=None):
+    result = dout @ weight.T  # (N, D)
+    if residual is not None:  # it may be `dx` itself
+        result += residual
+    dx[...] = result
 
 
 def linear_backward_weight(dweight, dbias, dout, x):
@@ -29,4 +32,5 @@ def linear_transposed_forward(out, x, weight):
 def linear_transposed_backward(dx, dweight, dout, x, weight):
     dout = dout[:, : len(weight)]  # (N, V): its rows may be longer
     np.matmul(dout, weight, out=dx)
-    dweight += dout.T @ x
+    if dweight is not None:
+        dweight += dout.T @ x

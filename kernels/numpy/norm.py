@@ -17,7 +17,8 @@ def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
     xhat = x * rstd  # (N, D)
     g = dout * weight  # the gradient of xhat; scaling x does not change xhat, so dx has no component along it
     dx += rstd * (g - xhat * (g * xhat).mean(1, keepdims=True))
-    dweight += (dout * xhat).sum(0)
+    if dweight is not None:
+        dweight += (dout * xhat).sum(0)
 
 
 def layernorm_forward(out, mean, rstd, x, weight, bias, eps):
@@ -33,7 +34,8 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
     xhat = (x - mean[:, None]) * rstd  # (N, D)
     g = dout * weight  # the gradient of xhat; neither scaling nor shifting x changes xhat
     dx += rstd * (g - g.mean(1, keepdims=True) - xhat * (g * xhat).mean(1, keepdims=True))
-    dweight += (dout * xhat).sum(0)
+    if dweight is not None:
+        dweight += (dout * xhat).sum(0)
     if dbias is not None:
         dbias += dout.sum(0)
 

@@ -74,7 +74,8 @@ class Conversation:
         encode_prompt(run.tokenizer, "")  # raises UserError without a tokenizer
         self.run, self.sampling, self.max_tokens, self.screen = run, sampling, max_tokens, screen or Screen()
         self.template = run.template
-        self.stops = [*stops, *(self.template.stops(run.tokenizer.end_of_text) if self.template else ())]
+        self.stops = [*stops, *(self.template.stops(run.tokenizer) if self.template else ())]
+        self.ends = self.template.ends(run.tokenizer) if self.template else []
         self.answers = 0  # each has its own random numbers, so that a repeated message can get another answer
         self.written = set()  # files that /save may overwrite
         self.system = ""
@@ -110,7 +111,7 @@ class Conversation:
             reserved = min(self.max_tokens, size // 4)
             while True:
                 messages = self._system_messages() + self.messages[self.start :]
-                ids = encode_prompt(self.run.tokenizer, self.template.prompt(messages))
+                ids = encode_prompt(self.run.tokenizer, self.template.prompt(messages, self.run.tokenizer))
                 if len(ids) <= size - reserved or self.start == len(self.messages) - 1:
                     break
                 self.start += 2
@@ -150,6 +151,7 @@ class Conversation:
                 self.stops,
                 style=record,
                 substream=self.answers,
+                ends=self.ends,
             )
             self.answers += 1
             begun = self.template is None

@@ -12,7 +12,7 @@ import textwrap
 
 from slm_np.config import TrainConfig, flag
 from slm_np.errors import UserError, imported, near
-from slm_np.paths import expanded
+from slm_np.paths import expanded, is_run
 from slm_np.presets import PRESETS
 from slm_np.version import __version__
 from slm_np.words import quoted
@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 def _flags_of(word):
     """The names of flags that may take the word: a run, a preset, a file or a prompt."""
-    if os.path.isfile(os.path.join(word, "config.json")):
+    if is_run(word):
         return "base", "model", "resume"
     if word in PRESETS:
         return ("preset",)

@@ -4,9 +4,10 @@ import json
 import math
 import re
 
-from slm_np.cli.summary import describe_model, describe_tokenizer
+from slm_np.cli.summary import describe_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats.other_paths import not_a_run, similar_run
+from slm_np.paths import is_run
 from slm_np.words import counted, quoted
 
 
@@ -21,7 +22,7 @@ def describe_path(path):
     if path.suffix == ".safetensors":
         return _tensor_file(path)
     if path.suffix == ".bin":
-        return _binary_file(path)
+        return [f"{path}: a file of {counted(path.stat().st_size // 2, 'token')}, if they have two bytes as nanoGPT's"]
     return _text_file(path)
 
 
@@ -37,11 +38,11 @@ def _checkpoint(path):
 
 
 def _json_file(path):
-    """The line about a tokenizer, or a file of settings that a run has beside its config.json."""
+    """The line about a tokenizer, or a file of settings of a run."""
     try:
         return [f"{path}: a tokenizer, {describe_tokenizer(path)}"]
     except UserError:
-        if not (path.parent / "config.json").is_file() or path.name == "tokenizer.json":
+        if not is_run(path.parent) or path.name == "tokenizer.json":
             raise
     return [f"{path}: settings of the run {path.parent}, which python -m slm_np.info {quoted(path.parent)} describes"]
 
@@ -88,20 +89,6 @@ def _token_folder(path):
     if (path / "tokenizer.json").is_file():
         lines.append(f"  tokenizer  {describe_tokenizer(path / 'tokenizer.json')}")
     return lines
-
-
-def _binary_file(path):
-    from slm_np.formats import llama2c
-    from slm_np.nn.model import parameter_count
-
-    try:
-        config, _ = llama2c.read_checkpoint(path)
-    except UserError:
-        return [f"{path}: a file of {counted(path.stat().st_size // 2, 'token')}, if they have two bytes as nanoGPT's"]
-    return [
-        f"{path}: a checkpoint of llama2.c, which python -m slm_np.convert converts into a run",
-        f"  model      {counted(parameter_count(config), 'parameter')}: {describe_model(config)}",
-    ]
 
 
 def _text_file(path):

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import math
 import os
 import sys
 from pathlib import Path
@@ -31,13 +30,13 @@ def train_run(run):
 
 def resume_run(run, directory):
     """Resume `run` (RunConfig) in `directory`, of which this process holds the lock, and print the results."""
-    from slm_np.formats.runs import tokenizer_of
+    from slm_np.formats.runs import template_of, tokenizer_of
 
     check_retention(run)
     use_device(run.train)
-    tokenizer = tokenizer_of(directory, run) if run.base else None
-    corpus, run = prepared(run, tokenizer, directory)
-    retention, run = retention_split(run, corpus, directory)
+    tokenizer, template = (tokenizer_of(directory, run), template_of(directory, run)) if run.base else (None, None)
+    corpus, run = prepared(run, tokenizer, directory, template)
+    retention, run = retention_split(run, corpus, directory, template)
     train_on(corpus, run, directory, retention)
 
 
@@ -49,11 +48,17 @@ def finetune_run(base, run, given):
 
     with new_directory(run.train.out_dir, f"{base.path.resolve().name}-finetuned") as directory:
         use_device(run.train)
-        corpus, run = prepared(run, base.tokenizer)
+        corpus, run = prepared(run, base.tokenizer, template=base.template)
         if corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None and corpus.train.n_documents != 1:
-            corpus, run = prepared(dataclasses.replace(run, data={}), with_end_of_text(base.tokenizer))
+            if run.lora:
+                raise UserError(
+                    f"{corpus.source} has several documents, but the tokenizer of {base.path} has no end-of-text, and "
+                    "adapters cannot learn a new token; leave --lora-rank out, or give one document"
+                )
+            run = dataclasses.replace(run, data={})
+            corpus, run = prepared(run, with_end_of_text(base.tokenizer), template=base.template)
         check_vocabulary(base, run, corpus)
-        retention, run = retention_split(run, corpus)
+        retention, run = retention_split(run, corpus, template=base.template)
         run = with_fitted_intervals(run, given, corpus)
         train_on(corpus, run, directory, retention, new=True, base=base)
 
@@ -75,11 +80,12 @@ def use_device(train):
     device(train.device).use_threads(train.threads)
 
 
-def prepared(run, tokenizer=None, directory=None):
+def prepared(run, tokenizer=None, directory=None, template=None):
     """(Corpus, `run` with the vocabulary and the identity of the corpus). Builds the token store if there is none.
 
     The store is still being built on return, unless batches depend on the length of the corpus.
     tokenizer: to use instead of the one that the settings name; None.   directory: of a run that is resumed
+    template: the chat template of the base; None for the default one
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
     from slm_np.data.token_files import is_token_file
@@ -97,28 +103,46 @@ def prepared(run, tokenizer=None, directory=None):
         threads=train.threads,
         wait=train.epochs > 0 or train.carry_state,
         binary=train.binary,
+        template=template,
     )
     if run.data and corpus.tokenizer and is_token_file(train.data) and corpus.vocab_size != model.vocab_size:
         # The run began when the tokenizer beside the files was not there, or not read.
         corpus = dataclasses.replace(corpus, tokenizer=None, vocab_size=model.vocab_size)
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
-    data = run.data | dict(
-        separated=getattr(corpus.tokenizer, "trained_ends", True),
-        fingerprint=corpus.fingerprint,
-        source=run.train.data,
-        tokens=run.data.get("tokens") if corpus.building else [len(corpus.train), len(corpus.validation)],
+        if tokenizer is not None:
+            corpus.tokenizer.used_like(tokenizer)
+        if template is not None and not corpus.building and corpus.train.mask is not None:
+            ends = template.ends(corpus.tokenizer)
+            corpus.tokenizer.more_ends = tuple(sorted({*corpus.tokenizer.more_ends, *ends}))
+    data = (
+        run.data
+        | ends_of(corpus.tokenizer)
+        | dict(
+            separated=getattr(corpus.tokenizer, "trained_ends", True),
+            fingerprint=corpus.fingerprint,
+            source=run.train.data,
+            tokens=run.data.get("tokens") if corpus.building else [len(corpus.train), len(corpus.validation)],
+        )
     )
     if run.data and run.data.get("fingerprint") != corpus.fingerprint:
         if corpus.building:
             corpus.building.close()
         raise other_data(run, data, directory)
-    if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size:
+    # The model of another program may have more embeddings than its tokenizer has tokens.
+    is_padded = run.base and corpus.vocab_size < model.vocab_size
+    if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size and not is_padded:
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
     run = dataclasses.replace(run, model=model, data=data)
     if not corpus.building:
         check_splits(run, corpus, directory)
     return corpus, run
+
+
+def ends_of(tokenizer):
+    """What run.json says of how the texts of another program's model start and end; {} for a model of this one."""
+    found = {name: getattr(tokenizer, name, None) for name in ("prompt_start", "more_ends")}
+    return {name: list(ids) for name, ids in found.items() if ids or ids == () and name == "prompt_start"}
 
 
 def other_data(run, data, directory):
@@ -149,7 +173,7 @@ def check_splits(run, corpus, directory=None):
 
     While the corpus is being built, this waits until that is known.   directory: of a run that is resumed
     """
-    from slm_np.data.tokens import check_ids, check_length
+    from slm_np.data.tokens import check_ids, check_length, targets
 
     model = run.model
     for split in (corpus.train, corpus.validation):
@@ -163,7 +187,7 @@ def check_splits(run, corpus, directory=None):
         check_length(start, model.block_size)
         if corpus.tokenizer is None:
             check_ids(split, model.vocab_size, may_grow=not run.base and directory is None)
-        if split.mask is not None and not split.mask[1:].any():
+        if split.mask is not None and not targets(split.mask[1:]).any():
             raise UserError(
                 f"the {split.split} split of {corpus.source} has no assistant tokens to learn; give rows with a reply"
             )
@@ -177,7 +201,7 @@ def has_end_of_text(corpus):
     return end is not None and bool((ids[-1:] == end).any() or (ids[:SEARCHED] == end).any())
 
 
-def retention_split(run, corpus, directory=None):
+def retention_split(run, corpus, directory=None, template=None):
     """(Tokens of the held-out part of --retention-data, or None; `run` with their identity).
 
     Data that the base was trained on are split as they were then. Raises UserError as `prepared`.
@@ -201,6 +225,7 @@ def retention_split(run, corpus, directory=None):
         limit_bytes=split_as["limit_bytes"],
         threads=run.train.threads,
         binary=split_as["binary"],
+        template=template,
     )
     split = retention.validation
     if len(split) <= run.model.block_size:
@@ -210,10 +235,10 @@ def retention_split(run, corpus, directory=None):
         )
     if retention.tokenizer is None:
         check_ids(split, run.model.vocab_size)
-    elif retention.vocab_size != run.model.vocab_size:
+    elif retention.vocab_size != corpus.vocab_size:
         raise UserError(
             f"--retention-data {data} has a vocabulary of {counted(retention.vocab_size, 'token')}, but the model has "
-            f"{run.model.vocab_size}; give it in the same form as --data"
+            f"{corpus.vocab_size}; give it in the same form as --data"
         )
     if run.data.get("replay", retention.fingerprint) != retention.fingerprint:
         raise UserError(
@@ -234,24 +259,29 @@ def base_here(run, directory=None):
 
 def memory_plan(run):
     """{part: bytes} of device memory that training needs. Raises UserError if it is unavailable."""
-    from slm_np.nn.arena import planned_bytes
-    from slm_np.nn.model import parameter_count, parameters, plan
-    from slm_np.ops.device import device
+    import numpy as np
 
-    model, batch, on = run.model, run.train.batch_size, device(run.train.device)
-    n, requests, dtype = parameter_count(model), list(plan(model, batch, model.block_size, on)), compute_dtype(run)
+    from slm_np.formats.layouts import lora_of
+    from slm_np.nn.arena import planned_bytes
+    from slm_np.nn.model import model_tensors, plan, weight_bytes
+    from slm_np.nn.parameters import count
+    from slm_np.ops.device import SMALLER, device
+
+    model, batch, on, dtype = run.model, run.train.batch_size, device(run.train.device), compute_dtype(run)
+    tensors, adapters = model_tensors(model, lora_of(run))
+    requests = list(plan(model, batch, model.block_size, on, run.train.recompute, adapters))
+    n, trained = count(tensors), count(tensor for tensor in tensors if tensor.trained)
     saved = [request for request in requests if request.lifetime == "saved"]
     shared = [request for request in requests if request.lifetime != "saved"]
-    cast_copies = on.cast_copies if dtype else 0  # of two bytes an element
     parts = {
-        "weights": 4 * n + sum(2 * cast_copies * math.prod(t.shape) for t in parameters(model) if t.matmul),
-        "gradients": 4 * n,
-        "moments": 8 * n,
+        "weights": weight_bytes(tensors, np.dtype("f4"), dtype, on),
+        "gradients": 4 * trained,
+        "moments": 8 * trained,
         "activations saved for backward": planned_bytes(saved, "f4", dtype),
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
     what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
-    on.check_memory(sum(parts.values()), what)
+    on.check_memory(sum(parts.values()), what, SMALLER if run.train.recompute else f"use --recompute, or {SMALLER}")
     return parts
 
 
@@ -310,9 +340,9 @@ def create_run(trainer, directory, base):
 
     defaults = {}
     if base is not None:
-        base.fill(trainer.model.parameters.weight)
-        trainer.model.parameters.update_cast_copies()
-        defaults = dict(sampling=base.sampling, template=base.template)
+        base.fill(trainer.model.parameters)
+        trainer.run = dataclasses.replace(trainer.run, base=trainer.run.base | dict(weights=base.checksum))
+        defaults = dict(sampling=base.parts.sampling, template=base.parts.template)
     trainer.run = dataclasses.replace(trainer.run, data=trainer.run.data | dict(directory=started_here(directory)))
     storage = Storage(directory)
     storage.create(trainer, **defaults)
@@ -335,9 +365,21 @@ def load_run(trainer, directory):
             f"{directory} was trained with other tokens than --tokenizer {run.train.tokenizer} learns from the data "
             f"now; start a new run with --tokenizer file:{directory}/tokenizer.json"
         )
+    if run.lora:
+        fill_from_base(trainer, directory)
     storage = Storage(directory)
     storage.resume(trainer)
     return storage
+
+
+def fill_from_base(trainer, directory):
+    """Read the frozen weights of a resumed run from its base. Raises UserError if they have changed."""
+    from slm_np.formats.adapters import base_path, check_base
+    from slm_np.training.finetuning import Base
+
+    base = Base.load(base_path(directory, trainer.run))
+    base.fill(trainer.model.parameters)
+    check_base(directory, trainer.run, base.checksum)
 
 
 def changes_when_resumed(trainer, previous, directory):

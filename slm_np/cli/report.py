@@ -89,32 +89,47 @@ def finish(trainer, directory):
     The run is complete, so what cannot be reported is said in one line, and the rest is printed.
     The trainer cannot train afterwards: its weights are the best model's, and the memory of training is freed.
     """
-    from slm_np.formats import checkpoint
     from slm_np.inference.evaluation import TOKENS, evaluate
     from slm_np.inference.generation import printable
 
-    corpus, model = trainer.corpus, trainer.model.full_precision()
-    best = attempted("best model", lambda: checkpoint.load_best(directory, into=model.parameters.weight))
+    corpus = trainer.corpus
+    trainer.free()
+    best = attempted("best model", lambda: load_best(trainer, directory))
     if best is None:
         print(f"run: {directory}")
         return
-    metadata = best[1]
-    trainer.model.parameters.update_cast_copies()
-    print(f"evaluating the best model, of step {metadata['step']}, on the whole validation split", file=sys.stderr)
-    trainer.free()
+    model, step = best
+    print(f"evaluating the best model, of step {step}, on the whole validation split", file=sys.stderr)
     batch = min(TOKENS, trainer.tokens.size)  # the memory that training had is enough
     options = dict(quiet=False, batch=batch)
     found = attempted("evaluation", lambda: evaluate(model, corpus.validation, corpus.tokenizer, **options))
     if corpus.tokenizer is not None:
-        text = attempted("sample", lambda: printable(sample(trainer, corpus.source == "stories").strip(" \t\r\n")))
+        text = attempted(
+            "sample", lambda: printable(sample(trainer, model, corpus.source == "stories").strip(" \t\r\n"))
+        )
         print(f"\n{text or ''}\n")
     floor = attempted("floor", lambda: corpus.validation.bits_per_byte_floor)
     if found:
         bits = found.bits_per_byte
         shown = f"{bits:.4f} bits/byte" if bits is not None else f"{found.nats_per_token:.4f} nats/token"
         print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor and bits is not None else ""))
-    print(f"run: {directory}, best model of step {metadata['step']}; {curve(directory, floor)}")
+    print(f"run: {directory}, best model of step {step}; {curve(directory, floor)}")
     print("\n".join(next_commands(corpus, directory)))
+
+
+def load_best(trainer, directory):
+    """(model with the best weights in full precision, their step)"""
+    from slm_np.formats import checkpoint, runs
+    from slm_np.formats.layouts import layout_of
+
+    if trainer.run.lora:  # adapters, which are merged into the base
+        trainer.model = trainer.optimizer = None
+        run = runs.load(directory, trainer.run.train.device)
+        return run.model, run.step
+    model = trainer.model.full_precision()
+    _, metadata = checkpoint.load_best(directory, model.parameters.weight, layout_of(trainer.run))
+    trainer.model.parameters.update_cast_copies()
+    return model, metadata["step"]
 
 
 def attempted(what, compute):
@@ -139,14 +154,14 @@ def next_commands(corpus, directory):
     return lines
 
 
-def sample(trainer, stories):
+def sample(trainer, model, stories):
     """A text by the model: after whole texts of the validation split, or a reply to the first question there."""
     from slm_np.config import SamplingConfig
 
-    corpus, model = trainer.corpus, trainer.model
+    corpus = trainer.corpus
     if corpus.train.mask is not None:
-        prompt = first_question(corpus)
-        return prompt + short_text(model, corpus.tokenizer, prompt, 100, SamplingConfig(temp=0.0))
+        text, prompt = first_question(corpus)
+        return text + short_text(model, corpus.tokenizer, prompt, 100, SamplingConfig(temp=0.0))
     length, stops = (1000, ["\n\n"]) if stories else (300, [])
     sampling = SamplingConfig(seed=trainer.config.seed)
     return short_text(model, corpus.tokenizer, first_texts(corpus), length, sampling, stops)
@@ -161,9 +176,17 @@ def first_texts(corpus):
 
 
 def first_question(corpus):
-    """The first document of the validation split up to its first assistant token."""
-    end = int(corpus.validation.mask[:10_000].argmax())
-    return corpus.tokenizer.decode(corpus.validation.ids[:end]).decode("utf-8", "replace")
+    """(text, prompt) of the first document of the validation split up to its first assistant token.
+
+    The prompt is ids if the text does not contain the special tokens of a chat template, else the text.
+    """
+    from slm_np.data.tokens import targets
+
+    tokenizer, end = corpus.tokenizer, int(targets(corpus.validation.mask[:10_000]).argmax())
+    ids = corpus.validation.ids[:end].tolist()
+    text = tokenizer.decode(ids).decode("utf-8", "replace")
+    special = {token.id for token in tokenizer.special_tokens.values()} - {tokenizer.end_of_text}
+    return text, ids if special.intersection(ids) else text
 
 
 def curve(directory, floor):

@@ -106,20 +106,28 @@ def describe_tokenizer(path):
     """The contents of a tokenizer.json in words. Raises UserError if it is none."""
     from slm_np.formats.files import read_json
 
-    fields = read_json(path)
-    model = fields.get("model")
-    if not isinstance(model, dict) or not hasattr(model.get("vocab"), "__len__"):
-        raise UserError(f"{path} is not a tokenizer.json: it has no model with a vocabulary; name another file")
-    vocab, merges = model["vocab"], model.get("merges") or []
-    known = set(vocab if isinstance(vocab, dict) else ())
     try:
-        added = {token.get("content") for token in fields.get("added_tokens") or []} - known
-        kind = {"WordLevel": "characters"}.get(model.get("type"), model.get("type") or "unknown")
-        len(merges)
+        return tokenizer_in_words(read_json(path))
+    except LookupError:
+        raise UserError(
+            f"{path} is not a tokenizer.json: it has no model with a vocabulary; name another file"
+        ) from None
     except (TypeError, AttributeError):
         raise UserError(f"{path} is damaged: its fields have other types; copy it again from its source") from None
+
+
+def tokenizer_in_words(fields):
+    """The fields of a tokenizer.json in words. LookupError if they are none, TypeError if they are damaged."""
+    model = fields.get("model")
+    if not isinstance(model, dict) or not hasattr(model.get("vocab"), "__len__"):
+        raise LookupError("no vocabulary")
+    vocab, merges = model["vocab"], model.get("merges") or []
+    known = set(vocab if isinstance(vocab, dict) else ())
+    added = {token.get("content") for token in fields.get("added_tokens") or []} - known
+    kind = {"WordLevel": "characters"}.get(model.get("type"), model.get("type") or "unknown")
+    n_merges = len(merges)
     if kind == "BPE":
-        kind = f"byte pairs, {counted(len(merges), 'merge')}" if merges else "bytes"
+        kind = f"byte pairs, {counted(n_merges, 'merge')}" if merges else "bytes"
     return f"{kind}, {counted(len(vocab) + len(added), 'token')}"
 
 

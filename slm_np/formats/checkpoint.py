@@ -2,13 +2,13 @@
 
 The layout of a run's directory, and what verifies each file:
 
-    run/config.json               the settings, from which the model is rebuilt: `RunConfig`. It has a checksum of
-                                  itself, and those of tokenizer.json and chat_template.json
-    run/tokenizer.json            from text to tokens and back; absent for runs on token files
-    run/generation_config.json    the run's sampling defaults, with a checksum of themselves
-    run/chat_template.json        how a conversation becomes text; only if the run trains on conversations
+    run/run.json                  the settings, from which the model is rebuilt: `RunConfig`. It makes the directory a
+                                  run. It has a checksum of itself, and those of the small files marked with *
     run/model.safetensors         the best model so far; its metadata hold the step and the validation loss, and
                                   checksums of each tensor and of themselves
+    run/tokenizer.json *          from text to tokens and back; absent for runs on token files
+    run/chat_template.json *      how a conversation becomes text; only if the run trains on conversations
+    run/generation_config.json    the run's sampling defaults, with a checksum of themselves
     run/metrics.jsonl             what the run logs, one JSON object per line. Nothing depends on it: no checksum
     run/checkpoint-<step>/        what resuming needs:
         model.safetensors             the weights; verified as the best model
@@ -17,17 +17,29 @@ The layout of a run's directory, and what verifies each file:
         tokenizer.json, chat_template.json    copies, to restore those of the run
     run/lock                      exists while a process writes to the run, which holds it locked (directories.py)
 
+The directory is one of Hugging Face's, too: transformers reads the model, tokenizer.json, generation_config.json and
+the files that are made for it (interchange.py):
+
+    run/config.json *             the architecture, if a class of transformers computes it. Then model.safetensors has
+                                  the names and layouts of that class, otherwise ours (layouts.py)
+    run/tokenizer_config.json *   the special tokens and the context length
+    run/chat_template.jinja *     the template of chat_template.json
+
 A run survives kills, power cuts, full disks and flipped bytes, and contains no code (no pickle). Whatever is loaded is
 verified first. A damaged checkpoint is skipped, a lost or damaged tokenizer.json or chat_template.json is restored from
-a checkpoint, and a lost or damaged best model is replaced by the next evaluation; each time a line on stderr says so.
-Other damage is refused by the name of the file. To edit config.json or generation_config.json by hand, remove its line
-"crc32". A run of format 1 or 2 has no checksums in these two files, and those of other programs have none either: they
-are taken as they are.
+a checkpoint, files that only transformers reads are made again, and a lost or damaged best model is replaced by the
+next evaluation; each time a line on stderr says so. Other damage is refused by the name of the file. To edit run.json
+or generation_config.json by hand, remove its line "crc32".
+
+In formats 1 to 3 config.json held what run.json holds, and the best model had our names. In formats 1 and 2 it and
+generation_config.json have no checksums, and those of other programs have none either: they are taken as they are. Such
+a run becomes one of this format when it is resumed: first its best model is written in the new layout, which is
+recognized by its names, then run.json, from which on the old config.json does not count, then the other files.
 
 The best model is only replaced by one of a lower validation loss than the metadata of model.safetensors tell. What
 `patience` counts is in trainer_state.json, so a resumed run repeats what it did before.
 
-config.json is written last when a run starts: it makes the directory a run. What changes later is filled under the name
+run.json is written last when a run starts: it makes the directory a run. What changes later is filled under the name
 `<name>.tmp-<process>`, flushed to disk and renamed, and then its directory is flushed, so that a name shows the old
 content or the new one. The exception is metrics.jsonl, which grows by lines.
 
@@ -52,12 +64,14 @@ from pathlib import Path
 
 from slm_np.errors import UserError
 from slm_np.formats.checksum import with_checksum
-from slm_np.formats.files import RESTORE, read_bytes, saving, write_bytes
+from slm_np.formats.files import RESTORE, read_bytes, saving, write_bytes, write_chunks
 from slm_np.formats.format1 import tensor_name
-from slm_np.formats.tensors import encode, load_tensors, save_tensors, verified_metadata
+from slm_np.formats.layouts import OurLayout
+from slm_np.formats.tensors import encode, load_tensors, open_tensors, save_tensors, tensor_names
 from slm_np.paths import sync
 
 STATE = "trainer_state.json"
+OURS = OurLayout()
 
 
 @dataclass(frozen=True)
@@ -91,8 +105,8 @@ def save_checkpoint(run_dir, step, model_tensors, optimizer_tensors, state, copi
     with saving(final):
         _remove_leftovers(run, "tmp")  # first: what a kill has left may take the space that is needed
         try:
-            write_bytes(temporary / "model.safetensors", *encode(model_tensors, {"step": step}))
-            write_bytes(temporary / "optimizer.safetensors", *encode(optimizer_tensors, {"step": step}))
+            write_chunks(temporary / "model.safetensors", encode(model_tensors, {"step": step}))
+            write_chunks(temporary / "optimizer.safetensors", encode(optimizer_tensors, {"step": step}))
             for name, content in (copies or {}).items():
                 write_bytes(temporary / name, content)
             write_bytes(temporary / STATE, _encoded(state, step))
@@ -198,32 +212,45 @@ def copies_of(run_dir, name):
     return []
 
 
-def save_best(run_dir, tensors, metadata, **report):
+def save_best(run_dir, tensors, metadata, layout=OURS, **report):
     """Replace the run's best model, atomically.
 
+    tensors   {our name: array}
     metadata  at least step and val_loss
-    report    as of `write_bytes`
+    layout    how the file holds the tensors, see layouts.py. Here and below, by default under our names
+    report    as of `write_chunks`
     Raises UserError if it cannot be written; the old one stays.
     """
-    save_tensors(Path(run_dir) / "model.safetensors", tensors, metadata, **report)
+    save_tensors(Path(run_dir) / layout.file, layout.to_file(tensors), metadata, **report)
 
 
-def load_best(run_dir, into=None):
-    """(tensors, metadata) of the run's best model. `into` and errors as in `load_tensors`."""
-    path = Path(run_dir) / "model.safetensors"
+def load_best(run_dir, into=None, layout=OURS):
+    """({our name: array}, metadata) of the run's best model. `into` and errors as in `load_tensors`."""
+    path = Path(run_dir) / layout.file
     if not os.path.exists(path):
         raise UserError(
-            f"{run_dir} holds no model.safetensors yet; train it until its first evaluation, or name another run"
+            f"{run_dir} holds no {layout.file} yet; train it until its first evaluation, or name another run"
         )
-    return load_tensors(path, into, tensor_name)
+    found, metadata = open_tensors(path)
+    return layout.from_file(path, found, into), metadata
 
 
-def best_loss(run_dir):
+def translate_best(run_dir, layout):
+    """Write the run's best model in `layout` if its file has another one, as of an earlier version.
+
+    Raises UserError if it is missing or damaged, or cannot be written; the file stays as it was.
+    """
+    if not layout.holds(tensor_names(Path(run_dir) / layout.file)):
+        tensors, metadata = load_best(run_dir, layout=layout)
+        save_best(run_dir, tensors, metadata, layout)
+
+
+def best_loss(run_dir, layout=OURS):
     """(validation loss, step) of the run's best model, which is verified. (inf, -1) if its loss is unknown.
 
     Raises UserError if it is missing or damaged.
     """
-    metadata = verified_metadata(Path(run_dir) / "model.safetensors")
+    _, metadata = open_tensors(Path(run_dir) / layout.file)
     try:
         loss, step = float(metadata["val_loss"]), int(metadata["step"])
         return (math.inf, -1) if math.isnan(loss) else (loss, step)

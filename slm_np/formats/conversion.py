@@ -1,66 +1,145 @@
-"""From another program's checkpoint to a run."""
+"""From a model of any format to a directory or a GGUF file, which appears only once it is complete."""
 
+import contextlib
+import dataclasses
+import itertools
+import os
+import re
+import shutil
+import time
 from pathlib import Path
+from typing import NamedTuple
 
-from slm_np.config import SamplingConfig, TrainConfig
+from slm_np.config import FILE_DTYPES, TrainConfig
 from slm_np.data.meter import Meter
-from slm_np.data.tokenizer_factory import load_tokenizer
-from slm_np.errors import UserError
-from slm_np.formats import llama2c
-from slm_np.formats.checkpoint import save_best
+from slm_np.errors import UserError, near
+from slm_np.formats import hugging_face
 from slm_np.formats.checksum import crc32, write_settings
-from slm_np.formats.directories import new_directory
-from slm_np.formats.files import read_json, to_json, write_file
+from slm_np.formats.directories import RUNS
+from slm_np.formats.families import family_of
+from slm_np.formats.families.piece import to_theirs
+from slm_np.formats.files import new_folder, write_file
 from slm_np.formats.generation_config import to_generation_config
+from slm_np.formats.interchange import interchange_files, token_ids
+from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.run_config import RunConfig, write_config
-from slm_np.paths import expanded
-from slm_np.words import counted
+from slm_np.formats.sources import open_model, usable
+from slm_np.formats.tensors import stream_tensors
+from slm_np.nn.model import parameter_count, parameters
+from slm_np.paths import UNFINISHED_SECONDS, expanded
+
+MODELFILE = ".Modelfile"  # ending of the file for ollama
 
 
-def convert(file, out_dir="", tokenizer=""):
-    """Make a run of the llama2.c checkpoint `file`. Returns the run's directory.
+class Converted(NamedTuple):
+    """What was written, and what it was made from."""
 
-    out_dir    directory of the run; "" means runs/NAME-OF-THE-FILE
-    tokenizer  its tokenizer.bin or tokenizer.json; "" means the one beside the checkpoint, if there is one
-    Raises UserError if a file is not what it should be, the tokenizer does not fit, or the directory already holds a
-    run; then nothing is left behind.
+    path: Path
+    parts: ModelParts
+
+
+def convert(source, target="", tokenizer="", dtype="f32", merge=False):
+    """Write the model `source`, of any format that `open_model` reads, as `target`. Returns the `Converted`.
+
+    target     a new file that ends in .gguf, else a new directory; "" means runs/NAME-OF-THE-SOURCE, or the next free
+               name of that kind
+    tokenizer  to use instead of the model's own, see `open_model`
+    dtype      of the weights, in FILE_DTYPES. A directory of f32 is a run, too
+    Raises UserError if the source is no model, the target exists or cannot be written, or the format of the target has
+    no such model or dtype; then nothing is left behind.
     """
-    file, tokenizer = expanded(file), tokenizer and expanded(tokenizer)
-    if (file / "config.json").is_file():
-        raise UserError(f"{file} is the directory of a model, not a file; name a checkpoint of llama2.c, a .bin")
-    with new_directory(out_dir, file.stem) as directory:
-        config, tensors = llama2c.read_checkpoint(file)
-        fields = _tokenizer_fields(tokenizer or _tokenizer_beside(file, config.vocab_size), config.vocab_size)
-        files = {"tokenizer.json": to_json(fields, indent=2) + b"\n"} if fields else {}
-        for name, content in files.items():
-            write_file(directory / name, content)
-        write_settings(directory / "generation_config.json", to_generation_config(SamplingConfig()))
-        with Meter(sum(tensor.nbytes for tensor in tensors.values()), "writing the model") as meter:
-            save_best(directory, tensors, dict(step=0, val_loss="nan"), report=meter.update)
-        origin, sums = dict(converted=f"llama2.c, {file.name}"), {name: crc32(files[name]) for name in files}
-        write_config(directory, RunConfig(config, TrainConfig(max_iters=0), data=origin, files=sums))
-    return directory
+    if dtype not in FILE_DTYPES:
+        raise UserError(f"--dtype {dtype!r} is unknown; {near(dtype, FILE_DTYPES)}")
+    is_gguf = str(target).lower().endswith(".gguf")
+    if dtype == "q8_0" and not is_gguf:
+        raise UserError("--dtype q8_0 is a type of GGUF files; name a TARGET that ends in .gguf, or another --dtype")
+    target = expanded(target) if target else free_name(Path(source).stem)
+    check_free(target, is_gguf)
+    parts = metered(open_model(source, tokenizer))
+    sweep(target)
+    if is_gguf:
+        write_gguf(parts, target, dtype)
+    elif dtype != "f32":
+        hugging_face.write(parts, target, dtype)
+    else:
+        with new_folder(target) as folder:
+            write_run(parts, folder)
+    return Converted(target, parts)
 
 
-def _tokenizer_beside(file, vocab_size):
-    """The tokenizer in the checkpoint's directory, or None."""
-    paths = [file.with_name(name) for name in (f"tok{vocab_size}.bin", "tokenizer.bin")]
-    return next((path for path in paths if path.is_file()), None)
+def metered(parts):
+    """The `ModelParts` whose tensors show how far they are, as they are read."""
+
+    def tensors():
+        with Meter(4 * parameter_count(parts.config), f"converting {parts.path.name}") as meter:
+            for name, array in parts.tensors():
+                yield name, array
+                meter.update(array.nbytes)
+
+    return dataclasses.replace(parts, tensors=tensors)
 
 
-def _tokenizer_fields(path, vocab_size):
-    """The fields of tokenizer.json, from a tokenizer of llama2.c or a tokenizer.json; None without a path.
+def free_name(name):
+    """The first of runs/NAME, runs/NAME-2, ... that does not exist."""
+    paths = (RUNS / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(path for path in paths if not os.path.lexists(path))
 
-    Raises UserError if the tokenizer does not fit the model.
-    """
-    if path is None:
-        return None
-    if Path(path).suffix != ".json":
-        return llama2c.tokenizer_json(llama2c.read_tokenizer(path, vocab_size))
-    found = load_tokenizer(path).vocab_size
-    if found != vocab_size:
-        raise UserError(
-            f"--tokenizer {path} has {counted(found, 'token')}, but the model {vocab_size}; "
-            "give the tokenizer that the model was trained with"
-        )
-    return read_json(path)
+
+def check_free(target, is_gguf):
+    """UserError if the target exists, unless it is an empty directory, or the Modelfile beside a GGUF file does."""
+    if os.path.isdir(target) and not is_gguf:
+        with contextlib.suppress(OSError):
+            if not os.listdir(target):
+                return
+    for path in (target, *[target.with_suffix(MODELFILE)] * is_gguf):
+        if os.path.lexists(path):
+            raise UserError(f"{path} already exists, and nothing is overwritten; choose another TARGET, or remove it")
+
+
+def sweep(target):
+    """Remove what a conversion to this target has left that was killed, more than a day ago."""
+    with contextlib.suppress(OSError):
+        for path in target.parent.iterdir():
+            left = re.fullmatch(re.escape(target.name) + r"\.tmp-\d+", path.name)
+            if left and path.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_gguf(parts, target, dtype):
+    """Write a new GGUF file and its Modelfile, both or none."""
+    from slm_np.formats import gguf_file  # its package is an extra
+
+    try:
+        gguf_file.write(parts, target, dtype)
+    except BaseException:
+        for path in (target, target.with_suffix(MODELFILE)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
+def write_run(parts, folder):
+    """Write the `ModelParts` as a run, which transformers reads if it has such a model. One tensor is in memory."""
+    config, family = parts.config, family_of(parts.config)
+    if family is None:
+        shapes, tensors = {tensor.name: tensor.shape for tensor in parameters(config)}, parts.tensors()
+    else:
+        pieces = list(family.pieces(config))
+        shapes = {piece.theirs: piece.shape for piece in pieces}
+        tensors = ((piece.theirs, array) for piece, array in to_theirs(pieces, parts.tensors()))
+    stream_tensors(folder / "model.safetensors", shapes, tensors, dict(step=0, val_loss="nan"))
+    used = usable(config)
+    run = RunConfig(
+        used,
+        TrainConfig(max_iters=0),
+        data=dict(converted=parts.origin),
+        context=config.block_size if used != config else 0,
+    )
+    files = interchange_files(run, parts.tokenizer, parts.template)
+    if parts.tokenizer is not None:
+        files["tokenizer.json"] = parts.tokenizer.to_bytes()
+    for name, content in files.items():
+        write_file(folder / name, content)
+    sampling = to_generation_config(parts.sampling, **token_ids(parts.tokenizer))
+    write_settings(folder / "generation_config.json", sampling)
+    write_config(folder, dataclasses.replace(run, files={name: crc32(content) for name, content in files.items()}))

@@ -12,21 +12,24 @@ from slm_np import file_lock
 from slm_np.errors import UserError
 from slm_np.formats.files import saving
 from slm_np.formats.run_config import check_is_run
-from slm_np.paths import expanded
+from slm_np.paths import OLD_RUN, RUN, expanded, is_run
 from slm_np.words import quoted
 
 RUNS = Path("runs")
 LOCK = "lock"  # the file that the process which writes a run holds locked, see slm_np/file_lock.py
 # What a run writes. The first group is all that a start can leave, beside its lock, if it is killed.
-CREATED = r"(tokenizer|generation_config|chat_template)\.json|checkpoint-0|.+\.(tmp|old)-\d+"
-TRAINED = r"config\.json|model\.safetensors|metrics\.jsonl|checkpoint-\d+"
+CREATED = (
+    r"((tokenizer_|generation_)?config|tokenizer|chat_template)\.json|chat_template\.jinja|checkpoint-0|"
+    r".+\.(tmp|old)-\d+"
+)
+TRAINED = r"run\.json|model\.safetensors|metrics\.jsonl|checkpoint-\d+"
 
 
 @contextlib.contextmanager
 def new_directory(out_dir, name):
     """Create the directory of a new run and yield its path, with the run's lock held until the block ends.
 
-    If the block raises before the directory has become a run, that is before it holds config.json, all that this
+    If the block raises before the directory has become a run, that is before it holds run.json, all that this
     process created is removed again.
 
     out_dir  the directory; "" means the first of runs/NAME, runs/NAME-2, ... that is free: it does not exist, or is
@@ -40,7 +43,7 @@ def new_directory(out_dir, name):
             yield directory
         except BaseException:
             with contextlib.suppress(OSError):  # the disk that failed may also fail to remove
-                if not os.path.lexists(directory / "config.json") and not file_lock.is_lost(directory / LOCK):
+                if not os.path.lexists(directory / RUN) and not file_lock.is_lost(directory / LOCK):
                     _remove(directory, keep=before)
                     held.close()  # removes the lock, without which the directory is empty
                     _remove_directories(created)
@@ -54,8 +57,8 @@ def writing(directory):
     Raises UserError at once if it is not a run, or if another process writes there.
     """
     directory = Path(directory)
-    if not os.path.lexists(directory / "config.json"):
-        _check_unclaimed(directory)  # a run that is being created has a lock before its config.json
+    if not is_run(directory):
+        _check_unclaimed(directory)  # a run that is being created has a lock before its run.json
         check_is_run(directory)
     with contextlib.ExitStack() as held:
         with saving(directory / LOCK):
@@ -169,7 +172,7 @@ def _files_to_keep(directory, leftover):
     UserError if there is a run, or a file that a run would overwrite.
     """
     names = set(os.listdir(directory)) - {LOCK} if os.path.isdir(directory) else set()
-    if "config.json" in names:
+    if is_run(directory):
         raise UserError(
             f"{directory} already holds a run; resume it with --resume {quoted(directory)}, or choose another --out-dir"
         )
@@ -193,10 +196,11 @@ def _clear(directory, keep):
 
 def _is_converted(directory):
     """Whether the model in a directory is another program's, which `convert` has written: it has no validation loss."""
-    from slm_np.formats.tensors import verified_metadata
+    from slm_np.formats.tensors import open_tensors
 
     with contextlib.suppress(UserError, ValueError):
-        return math.isnan(float(verified_metadata(directory / "model.safetensors").get("val_loss", 0)))
+        _, metadata = open_tensors(directory / "model.safetensors")
+        return math.isnan(float(metadata.get("val_loss", 0)))
     return False
 
 
@@ -217,7 +221,7 @@ def _remove_directories(paths):
 
 def newest_run():
     """The run under runs/ that was written to last. UserError if there is none."""
-    found = [path.parent for path in RUNS.glob("*/config.json")] if RUNS.is_dir() else []
+    found = [path for path in RUNS.glob("*") if is_run(path)]
     if not found:
         raise UserError("there is no run in runs/ yet; train one with python -m slm_np.train, or name its directory")
     return max(found, key=_modified)
@@ -225,5 +229,5 @@ def newest_run():
 
 def _modified(run):
     """When a run was written to last, by files that stay: while a run trains, others are renamed and removed."""
-    files = [run / name for name in ("config.json", "metrics.jsonl")]
+    files = [run / name for name in (RUN, OLD_RUN, "metrics.jsonl")]
     return max(file.stat().st_mtime for file in files if file.exists())

@@ -7,12 +7,13 @@ new one. Failures are a `UserError` that names the path, the cause and what to d
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from slm_np.errors import UserError, remedy
-from slm_np.paths import sync
+from slm_np.paths import is_run, sync
 
 BLOCK = 1 << 24  # bytes per write, so that a signal need not wait for gigabytes
 RESTORE = "restore it from a backup"  # the end of the messages about bad files
@@ -25,15 +26,21 @@ def saving(path):
         yield
     except OSError as error:
         helps = remedy(error)
-        if os.path.isfile(Path(path).parent / "config.json"):  # a run, and not one that is just being created
+        if is_run(Path(path).parent):  # and not one that is just being created
             helps += ", then resume: what the run saved before is intact"
         raise UserError(f"cannot write {path}: {error.strerror or error}; {helps}") from error
 
 
-def write_bytes(path, *chunks, report=lambda n: None):
+def write_bytes(path, content):
+    """Replace the file `path` with the bytes `content`, or raise OSError and leave it as it was."""
+    write_chunks(path, [content])
+
+
+def write_chunks(path, chunks, report=lambda n: None):
     """Replace the file `path` with the concatenated byte `chunks`, or raise OSError and leave it as it was.
 
-    report: function (n), called when n more bytes are written.
+    chunks: any iterable. Each one is made when it is written.   report: function (n), called when n more bytes are
+    written.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
@@ -50,6 +57,49 @@ def write_bytes(path, *chunks, report=lambda n: None):
             os.unlink(temporary)
         raise
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A path to write a file to, which replaces `path` when the block ends. If it fails, `path` stays as it was."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(folder):
+    """Yield an empty folder beside `folder` to fill. At the end it gets that name; if the block raises, it is removed.
+
+    Raises UserError if `folder` exists and is not an empty folder, or if the disk cannot be written.
+    """
+    folder = Path(folder)
+    part = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; choose another name, or remove it")
+    try:
+        with saving(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)  # of a process with this number that was killed
+            part.mkdir()
+            yield part
+            for path in (*part.iterdir(), part):
+                sync(path)
+            if folder.is_dir():
+                folder.rmdir()
+            os.rename(part, folder)
+            sync(folder.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def read_bytes(path):

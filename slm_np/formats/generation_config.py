@@ -18,9 +18,13 @@ NAMES = dict(
 )
 
 
-def to_generation_config(settings):
-    """The fields of generation_config.json for a SamplingConfig."""
-    return {"do_sample": settings.temp > GREEDY} | {theirs: getattr(settings, ours) for ours, theirs in NAMES.items()}
+def to_generation_config(settings, **token_ids):
+    """The fields of generation_config.json for a SamplingConfig.
+
+    token_ids: bos_token_id and the like, for other programs, see interchange.py
+    """
+    sampling = {theirs: getattr(settings, ours) for ours, theirs in NAMES.items()}
+    return {"do_sample": settings.temp > GREEDY} | sampling | token_ids
 
 
 def from_generation_config(fields, **others):

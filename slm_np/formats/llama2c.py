@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_np.config import ModelConfig
-from slm_np.data.meter import Meter
+from slm_np.config import ModelConfig, SamplingConfig
+from slm_np.data.library_tokenizer import LibraryTokenizer
+from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
+from slm_np.formats.model_parts import ModelParts
 from slm_np.words import counted
 
 HEADER = struct.Struct("<7i")
@@ -26,17 +28,18 @@ VERSIONED = 0x616B3432  # the first four bytes of later versions
 UNKNOWN, BEGIN, BYTES = 0, 1, 3  # ids: unknown, begin of text, and the first of the 256 byte values; 2 is end of text
 
 
-def read_checkpoint(path):
-    """(ModelConfig, {name: array}) of a checkpoint of version 0, in this package's names and layout.
+def read(path, tokenizer=""):
+    """The `ModelParts` of a checkpoint of version 0.
 
-    Raises UserError if the file is of another program or version, truncated, or holds weights that are not finite.
+    tokenizer  its tokenizer.bin, or a tokenizer.json; "" means the one beside the checkpoint, tokN.bin for a vocabulary
+               of N or tokenizer.bin, if there is one
+    Raises UserError if a file is of another program or version or truncated, or if the tokenizer does not fit; while
+    the tensors are read, if one is not finite.
     """
     path = Path(path)
     size, sizes = _read_header(path)
     dim, hidden, layers, heads, kv_heads, vocab, steps = sizes
-    shapes = _shapes(*sizes)
-    counts = {name: math.prod(shape) for name, shape in shapes.items()}
-    expected = HEADER.size + 4 * sum(counts.values())
+    expected = HEADER.size + 4 * sum(math.prod(shape) for shape in _shapes(*sizes).values())
     if size != expected:
         raise UserError(
             f"{path} has {counted(size, 'byte')} but its header ({_sizes_in_words(sizes)}) asks for {expected:,}: "
@@ -55,15 +58,23 @@ def read_checkpoint(path):
         feed_forward="swiglu",
         head="linear" if vocab < 0 else "tied",
     )
-    flat, theirs, start = np.memmap(path, "<f4", "r", HEADER.size), {}, 0
-    with Meter(size, f"reading {path.name}") as meter:
-        for name, count in counts.items():
-            theirs[name] = flat[start : start + count].reshape(shapes[name])
-            start += count
-            if not np.isfinite(theirs[name]).all():
-                raise UserError(f"{path} holds weights that are not finite, in {name}; convert an earlier checkpoint")
-            meter.update(4 * count)
-    return config, _to_our_layout(theirs, layers, heads, kv_heads)
+    file = tokenizer or _tokenizer_beside(path, config.vocab_size)
+    return ModelParts(
+        path,
+        config,
+        lambda: _tensors(path, sizes),
+        file and _tokenizer(file, config.vocab_size),
+        None,
+        SamplingConfig(),
+        f"llama2.c, {path.name}",
+    )
+
+
+def may_start_with(start):
+    """Whether a checkpoint, of any version, may start with these bytes."""
+    if len(start) < HEADER.size or int.from_bytes(start[:4], "little") == VERSIONED:
+        return len(start) >= HEADER.size
+    return _is_model(HEADER.unpack_from(start))
 
 
 def _read_header(path):
@@ -85,13 +96,23 @@ def _read_header(path):
             f"{path} is a llama2.c checkpoint of version {version}, and only version 0 is supported; "
             "write it with llama2.c's export.py --version 0"
         )
-    dim, hidden, layers, heads, kv_heads, vocab, steps = sizes = HEADER.unpack(header)
-    if min(dim, hidden, layers, heads, kv_heads, abs(vocab), steps) < 1 or dim % (2 * heads) or heads % kv_heads:
+    sizes = HEADER.unpack(header)
+    if not _is_model(sizes):
         raise UserError(
             f"{path} is not a llama2.c checkpoint of version 0: its header is not that of a model "
             f"({_sizes_in_words(sizes)}); name a .bin that llama2.c's training wrote"
         )
     return size, sizes
+
+
+def _is_model(sizes):
+    """Whether the seven sizes of a header are those of a model."""
+    dim, hidden, layers, heads, kv_heads, vocab, steps = sizes
+    return (
+        min(dim, hidden, layers, heads, kv_heads, abs(vocab), steps) >= 1
+        and dim % (2 * heads) == 0
+        and heads % kv_heads == 0
+    )
 
 
 def _sizes_in_words(sizes):
@@ -124,29 +145,63 @@ def _shapes(dim, hidden, layers, heads, kv_heads, vocab, steps):
     return shapes | ({"output": (abs(vocab), dim)} if vocab < 0 else {})
 
 
-def _to_our_layout(theirs, layers, heads, kv_heads):
-    """llama2.c's tensors under slm_np's names.
+def _tensors(path, sizes):
+    """Yield llama2.c's tensors as (our name, array), read from the file one after another.
 
     Matrices are (in, out), q | k | v and gate | up are one matrix each, and rotary pairs are those of slm_np.
     """
-    ours = {"embedding.weight": theirs["embedding"]}
+    _, _, layers, heads, kv_heads, _, _ = sizes
+    flat, theirs, start = np.memmap(path, "<f4", "r", HEADER.size), {}, 0
+    for name, shape in _shapes(*sizes).items():
+        theirs[name] = flat[start : start + math.prod(shape)].reshape(shape)
+        start += math.prod(shape)
+
+    def finite(name, array):
+        if not np.isfinite(array).all():
+            raise UserError(f"{path} holds weights that are not finite, in {name}; convert an earlier checkpoint")
+        return name, array
+
+    for name in ("cos", "sin"):  # not needed, but their damage shows that of the file
+        finite(name, theirs[name])
+    yield finite("embedding.weight", theirs["embedding"])
     for i in range(layers):
         q, k = _split_pairs(theirs["q"][i], heads), _split_pairs(theirs["k"][i], kv_heads)
-        ours |= {
-            f"layers.{i}.mixer_norm.weight": theirs["norm1"][i],
-            f"layers.{i}.attention.qkv.weight": np.concatenate([q, k, theirs["v"][i]]).T,
-            f"layers.{i}.attention.output.weight": theirs["o"][i].T,
-            f"layers.{i}.feed_forward_norm.weight": theirs["norm2"][i],
-            f"layers.{i}.feed_forward.input.weight": np.concatenate([theirs["w1"][i], theirs["w3"][i]]).T,
-            f"layers.{i}.feed_forward.output.weight": theirs["w2"][i].T,
-        }
-    ours["norm.weight"] = theirs["norm"]
-    return ours | ({"head.weight": theirs["output"]} if "output" in theirs else {})
+        for name, array in (
+            ("mixer_norm.weight", theirs["norm1"][i]),
+            ("attention.qkv.weight", np.concatenate([q, k, theirs["v"][i]]).T),
+            ("attention.output.weight", theirs["o"][i].T),
+            ("feed_forward_norm.weight", theirs["norm2"][i]),
+            ("feed_forward.input.weight", np.concatenate([theirs["w1"][i], theirs["w3"][i]]).T),
+            ("feed_forward.output.weight", theirs["w2"][i].T),
+        ):
+            yield finite(f"layers.{i}.{name}", array)
+    yield finite("norm.weight", theirs["norm"])
+    if "output" in theirs:
+        yield finite("head.weight", theirs["output"])
 
 
 def _split_pairs(rows, heads):
     """rows (heads w, in) with the rotary pairs (2i, 2i + 1) of each head moved to (i, i + w/2), as we rotate them."""
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)  # (heads, w/2, 2, in) before
+
+
+def _tokenizer_beside(path, vocab_size):
+    """The tokenizer in the checkpoint's directory, or None."""
+    paths = [path.with_name(name) for name in (f"tok{vocab_size}.bin", "tokenizer.bin")]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _tokenizer(path, vocab_size):
+    """The Tokenizer in a file of llama2.c or a tokenizer.json. UserError if it does not fit the model."""
+    if Path(path).suffix != ".json":
+        return LibraryTokenizer(tokenizer_json(read_tokenizer(path, vocab_size)), str(path))
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"--tokenizer {path} has {counted(tokenizer.vocab_size, 'token')}, but the model {vocab_size}; "
+            "give the tokenizer that the model was trained with"
+        )
+    return tokenizer
 
 
 def read_tokenizer(path, vocab_size):
@@ -207,7 +262,7 @@ def tokenizer_json(tokens):
     merges = sorted(
         (-scores[name], id, pair)
         for id, name in enumerate(names)
-        if id >= BYTES + 256 and (pair := _last_merge(name, scores))
+        if id >= BYTES + 256 and (pair := last_merge(name, scores))
     )
     # Where spaces only begin tokens, no merge crosses to one. Text can be split there: encoding then takes linear time.
     split = dict(type="Split", pattern={"String": " "}, behavior="MergedWithNext", invert=False)
@@ -239,7 +294,7 @@ def tokenizer_json(tokens):
     )
 
 
-def _last_merge(token, scores):
+def last_merge(token, scores):
     """The pair that merges into `token`, if its characters are merged by score; None if they never become it."""
     parts = list(token)
     while all(part in scores for part in parts) and len(parts) > 1:

@@ -1,6 +1,6 @@
 """Where the files lie that a run names: its relative paths start at the directory in which the run was started.
 
-config.json keeps that directory, relative to the run and absolute. So the files are found wherever a command starts,
+run.json keeps that directory, relative to the run and absolute. So the files are found wherever a command starts,
 and also after the run was moved together with them.
 """
 
@@ -17,7 +17,7 @@ WORDS = dict(data="data", val_data="validation data", retention_data="retention 
 
 
 def started_here(run_dir):
-    """What config.json keeps of a run that starts in the current directory: {relative to the run, absolute}."""
+    """What run.json keeps of a run that starts in the current directory: {relative to the run, absolute}."""
     with contextlib.suppress(OSError, ValueError):  # no current directory; on Windows another drive
         here = os.getcwd()
         return dict(relative=Path(os.path.relpath(here, run_dir)).as_posix(), absolute=here)
@@ -88,7 +88,7 @@ def _relative(place, item):
 
 
 def given_here(run_dir, config, text):
-    """Paths that are given in the current directory, as config.json of a run must write them."""
+    """Paths that are given in the current directory, as run.json of a run must write them."""
     [place, *_] = directories(run_dir, config)
     if os.path.abspath(place) == os.path.abspath(".") or text.strip() in NAMES:
         return text

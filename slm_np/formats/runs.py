@@ -1,24 +1,31 @@
 """A run in memory: its model with the best weights, its tokenizer and its sampling defaults."""
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from slm_np import arguments
 from slm_np.config import DEVICES, SamplingConfig
-from slm_np.data import chat_template
+from slm_np.data import chat_template, templates
+from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
+from slm_np.formats.adapters import merged_weights
 from slm_np.formats.checkpoint import copies_of, load_best, newest_checkpoint
 from slm_np.formats.checksum import crc32, read_settings
 from slm_np.formats.files import read_bytes, write_bytes, write_file
 from slm_np.formats.generation_config import from_generation_config
+from slm_np.formats.interchange import interchange_files
+from slm_np.formats.layouts import layout_of
 from slm_np.formats.run_config import RunConfig, read_config
 from slm_np.nn.model import Model, parameter_count
 from slm_np.ops.device import device as device_named
-from slm_np.paths import expanded
+from slm_np.paths import RUN, expanded
 from slm_np.words import counted
+
+KEPT = ("tokenizer.json", chat_template.FILE)  # small files of which each checkpoint has a copy
 
 
 @dataclass
@@ -29,7 +36,7 @@ class Run:
     tokenizer  None for a run on token files
     step       number of updates after which the weights were saved
     sampling   the run's sampling defaults
-    template   the ChatTemplate of a run that was trained on conversations, or None
+    template   the chat template of a run that was trained on conversations, or None
     """
 
     path: Path
@@ -38,7 +45,7 @@ class Run:
     config: RunConfig
     step: int
     sampling: SamplingConfig
-    template: chat_template.Template | None
+    template: chat_template.Template | JinjaTemplate | None
 
 
 def load(path, device="cpu"):
@@ -50,22 +57,27 @@ def load(path, device="cpu"):
     path = expanded(arguments.path("path", path))
     chosen = device_named(arguments.choice("device", device, DEVICES))
     config = read_config(path)
-    needed = 8 * parameter_count(config.model)  # weights and gradients, float32
+    needed = 4 * parameter_count(config.model)  # float32
     chosen.check_memory(needed, f"the model in {path}", "use a machine with more")
     tokenizer = tokenizer_of(path, config)  # before the weights: it may need a package that is missing
     model = Model(config.model, None, config.train.decay, device=chosen)
-    _, step = best_weights(path, model.parameters.weight)
-    return Run(path, model, tokenizer, config, step, sampling_of(path), template_of(path, config))
+    _, step = best_weights(path, config, model.parameters.weight)
+    template = template_of(path, config)
+    mend_interchange(path, config, tokenizer, template)
+    return Run(path, model, tokenizer, config, step, sampling_of(path), template)
 
 
-def best_weights(path, into=None):
+def best_weights(path, config, into=None):
     """({name: array}, step) of the run's best model or, before the first evaluation, of its newest checkpoint.
 
-    `into` as in `load_tensors`.
+    config: RunConfig.   `into` as in `load_tensors`.
     """
-    best = Path(path) / "model.safetensors"
+    if config.lora:
+        return merged_weights(Path(path), config, into)
+    layout = layout_of(config)
+    best = Path(path) / layout.file
     if best.exists():
-        weights, metadata = load_best(path, into)
+        weights, metadata = load_best(path, into, layout)
         return weights, int(metadata["step"])
     found = newest_checkpoint(path, into)
     if found.state.get("best") is not None:
@@ -79,12 +91,16 @@ def tokenizer_of(path, config):
     if file is None:
         return None
     tokenizer = load_tokenizer(file)
-    if tokenizer.vocab_size != config.model.vocab_size:
+    known = config.model.vocab_size
+    may_be_padded = config.base or "converted" in config.data  # another program's model may have more embeddings
+    if tokenizer.vocab_size > known or tokenizer.vocab_size < known and not may_be_padded:
         raise UserError(
             f"{file} has {counted(tokenizer.vocab_size, 'token')}, but the model {config.model.vocab_size}; "
             "restore the tokenizer that the run was trained with"
         )
     tokenizer.trained_ends = config.data.get("separated", True)
+    tokenizer.prompt_start = config.data.get("prompt_start")
+    tokenizer.more_ends = tuple(config.data.get("more_ends", ()))
     return tokenizer
 
 
@@ -102,9 +118,9 @@ def sampling_of(path):
 
 
 def template_of(path, config):
-    """The ChatTemplate of the run in `path`, or None. UserError as `intact_file`, or if it is malformed."""
+    """The chat template of the run in `path`, or None. UserError as `intact_file`, or if it is malformed."""
     file = intact_file(path, config, chat_template.FILE)
-    return file and chat_template.load(file.parent)
+    return file and templates.load(file.parent)
 
 
 def intact_file(path, config, name):
@@ -116,7 +132,7 @@ def intact_file(path, config, name):
     """
     file, wanted = Path(path) / name, config.files.get(name)
     there = file.exists()
-    if wanted is None or there and crc32(read_bytes(file)) == wanted:
+    if wanted is None or _has_checksum(file, wanted):
         return file if there else None
     state = "is damaged, its checksum differs" if there else "is missing"
     for copy in copies_of(path, name):
@@ -134,12 +150,35 @@ def intact_file(path, config, name):
     raise UserError(f"{file} {state}, and no checkpoint has a copy; {remedy}")
 
 
+def mend_interchange(path, config, tokenizer, template):
+    """Make the files again that are for other programs only, as far as they are lost or damaged.
+
+    A line on stderr says so. config, tokenizer, template: of the run in `path`.
+    """
+    known = {name: sum for name, sum in config.files.items() if name not in KEPT}
+    damaged = [name for name, sum in known.items() if not _has_checksum(Path(path) / name, sum)]
+    made = interchange_files(config, tokenizer, template) if damaged else {}
+    for name in damaged:
+        file, content = Path(path) / name, made.get(name, b"")
+        state = "is damaged or was edited, its checksum differs" if file.exists() else "is missing"
+        result = "other programs may read another model"  # from a version that wrote it otherwise
+        with contextlib.suppress(OSError):
+            if crc32(content) == known[name]:
+                write_bytes(file, content)
+                result = f"made again from {RUN}"
+        print(f"slm_np: {file} {state}; {result}", file=sys.stderr)
+
+
+def _has_checksum(file, wanted):
+    return file.exists() and crc32(read_bytes(file)) == wanted
+
+
 def small_files(path, config, tokenizer):
     """{name: bytes} of the run's tokenizer.json and chat_template.json, as far as it has them.
 
     tokenizer: that of the run's corpus. An older run that has lost its tokenizer.json gets it from there.
     """
-    found = {name: intact_file(path, config, name) for name in ("tokenizer.json", chat_template.FILE)}
+    found = {name: intact_file(path, config, name) for name in KEPT}
     content = {name: read_bytes(file) for name, file in found.items() if file is not None}
     if tokenizer is not None and "tokenizer.json" not in content:
         content["tokenizer.json"] = tokenizer.to_bytes()

@@ -98,9 +98,11 @@ class Decoder(arguments.Fixed):
     def planned(self, steps):
         """Activations for windows (B, steps)."""
         config, dtype, device = self.model.config, self.model.dtype, self.model.device
-        needed = planned_bytes(plan(config, self.batch, steps, device), dtype)
-        device.check_memory(needed, f"reading a prompt for {counted(self.batch, 'sequence')} at once", "ask for fewer")
-        return Activations(config, self.batch, steps, dtype, device=device)
+        options = dict(recompute=True, adapters=self.model.adapters)  # no backward follows
+        requests = plan(config, self.batch, steps, device, **options)
+        what = f"reading a prompt for {counted(self.batch, 'sequence')} at once"
+        device.check_memory(planned_bytes(requests, dtype), what, "ask for fewer")
+        return Activations(config, self.batch, steps, dtype, device=device, **options)
 
     def step(self, tokens):
         """Logits after one more token of each sequence. tokens: (B,), or (B, 1)"""

@@ -12,7 +12,7 @@ from slm_np.data import corpus
 from slm_np.data.assistant_windows import window_starts
 from slm_np.data.token_files import check_given
 from slm_np.data.token_store import load_corpus
-from slm_np.data.tokens import check_ids
+from slm_np.data.tokens import check_ids, targets
 from slm_np.errors import UserError
 from slm_np.formats.run_paths import located
 from slm_np.nn.arena import planned_bytes
@@ -76,12 +76,13 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
     check_ids(tokens, model.config.vocab_size)
     end_of_text = tokenizer.end_of_text if tokenizer is not None else None
     after_end = mask is None and n > 0 and end_of_text is not None and tokens.ids[-1] == end_of_text
-    n_targets = int(np.count_nonzero(mask[1:])) if mask is not None else n - (not after_end)
+    n_targets = int(np.count_nonzero(targets(mask[1:]))) if mask is not None else n - (not after_end)
     if n_targets < 1:
         raise UserError(NO_TARGET)
     steps = min(context, n - (not after_end))
     rows = max(1, min(batch // steps, -(-n // steps)))
-    needed = planned_bytes(plan(model.config, rows, steps, model.device), model.dtype, model.compute_dtype)
+    requests = plan(model.config, rows, steps, model.device, recompute=True, adapters=model.adapters)
+    needed = planned_bytes(requests, model.dtype, model.compute_dtype)
     model.device.check_memory(needed, f"evaluating {rows} x {steps} tokens at once", "use a machine with more")
 
     x, y = np.zeros((rows, steps), np.int32), np.zeros((rows, steps), np.int32)
@@ -96,7 +97,7 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
                 stop = start + 1 + steps
                 y[row] = tokens.ids[start + 1 : stop]
                 x[row, 1:], x[row, 0] = y[row, :-1], tokens.ids[start] if start >= 0 else end_of_text
-                counts[row, steps - new :] = True if mask is None else mask[stop - new : stop] != 0
+                counts[row, steps - new :] = True if mask is None else targets(mask[stop - new : stop])
             nats += float(host(model.losses(x, y)).sum(dtype=np.float64, where=counts))
             done += int(counts.sum())
             seconds = time.perf_counter() - begun
@@ -147,9 +148,7 @@ def text_bytes(tokens, tokenizer):
     total = 0
     for block in range(0, len(tokens), BLOCK):
         ids = np.asarray(tokens.ids[block : block + BLOCK])
-        counted = (
-            np.ones(len(ids), bool) if tokens.mask is None else np.asarray(tokens.mask[block : block + BLOCK]) != 0
-        )
+        counted = np.ones(len(ids), bool) if tokens.mask is None else targets(tokens.mask[block : block + BLOCK])
         borders = np.flatnonzero(np.diff(counted, prepend=False, append=False))
         for start, stop in borders.reshape(-1, 2).tolist():
             before = ids[max(0, start - 1) : start]  # or a tokenizer would omit the space at the start of a text
@@ -180,6 +179,7 @@ def tokens_of(run, data="", documents="", limit_bytes=0, threads=0, binary=False
         documents=documents or train.documents,
         threads=threads,
         binary=binary or train.binary,
+        template=run.template,
     )
     if data:
         return load_corpus(data, limit_bytes=limit_bytes, whole="validation", **options).train

@@ -20,11 +20,12 @@ START = b"\n\n"  # a blank line ends a document, so after one the next begins
 CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def generate_tokens(decoder, prompt, max_tokens, sampling, substream=0):
+def generate_tokens(decoder, prompt, max_tokens, sampling, substream=0, vocab_size=None):
     """Yield (logits (B, V), ids (B,)) of each of `max_tokens` steps: the ids were sampled from the logits.
 
     prompt     ids (n,), n >= 1, of all B sequences of the decoder
     sampling   SamplingConfig
+    vocab_size ids from this one on are never sampled: the embedding has more rows than the tokenizer has tokens
     substream  of the first sequence; see `sampling.sample`. Sequence i draws from substream + i, so it is the same
                whether it is generated alone or beside others.
     The next step overwrites the logits.
@@ -33,6 +34,7 @@ def generate_tokens(decoder, prompt, max_tokens, sampling, substream=0):
     sequences, ids = [list(map(int, prompt)) for _ in range(decoder.batch)], None
     for counter in range(max_tokens):
         logits = decoder.read(np.repeat(prompt[None], decoder.batch, 0)) if ids is None else decoder.step(ids)
+        logits = logits[:, :vocab_size]
         rows = enumerate(zip(logits, sequences))
         ids = np.array([sample(row, sampling, recent, counter, substream + i) for i, (row, recent) in rows])  # (B,)
         for sequence, id in zip(sequences, ids):
@@ -69,17 +71,17 @@ class StopStrings:
 class TextStream:
     """The text of one sequence while it is generated: ids in, text that may be shown out.
 
-    It is `finished` after a stop string or the tokenizer's end-of-text token, or after `patience` tokens in a row where
-    the likeliest token's probability was below `min_confidence`. Such uncertain tokens are held back until a certain
-    one follows. They are shown if the text ends otherwise, and dropped if it ends because of them.
+    It is `finished` after a stop string, one of the ids `ends` or of the tokenizer's own, or after `patience` tokens in
+    a row where the likeliest token's probability was below `min_confidence`. Such uncertain tokens are held back until
+    a certain one follows. They are shown if the text ends otherwise, and dropped if it ends because of them.
 
     style  function (text, probability) -> text, which formats what is shown, or None. A character of several tokens has
            the lowest of their probabilities.
     after  the ids before the first one, since some tokenizers omit the space at the start of a text
     """
 
-    def __init__(self, tokenizer, stops, min_confidence=0.0, patience=3, style=None, after=()):
-        self.end_of_text, self.decoded = tokenizer.end_of_text, tokenizer.stream(after)
+    def __init__(self, tokenizer, stops, min_confidence=0.0, patience=3, style=None, after=(), ends=()):
+        self.ends, self.decoded = tokenizer.ends.union(ends), tokenizer.stream(after)
         self.stop_strings, self.min_confidence, self.patience = StopStrings(stops), min_confidence, patience
         self.style = style
         self.uncertain = 0  # tokens since the last certain one
@@ -101,7 +103,7 @@ class TextStream:
         """
         if self.finished:
             return ""
-        if id == self.end_of_text:
+        if id in self.ends:
             return self.end()
         self.uncertain = self.uncertain + 1 if likeliest < self.min_confidence else 0
         self._add(self.decoded.push(int(id)), probability)
@@ -146,22 +148,31 @@ class TextStream:
 
 
 def encode_prompt(tokenizer, prompt):
-    """Ids (n,), n >= 1, of a prompt (str or bytes).
+    """Ids (n,), n >= 1, of a prompt: str, bytes, or what `prompt` of a chat template returns, [bytes or int, ...].
 
-    A document begins after the end of another. So the end-of-text token comes first, if the tokenizer has one that the
-    model was trained with. Otherwise a prompt without tokens (an empty one, or characters that the tokenizer drops) is
-    a blank line. If that has no tokens either, it is `tokenizer.start_of_text`: the end-of-text token, else the token
-    before a text, such as <s> or [CLS], else id 0. Raises UserError if the tokenizer cannot encode the prompt.
+    A prompt with special tokens of a chat template is complete. Any other prompt for the model of another program
+    starts with `tokenizer.prompt_start`. In models of this program, a document begins after the end of another: so the
+    end-of-text token comes first, if the tokenizer has one that the model was trained with. Otherwise a prompt without
+    tokens (an empty one, or characters that the tokenizer drops) is a blank line. If that has no tokens either, it is
+    `tokenizer.start_of_text`: the end-of-text token, else the token before a text, such as <s> or [CLS], else id 0.
+    Raises UserError if the tokenizer cannot encode the prompt.
     """
     if tokenizer is None:
         raise UserError(
             "the run was trained on a token file without a tokenizer, so it can neither read nor write text; "
             "copy its tokenizer.json into the run"
         )
-    ids = tokenizer.encode(arguments.encoded("the prompt", prompt)).astype(np.int32)
-    if tokenizer.end_of_text is not None and tokenizer.trained_ends:
-        return np.concatenate([[tokenizer.end_of_text], ids]).astype(np.int32)
-    if not len(ids):
+    parts = prompt if isinstance(prompt, list) else [arguments.encoded("the prompt", prompt)]
+    found = [ids for ids, _ in tokenizer.encode_spans((part, False) for part in parts)]
+    ids = np.concatenate([np.empty(0, np.int32), *found]).astype(np.int32)
+    if any(isinstance(part, int) for part in parts):
+        return ids
+    start = tokenizer.prompt_start
+    if start is None:
+        start = [tokenizer.end_of_text] * (tokenizer.end_of_text is not None and tokenizer.trained_ends)
+    if len(start):
+        return np.concatenate([start, ids]).astype(np.int32)
+    if not len(ids) and tokenizer.prompt_start is None:
         with contextlib.suppress(UserError):  # of a character vocabulary without newlines
             ids = tokenizer.encode(START).astype(np.int32)
     return ids if len(ids) else np.array([tokenizer.start_of_text], np.int32)
@@ -202,6 +213,7 @@ def generate(
     style=None,
     substream=0,
     make_step=None,
+    ends=(),
 ):
     """Iterate over lists of `samples` strings: what each sequence may show next. Joined, they follow the prompt.
 
@@ -211,6 +223,7 @@ def generate(
     substream  the seed's substream for the first sequence; the others take the following ones
     make_step  as for `Decoder`
     stops     strings that end a text, or one such string
+    ends      ids that end a text besides `tokenizer.ends`
     A string has whole characters only, and no part of a stop string, of the end-of-text token or of an uncertain tail
     (see `TextStream`). Raises UserError at once for a wrong argument, or if the tokenizer cannot encode the prompt.
     """
@@ -223,15 +236,16 @@ def generate(
         ids = encode_prompt(tokenizer, prompt)
     else:
         ids = arguments.ids("prompt", prompt, model.config.vocab_size, ("n",))
+    ends = arguments.integers("ends", ends).tolist()
     decoder = Decoder(model, samples, make_step)
     texts = [
-        TextStream(tokenizer, stops, sampling.min_confidence, sampling.confidence_patience, style, ids)
+        TextStream(tokenizer, stops, sampling.min_confidence, sampling.confidence_patience, style, ids, ends)
         for _ in range(samples)
     ]
 
     def strings():
         measured = style is not None or sampling.min_confidence > 0
-        for logits, new in generate_tokens(decoder, ids, max_tokens, sampling, substream):
+        for logits, new in generate_tokens(decoder, ids, max_tokens, sampling, substream, tokenizer.vocab_size):
             probabilities = [confidence(row, id)[::-1] if measured else () for row, id in zip(logits, new)]
             yield [text.push(id, *values) for text, id, values in zip(texts, new, probabilities)]
             if all(text.finished for text in texts):
@@ -241,10 +255,10 @@ def generate(
     return strings()
 
 
-def text_of(model, tokenizer, prompt, max_tokens, sampling, stops=(), make_step=None):
+def text_of(model, tokenizer, prompt, max_tokens, sampling, stops=(), make_step=None, ends=()):
     """The whole text that the model generates, without the prompt. Arguments and errors are those of `generate`.
 
     make_step: as for `Decoder`
     """
-    strings = generate(model, tokenizer, prompt, max_tokens, sampling, stops, make_step=make_step)
+    strings = generate(model, tokenizer, prompt, max_tokens, sampling, stops, make_step=make_step, ends=ends)
     return "".join(first for (first,) in strings)

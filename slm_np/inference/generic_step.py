@@ -29,10 +29,11 @@ class GenericStep:
 
     def __init__(self, model, batch):
         config, device = model.config, model.device
-        check_memory(model, batch, planned_bytes(plan(config, batch, 1, device), model.dtype))
+        options = dict(adapters=model.adapters, recompute=True)
+        check_memory(model, batch, planned_bytes(plan(config, batch, 1, device, **options), model.dtype))
         self.model, self.dropout = model.full_precision(), model_dropout(config)
         self.states = States(model, batch)
-        self.activations = Activations(config, batch, 1, model.dtype, device=device)
+        self.activations = Activations(config, batch, 1, model.dtype, device=device, **options)
         self.logits = device.arrays.zeros((batch, config.vocab_size), model.dtype)
 
     def step(self, tokens, position):

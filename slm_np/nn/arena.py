@@ -1,8 +1,9 @@
 """The arena: all activations in one block of memory, planned once for (B, T) and then frozen.
 
-Three lifetimes: `saved` lives until its layer's backward, `residual` is the gradient of the residual branch, `scratch`
-is one set that all layers share. The dtype is a property of this plan, not of an op: what is summed (the residual
-branch, statistics, losses) has the accumulation dtype, what only feeds matmuls may have a shorter compute dtype.
+Four lifetimes: `saved` lives until its layer's backward. `block` lives from a block's forward to its backward, and
+`scratch` during a part of a block; both are shared by all layers. `residual` is the gradient of the residual branch.
+The dtype is a property of this plan, not of an op: what is summed (the residual branch, statistics, losses) has the
+accumulation dtype, what only feeds matmuls may have a shorter compute dtype.
 """
 
 import math
@@ -14,7 +15,7 @@ from slm_np.dtypes import BF16, BF16_NAN
 from slm_np.ops.device import CPU
 
 ALIGN = 64  # bytes: a cache line, and the widest vector register
-LIFETIMES = ("saved", "residual", "scratch")
+LIFETIMES = ("saved", "block", "residual", "scratch")
 
 
 class Request(NamedTuple):

@@ -1,4 +1,4 @@
-"""Where a model drops elements: the embedding, attention's probabilities, and both residual branches of a block."""
+"""Where a model drops elements: embedding, attention's probabilities, residual branches, and inputs of adapters."""
 
 from typing import NamedTuple
 
@@ -13,10 +13,11 @@ class MixerDropout(NamedTuple):
 
 
 class BlockDropout(NamedTuple):
-    """Dropout of one block: of its mixer, and on the branch of its feed-forward."""
+    """Dropout of one block: of its mixer, on the branch of its feed-forward, and of what enters each adapter."""
 
     mixer: MixerDropout = MixerDropout()
     feed_forward: Dropout | None = None
+    adapters: tuple = ()
 
 
 class ModelDropout(NamedTuple):
@@ -29,19 +30,24 @@ class ModelDropout(NamedTuple):
 NO_DROPOUT = MixerDropout()
 
 
-def model_dropout(config, key=None):
-    """The ModelDropout of one micro-batch. key: integers such as (seed, step, micro-batch), None for no dropout."""
-    if key is None or not config.dropout:
+def model_dropout(config, key=None, adapters=()):
+    """The ModelDropout of one micro-batch. key: integers such as (seed, step, micro-batch), None for no dropout.
+
+    adapters: [(Adapter, ...) of each layer], see lora.py
+    """
+    if key is None:
         return ModelDropout(None, (BlockDropout(),) * config.n_layer)
 
-    def mask(*position):
-        return Dropout(config.dropout, dropout_key(*key, *position))
+    def mask(*position, rate=config.dropout):
+        return Dropout(rate, dropout_key(*key, *position)) if rate else None
 
     blocks = []
     for layer in range(1, config.n_layer + 1):
-        blocks.append(BlockDropout(MixerDropout(mask(layer, 0), mask(layer, 1)), mask(layer, 2)))
+        own = adapters[layer - 1] if adapters else ()
+        dropped = tuple(mask(layer, 3, adapter.index, rate=adapter.dropout) for adapter in own if adapter.dropout)
+        blocks.append(BlockDropout(MixerDropout(mask(layer, 0), mask(layer, 1)), mask(layer, 2), dropped))
     if config.head == "none":  # the last mixer gives the logits
-        blocks[-1] = BlockDropout(MixerDropout(blocks[-1].mixer.inner))
+        blocks[-1] = blocks[-1]._replace(mixer=MixerDropout(blocks[-1].mixer.inner), feed_forward=None)
     return ModelDropout(mask(0), tuple(blocks))
 
 

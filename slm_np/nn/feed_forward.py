@@ -5,6 +5,7 @@ cache, and one chunk's scratch is all that exists.
 """
 
 from slm_np import ops
+from slm_np.nn import linear, lora
 from slm_np.nn.arena import Request
 from slm_np.nn.parameters import Tensor, matmul_weight
 from slm_np.nn.residual import project_backward, project_forward
@@ -52,16 +53,24 @@ def chunks(n, length, dropout):
 
 
 def forward(config, w, a, out, x, residual, dropout):
-    """out = residual + dropout(activation(x W1 + b1) W2 + b2)        residual None: no residual connection"""
+    """out = residual + dropout(activation(x W1 + b1) W2 + b2)        residual None: no residual connection
+
+    out None: only what backward reads is computed.
+    """
     activation_forward, _ = ACTIVATIONS[config.feed_forward]
     for rows, own in chunks(len(x), len(a["feed_forward.active"]), dropout):
         hidden = a["feed_forward.hidden"][rows]  # (n, F or 2 F)
         active = a["feed_forward.active"][: len(hidden)]  # (n, F)
-        ops.linear_forward(hidden, x[rows], w["feed_forward.input.weight"], w.get("feed_forward.input.bias"), None)
+        linear.forward(w, a, "feed_forward.input", hidden, x[rows], None, rows.start)
+        adapter = w.get("feed_forward.output.lora")
+        if out is None and adapter is None:
+            continue
         activation_forward(active, hidden)
-        project_forward(
-            w, a, "feed_forward.output", out[rows], active, None if residual is None else residual[rows], own
-        )
+        if out is None:
+            lora.save(adapter, w, a, active, rows.start)
+            continue
+        shortcut = None if residual is None else residual[rows]
+        project_forward(w, a, "feed_forward.output", out[rows], active, shortcut, own, rows.start)
 
 
 def backward(config, w, g, a, dx, dout, x, dropout):
@@ -75,14 +84,7 @@ def backward(config, w, g, a, dx, dout, x, dropout):
         hidden = dhidden = a["feed_forward.hidden"][rows]
         active = dactive = a["feed_forward.active"][: len(hidden)]
         dbranch = project_backward(a, dout[rows], own)
-        ops.linear_backward_input(dactive, dbranch, w["feed_forward.output.weight"])
+        linear.backward_input(w, g, a, "feed_forward.output", dactive, dbranch, rows.start)
         activation_backward(hidden, dactive)
-        ops.linear_backward_weight(g["feed_forward.output.weight"], g.get("feed_forward.output.bias"), dbranch, active)
-        ops.linear_backward(
-            dx[rows],
-            g["feed_forward.input.weight"],
-            g.get("feed_forward.input.bias"),
-            dhidden,
-            x[rows],
-            w["feed_forward.input.weight"],
-        )
+        linear.backward_weight(w, g, a, "feed_forward.output", dbranch, active, rows.start)
+        linear.backward(w, g, a, "feed_forward.input", dx[rows], dhidden, x[rows], rows.start)

@@ -5,6 +5,7 @@ gives the logits, and backward leaves their gradient in their memory.
 """
 
 from slm_np import ops
+from slm_np.nn import linear
 from slm_np.nn.arena import Request
 from slm_np.nn.parameters import Tensor, matmul_weight
 from slm_np.ops.device import whole_lines
@@ -12,6 +13,9 @@ from slm_np.ops.device import whole_lines
 # Logits of one chunk of rows: large enough that packing W for the matmul is cheap beside it, small enough to save
 # memory.
 CHUNK_BYTES, CHUNK_ROWS = 16 << 20, 512
+# A chunk reads W twice and adds to dW, 16 V D bytes in all, for 6 V D operations a row. From about 200 rows on the
+# operations take far longer than the bytes, so with a large vocabulary a chunk may have fewer than CHUNK_ROWS.
+MOST_BYTES, FEWEST_ROWS = 128 << 20, 64
 GPU_CHUNKS = 16  # chunks of a CPU that a GPU takes at once, since a matmul of so few rows is short there
 
 
@@ -29,8 +33,14 @@ def parameters(config):
         yield matmul_weight(config, "head.weight", (config.vocab_size, width(config)), width(config))
 
 
+def chunk_rows(vocab_size):
+    """Rows of a chunk on a CPU."""
+    row = 4 * vocab_size  # bytes
+    return min(max(CHUNK_ROWS, CHUNK_BYTES // row), max(FEWEST_ROWS, MOST_BYTES // row))
+
+
 def plan(config, tokens, device):
-    rows = max(CHUNK_ROWS, CHUNK_BYTES // (4 * config.vocab_size))
+    rows = chunk_rows(config.vocab_size)
     rows = device.chunk_rows(tokens, rows, GPU_CHUNKS * rows)
     if config.head != "none":
         yield Request("head.logits", (rows, device.row_length(config.vocab_size)), "scratch")
@@ -42,15 +52,15 @@ def plan(config, tokens, device):
 
 
 def last_weight(config, views):
-    """The last matmul's W (V, width), or its gradient."""
-    return views["embedding.weight"] if config.head == "tied" else views["head.weight"]
+    """The last matmul's W (V, width), or its gradient; None for that of a frozen one."""
+    return views.get("embedding.weight" if config.head == "tied" else "head.weight")
 
 
 def last_input(config, w, a, x):
     """What enters the last matmul."""
     if config.head != "mlp":
         return x
-    ops.linear_forward(a["head.hidden"], x, w["head.input.weight"], w.get("head.input.bias"), None)
+    linear.forward(w, a, "head.input", a["head.hidden"], x)
     ops.silu_forward(a["head.active"], a["head.hidden"])
     return a["head.active"]
 
@@ -66,7 +76,7 @@ def logits_forward(config, w, a, out, x):
     if config.head == "none":
         out[...] = x
         return
-    ops.linear_transposed_forward(out, last_input(config, w, a, x), last_weight(config, w))
+    ops.linear_transposed_forward(out, *linear.operands(last_input(config, w, a, x), last_weight(config, w)))
 
 
 def forward(config, w, a, x, targets):
@@ -75,8 +85,8 @@ def forward(config, w, a, x, targets):
         ops.softmax_cross_entropy_forward(a["head.losses"], x, targets)
         return
     logits, _ = chunk_scratch(config, a)
-    x = last_input(config, w, a, x)
-    ops.head_cross_entropy_forward(a["head.losses"], logits, x, last_weight(config, w), targets)
+    x, weight = linear.operands(last_input(config, w, a, x), last_weight(config, w))
+    ops.head_cross_entropy_forward(a["head.losses"], logits, x, weight, targets)
 
 
 def backward(config, w, g, a, dx, x, targets, scale):
@@ -100,5 +110,4 @@ def backward(config, w, g, a, dx, x, targets, scale):
     )
     if mlp:
         ops.silu_backward(a["head.hidden"], a["head.dactive"])  # hidden is its gradient from here on
-        dweight, dbias = g["head.input.weight"], g.get("head.input.bias")
-        ops.linear_backward(dx, dweight, dbias, a["head.hidden"], x, w["head.input.weight"])
+        linear.backward(w, g, a, "head.input", dx, a["head.hidden"], x)

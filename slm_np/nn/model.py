@@ -8,23 +8,25 @@ layers.
 
 import copy
 import copyreg
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from slm_np import arguments, ops
-from slm_np.config import ModelConfig
-from slm_np.dtypes import BF16
+from slm_np.config import LoraConfig, ModelConfig
+from slm_np.dtypes import BF16, CastCopy
 from slm_np.errors import UserError
-from slm_np.nn import feed_forward, head, norm, residual, warmup
+from slm_np.nn import feed_forward, head, lora, norm, residual, warmup
 from slm_np.nn.arena import Arena, Request, planned_bytes
 from slm_np.nn.dropout import ModelDropout, model_dropout
 from slm_np.nn.mixers import columns_of, mixer_of
-from slm_np.nn.parameters import Parameters, count, matmul_weight, within
+from slm_np.nn.parameters import SMALLER, Parameters, count, frozen_bytes, matmul_weight, within
 from slm_np.ops.device import CPU, Device, host, number, put
 from slm_np.words import counted
 
 LARGEST = 1 << 40  # of a batch or a window: no memory holds more
+KEPT = ("x", "branch")  # what a block saves even if backward recomputes the rest
 
 
 def block_parameters(config, layer):
@@ -50,6 +52,18 @@ def parameters(config):
     yield from head.parameters(config)
 
 
+def model_tensors(config, settings=None):
+    """(tensors, [(Adapter, ...) of each layer]) of a model with the adapters of a LoraConfig. None: no adapters.
+
+    With adapters, all other tensors are frozen.
+    """
+    tensors = list(parameters(config))
+    if settings is None or not settings.lora_rank:
+        return tensors, [()] * config.n_layer
+    layers = lora.adapters(config, settings, tensors)
+    return [t._replace(trained=False) for t in tensors] + list(lora.parameters(layers)), layers
+
+
 def parameter_count(config):
     """Number of parameters of a configuration; a tied head counts once."""
     return count(parameters(arguments.instance("config", config, ModelConfig)))
@@ -69,16 +83,24 @@ def block_plan(config, layer, batch, steps, device):
         yield Request("branch", (n, columns_of(config, layer)), "saved", "cast")  # as wide as the logits' gradient
 
 
-def plan(config, batch, steps, device=CPU):
+def plan(config, batch, steps, device=CPU, recompute=False, adapters=()):
     """All activations of a model for (B, T) tokens.
 
-    What a layer saves carries its number, the rest is shared by all layers.
+    What a layer saves carries its number, the rest is shared by all layers. With `recompute` a layer saves its input
+    only. Backward then recomputes the rest, which passes without a backward do not need.
+    adapters: [(Adapter, ...) of each layer], see lora.py
     """
     n = batch * steps
+    yield from lora.plan(adapters, n)
     for layer in range(config.n_layer):
-        for request in block_plan(config, layer, batch, steps, device):
-            saved = request.lifetime == "saved"
-            yield request._replace(name=f"layers.{layer}.{request.name}") if saved else request
+        saved = lora.block_plan(adapters[layer], n) if adapters else ()
+        for request in (*block_plan(config, layer, batch, steps, device), *saved):
+            if request.lifetime != "saved":
+                yield request
+            elif recompute and request.name not in KEPT:
+                yield request._replace(lifetime="block")
+            else:
+                yield request._replace(name=f"layers.{layer}.{request.name}")
     yield Request("x", (n, columns_of(config, config.n_layer - 1)), "saved")
     yield from norm.plan(config, "norm", n)
     yield from head.plan(config, n, device)
@@ -99,7 +121,9 @@ def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
 
     A parallel block has feed_forward(norm(x)) instead. Its backward does not read `middle`, which is kept in `out` only.
     position: where the one new token of each sequence stands, when decoding; None for whole windows.
+    out: None before backward, which does not read it; only where middle is an array of its own
     """
+    a["lora_dropout"] = dropout.adapters
     x = a["x"]
     middle = a["middle"] if config.feed_forward != "none" and not config.parallel else out
     normed = norm.forward(config, w, a, "mixer_norm", x)
@@ -119,6 +143,7 @@ def block_backward(config, mixer, w, g, a, dx, dout, dropout):
     array only where it is the gradient of the logits. In a parallel block both branches read dout before either
     accumulates, so each needs an array for its gradient.
     """
+    a["lora_dropout"] = dropout.adapters
     dnormed = dfeed_forward = a["dnormed"]
     if config.feed_forward != "none":
         middle = a["x" if config.parallel else "middle"]
@@ -152,16 +177,20 @@ class States(arguments.Fixed):
 
     def __init__(self, model, batch):
         sizes = [mixer.state_elements(model.config, batch) for mixer in model.mixers]
+        stops, copies = np.cumsum(sizes).tolist(), 1 + model.recompute
         model.device.check_memory(
-            sum(sizes) * model.dtype.itemsize, f"the state of {counted(batch, 'sequence')}", "use fewer"
+            copies * sum(sizes) * model.dtype.itemsize, f"the state of {counted(batch, 'sequence')}", "use fewer"
         )
         self.model, self.batch = model, batch
-        self.memory = model.device.arrays.zeros(sum(sizes), model.dtype)
-        stops = np.cumsum(sizes).tolist()
-        self._layers = [
-            mixer.State(model.config, batch, self.memory[stop - size : stop])
-            for mixer, size, stop in zip(model.mixers, sizes, stops)
-        ]
+        self.memory, *initial = model.device.arrays.zeros((copies, sum(sizes)), model.dtype)
+        self._layers, *self._initial = (
+            [
+                mixer.State(model.config, batch, memory[stop - size : stop])
+                for mixer, size, stop in zip(model.mixers, sizes, stops)
+            ]
+            for memory in (self.memory, *initial)
+        )
+        self._initial_memory = initial
 
     def __len__(self):
         return len(self._layers)
@@ -185,6 +214,12 @@ class States(arguments.Fixed):
         for state in self:
             state.clear()
 
+    def kept(self):
+        """What each layer starts from when backward recomputes the next window: a copy. None without recomputation."""
+        for memory in self._initial_memory:
+            memory[...] = self.memory
+        return self._initial[0] if self._initial else None
+
 
 def unmasked(targets):
     """How many targets are not masked, that is not -1."""
@@ -200,12 +235,13 @@ class Pass(NamedTuple):
 
 
 class Activations:
-    """The arena of one (B, T), with the arrays of each layer by their short names."""
+    """The arena of one (B, T), with the arrays of each layer by their short names. recompute: as of `plan`"""
 
-    def __init__(self, config, batch, steps, dtype, compute_dtype=None, device=CPU):
-        self.config, self.batch, self.steps, self.device = config, batch, steps, device
+    def __init__(self, config, batch, steps, dtype, compute_dtype=None, device=CPU, recompute=False, adapters=()):
+        self.config, self.batch, self.steps, self.device, self.recompute = config, batch, steps, device, recompute
         self.pending = None  # the Pass that `Model.backward` may follow
-        self.arena = Arena(plan(config, batch, steps, device), dtype, compute_dtype, device)
+        self.initial_states = None  # of each layer, from which backward recomputes the window
+        self.arena = Arena(plan(config, batch, steps, device, recompute, adapters), dtype, compute_dtype, device)
         self.shared = {name: array for name, array in self.arena.arrays.items() if not name.startswith("layers.")}
         self.layers = [{**self.shared, **within(self.arena.arrays, f"layers.{i}")} for i in range(config.n_layer)]
         self.set_positions(config, 0)
@@ -230,21 +266,32 @@ def model_forward(model, activations, tokens, dropout, states=None, position=Non
     """
     config, w, a, layers = model.config, model.parameters.weight, activations.shared, activations.layers
     activations.pending = None
+    activations.initial_states = states.kept() if states else None
     mixed = activations.arena.dtypes.compute == model.compute_dtype
     layer_weights = model.layer_matmul_weights if mixed else model.layer_weights
     positions = a.get("positions")
     if config.positions == "learned":
         positions = w["positions.weight"][activations.start : activations.start + activations.steps]
     if dropout.embedding is None:
-        ops.embedding_forward(layers[0]["x"], tokens, w["embedding.weight"], positions)
+        embed(model, layers[0]["x"], tokens, w["embedding.weight"], positions)
     else:
-        ops.embedding_forward(a["dnormed"], tokens, w["embedding.weight"], positions)
+        embed(model, a["dnormed"], tokens, w["embedding.weight"], positions)
         ops.dropout_forward(layers[0]["x"], a["dnormed"], None, dropout.embedding)
     for i, mixer in enumerate(model.mixers):
         out = layers[i + 1]["x"] if i + 1 < len(layers) else a["x"]
         state = states[i] if states else None
         block_forward(config, mixer, layer_weights[i], layers[i], out, dropout.blocks[i], state, position)
     return norm.forward(config, w, a, "norm", a["x"]) if config.head != "none" else a["x"]
+
+
+def embed(model, out, tokens, weight, positions):
+    """`ops.embedding_forward`, also from a weight that exists as a CastCopy only."""
+    if not isinstance(weight, CastCopy):
+        ops.embedding_forward(out, tokens, weight, positions)
+        return
+    ops.convert(out, model.device.kernels.cast_copy_rows(weight, tokens.reshape(-1), out.shape[1]))
+    if positions is not None:
+        out.reshape(*tokens.shape, -1)[...] += positions
 
 
 def model_backward(model, activations, tokens, targets, normed, scale, dropout):
@@ -263,13 +310,35 @@ def model_backward(model, activations, tokens, targets, normed, scale, dropout):
         norm.backward(config, w, g, a, "norm", dx, a["dnormed"], a["x"])
     for i in reversed(range(config.n_layer)):
         layer_w, layer_g, layer_a = model.layer_matmul_weights[i], model.layer_gradients[i], activations.layers[i]
+        if activations.recompute and i + 1 < config.n_layer:  # what the last block saved is still there
+            out = None if "middle" in layer_a else activations.layers[i + 1]["x"]
+            state = activations.initial_states[i] if activations.initial_states else None
+            block_forward(config, model.mixers[i], layer_w, layer_a, out, dropout.blocks[i], state)
         block_backward(config, model.mixers[i], layer_w, layer_g, layer_a, dx, dout, dropout.blocks[i])
         dout = dx
+    if "embedding.weight" not in g:
+        return
     if dropout.embedding is not None:
         ops.dropout_backward(a["dnormed"], dx, dropout.embedding)
         dx = a["dnormed"]
     dpositions = g["positions.weight"][: activations.steps] if config.positions == "learned" else None
     ops.embedding_backward(g["embedding.weight"], dpositions, dx, tokens)
+
+
+def weight_bytes(tensors, dtype, compute_dtype, device):
+    """Bytes of the weights, cast copies included."""
+    mixed = compute_dtype not in (None, dtype)
+    copies = device.cast_copies * np.dtype(compute_dtype).itemsize if mixed else 0
+    trained, frozen = [t for t in tensors if t.trained], [t for t in tensors if not t.trained]
+    total = count(trained) * np.dtype(dtype).itemsize + count(t for t in trained if t.matmul) * copies
+    return total + sum(frozen_bytes(t, dtype, compute_dtype, device) for t in frozen)
+
+
+def is_fused(name):
+    """Whether a mixer computes the gradient of a tensor together with that of its input."""
+    part, _, rest = name.partition(".")[2].partition(".")[2].partition(".")
+    linear = f"{part}.{rest.partition('.')[0]}" in lora.TARGETS.values()
+    return name.startswith("layers.") and part in ("attention", "mamba", "recurrence") and not linear
 
 
 def dtypes_of(dtype, compute_dtype, device):
@@ -292,25 +361,38 @@ class Model(arguments.Fixed):
     dtype          float32, or float64 for the gradient check
     compute_dtype  of the matmuls' inputs: None for dtype, BF16, or float16 on a GPU
     device         where it lives, see slm_np.ops.device
+    recompute      backward computes each block again instead of reading what forward saved: the same gradient, to the
+                   bit, in less memory
+    lora           LoraConfig: adapters are trained, and all other weights are frozen. None: all weights are trained
     Tokens and targets may be arrays of any integer type, lists, or arrays of the device. Every method raises UserError
     for arguments of a wrong type or shape or out of range. A copy, also by pickle, has its own weights and gradients;
     its activations are planned anew.
     """
 
-    FIXED = ("config", "device", "dtype", "compute_dtype", "parameters")
+    FIXED = ("config", "device", "dtype", "compute_dtype", "recompute", "lora", "parameters")
 
-    def __init__(self, config, seed=0, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
+    def __init__(
+        self,
+        config,
+        seed=0,
+        decay="matrices",
+        dtype=np.float32,
+        compute_dtype=None,
+        device=CPU,
+        recompute=False,
+        lora=None,
+    ):
         self.config = arguments.instance("config", config, ModelConfig)
         self.device = arguments.instance("device", device, Device)
         self.dtype, self.compute_dtype = dtypes_of(dtype, compute_dtype, device)
+        self.recompute = arguments.truth("recompute", recompute)
         decay = arguments.choice("decay", decay, ("matrices", "all"))
         seed = None if seed is None else arguments.whole("seed", seed, 0, arguments.SEEDS)
-        n = count(parameters(config))
-        needed = 2 * n * self.dtype.itemsize  # weights and gradients
-        device.check_memory(
-            needed, f"a model of {n:,} parameters", "choose a smaller --n-layer, --n-embd or --vocab-size"
-        )
-        self.parameters = Parameters(parameters(config), decay, self.dtype, self.compute_dtype, device)
+        self.lora = lora if lora is None else arguments.instance("lora", lora, LoraConfig)
+        tensors, _ = model_tensors(config, lora)
+        n, needed = count(tensors), weight_bytes(tensors, self.dtype, self.compute_dtype, device)
+        device.check_memory(needed, f"a model of {n:,} parameters", SMALLER)
+        self.parameters = Parameters(tensors, decay, self.dtype, self.compute_dtype, device)
         if seed is not None:
             self.parameters.initialize(seed)
         self._bind()
@@ -318,13 +400,35 @@ class Model(arguments.Fixed):
     def _bind(self):
         """What follows from the configuration and the parameters."""
         self.mixers = [mixer_of(self.config, layer) for layer in range(self.config.n_layer)]
-        self.layer_weights, self.layer_matmul_weights, self.layer_gradients = (
-            [within(views, f"layers.{layer}") for layer in range(self.config.n_layer)]
-            for views in (self.parameters.weight, self.parameters.matmul_weight, self.parameters.gradient)
+        _, self.adapters = model_tensors(self.config, self.lora)  # of each layer
+        self.layer_weights, self.layer_matmul_weights = (
+            [
+                within(views, f"layers.{layer}") | {f"{adapter.name}.lora": adapter for adapter in own}
+                for layer, own in enumerate(self.adapters)
+            ]
+            for views in (self.parameters.weight, self.parameters.matmul_weight)
         )
+        self.__dict__.pop("layer_gradients", None)
         self.activations = None
         self.original = None  # the model that this one is the `full_precision` of
         self.prepared = set()  # what warmup.py has prepared the kernels for
+
+    @functools.cached_property
+    def layer_gradients(self):
+        """The gradients of each layer: {name: array}.
+
+        Some mixers compute gradients of small frozen tensors together with that of their input. Those are discarded:
+        they go to memory that all layers share.
+        """
+        discarded = {}
+
+        def own(name):
+            kind = name.split(".", 2)[2]
+            return discarded.setdefault(kind, self.device.arrays.zeros_like(self.parameters.weight[name]))
+
+        unused = {t.name: own(t.name) for t in self.parameters.tensors if not t.trained and is_fused(t.name)}
+        views = unused | self.parameters.gradient
+        return [within(views, f"layers.{layer}") for layer in range(self.config.n_layer)]
 
     def __copy__(self):
         return copy.deepcopy(self)
@@ -332,7 +436,7 @@ class Model(arguments.Fixed):
     def __reduce__(self):
         if self.original is not None:  # it shares the weights of another model, and so does its copy
             return type(self).full_precision, (self.original,)
-        state = {name: getattr(self, name) for name in ("config", "device", "dtype", "compute_dtype", "parameters")}
+        state = {name: getattr(self, name) for name in self.FIXED}
         return copyreg.__newobj__, (type(self),), state
 
     def __setstate__(self, state):
@@ -356,16 +460,22 @@ class Model(arguments.Fixed):
 
         Raises UserError if T exceeds the context, or if there is too little memory.
         """
+        return self._plan(batch, steps, self.recompute)
+
+    def _plan(self, batch, steps, recompute):
+        """`plan`. recompute: as of the function `plan`; an arena that holds more serves as well"""
         batch, steps = arguments.whole("batch", batch, 1, LARGEST), arguments.whole("steps", steps, 1, LARGEST)
         if steps > self.config.block_size:
             raise UserError(
                 f"{steps} tokens exceed the model's context of {self.config.block_size}; use shorter windows"
             )
-        if self.activations is None or (self.activations.batch, self.activations.steps) != (batch, steps):
-            self.activations = None  # free the old arena before the new one is laid out
-            needed = planned_bytes(plan(self.config, batch, steps, self.device), self.dtype, self.compute_dtype)
+        a, dtypes = self.activations, (self.dtype, self.compute_dtype)
+        if a is None or (a.batch, a.steps) != (batch, steps) or a.recompute and not recompute:
+            self.activations = a = None  # free the old arena before the new one is laid out
+            options = dict(adapters=self.adapters, recompute=recompute)
+            needed = planned_bytes(plan(self.config, batch, steps, self.device, **options), *dtypes)
             self.device.check_memory(needed, f"a batch of {batch} x {steps} tokens", "use a smaller one")
-            self.activations = Activations(self.config, batch, steps, self.dtype, self.compute_dtype, self.device)
+            self.activations = Activations(self.config, batch, steps, *dtypes, self.device, **options)
         return self.activations
 
     def _ids(self, name, value, shape, masked=False, also=None):
@@ -383,7 +493,8 @@ class Model(arguments.Fixed):
         if states is None:
             return None
         made = arguments.instance("states", states, States)
-        if (made.batch, made.model.config, made.model.dtype) != (batch, self.config, self.dtype):
+        of = made.model
+        if (made.batch, of.config, of.dtype, of.recompute) != (batch, self.config, self.dtype, self.recompute):
             raise UserError(
                 f"states are of another model or of {counted(made.batch, 'sequence')}; use model.states({batch})"
             )
@@ -399,13 +510,18 @@ class Model(arguments.Fixed):
         states       `States`, from which the windows continue; None starts new sequences
         """
         a = arguments.instance("activations", activations, Activations)
-        if (a.config, a.arena.dtypes.accumulation, a.device) != (self.config, self.dtype, self.device):
+        planned_for = a.config, a.arena.dtypes.accumulation, a.device, a.recompute
+        if planned_for != (self.config, self.dtype, self.device, self.recompute):
             raise UserError("activations are planned for another model; use those of this model's plan")
         self._dropout(dropout)
         tokens, states = self._ids("tokens", tokens, (a.batch, a.steps)), self._states(states, a.batch)
         normed = model_forward(self, a, tokens, dropout, states)
         a.pending = Pass(tokens.copy(), normed, dropout)
         return normed
+
+    def dropout(self, key=None):
+        """The ModelDropout of one micro-batch. key: as of `loss_and_gradient`"""
+        return model_dropout(self.config, key, self.adapters)
 
     def _dropout(self, dropout):
         """UserError if it is not the ModelDropout of such a model."""
@@ -443,7 +559,7 @@ class Model(arguments.Fixed):
     def _losses(self, tokens, targets):
         """`losses` of arrays that are checked."""
         warmup.prepare(self, warmup.evaluation)
-        activations = self.plan(*tokens.shape)
+        activations = self._plan(*tokens.shape, recompute=True)  # no backward follows
         normed = model_forward(self, activations, tokens, model_dropout(self.config))
         head.forward(self.config, self.parameters.matmul_weight, activations.shared, normed, targets.reshape(-1))
         return activations.shared["head.losses"].reshape(tokens.shape)
@@ -469,7 +585,7 @@ class Model(arguments.Fixed):
         count = max(
             1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets), LARGEST)
         )
-        activations, dropout = self.plan(*tokens.shape), model_dropout(self.config, key)
+        activations, dropout = self.plan(*tokens.shape), self.dropout(key)
         normed = model_forward(self, activations, tokens, dropout, states)
         model_backward(self, activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)
         return number(activations.shared["head.losses"].sum(dtype=np.float64)) / count
@@ -477,8 +593,10 @@ class Model(arguments.Fixed):
     def logits(self, tokens):
         """Logits of every token, (B, T, V), without dropout. tokens: (B, T) integers below V."""
         tokens = self._ids("tokens", tokens, ("B", "T"))
+        needed = tokens.size * self.config.vocab_size * self.dtype.itemsize
+        self.device.check_memory(needed, f"the logits of {counted(tokens.size, 'token')}", "use fewer")
         warmup.prepare(self, warmup.evaluation)
-        activations = self.plan(*tokens.shape)
+        activations = self._plan(*tokens.shape, recompute=True)
         normed = model_forward(self, activations, tokens, model_dropout(self.config))
         out = self.device.arrays.empty((tokens.size, self.config.vocab_size), self.dtype)
         head.logits_forward(self.config, self.parameters.matmul_weight, activations.shared, out, normed)

@@ -41,7 +41,8 @@ def backward(config, w, g, a, name, dx, dnormed, x):
     if config.norm == "none":
         ops.accumulate(dx, dnormed)
         return
-    weight, dweight, dbias, rstd = w[f"{name}.weight"], g[f"{name}.weight"], g.get(f"{name}.bias"), a[f"{name}.rstd"]
+    weight, rstd = w[f"{name}.weight"], a[f"{name}.rstd"]
+    dweight, dbias = g.get(f"{name}.weight"), g.get(f"{name}.bias")
     if config.norm == "rmsnorm":
         ops.rmsnorm_backward(dx, dweight, dnormed, x, weight, rstd)
     else:

@@ -1,6 +1,7 @@
 """A residual branch: projection, dropout, sum. And casts to the compute dtype."""
 
 from slm_np import ops
+from slm_np.nn import linear
 from slm_np.nn.arena import Request
 
 
@@ -8,14 +9,13 @@ def plan(config, tokens):
     yield Request("branch", (tokens, config.n_embd), "scratch", "compute" if config.dropout else "cast")
 
 
-def project_forward(w, a, name, out, x, residual, dropout):
-    """out = residual + dropout(x W + b)        residual None: no residual connection"""
-    weight, bias = w[f"{name}.weight"], w.get(f"{name}.bias")
+def project_forward(w, a, name, out, x, residual, dropout, start=0):
+    """out = residual + dropout(x W + b)        residual None: no residual connection. start: as of linear.py"""
     if dropout is None:
-        ops.linear_forward(out, x, weight, bias, residual)
+        linear.forward(w, a, name, out, x, residual, start)
     else:
         branch = a["branch"][: len(x)]  # (N, D)
-        ops.linear_forward(branch, x, weight, bias, None)
+        linear.forward(w, a, name, branch, x, None, start)
         ops.dropout_forward(out, branch, residual, dropout)
 
 

@@ -4,6 +4,8 @@ Before its first step a model lets its device prepare them. The kernels of Numba
 only those that this model needs.
 """
 
+import dataclasses
+
 import numpy as np
 
 from slm_np.config import ModelConfig
@@ -17,14 +19,14 @@ def prepare(model, *runs):
     new = [run for run in runs if run not in model.prepared]
     if new:
         model.prepared.update(new)
-        model.device.prepare(
-            (twin_config(model.config), model.dtype, model.compute_dtype, *new), lambda: _run(model, new)
-        )
+        lora = model.lora and dataclasses.replace(model.lora, lora_rank=2)
+        key = twin_config(model.config), model.dtype, model.compute_dtype, lora, *new
+        model.device.prepare(key, lambda: _run(model, lora, new))
 
 
-def _run(model, runs):
+def _run(model, lora, runs):
     twin = type(model)(
-        twin_config(model.config), dtype=model.dtype, compute_dtype=model.compute_dtype, device=model.device
+        twin_config(model.config), dtype=model.dtype, compute_dtype=model.compute_dtype, device=model.device, lora=lora
     )
     for run in runs:
         run(twin)

@@ -17,15 +17,19 @@ def linear_backward(dx, dweight, dbias, dout, x, weight):
     """dx = dout W^T,   dweight += x^T dout,   dbias += sum_n dout        (dresidual is dout itself)
 
     The loss's differential is <dout, dx W + x dW + db> = <dout W^T, dx> + <x^T dout, dW> + <sum_n dout, db>.
-    dbias may be None.
+    dbias may be None. dweight is None if the weight is frozen: then dx alone is computed.
     """
-    linear_backward_weight(dweight, dbias, dout, x)
+    if dweight is not None:
+        linear_backward_weight(dweight, dbias, dout, x)
     linear_backward_input(dx, dout, weight)
 
 
-def linear_backward_input(dx, dout, weight):
-    """dx = dout W^T: one half of `linear_backward`, for a caller that has yet to recompute x"""
-    kernels_of(dout).linear_backward_input(dx, dout, weight)
+def linear_backward_input(dx, dout, weight, residual=None):
+    """dx = dout W^T + residual: one half of `linear_backward`, for a caller that has yet to recompute x
+
+    residual may be None, or `dx` itself: then dx accumulates.
+    """
+    kernels_of(dout).linear_backward_input(dx, dout, weight, residual)
 
 
 def linear_backward_weight(dweight, dbias, dout, x):
@@ -39,7 +43,7 @@ def linear_transposed_forward(out, x, weight):
 
 
 def linear_transposed_backward(dx, dweight, dout, x, weight):
-    """dx = dout W,   dweight += dout^T x
+    """dx = dout W,   dweight += dout^T x        dweight None: the weight is frozen
 
     dout (N, V), or padded rows that `softmax_cross_entropy_backward` wrote
     """

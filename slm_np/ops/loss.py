@@ -43,7 +43,7 @@ def head_cross_entropy_backward(dx, dweight, losses, logits, dlogits, x, weight,
     """losses and gradients in one pass:   dz = scale * (softmax(x W^T) - onehot),   dx = dz W,   dweight += dz^T x
 
     A chunk's logits become their gradient in `dlogits` (see above) and are used before the next chunk, so forward need
-    not have run.
+    not have run. dweight None: the weight is frozen.
     """
     for start in range(0, len(x), len(logits)):
         rows = slice(start, min(len(x), start + len(logits)))

@@ -19,7 +19,7 @@ def rmsnorm_backward(dx, dweight, dout, x, weight, rstd):
     """With g = dout * weight and x^ = x * rstd:   dx += rstd * (g - x^ * mean(g * x^)),   dweight += sum_n dout * x^
 
     x enters directly, which gives rstd * g, and through rstd, whose differential is -rstd^3 mean(x * dx). Scaling x
-    changes nothing, so dx has no component along x (except for eps).
+    changes nothing, so dx has no component along x (except for eps). dweight None: the weight is frozen.
     """
     kernels_of(dout).rmsnorm_backward(dx, dweight, dout, x, weight, rstd)
 
@@ -38,7 +38,7 @@ def layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd):
     dx += rstd * (g - mean(g) - x^ * mean(g * x^)),   dweight += sum_n dout * x^,   dbias += sum_n dout
 
     Shifting or scaling x changes nothing, so dx has no component along the constant vector, nor along x^ (except for
-    eps).
+    eps). dweight None: weight and bias are frozen.
     """
     kernels_of(dout).layernorm_backward(dx, dweight, dbias, dout, x, weight, mean, rstd)
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from slm_np.kernels.gpu.graph import CapturedGraph, HostInputs
-from slm_np.nn.dropout import keys_of, map_keys, model_dropout
+from slm_np.nn.dropout import keys_of, map_keys
 from slm_np.nn.model import model_backward, model_forward
 from slm_np.ops.device import host, put
 from slm_np.training.scaler import GradientScaler
@@ -42,7 +42,7 @@ class DeviceStep(Step):
         self.seed, self.max_spectral_norm, self.kernels = seed, max_spectral_norm, step
         self.scaler = GradientScaler() if scaler is None and model.compute_dtype == np.float16 else scaler
         self.activations = model.plan(*shape)  # the graphs hold its addresses
-        dropout = model_dropout(model.config, (0,))
+        dropout = model.dropout((0,))
         n_keys = len(keys_of(dropout))
         self.inputs = HostInputs(
             cupy,
@@ -77,7 +77,7 @@ class DeviceStep(Step):
             self.started = True
 
     def gradient(self, tokens, targets, micro):
-        keys = keys_of(model_dropout(self.model.config, (self.seed, self.index, micro)))
+        keys = keys_of(self.model.dropout((self.seed, self.index, micro)))
         given = self.learning_rate, 1 / max(1, self.n_targets), micro == 0
         self.inputs.fill(given=given, tokens=tokens, targets=targets, keys=keys or 0)
         self.batch(self.launch_gradient)

@@ -3,15 +3,19 @@
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 from pathlib import Path
 
 from slm_np.data.chat_template import DEFAULT
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, directories, files, metrics, run_config
-from slm_np.formats.checksum import crc32, write_settings
+from slm_np.formats.checksum import crc32, read_settings, write_settings
 from slm_np.formats.generation_config import to_generation_config
-from slm_np.formats.runs import small_files
+from slm_np.formats.interchange import interchange_files, token_ids
+from slm_np.formats.layouts import layout_of
+from slm_np.formats.runs import small_files, template_of, tokenizer_of
+from slm_np.paths import OLD_RUN, RUN, has_old_settings
 from slm_np.presets import generation_defaults
 from slm_np.training.callbacks import Callback
 
@@ -62,24 +66,27 @@ class Storage(Callback):
         self.counters = {}  # that are in it
         self.lowest = math.inf  # validation loss of the best model on disk
         self.files = {}  # {name: bytes} of tokenizer.json and chat_template.json; each checkpoint has a copy
+        self.interchange = {}  # {name: bytes} of the files that are made for other programs
+        self.layout = None  # of the best model's file
 
     def create(self, trainer, sampling=None, template=None):
-        """Make an empty directory a run: tokenizer, generation defaults, chat template, checkpoint of step 0.
+        """Make an empty directory a run: its small files, checkpoint of step 0.
 
-        config.json comes last: a directory without it is not a run.
-        sampling: SamplingConfig, by default its preset's.   template: ChatTemplate of the base, if any; a run on
-        conversations keeps the one of its data instead.
+        run.json comes last: a directory without it is not a run.
+        sampling: SamplingConfig, by default its preset's.   template: the chat template of the base, if any; a run on
+        conversations has the default one otherwise.
         """
         tokenizer, sampling = trainer.corpus.tokenizer, sampling or generation_defaults(trainer.run.preset)
         if trainer.corpus.train.mask is not None:
-            template = DEFAULT
+            template = template or DEFAULT
         if tokenizer is not None:
             self.files["tokenizer.json"] = tokenizer.to_bytes()
         if template is not None:
             self.files["chat_template.json"] = template.to_bytes()
-        for name, content in self.files.items():
+        self.describe(trainer.run, tokenizer, template)
+        for name, content in (self.files | self.interchange).items():
             files.write_file(self.path / name, content)
-        write_settings(self.path / "generation_config.json", to_generation_config(sampling))
+        write_settings(self.path / "generation_config.json", to_generation_config(sampling, **token_ids(tokenizer)))
         self.on_save(trainer)
         self.write_config(trainer)
 
@@ -88,8 +95,11 @@ class Storage(Callback):
 
         Raises UserError if there is none.
         """
-        self.files = small_files(self.path, run_config.read_config(self.path), trainer.corpus.tokenizer)
-        found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.weight, trainer.tensors())
+        run, was_old = run_config.read_config(self.path), not (self.path / RUN).is_file()
+        self.files = small_files(self.path, run, trainer.corpus.tokenizer)
+        tokenizer = trainer.corpus.tokenizer or tokenizer_of(self.path, run)
+        self.describe(trainer.run, tokenizer, template_of(self.path, run))
+        found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.trained, trainer.tensors())
         if found.path.name == f"checkpoint-{found.step}":
             self.saved, self.counters = found.step, found.state
         check_counters(found)
@@ -98,8 +108,35 @@ class Storage(Callback):
             metrics.trim_metrics(self.path, found.step, trainer.evaluated)
         else:
             self.count_evaluations(trainer)
-        self.find_best(trainer)
+        if self.find_best(trainer):
+            checkpoint.translate_best(self.path, self.layout)
+        if was_old:
+            self.add_token_ids(tokenizer)
         self.write_config(trainer)
+        self.write_interchange()
+
+    def add_token_ids(self, tokenizer):
+        """Add the special tokens to the sampling defaults of an older format, unless those are damaged."""
+        path = self.path / "generation_config.json"
+        try:
+            fields = read_settings(path)
+        except UserError:
+            return
+        write_settings(path, token_ids(tokenizer) | fields)
+
+    def describe(self, run, tokenizer, template):
+        """Find how the run `run` (RunConfig) is stored for other programs."""
+        self.layout, self.interchange = layout_of(run), interchange_files(run, tokenizer, template)
+
+    def write_interchange(self):
+        """Write the files for other programs, as far as they differ from those that are there."""
+        for name, content in self.interchange.items():
+            path = self.path / name
+            if not path.is_file() or files.read_bytes(path) != content:
+                files.write_file(path, content)
+        if has_old_settings(self.path):  # of a model that no class of transformers computes
+            with files.saving(self.path / OLD_RUN):
+                os.unlink(self.path / OLD_RUN)
 
     def count_evaluations(self, trainer):
         """Set the trainer's counters of evaluations by its metrics, for a checkpoint of version 0.3 or before.
@@ -112,24 +149,26 @@ class Storage(Callback):
                 trainer.evaluated = row["step"]
                 trainer.improved(math.nan if row["val_loss"] is None else row["val_loss"])  # null: it had diverged
         with contextlib.suppress(UserError):
-            lowest, step = checkpoint.best_loss(self.path)
+            lowest, step = checkpoint.best_loss(self.path, self.layout)
             if step < trainer.updates:
                 trainer.best = min(trainer.best, lowest)
 
     def find_best(self, trainer):
-        """Find the validation loss of the best model on disk.
+        """Find the validation loss of the best model on disk. Returns whether there is one.
 
         If that model is lost or damaged, a line on stderr says so and the next evaluation saves another one. A run that
         has ended is evaluated once more for that.
         """
         try:
-            self.lowest, _ = checkpoint.best_loss(self.path)
+            self.lowest, _ = checkpoint.best_loss(self.path, self.layout)
+            return True
         except UserError as error:
-            if trainer.best == math.inf and not (self.path / "model.safetensors").exists():
-                return  # there was no evaluation yet, or none with a finite loss
+            if trainer.best == math.inf and not (self.path / self.layout.file).exists():
+                return False  # there was no evaluation yet, or none with a finite loss
             print(f"slm_np: {error}; the next evaluation saves another best model", file=sys.stderr)
             if trainer.evaluated == trainer.updates:
                 self.forget_evaluation(trainer)
+            return False
 
     def forget_evaluation(self, trainer):
         """Undo the trainer's last evaluation, which was at this step, so that it is made again."""
@@ -141,8 +180,8 @@ class Storage(Callback):
             trainer.best = math.inf  # that loss was the lowest
 
     def write_config(self, trainer):
-        """Write config.json, with the checksums of the run's other files."""
-        sums = {name: crc32(content) for name, content in self.files.items()}
+        """Write run.json, with the checksums of the run's other files."""
+        sums = {name: crc32(content) for name, content in (self.files | self.interchange).items()}
         directories.check_in_place(self.path)
         trainer.run = dataclasses.replace(trainer.run, files=sums)
         run_config.write_config(self.path, trainer.run)
@@ -156,19 +195,19 @@ class Storage(Callback):
         if self.saved == trainer.updates:
             return
         directories.check_in_place(self.path)
-        weights, tensors, counters = trainer.model.parameters.weight, trainer.tensors(), trainer.counters()
+        weights, tensors, counters = trainer.model.parameters.trained, trainer.tensors(), trainer.counters()
         checkpoint.save_checkpoint(self.path, trainer.updates, weights, tensors, counters, self.files)
         self.saved, self.counters = trainer.updates, counters
 
     def on_fit(self, trainer):
-        """Write config.json: whatever happens, the run keeps its number of updates."""
+        """Write run.json: whatever happens, the run keeps its number of updates."""
         self.write_config(trainer)
 
     def on_step(self, trainer):
         self.record_tokens(trainer)
 
     def record_tokens(self, trainer):
-        """Write the numbers of tokens into config.json if they became known, as the corpus is complete now."""
+        """Write the numbers of tokens into run.json if they became known, as the corpus is complete now."""
         run, building = trainer.run, trainer.corpus.building
         if building and building.corpus and not run.data["tokens"]:
             tokens = [len(building.corpus.train), len(building.corpus.validation)]
@@ -184,7 +223,7 @@ class Storage(Callback):
         directories.check_in_place(self.path)
         if row["val_loss"] < self.lowest:
             metadata = dict(step=row["step"], val_loss=row["val_loss"])
-            checkpoint.save_best(self.path, trainer.model.parameters.weight, metadata)
+            checkpoint.save_best(self.path, trainer.model.parameters.trained, metadata, self.layout)
             self.lowest = row["val_loss"]
         metrics.append_metrics(self.path, row)
         if self.saved == trainer.updates:

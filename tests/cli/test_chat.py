@@ -97,7 +97,7 @@ def test_a_run_with_a_template_answers(folder, capsys):
     chat.messages.append(dict(role="user", content="well?"))
     assert (
         chat.run.tokenizer.decode(chat.prompt())
-        == DEFAULT.prompt(chat.messages)
+        == b"".join(DEFAULT.prompt(chat.messages))
         == b"Q: is it?\nA: yes.\nQ: so?\nA: yes.\nQ: well?\nA:"
     )
 
@@ -272,7 +272,7 @@ def fails(file):
 @pytest.mark.parametrize(
     "words, named",
     [
-        (["--model", "nowhere"], "nowhere is not a run"),
+        (["--model", "nowhere"], "nowhere is not a model"),
         (["--model", "answers", "--max-tokens", "x"], "--max-tokens 'x'"),
         (["--model", "answers", "--samplers", "topk"], "did you mean top-k"),
         (["--model", "answers", "--top-p", 0], "--top-p is 0.0"),

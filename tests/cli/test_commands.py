@@ -47,7 +47,7 @@ def folder(runs, tmp_path, monkeypatch):
 
 
 def edited(raw, old, new):
-    """A config.json with `old` replaced and without its checksum, as a user would edit it."""
+    """A run.json with `old` replaced and without its checksum, as a user would edit it."""
     without, n = re.subn(rb'  "crc32": "[0-9a-f]{8}",\n', b"", raw)
     assert n == 1 and old in without
     return without.replace(old, new)
@@ -313,14 +313,14 @@ def test_nothing_to_resume(folder, capsys, words, named):
         ("model.safetensors", lambda raw: raw[: len(raw) // 2], "cut short"),
         ("model.safetensors", lambda raw: raw[:-5] + bytes([raw[-5] ^ 4]) + raw[-4:], "checksum"),
         ("model.safetensors", lambda raw: raw.replace(b'"crc32', b'"crc33'), "was not written by slm_np"),
-        ("config.json", lambda raw: raw[:50], "is not valid JSON"),
-        ("config.json", lambda raw: raw.replace(b'"n_embd": 16', b'"n_embd": 32'), 'remove its line "crc32"'),
-        ("config.json", lambda raw: edited(raw, b'"slm_np"', b'"gpt2"'), "not a run of slm_np"),
-        ("config.json", lambda raw: edited(raw, b'"n_embd": 16', b'"n_embd": 32'), "shape"),
-        ("config.json", lambda raw: edited(raw, b'"n_embd": 16', b'"n_embd": "x"'), "--n-embd"),
-        ("config.json", lambda raw: edited(raw, b'"tokenizer.json": "', b'"tokenizer.json": "x'), "tokenizer.json is"),
+        ("run.json", lambda raw: raw[:50], "is not valid JSON"),
+        ("run.json", lambda raw: raw.replace(b'"n_embd": 16', b'"n_embd": 32'), 'remove its line "crc32"'),
+        ("run.json", lambda raw: edited(raw, b'"slm_np"', b'"gpt2"'), "not a run of slm_np"),
+        ("run.json", lambda raw: edited(raw, b'"n_embd": 16', b'"n_embd": 32'), "shape"),
+        ("run.json", lambda raw: edited(raw, b'"n_embd": 16', b'"n_embd": "x"'), "--n-embd"),
+        ("run.json", lambda raw: edited(raw, b'"tokenizer.json": "', b'"tokenizer.json": "x'), "tokenizer.json is"),
         ("generation_config.json", lambda raw: b"[]", "is not valid JSON"),
-        ("config.json", lambda raw: None, "config.json missing"),
+        ("run.json", lambda raw: None, "run.json missing"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -357,7 +357,7 @@ def test_damaged_checkpoints_are_skipped_and_refused_if_there_is_no_other(folder
         (["--min-p", 2], "--min-p is 2.0"),
         (["--repeat-penalty", "x"], "--repeat-penalty 'x' is not a number"),
         (["--modle", "x"], "did you mean --model"),
-        (["--model", "text.txt"], "text.txt is not a run"),
+        (["--model", "text.txt"], "text.txt is a text, not a model"),
     ],
 )
 def test_bad_generation_settings(folder, capsys, words, named):
@@ -550,7 +550,7 @@ def test_the_log_of_training(folder):
     again = small.command("generate", cwd=folder)
     assert again.returncode == 0 and "weights of step 40" in again.stderr
     assert small.command("train", *small.flags("text.txt", max_iters=1), cwd=folder).returncode == 0
-    assert (folder / "runs" / "stories-2" / "config.json").exists()
+    assert (folder / "runs" / "stories-2" / "run.json").exists()
 
 
 def test_samples_of_training_take_no_compiled_step(folder, monkeypatch, capsys):

@@ -95,7 +95,7 @@ def test_binary_data_are_refused_unless_asked_for(folder, capsys):
     assert status == 2 and "b.dat is binary (byte 0 is zero); give text, or pass --binary" in error
     status, said, error = run("train", *flags, "--binary", capsys=capsys)
     assert status == 0, error
-    config = json.loads((folder / "run" / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
     assert config["train"].pop("binary") is True
     assert run("train", "--resume", "run", "--max-iters", 6, capsys=capsys)[0] == 0
     assert evaluated("--model", "run", "--data", "b.dat", capsys=capsys)["bytes"] == len(data) - 1
@@ -109,10 +109,10 @@ def test_binary_data_are_refused_unless_asked_for(folder, capsys):
 
 
 def test_a_run_of_an_earlier_version_on_binary_data_is_resumed_with_the_flag(folder, capsys):
-    """Its config.json has no `binary`, and its data are read as they were."""
+    """Its run.json has no `binary`, and its data are read as they were."""
     (folder / "t.txt.gz").write_bytes(gzipped(small.text().encode()))
     assert run("train", *small.flags("t.txt.gz", max_iters=4, out_dir="run"), "--binary", capsys=capsys)[0] == 0
-    file = folder / "run" / "config.json"
+    file = folder / "run" / "run.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     del config["train"]["binary"], config["crc32"]
     file.write_text(json.dumps(config), encoding="utf-8")

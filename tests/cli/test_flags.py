@@ -131,7 +131,7 @@ def test_stray_words_are_recognized(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my text.txt").write_text("text", encoding="utf-8")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "run" / "run.json").write_text("{}", encoding="utf-8")
     (tmp_path / "settings.toml").write_text("", encoding="utf-8")
     for word, hint in {
         "my text.txt": "did you mean --data " + quoted("my text.txt"),

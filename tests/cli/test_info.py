@@ -164,7 +164,7 @@ def test_damaged_rows_of_metrics_are_left_out(runs, capsys, tmp_path):
 def test_the_others_are_shown_beside_a_broken_one(runs, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{", encoding="utf-8")
+    (tmp_path / "broken" / "run.json").write_text("{", encoding="utf-8")
     capsys.readouterr()
     assert small.status("info", "low", tmp_path / "broken", "high", "gone") == 2
     shown = capsys.readouterr()
@@ -176,13 +176,13 @@ def test_parts_of_a_run(runs, capsys, monkeypatch):
     monkeypatch.chdir(runs)
     newest = max(Path("low").glob("checkpoint-*"))
     n = summary("low").parameters
-    out = told(capsys, newest, newest / "model.safetensors", "low/config.json", "low/metrics.jsonl")
+    out = told(capsys, newest, newest / "model.safetensors", "low/run.json", "low/metrics.jsonl")
     step = int(newest.name.partition("-")[2])
     assert f"{newest}: a checkpoint after {step} updates of the run low\n" in out
     assert re.search(
         rf"model.safetensors: \d+ tensors, {n:,} elements of F32\n  metadata   format pt, step {step}", out
     )
-    assert "low/config.json: settings of the run low, which python -m slm_np.info low describes" in out
+    assert "low/run.json: settings of the run low, which python -m slm_np.info low describes" in out
     assert "40 rows of JSON" in out
 
 

@@ -47,7 +47,7 @@ def test_training_in_the_home_folder(home):
     assert small.status("train", *words, "--data=~/text.txt", "--out-dir=~/file", tokenizer) == 0
     (home / "settings.toml").write_text('out-dir = "~/toml"\ndata = ["~/text.txt", "~/*.txt"]\n', encoding="utf-8")
     assert small.status("train", *words, "--config=~/settings.toml") == 0
-    assert (home / "toml" / "config.json").is_file()
+    assert (home / "toml" / "run.json").is_file()
 
 
 def test_finetuning_in_the_home_folder(home):

@@ -111,20 +111,33 @@ def test_what_is_not_a_run_is_named(folder, capsys):
     Path("tokens/train.bin").write_bytes(b"")
     Path("model.bin").write_bytes(b"")
     Path("empty").mkdir()
-    for path, named in {
-        "nowhere": "does not exist; name a directory",
+    alike = {
         "runn": "did you mean run?",
-        "text.txt": "not a run but a file; train on a text with --data text.txt",
-        "model.bin": "python -m slm_np.convert model.bin",
         "run/model.safetensors": "a part of the run run; name the run: run",
         "run/checkpoint-12": "a part of the run run; name the run: run",
         "run/checkpoint-99": "does not exist in the run run; name the run: run",
         "tokens": "a folder of tokens; train on it with --data tokens",
         ".": "a folder with runs; name one: converted, run",
-        "empty": "config.json missing: empty is not a run",
-    }.items():
-        for verb, flag in (("generate", "--model"), ("train", "--resume"), ("finetune", "--base")):
-            words = ["--data", "text.txt"] * (verb == "finetune")
+    }
+    as_run = {
+        "nowhere": "does not exist; name a directory",
+        "text.txt": "not a run but a file; train on a text with --data text.txt",
+        "model.bin": "python -m slm_np.convert model.bin",
+        "empty": "run.json missing: empty is not a run",
+    }
+    as_model = {
+        "nowhere": "nowhere is not a model: it does not exist; name a run, a Hugging Face directory",
+        "text.txt": "is a text, not a model; train on it with --data text.txt, or name a run",
+        "model.bin": "model.bin is empty, not a model",
+        "empty": "empty is an empty folder, not a model",
+    }
+    for verb, flag, expected in (
+        ("generate", "--model", as_model),
+        ("train", "--resume", as_run),
+        ("finetune", "--base", as_run),
+    ):
+        words = ["--data", "text.txt"] * (verb == "finetune")
+        for path, named in (alike | expected).items():
             assert named in said(capsys, verb, flag, Path(path), *words), (verb, path)
 
 
@@ -194,8 +207,8 @@ def test_a_prompt_without_its_flag(folder, capsys):
     line = said(capsys, "generate", "Once upon a time")
     assert "did you mean --prompt " in line and "Once upon a time" in line
     assert "unknown argument" in said(capsys, "generate", "long " * 2000)
-    assert "is not a run: it does not exist" in said(capsys, "generate", "--model", "long" * 2000)
-    assert "is not a run: it does not exist" in said(capsys, "generate", "--model", "long" * 2000 + "/x")
+    assert "is not a model: it does not exist" in said(capsys, "generate", "--model", "long" * 2000)
+    assert "is not a model: it does not exist" in said(capsys, "generate", "--model", "long" * 2000 + "/x")
 
 
 def test_a_tokenizer_file_without_its_prefix(folder, capsys):
@@ -203,8 +216,12 @@ def test_a_tokenizer_file_without_its_prefix(folder, capsys):
     assert "did you mean file:run/tokenizer.json?" in said(capsys, "train", *words)
 
 
-def test_a_run_is_not_converted(folder, capsys):
-    assert "run is the directory of a model, not a file" in said(capsys, "convert", "run")
+def test_a_target_that_exists_is_not_overwritten(folder, capsys):
+    before = small.tree(".")
+    for words in (["run", "run"], ["run", "converted"], ["run", "--out-dir", "run"], ["run", "text.txt"]):
+        assert "already exists, and nothing is overwritten" in said(capsys, "convert", *words), words
+    assert "both say what to write; give one" in said(capsys, "convert", "run", "a", "--out-dir", "b")
+    assert small.tree(".") == before
 
 
 def test_an_empty_stop_is_refused(folder, capsys):

@@ -80,9 +80,7 @@ def test_any_value_of_any_field(kind, data):
                 and (rule["low"] is None or value >= rule["low"])
                 and (rule["high"] is None or value <= rule["high"])
             )
-    assert (
-        dataclasses.replace(config) == config and kind(**dataclasses.asdict(config)) == config
-    )  # what config.json keeps
+    assert dataclasses.replace(config) == config and kind(**dataclasses.asdict(config)) == config  # what run.json keeps
 
 
 @settings(max_examples=200, deadline=None)

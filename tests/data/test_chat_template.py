@@ -5,6 +5,7 @@ import json
 import pytest
 
 from slm_np.data import chat_template
+from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import DEFAULT, EXAMPLE, Template, parse_row
 from slm_np.errors import UserError
 
@@ -27,7 +28,7 @@ def test_only_replies_and_their_line_ends_are_targets():
 def test_a_prompt_is_the_text_before_the_reply(turns):
     messages = WHOLE[: 2 * turns + 1]
     text = b"".join(span for span, _ in DEFAULT.spans(messages))
-    assert DEFAULT.prompt(messages[:-1]) == text.removesuffix(f" {messages[-1]['content']}\n".encode()) != text
+    assert DEFAULT.prompt(messages[:-1]) == [text.removesuffix(f" {messages[-1]['content']}\n".encode())] != [text]
 
 
 def test_the_template_adds_eight_bytes_per_turn():
@@ -55,7 +56,7 @@ def test_spans_encoded_one_by_one_have_the_ids_of_the_whole_text():
 
 
 def test_a_reply_ends_with_end_of_text_or_with_its_line():
-    assert DEFAULT.stops(256) == ["\nQ: "] and DEFAULT.stops(None) == ["\n"]
+    assert DEFAULT.stops(ByteTokenizer(end=True)) == ["\nQ: "] and DEFAULT.stops(ByteTokenizer()) == ["\n"]
 
 
 def test_a_template_is_saved_in_the_run(tmp_path):

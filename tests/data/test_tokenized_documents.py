@@ -178,7 +178,7 @@ def test_a_reply_has_the_same_ids_in_training_and_in_chat(tmp_path):
     messages = conversation("the cat", "that the hat")["messages"]
     path = text_file(tmp_path, jsonl([dict(messages=messages)]), "r.jsonl")
     tokens = load(path, path, tokenizer).train
-    prompt = tokenizer.encode(DEFAULT.prompt(messages[:1])).tolist()
+    prompt = tokenizer.encode(b"".join(DEFAULT.prompt(messages[:1]))).tolist()
     assert tokens.ids[: len(prompt)].tolist() == prompt
     assert not tokens.mask[: len(prompt)].any()
     assert tokens.mask[len(prompt) :].all()

@@ -198,7 +198,7 @@ def test_any_disk_operation_of_a_checkpoint_may_fail(tmp_path, before, step, bro
         run = tmp_path / str(k)
         for earlier in before:
             save(run, earlier)
-            (run / "config.json").write_bytes(b"{}")  # it is a run
+            (run / "run.json").write_bytes(b"{}")  # it is a run
         with pytest.MonkeyPatch.context() as patch:
             disk = FullDisk(patch, k, broken)
             try:
@@ -218,7 +218,7 @@ def test_any_disk_operation_of_a_checkpoint_may_fail(tmp_path, before, step, bro
             assert found.step == (before[-1] if failed else step)
         save(run, step + 1)
         assert_intact(newest_checkpoint(run))
-        assert {name for name in names(run) if not name.startswith("checkpoint-") or "." in name} <= {"config.json"}
+        assert {name for name in names(run) if not name.startswith("checkpoint-") or "." in name} <= {"run.json"}
         if disk.count < k:
             break
     assert disk.count < k and not failed and failures > 15
@@ -261,7 +261,7 @@ def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):  # chmod would not stop root
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    (tmp_path / "config.json").write_bytes(b"{}")
+    (tmp_path / "run.json").write_bytes(b"{}")
     monkeypatch.setattr(files, "open", refuse, raising=False)
     with pytest.raises(UserError, match="model.safetensors: Permission denied; check the permissions.*intact"):
         save_best(tmp_path, tensors_of(2), {"step": 2})

@@ -169,7 +169,7 @@ def library(tokens):
 @pytest.mark.parametrize("kv_heads", [6, 2, 1])
 def test_logits_are_those_of_its_equations(tmp_path, tied, kv_heads):
     file, _, tokens = files(tmp_path, tied=tied, kv_heads=kv_heads)
-    run = runs.load(convert(file, tmp_path / "run"))
+    run = runs.load(convert(file, tmp_path / "run").path)
     assert run.tokenizer is None and run.step == 0 and run.config.model.head == ("tied" if tied else "linear")
     ids = np.random.default_rng(1).integers(0, len(tokens), SHAPE["steps"])
     wanted = reference_logits(file.read_bytes(), ids)
@@ -183,7 +183,8 @@ def test_the_command_makes_a_run(tmp_path, capsys, monkeypatch):
     file, tokenizer, _ = files(tmp_path)
     assert small.status("convert", file, "--tokenizer", tokenizer) == 0
     assert "run: runs" in capsys.readouterr().out
-    assert small.tree("runs/model") == ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    settings = ["config.json", "generation_config.json", "run.json", "tokenizer.json", "tokenizer_config.json"]
+    assert small.tree("runs/model") == sorted(["model.safetensors", *settings])
     assert Tokenizer.from_file("runs/model/tokenizer.json").encode("the cat").tokens == [" the", " cat"]
     (tmp_path / "tok.bin").rename("tokenizer.bin")  # found by its name; a tokenizer.json is accepted too
     for words in (["--out-dir", "beside"], ["--out-dir", "json", "--tokenizer", "runs/model/tokenizer.json"]):
@@ -215,12 +216,11 @@ def test_ids_are_those_of_its_encoder(words, texts):
 def test_reading_and_writing_show_how_far_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(meter, "FIRST_LINE_S", 0.0)
     monkeypatch.setattr(meter, "LINE_S", 0.0)
-    monkeypatch.setattr("slm_np.formats.files.BLOCK", 1000)
     file, _, _ = files(tmp_path)
     assert small.status("convert", file, "--out-dir", tmp_path / "run") == 0
     said = capsys.readouterr().err
-    assert "reading model.bin: " in said and said.count("writing the model: ") > 10
-    assert re.search("writing the model: [0-9]+ of [0-9]+ MB, ETA 0s", said)
+    assert said.count("converting model.bin: ") > 10
+    assert re.search("converting model.bin: [0-9]+ of [0-9]+ MB, ETA 0s", said)
 
 
 def test_begin_of_text_is_special_and_ends_documents(tmp_path):
@@ -228,7 +228,7 @@ def test_begin_of_text_is_special_and_ends_documents(tmp_path):
     assert [made.token_to_id(name) for name in ("<unk>", "<s>")] == [0, 1]
     assert made.decode([1, *made.encode("ab ab").ids, 1]) == "ab ab"
     file, tokenizer, tokens = files(tmp_path)
-    loaded = runs.load(convert(file, tmp_path / "run", tokenizer)).tokenizer
+    loaded = runs.load(convert(file, tmp_path / "run", tokenizer).path).tokenizer
     assert loaded.end_of_text == 1 and loaded.vocab_size == len(tokens)
     assert loaded.encode(b"the cat\xff <s>").tolist() == reference_encode(tokens, "the cat") + [
         0xFF + 3,
@@ -246,8 +246,9 @@ def test_begin_of_text_is_special_and_ends_documents(tmp_path):
         (lambda raw: raw[:-1], r"has [\d,]+ bytes but its header \(dim 24, .*\) asks for [\d,]+: it is cut short"),
         (lambda raw: raw + b"0000", "cut short"),
         (lambda raw: raw[:20], "has 20 bytes and the header alone takes 28"),
-        (lambda raw: b"", "has 0 bytes"),
-        (lambda raw: b"hello " * 99, "its header is not that of a model"),
+        (lambda raw: b"", "is empty, not a model"),
+        (lambda raw: b"hello " * 99, "is a text, not a model"),
+        (lambda raw: b"hello " * 99 + bytes(9), "its header is not that of a model"),
         (lambda raw: struct.pack("<Ii", 0x616B3432, 1) + raw, "of version 1, .*--version 0"),
         (lambda raw: raw[:-4] + b"\0\0\xc0\x7f", "not finite"),
         (lambda raw: struct.pack("<7i", *[2**31 - 2] * 2, 1, 1, 1, 9, 9) + raw[28:], "cut short"),
@@ -281,7 +282,7 @@ def test_a_tokenizer_that_does_not_fit(tmp_path, make, said):
 
 def test_missing_files_and_an_existing_run(tmp_path):
     file, tokenizer, _ = files(tmp_path)
-    with pytest.raises(UserError, match="nothing.bin cannot be read"):
+    with pytest.raises(UserError, match="nothing.bin is not a model: it does not exist"):
         convert(tmp_path / "nothing.bin", tmp_path / "run")
     with pytest.raises(UserError, match="--tokenizer .*nothing.bin cannot be read"):
         convert(file, tmp_path / "run", tmp_path / "nothing.bin")
@@ -290,7 +291,7 @@ def test_missing_files_and_an_existing_run(tmp_path):
         convert(file, tmp_path / "run", tmp_path / "bad.json")
     convert(file, tmp_path / "run", tokenizer)
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="run already exists, and nothing is overwritten"):
         convert(file, tmp_path / "run", tokenizer)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
@@ -308,7 +309,8 @@ def stories260k(test_data):
 
 def test_real_logits_and_greedy_english(stories260k):
     file = stories260k / "stories260K.bin"
-    config, tensors = llama2c.read_checkpoint(file)
+    parts = llama2c.read(file)
+    config, tensors = parts.config, dict(parts.tensors())
     assert (
         config.n_embd,
         config.n_hidden,

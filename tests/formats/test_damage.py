@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+from damaged_files import broken, changed, mutated
 
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, run_config, runs
@@ -56,25 +57,12 @@ def loaded(run):
     return found.model.parameters.weights.tobytes(), found.tokenizer.to_json(), found.template, found.sampling, text
 
 
-def flips(size, n, seed):
-    """(byte, bit) of n flips in a file of so many bytes."""
-    draw = random.Random(seed)
-    return [(draw.randrange(size), draw.randrange(8)) for _ in range(n)]
-
-
-def changed(raw, seed, n, cuts):
-    """The bytes `raw` with one bit flipped, n times, and cut short, `cuts` times."""
-    for byte, bit in flips(len(raw), n, seed):
-        yield raw[:byte] + bytes([raw[byte] ^ 1 << bit]) + raw[byte + 1 :]
-    for length in random.Random(seed).sample(range(len(raw)), min(cuts, len(raw))):
-        yield raw[:length]
-
-
-LOADED = ["config.json", "generation_config.json", "tokenizer.json", "chat_template.json", "model.safetensors"]
+LOADED = ["run.json", "generation_config.json", "tokenizer.json", "chat_template.json", "model.safetensors"]
+MADE = ["config.json", "tokenizer_config.json", "chat_template.jinja"]  # for other programs
 
 
 @pytest.mark.parametrize("n", [60, pytest.param(1000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [*LOADED, "metrics.jsonl", "checkpoint-8/tokenizer.json"])
+@pytest.mark.parametrize("name", [*LOADED, *MADE, "metrics.jsonl", "checkpoint-8/tokenizer.json"])
 def test_damage_to_a_file_that_is_loaded_is_found_or_harmless(folder, name, n):
     run, expected = folder / "run", loaded(folder / "run")
     raw, found = (run / name).read_bytes(), 0
@@ -85,13 +73,15 @@ def test_damage_to_a_file_that_is_loaded_is_found_or_harmless(folder, name, n):
         except UserError as error:
             found += 1
             assert Path(name).name in str(error)
-    restored = name in ("tokenizer.json", "chat_template.json", "metrics.jsonl", "checkpoint-8/tokenizer.json")
+    restored = name in ("tokenizer.json", "chat_template.json", *MADE, "metrics.jsonl", "checkpoint-8/tokenizer.json")
     assert found == 0 if restored else found > n
+    if name in MADE:
+        assert (run / name).read_bytes() == raw
 
 
 def test_every_byte_of_the_settings(folder):
     """Each byte with three of its bits flipped, in turn."""
-    for name in ("config.json", "generation_config.json"):
+    for name in ("run.json", "generation_config.json"):
         path, undetected = folder / "run" / name, 0
         raw, fields = path.read_bytes(), read_settings(path)
         for i, byte in enumerate(raw):
@@ -118,10 +108,11 @@ def test_damage_to_a_checkpoint_is_found(folder, name):
 @pytest.mark.parametrize(
     "name",
     [
-        "config.json",
+        "run.json",
         "generation_config.json",
         "tokenizer.json",
         "chat_template.json",
+        *MADE,
         "model.safetensors",
         "metrics.jsonl",
         "lock",
@@ -141,9 +132,10 @@ def test_a_damaged_run_resumes_with_the_same_bits_or_not_at_all(folder, name):
         try:
             resumed(folder, run)
         except UserError as error:
-            assert name == "config.json" and name in str(error)
+            assert name == "run.json" and name in str(error)
             continue
         small.assert_same_state(folder / "whole", folder / run, END)
+        assert all((folder / "whole" / made).read_bytes() == (folder / run / made).read_bytes() for made in MADE)
         (best, metadata), (same, same_metadata) = (checkpoint.load_best(folder / each) for each in ("whole", run))
         assert metadata == same_metadata
         for tensor in best:
@@ -153,7 +145,7 @@ def test_a_damaged_run_resumes_with_the_same_bits_or_not_at_all(folder, name):
 def test_an_edit_by_hand_is_accepted_without_the_checksum(folder):
     run = folder / "run"
     for name, old, new, value in (
-        ("config.json", '"max_iters": 8', '"max_iters": 9', lambda: run_config.read_config(run).train.max_iters == 9),
+        ("run.json", '"max_iters": 8', '"max_iters": 9', lambda: run_config.read_config(run).train.max_iters == 9),
         ("generation_config.json", '"top_k": 40', '"top_k": 7', lambda: runs.sampling_of(run).top_k == 7),
     ):
         path = run / name
@@ -178,68 +170,9 @@ def test_settings_may_be_indented_otherwise(tmp_path):
 
 # Settings that are none
 
-ODD = [
-    None,
-    True,
-    -1,
-    0,
-    1.5,
-    10**9,
-    10**18,
-    10**400,
-    -(10**400),
-    float("nan"),
-    float("inf"),
-    1e308,
-    "",
-    "x",
-    "1",
-    "\udcff",
-    "a\0b",
-    "x" * 5000,
-    [],
-    [1, 2],
-    [[[]]],
-    {},
-    {"a": 1},
-    [10**400, None],
-]
-
-
-def nested(depth):
-    value = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def mutated(fields, draw):
-    """A copy of a JSON object with one field, at any depth, replaced, removed, renamed or added."""
-    fields = json.loads(json.dumps(fields))
-    part = fields
-    while True:
-        inner = [value for value in part.values() if isinstance(value, dict) and value]
-        if not inner or draw.random() < 0.4:
-            break
-        part = draw.choice(inner)
-    name, value = draw.choice([*part]), draw.choice([*ODD, nested(60), nested(900)])
-    kind = draw.choice(["replace"] * 5 + ["remove", "rename", "add"])
-    if kind in ("remove", "rename"):
-        kept = part.pop(name)
-    if kind != "remove":
-        part[{"replace": name, "rename": f"{name}x", "add": "new"}[kind]] = kept if kind == "rename" else value
-    return fields
-
-
-def broken(raw, draw):
-    """The bytes of a JSON file that is none."""
-    return draw.choice(
-        [b"", b"\xff\xfe" + raw, raw[: len(raw) // 2], b"[" * 100_000, b"null", b"[]", raw + b"}", b"\0" * len(raw)]
-    )
-
 
 @pytest.mark.parametrize("n", [60, pytest.param(500, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "trainer_state.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["run.json", "generation_config.json", "trainer_state.json", "metrics.jsonl"])
 def test_mutated_settings_are_refused_or_work(folder, name, n, capsys):
     """Without their checksum, or with the right one: the values alone have to be refused. Any other error fails."""
     draw, outcomes, run = random.Random(n), {2: 0, 0: 0}, folder / "run"

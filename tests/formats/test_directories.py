@@ -28,8 +28,8 @@ def test_a_second_start_is_refused_and_removes_nothing(tmp_path):
         with pytest.raises(UserError, match="run is in use by process"), writing(run):
             pass
         assert sorted(os.listdir(run)) == [LOCK, "tokenizer.json"]
-        (directory / "config.json").write_bytes(b"{}")
-    assert sorted(os.listdir(run)) == ["config.json", "tokenizer.json"]
+        (directory / "run.json").write_bytes(b"{}")
+    assert sorted(os.listdir(run)) == ["run.json", "tokenizer.json"]
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -56,16 +56,16 @@ def test_a_start_that_fails_leaves_what_others_put_there(tmp_path):
 
 def test_a_run_that_fails_later_stays(tmp_path):
     with pytest.raises(ZeroDivisionError), new_directory(tmp_path / "run", "") as directory:
-        (directory / "config.json").write_bytes(b"{}")
+        (directory / "run.json").write_bytes(b"{}")
         assert 1 / 0
-    assert os.listdir(tmp_path / "run") == ["config.json"]
+    assert os.listdir(tmp_path / "run") == ["run.json"]
 
 
 def test_the_directory_of_a_start_that_was_killed_can_be_used_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for files in ([LOCK], [LOCK, "tokenizer.json", "generation_config.json", "checkpoint-0.tmp-7"]):
         start(tmp_path / "run", *files)
-        with pytest.raises(UserError, match="config.json missing"), writing(tmp_path / "run"):
+        with pytest.raises(UserError, match="run.json missing"), writing(tmp_path / "run"):
             pass
         assert sorted(os.listdir(tmp_path / "run")) == sorted(files)
         with pytest.raises(ZeroDivisionError), new_directory(tmp_path / "run", ""):
@@ -78,7 +78,7 @@ def test_the_directory_of_a_start_that_was_killed_can_be_used_again(tmp_path, mo
         with new_directory("", "name") as directory:
             assert str(directory) == os.path.join("runs", "name")
             assert os.listdir(directory) == [LOCK]  # nothing of the other start becomes a part of this run
-            (directory / "config.json").write_bytes(b"{}")
+            (directory / "run.json").write_bytes(b"{}")
         for path in (tmp_path / "runs" / "name").iterdir():
             path.unlink()
         (tmp_path / "runs" / "name").rmdir(), (tmp_path / "runs").rmdir()
@@ -103,14 +103,14 @@ def test_a_lock_does_not_make_a_trained_model_free(tmp_path):
 
 
 def test_a_conversion_that_was_killed_can_be_repeated(tmp_path):
-    """It has written its model, which has no validation loss, and not yet its config.json."""
+    """It has written its model, which has no validation loss, and not yet its run.json."""
     run, other = tmp_path / "run", tmp_path / "other"
     for path, loss in ((run, "nan"), (other, 1.5)):
         start(path, LOCK, "tokenizer.json", "model.safetensors.tmp-7")
         checkpoint.save_best(path, dict(w=np.ones(3, np.float32)), dict(step=0, val_loss=loss))
     with new_directory(run, "") as directory:
         assert os.listdir(directory) == [LOCK]
-        (directory / "config.json").write_bytes(b"{}")
+        (directory / "run.json").write_bytes(b"{}")
     with pytest.raises(UserError, match="already holds model.safetensors"), new_directory(other, ""):
         pass
     assert len(os.listdir(other)) == 4
@@ -118,13 +118,13 @@ def test_a_conversion_that_was_killed_can_be_repeated(tmp_path):
 
 def test_default_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    start(tmp_path / "runs"), start(tmp_path / "runs" / "name", "config.json")
+    start(tmp_path / "runs"), start(tmp_path / "runs" / "name", "run.json")
     (tmp_path / "runs" / "name-2").write_bytes(b"a file")
     with new_directory("", "name") as first, new_directory("", "name") as second:
         assert [path.name for path in (first, second)] == ["name-3", "name-4"]
-        (first / "config.json").write_bytes(b"{}")
+        (first / "run.json").write_bytes(b"{}")
         assert newest_run().name in ("name", "name-3")
-        (second / "config.json").write_bytes(b"{}")
+        (second / "run.json").write_bytes(b"{}")
 
 
 def test_a_failed_first_start_leaves_no_folder_runs(tmp_path, monkeypatch):
@@ -132,3 +132,21 @@ def test_a_failed_first_start_leaves_no_folder_runs(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError), new_directory("", "name"):
         assert 1 / 0
     assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_of_hugging_face_is_no_run(tmp_path, monkeypatch):
+    """It is not overwritten, not resumed, and not the newest run."""
+    monkeypatch.chdir(tmp_path)
+    start(tmp_path / "runs"), start(tmp_path / "runs" / "model", "model.safetensors", "tokenizer.json")
+    (tmp_path / "runs" / "model" / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    before = small.tree(tmp_path)
+    with pytest.raises(UserError, match="there is no run in runs/ yet"):
+        newest_run()
+    with pytest.raises(UserError, match="config.json has model_type 'llama' .* is not a run"), writing("runs/model"):
+        pass
+    with pytest.raises(UserError, match="already holds config.json, which a new run would overwrite"):
+        with new_directory("runs/model", ""):
+            pass
+    with new_directory("", "model") as directory:
+        assert directory.name == "model-2"
+    assert before == [path for path in small.tree(tmp_path) if "model-2" not in path]

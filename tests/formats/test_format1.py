@@ -1,6 +1,9 @@
 """Runs of format 1: they load, write the same text as before and resume with the same bits."""
 
+import contextlib
+import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,9 +12,12 @@ import pytest
 import small
 
 from slm_np.errors import UserError
-from slm_np.formats import checkpoint, run_config
+from slm_np.formats import checkpoint, run_config, runs
+from slm_np.formats.families import family_of
 from slm_np.formats.files import read_json, write_json
+from slm_np.formats.layouts import layout_of
 from slm_np.formats.tensors import load_tensors
+from slm_np.paths import has_old_settings, is_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +51,7 @@ def file_names(path):
 
 
 def translate(run, new):
-    """Copy a run of format 1 to a new directory, in today's format."""
+    """Copy a run of format 1 to a new directory, in today's format. Its config.json is still there."""
     shutil.copytree(run, new)
     run_config.write_config(new, run_config.read_config(run))
     found = checkpoint.newest_checkpoint(run)
@@ -57,6 +63,22 @@ def translate(run, new):
 def resume(run, steps, *words):
     verb = "finetune" if run_config.read_config(run).base else "train"
     return small.status(verb, "--resume", run, "--max-iters", steps, *words)
+
+
+def best_of(run):
+    """({our name: array}, metadata) of a run's best model."""
+    return checkpoint.load_best(run, layout=layout_of(run_config.read_config(run)))
+
+
+def assert_read_by_others(run):
+    """config.json is Hugging Face's, and model.safetensors has the names of that class; else both have no one's."""
+    family = family_of(run_config.read_config(run).model)
+    names = file_names(f"{run}/model.safetensors")
+    if family is None:
+        assert not Path(run, "config.json").exists() and "embedding.weight" in names
+    else:
+        assert read_json(Path(run, "config.json"))["model_type"] in family.MODEL_TYPES
+        assert names == {piece.theirs for piece in family.pieces(run_config.read_config(run).model)}
 
 
 def assert_rows_close(rows, expected_rows):
@@ -79,31 +101,78 @@ def test_a_run_of_format_1_writes_the_same_text(folder, capsys, name):
 def test_a_run_of_format_1_resumes_like_its_translation(folder, name):
     wanted = expected(name)
     translate(name, "translated")
-    for run, version in ((name, 1), ("translated", run_config.FORMAT)):
-        assert read_json(Path(run, "config.json"))["format"] == version
+    for run in (name, "translated"):
+        assert read_json(Path(run, "config.json"))["format"] == 1
         assert resume(run, wanted["steps"]) == 0
-        assert read_json(Path(run, "config.json"))["format"] == run_config.FORMAT
+        assert read_json(Path(run, "run.json"))["format"] == run_config.FORMAT
+        assert_read_by_others(run)
     assert_rows_close(small.rows(name), wanted["metrics"])
     assert small.rows(name) == small.rows("translated")
     small.assert_same_state(name, "translated", wanted["steps"])
-    (best, metadata), (same, same_metadata) = map(checkpoint.load_best, (name, "translated"))
+    (best, metadata), (same, same_metadata) = map(best_of, (name, "translated"))
     assert metadata == same_metadata and best.keys() == same.keys()
     for tensor in best:
         np.testing.assert_array_equal(best[tensor], same[tensor], err_msg=tensor)
 
 
 def test_formats_may_be_mixed_within_a_run(folder):
-    old_config = Path("mamba", "config.json").read_bytes()
+    old_config, old_best = (Path("mamba", name).read_bytes() for name in ("config.json", "model.safetensors"))
     shutil.copytree("mamba", "mixed")
     assert resume("mixed", 250) == 0 and resume("mamba", 260) == 0
     old, new = (file_names(f"mixed/checkpoint-{step}/model.safetensors") for step in (STEP, 250))
     assert "layers.0.mamba.select.weight" in old and "layers.0.mamba.x_proj.weight" in new
     shutil.copytree("mixed", "interrupted")
-    Path("interrupted", "config.json").write_bytes(old_config)  # settings of format 1, newest checkpoint of format 3
-    shutil.rmtree("mixed/checkpoint-250")  # settings of format 3, newest checkpoint of format 1
+    # Settings and best model of format 1, newest checkpoint of today's format.
+    Path("interrupted", "config.json").write_bytes(old_config)
+    Path("interrupted", "model.safetensors").write_bytes(old_best)
+    Path("interrupted", "run.json").unlink()
+    shutil.rmtree("mixed/checkpoint-250")  # settings of today's format, newest checkpoint of format 1
     for run in ("mixed", "interrupted"):
         assert resume(run, 260) == 0
         small.assert_same_state("mamba", run, 260)
+
+
+class Killed(BaseException):
+    """What ends a process in these tests."""
+
+
+@pytest.mark.parametrize("name", ["mamba", "stories", "byte-ssm"])
+def test_a_kill_at_any_moment_of_the_translation_leaves_a_run(folder, name, monkeypatch):
+    """Resuming makes a run one of today's format. Kill it after the k-th change of a name, for each k."""
+    weights = runs.load(FIXTURES / name).model.parameters.weights
+    for k in itertools.count(1):
+        shutil.copytree(FIXTURES / name, f"killed-{k}")
+        with monkeypatch.context() as patch:
+            left = count_down(patch, k)
+            with contextlib.suppress(Killed):
+                resume(f"killed-{k}", STEP)  # no update is left to make
+        found = runs.load(f"killed-{k}")
+        np.testing.assert_array_equal(found.model.parameters.weights, weights)
+        assert resume(f"killed-{k}", STEP) == 0
+        assert_read_by_others(f"killed-{k}")
+        assert is_run(f"killed-{k}") and not has_old_settings(f"killed-{k}")
+        if left() > 0:
+            break
+    assert k > 4
+
+
+def count_down(patch, k):
+    """Raise `Killed` after the k-th file that appears or disappears. Returns a function () -> how many are left."""
+    left = [k]
+
+    def counted(call):
+        def run(*args, **options):
+            result = call(*args, **options)
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return result
+
+        return run
+
+    for name in ("replace", "rename", "unlink"):
+        patch.setattr(os, name, counted(getattr(os, name)))
+    return lambda: left[0]
 
 
 def test_old_names_of_tensors_are_translated(folder):
@@ -113,7 +182,7 @@ def test_old_names_of_tensors_are_translated(folder):
     norms = {"norm.weight", *(f"layers.{layer}.mixer_norm.weight" for layer in range(2))}
     assert found.model.keys() == mamba | norms | {"embedding.weight"}
     assert found.optimizer.keys() == {f"{moment}.{name}" for moment in ("mean", "square") for name in found.model}
-    assert checkpoint.load_best("mamba")[0].keys() == found.model.keys()
+    assert best_of("mamba")[0].keys() == found.model.keys()
     as_stored, _ = load_tensors("mamba/checkpoint-240/model.safetensors")
     np.testing.assert_array_equal(found.model["layers.1.mamba.D"], as_stored["layers.1.mamba.skip"])
 
@@ -192,6 +261,6 @@ def test_finetuning_starts_from_a_run_of_format_1(folder):
     first, *_ = [row for row in small.rows("new") if "val_loss" in row]
     assert first["step"] == 0 and first["val_loss"] < 5  # random weights: log 257 = 5.5 nats
     assert (
-        json.loads(Path("new/config.json").read_text())["base"]["weights"]
+        json.loads(Path("new/run.json").read_text())["base"]["weights"]
         == read_json("finetuned/config.json")["base"]["weights"]
     )

@@ -300,7 +300,7 @@ def test_answers_of_a_jsonl_file(folder, capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--model", "nothing"], "nothing is not a run: it does not exist"),
+        (["--model", "nothing"], "nothing is not a model: it does not exist"),
         (["--model", "bytes", "--data", "nothing.txt"], "--data nothing.txt does not exist"),
         (
             ["--model", "bytes", "--data", "other.txt", "--stride", "99"],

@@ -97,8 +97,9 @@ def test_a_decoder_continues_its_sequence(name, make_step, copied):
     np.testing.assert_array_equal(other.read(tokens), decoder.read(tokens))
 
 
-def test_states(copied):
-    model = made("hybrid")
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+def test_states(copied, recompute):
+    model = made("hybrid", recompute=recompute)
     states = model.states(B)
     model.loss_and_gradient(*batch(), states=states)
     other = copied(states)

@@ -96,6 +96,15 @@ def test_replayed_graphs_give_the_bits_of_single_launches(data, settings):
     assert np.isfinite(weights).all()
 
 
+@pytest.mark.parametrize("settings", [dict(GPT2, n_layer=3), RECURRENT], ids=["gpt2", "recurrent"])
+def test_recomputation_gives_the_same_bits(data, settings):
+    saving, recomputing = trainer(data, **settings), trainer(data, **settings, recompute=True)
+    assert recomputing.stepper.activations.arena.n_bytes < saving.stepper.activations.arena.n_bytes
+    assert steps(recomputing, 4) == steps(saving, 4)
+    assert recomputing.stepper.batch.graph
+    np.testing.assert_array_equal(host(recomputing.model.parameters.weights), host(saving.model.parameters.weights))
+
+
 def test_a_loss_that_is_not_finite_skips_the_update_and_clears_the_recurrent_state(data):
     made = trainer(data, **RECURRENT)
     made.step()

@@ -349,13 +349,13 @@ def test_a_broken_number_in_config_json(tmp_path, value):
     from slm_np.formats.files import write_json
 
     run_config.write_config(tmp_path, small.config("x"))
-    fields = read_settings(tmp_path / "config.json")
+    fields = read_settings(tmp_path / "run.json")
     assert fields["fitted_iters"] == 0
-    write_json(tmp_path / "config.json", {**fields, "fitted_iters": value if value != math.inf else 10**10})
+    write_json(tmp_path / "run.json", {**fields, "fitted_iters": value if value != math.inf else 10**10})
     with pytest.raises(UserError, match="for 'fitted_iters'; it must be a number of updates"):
         run_config.read_config(tmp_path)
     del fields["fitted_iters"]  # as an older version wrote it
-    write_json(tmp_path / "config.json", fields)
+    write_json(tmp_path / "run.json", fields)
     assert run_config.read_config(tmp_path).fitted_iters == 0
 
 

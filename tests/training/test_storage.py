@@ -315,7 +315,11 @@ def test_an_older_run_that_lost_its_tokenizer_gets_it_from_the_data(chatting, ca
     small.resume(small.trainer(chatting.parent / "rows.jsonl", vocab_size=257), chatting)
     assert "tokenizer.json is missing; made again from the data" in capsys.readouterr().err
     assert (chatting / "tokenizer.json").read_bytes() == before
-    assert set(run_config.read_config(chatting).files) == {"tokenizer.json", "chat_template.json"}
+    kept, made = (
+        {"tokenizer.json", "chat_template.json"},
+        {"config.json", "tokenizer_config.json", "chat_template.jinja"},
+    )
+    assert set(run_config.read_config(chatting).files) == kept | made
 
 
 # Failing writes
@@ -439,7 +443,7 @@ def test_errors_of_the_disk_name_what_helps(tmp_path):
         with pytest.raises(UserError) as found, files.saving(tmp_path / "x"):
             raise OSError(code, os.strerror(code))
         assert str(found.value).endswith(words) and "resume" not in str(found.value)
-    (tmp_path / "config.json").write_bytes(b"")
+    (tmp_path / "run.json").write_bytes(b"")
     with pytest.raises(UserError, match="choose another disk, then resume: what the run saved"):
         with files.saving(Path(tmp_path) / "x"):
             raise OSError(errno.ENXIO, "no such device")

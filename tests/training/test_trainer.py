@@ -286,7 +286,7 @@ for kill in range(kills):
     if child == 0:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1), os.dup2(quiet, 2)
-        train.main(resume if Path(run, "config.json").exists() else start)
+        train.main(resume if Path(run, "run.json").exists() else start)
         os._exit(0)
     # Two of three kills come while it trains, the others while it starts.
     while kill % 3 and newest() <= steps[-1] and os.waitpid(child, os.WNOHANG) == (0, 0):
@@ -294,7 +294,7 @@ for kill in range(kills):
     time.sleep(draw.uniform(0.0, 0.05 if kill % 3 else 0.5))
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "a run ended before it was killed"
-    if Path(run, "config.json").exists():
+    if Path(run, "run.json").exists():
         found = checkpoint.newest_checkpoint(run)
         checkpoint.load_checkpoint(found.path)
         steps.append(found.step)

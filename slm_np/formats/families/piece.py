@@ -2,16 +2,21 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
+from slm_np.nn.model import parameters
+
 
 class Piece(NamedTuple):
-    """Their tensor `theirs` is a block of columns of our tensor `ours`, perhaps transposed or with rows in another order.
+    """Their tensor `theirs` is a block of columns of our tensor `ours`, perhaps transposed or with columns reordered.
 
     theirs      name in Hugging Face's files
-    ours        name in `nn.model.parameters`
-    columns     slice of our last axis; None: all of it
-    transposed  their matrix is (out, in), ours (in, out)
+    ours        name in `nn.model.parameters`; "" for a bias that our model lacks: theirs is then all zeros
     shape       of their tensor
-    order       for fused queries, keys and values: (heads, parts, width) of their output axis where ours is
+    columns     slice of our last axis; None: all of it
+    part        name of these columns: q, k or v of attention.qkv, gate or up of feed_forward.input; "" elsewhere
+    transposed  their matrix is (out, in), ours (in, out)
+    order       for fused queries, keys and values: (heads, parts, width) of their output axis, where ours is
                 (parts, heads, width); None elsewhere
     """
 
@@ -19,13 +24,117 @@ class Piece(NamedTuple):
     ours: str
     shape: tuple
     columns: slice | None = None
+    part: str = ""
     transposed: bool = False
     order: tuple | None = None
 
+    @property
+    def module(self):
+        """The linear layer that theirs is the weight or bias of, in their model: for instance transformer.h.0.mlp."""
+        return self.theirs.rpartition(".")[0]
+
+    @property
+    def our_module(self):
+        """The same in our model. A part has its own name: layers.0.attention.q is a part of layers.0.attention.qkv."""
+        module = self.ours.rpartition(".")[0]
+        return f"{module.rpartition('.')[0]}.{self.part}" if self.part else module
+
+    @property
+    def is_linear(self):
+        """Whether theirs is the matrix of a linear layer other than the head."""
+        return self.ours.startswith("layers.") and self.ours.endswith(".weight") and len(self.shape) == 2
+
     def read(self, array):
         """Their array in our layout: what belongs into `ours[..., columns]`."""
-        raise NotImplementedError
+        if self.transposed:
+            array = array.reshape(len(array), -1).T  # the kernel of a convolution has an axis of length 1
+        if self.order:
+            heads, parts, width = self.order
+            axes = array.reshape(*array.shape[:-1], heads, parts, width)
+            array = axes.swapaxes(-3, -2).reshape(array.shape)
+        return array
 
     def write(self, array):
-        """Our whole tensor, or its gradient, as theirs: contiguous."""
-        raise NotImplementedError
+        """Our whole tensor, or its gradient, as theirs: contiguous. Zeros for a bias that we lack, whatever `array`."""
+        if not self.ours:
+            return np.zeros(self.shape, np.float32)
+        block = array if self.columns is None else array[..., self.columns]
+        if self.order:
+            heads, parts, width = self.order
+            axes = block.reshape(*block.shape[:-1], parts, heads, width)
+            block = axes.swapaxes(-3, -2).reshape(block.shape)
+        return np.ascontiguousarray(block.T if self.transposed else block).reshape(self.shape)
+
+
+def linear(theirs, ours, shape, *, bias="both", columns=None, part="", transposed=True, order=None):
+    """Yield the pieces of a linear layer, or of a part of ours.
+
+    theirs, ours  names of the layers
+    shape         (in, out) of the part
+    bias          "both", "neither", or "theirs" if only their layer has one
+    The other parameters are fields of `Piece`.
+    """
+    more = dict(columns=columns, part=part, order=order)
+    yield Piece(
+        f"{theirs}.weight", f"{ours}.weight", shape[::-1] if transposed else shape, transposed=transposed, **more
+    )
+    if bias == "both":
+        yield Piece(f"{theirs}.bias", f"{ours}.bias", shape[1:], **more)
+    elif bias == "theirs":
+        yield Piece(f"{theirs}.bias", "", shape[1:])
+
+
+def norm(theirs, ours, width, bias="neither"):
+    """Yield the pieces of a norm. bias: as of `linear`"""
+    yield Piece(f"{theirs}.weight", f"{ours}.weight", (width,))
+    if bias != "neither":
+        yield Piece(f"{theirs}.bias", f"{ours}.bias" if bias == "both" else "", (width,))
+
+
+def joined_columns(widths):
+    """The slices of columns of parts that lie side by side, from {part: width}."""
+    slices, start = {}, 0
+    for part, width in widths.items():
+        slices[part] = slice(start, start + width)
+        start += width
+    return slices
+
+
+def qkv_columns(config):
+    """{part: slice} of our attention.qkv."""
+    queries, keys = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
+    return joined_columns(dict(q=queries, k=keys, v=keys))
+
+
+def to_ours(config, pieces, read):
+    """Yield (name, array) of all tensors of our model, float32, one after another.
+
+    read: function (Piece) -> their array, of a floating-point type of NumPy
+    """
+    found = by_our_name(pieces)
+    for tensor in parameters(config):
+        out = np.empty(tensor.shape, np.float32)
+        for piece in found[tensor.name]:
+            out[..., slice(None) if piece.columns is None else piece.columns] = piece.read(read(piece))
+        yield tensor.name, out
+
+
+def to_theirs(pieces, tensors):
+    """Yield (Piece, array) of all their tensors, one after another.
+
+    tensors: (name, array) of all of ours, or their gradients
+    """
+    found = by_our_name(pieces)
+    for name, array in tensors:
+        for piece in found[name]:
+            yield piece, piece.write(array)
+    for piece in found.get("", ()):
+        yield piece, piece.write(None)
+
+
+def by_our_name(pieces):
+    """{name of our tensor: its pieces}"""
+    found = {}
+    for piece in pieces:
+        found.setdefault(piece.ours, []).append(piece)
+    return found

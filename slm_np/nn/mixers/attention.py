@@ -6,6 +6,7 @@ Sizes: B batch, T steps, N = B T, H query heads, K key-value heads, w head width
 from typing import NamedTuple
 
 from slm_np import ops
+from slm_np.nn import linear
 from slm_np.nn.arena import Request
 from slm_np.nn.parameters import Tensor, matmul_weight
 from slm_np.nn.residual import project_backward, project_forward
@@ -105,8 +106,7 @@ class Attention(NamedTuple):
 
     def projected(self, config, w, a, x):
         """`prepared` of x W + b."""
-        qkv, bias = a["attention.qkv"], w.get("attention.qkv.bias")  # (N, (H + 2 K) w)
-        ops.linear_forward(qkv, x, w["attention.qkv.weight"], bias, None)
+        linear.forward(w, a, "attention.qkv", a["attention.qkv"], x)  # (N, (H + 2 K) w)
         return self.prepared(config, w, a)
 
     def forward(self, config, w, a, out, x, residual, dropout, state=None):
@@ -147,8 +147,7 @@ class Attention(NamedTuple):
         """dx = the gradient of the mixer's input. The queries, keys and values that forward saved become theirs."""
         heads, dheads, lse = a["attention.heads"], a["attention.dheads"], a["attention.lse"]
         dbranch = project_backward(a, dout, dropout.branch)
-        dweight, dbias = g["attention.output.weight"], g.get("attention.output.bias")
-        ops.linear_backward(dheads, dweight, dbias, dbranch, heads, w["attention.output.weight"])
+        linear.backward(w, g, a, "attention.output", dheads, dbranch, heads)
         qkv = self.prepared(config, w, a) if config.qk_norm else a["attention.qkv"]
         ops.attention_backward(
             qkv,
@@ -177,5 +176,4 @@ class Attention(NamedTuple):
                 config.n_head,
                 config.n_kv_head,
             )
-        dweight, dbias = g["attention.qkv.weight"], g.get("attention.qkv.bias")
-        ops.linear_backward(dx, dweight, dbias, qkv, x, w["attention.qkv.weight"])
+        linear.backward(w, g, a, "attention.qkv", dx, qkv, x)

@@ -8,6 +8,7 @@ convolution.
 import numpy as np
 
 from slm_np import ops
+from slm_np.nn import linear
 from slm_np.nn.arena import Request
 from slm_np.nn.dropout import NO_DROPOUT
 from slm_np.nn.parameters import Tensor, matmul_weight
@@ -107,11 +108,11 @@ def forward(config, w, a, out, x, residual, dropout, state=None):
     )
     past[...] = 0 if state is None else state.past
     states[:, 0] = 0 if state is None else state.scan
-    ops.linear_forward(projected, x, w["mamba.in_proj.weight"], w.get("mamba.in_proj.bias"), None)
+    linear.forward(w, a, "mamba.in_proj", projected, x)
     ops.convolution_forward(inner, projected, past, w["mamba.conv1d.weight"], w["mamba.conv1d.bias"])
-    ops.linear_forward(ssm_parameters, inner, w["mamba.x_proj.weight"], None, None)
+    linear.forward(w, a, "mamba.x_proj", ssm_parameters, inner)
     rank = device_of(ssm_parameters).split_columns(ssm_parameters, a["mamba.rank"])  # (N, R)
-    ops.linear_forward(delta, rank, w["mamba.dt_proj.weight"], w["mamba.dt_proj.bias"], None)
+    linear.forward(w, a, "mamba.dt_proj", delta, rank)
     ops.selective_scan_forward(
         a["mamba.out"],
         states,
@@ -141,8 +142,7 @@ def backward(config, w, g, a, dx, dout, x, dropout):
     projected, inner, delta, dinner = a["mamba.projected"], a["mamba.x"], a["mamba.delta"], a["mamba.dx"]
     ssm_parameters, dssm_parameters, dscan = a["mamba.ssm_parameters"], a["mamba.dssm_parameters"], a["mamba.dout"]
     dbranch, scan_out = project_backward(a, dout, dropout.branch), cast(a, "mamba.out_cast", a["mamba.out"])
-    dweight, dbias = g["mamba.out_proj.weight"], g.get("mamba.out_proj.bias")
-    ops.linear_backward(dscan, dweight, dbias, dbranch, scan_out, w["mamba.out_proj.weight"])
+    linear.backward(w, g, a, "mamba.out_proj", dscan, dbranch, scan_out)
     ops.selective_scan_backward(
         dinner,
         delta,
@@ -161,11 +161,9 @@ def backward(config, w, g, a, dx, dout, x, dropout):
     )
     rank = device_of(ssm_parameters).split_columns(ssm_parameters, a["mamba.rank"])
     drank = device_of(dssm_parameters).split_columns(dssm_parameters, a["mamba.drank"], filled=False)
-    ops.linear_backward(
-        drank, g["mamba.dt_proj.weight"], g["mamba.dt_proj.bias"], delta, rank, w["mamba.dt_proj.weight"]
-    )
+    linear.backward(w, g, a, "mamba.dt_proj", drank, delta, rank)
     dssm_parameters[:, : drank.shape[1]] = drank
-    ops.linear_backward(dscan, g["mamba.x_proj.weight"], None, dssm_parameters, inner, w["mamba.x_proj.weight"])
+    linear.backward(w, g, a, "mamba.x_proj", dscan, dssm_parameters, inner)
     ops.accumulate(dinner, dscan)
     ops.convolution_backward(
         projected,
@@ -178,6 +176,4 @@ def backward(config, w, g, a, dx, dout, x, dropout):
         w["mamba.conv1d.bias"],
     )
     dprojected = cast(a, "mamba.dprojected_cast", projected)
-    ops.linear_backward(
-        dx, g["mamba.in_proj.weight"], g.get("mamba.in_proj.bias"), dprojected, x, w["mamba.in_proj.weight"]
-    )
+    linear.backward(w, g, a, "mamba.in_proj", dx, dprojected, x)

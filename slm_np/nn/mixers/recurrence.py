@@ -7,6 +7,7 @@ chunk's scratch is all that exists.
 """
 
 from slm_np import ops
+from slm_np.nn import linear
 from slm_np.nn.arena import Request
 from slm_np.nn.dropout import NO_DROPOUT
 from slm_np.nn.parameters import Tensor
@@ -78,11 +79,11 @@ def forward(config, w, a, out, x, residual, dropout, state=None):
         y = a["recurrence.y"][: rows * columns].reshape(rows, columns)
         u = states[start + 1 : stop + 1].reshape(rows, -1)  # (n, S): x B, which becomes H
         ops.time_major(x_t.reshape(-1, batch, width), x, start)
-        ops.linear_forward(u, x_t, w["recurrence.input.weight"], None, None)
+        linear.forward(w, a, "recurrence.input", u, x_t, None, start * batch)
         ops.linear_recurrence_forward(states[start : stop + 1], a["recurrence.scratch"], w["recurrence.state.weight"])
         ops.silu_forward(active, u)
-        ops.linear_forward(y, x_t, w["recurrence.skip.weight"], None, None)
-        ops.linear_forward(y, active, w["recurrence.output.weight"], None, y)
+        linear.forward(w, a, "recurrence.skip", y, x_t, None, start * batch)
+        linear.forward(w, a, "recurrence.output", y, active, y, start * batch)
         ops.batch_major(target, y.reshape(-1, batch, columns), residual if dropout.branch is None else None, start)
     if state is not None:
         state.last[:] = states[-1]
@@ -114,9 +115,9 @@ def backward(config, w, g, a, dx, dout, x, dropout):
         ops.time_major(x_t.reshape(-1, batch, width), x, start)
         ops.time_major(dy.reshape(-1, batch, columns), dbranch, start)
         dstates[1:] = states[start + 1 : stop + 1]
-        ops.linear_backward_input(active, dy, w["recurrence.output.weight"])
+        linear.backward_input(w, g, a, "recurrence.output", active, dy, start * batch)
         ops.silu_backward(du, active)
-        ops.linear_backward_weight(g["recurrence.output.weight"], None, dy, active)
+        linear.backward_weight(w, g, a, "recurrence.output", dy, active, start * batch)
         ops.accumulate(dstates[-1], dlast)
         dlast.fill(0)
         ops.linear_recurrence_backward(
@@ -126,9 +127,8 @@ def backward(config, w, g, a, dx, dout, x, dropout):
             states[start : stop + 1],
             w["recurrence.state.weight"],
         )
-        ops.linear_backward(dx_t, g["recurrence.skip.weight"], None, dy, x_t, w["recurrence.skip.weight"])
+        linear.backward(w, g, a, "recurrence.skip", dx_t, dy, x_t, start * batch)
         du, dx_input = cast(a, "recurrence.du_cast", du), a["recurrence.dx_input"][:rows]
-        ops.linear_backward_weight(g["recurrence.input.weight"], None, du, x_t)
-        ops.linear_backward_input(dx_input, du, w["recurrence.input.weight"])
+        linear.backward(w, g, a, "recurrence.input", dx_input, du, x_t, start * batch)
         ops.accumulate(dx_t, dx_input)
         ops.batch_major(dx, dx_t.reshape(-1, batch, width), None, start)

@@ -1,0 +1,359 @@
+"""The architectures of llama.cpp: which of them computes a model, its settings as metadata, and where its tensors lie.
+
+A GGUF file has the tensors of a family of Hugging Face's, see `slm_np.formats.families`, under other names, with these
+differences of layout:
+- Every matrix is (out, in), and so is the joined matrix of queries, keys and values.
+- llama and smollm3 rotate neighbors (2i, 2i + 1) of a head, so the rows of their queries and keys are in that order.
+- Mamba's matrix is -exp(A_log), and the kernel of its convolution is (channels, width).
+- Frequencies that are scaled as in Llama 3 are a tensor of divisors, `rope_freqs.weight`.
+- gptneox has a head of its own even where it is tied.
+llama.cpp takes the values of GELU from a table in float16, computed by tanh, whichever GELU the model has. The exact
+one differs from it by less than 5e-4, which is about what the table rounds.
+"""
+
+import re
+
+import numpy as np
+
+from slm_np.arguments import shown
+from slm_np.errors import UserError
+from slm_np.formats.families import family_named
+from slm_np.formats.families.piece import Piece
+from slm_np.formats.gguf_header import gguf_package, read_tensor, same_tensor
+from slm_np.ops.rotary import scaled_frequencies
+
+# {architecture: model_type}. mistral without windows is llama, too.
+MODEL_TYPES = dict(
+    gpt2="gpt2", llama="llama", qwen2="qwen2", qwen3="qwen3", smollm3="smollm3", gptneox="gpt_neox", mamba="mamba"
+)
+ARCHITECTURES = {kind: name for name, kind in MODEL_TYPES.items()} | dict(mistral="llama")
+NEIGHBORS = ("llama", "smollm3")  # rotate (2i, 2i + 1)
+FREQUENCIES, EMBEDDING, HEAD = "rope_freqs.weight", "token_embd.weight", "output.weight"
+NO_ROTATION = "AAAN"  # the pattern of smollm3, fixed in llama.cpp
+LLAMA3 = (1.0, 4.0, 8192.0)  # low, high and context of the scaling in all models of Llama 3.1 and 3.2
+# Metadata that change the result, after the architecture's name and a dot: values with which they change nothing.
+NEUTRAL = {
+    "expert_count": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.clamp_kqv": (0,),
+    "attention.scale": (0,),
+    "attention.causal": (True,),
+    "logit_scale": (0, 1),
+    "embedding_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "rope.scaling.factor": (0, 1),
+    "rope.scale_linear": (0, 1),
+    "rope.scaling.attn_factor": (1,),
+    "ssm.dt_b_c_rms": (False,),
+    "swin_norm": (False,),
+}
+
+
+def architecture_of(config):
+    """The name of the architecture that computes a ModelConfig. UserError, which names a setting, if none does."""
+    fields = (family_named(kind).config_to(config) for kind in MODEL_TYPES.values())
+    kind = next((found["model_type"] for found in fields if found is not None), None)
+    reason = _obstacle(config, ARCHITECTURES.get(kind))
+    if kind and not reason:
+        return ARCHITECTURES[kind]
+    reason = reason or "this combination of settings"
+    raise UserError(
+        f"no architecture of llama.cpp has {reason}, so the model cannot become a GGUF file; "
+        "convert it to a Hugging Face directory, or train one with settings of gpt2, llama, qwen3, gptneox or mamba"
+    )
+
+
+def _obstacle(config, architecture):
+    """A setting that no architecture has or, if one has the others, that `architecture` lacks; else ""."""
+    letters, heads = set(config.letters), config.n_head * config.head_dim
+    common = {
+        f"--pattern {config.pattern}": letters not in ({"A"}, {"M"}) and not _has_smollm3_layers(config),
+        f"--positions {config.positions}": config.positions == "sinusoidal"
+        or config.has_attention
+        and config.positions == "none",
+        f"--norm {config.norm}": config.norm == "none",
+        f"--head {config.head}": config.head not in ("tied", "linear"),
+        "--no-residual": not config.residual,
+        f"--score-scale {config.score_scale}": config.has_attention
+        and config.score_scale not in (0.0, config.head_dim**-0.5),
+        f"--feed-forward {config.feed_forward}": config.feed_forward == "silu"
+        or (config.feed_forward == "none") != (letters == {"M"}),
+        f"--n-inner {config.n_inner}": letters == {"M"} and config.n_inner != 2 * config.n_embd,
+        "--bias in Mamba": letters == {"M"} and config.bias,
+    }
+    own = {
+        f"--norm {config.norm} with --feed-forward {config.feed_forward}": architecture is None
+        and config.has_attention
+        and (config.norm == "rmsnorm") != (config.feed_forward == "swiglu"),
+        "--bias with --norm rmsnorm": architecture is None and config.bias and config.norm == "rmsnorm",
+        f"--qkv-bias {config.qkv_bias}": architecture in (None, "qwen3", "smollm3")
+        and config.qkv_bias == "on"
+        or architecture == "smollm3"
+        and config.has_qkv_bias,
+        f"--head-dim {config.head_dim}": architecture in ("gpt2", "qwen2", "gptneox") and heads != config.n_embd,
+    }
+    return next((setting for setting, lacking in (common | own).items() if lacking), "")
+
+
+def _has_smollm3_layers(config):
+    return config.letters == (NO_ROTATION * config.n_layer)[: config.n_layer] and "N" in config.letters
+
+
+def metadata_of(config, architecture):
+    """{key: value} of the settings of a ModelConfig."""
+    found = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.block_size,
+        "embedding_length": config.n_embd,
+        "block_count": config.n_layer,
+        "feed_forward_length": config.n_hidden if config.feed_forward != "none" else 0,
+        f"attention.layer_norm_{'rms_' * (config.norm == 'rmsnorm')}epsilon": config.norm_eps,
+    }
+    if architecture == "mamba":
+        found |= {
+            "attention.head_count": 0,
+            "ssm.conv_kernel": config.conv_kernel,
+            "ssm.inner_size": config.n_inner,
+            "ssm.state_size": config.ssm_state_size,
+            "ssm.time_step_rank": config.time_step_rank,
+            "ssm.dt_b_c_rms": False,
+        }
+    else:
+        found |= {
+            "attention.head_count": config.n_head,
+            "attention.head_count_kv": config.n_kv_head,
+            "attention.key_length": config.head_dim,
+            "attention.value_length": config.head_dim,
+        }
+    if config.has_rotation:
+        found |= {"rope.dimension_count": config.rotary_width, "rope.freq_base": config.rope_theta}
+    if architecture == "gptneox":
+        found["use_parallel_residual"] = config.parallel
+    return {f"{architecture}.{key}": value for key, value in found.items()}
+
+
+def config_of(header):
+    """The ModelConfig of a file. UserError if its architecture, or something in its metadata, is not supported."""
+    name = header.metadata.get("general.architecture")
+    if header.metadata.get("general.type", "model") != "model":
+        raise UserError(
+            f"{header.path} holds {shown(header.metadata['general.type'])}, not a model; name the GGUF file of a model"
+        )
+    if not isinstance(name, str) or name not in MODEL_TYPES:
+        raise UserError(
+            f"{header.path} has the architecture {shown(name)}; supported are {', '.join(MODEL_TYPES)}; "
+            "choose another model"
+        )
+    fields = _fields(_Settings(header, name), name, header.tensors)
+    try:
+        return family_named(fields["model_type"]).config_from(fields)
+    except UserError as error:
+        raise UserError(f"{header.path}: {error}") from None
+
+
+def _fields(settings, name, tensors):
+    """The fields of Hugging Face's config.json."""
+    settings.check_neutral()
+    embedding = tensors.get(EMBEDDING)
+    if embedding is None or len(embedding.shape) != 2:
+        raise UserError(f"{settings.header.path} has no matrix {EMBEDDING}, so it is no model; get it again")
+    width = settings.whole("embedding_length")
+    found = dict(
+        model_type=MODEL_TYPES[name],
+        vocab_size=embedding.shape[0],
+        hidden_size=width,
+        num_hidden_layers=settings.whole("block_count", high=1000),
+        max_position_embeddings=settings.whole("context_length"),
+        tie_word_embeddings=HEAD not in tensors or same_tensor(settings.header, HEAD, EMBEDDING),
+    )
+    if name == "mamba":
+        return found | dict(
+            layer_norm_epsilon=settings.real("attention.layer_norm_rms_epsilon"),
+            conv_kernel=settings.whole("ssm.conv_kernel"),
+            intermediate_size=settings.whole("ssm.inner_size"),
+            expand=settings.whole("ssm.inner_size") / width,
+            state_size=settings.whole("ssm.state_size"),
+            time_step_rank=settings.whole("ssm.time_step_rank"),
+            use_bias=False,
+            use_conv_bias=True,
+        )
+    heads, hidden = settings.whole("attention.head_count"), settings.whole("feed_forward_length")
+    head_dim = settings.whole("attention.key_length", width // heads)
+    settings.check("attention.value_length", width // heads, head_dim, "the same as attention.key_length")
+    kv_heads = settings.whole("attention.head_count_kv", heads)
+    if name == "gpt2":
+        settings.check("attention.head_count_kv", heads, heads, "the same as attention.head_count")
+        return found | dict(
+            n_embd=width,
+            n_layer=found["num_hidden_layers"],
+            n_head=heads,
+            n_inner=hidden,
+            n_positions=found["max_position_embeddings"],
+            layer_norm_epsilon=settings.real("attention.layer_norm_epsilon"),
+            activation_function="gelu_new",
+        )
+    found |= dict(
+        intermediate_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rope_theta=settings.real("rope.freq_base", 10000.0),
+    )
+    rotated = settings.whole("rope.dimension_count", head_dim)
+    if name == "gptneox":
+        settings.check("attention.head_count_kv", heads, heads, "the same as attention.head_count")
+        return found | dict(
+            layer_norm_eps=settings.real("attention.layer_norm_epsilon"),
+            rotary_pct=rotated / head_dim,
+            use_parallel_residual=settings.truth("use_parallel_residual", True),
+            hidden_act="gelu",
+        )
+    settings.check("rope.dimension_count", head_dim, head_dim, "as many as a head has columns")
+    window = settings.whole("attention.sliding_window", 0, low=0)
+    if 0 < window < found["max_position_embeddings"]:
+        settings.check("attention.sliding_window", 0, 0, "none")
+    found |= dict(head_dim=head_dim, rms_norm_eps=settings.real("attention.layer_norm_rms_epsilon"))
+    if name == "llama":
+        found |= _llama_biases(tensors)
+    if name == "smollm3":
+        found["no_rope_layer_interval"] = len(NO_ROTATION)
+    if FREQUENCIES in tensors:
+        found["rope_scaling"] = _llama3_scaling(settings, found["rope_theta"], head_dim)
+    return found
+
+
+def _llama_biases(tensors):
+    """The fields about the biases of llama: none, in all linear layers, or as Qwen2 has them."""
+    names = {name.split(".", 2)[2] for name in tensors if re.fullmatch(r"blk\.\d+\.[a-z_]+\.bias", name)}
+    if names == {"attn_q.bias", "attn_k.bias", "attn_v.bias"}:
+        return dict(model_type="qwen2")
+    return dict(attention_bias="attn_q.bias" in names, mlp_bias="ffn_up.bias" in names)
+
+
+def pieces(architecture, config):
+    """[Piece, ...] of a file: those of the family, with the names and the layout of llama.cpp."""
+    names = gguf_package().get_tensor_name_map(_member(architecture), config.n_layer)
+    found = []
+    for piece in family_named(MODEL_TYPES[architecture]).pieces(config):
+        shape = piece.shape[::-1] if piece.is_linear and not piece.transposed else piece.shape
+        found.append(
+            piece._replace(
+                theirs=names.get_name(piece.theirs, try_suffixes=(".weight", ".bias")),
+                shape=tuple(n for n in shape if n > 1 or len(shape) < 3),
+                transposed=piece.transposed or piece.is_linear,
+                order=None,
+            )
+        )
+    if architecture == "gptneox" and config.head == "tied":
+        embedding = next(piece for piece in found if piece.ours == "embedding.weight")
+        found.append(Piece(HEAD, "embedding.weight", embedding.shape))
+    return found
+
+
+def _member(architecture):
+    """The member of the package's enumeration of architectures."""
+    gguf = gguf_package()
+    return next(member for member, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+
+
+def changed(architecture, config, piece, array):
+    """What a file holds of a tensor that has the layout of `piece`."""
+    if architecture in NEIGHBORS and piece.part in ("q", "k"):
+        heads = array.reshape(-1, 2, config.head_dim // 2, *array.shape[1:])
+        return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(array.shape)
+    return -np.exp(array) if piece.ours.endswith(".A_log") else array
+
+
+def restored(architecture, config, piece, array):
+    """The inverse of `changed`."""
+    if architecture in NEIGHBORS and piece.part in ("q", "k"):
+        heads = array.reshape(-1, config.head_dim // 2, 2, *array.shape[1:])
+        return heads.swapaxes(1, 2).reshape(array.shape)
+    return np.log(-array) if piece.ours.endswith(".A_log") else array
+
+
+def extra_tensors(config):
+    """{name: array} of the tensors of a file that our model computes from its settings."""
+    if not config.has_rotation or not config.rotary_frequencies:
+        return {}
+    return {FREQUENCIES: frequency_divisors(config.rope_theta, config.rotary_width, *config.rotary_frequencies)}
+
+
+def frequency_divisors(theta, width, *scaling):
+    """The divisors (width / 2,) of the rotary frequencies, float32. scaling: as of `scaled_frequencies`"""
+    frequencies = theta ** (-2 * np.arange(width // 2) / width)
+    return (frequencies / scaled_frequencies(frequencies, *scaling)).astype(np.float32)
+
+
+def _llama3_scaling(settings, theta, width):
+    """The field rope_scaling that gives the divisors of the file, in which it is not named."""
+    divisors = read_tensor(settings.header, FREQUENCIES)
+    low, high, context = LLAMA3
+    factor = float(np.round(divisors.max(), 3))
+    if divisors.shape != (width // 2,) or not np.allclose(
+        divisors, frequency_divisors(theta, width, factor, *LLAMA3), rtol=1e-4
+    ):
+        raise UserError(
+            f"{settings.header.path} scales its rotary frequencies in another way than Llama 3.1 and 3.2 do; "
+            "convert the model from its Hugging Face directory"
+        )
+    return dict(
+        rope_type="llama3",
+        factor=factor,
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position_embeddings=int(context),
+    )
+
+
+class _Settings:
+    """The metadata of an architecture, by their names without it. UserError if one has another type or value."""
+
+    def __init__(self, header, architecture):
+        self.header, self.architecture = header, architecture
+
+    def _value(self, name, default):
+        value = self.header.metadata.get(f"{self.architecture}.{name}", default)
+        if isinstance(value, list) and len(set(value)) == 1:  # one for each layer
+            value = value[0]
+        if value is None:
+            raise UserError(
+                f"{self.header.path} has no {self.architecture}.{name} in its metadata; copy or download it again"
+            )
+        return value
+
+    def _refuse(self, name, right):
+        value = self.header.metadata[f"{self.architecture}.{name}"]
+        raise UserError(
+            f"{self.header.path} has {self.architecture}.{name} {shown(value)}, and only {right} is supported; "
+            "choose another model"
+        )
+
+    def whole(self, name, default=None, low=1, high=1 << 30):
+        value = self._value(name, default)
+        if type(value) is not int or not low <= value <= high:
+            self._refuse(name, f"a whole number from {low} to {high}")
+        return value
+
+    def real(self, name, default=None):
+        """A number above 0, as it was before float32 rounded it."""
+        value = self._value(name, default)
+        if type(value) not in (int, float) or not 0 < value < 1e30:
+            self._refuse(name, "a number above 0")
+        return float(str(np.float32(value)))
+
+    def truth(self, name, default):
+        value = self._value(name, default)
+        if type(value) is not bool:
+            self._refuse(name, "true or false")
+        return value
+
+    def check(self, name, default, wanted, right):
+        if self._value(name, default) != wanted:
+            self._refuse(name, right)
+
+    def check_neutral(self):
+        for name, values in NEUTRAL.items():
+            if self._value(name, values[0]) not in values:
+                self._refuse(name, " or ".join(map(str, values)))

@@ -1,0 +1,282 @@
+"""Low-rank adapters of linear layers (Hu et al. 2021): y = x W + b + s D(x) A B, with W and b frozen.
+
+Sizes: N tokens, D inputs, E outputs, r rank. A (D, r) starts uniform, B (r, E) as zeros, so training starts from the
+base. s = alpha / r or, with rslora, alpha / sqrt(r). D is dropout, which is linear and its own transpose.
+
+With h = s D(x) A, the loss's differential is <dy, dy_W + dh B + h dB> where dh = s D(dx) A + s D(x) dA, so
+
+    dB += h^T dy        dh = s dy B^T        dA += D(x)^T dh        dx = dy W^T + D(dh A^T)
+
+(dh on the right is the gradient with respect to D(x) A.) h is saved: it has r columns.
+
+A linear layer may be several of other programs: queries | keys | values, gate | up. Then each part has an adapter of
+its own. They read the same x, so their A lie side by side in one matrix (D, P r), and their B on the diagonal of one
+matrix (P r, E): two matmuls serve all P parts. What is off the diagonal stays zero, since its gradient is set to zero.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+from slm_np import ops
+from slm_np.errors import UserError, near
+from slm_np.nn.arena import Request
+from slm_np.nn.parameters import Tensor
+
+# Linear layers by the names that --lora-targets takes: those of a block that are multiplied by its hidden states.
+ATTENTION = {"q": "attention.qkv", "k": "attention.qkv", "v": "attention.qkv", "o": "attention.output"}
+FEED_FORWARD = {"gate": "feed_forward.input", "up": "feed_forward.input", "down": "feed_forward.output"}
+MAMBA = {name: f"mamba.{name}" for name in ("in_proj", "x_proj", "dt_proj", "out_proj")}
+RECURRENCE = {f"recurrence.{name}": f"recurrence.{name}" for name in ("input", "output", "skip")}
+TARGETS = {**ATTENTION, **FEED_FORWARD, **MAMBA, **RECURRENCE}
+GROUPS = {"all": tuple(TARGETS), "attention": tuple(ATTENTION)}
+WHOLE = "qkv"  # queries, keys and values as one linear layer
+
+
+class Part(NamedTuple):
+    """What of a linear layer one adapter adapts: its name, and its columns of the layer's output."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class Adapter(NamedTuple):
+    """The adapters of one linear layer.
+
+    name     of the layer within its block, such as "attention.qkv"
+    index    among the adapted layers of the block
+    shape    (D, E) of the layer's weight
+    parts    Part of each adapter
+    matmul   whether the layer's input has the compute dtype
+    """
+
+    name: str
+    index: int
+    shape: tuple
+    parts: tuple
+    rank: int
+    scale: float
+    dropout: float
+    matmul: bool
+
+    @property
+    def columns(self):
+        """Columns of A: the rank of each part."""
+        return self.rank * len(self.parts)
+
+
+def scale_of(lora):
+    """s of a LoraConfig."""
+    return lora.lora_alpha / (math.sqrt(lora.lora_rank) if lora.rslora else lora.lora_rank)
+
+
+def targets_of(lora):
+    """The names in --lora-targets, without those of Hugging Face. Raises UserError for unknown ones."""
+    found = []
+    for word in lora.lora_targets.split(","):
+        name = word.strip()
+        name = name.removesuffix("_proj") if name not in TARGETS else name
+        if name not in GROUPS and name not in TARGETS and name != WHOLE:
+            raise UserError(f"--lora-targets {word.strip()!r} is unknown; {near(name, [*GROUPS, *TARGETS, WHOLE])}")
+        found += GROUPS.get(name, (name,))
+    return found
+
+
+def has_whole_qkv(config):
+    """Whether queries, keys and values are one linear layer in the programs that know the model: GPT-2 and GPT-NeoX."""
+    return config.positions == "learned" and config.has_qkv_bias or config.parallel
+
+
+def parts_of(config, linear, targets):
+    """The Parts of a linear layer that are adapted. linear: its name and the shape of its weight."""
+    name, (_, columns) = linear
+    if name == "attention.qkv":
+        if WHOLE in targets or has_whole_qkv(config) and set(targets) >= {"q", "k", "v"}:
+            return (Part(name, 0, columns),)
+        query, key = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
+        stops = {"q": (0, query), "k": (query, query + key), "v": (query + key, columns)}
+    elif name == "feed_forward.input" and config.feed_forward == "swiglu":
+        stops = {"gate": (0, columns // 2), "up": (columns // 2, columns)}
+    else:
+        wanted = "up" if name == "feed_forward.input" else next(t for t, layer in TARGETS.items() if layer == name)
+        return (Part(name, 0, columns),) if wanted in targets else ()
+    prefix = name.partition(".")[0]
+    return tuple(Part(f"{prefix}.{part}", *stops[part]) for part in stops if part in targets)
+
+
+def adapters(config, lora, tensors):
+    """[(Adapter, ...) of each layer]. tensors: the model's, without adapters
+
+    Raises UserError if a target is unknown, or none of them is in the model.
+    """
+    found = [[] for _ in range(config.n_layer)]
+    targets, linears = targets_of(lora), set(TARGETS.values())
+    for tensor in tensors:
+        prefix, layer, name = (tensor.name.removesuffix(".weight").split(".", 2) + ["", ""])[:3]
+        if prefix != "layers" or name not in linears or not tensor.name.endswith(".weight"):
+            continue
+        parts, own = parts_of(config, (name, tensor.shape), targets), found[int(layer)]
+        if parts:
+            settings = lora.lora_rank, scale_of(lora), lora.lora_dropout, tensor.matmul
+            own.append(Adapter(name, len(own), tensor.shape, parts, *settings))
+    if not any(found):
+        raise UserError(
+            f"--lora-targets {lora.lora_targets} are not in this model, whose layers are of the kind {config.pattern}; "
+            "use --lora-targets all"
+        )
+    return [tuple(own) for own in found]
+
+
+def parameters(layers):
+    """The tensors of the adapters of all layers. The bound of A is that of PEFT: Kaiming's, with a = sqrt(5)."""
+    for layer, own in enumerate(layers):
+        for adapter in own:
+            inputs, outputs = adapter.shape
+            name, columns = f"layers.{layer}.{adapter.name}", adapter.columns
+            yield Tensor(f"{name}.lora_A", (inputs, columns), "uniform", inputs**-0.5, matmul=adapter.matmul)
+            yield Tensor(f"{name}.lora_B", (columns, outputs), "zeros", matmul=adapter.matmul)
+
+
+def parts(layers, views):
+    """{name: array} of every adapter alone: `layers.0.attention.q.lora_A` (D, r) and `.lora_B` (r, E of the part).
+
+    views: {name: array} of the tensors of `parameters`
+    """
+    found = {}
+    for layer, own in enumerate(layers):
+        for adapter in own:
+            a, b = (views[f"layers.{layer}.{adapter.name}.{kind}"] for kind in ("lora_A", "lora_B"))
+            for index, part in enumerate(adapter.parts):
+                rows = slice(index * adapter.rank, (index + 1) * adapter.rank)
+                found[f"layers.{layer}.{part.name}.lora_A"] = a[:, rows]
+                found[f"layers.{layer}.{part.name}.lora_B"] = b[rows, part.start : part.stop]
+    return found
+
+
+def parameter_count(layers):
+    """Number of elements of all A and B, without the zeros off the diagonal."""
+    return sum(
+        adapter.rank * (adapter.shape[0] + part.stop - part.start)
+        for own in layers
+        for adapter in own
+        for part in adapter.parts
+    )
+
+
+def changes(layers, views):
+    """{name of a weight: function () -> s A B}, which is added to the weight to merge the adapters into it.
+
+    views: {name: array} of the tensors of `parameters`, in host memory
+    """
+    return {
+        f"layers.{layer}.{adapter.name}.weight": partial(change, adapter, f"layers.{layer}.{adapter.name}", views)
+        for layer, own in enumerate(layers)
+        for adapter in own
+    }
+
+
+def change(adapter, name, views):
+    """s A B of the linear layer `name`."""
+    return adapter.scale * (views[f"{name}.lora_A"] @ views[f"{name}.lora_B"])
+
+
+def block_plan(own, tokens):
+    """What the adapters of a layer save."""
+    for adapter in own:
+        kind = "compute" if adapter.matmul else "accumulation"
+        yield Request(f"{adapter.name}.lora", (tokens, adapter.columns), "saved", kind)
+
+
+def plan(layers, tokens):
+    """Scratch that all adapters share."""
+    every = [adapter for own in layers for adapter in own]
+    if every:
+        yield Request("lora_sums", (tokens * max(adapter.columns for adapter in every),), "scratch")
+    if any(adapter.dropout for adapter in every):
+        size = tokens * max(adapter.shape[0] for adapter in every)
+        yield Request("lora_x", (size,), "scratch", "cast")
+        yield Request("lora_dx", (size,), "scratch")
+
+
+def dropout_of(adapter, a, start):
+    """The Dropout of an adapter's input, of the rows from `start` on; None without."""
+    dropouts = a["lora_dropout"]
+    if not dropouts:
+        return None
+    dropout = dropouts[adapter.index]
+    return dropout._replace(key=dropout.key + start) if start else dropout
+
+
+def scratch_like(a, x):
+    """Memory for an array of the shape and type of x."""
+    flat = a["lora_dx"] if a["lora_dx"].dtype == x.dtype else a["lora_x"]
+    return flat[: x.size].reshape(x.shape)
+
+
+def dropped(adapter, a, x, start):
+    """D(x)"""
+    dropout = dropout_of(adapter, a, start)
+    if dropout is None:
+        return x
+    out = scratch_like(a, x)
+    if not x.flags.c_contiguous:  # a view of columns
+        out[...] = x
+        x = out
+    ops.dropout_forward(out, x, None, dropout)
+    return out
+
+
+def saved(adapter, a, rows, start):
+    """(h, float32 memory of its shape, which is h itself if it has that type), of so many rows from `start` on."""
+    h = a[f"{adapter.name}.lora"][start : start + rows]
+    sums = a["lora_sums"][: h.size].reshape(h.shape)
+    return h, h if h.dtype == sums.dtype else sums
+
+
+def scaled(adapter, h, sums):
+    """h = s sums"""
+    sums *= adapter.scale
+    if sums is not h:
+        ops.convert(h, sums)
+
+
+def save(adapter, w, a, x, start):
+    """h = s D(x) A, which is saved for backward"""
+    h, sums = saved(adapter, a, len(x), start)
+    ops.linear_forward(sums, dropped(adapter, a, x, start), w[f"{adapter.name}.lora_A"], None, None)
+    scaled(adapter, h, sums)
+    return h
+
+
+def forward(adapter, w, a, out, x, residual, start):
+    """out = s D(x) A B + residual"""
+    h = save(adapter, w, a, x, start)
+    ops.linear_forward(out, h, w[f"{adapter.name}.lora_B"], None, residual)
+
+
+def backward_input(adapter, w, g, a, dx, dout, start):
+    """dx = D(dh A^T),   dB += h^T dout. dh takes the place of h, for `backward_weight`."""
+    h, sums = saved(adapter, a, len(dout), start)
+    dweight = g[f"{adapter.name}.lora_B"]
+    ops.linear_backward_weight(dweight, None, dout, h)
+    for index, part in enumerate(adapter.parts):
+        rows = dweight[index * adapter.rank : (index + 1) * adapter.rank]
+        rows[:, : part.start] = 0
+        rows[:, part.stop :] = 0
+    ops.linear_backward_input(sums, dout, w[f"{adapter.name}.lora_B"])
+    scaled(adapter, h, sums)
+    dropout = dropout_of(adapter, a, start)
+    if dropout is None:
+        ops.linear_backward_input(dx, h, w[f"{adapter.name}.lora_A"])
+        return
+    dropped_dx = scratch_like(a, dx)
+    ops.linear_backward_input(dropped_dx, h, w[f"{adapter.name}.lora_A"])
+    ops.dropout_backward(dropped_dx, dropped_dx, dropout)
+    dx[...] = dropped_dx
+
+
+def backward_weight(adapter, g, a, x, start):
+    """dA += D(x)^T dh"""
+    dh, _ = saved(adapter, a, len(x), start)
+    ops.linear_backward_weight(g[f"{adapter.name}.lora_A"], None, dh, dropped(adapter, a, x, start))

@@ -1,0 +1,49 @@
+"""`--recompute` in runs: the bits of runs without it, also where a resumed run changes it."""
+
+import pytest
+import small
+
+from slm_np.ops.device import CPU
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TRANSFORMER = dict(n_layer=3, dropout=0.2, grad_accumulation_steps=2)
+RECURRENT = dict(n_layer=3, pattern="MS", positions="none", feed_forward="none", carry_state=True)
+
+
+def train(verb, *words):
+    assert small.status(verb, *words) == 0
+
+
+@pytest.fixture
+def data(tmp_path):
+    return small.text_file(tmp_path, lines=60)
+
+
+def assert_same_run(one, other):
+    small.assert_same_state(one, other, 12)
+    assert small.rows(one) == small.rows(other)
+
+
+@pytest.mark.parametrize("settings", [TRANSFORMER, RECURRENT], ids=["transformer", "recurrent"])
+@pytest.mark.parametrize("began", [True, None], ids=["with", "without"])
+def test_a_resumed_run_may_change_it(tmp_path, data, settings, began):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train("train", *small.flags(data, **settings, out_dir=whole, recompute=None if began else True))
+    train("train", *small.flags(data, **settings, out_dir=halves, recompute=began, max_iters=4, lr_decay_iters=12))
+    train("train", "--resume", halves, "--max-iters", 12, "--no-recompute" if began else "--recompute")
+    assert_same_run(whole, halves)
+
+
+def test_finetuning_has_the_same_bits(tmp_path, data):
+    train("train", *small.flags(data, n_layer=3, max_iters=4, out_dir=tmp_path / "base"))
+    words = "--base", tmp_path / "base", "--data", data, "--max-iters", 12, "--dropout", 0.2, "--eval-iters", 2
+    train("finetune", *words, "--out-dir", tmp_path / "saved")
+    train("finetune", *words, "--out-dir", tmp_path / "recomputed", "--recompute")
+    assert_same_run(tmp_path / "saved", tmp_path / "recomputed")
+
+
+def test_too_little_memory_names_it(tmp_path, data, capsys, monkeypatch):
+    monkeypatch.setattr(CPU, "free_bytes", lambda: 4096)
+    for recompute, named in ((None, True), (True, False)):
+        assert small.status("train", *small.flags(data, out_dir=tmp_path / "run", recompute=recompute)) == 2
+        assert ("use --recompute, or choose a smaller --batch-size" in capsys.readouterr().err) == named
