@@ -12,7 +12,7 @@ import numpy as np
 from slm_np.errors import UserError
 from slm_np.formats.checkpoint import load_best, newest_checkpoint
 from slm_np.formats.format1 import original_name
-from slm_np.formats.layouts import AdapterLayout, lora_of
+from slm_np.formats.layouts import AdapterLayout
 from slm_np.nn import lora
 from slm_np.ops.device import put
 from slm_np.paths import is_run

@@ -4,7 +4,7 @@ import numpy as np
 
 from slm_np.config import check_effect
 from slm_np.errors import UserError
-from slm_np.formats.adapters import lora_of
+from slm_np.formats.layouts import lora_of
 from slm_np.nn.model import Model, States
 from slm_np.ops.device import device
 from slm_np.training.batches import evaluation_batches, training_batches
