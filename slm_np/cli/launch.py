@@ -296,6 +296,7 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
     from slm_np.inference.decoder import sampling
     from slm_np.nn import warmup
     from slm_np.training.display import Display
+    from slm_np.training.estimate import estimate
     from slm_np.training.matmul_check import WrongMatmul
     from slm_np.training.signals import Interrupted
     from slm_np.training.trainer import Trainer
@@ -313,6 +314,8 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
     said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
     print("\n".join([said, *changes_when_resumed(trainer, previous, storage.path)]), file=sys.stderr)
     warmup.prepare(trainer.model, warmup.training, *([sampling] if corpus.tokenizer else []))
+    if run.base and (line := estimate(trainer)):
+        print(line, file=sys.stderr)
     command = f"slm_np.{'finetune' if run.base else 'train'}"
     try:
         trainer.train()

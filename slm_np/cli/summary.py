@@ -154,7 +154,8 @@ def _origin(config):
     else:
         origin = f"preset {config.preset}" if config.preset else "own settings"
     if config.base:
-        origin += f", finetuned from step {config.base.get('step')} of {config.base.get('run')}"
+        kind = f"adapters of rank {config.lora['lora_rank']} for" if config.lora else "finetuned from"
+        origin += f", {kind} step {config.base.get('step')} of {config.base.get('run')}"
     return origin
 
 
