@@ -54,3 +54,13 @@ def bpe_model(vocab, merges):
         vocab=vocab,
         merges=merges,
     )
+
+
+def leading_token(fields):
+    """The name of the special token that the post-processor puts before a text, or None."""
+    found = fields.get("post_processor") or {}
+    for step in found.get("processors", [found]):
+        single = step.get("single") or [{}]
+        if step.get("type") == "TemplateProcessing" and "SpecialToken" in single[0]:
+            return single[0]["SpecialToken"]["id"]
+    return None

@@ -12,6 +12,7 @@ from slm_np.paths import expanded_list
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
+FILE_DTYPES = ("f32", "f16", "bf16", "q8_0")  # types of the weights in files for other programs
 KERNEL_SETS = ("auto", "numba", "numpy")
 # The mixers by their letters in --pattern: name, and the settings that only they read.
 MIXERS = {

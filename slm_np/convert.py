@@ -3,10 +3,9 @@
 import sys
 
 from slm_np.cli import flags
+from slm_np.config import FILE_DTYPES
 from slm_np.errors import UserError, command
 from slm_np.words import counted, quoted
-
-DTYPES = ("f32", "f16", "bf16", "q8_0")
 
 
 def parser():
@@ -27,7 +26,7 @@ def parser():
     p.add_argument("--out-dir", type=flags.path, metavar="TARGET", help="another way to give TARGET")
     p.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=FILE_DTYPES,
         default="f32",
         help="type of the weights; q8_0, 8 bits, is for GGUF files (default: f32)",
     )
@@ -65,7 +64,12 @@ def main(argv=None):
 def next_steps(target, parts):
     """The lines about what was written, and what can be done with it."""
     if target.suffix.lower() == ".gguf":
-        return [f"model: {target}", f"more: llama-cli -m {quoted(target)}, or ollama create NAME -f Modelfile"]
+        modelfile = quoted(target.with_suffix(".Modelfile"))
+        return [
+            f"model: {target}",
+            f"llama.cpp: llama-cli -m {quoted(target)}",
+            f"ollama: ollama create {target.stem} -f {modelfile} && ollama run {target.stem}",
+        ]
     if parts.tokenizer is None:
         said = "no tokenizer: none was given and none is beside the model, so the run reads and writes ids, not text"
     elif parts.template is None:

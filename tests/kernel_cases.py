@@ -235,18 +235,61 @@ def embedding(batch, steps, vocabulary, d, positions=True, one=None):
     )
 
 
-def rotary(batch, steps, heads, width, start=0, more=0):
-    """more: columns after the heads that turn."""
+def head_norm(n, heads, kv_heads, width, scale=1.0):
+    def run(kernels, qkv, q_weight, k_weight, dout):
+        out, rstd = kernels.empty(qkv.shape), kernels.empty((n, heads + kv_heads))
+        dq_weight, dk_weight = kernels.sums(width), kernels.sums(width)
+        kernels.head_norm_forward(
+            out,
+            rstd,
+            qkv,
+            q_weight,
+            k_weight,
+            heads,
+            kv_heads,
+            EPS,
+        )
+        kernels.head_norm_backward(
+            qkv,
+            dq_weight,
+            dk_weight,
+            dout,
+            q_weight,
+            k_weight,
+            rstd,
+            heads,
+            kv_heads,
+        )
+        return dict(out=out, rstd=rstd, dqkv=qkv, dq_weight=dq_weight, dk_weight=dk_weight)
+
+    shape = n, (heads + 2 * kv_heads) * width
+    return Case(
+        f"head_norm {n} heads {heads}/{kv_heads}x{width}{label(scale)}",
+        dict(
+            qkv=normal(*shape, scale=scale),
+            q_weight=normal(width),
+            k_weight=normal(width, seed=1),
+            dout=normal(*shape, seed=2),
+        ),
+        run,
+        ("dq_weight", "dk_weight"),
+        ONE_WIDE * (width == 1),
+    )
+
+
+def rotary(batch, steps, heads, width, start=0, more=0, rotated=0):
+    """more: columns after the heads that turn.   rotated: columns of a head that turn, if not all do"""
 
     def run(kernels, x, cos, sin, dout):
-        kernels.rotary_forward(x, cos, sin, heads)
-        kernels.rotary_backward(dout, cos, sin, heads)
+        kernels.rotary_forward(x, cos, sin, heads, width)
+        kernels.rotary_backward(dout, cos, sin, heads, width)
         return dict(out=x, dx=dout)
 
-    angle = np.arange(start, start + steps)[:, None] * 100.0 ** (-np.arange(width // 2) * 2 / width)  # (T, w/2)
+    turned = rotated or width
+    angle = np.arange(start, start + steps)[:, None] * 100.0 ** (-np.arange(turned // 2) * 2 / turned)  # (T, r/2)
     shape = batch * steps, heads * width + more
     return Case(
-        f"rotary {batch}x{steps} heads {heads}x{width} from {start}",
+        f"rotary {batch}x{steps} heads {heads}x{width} from {start}{f' rotated {rotated}' if rotated else ''}",
         dict(
             x=normal(*shape),
             cos=np.cos(angle).astype(np.float32),
@@ -292,17 +335,31 @@ def dropout(n, d, rate, key, residual=False):
 # Attention
 
 
-def attention(batch, steps, heads, kv_heads, width, dropout=None, scale=1.0):
+def attention(
+    batch,
+    steps,
+    heads,
+    kv_heads,
+    width,
+    dropout=None,
+    scale=1.0,
+    window=0,
+    score_scale=None,
+):
+    """scale: of the inputs.   score_scale: of the scores"""
+
     def run(kernels, qkv, dout):
         out, lse = kernels.empty(dout.shape), kernels.empty((batch * heads, steps))
         scratch = kernels.empty(kernels.attention_scratch(steps, width, batch * heads))
-        kernels.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout)
+        settings = heads, kv_heads, steps, dropout, window, score_scale
+        kernels.attention_forward(out, lse, scratch, qkv, *settings)
         scratch.fill(np.nan)
-        kernels.attention_backward(qkv, scratch, dout, out, lse, heads, kv_heads, steps, dropout)
+        kernels.attention_backward(qkv, scratch, dout, out, lse, *settings)
         return dict(out=out, lse=lse, dqkv=qkv)
 
     return Case(
-        f"attention {batch}x{steps} heads {heads}/{kv_heads}x{width}{' dropout' if dropout else ''}{label(scale)}",
+        f"attention {batch}x{steps} heads {heads}/{kv_heads}x{width}{' dropout' if dropout else ''}{label(scale)}"
+        f"{f' window {window}' if window else ''}{f' scores {score_scale}' if score_scale else ''}",
         dict(
             qkv=normal(batch * steps, (heads + 2 * kv_heads) * width, scale=scale),
             dout=normal(batch * steps, heads * width),
@@ -311,7 +368,7 @@ def attention(batch, steps, heads, kv_heads, width, dropout=None, scale=1.0):
     )
 
 
-def attention_step(batch, steps, heads, kv_heads, width, slots):
+def attention_step(batch, steps, heads, kv_heads, width, slots, window=0, score_scale=None):
     """`steps` steps, more than there are slots; the position is an integer and an array of one in turns."""
 
     def run(kernels, qkv):
@@ -319,11 +376,22 @@ def attention_step(batch, steps, heads, kv_heads, width, slots):
         outs = {f"out{t}": kernels.empty((batch, heads * width)) for t in range(steps)}
         for t, out in enumerate(outs.values()):
             position = t if t % 2 else kernels.full(1, t, np.int32)
-            kernels.attention_step(out, keys, values, qkv[t], heads, kv_heads, position)
+            kernels.attention_step(
+                out,
+                keys,
+                values,
+                qkv[t],
+                heads,
+                kv_heads,
+                position,
+                window,
+                score_scale,
+            )
         return outs | dict(keys=keys, values=values)
 
     return Case(
-        f"attention_step {batch}x{steps} heads {heads}/{kv_heads}x{width} slots {slots}",
+        f"attention_step {batch}x{steps} heads {heads}/{kv_heads}x{width} slots {slots}"
+        f"{f' window {window}' if window else ''}{f' scores {score_scale}' if score_scale else ''}",
         dict(qkv=normal(steps, batch, (heads + 2 * kv_heads) * width)),
         run,
     )
@@ -627,6 +695,12 @@ CASES = [
     rotary(2, 5, 2, 6, more=7),
     rotary(1, 70, 3, 10),
     rotary(2, 13, 2, 8, start=100000, more=8),
+    rotary(2, 5, 2, 10, more=7, rotated=4),
+    rotary(1, 13, 3, 16, more=16, rotated=8),
+    head_norm(1, 1, 1, 1),
+    head_norm(5, 3, 1, 6),
+    head_norm(37, 4, 2, 8),
+    head_norm(3, 2, 2, 70, scale=5.0),
     accumulate(1, 1),
     accumulate(1, 7),
     accumulate(130, 70),
@@ -646,8 +720,18 @@ CASES = [
     attention(1, 70, 2, 1, 8, scale=5.0),
     attention(2, 9, 2, 2, 3, dropout=(0.3, 5)),
     attention(2, 70, 4, 2, 6, dropout=(0.2, 2**31 - 5)),
+    attention(2, 9, 2, 1, 3, window=1),
+    attention(2, 9, 2, 1, 3, window=4, dropout=(0.3, 5)),
+    attention(1, 70, 2, 2, 8, window=9, score_scale=1.0),
+    attention(2, 150, 4, 2, 8, window=64),
+    attention(1, 200, 2, 1, 5, window=130, dropout=(0.2, 7)),
+    attention(1, 20, 2, 1, 5, window=50),
+    attention(1, 130, 1, 1, 4, score_scale=0.3),
     attention_step(1, 3, 1, 1, 5, 2),
     attention_step(2, 17, 4, 2, 7, 12),
+    attention_step(2, 17, 4, 2, 7, 12, window=5, score_scale=1.0),
+    attention_step(1, 9, 2, 1, 4, 4, window=4),
+    attention_step(1, 9, 2, 1, 4, 8, window=1),
     convolution(1, 1, 1, 4),
     convolution(2, 7, 5, 4),
     convolution(3, 2, 3, 4),

@@ -17,6 +17,7 @@ from .convert import convert
 from .convolution import convolution_backward, convolution_forward
 from .dropout import dropout_backward, dropout_forward
 from .embedding import embedding_backward, embedding_forward
+from .head_norm import head_norm_backward, head_norm_forward
 from .linear import (
     cast_copy,
     cast_copy_rows,

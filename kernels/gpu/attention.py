@@ -3,6 +3,9 @@
 A block of threads keeps some rows of queries and loops over tiles of keys. Scores and probabilities never leave its
 registers. Forward keeps a running maximum and sum of each query's scores, and rescales its sums when the maximum grows.
 
+A query sees itself and the `window` - 1 keys before it, or all keys before it if the window is as long as the sequence.
+Tiles that no query of a block sees are skipped.
+
 Backward computes the probabilities again from scores and `lse`, twice: blocks of queries loop over keys for dq, blocks
 of keys loop over queries for dk and dv. So each gradient is summed by one block, in one order. The derivative of the
 softmax, P * (dP - sum P dP), needs a sum over all keys before its first matmul; that sum equals dout . out.
@@ -10,12 +13,17 @@ softmax, P * (dP - sum P dP), needs a sum over all keys before its first matmul;
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .attention_tiles import TILES
 from .dropout import threshold_of
 from .source import Kernel
 from .vector import VECTOR, threads_for_row, vector_size
 
-PARAMETERS = "int heads, int kv_heads, int steps, Scalar<unsigned> key, unsigned threshold, Accum keep_scale"
+PARAMETERS = (
+    "int heads, int kv_heads, int steps, int window, Accum scale, "
+    "Scalar<unsigned> key, unsigned threshold, Accum keep_scale"
+)
 
 # Blocks: (sequence, head), blocks of query rows, chunks of the head.
 forward_kernel = Kernel(
@@ -32,38 +40,43 @@ attention_forward(Storage* out, Accum* lse, const Storage* qkv, PARAMETERS) {
     const int task = blockIdx.x / CHUNKS / blocks, h = task % heads, stride = (heads + 2 * kv_heads) * W;
     // The last queries see the most keys, so their blocks go first.
     const int block_start = (blocks - 1 - blockIdx.x / CHUNKS % blocks) * ROWS;
-    const int start = block_start + warp_row(), tiles = (min(steps, block_start + ROWS) + COLUMNS - 1) / COLUMNS;
+    const int start = block_start + warp_row(), last = start + 16 * ROW_TILES - 1;  // the warp's queries
+    const int first_tile = max(0, block_start - window + 1) / COLUMNS;
+    const int tiles = (min(steps, block_start + ROWS) + COLUMNS - 1) / COLUMNS - first_tile;
     const Storage* q = qkv + (size_t)(task / heads) * steps * stride + h * W;
     const Storage *k = q + (heads - h + h / (heads / kv_heads)) * W, *v = k + kv_heads * W;
-    const Accum scale = 1 / sqrt(Accum(W));
     const unsigned key_value = DROPOUT ? key() : 0;
     Tile<CHUNK> sum = {};
     Tile<COLUMNS> p;
-    Accum largest[2 * ROW_TILES], total[2 * ROW_TILES], factor[2 * ROW_TILES];
+    Accum largest[2 * ROW_TILES], shift[2 * ROW_TILES], total[2 * ROW_TILES], factor[2 * ROW_TILES];
     for (int r = 0; r < 2 * ROW_TILES; ++r) largest[r] = -INF, total[r] = 0;
     pipeline(tiles * CHUNKS, [&](int step, int buffer) {
-        const int column_start = step / CHUNKS * COLUMNS, chunk = chunk_of(step, own);
+        const int column_start = (first_tile + step / CHUNKS) * COLUMNS, chunk = chunk_of(step, own);
         if (CHUNKS > 1 || step == 0) load_rows<ROWS>(queries, q, stride, block_start, steps, chunk);
         load_rows<COLUMNS>(keys + buffer * COLUMNS * STRIDE, k, stride, column_start, steps, chunk);
         if (chunk == own) load_rows<COLUMNS>(values + buffer * COLUMNS * STRIDE, v, stride, column_start, steps, chunk);
     }, [&](int step, int buffer) {
-        const int column_start = step / CHUNKS * COLUMNS;
-        if (column_start > start + 16 * ROW_TILES - 1) return;  // no query of the warp sees these keys
+        const int column_start = (first_tile + step / CHUNKS) * COLUMNS;
+        if (column_start > last || column_start + COLUMNS <= start - window + 1) return;  // no query sees these keys
         if (step % CHUNKS == 0) p = {};
         multiply_transposed(p, queries + warp_row() * STRIDE, keys + buffer * COLUMNS * STRIDE);
         if (chunk_of(step, own) != own) return;
-        if (column_start + COLUMNS - 1 > start)
-            for_each([&](int, int row, int column, Accum& s) { if (column_start + column > start + row) s = -INF; }, p);
+        if (column_start + COLUMNS - 1 > start || column_start <= last - window)
+            for_each([&](int, int row, int column, Accum& s) {
+                const int age = start + row - column_start - column;
+                if (age < 0 || age >= window) s = -INF;
+            }, p);
         for (int r = 0; r < 2 * ROW_TILES; ++r) factor[r] = largest[r];
         for_each([&](int r, int, int, Accum s) { largest[r] = max_(largest[r], s); }, p);
         for (int r = 0; r < 2 * ROW_TILES; ++r) {
             largest[r] = row_max(largest[r]);
-            factor[r] = exponential(factor[r], scale, mul_rn(largest[r], scale));
+            shift[r] = largest[r] == -INF ? 0 : mul_rn(largest[r], scale);  // -INF: the query saw no key so far
+            factor[r] = exponential(factor[r], scale, shift[r]);
             total[r] *= factor[r];
         }
         for_each([&](int r, int, int, Accum& v) { v *= factor[r]; }, sum);
         for_each([&](int r, int row, int column, Accum& s) {
-            s = exponential(s, scale, mul_rn(largest[r], scale));
+            s = exponential(s, scale, shift[r]);
             total[r] += s;
             const unsigned index = ((unsigned)task * steps + start + row) * steps + column_start + column;
             if (DROPOUT && hash(key_value, index) < threshold) s = 0;
@@ -97,13 +110,14 @@ attention_backward_queries(Storage* dq, Accum* mean_dp, int dq_stride, const Sto
     Storage *keys = douts + ROWS * STRIDE, *values = keys + BUFFERS * COLUMNS * STRIDE;
     const int blocks = (steps + ROWS - 1) / ROWS, own = blockIdx.x % CHUNKS;
     const int task = blockIdx.x / CHUNKS / blocks, h = task % heads, stride = (heads + 2 * kv_heads) * W;
-    const int block_start = (blocks - 1 - blockIdx.x / CHUNKS % blocks) * ROWS, start = block_start + warp_row();
-    const int tiles = (min(steps, block_start + ROWS) + COLUMNS - 1) / COLUMNS;
+    const int block_start = (blocks - 1 - blockIdx.x / CHUNKS % blocks) * ROWS;
+    const int start = block_start + warp_row(), last = start + 16 * ROW_TILES - 1;
+    const int first_tile = max(0, block_start - window + 1) / COLUMNS;
+    const int tiles = (min(steps, block_start + ROWS) + COLUMNS - 1) / COLUMNS - first_tile;
     const size_t sequence = (size_t)(task / heads) * steps;  // its first row
     const Storage* q = qkv + sequence * stride + h * W;
     const Storage *k = q + (heads - h + h / (heads / kv_heads)) * W, *v = k + kv_heads * W;
     const Storage *d = dout + sequence * heads * W + h * W, *o = out + sequence * heads * W + h * W;
-    const Accum scale = 1 / sqrt(Accum(W));
     const unsigned key_value = DROPOUT ? key() : 0;
     Tile<CHUNK> sum = {};
     Tile<COLUMNS> p, dp;
@@ -121,7 +135,7 @@ attention_backward_queries(Storage* dq, Accum* mean_dp, int dq_stride, const Sto
         if (own == 0 && lane() % 4 == 0 && t < steps) mean_dp[(size_t)task * steps + t] = mean[r];
     }
     pipeline(tiles * CHUNKS, [&](int step, int buffer) {
-        const int column_start = step / CHUNKS * COLUMNS, chunk = chunk_of(step, own);
+        const int column_start = (first_tile + step / CHUNKS) * COLUMNS, chunk = chunk_of(step, own);
         if (CHUNKS > 1 || step == 0) {
             load_rows<ROWS>(queries, q, stride, block_start, steps, chunk);
             load_rows<ROWS>(douts, d, heads * W, block_start, steps, chunk);
@@ -129,14 +143,17 @@ attention_backward_queries(Storage* dq, Accum* mean_dp, int dq_stride, const Sto
         load_rows<COLUMNS>(keys + buffer * COLUMNS * STRIDE, k, stride, column_start, steps, chunk);
         load_rows<COLUMNS>(values + buffer * COLUMNS * STRIDE, v, stride, column_start, steps, chunk);
     }, [&](int step, int buffer) {
-        const int column_start = step / CHUNKS * COLUMNS;
-        if (column_start > start + 16 * ROW_TILES - 1) return;
+        const int column_start = (first_tile + step / CHUNKS) * COLUMNS;
+        if (column_start > last || column_start + COLUMNS <= start - window + 1) return;
         if (step % CHUNKS == 0) p = {}, dp = {};
         multiply_transposed(p, queries + warp_row() * STRIDE, keys + buffer * COLUMNS * STRIDE);
         multiply_transposed(dp, douts + warp_row() * STRIDE, values + buffer * COLUMNS * STRIDE);
         if (chunk_of(step, own) != own) return;
-        if (column_start + COLUMNS - 1 > start)
-            for_each([&](int, int row, int column, Accum& s) { if (column_start + column > start + row) s = -INF; }, p);
+        if (column_start + COLUMNS - 1 > start || column_start <= last - window)
+            for_each([&](int, int row, int column, Accum& s) {
+                const int age = start + row - column_start - column;
+                if (age < 0 || age >= window) s = -INF;
+            }, p);
         for_each([&](int r, int row, int column, Accum& s, Accum& ds) {
             s = exponential(s, scale, log_sum[r]);
             const unsigned index = ((unsigned)task * steps + start + row) * steps + column_start + column;
@@ -164,16 +181,17 @@ attention_backward_keys(Storage* dkv, const Storage* qkv, const Storage* dout, c
     Accum *log_sums = (Accum*)(douts + BUFFERS * COLUMNS * STRIDE), *means = log_sums + BUFFERS * COLUMNS;
     const int blocks = (steps + ROWS - 1) / ROWS, own = blockIdx.x % CHUNKS;
     const int task = blockIdx.x / CHUNKS / blocks, stride = (heads + 2 * kv_heads) * W;
-    const int block_start = blockIdx.x / CHUNKS % blocks * ROWS, start = block_start + warp_row();
+    const int block_start = blockIdx.x / CHUNKS % blocks * ROWS;
+    const int start = block_start + warp_row(), last = start + 16 * ROW_TILES - 1;  // the warp's keys
     const int group = heads / kv_heads, h = task % kv_heads * group;
-    // Tiles of queries that see none of these keys, and the others.
-    const int skipped = block_start / COLUMNS, tiles = (steps + COLUMNS - 1) / COLUMNS - skipped;
+    // Tiles of queries that come before these keys, and those that see some of them.
+    const int skipped = block_start / COLUMNS;
+    const int tiles = (min(steps, block_start + ROWS - 1 + window) + COLUMNS - 1) / COLUMNS - skipped;
     const int first_task = task / kv_heads * heads + h;  // of the first query head of the group
     const size_t sequence = (size_t)(task / kv_heads) * steps;
     const size_t key_offset = sequence * stride + (heads + task % kv_heads) * W;
     const Storage *q = qkv + sequence * stride + h * W, *k = qkv + key_offset, *v = k + kv_heads * W;
     const Storage* d = dout + sequence * heads * W + h * W;
-    const Accum scale = 1 / sqrt(Accum(W));
     const unsigned key_value = DROPOUT ? key() : 0;
     Tile<CHUNK> dk = {}, dv = {};
     Tile<COLUMNS> p, dp;
@@ -197,13 +215,16 @@ attention_backward_keys(Storage* dkv, const Storage* qkv, const Storage* dout, c
         }
     }, [&](int step, int buffer) {
         const int member = step / CHUNKS / tiles, column_start = (skipped + step / CHUNKS % tiles) * COLUMNS;
-        if (start > column_start + COLUMNS - 1) return;  // these queries see no key of the warp
+        if (start >= column_start + COLUMNS || column_start - last >= window) return;  // no query sees the warp's keys
         if (step % CHUNKS == 0) p = {}, dp = {};
         multiply_transposed(p, keys + warp_row() * STRIDE, queries + buffer * COLUMNS * STRIDE);
         multiply_transposed(dp, values + warp_row() * STRIDE, douts + buffer * COLUMNS * STRIDE);
         if (chunk_of(step, own) != own) return;
-        if (start + 16 * ROW_TILES - 1 > column_start)
-            for_each([&](int, int row, int column, Accum& s) { if (start + row > column_start + column) s = -INF; }, p);
+        if (last > column_start || column_start + COLUMNS - 1 - start >= window)
+            for_each([&](int, int row, int column, Accum& s) {
+                const int age = column_start + column - start - row;
+                if (age < 0 || age >= window) s = -INF;
+            }, p);
         const unsigned base = (unsigned)(first_task + member) * steps;
         for_each([&](int, int row, int column, Accum& s, Accum& ds) {
             s = exponential(s, scale, log_sums[buffer * COLUMNS + column]);
@@ -304,6 +325,14 @@ class Shape(NamedTuple):
     kv_heads: int
     steps: int
     dropout: Any
+    window: int  # 0: all keys up to the query
+    scale: Any  # of the scores, or None
+
+
+def score_scale(storage, width):
+    """1 / sqrt(w) as kernels compute it for arrays like `storage`."""
+    accumulated = np.float64 if storage.dtype == np.float64 else np.float32
+    return accumulated(1) / np.sqrt(accumulated(width))
 
 
 def launch(kernel, plans, arrays, tasks, arguments, shape, storage):
@@ -311,9 +340,11 @@ def launch(kernel, plans, arrays, tasks, arguments, shape, storage):
 
     arrays: as in `constants`.   storage: the arrays of the storage type, which decide on vectorized access
     """
-    width, heads, kv_heads, steps, dropout = shape
+    width, heads, kv_heads, steps, dropout, window, scale = shape
     rate, key = dropout or (0.0, 0)
     itemsize = storage[0].dtype.itemsize
+    window = min(window or steps, steps)
+    scale = score_scale(storage[0], width) if scale is None else scale
     vec = 16 // itemsize
     if width % vec or any(x.data.ptr % 16 for x in storage):
         vec = 1
@@ -321,7 +352,7 @@ def launch(kernel, plans, arrays, tasks, arguments, shape, storage):
     rows = 16 * named["ROW_TILES"] * named["WARPS"]
     kernel(
         tasks * -(-steps // rows) * named["CHUNKS"],
-        (*arguments, heads, kv_heads, steps, key, threshold_of(rate), 1 / (1 - rate)),
+        (*arguments, heads, kv_heads, steps, window, scale, key, threshold_of(rate), 1 / (1 - rate)),
         shared=shared,
         threads=32 * named["WARPS"],
         Storage=storage[0],
@@ -346,9 +377,20 @@ def attention_scratch(steps, width, tasks):
     return tasks, steps * (1 + width * (1 if chunks(width) == 1 else 3))
 
 
-def attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout):
+def attention_forward(
+    out,
+    lse,
+    scratch,
+    qkv,
+    heads,
+    kv_heads,
+    steps,
+    dropout,
+    window=0,
+    scale=None,
+):
     """dropout: None, or (rate, key). The key is a number, or a device array of one uint32 for a captured graph."""
-    shape = Shape(out.shape[1] // heads, heads, kv_heads, steps, dropout)
+    shape = Shape(out.shape[1] // heads, heads, kv_heads, steps, dropout, window, scale)
     launch(forward_kernel, FORWARD, 1, lse.size // steps, (out, lse, qkv), shape, (qkv, out))
 
 
@@ -362,9 +404,11 @@ def attention_backward(
     kv_heads,
     steps,
     dropout,
+    window=0,
+    scale=None,
 ):
     rows, stride = qkv.shape
-    shape = Shape(dout.shape[1] // heads, heads, kv_heads, steps, dropout)
+    shape = Shape(dout.shape[1] // heads, heads, kv_heads, steps, dropout, window, scale)
     columns = dout.shape[1] if chunks(shape.width) == 1 else stride  # of the gradients in scratch
     scratch = scratch.reshape(-1)
     gradients, mean_dp = BackwardScratch(

@@ -3,6 +3,7 @@
 A warp takes eight keys at a time, its lanes have the columns. At the end the block combines the sums of its warps.
 """
 
+from .attention import score_scale
 from .source import Kernel
 
 step_kernel = Kernel(
@@ -10,12 +11,13 @@ step_kernel = Kernel(
     r"""
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 attention_step(Storage* out, Cached* keys, Cached* values, const Storage* qkv, int heads, int kv_heads, int slots,
-               Scalar<int> position) {
+               int window, Accum scale, Scalar<int> position) {
     constexpr int PER_LANE = (W + 31) / 32, KEYS = 8;
     __shared__ Accum sums[WARPS][W], maxima[WARPS], totals[WARPS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int h = blockIdx.x % heads, group = heads / kv_heads, b = blockIdx.x / heads, kv = h / group;
-    const int slot = position() % slots, length = position() < slots ? position() + 1 : slots;
+    const int slot = position() % slots, length = min(position() + 1, window);  // of the keys that the token sees
+    const int oldest = window < slots ? (slot - length + 1 + slots) % slots : 0;  // all slots are read in their order
     const Storage* q = qkv + ((size_t)b * (heads + 2 * kv_heads) + h) * W;
     const Storage *k = q + (heads - h + kv) * W, *v = k + kv_heads * W;
     keys += ((size_t)b * kv_heads + kv) * slots * W, values += ((size_t)b * kv_heads + kv) * slots * W;
@@ -24,19 +26,19 @@ attention_step(Storage* out, Cached* keys, Cached* values, const Storage* qkv, i
             keys[(size_t)slot * W + c] = store<Cached>(load(k[c]));
             values[(size_t)slot * W + c] = store<Cached>(load(v[c]));
         }
-    const Accum scale = 1 / sqrt(Accum(W));
     Accum query[PER_LANE], sum[PER_LANE] = {}, largest = -INF, total = 0;
     for (int i = 0; i < PER_LANE; ++i) query[i] = lane + 32 * i < W ? load(q[lane + 32 * i]) * scale : 0;
     for (int start = warp * KEYS; start < length; start += WARPS * KEYS) {
         Accum score[KEYS], value[KEYS][PER_LANE], new_largest = largest;
         #pragma unroll
         for (int j = 0; j < KEYS; ++j) {
+            const int from = oldest + start + j, key = from < slots ? from : from - slots;  // its slot
             score[j] = 0;
             #pragma unroll
             for (int i = 0; i < PER_LANE; ++i) {
                 const int c = lane + 32 * i;
-                const bool exists = start + j < length && c < W, is_new = start + j == slot;
-                const size_t index = (size_t)(start + j) * W + c;
+                const bool exists = start + j < length && c < W, is_new = key == slot;
+                const size_t index = (size_t)key * W + c;
                 score[j] += exists ? query[i] * load(is_new ? store<Cached>(load(k[c])) : keys[index]) : 0;
                 value[j][i] = exists ? load(is_new ? store<Cached>(load(v[c])) : values[index]) : 0;
             }
@@ -83,17 +85,28 @@ attention_step(Storage* out, Cached* keys, Cached* values, const Storage* qkv, i
 )
 
 
-def attention_step(out, keys, values, qkv, heads, kv_heads, position):
-    """Store the new keys and values of qkv in the caches, at slot position % T; out = attention to the newest T keys at
-    most
+def attention_step(
+    out,
+    keys,
+    values,
+    qkv,
+    heads,
+    kv_heads,
+    position,
+    window=0,
+    scale=None,
+):
+    """Store the new keys and values of qkv in the caches, at slot position % T; out = attention to the newest keys
 
     out (B, H w)   keys, values (B, K, T, w)   qkv (B, (H + 2 K) w)   position: a number, or a device array of one int32
     """
-    width = keys.shape[3]
+    slots, width = keys.shape[2:]
+    window = min(window or slots, slots)
+    scale = score_scale(qkv, width) if scale is None else scale
     warps = max(1, min(16, 4096 // width))
     step_kernel(
         out.shape[0] * heads,
-        (out, keys, values, qkv, heads, kv_heads, keys.shape[2], position),
+        (out, keys, values, qkv, heads, kv_heads, slots, window, scale, position),
         threads=32 * warps,
         Storage=qkv,
         Cached=keys,

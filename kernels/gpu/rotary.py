@@ -1,4 +1,4 @@
-"""Rotary positions: the pairs (i, i + half) of every head rotated in place."""
+"""Rotary positions: the pairs (i, i + half) of the first columns of every head rotated in place."""
 
 import math
 
@@ -11,13 +11,13 @@ rotate_kernel = Kernel(
     VECTOR
     + r"""
 extern "C" __global__ void rotate(Storage* x, const Real* cos, const Real* sin, size_t rows, size_t columns,
-                                  size_t positions, int heads, int half, Real sign) {
+                                  size_t positions, int heads, int width, int half, Real sign) {
     const size_t r = blockIdx.x * (size_t)(blockDim.x / 32) + threadIdx.x / 32;
     if (r >= rows) return;
     const size_t angles = r % positions * half;
     for (int k = VEC * (threadIdx.x % 32); k < heads * half; k += VEC * 32) {
         const int i = k % half;
-        Storage *left = x + r * columns + 2 * (k - i) + i, *right = left + half;
+        Storage *left = x + r * columns + (size_t)(k / half) * width + i, *right = left + half;
         const Vector<Real> c = vector(cos + angles + i), s = vector(sin + angles + i);
         Vector<Storage> a = vector(left), b = vector(right);
         for (int j = 0; j < VEC; ++j) {
@@ -37,20 +37,20 @@ extern "C" __global__ void rotate(Storage* x, const Real* cos, const Real* sin, 
 )
 
 
-def _rotate(x, cos, sin, heads, sign):
+def _rotate(x, cos, sin, heads, width, sign):
     (rows, columns), (positions, half) = x.shape, cos.shape
     rotate_kernel(
         -(-rows // 8),
-        (x, cos, sin, rows, columns, positions, heads, half, sign),
+        (x, cos, sin, rows, columns, positions, heads, width, half, sign),
         Storage=x,
         Real=cos,
-        VEC=vector_size(math.gcd(half, columns), x, cos, sin),
+        VEC=vector_size(math.gcd(half, width, columns), x, cos, sin),
     )
 
 
-def rotary_forward(x, cos, sin, heads):
-    _rotate(x, cos, sin, heads, 1.0)
+def rotary_forward(x, cos, sin, heads, width):
+    _rotate(x, cos, sin, heads, width, 1.0)
 
 
-def rotary_backward(dx, cos, sin, heads):
-    _rotate(dx, cos, sin, heads, -1.0)
+def rotary_backward(dx, cos, sin, heads, width):
+    _rotate(dx, cos, sin, heads, width, -1.0)

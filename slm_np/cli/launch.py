@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import math
 import os
 import sys
 from pathlib import Path
@@ -51,6 +50,11 @@ def finetune_run(base, run, given):
         use_device(run.train)
         corpus, run = prepared(run, base.tokenizer, template=base.template)
         if corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None and corpus.train.n_documents != 1:
+            if run.lora:
+                raise UserError(
+                    f"{corpus.source} has several documents, but the tokenizer of {base.path} has no end-of-text, and "
+                    "adapters cannot learn a new token; leave --lora-rank out, or give one document"
+                )
             run = dataclasses.replace(run, data={})
             corpus, run = prepared(run, with_end_of_text(base.tokenizer), template=base.template)
         check_vocabulary(base, run, corpus)
@@ -86,6 +90,7 @@ def prepared(run, tokenizer=None, directory=None, template=None):
     """
     from slm_np.data.token_files import is_token_file
     from slm_np.data.token_store import load_corpus
+    from slm_np.formats.run_config import ends_of
     from slm_np.ops.device import device
 
     train, model = here(run, directory), run.model
@@ -126,19 +131,13 @@ def prepared(run, tokenizer=None, directory=None, template=None):
             corpus.building.close()
         raise other_data(run, data, directory)
     # The model of another program may have more embeddings than its tokenizer has tokens.
-    padded = tokenizer is not None and corpus.vocab_size == tokenizer.vocab_size < model.vocab_size
-    if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size and not padded:
+    is_padded = run.base and corpus.vocab_size < model.vocab_size
+    if corpus.tokenizer is not None and corpus.vocab_size != model.vocab_size and not is_padded:
         model = dataclasses.replace(model, vocab_size=corpus.vocab_size)
     run = dataclasses.replace(run, model=model, data=data)
     if not corpus.building:
         check_splits(run, corpus, directory)
     return corpus, run
-
-
-def ends_of(tokenizer):
-    """What run.json says of how the texts of another program's model start and end; {} for a model of this one."""
-    found = {name: getattr(tokenizer, name, None) for name in ("prompt_start", "more_ends")}
-    return {name: list(ids) for name, ids in found.items() if ids or ids == () and name == "prompt_start"}
 
 
 def other_data(run, data, directory):
@@ -255,20 +254,24 @@ def base_here(run, directory=None):
 
 def memory_plan(run):
     """{part: bytes} of device memory that training needs. Raises UserError if it is unavailable."""
+    import numpy as np
+
+    from slm_np.formats.layouts import lora_of
     from slm_np.nn.arena import planned_bytes
-    from slm_np.nn.model import parameter_count, parameters, plan
+    from slm_np.nn.model import model_tensors, plan, weight_bytes
+    from slm_np.nn.parameters import count
     from slm_np.ops.device import SMALLER, device
 
-    model, batch, on = run.model, run.train.batch_size, device(run.train.device)
-    requests = list(plan(model, batch, model.block_size, on, run.train.recompute))
-    n, dtype = parameter_count(model), compute_dtype(run)
+    model, batch, on, dtype = run.model, run.train.batch_size, device(run.train.device), compute_dtype(run)
+    tensors, adapters = model_tensors(model, lora_of(run))
+    requests = list(plan(model, batch, model.block_size, on, run.train.recompute, adapters))
+    n, trained = count(tensors), count(tensor for tensor in tensors if tensor.trained)
     saved = [request for request in requests if request.lifetime == "saved"]
     shared = [request for request in requests if request.lifetime != "saved"]
-    cast_copies = on.cast_copies if dtype else 0  # of two bytes an element
     parts = {
-        "weights": 4 * n + sum(2 * cast_copies * math.prod(t.shape) for t in parameters(model) if t.matmul),
-        "gradients": 4 * n,
-        "moments": 8 * n,
+        "weights": weight_bytes(tensors, np.dtype("f4"), dtype, on),
+        "gradients": 4 * trained,
+        "moments": 8 * trained,
         "activations saved for backward": planned_bytes(saved, "f4", dtype),
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
@@ -288,6 +291,7 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
     from slm_np.inference.decoder import sampling
     from slm_np.nn import warmup
     from slm_np.training.display import Display
+    from slm_np.training.estimate import estimate
     from slm_np.training.matmul_check import WrongMatmul
     from slm_np.training.signals import Interrupted
     from slm_np.training.trainer import Trainer
@@ -305,6 +309,8 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
     said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
     print("\n".join([said, *changes_when_resumed(trainer, previous, storage.path)]), file=sys.stderr)
     warmup.prepare(trainer.model, warmup.training, *([sampling] if corpus.tokenizer else []))
+    if run.base and (line := estimate(trainer)):
+        print(line, file=sys.stderr)
     command = f"slm_np.{'finetune' if run.base else 'train'}"
     try:
         trainer.train()
@@ -332,9 +338,9 @@ def create_run(trainer, directory, base):
 
     defaults = {}
     if base is not None:
-        base.fill(trainer.model.parameters.weight)
-        trainer.model.parameters.update_cast_copies()
-        defaults = dict(sampling=base.sampling, template=base.template)
+        base.fill(trainer.model.parameters)
+        trainer.run = dataclasses.replace(trainer.run, base=trainer.run.base | dict(weights=base.checksum))
+        defaults = dict(sampling=base.parts.sampling, template=base.parts.template)
     trainer.run = dataclasses.replace(trainer.run, data=trainer.run.data | dict(directory=started_here(directory)))
     storage = Storage(directory)
     storage.create(trainer, **defaults)
@@ -357,9 +363,21 @@ def load_run(trainer, directory):
             f"{directory} was trained with other tokens than --tokenizer {run.train.tokenizer} learns from the data "
             f"now; start a new run with --tokenizer file:{directory}/tokenizer.json"
         )
+    if run.lora:
+        fill_from_base(trainer, directory)
     storage = Storage(directory)
     storage.resume(trainer)
     return storage
+
+
+def fill_from_base(trainer, directory):
+    """Read the frozen weights of a resumed run from its base. Raises UserError if they have changed."""
+    from slm_np.formats.adapters import base_path, check_base
+    from slm_np.training.finetuning import Base
+
+    base = Base.load(base_path(directory, trainer.run))
+    base.fill(trainer.model.parameters)
+    check_base(directory, trainer.run, base.checksum)
 
 
 def changes_when_resumed(trainer, previous, directory):

@@ -33,6 +33,8 @@ def describe(run, corpus, memory):
         f"model{f' {run.preset}' if run.preset else ''}: {counted(n, 'parameter')}{start}",
         f"memory: {parts}, together {sum(memory.values()) / 2**20:,.1f} MiB",
     ]
+    if run.lora:
+        lines.insert(-1, describe_adapters(run, n))
     if masked:
         lines.append(
             f"the loss is masked to assistant tokens: {train.n_targets:,} of the training tokens; "
@@ -49,6 +51,21 @@ def describe(run, corpus, memory):
             "memorized text; more text or a smaller model would help"
         )
     print("\n".join(lines), file=sys.stderr)
+
+
+def describe_adapters(run, n):
+    """The line about the adapters of a RunConfig. n: parameters of its model"""
+    from slm_np.formats.layouts import lora_of
+    from slm_np.nn import lora
+    from slm_np.nn.model import model_tensors
+
+    settings, (_, layers) = lora_of(run), model_tensors(run.model, lora_of(run))
+    names = dict.fromkeys(part.name.rpartition(".")[2] for own in layers for adapter in own for part in adapter.parts)
+    trained = lora.parameter_count(layers)
+    return (
+        f"adapters of rank {settings.lora_rank} on {', '.join(names)}: {counted(trained, 'parameter')} to train, "
+        f"{100 * trained / n:.2g} %, at a learning rate of {run.train.learning_rate:g}; the others are frozen"
+    )
 
 
 def documents(corpus):
@@ -89,34 +106,47 @@ def finish(trainer, directory):
     The run is complete, so what cannot be reported is said in one line, and the rest is printed.
     The trainer cannot train afterwards: its weights are the best model's, and the memory of training is freed.
     """
-    from slm_np.formats import checkpoint
-    from slm_np.formats.layouts import layout_of
     from slm_np.inference.evaluation import TOKENS, evaluate
     from slm_np.inference.generation import printable
 
-    corpus, model = trainer.corpus, trainer.model.full_precision()
-    layout = layout_of(trainer.run)
-    best = attempted("best model", lambda: checkpoint.load_best(directory, model.parameters.weight, layout))
+    corpus = trainer.corpus
+    trainer.free()
+    best = attempted("best model", lambda: load_best(trainer, directory))
     if best is None:
         print(f"run: {directory}")
         return
-    metadata = best[1]
-    trainer.model.parameters.update_cast_copies()
-    print(f"evaluating the best model, of step {metadata['step']}, on the whole validation split", file=sys.stderr)
-    trainer.free()
+    model, step = best
+    print(f"evaluating the best model, of step {step}, on the whole validation split", file=sys.stderr)
     batch = min(TOKENS, trainer.tokens.size)  # the memory that training had is enough
     options = dict(quiet=False, batch=batch)
     found = attempted("evaluation", lambda: evaluate(model, corpus.validation, corpus.tokenizer, **options))
     if corpus.tokenizer is not None:
-        text = attempted("sample", lambda: printable(sample(trainer, corpus.source == "stories").strip(" \t\r\n")))
+        text = attempted(
+            "sample", lambda: printable(sample(trainer, model, corpus.source == "stories").strip(" \t\r\n"))
+        )
         print(f"\n{text or ''}\n")
     floor = attempted("floor", lambda: corpus.validation.bits_per_byte_floor)
     if found:
         bits = found.bits_per_byte
         shown = f"{bits:.4f} bits/byte" if bits is not None else f"{found.nats_per_token:.4f} nats/token"
         print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor and bits is not None else ""))
-    print(f"run: {directory}, best model of step {metadata['step']}; {curve(directory, floor)}")
+    print(f"run: {directory}, best model of step {step}; {curve(directory, floor)}")
     print("\n".join(next_commands(corpus, directory)))
+
+
+def load_best(trainer, directory):
+    """(model with the best weights in full precision, their step)"""
+    from slm_np.formats import checkpoint, runs
+    from slm_np.formats.layouts import layout_of
+
+    if trainer.run.lora:  # adapters, which are merged into the base
+        trainer.model = trainer.optimizer = None
+        run = runs.load(directory, trainer.run.train.device)
+        return run.model, run.step
+    model = trainer.model.full_precision()
+    _, metadata = checkpoint.load_best(directory, model.parameters.weight, layout_of(trainer.run))
+    trainer.model.parameters.update_cast_copies()
+    return model, metadata["step"]
 
 
 def attempted(what, compute):
@@ -141,11 +171,11 @@ def next_commands(corpus, directory):
     return lines
 
 
-def sample(trainer, stories):
+def sample(trainer, model, stories):
     """A text by the model: after whole texts of the validation split, or a reply to the first question there."""
     from slm_np.config import SamplingConfig
 
-    corpus, model = trainer.corpus, trainer.model
+    corpus = trainer.corpus
     if corpus.train.mask is not None:
         text, prompt = first_question(corpus)
         return text + short_text(model, corpus.tokenizer, prompt, 100, SamplingConfig(temp=0.0))

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from slm_np.cli import flags
-from slm_np.config import LENGTHS, check_effect, lengths
+from slm_np.config import LENGTHS, LoraConfig, check_effect, lengths
 from slm_np.errors import UserError
 from slm_np.paths import expanded, expanded_list
 from slm_np.words import quoted
@@ -41,7 +41,7 @@ FREE = {
 FIX = "resume it without that, or start a new run"
 
 
-def resumed(directory, name, model, train):
+def resumed(directory, name, model, train, lora=()):
     """The RunConfig of the run in `directory`, with the changes {field: value} to its free settings.
 
     Raises UserError if a preset or a setting was given that would make it another run.
@@ -81,6 +81,7 @@ def resumed(directory, name, model, train):
         train = dict(min_lr=-1.0) | train
     free = {field: value for field, value in train.items() if field in FREE or field == "dtype" and moved}
     _check_same(directory, run.model, model)
+    _check_same(directory, LoraConfig(**run.lora), dict(lora))
     _check_same(directory, run.train, {field: value for field, value in train.items() if field not in free})
     changed = dataclasses.replace(run.train, **free)
     check_effect(changed, given)

@@ -23,15 +23,16 @@ def add_source(group):
     )
 
 
-def settings(args):
-    """(name of the preset or None, {field: value} of the model, {field: value} of training) as the user gave them.
+def settings(args, *others):
+    """(name of the preset or None, {field: value} of the model, of training, and of `others`) as the user gave them.
 
+    others: further dataclasses of settings
     Raises UserError for malformed values, or for two lengths of training.
     """
-    values = flags.read_toml(args.config, (ModelConfig, TrainConfig)) if args.config else {}
-    model, train = flags.given(args, ModelConfig), flags.given(args, TrainConfig)
-    if lengths(train):
+    kinds = ModelConfig, TrainConfig, *others
+    values = flags.read_toml(args.config, kinds) if args.config else {}
+    if lengths(flags.given(args, TrainConfig)):
         values = {name: value for name, value in values.items() if name not in LENGTHS}
-    model, train = flags.split(values, ModelConfig) | model, flags.split(values, TrainConfig) | train
-    check_lengths(train)
-    return getattr(args, "preset", None) or values.get("preset"), model, train
+    found = [flags.split(values, kind) | flags.given(args, kind) for kind in kinds]
+    check_lengths(found[1])
+    return getattr(args, "preset", None) or values.get("preset"), *found

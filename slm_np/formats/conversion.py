@@ -4,10 +4,14 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
+import shutil
+import time
 from pathlib import Path
 from typing import NamedTuple
 
-from slm_np.config import TrainConfig
+from slm_np.config import FILE_DTYPES
+from slm_np.data import chat_template
 from slm_np.data.meter import Meter
 from slm_np.errors import UserError, near
 from slm_np.formats import hugging_face
@@ -19,13 +23,13 @@ from slm_np.formats.files import new_folder, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.interchange import interchange_files, token_ids
 from slm_np.formats.model_parts import ModelParts
-from slm_np.formats.run_config import RunConfig, write_config
-from slm_np.formats.sources import open_model, usable
+from slm_np.formats.run_config import write_config
+from slm_np.formats.sources import open_model, run_config
 from slm_np.formats.tensors import stream_tensors
 from slm_np.nn.model import parameter_count, parameters
-from slm_np.paths import expanded
+from slm_np.paths import UNFINISHED_SECONDS, expanded
 
-DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "Q8_0"}
+MODELFILE = ".Modelfile"  # ending of the file for ollama
 
 
 class Converted(NamedTuple):
@@ -41,22 +45,21 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
     target     a new file that ends in .gguf, else a new directory; "" means runs/NAME-OF-THE-SOURCE, or the next free
                name of that kind
     tokenizer  to use instead of the model's own, see `open_model`
-    dtype      of the weights, in DTYPES. A directory of f32 is a run, too
+    dtype      of the weights, in FILE_DTYPES. A directory of f32 is a run, too
     Raises UserError if the source is no model, the target exists or cannot be written, or the format of the target has
     no such model or dtype; then nothing is left behind.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype!r} is unknown; {near(dtype, list(DTYPES))}")
+    if dtype not in FILE_DTYPES:
+        raise UserError(f"--dtype {dtype!r} is unknown; {near(dtype, FILE_DTYPES)}")
     is_gguf = str(target).lower().endswith(".gguf")
     if dtype == "q8_0" and not is_gguf:
         raise UserError("--dtype q8_0 is a type of GGUF files; name a TARGET that ends in .gguf, or another --dtype")
     target = expanded(target) if target else free_name(Path(source).stem)
-    check_free(target)
+    check_free(target, is_gguf)
     parts = metered(open_model(source, tokenizer))
+    sweep(target)
     if is_gguf:
-        from slm_np.formats import gguf_file
-
-        gguf_file.write(parts, target, dtype)
+        write_gguf(parts, target, dtype)
     elif dtype != "f32":
         hugging_face.write(parts, target, dtype)
     else:
@@ -83,14 +86,37 @@ def free_name(name):
     return next(path for path in paths if not os.path.lexists(path))
 
 
-def check_free(target):
-    """UserError if the path exists, unless it is an empty directory."""
-    if os.path.isdir(target) and not target.name.lower().endswith(".gguf"):
+def check_free(target, is_gguf):
+    """UserError if the target exists, unless it is an empty directory, or the Modelfile beside a GGUF file does."""
+    if os.path.isdir(target) and not is_gguf:
         with contextlib.suppress(OSError):
             if not os.listdir(target):
                 return
-    if os.path.lexists(target):
-        raise UserError(f"{target} already exists, and nothing is overwritten; choose another TARGET, or remove it")
+    for path in (target, *[target.with_suffix(MODELFILE)] * is_gguf):
+        if os.path.lexists(path):
+            raise UserError(f"{path} already exists, and nothing is overwritten; choose another TARGET, or remove it")
+
+
+def sweep(target):
+    """Remove what a conversion to this target has left that was killed, more than a day ago."""
+    with contextlib.suppress(OSError):
+        for path in target.parent.iterdir():
+            left = re.fullmatch(re.escape(target.name) + r"\.tmp-\d+", path.name)
+            if left and path.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_gguf(parts, target, dtype):
+    """Write a new GGUF file and its Modelfile, both or none."""
+    from slm_np.formats import gguf_file  # its package is an extra
+
+    try:
+        gguf_file.write(parts, target, dtype)
+    except BaseException:
+        for path in (target, target.with_suffix(MODELFILE)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
 
 
 def write_run(parts, folder):
@@ -103,16 +129,12 @@ def write_run(parts, folder):
         shapes = {piece.theirs: piece.shape for piece in pieces}
         tensors = ((piece.theirs, array) for piece, array in to_theirs(pieces, parts.tensors()))
     stream_tensors(folder / "model.safetensors", shapes, tensors, dict(step=0, val_loss="nan"))
-    used = usable(config)
-    run = RunConfig(
-        used,
-        TrainConfig(max_iters=0),
-        data=dict(converted=parts.origin),
-        context=config.block_size if used != config else 0,
-    )
+    run = run_config(parts)
     files = interchange_files(run, parts.tokenizer, parts.template)
     if parts.tokenizer is not None:
         files["tokenizer.json"] = parts.tokenizer.to_bytes()
+    if parts.template is not None:
+        files[chat_template.FILE] = parts.template.to_bytes()
     for name, content in files.items():
         write_file(folder / name, content)
     sampling = to_generation_config(parts.sampling, **token_ids(parts.tokenizer))

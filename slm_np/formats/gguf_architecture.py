@@ -19,7 +19,8 @@ from slm_np.arguments import shown
 from slm_np.errors import UserError
 from slm_np.formats.families import family_named
 from slm_np.formats.families.piece import Piece
-from slm_np.formats.gguf_header import gguf_package, read_tensor
+from slm_np.formats.gguf_header import gguf_package, read_tensor, same_tensor
+from slm_np.ops.rotary import scaled_frequencies
 
 # {architecture: model_type}. mistral without windows is llama, too.
 MODEL_TYPES = dict(
@@ -165,7 +166,7 @@ def _fields(settings, name, tensors):
         hidden_size=width,
         num_hidden_layers=settings.whole("block_count", high=1000),
         max_position_embeddings=settings.whole("context_length"),
-        tie_word_embeddings=HEAD not in tensors,
+        tie_word_embeddings=HEAD not in tensors or same_tensor(settings.header, HEAD, EMBEDDING),
     )
     if name == "mamba":
         return found | dict(
@@ -279,15 +280,10 @@ def extra_tensors(config):
     return {FREQUENCIES: frequency_divisors(config.rope_theta, config.rotary_width, *config.rotary_frequencies)}
 
 
-def frequency_divisors(theta, width, factor, low, high, context):
-    """The divisors (width / 2,) of the rotary frequencies, scaled as in Llama 3, float32.
-
-    1 for wavelengths below context / high, `factor` for those above context / low, and in between
-    1 / ((1 - s) / factor + s) with s = (context / wavelength - low) / (high - low).
-    """
-    wavelengths = 2 * np.pi * theta ** (2 * np.arange(width // 2) / width)
-    share = np.clip((context / wavelengths - low) / (high - low), 0, 1)
-    return (1 / ((1 - share) / factor + share)).astype(np.float32)
+def frequency_divisors(theta, width, *scaling):
+    """The divisors (width / 2,) of the rotary frequencies, float32. scaling: as of `scaled_frequencies`"""
+    frequencies = theta ** (-2 * np.arange(width // 2) / width)
+    return (frequencies / scaled_frequencies(frequencies, *scaling)).astype(np.float32)
 
 
 def _llama3_scaling(settings, theta, width):

@@ -14,7 +14,7 @@ import numpy as np
 
 from slm_np import arguments
 from slm_np.config import SamplingConfig
-from slm_np.data.tokenizer_factory import tokenizer_from
+from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.errors import UserError
 from slm_np.formats import gguf_architecture as architectures
 from slm_np.formats import gguf_tokenizer
@@ -22,7 +22,7 @@ from slm_np.formats.families.piece import by_our_name, to_ours, to_theirs
 from slm_np.formats.files import replacing, saving
 from slm_np.formats.gguf_header import AGAIN, check_readable, gguf_package, read_header, read_tensor
 from slm_np.formats.model_parts import ModelParts
-from slm_np.formats.modelfile import write_modelfile
+from slm_np.formats.modelfile import stops_of, write_modelfile
 from slm_np.nn.model import parameters
 
 DTYPES = dict(f32="F32", f16="F16", bf16="BF16", q8_0="Q8_0")
@@ -43,12 +43,7 @@ def read(path):
     architecture = header.metadata["general.architecture"]
     pieces = architectures.pieces(architecture, config)
     _check_tensors(header, pieces)
-    fields, named, starts = gguf_tokenizer.from_metadata(header, config.vocab_size)
-    tokenizer = fields and tokenizer_from(fields, header.path)
-    if tokenizer is not None:
-        ends = [gguf_tokenizer.token_id(header, kind) for kind in ("eos", "eot")]
-        tokenizer.more_ends = tuple(dict.fromkeys(id for id in ends if id not in (None, tokenizer.end_of_text)))
-        tokenizer.prompt_start = (gguf_tokenizer.token_id(header, "bos"),) if starts else ()
+    tokenizer = gguf_tokenizer.from_metadata(header, config.vocab_size)
 
     def array_of(piece):
         return architectures.restored(architecture, config, piece, read_tensor(header, piece.theirs))
@@ -56,9 +51,7 @@ def read(path):
     def tensors():
         return to_ours(config, pieces, array_of)
 
-    return ModelParts(
-        header.path, config, tensors, tokenizer, _template(header, named), SamplingConfig(), _origin(header)
-    )
+    return ModelParts(header.path, config, tensors, tokenizer, _template(header), SamplingConfig(), _origin(header))
 
 
 def _check_tensors(header, pieces):
@@ -81,12 +74,12 @@ def _check_tensors(header, pieces):
         check_readable(header, name)
 
 
-def _template(header, named):
+def _template(header):
     """The chat template of a file, or None."""
     source = header.metadata.get(TEMPLATE)
     if not isinstance(source, str) or not source.strip():
         return None
-    return None
+    return JinjaTemplate(source, gguf_tokenizer.names_of(header, "bos", "eos"), f"the chat template of {header.path}")
 
 
 def _origin(header):
@@ -99,8 +92,8 @@ def write(parts, path, dtype="f32", report=lambda n: None):
 
     dtype   of the matrices: f32, f16, bf16 or q8_0
     report  function (n), called when n more bytes of tensors are written
-    Raises UserError if no architecture of llama.cpp computes the model, if it cannot run the tokenizer, or if the file cannot
-    be written; then nothing is left behind.
+    Raises UserError if no architecture of llama.cpp computes the model, if it cannot run the tokenizer, or if the file
+    cannot be written. Then nothing is left behind.
     """
     gguf, path = gguf_package(), Path(path)
     dtype = arguments.choice("dtype", dtype, tuple(DTYPES))
@@ -123,8 +116,10 @@ def write(parts, path, dtype="f32", report=lambda n: None):
 
 
 def _tokenizer_metadata(parts):
-    named = getattr(parts.template, "tokens", {})
-    found = gguf_tokenizer.to_metadata(parts.tokenizer, parts.config.vocab_size, named)
+    named, stops = getattr(parts.template, "tokens", {}), stops_of(parts)
+    found = gguf_tokenizer.to_metadata(
+        parts.tokenizer, parts.config.vocab_size, named, [stop for stop in stops if isinstance(stop, int)]
+    )
     found = {f"tokenizer.ggml.{name}": value for name, value in found.items()}
     if parts.template is not None:
         found[TEMPLATE] = parts.template.to_jinja().decode("utf-8")

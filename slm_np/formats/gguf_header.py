@@ -140,11 +140,23 @@ def _tensor(cursor, gguf):
 def read_tensor(header, name):
     """The tensor `name` of a file, dequantized to float32. UserError if it has values that are not finite."""
     tensor = header.tensors[name]
-    raw = np.memmap(header.path, np.uint8, "r", tensor.offset, (tensor.size,))
-    array = gguf_package().dequantize(raw.reshape(*tensor.shape[:-1], -1), tensor.kind).reshape(tensor.shape)
+    rows = _bytes_of(header, name).reshape(*tensor.shape[:-1], -1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        array = gguf_package().dequantize(rows, tensor.kind).reshape(tensor.shape)
     if not np.isfinite(array).all():
         raise UserError(f"{header.path} holds weights that are not finite, in {name}; {AGAIN}")
     return array
+
+
+def same_tensor(header, one, other):
+    """Whether two tensors have the same shape, type and bytes."""
+    a, b = header.tensors[one], header.tensors[other]
+    return a[:2] == b[:2] and np.array_equal(_bytes_of(header, one), _bytes_of(header, other))
+
+
+def _bytes_of(header, name):
+    tensor = header.tensors[name]
+    return np.memmap(header.path, np.uint8, "r", tensor.offset, (tensor.size,))
 
 
 def check_readable(header, name):

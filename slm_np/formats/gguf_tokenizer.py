@@ -10,7 +10,8 @@ other tokens there, if the tokenizer brings text into that form.
 
 from slm_np.arguments import shown
 from slm_np.data.library_tokenizer import steps_of
-from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, end_of_text_token
+from slm_np.data.tokenizer_factory import tokenizer_from
+from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, end_of_text_token, leading_token
 from slm_np.errors import UserError
 from slm_np.formats import gguf_sentencepiece
 from slm_np.formats.gguf_words import BY_NAME, NAMES, pre_tokenizer, words_of
@@ -19,6 +20,7 @@ from slm_np.words import counted
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of tokens
 ADDED = (CONTROL, USER_DEFINED, UNKNOWN)
+STARTED = ("llama-bpe", "llama3", "llama-v3")  # pre-tokenizers of models whose prompts start with a token
 NEVER = byte_letters()[0xFF]  # the letter of a byte that no UTF-8 contains
 NEVER_MERGED = f"{NEVER} {NEVER}"
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
@@ -27,11 +29,12 @@ PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
 # To metadata
 
 
-def to_metadata(tokenizer, vocab_size, named):
+def to_metadata(tokenizer, vocab_size, named, ends):
     """{key without "tokenizer.ggml.": value} of a tokenizer, or of None: llama.cpp then takes and gives ids only.
 
     vocab_size  of the model. Ids above those of the tokenizer become unused tokens
     named       {"bos_token", "eos_token": name} of a chat template, as far as it has them
+    ends        ids that end a reply
     UserError if llama.cpp has no such tokenizer, or it has more tokens than the model.
     """
     if tokenizer is None:
@@ -56,7 +59,7 @@ def to_metadata(tokenizer, vocab_size, named):
     else:
         found = dict(model="gpt2", pre=_name_of_words(fields), tokens=tokens, token_type=kinds)
         found["merges"] = [" ".join(_pair(merge)) for merge in model["merges"]] or [NEVER_MERGED]
-    return found | _special(tokenizer, fields, ids, named)
+    return found | _special(tokenizer, fields, ids, named, ends)
 
 
 def _tokens(ids, added, model, vocab_size):
@@ -98,7 +101,7 @@ def _name_of_words(fields):
     return names[0]
 
 
-def _special(tokenizer, fields, ids, named):
+def _special(tokenizer, fields, ids, named, ends):
     """The ids of special tokens, and whether a text starts with one.
 
     llama.cpp takes id 11 for what is not named. Where no token ends a text, that of the byte 0xFF does: no text has it.
@@ -113,6 +116,8 @@ def _special(tokenizer, fields, ids, named):
         add_bos_token=bool(starts),
         add_eos_token=False,
     )
+    others = [id for id in (*ends, *tokenizer.more_ends) if id != end]
+    found |= dict(eot_token_id=others[0]) if others else {}
     padding = next((ids[name] for name in PADDING if name in ids), None)
     return found if padding is None else found | dict(padding_token_id=padding)
 
@@ -123,36 +128,26 @@ def prompt_start(tokenizer, fields):
     A model of another program has them in its tokenizer's `prompt_start`, or in its post-processor. Ours starts after
     the end of another text.
     """
-    if getattr(tokenizer, "prompt_start", None) is not None:
+    if tokenizer.prompt_start is not None:
         return list(tokenizer.prompt_start)[:1]
-    first = _leading_token(fields)
+    first = leading_token(fields)
     if first is not None:
         return [token["id"] for token in fields["added_tokens"] if token["content"] == first]
     return [tokenizer.end_of_text] if tokenizer.end_of_text is not None and tokenizer.trained_ends else []
-
-
-def _leading_token(fields):
-    """The name of the special token that the post-processor puts before a text, or None."""
-    found = fields.get("post_processor") or {}
-    for step in found.get("processors", [found]):
-        single = step.get("single") or [{}]
-        if step.get("type") == "TemplateProcessing" and "SpecialToken" in single[0]:
-            return single[0]["SpecialToken"]["id"]
-    return None
 
 
 # From metadata
 
 
 def from_metadata(header, vocab_size):
-    """(fields of tokenizer.json or None, {"bos_token", "eos_token": name}, whether a text starts with bos_token).
+    """The tokenizer of a file, or None.
 
-    UserError if the tokenizer is of a kind that is not supported, damaged, or has not `vocab_size` tokens.
+    UserError if it is of a kind that is not supported, damaged, or has not `vocab_size` tokens.
     """
     get = _Metadata(header)
     kind = get.value("model", str, "none")
     if kind in ("none", "no_vocab"):
-        return None, {}, False
+        return None
     if kind not in ("gpt2", "llama"):
         raise UserError(
             f"{header.path} has a tokenizer of the kind {shown(kind)}, and only gpt2 and llama are supported; "
@@ -167,47 +162,59 @@ def from_metadata(header, vocab_size):
     if len(set(tokens)) < len(tokens):
         raise get.damaged("two of its tokens have one name")
     kinds = get.array("token_type", int, vocab_size, [NORMAL] * vocab_size)
-    n = vocab_size  # the last tokens, if they are special, get their ids as added tokens
+    begin, end, turn = (token_id(header, name) for name in ("bos", "eos", "eot"))
+    starts = begin is not None and get.value("add_bos_token", bool, kind == "llama" or get.pre in STARTED)
+    # For other programs. Texts of ours start after the end of another one, which no tokenizer.json says.
+    first = _starting_with(tokens[begin], begin) if starts and begin != end else None
+    made = tokenizer_from(_fields(get, kind, tokens, kinds, first), header.path)
+    made.prompt_start = (begin,) if starts else ()
+    ends = [id for id in (end, turn) if id not in (None, made.end_of_text) and kinds[id] in ADDED]
+    made.more_ends = tuple(dict.fromkeys(ends))
+    made.begins_after_special = kind == "llama"
+    return made
+
+
+def _fields(get, kind, tokens, kinds, post_processor):
+    """The fields of tokenizer.json."""
+    n = len(tokens)  # the last tokens, if they are special, get their ids as added tokens
     while n and kinds[n - 1] in ADDED:
         n -= 1
     vocab = dict(zip(tokens, range(n)))
-    fields = _byte_pairs(get, vocab) if kind == "gpt2" else gguf_sentencepiece.from_metadata(get, vocab, kinds)
-    ids = {name: token_id(header, name) for name in ("bos", "eos")}
-    named = {f"{name}_token": tokens[id] for name, id in ids.items() if id is not None}
-    pre = get.value("pre", str, "")
-    starts = get.value("add_bos_token", bool, kind == "llama" or pre in ("llama-bpe", "llama3", "tekken"))
-    starts = starts and "bos_token" in named
     added = [
-        dict(end_of_text_token(id), content=tokens[id], special=kinds[id] != USER_DEFINED)
-        for id in range(vocab_size)
+        dict(end_of_text_token(id), content=token, special=kinds[id] != USER_DEFINED)
+        for id, token in enumerate(tokens)
         if kinds[id] in ADDED
     ]
-    return (
-        dict(
-            version="1.0",
-            truncation=None,
-            padding=None,
-            added_tokens=added,
-            normalizer=fields.get("normalizer"),
-            pre_tokenizer=fields.get("pre_tokenizer"),
-            post_processor=_first(named["bos_token"], tokens) if starts and len(set(ids.values())) > 1 else None,
-            decoder=fields["decoder"],
-            model=fields["model"],
-        ),
-        named,
-        starts,
+    found = _byte_pairs(get, vocab) if kind == "gpt2" else gguf_sentencepiece.from_metadata(get, vocab, kinds)
+    return dict(
+        version="1.0",
+        truncation=None,
+        padding=None,
+        added_tokens=added,
+        normalizer=found.get("normalizer"),
+        pre_tokenizer=found.get("pre_tokenizer"),
+        post_processor=post_processor,
+        decoder=found["decoder"],
+        model=found["model"],
     )
+
+
+def names_of(header, *kinds):
+    """{"bos_token": name, ...} of the special tokens bos, eos and so on that a file has."""
+    ids = {kind: token_id(header, kind) for kind in kinds}
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    return {f"{kind}_token": tokens[id] for kind, id in ids.items() if id is not None}
 
 
 def token_id(header, name):
     """The id of the special token `name`: bos, eos, eot or the like. None if the file has none, or no such id."""
-    found = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
-    return found if type(found) is int and 0 <= found < len(header.metadata["tokenizer.ggml.tokens"]) else None
+    found, tokens = (header.metadata.get(f"tokenizer.ggml.{key}") for key in (f"{name}_token_id", "tokens"))
+    return found if type(found) is int and isinstance(tokens, list) and 0 <= found < len(tokens) else None
 
 
 def _byte_pairs(get, vocab):
     """The fields of tokenizer.json of kind gpt2. vocab: {token: id}"""
-    name = get.value("pre", str, "")
+    name = get.pre
     if not name:
         say(f"{get.path} does not name its pre-tokenizer; using the default of llama.cpp, so tokens may differ")
         name = "default"
@@ -231,7 +238,7 @@ def _byte_pairs(get, vocab):
     )
 
 
-def _first(name, tokens):
+def _starting_with(name, id):
     """The post-processor that puts a token before a text, as Hugging Face's libraries run it."""
     token, text = {"SpecialToken": dict(id=name, type_id=0)}, {"Sequence": dict(id="A", type_id=0)}
     later = {"Sequence": dict(id="B", type_id=1)}
@@ -239,7 +246,7 @@ def _first(name, tokens):
         type="TemplateProcessing",
         single=[token, text],
         pair=[token, text, later],
-        special_tokens={name: dict(id=name, ids=[tokens.index(name)], tokens=[name])},
+        special_tokens={name: dict(id=name, ids=[id], tokens=[name])},
     )
 
 
@@ -248,6 +255,7 @@ class _Metadata:
 
     def __init__(self, header):
         self.path, self._found = header.path, header.metadata
+        self.pre = self.value("pre", str, "")
 
     def damaged(self, reason):
         return UserError(f"{self.path} has a damaged tokenizer: {reason}; copy or download it again")

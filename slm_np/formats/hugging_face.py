@@ -17,14 +17,16 @@ import numpy as np
 
 from slm_np.arguments import shown
 from slm_np.config import SamplingConfig
+from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
-from slm_np.data.tokenizer_json import END_OF_TEXT, bpe_model, byte_level, tokenizer_json
+from slm_np.data.tokenizer_json import END_OF_TEXT, bpe_model, byte_level, leading_token, tokenizer_json
 from slm_np.errors import UserError, near
 from slm_np.formats.families import FAMILIES, config_json, family_named, family_of
 from slm_np.formats.families.piece import to_ours, to_theirs
 from slm_np.formats.files import new_folder, read_json, to_json
 from slm_np.formats.generation_config import from_generation_config, to_generation_config
+from slm_np.formats.interchange import TEMPLATE, token_ids, tokenizer_config
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.weight_files import AGAIN, WRITTEN, open_weights, write_weights
 
@@ -55,7 +57,7 @@ def read(path):
         path=path,
         config=config,
         tensors=tensors,
-        tokenizer=tokenizer_of(path),
+        tokenizer=_with_ends(tokenizer_of(path), path, fields),
         template=template_of(path),
         sampling=sampling_of(path),
         origin=f"Hugging Face, {fields['model_type']}",
@@ -155,9 +157,46 @@ def _gpt2_tokenizer(path):
     return LibraryTokenizer(fields, str(path / "vocab.json"))
 
 
+def _with_ends(tokenizer, path, fields):
+    """The tokenizer, told which tokens start a prompt and which end a text.
+
+    The ends are those of generation_config.json, else those of config.json, whose `fields` are given.
+    """
+    if not isinstance(tokenizer, LibraryTokenizer):  # none, or bytes and characters, which are ours
+        return tokenizer
+    ends = _optional_json(path / "generation_config.json").get("eos_token_id") or fields.get("eos_token_id")
+    ends = [ends] if type(ends) is int else ends or []
+    if not isinstance(ends, list) or not all(type(id) is int for id in ends):
+        raise UserError(f"{path} has eos_token_id {shown(ends)}; it must be a token id, or a list of them")
+    inside = (id for id in ends if 0 <= id < tokenizer.vocab_size and id != tokenizer.end_of_text)
+    tokenizer.more_ends = tuple(dict.fromkeys(inside))
+    first = tokenizer.special_tokens.get(leading_token(tokenizer.to_json()))
+    tokenizer.prompt_start = () if first is None else (first.id,)
+    return tokenizer
+
+
 def template_of(path):
-    """The chat template in a directory, or None."""
-    return None
+    """The chat template in a directory, or None: of chat_template.jinja, else of tokenizer_config.json."""
+    fields, file = _optional_json(path / "tokenizer_config.json"), path / TEMPLATE
+    source = fields.get("chat_template")
+    if isinstance(source, list):  # several, with names
+        named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
+        source = named.get("default", next(iter(named.values()), None))
+    if file.is_file():
+        try:
+            source = file.read_bytes().decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read ({error}); {AGAIN}") from None
+    if not isinstance(source, str) or not source.strip():
+        return None
+    tokens = {name: _content(value) for name, value in fields.items() if name.endswith("_token") and _content(value)}
+    return JinjaTemplate(source, tokens, str(file if file.is_file() else path / "tokenizer_config.json"))
+
+
+def _content(token):
+    """The name of a special token, which is a string or the field of an object; "" if it is neither."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else ""
 
 
 def sampling_of(path):
@@ -196,14 +235,18 @@ def write(parts, directory, dtype="f32", report=lambda n: None):
     pieces = list(family.pieces(config))
     layout = {piece.theirs: piece.shape for piece in pieces}
     tensors = ((piece.theirs, array) for piece, array in to_theirs(pieces, parts.tensors()))
-    ids = {} if tokenizer is None else dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
+    ids = token_ids(tokenizer)
+    files = {
+        "config.json": config_json(config, WRITTEN[dtype][0], **ids),
+        "generation_config.json": to_generation_config(parts.sampling, **ids),
+    }
+    if tokenizer is not None:
+        files["tokenizer_config.json"] = tokenizer_config(tokenizer, parts.template, config.block_size)
     with new_folder(directory) as folder:
         write_weights(folder, layout, tensors, dtype, report)
-        files = {
-            "config.json": config_json(config, WRITTEN[dtype][0], **ids),
-            "generation_config.json": to_generation_config(parts.sampling) | ids,
-        }
         for name, fields in files.items():
             (folder / name).write_bytes(to_json(fields, indent=2) + b"\n")
         if tokenizer is not None:
             (folder / "tokenizer.json").write_bytes(tokenizer.to_bytes())
+        if parts.template is not None:
+            (folder / TEMPLATE).write_bytes(parts.template.to_jinja())

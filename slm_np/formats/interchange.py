@@ -15,11 +15,11 @@ TEMPLATE = "chat_template.jinja"
 def interchange_files(run, tokenizer, template):
     """{name: bytes} of these files for a run.
 
-    run: RunConfig.   tokenizer: None without text.   template: Template of its conversations, or None
+    run: RunConfig.   tokenizer: None without text.   template: of its conversations, or None
     """
     found = layout_of(run).described(run, **token_ids(tokenizer))
     if tokenizer is not None:
-        fields = tokenizer_config(tokenizer, run.full_context)
+        fields = tokenizer_config(tokenizer, template, run.full_context)
         found["tokenizer_config.json"] = to_json(fields, indent=2) + b"\n"
     if template is not None:
         found[TEMPLATE] = template.to_jinja()
@@ -29,20 +29,25 @@ def interchange_files(run, tokenizer, template):
 def token_ids(tokenizer):
     """The ids of special tokens as config.json and generation_config.json name them; None for those that it lacks.
 
-    Sequences of different lengths are padded with the end-of-text token.
+    Several ids that end a text are a list. Sequences of different lengths are padded with the end-of-text token.
     """
     tokens = {} if tokenizer is None else special_tokens(tokenizer)
-    end = tokens.get("eos_token", (None,))[0]
-    return dict(bos_token_id=tokens.get("bos_token", (None,))[0], eos_token_id=end, pad_token_id=end)
+    start, end = (tokens.get(name, (None,))[0] for name in ("bos_token", "eos_token"))
+    others = [] if tokenizer is None else [id for id in tokenizer.more_ends if id != end]
+    ends = [id for id in (end, *others) if id is not None]
+    return dict(bos_token_id=start, eos_token_id=ends if len(ends) > 1 else next(iter(ends), None), pad_token_id=end)
 
 
-def tokenizer_config(tokenizer, context):
-    """The fields of tokenizer_config.json. context: the longest sequence of the model, in tokens."""
-    tokens = special_tokens(tokenizer)
+def tokenizer_config(tokenizer, template, context):
+    """The fields of tokenizer_config.json.
+
+    template: its names of special tokens are kept.   context: the longest sequence of the model, in tokens.
+    """
+    tokens = {name: token for name, (_, token) in special_tokens(tokenizer).items()}
+    padding = dict(pad_token=tokens["eos_token"]) if "eos_token" in tokens else {}
     return dict(
         tokenizer_class="PreTrainedTokenizerFast",
-        **{name: token for name, (_, token) in tokens.items()},
-        **({"pad_token": tokens["eos_token"][1]} if "eos_token" in tokens else {}),
+        **(tokens | padding | getattr(template, "tokens", {})),
         model_max_length=context,
         clean_up_tokenization_spaces=False,
     )

@@ -19,11 +19,16 @@ from functools import partial
 
 import numpy as np
 
-from slm_np.formats.families import config_json, family_of
+from slm_np.config import LoraConfig
+from slm_np.formats import peft
+from slm_np.formats.families import FAMILIES, config_json
 from slm_np.formats.families.piece import to_ours
 from slm_np.formats.files import to_json
 from slm_np.formats.format1 import tensor_name
+from slm_np.formats.lora_adapter import LoraAdapter
 from slm_np.formats.tensors import LazyTensor, check_match, filled
+from slm_np.nn import lora
+from slm_np.nn.model import model_tensors
 from slm_np.ops.device import host, put
 
 
@@ -36,7 +41,7 @@ class OurLayout:
         return {}
 
     def holds(self, names):
-        return True
+        return "embedding.weight" in names
 
     def to_file(self, tensors):
         return tensors
@@ -46,29 +51,28 @@ class OurLayout:
 
 
 class FamilyLayout:
-    """The names and layouts of the family that computes the model `config` (ModelConfig), in float32.
-
-    The file of an older version has ours, and is recognized by them and read, too.
-    """
+    """The names and layouts of a `family` that computes the model `config` (ModelConfig), in float32."""
 
     file = "model.safetensors"
 
-    def __init__(self, config):
-        self.config, self.pieces = config, list(family_of(config).pieces(config))
+    def __init__(self, config, family):
+        self.config, self.pieces = config, list(family.pieces(config))
 
     def described(self, run, **ids):
         config = dataclasses.replace(run.model, block_size=run.full_context)
         return {"config.json": to_json(config_json(config, **ids), indent=2) + b"\n"}
 
     def holds(self, names):
-        return "embedding.weight" not in names
+        return {piece.theirs for piece in self.pieces} == set(names)
 
     def to_file(self, tensors):
         return {piece.theirs: self._lazy(piece, partial(_written, piece, tensors)) for piece in self.pieces}
 
     def from_file(self, path, found, into=None):
-        if not self.holds(found):
-            return OurLayout().from_file(path, found, into)
+        if not self.holds(found):  # perhaps a file of an earlier version, which wrote our names, or another family's
+            for other in (*families(self.config), OurLayout()):
+                if other.holds(found):
+                    return other.from_file(path, found, into)
         check_match(path, found, {piece.theirs: self._lazy(piece) for piece in self.pieces})
         made, into = into is None, {} if into is None else into
         for name, tensor in to_ours(self.config, self.pieces, lambda piece: found[piece.theirs]):
@@ -82,11 +86,61 @@ class FamilyLayout:
         return LazyTensor(piece.shape, np.dtype(np.float32), make)
 
 
+class AdapterLayout:
+    """Adapters in PEFT's format, apart from their base. run: RunConfig of a run that trains adapters"""
+
+    file = peft.WEIGHTS
+
+    def __init__(self, run):
+        self.run = run
+        tensors, self.adapters = model_tensors(run.model, lora_of(run))
+        self.shapes = {tensor.name: tensor.shape for tensor in tensors if tensor.trained}
+
+    def described(self, run, **ids):
+        settings = lora_of(run)
+        empty = self._alone({name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()})
+        fields = peft.to_settings(run.model, empty, settings.rslora, settings.lora_dropout)
+        return {peft.CONFIG: to_json(fields, indent=2) + b"\n"}
+
+    def holds(self, names):
+        return True
+
+    def to_file(self, tensors):
+        return peft.to_tensors(self.run.model, self._alone({name: host(tensors[name]) for name in self.shapes}))
+
+    def from_file(self, path, found, into=None):
+        joined = {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}
+        alone = self._alone(joined)
+        check_match(path, found, peft.to_tensors(self.run.model, alone))
+        peft.from_tensors(self.run.model, alone, found)
+        if into is None:
+            return joined
+        for name, array in joined.items():
+            put(into[name], array)
+        return into
+
+    def _alone(self, tensors):
+        """The LoraAdapter of the model's tensors {name: array}, of which its own are views."""
+        views, scale = lora.parts(self.adapters, tensors), lora.scale_of(lora_of(self.run))
+        scales = {name.rpartition(".")[0]: scale for name in views}
+        return LoraAdapter(None, self.run.base.get("run", ""), views, scales)
+
+
 def _written(piece, tensors):
     """Their tensor of a Piece, made of ours."""
     return piece.write(host(tensors[piece.ours]) if piece.ours else None)
 
 
+def lora_of(run):
+    """The LoraConfig of a RunConfig, or None if it trains all weights."""
+    return LoraConfig(**run.lora) if run.lora else None
+
+
+def families(config):
+    """The layouts of a ModelConfig that other programs know, the one to write first."""
+    return [FamilyLayout(config, family) for family in FAMILIES if family.config_to(config) is not None]
+
+
 def layout_of(run):
-    """The layout of the best weights of a run with the RunConfig `run`."""
-    return OurLayout() if family_of(run.model) is None else FamilyLayout(run.model)
+    """The layout in which the best weights of a run with the RunConfig `run` are written."""
+    return AdapterLayout(run) if run.lora else [*families(run.model), OurLayout()][0]

@@ -12,6 +12,7 @@ from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
+from slm_np.formats.adapters import merged_weights
 from slm_np.formats.checkpoint import copies_of, load_best, newest_checkpoint
 from slm_np.formats.checksum import crc32, read_settings
 from slm_np.formats.files import read_bytes, write_bytes, write_file
@@ -56,7 +57,7 @@ def load(path, device="cpu"):
     path = expanded(arguments.path("path", path))
     chosen = device_named(arguments.choice("device", device, DEVICES))
     config = read_config(path)
-    needed = 8 * parameter_count(config.model)  # weights and gradients, float32
+    needed = 4 * parameter_count(config.model)  # float32
     chosen.check_memory(needed, f"the model in {path}", "use a machine with more")
     tokenizer = tokenizer_of(path, config)  # before the weights: it may need a package that is missing
     model = Model(config.model, None, config.train.decay, device=chosen)
@@ -71,6 +72,8 @@ def best_weights(path, config, into=None):
 
     config: RunConfig.   `into` as in `load_tensors`.
     """
+    if config.lora:
+        return merged_weights(Path(path), config, into)
     layout = layout_of(config)
     best = Path(path) / layout.file
     if best.exists():
@@ -88,10 +91,9 @@ def tokenizer_of(path, config):
     if file is None:
         return None
     tokenizer = load_tokenizer(file)
-    padded = "prompt_start" in config.data  # the model of another program may have more embeddings than tokens
-    if tokenizer.vocab_size != config.model.vocab_size and not (
-        padded and tokenizer.vocab_size < config.model.vocab_size
-    ):
+    known = config.model.vocab_size
+    may_be_padded = config.base or "converted" in config.data  # another program's model may have more embeddings
+    if tokenizer.vocab_size > known or tokenizer.vocab_size < known and not may_be_padded:
         raise UserError(
             f"{file} has {counted(tokenizer.vocab_size, 'token')}, but the model {config.model.vocab_size}; "
             "restore the tokenizer that the run was trained with"

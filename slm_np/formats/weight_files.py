@@ -116,30 +116,31 @@ def _no_weights(directory):
     return UserError(f"{directory} has no {FILE}; name the directory of a model with its weights ({quoted(directory)})")
 
 
-def write_weights(directory, layout, tensors, dtype, report=lambda n: None):
+def write_weights(directory, layout, tensors, dtype, report=lambda n: None, file=FILE):
     """Write tensors into the directory: model.safetensors or, above SHARD_BYTES, shards and their index.
 
     layout   {name: shape} of all tensors
     tensors  iterable of (name, array) in any order
     dtype    of the file: a key of WRITTEN
     report   function (n), called when n more bytes are written
+    file     name of a single file
     Raises UserError for values that the type cannot hold. The directory is the caller's to remove then.
     """
     _, _, itemsize = WRITTEN[dtype]
     shards = _shards({name: itemsize * math.prod(shape) for name, shape in layout.items()})
     names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    names = names if len(shards) > 1 else [FILE]
+    names = names if len(shards) > 1 else [file]
     with contextlib.ExitStack() as stack:
-        places = {}  # {tensor: (file, offset)}
+        places = {}  # {tensor: (open file, offset)}
         for name, shard in zip(names, shards):
-            file = stack.enter_context(open(directory / name, "wb"))
+            out = stack.enter_context(open(directory / name, "wb"))
             header, offsets = _header({tensor: layout[tensor] for tensor in shard}, dtype)
-            file.write(header)
-            places |= {tensor: (file, len(header) + offset) for tensor, offset in offsets.items()}
+            out.write(header)
+            places |= {tensor: (out, len(header) + offset) for tensor, offset in offsets.items()}
         for tensor, array in tensors:
-            file, offset = places.pop(tensor)
-            file.seek(offset)
-            report(file.write(memoryview(cast(tensor, array, dtype)).cast("B")))
+            out, offset = places.pop(tensor)
+            out.seek(offset)
+            report(out.write(memoryview(cast(tensor, array, dtype)).cast("B")))
     assert not places, f"tensors without values: {sorted(places)}"
     if len(shards) > 1:
         total = sum(itemsize * math.prod(shape) for shape in layout.values())

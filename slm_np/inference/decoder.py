@@ -97,11 +97,12 @@ class Decoder(arguments.Fixed):
 
     def planned(self, steps):
         """Activations for windows (B, steps)."""
-        config, dtype, device, adapters = (getattr(self.model, n) for n in ("config", "dtype", "device", "adapters"))
-        requests = plan(config, self.batch, steps, device, adapters, recompute=True)  # no backward follows
+        config, dtype, device = self.model.config, self.model.dtype, self.model.device
+        options = dict(recompute=True, adapters=self.model.adapters)  # no backward follows
+        requests = plan(config, self.batch, steps, device, **options)
         what = f"reading a prompt for {counted(self.batch, 'sequence')} at once"
         device.check_memory(planned_bytes(requests, dtype), what, "ask for fewer")
-        return Activations(config, self.batch, steps, dtype, device=device, adapters=adapters, recompute=True)
+        return Activations(config, self.batch, steps, dtype, device=device, **options)
 
     def step(self, tokens):
         """Logits after one more token of each sequence. tokens: (B,), or (B, 1)"""

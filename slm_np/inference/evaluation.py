@@ -81,9 +81,8 @@ def evaluate(model, tokens, tokenizer=None, stride=0, quiet=True, batch=TOKENS):
         raise UserError(NO_TARGET)
     steps = min(context, n - (not after_end))
     rows = max(1, min(batch // steps, -(-n // steps)))
-    needed = planned_bytes(
-        plan(model.config, rows, steps, model.device, recompute=True), model.dtype, model.compute_dtype
-    )
+    requests = plan(model.config, rows, steps, model.device, recompute=True, adapters=model.adapters)
+    needed = planned_bytes(requests, model.dtype, model.compute_dtype)
     model.device.check_memory(needed, f"evaluating {rows} x {steps} tokens at once", "use a machine with more")
 
     x, y = np.zeros((rows, steps), np.int32), np.zeros((rows, steps), np.int32)

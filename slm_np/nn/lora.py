@@ -15,6 +15,7 @@ matrix (P r, E): two matmuls serve all P parts. What is off the diagonal stays z
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 from slm_np import ops
@@ -163,13 +164,21 @@ def parameter_count(layers):
     )
 
 
-def merge(layers, views, weight):
-    """weight[name] += s A B of every adapted layer, so that the model needs no adapters. Arrays in host memory."""
-    for layer, own in enumerate(layers):
-        for adapter in own:
-            name = f"layers.{layer}.{adapter.name}"
-            merged = weight[f"{name}.weight"]
-            merged += adapter.scale * (views[f"{name}.lora_A"] @ views[f"{name}.lora_B"])
+def changes(layers, views):
+    """{name of a weight: function () -> s A B}, which is added to the weight to merge the adapters into it.
+
+    views: {name: array} of the tensors of `parameters`, in host memory
+    """
+    return {
+        f"layers.{layer}.{adapter.name}.weight": partial(change, adapter, f"layers.{layer}.{adapter.name}", views)
+        for layer, own in enumerate(layers)
+        for adapter in own
+    }
+
+
+def change(adapter, name, views):
+    """s A B of the linear layer `name`."""
+    return adapter.scale * (views[f"{name}.lora_A"] @ views[f"{name}.lora_B"])
 
 
 def block_plan(own, tokens):

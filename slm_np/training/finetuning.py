@@ -1,20 +1,22 @@
-"""Finetuning: a run that starts from the weights, the tokenizer and the recipe of another run, its base.
+"""Finetuning: a run that starts from the weights and the tokenizer of another one, or of another program's model.
 
 Imports of NumPy are in the functions that need it, since the command's `--help` imports this file.
 """
 
 import dataclasses
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np.config import TrainConfig, check_effect, flag, lengths
+from slm_np.config import LoraConfig, TrainConfig, check_effect, flag, lengths
 from slm_np.errors import UserError
-from slm_np.paths import expanded
+from slm_np.paths import is_run
 from slm_np.words import counted
 
 EPOCHS = 3.0  # over the new data, unless the length is given
 RATE_SHARE = 0.25  # peak learning rate as a share of the base's
+LORA_RATE = 10  # learning rate of adapters, in those of all weights
+OTHERS = TrainConfig(learning_rate=8e-5, batch_size=8, weight_decay=0.0, beta2=0.999)  # of bases of other programs
+BLOCK_SIZE = 512  # context of a base of another program while it is finetuned, at most
 INTERVAL = 250  # updates between evaluations, at most
 # Settings that are the base's unless given.
 KEPT = (
@@ -34,61 +36,97 @@ CHANGEABLE = ("dropout",)  # settings of the model that no weight depends on
 
 @dataclass
 class Base:
-    """A run to start from."""
+    """A model to start from: a run's best model, or one of another program.
+
+    config    RunConfig. That of another program has the recipe OTHERS and a context that fits into memory
+    parts     ModelParts: its weights, which are read when they are needed, tokenizer, template and sampling defaults
+    is_run    whether it is a run
+    checksum  of its weights, in hexadecimal; "" until `fill` or `verified_checksum` has read them
+    """
 
     path: Path
-    config: object  # RunConfig
-    weights: dict  # {name: array} of its best model
-    step: int  # of these weights
-    tokenizer: object  # None for token files without one
-    sampling: object  # SamplingConfig
-    template: object  # ChatTemplate, or None
+    config: object
+    step: int
+    parts: object
+    is_run: bool
+    checksum: str = ""
 
     @classmethod
     def load(cls, path):
-        """The Base in the directory `path`. Raises UserError if it is not a run or anything in it is damaged."""
-        from slm_np.formats import run_config, runs
+        """The Base in `path`, or of that name on the hub. Raises UserError if there is none or it is damaged."""
+        from slm_np.formats import run_config, runs, sources
 
-        path = expanded(path)
-        config = run_config.read_config(path)
-        tokenizer, sampling = runs.tokenizer_of(path, config), runs.sampling_of(path)
-        weights, step = runs.best_weights(path, config)
-        return cls(path, config, weights, step, tokenizer, sampling, runs.template_of(path, config))
+        parts = sources.open_model(path)
+        if is_run(parts.path):
+            run = run_config.read_config(parts.path)
+            weights, step = runs.best_weights(parts.path, run)
+            parts = dataclasses.replace(parts, tensors=lambda: drained(weights))
+            return cls(parts.path, run, step, parts, True)
+        config, data = sources.usable(parts.config), dict(converted=parts.origin)
+        context = parts.config.block_size
+        return cls(parts.path, run_config.RunConfig(config, OTHERS, data=data, context=context), 0, parts, False)
 
-    def fill(self, weights):
-        """Copy the base's weights into {name: array}, which may have room for more tokens, see `grown`.
+    @property
+    def tokenizer(self):
+        """None for token files without one."""
+        return self.parts.tokenizer
 
-        It can be done once: the base's weights are freed.
+    @property
+    def template(self):
+        """How conversations become tokens, or None."""
+        return self.parts.template
+
+    def fill(self, parameters):
+        """Copy the base's weights into the Parameters of a model, which may have room for more tokens, see `grown`.
+
+        Raises UserError if they are not those of the base's settings.
         """
-        from slm_np.ops.device import put
+        from slm_np.formats.adapters import BaseTensors
 
-        for name, array in weights.items():
-            put(array, grown(self.weights.pop(name), array.shape))
+        shapes = {tensor.name: tensor.shape for tensor in parameters.tensors}
+        left, tensors = {name for name in shapes if not name.endswith((".lora_A", ".lora_B"))}, BaseTensors(self.parts)
+        for name, array in tensors:
+            if name not in left:
+                raise UserError(f"{self.path} has the unexpected tensor {name!r}; copy it again from its source")
+            parameters.fill(name, grown(array, shapes[name]))
+            left.remove(name)
+        if left:
+            raise UserError(f"{self.path} lacks the tensor {min(left)!r}; copy it again from its source")
+        parameters.update_cast_copies()
+        self.checksum = tensors.checksum
+
+    def read_checksum(self):
+        """The checksum of the weights, which are read for it unless `fill` has."""
+        from slm_np.formats.adapters import BaseTensors
+
+        if not self.checksum:
+            tensors = BaseTensors(self.parts)
+            for _ in tensors:
+                pass
+            self.checksum = tensors.checksum
+        return self.checksum
 
     def origin(self):
         """What run.json of a finetuned run says of its base: its identity, and how its data were split."""
         from slm_np.formats.run_paths import directories, written_here
 
         train, places = self.config.train, directories(self.path, self.config)
-        paths = {field: getattr(train, field) for field in ("data", "val_data")}
+        paths = {field: getattr(train, field) for field in ("data", "val_data")} if self.is_run else {}
         return dict(
             run=str(self.path),
             step=self.step,
-            weights=self.checksum(),
+            weights=self.checksum,
             vocab_size=self.config.model.vocab_size,
             separated=self.config.data.get("separated", True),
-            **{field: written_here(path, places) or path for field, path in paths.items()},
+            **dict(data="", val_data=""),
             **{field: getattr(train, field) for field in ("documents", "limit_bytes", "binary")},
-        )
+        ) | {field: written_here(path, places) or path for field, path in paths.items()}
 
-    def checksum(self):
-        """CRC-32 of all weights and their names of format 1, in hexadecimal, as earlier runs recorded it."""
-        from slm_np.formats.format1 import original_name
 
-        total, weights = 0, {original_name(name): weight for name, weight in self.weights.items()}
-        for name in sorted(weights):
-            total = zlib.crc32(weights[name], zlib.crc32(name.encode(), total))
-        return f"{total:08x}"
+def drained(weights):
+    """Yield the items of a dict, which is empty afterwards, so that their memory is freed one by one."""
+    while weights:
+        yield weights.popitem()
 
 
 def grown(weight, shape):
@@ -102,22 +140,45 @@ def grown(weight, shape):
     return np.concatenate([weight, np.repeat(weight.mean(0, keepdims=True), shape[0] - len(weight), 0)])
 
 
-def finetuned(base, model, train):
-    """The RunConfig of a run that starts from `base`. model, train: {field: value}, the settings that were given."""
+def finetuned(base, model, train, lora=()):
+    """The RunConfig of a run that starts from `base`.
+
+    model, train, lora: {field: value}, the settings that were given, of the model, of training and of adapters
+    """
     from slm_np.formats.run_config import RunConfig
 
+    adapters = LoraConfig(**dict(lora))
+    check_effect(adapters, dict(lora))
+    if not base.is_run and has_free_context(base.config.model):
+        model = dict(block_size=min(BLOCK_SIZE, base.config.context)) | model
     config = dataclasses.replace(base.config.model, **model)
-    made = TrainConfig(**recipe(base.config.train, train))
+    made = TrainConfig(**recipe(base.config.train, train, adapters))
     check_effect(made, train)
-    return RunConfig(config, made, base.config.preset, base=base.origin(), context=base.config.context)
+    return RunConfig(
+        config,
+        made,
+        base.config.preset,
+        base=base.origin(),
+        context=base.config.context,
+        lora=dataclasses.asdict(adapters) if adapters.lora_rank else {},
+    )
 
 
-def recipe(base, given):
+def has_free_context(config):
+    """Whether no weight of a model depends on its context."""
+    return config.positions != "learned"
+
+
+def recipe(base, given, lora=LoraConfig()):
     """{field: value} of the TrainConfig of a run that starts from one with the TrainConfig `base`."""
     values = {field: getattr(base, field) for field in KEPT} | given
     if not lengths(given):
         values["epochs"] = EPOCHS
-    values.setdefault("learning_rate", RATE_SHARE * base.learning_rate)
+    share = RATE_SHARE
+    if lora.lora_rank:
+        share *= LORA_RATE
+        values["weight_decay"] = given.get("weight_decay", 0.0)
+    values.setdefault("learning_rate", share * base.learning_rate)
     return values
 
 
@@ -149,10 +210,18 @@ def check_unchanged(base, preset, model, train):
             "leave it out"
         )
     tokenizer = {field: train[field] for field in ("tokenizer",) if field in train}
+    changeable = CHANGEABLE
+    if not base.is_run and has_free_context(base.config.model):
+        changeable = (*CHANGEABLE, "block_size")
+        if model.get("block_size", 1) > base.config.context:
+            raise UserError(
+                f"--block-size {model['block_size']} is more than the context of {base.path}, {base.config.context:,} "
+                "tokens; set it lower"
+            )
     for settings, given in ((base.config.model, model), (base.config.train, tokenizer)):
         for field, value in given.items():
             kept, asked = getattr(settings, field), getattr(dataclasses.replace(settings, **{field: value}), field)
-            if field not in CHANGEABLE and asked != kept:
+            if field not in changeable and asked != kept:
                 raise UserError(
                     f"finetune keeps the base model: {base.path} uses {flag(field)} {kept}, not {asked}; leave it out"
                 )
@@ -160,7 +229,7 @@ def check_unchanged(base, preset, model, train):
 
 def check_same_base(directory, run, base):
     """Raise UserError if `run`, which is in `directory`, did not start from `base`."""
-    if base.checksum() != run.base["weights"]:
+    if base.read_checksum() != run.base["weights"]:
         raise UserError(
             f"{directory} was finetuned from other weights than {base.path}, step {base.step}; leave --base out, "
             "or start a new run"

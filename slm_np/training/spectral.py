@@ -30,7 +30,7 @@ class SpectralNorms:
     """
 
     def __init__(self, parameters):
-        self.matrices = {name: view for name, view in parameters.weight.items() if name.endswith(MATRIX)}
+        self.matrices = {name: view for name, view in parameters.trained.items() if name.endswith(MATRIX)}
         self.vectors = {
             name: device_of(a).arrays.zeros((min(VECTORS, len(a)), len(a)), a.dtype)
             for name, a in self.matrices.items()

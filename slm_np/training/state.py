@@ -4,6 +4,7 @@ import numpy as np
 
 from slm_np.config import check_effect
 from slm_np.errors import UserError
+from slm_np.formats.layouts import lora_of
 from slm_np.nn.model import Model, States
 from slm_np.ops.device import device
 from slm_np.training.batches import evaluation_batches, training_batches
@@ -53,7 +54,10 @@ class TrainingState:
             compute_dtype=compute_dtype(run),
             device=device(config.device),
             recompute=config.recompute,
+            lora=lora_of(run),
         )
+        if run.lora and not fresh:
+            self.model.parameters.initialize(config.seed, trained_only=True)
         self.optimizer = AdamW(
             self.model.parameters,
             config.learning_rate,

@@ -99,7 +99,7 @@ class Storage(Callback):
         self.files = small_files(self.path, run, trainer.corpus.tokenizer)
         tokenizer = trainer.corpus.tokenizer or tokenizer_of(self.path, run)
         self.describe(trainer.run, tokenizer, template_of(self.path, run))
-        found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.weight, trainer.tensors())
+        found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.trained, trainer.tensors())
         if found.path.name == f"checkpoint-{found.step}":
             self.saved, self.counters = found.step, found.state
         check_counters(found)
@@ -195,7 +195,7 @@ class Storage(Callback):
         if self.saved == trainer.updates:
             return
         directories.check_in_place(self.path)
-        weights, tensors, counters = trainer.model.parameters.weight, trainer.tensors(), trainer.counters()
+        weights, tensors, counters = trainer.model.parameters.trained, trainer.tensors(), trainer.counters()
         checkpoint.save_checkpoint(self.path, trainer.updates, weights, tensors, counters, self.files)
         self.saved, self.counters = trainer.updates, counters
 
@@ -223,7 +223,7 @@ class Storage(Callback):
         directories.check_in_place(self.path)
         if row["val_loss"] < self.lowest:
             metadata = dict(step=row["step"], val_loss=row["val_loss"])
-            checkpoint.save_best(self.path, trainer.model.parameters.weight, metadata, self.layout)
+            checkpoint.save_best(self.path, trainer.model.parameters.trained, metadata, self.layout)
             self.lowest = row["val_loss"]
         metrics.append_metrics(self.path, row)
         if self.saved == trainer.updates:

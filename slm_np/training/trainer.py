@@ -151,7 +151,7 @@ class Trainer(TrainingState):
     def time_more(self):
         """Time further updates, then undo them, since their learning rate depends on the number that is not known."""
         step, counters = self.updates, self.counters()
-        arrays = [*self.model.parameters.weight.values(), *self.tensors().values()]
+        arrays = [*self.model.parameters.trained.values(), *self.tensors().values()]
         kept = [host(array).copy() for array in arrays]
         self.stopwatch.start(self.updates, time.perf_counter())
         try:

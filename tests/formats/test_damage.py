@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+from damaged_files import broken, changed, mutated
 
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, run_config, runs
@@ -54,20 +55,6 @@ def loaded(run):
     found = runs.load(run)
     text = text_of(found.model, found.tokenizer, "Who", 8, found.sampling)
     return found.model.parameters.weights.tobytes(), found.tokenizer.to_json(), found.template, found.sampling, text
-
-
-def flips(size, n, seed):
-    """(byte, bit) of n flips in a file of so many bytes."""
-    draw = random.Random(seed)
-    return [(draw.randrange(size), draw.randrange(8)) for _ in range(n)]
-
-
-def changed(raw, seed, n, cuts):
-    """The bytes `raw` with one bit flipped, n times, and cut short, `cuts` times."""
-    for byte, bit in flips(len(raw), n, seed):
-        yield raw[:byte] + bytes([raw[byte] ^ 1 << bit]) + raw[byte + 1 :]
-    for length in random.Random(seed).sample(range(len(raw)), min(cuts, len(raw))):
-        yield raw[:length]
 
 
 LOADED = ["run.json", "generation_config.json", "tokenizer.json", "chat_template.json", "model.safetensors"]
@@ -182,65 +169,6 @@ def test_settings_may_be_indented_otherwise(tmp_path):
 
 
 # Settings that are none
-
-ODD = [
-    None,
-    True,
-    -1,
-    0,
-    1.5,
-    10**9,
-    10**18,
-    10**400,
-    -(10**400),
-    float("nan"),
-    float("inf"),
-    1e308,
-    "",
-    "x",
-    "1",
-    "\udcff",
-    "a\0b",
-    "x" * 5000,
-    [],
-    [1, 2],
-    [[[]]],
-    {},
-    {"a": 1},
-    [10**400, None],
-]
-
-
-def nested(depth):
-    value = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def mutated(fields, draw):
-    """A copy of a JSON object with one field, at any depth, replaced, removed, renamed or added."""
-    fields = json.loads(json.dumps(fields))
-    part = fields
-    while True:
-        inner = [value for value in part.values() if isinstance(value, dict) and value]
-        if not inner or draw.random() < 0.4:
-            break
-        part = draw.choice(inner)
-    name, value = draw.choice([*part]), draw.choice([*ODD, nested(60), nested(900)])
-    kind = draw.choice(["replace"] * 5 + ["remove", "rename", "add"])
-    if kind in ("remove", "rename"):
-        kept = part.pop(name)
-    if kind != "remove":
-        part[{"replace": name, "rename": f"{name}x", "add": "new"}[kind]] = kept if kind == "rename" else value
-    return fields
-
-
-def broken(raw, draw):
-    """The bytes of a JSON file that is none."""
-    return draw.choice(
-        [b"", b"\xff\xfe" + raw, raw[: len(raw) // 2], b"[" * 100_000, b"null", b"[]", raw + b"}", b"\0" * len(raw)]
-    )
 
 
 @pytest.mark.parametrize("n", [60, pytest.param(500, marks=pytest.mark.slow)])

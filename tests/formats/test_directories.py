@@ -132,3 +132,21 @@ def test_a_failed_first_start_leaves_no_folder_runs(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError), new_directory("", "name"):
         assert 1 / 0
     assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_of_hugging_face_is_no_run(tmp_path, monkeypatch):
+    """It is not overwritten, not resumed, and not the newest run."""
+    monkeypatch.chdir(tmp_path)
+    start(tmp_path / "runs"), start(tmp_path / "runs" / "model", "model.safetensors", "tokenizer.json")
+    (tmp_path / "runs" / "model" / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    before = small.tree(tmp_path)
+    with pytest.raises(UserError, match="there is no run in runs/ yet"):
+        newest_run()
+    with pytest.raises(UserError, match="config.json has model_type 'llama' .* is not a run"), writing("runs/model"):
+        pass
+    with pytest.raises(UserError, match="already holds config.json, which a new run would overwrite"):
+        with new_directory("runs/model", ""):
+            pass
+    with new_directory("", "model") as directory:
+        assert directory.name == "model-2"
+    assert before == [path for path in small.tree(tmp_path) if "model-2" not in path]

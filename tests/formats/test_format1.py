@@ -1,6 +1,9 @@
 """Runs of format 1: they load, write the same text as before and resume with the same bits."""
 
+import contextlib
+import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,11 +12,12 @@ import pytest
 import small
 
 from slm_np.errors import UserError
-from slm_np.formats import checkpoint, run_config
+from slm_np.formats import checkpoint, run_config, runs
 from slm_np.formats.families import family_of
 from slm_np.formats.files import read_json, write_json
 from slm_np.formats.layouts import layout_of
 from slm_np.formats.tensors import load_tensors
+from slm_np.paths import has_old_settings, is_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -126,6 +130,49 @@ def test_formats_may_be_mixed_within_a_run(folder):
     for run in ("mixed", "interrupted"):
         assert resume(run, 260) == 0
         small.assert_same_state("mamba", run, 260)
+
+
+class Killed(BaseException):
+    """What ends a process in these tests."""
+
+
+@pytest.mark.parametrize("name", ["mamba", "stories", "byte-ssm"])
+def test_a_kill_at_any_moment_of_the_translation_leaves_a_run(folder, name, monkeypatch):
+    """Resuming makes a run one of today's format. Kill it after the k-th change of a name, for each k."""
+    weights = runs.load(FIXTURES / name).model.parameters.weights
+    for k in itertools.count(1):
+        shutil.copytree(FIXTURES / name, f"killed-{k}")
+        with monkeypatch.context() as patch:
+            left = count_down(patch, k)
+            with contextlib.suppress(Killed):
+                resume(f"killed-{k}", STEP)  # no update is left to make
+        found = runs.load(f"killed-{k}")
+        np.testing.assert_array_equal(found.model.parameters.weights, weights)
+        assert resume(f"killed-{k}", STEP) == 0
+        assert_read_by_others(f"killed-{k}")
+        assert is_run(f"killed-{k}") and not has_old_settings(f"killed-{k}")
+        if left() > 0:
+            break
+    assert k > 4
+
+
+def count_down(patch, k):
+    """Raise `Killed` after the k-th file that appears or disappears. Returns a function () -> how many are left."""
+    left = [k]
+
+    def counted(call):
+        def run(*args, **options):
+            result = call(*args, **options)
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return result
+
+        return run
+
+    for name in ("replace", "rename", "unlink"):
+        patch.setattr(os, name, counted(getattr(os, name)))
+    return lambda: left[0]
 
 
 def test_old_names_of_tensors_are_translated(folder):

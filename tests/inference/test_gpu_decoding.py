@@ -19,6 +19,10 @@ emulated = pytest.mark.skipif(fake_cupy.real() is not None, reason="only the emu
 T, V = 9, 13
 CHOICES = {
     "llama": dict(n_kv_head=2),
+    "qwen3": dict(n_kv_head=2, head_dim=6, qk_norm=True, qkv_bias="on"),
+    "neox": dict(parallel=True, rotary_dim=2, norm="layernorm", feed_forward="gelu", bias=True, head="linear"),
+    "neo": dict(pattern="AL", window=3, score_scale=1.0, positions="learned", norm="layernorm"),
+    "smollm3": dict(pattern="AN", rope_scaling="llama3:8,1,4,64"),
     "gpt2": dict(positions="learned", norm="layernorm", feed_forward="gelu", bias=True, head="tied"),
     "byte-transformer": dict(
         positions="sinusoidal", norm="none", feed_forward="silu", head="mlp", head_hidden=7, n_head=1
@@ -42,7 +46,7 @@ def gpu(cupy):  # noqa: F811
 def made(gpu, dtype=np.float64, **settings):
     """A model with large weights, so that logits differ."""
     defaults = dict(vocab_size=V, block_size=T, n_layer=2, n_embd=16)
-    if "A" in settings.get("pattern", "A"):
+    if not set("ALN").isdisjoint(settings.get("pattern", "A")):
         defaults["n_head"] = 4
     if settings.get("feed_forward") != "none":
         defaults["n_hidden"] = 10
@@ -84,6 +88,14 @@ def test_beyond_the_context(gpu, kind, monkeypatch):
     monkeypatch.setattr(positions, "ROWS", 5)  # tables and caches wrap around at different positions
     model, tokens = made(gpu, positions=kind, n_layer=1, n_kv_head=2), tokens_of(2, 2 * T + 3)
     for position, logits in enumerate(decoded(Decoder(model, 2), tokens, 3).swapaxes(0, 1), 3):
+        expected = host(model.logits(tokens[:, max(0, position - T) : position]))[:, -1]
+        np.testing.assert_allclose(logits, expected, atol=1e-9 * np.abs(expected).max())
+
+
+def test_a_window_beyond_the_context(gpu):
+    """A token attends to the newest ones of the window, wherever the ring has them."""
+    model, tokens = made(gpu, pattern="L", window=4, n_layer=1), tokens_of(2, 2 * T + 3)
+    for position, logits in enumerate(decoded(Decoder(model, 2), tokens, 6).swapaxes(0, 1), 6):
         expected = host(model.logits(tokens[:, max(0, position - T) : position]))[:, -1]
         np.testing.assert_allclose(logits, expected, atol=1e-9 * np.abs(expected).max())
 

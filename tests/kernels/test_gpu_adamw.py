@@ -108,7 +108,7 @@ def test_a_step_of_many_kernels_is_captured_and_replayed(cupy):  # noqa: F811
         gpu.embedding_forward(x, tokens, table, None)
         gpu.dropout_forward(x, x, None, (0.2, key))
         gpu.layernorm_forward(normed, mean, rstd, x, weight, bias, 1e-5)
-        gpu.rotary_forward(normed, cos, sin, 2)
+        gpu.rotary_forward(normed, cos, sin, 2, 8)
         gpu.convert(short, normed)
         gpu.gelu_tanh_forward(short, short)
         gpu.accumulate(x, short)

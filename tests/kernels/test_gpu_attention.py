@@ -34,7 +34,17 @@ def inputs(batch, steps, heads, kv_heads, width, dtype=F32):
     return stored(qkv, dtype), stored(dout, dtype)
 
 
-def run_attention(arrays, qkv, dout, heads, kv_heads, steps, dropout=None):
+def run_attention(
+    arrays,
+    qkv,
+    dout,
+    heads,
+    kv_heads,
+    steps,
+    dropout=None,
+    window=0,
+    scale=None,
+):
     """The GPU's (out, lse, dqkv) as stored. All memory that it writes is NaN before."""
     real_dtype, tasks = F64 if qkv.dtype == F64 else F32, len(qkv) // steps * heads
 
@@ -46,23 +56,24 @@ def run_attention(arrays, qkv, dout, heads, kv_heads, steps, dropout=None):
     scratch = empty(gpu.attention_scratch(steps, dout.shape[1] // heads, tasks), real_dtype)
     out, lse = empty(dout.shape, qkv.dtype), empty((tasks, steps), real_dtype)
     dqkv, dout = arrays.asarray(qkv), arrays.asarray(dout)
-    gpu.attention_forward(out, lse, scratch, dqkv, heads, kv_heads, steps, dropout)
+    settings = heads, kv_heads, steps, dropout, window, scale
+    gpu.attention_forward(out, lse, scratch, dqkv, *settings)
     scratch.view(np.uint8).fill(0xFF)
-    gpu.attention_backward(
-        dqkv,
-        scratch,
-        dout,
-        out,
-        lse,
-        heads,
-        kv_heads,
-        steps,
-        dropout,
-    )
+    gpu.attention_backward(dqkv, scratch, dout, out, lse, *settings)
     return tuple(arrays.asnumpy(x) for x in (out, lse, dqkv))
 
 
-def reference_attention(qkv, dout, heads, kv_heads, steps, dropout=None, rounding=lambda x: x):
+def reference_attention(
+    qkv,
+    dout,
+    heads,
+    kv_heads,
+    steps,
+    dropout=None,
+    window=0,
+    scale=None,
+    rounding=lambda x: x,
+):
     """(out, lse, dqkv) in float64, where `rounding` is applied to all inputs of matmuls and to the results."""
     batch, width, group = len(qkv) // steps, dout.shape[1] // heads, heads // kv_heads
     q, k, v = (
@@ -70,8 +81,10 @@ def reference_attention(qkv, dout, heads, kv_heads, steps, dropout=None, roundin
         for part in np.split(qkv, [heads * width, (heads + kv_heads) * width], axis=1)
     )
     k, v, d = np.repeat(k, group, 1), np.repeat(v, group, 1), dout.reshape(batch, steps, heads, width).swapaxes(1, 2)
-    scale = 1 / math.sqrt(width)
-    scores = np.where(np.tril(np.ones((steps, steps), bool)), q @ k.swapaxes(2, 3) * scale, -np.inf)  # (B, H, T, T)
+    scale, seen = scale or 1 / math.sqrt(width), np.tril(np.ones((steps, steps), bool))
+    if window:
+        seen &= ~np.tril(seen, -window)
+    scores = np.where(seen, q @ k.swapaxes(2, 3) * scale, -np.inf)  # (B, H, T, T)
     largest = scores.max(-1, keepdims=True)
     lse = largest + np.log(np.exp(scores - largest).sum(-1, keepdims=True))
     p = np.exp(scores - lse)
@@ -91,7 +104,12 @@ def reference_attention(qkv, dout, heads, kv_heads, steps, dropout=None, roundin
 
 
 # (batch, steps, heads, key-value heads, width): a row of tiles that is full, and heads of several chunks
-WIDE_CASES = [attention_case(1, 64, 1, 1, 32), attention_case(1, 35, 2, 1, 130), attention_case(2, 5, 2, 2, 300)]
+WIDE_CASES = [
+    attention_case(1, 64, 1, 1, 32),
+    attention_case(1, 35, 2, 1, 130),
+    attention_case(2, 5, 2, 2, 300),
+    attention_case(1, 70, 2, 1, 130, window=20, score_scale=0.2),
+]
 
 
 @pytest.mark.parametrize("case", WIDE_CASES, ids=case_id)
@@ -99,12 +117,16 @@ def test_wide_heads(cupy, case):  # noqa: F811
     assert_as_numpy(cupy, case)
 
 
+# (batch, steps, heads, key-value heads, width, dropout, window, scale of the scores)
 SHORT = [
-    (1, 1, 1, 1, 5, 0.0),
-    (2, 70, 2, 1, 33, 0.3),
-    (1, 150, 2, 2, 64, 0.0),
-    (1, 40, 1, 1, 96, 0.2),
-    (1, 35, 2, 1, 144, 0.0),
+    (1, 1, 1, 1, 5, 0.0, 0, None),
+    (2, 70, 2, 1, 33, 0.3, 0, None),
+    (1, 150, 2, 2, 64, 0.0, 0, None),
+    (1, 40, 1, 1, 96, 0.2, 0, None),
+    (1, 35, 2, 1, 144, 0.0, 0, None),
+    (1, 150, 2, 1, 33, 0.3, 20, None),
+    (1, 300, 1, 1, 16, 0.0, 100, 1.0),
+    (1, 40, 1, 1, 144, 0.0, 1, 0.5),
 ]
 
 
@@ -119,12 +141,13 @@ def rms(x):
     ids=["bfloat16", "bfloat16 without tensor cores", "half"],
 )
 def test_16_bit_types_only_round_inputs_of_matmuls(cupy, shape, dtype, tensor_cores):  # noqa: F811
-    batch, steps, heads, kv_heads, width, rate = shape
+    batch, steps, heads, kv_heads, width, rate, window, scale = shape
     qkv, dout = inputs(batch, steps, heads, kv_heads, width, dtype)
     dropout = (rate, 7) if rate else None
     with emulating(tensor_cores=tensor_cores):
-        found = [exact(x) for x in run_attention(cupy, qkv, dout, heads, kv_heads, steps, dropout)]
-    arguments = exact(qkv), exact(dout), heads, kv_heads, steps, dropout
+        found = run_attention(cupy, qkv, dout, heads, kv_heads, steps, dropout, window, scale)
+    found = [exact(x) for x in found]
+    arguments = exact(qkv), exact(dout), heads, kv_heads, steps, dropout, window, scale
     precise = reference_attention(*arguments)
     rounded = reference_attention(*arguments, lambda x: exact(stored(x, dtype)))
     np.testing.assert_allclose(found[1], precise[1], rtol=1e-5, atol=1e-5)
@@ -146,13 +169,13 @@ def test_dropouts_key_may_be_in_device_memory(cupy):  # noqa: F811
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("width", [16, 130])
-def test_the_order_of_threads_changes_no_bit(cupy, dtype, width):  # noqa: F811
+@pytest.mark.parametrize("width, window", [(16, 0), (130, 0), (16, 30)])
+def test_the_order_of_threads_changes_no_bit(cupy, dtype, width, window):  # noqa: F811
     qkv, dout = inputs(2, 70, 2, 1, width, dtype)
     results = []
     for order in ORDERS if real() is None else ["forward"] * 3:
         with emulating(order=order):
-            results.append(run_attention(cupy, qkv, dout, 2, 1, 70, (0.2, 3)))
+            results.append(run_attention(cupy, qkv, dout, 2, 1, 70, (0.2, 3), window))
     for other in results[1:]:
         for a, b in zip(results[0], other):
             np.testing.assert_array_equal(a, b)
@@ -178,6 +201,31 @@ def test_attention_sees_neither_the_future_nor_other_sequences(cupy, dtype):  # 
     np.testing.assert_array_equal(dqkv[2 * steps :], new_dqkv[2 * steps :])
 
 
+@pytest.mark.parametrize("window", [2, 9, 40, 100])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_a_step_reaches_the_queries_of_its_window(cupy, dtype, window):  # noqa: F811
+    """Step 20 changes, and with it the `window` queries from itself on, and the keys that these see."""
+    steps, change, width = 150, 20, 16
+    before, dout = inputs(1, steps, 1, 1, width, dtype)
+    after = before.copy()
+    after[change] = stored(normal(before.shape[1], seed=2), dtype)
+    (out, lse, dqkv), (new_out, new_lse, new_dqkv) = (
+        run_attention(cupy, x, dout, 1, 1, steps, None, window) for x in (before, after)
+    )
+    rows = np.arange(steps)
+    queries = (rows >= change) & (rows < change + window)
+    keys = (rows > change - window) & (rows < change + window)
+    changed = (dqkv != new_dqkv).reshape(steps, 3, width).any(2)
+    for found, reached in (
+        ((out != new_out).any(1), queries),
+        (lse[0] != new_lse[0], queries),
+        (changed[:, 0], queries),
+        (changed[:, 1], keys),
+        (changed[:, 2], keys),
+    ):
+        assert not found[~reached].any() and found[reached].mean() > 0.9  # some change less than the rounding
+
+
 @pytest.mark.parametrize("position", [0, 3, 7])
 @pytest.mark.parametrize("dtype, nan", [(F32, np.nan), (BF16, 0x7FC0)], ids=["float32", "bfloat16"])
 def test_a_nan_key_makes_its_queries_nan(cupy, position, dtype, nan):  # noqa: F811
@@ -191,15 +239,23 @@ def test_a_nan_key_makes_its_queries_nan(cupy, position, dtype, nan):  # noqa: F
 
 
 @pytest.mark.parametrize("dtype, cache_dtype", [(F32, F32), (BF16, BF16), (BF16, F32), (F16, F16)], ids=str)
-@pytest.mark.parametrize("width", [7, 64, 300])
-def test_decoding_attends_to_the_newest_keys(cupy, dtype, cache_dtype, width):  # noqa: F811
+@pytest.mark.parametrize("width, window, scale", [(7, 0, None), (64, 0, None), (300, 0, None), (64, 5, 0.1)])
+def test_decoding_attends_to_the_newest_keys(
+    cupy,  # noqa: F811
+    dtype,
+    cache_dtype,
+    width,
+    window,
+    scale,
+):
     """The caches have 12 slots and already hold 10 of 17 tokens."""
     batch, heads, kv_heads, slots, filled, total = 2, 4, 2, 12, 10, 17
     qkv = stored(normal(total, batch, (heads + 2 * kv_heads) * width), dtype)
     expected_keys, expected_values = (np.zeros((batch, kv_heads, slots, width)) for _ in range(2))
     expected = np.empty((total, batch, heads * width))
     for t in range(total):
-        numpy_kernels.attention_step(expected[t], expected_keys, expected_values, exact(qkv[t]), heads, kv_heads, t)
+        cache = expected_keys, expected_values
+        numpy_kernels.attention_step(expected[t], *cache, exact(qkv[t]), heads, kv_heads, t, window, scale)
         if t == filled - 1:
             nan = np.arange(slots)[:, None] >= filled
             keys, values = (
@@ -211,7 +267,8 @@ def test_decoding_attends_to_the_newest_keys(cupy, dtype, cache_dtype, width):  
     for t in range(filled, total):
         device_position.fill(t)
         position = device_position if t % 2 else t
-        gpu.attention_step(out, keys, values, cupy.asarray(qkv[t].copy()), heads, kv_heads, position)
+        new = cupy.asarray(qkv[t].copy())
+        gpu.attention_step(out, keys, values, new, heads, kv_heads, position, window, scale)
         np.testing.assert_allclose(exact(cupy.asnumpy(out)), expected[t], rtol=tolerance, atol=tolerance * 0.1)
     np.testing.assert_array_equal(cupy.asnumpy(keys), expected_keys)
     np.testing.assert_array_equal(cupy.asnumpy(values), expected_values)

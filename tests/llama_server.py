@@ -1,0 +1,71 @@
+"""llama.cpp's own server, in this process, for tests that compare with it. The package xllamacpp brings it."""
+
+import contextlib
+import json
+import urllib.request
+
+import pytest
+
+
+@contextlib.contextmanager
+def serving(path, context=128):
+    """A `Server` of the GGUF file `path`. Skips the test if xllamacpp is missing."""
+    xllamacpp = pytest.importorskip("xllamacpp", reason="xllamacpp, which is llama.cpp, is not installed")
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx, settings.n_parallel, settings.port = context, 1, 0
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # f16 by default
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.cpuparams.n_threads, settings.warmup, settings.verbosity = 1, False, 0
+    yield Server(xllamacpp.Server(settings))
+
+
+class Server:
+    def __init__(self, server):
+        self.server = server  # it serves until this is collected
+
+    def _post(self, route, **fields):
+        request = urllib.request.Request(
+            self.server.listening_address + route, json.dumps(fields).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def ids(self, text, start=False):
+        """The ids of a text that a user typed. start: with the token that starts each prompt, if there is one"""
+        return self._post("/tokenize", content=text, add_special=start, parse_special=False)["tokens"]
+
+    def text(self, ids):
+        return self._post("/detokenize", tokens=list(map(int, ids)))["content"]
+
+    def log_probabilities(self, ids, vocab_size):
+        """(V,) of the next token after ids.
+
+        The server reports nothing about a token that is part of a character, so it has to take a certain one: "A".
+        What it reports does not depend on that.
+        """
+        found = self._post(
+            "/completion",
+            prompt=list(map(int, ids)),
+            n_predict=1,
+            temperature=0,
+            n_probs=vocab_size,
+            cache_prompt=False,
+            logit_bias=[[self.ids("A")[0], 1000]],
+        )
+        found = {one["id"]: one["logprob"] for one in found["completion_probabilities"][0]["top_logprobs"]}
+        assert sorted(found) == list(range(vocab_size))
+        return [found[id] for id in range(vocab_size)]
+
+    def greedy(self, prompt, n):
+        """The text of n greedy tokens after a prompt, a text or ids."""
+        return self._post("/completion", prompt=prompt, n_predict=n, temperature=0)["content"]
+
+    def chat(self, messages, n):
+        """The greedy answer to a conversation, as text."""
+        found = self._post("/v1/chat/completions", messages=messages, max_tokens=n, temperature=0)
+        return found["choices"][0]["message"]["content"]
+
+    def rendered(self, messages):
+        """The text of a conversation, up to where the assistant replies."""
+        return self._post("/apply-template", messages=messages)["prompt"]
