@@ -65,8 +65,10 @@ def next_steps(made):
     """The lines about what was written, a `Converted`, and what can be done with it."""
     path, name = made.path, quoted(made.path)
     if made.adapter:
-        more = "" if path.suffix.lower() == ".gguf" else f"more: python -m slm_np.generate --model {name}"
-        return [f"adapter: {path}; --merge writes the model that it makes of its base", *filter(None, [more])]
+        more = f"more: python -m slm_np.generate --model {name}"
+        if path.suffix.lower() == ".gguf":
+            more = f"llama.cpp: llama-cli -m BASE.gguf --lora {name}"
+        return [f"adapter: {path}; --merge writes the model that it makes of its base", more]
     if path.suffix.lower() == ".gguf":
         modelfile = quoted(path.with_suffix(".Modelfile"))
         return [

@@ -100,7 +100,12 @@ def convert_adapter(path, target, dtype):
     adapter = peft.read_adapter(path, parts.config)
     adapter = dataclasses.replace(adapter, base=lasting(parts.path))
     sweep(target)
-    peft.write(parts.config, adapter, target)
+    if str(target).lower().endswith(".gguf"):
+        from slm_np.formats import gguf_adapter  # its package is an extra
+
+        gguf_adapter.write(parts.config, adapter, target)
+    else:
+        peft.write(parts.config, adapter, target)
     return Converted(target, parts, adapter)
 
 
