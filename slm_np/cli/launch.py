@@ -90,6 +90,7 @@ def prepared(run, tokenizer=None, directory=None, template=None):
     """
     from slm_np.data.token_files import is_token_file
     from slm_np.data.token_store import load_corpus
+    from slm_np.formats.run_config import ends_of
     from slm_np.ops.device import device
 
     train, model = here(run, directory), run.model
@@ -137,12 +138,6 @@ def prepared(run, tokenizer=None, directory=None, template=None):
     if not corpus.building:
         check_splits(run, corpus, directory)
     return corpus, run
-
-
-def ends_of(tokenizer):
-    """What run.json says of how the texts of another program's model start and end; {} for a model of this one."""
-    found = {name: getattr(tokenizer, name, None) for name in ("prompt_start", "more_ends")}
-    return {name: list(ids) for name, ids in found.items() if ids or ids == () and name == "prompt_start"}
 
 
 def other_data(run, data, directory):

@@ -119,7 +119,7 @@ def plan(config, batch, steps, device=CPU, recompute=False, adapters=()):
 def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
     """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))        without residuals, neither sum
 
-    A parallel block has feed_forward(norm(x)) instead. Its backward does not read `middle`, which is kept in `out` only.
+    A parallel block has feed_forward(norm(x)) instead. Its backward does not read `middle`, which only `out` holds.
     position: where the one new token of each sequence stands, when decoding; None for whole windows.
     out: None before backward, which does not read it; only where middle is an array of its own
     """
