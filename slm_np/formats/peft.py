@@ -8,6 +8,7 @@ An adapter adds s B A to a weight (out, in), with s = alpha / r or, with use_rsl
 
 import contextlib
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -92,7 +93,7 @@ def read(path, open_model):
 def base_parts(path, open_model):
     """The `ModelParts` of the base of the adapter in the directory `path`. Arguments and errors as of `read`."""
     path, base = Path(path), base_of(path)
-    return open_model(path / base if (path / base).exists() else base)
+    return open_model(path / base if os.path.lexists(path / base) else base)
 
 
 def base_of(path):
