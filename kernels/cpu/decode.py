@@ -96,8 +96,8 @@ class Sizes(NamedTuple):
     """Settings that do not follow from the shapes of the buffers. norm, activation: indices into NORMS and ACTIVATIONS.
 
     hidden_splits, channel_splits, state_splits: splits of the feed-forward, of Mamba, of the linear recurrence.
-    score_scale: of attention. parallel: whether mixer and feed-forward read the same hidden state. head: whether there
-    is one; otherwise the last mixer computes the logits.
+    parallel: whether mixer and feed-forward read the same hidden state. head: whether there is one; otherwise the last
+    mixer computes the logits.
     """
 
     vocab_size: int
@@ -115,7 +115,6 @@ class Sizes(NamedTuple):
     hidden_splits: int
     channel_splits: int
     state_splits: int
-    score_scale: float
 
 
 class Buffers(NamedTuple):
@@ -549,6 +548,7 @@ def attention(
     cos,
     sin,
     eps,
+    scale,
     threads,
 ):
     """out += attention(x); stores the new keys and values in the cache"""
@@ -578,7 +578,7 @@ def attention(
         layer.rotates,
         position,
         layer.window,
-        sizes.score_scale,
+        scale,
         threads,
     )
     add_partials(out, partials, vector(weights, layer.attention_output_bias, columns))
@@ -693,6 +693,7 @@ def step_of(recurrent):
         cos,
         sin,
         eps,
+        scale,
         threads,
     ):
         """logits (B, V) after one more token of each sequence; updates the mixers' states.
@@ -705,6 +706,8 @@ def step_of(recurrent):
         position   the number of tokens before this one
         positions  (R, D) added to the embedding; R = 0 for none
         cos, sin   (R, r / 2) of rotary angles; r = 0 for none. All tables use row position % R.
+        eps        of the norms
+        scale      of attention's scores
         """
         x, normed, width = buffers.x, buffers.normed, buffers.x.shape[1]
         embedding = matrix(weights, tensors.embedding_weight, sizes.vocab_size, width)
@@ -739,6 +742,7 @@ def step_of(recurrent):
                     cos,
                     sin,
                     eps,
+                    scale,
                     threads,
                 )
             if sizes.parallel:

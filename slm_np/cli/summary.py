@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_np.cli.chart import chart, sparkline, table
+from slm_np.cli.exports import exports
 from slm_np.errors import UserError
 from slm_np.progress import duration
 from slm_np.words import counted
@@ -131,16 +132,18 @@ def tokenizer_in_words(fields):
     return f"{kind}, {counted(len(vocab) + len(added), 'token')}"
 
 
-def describe_run(run, width, ascii):
-    """The lines about one `Summary`, for a terminal of `width` columns."""
+def describe_run(run, width, ascii, exports=()):
+    """The lines about one `Summary`, for a terminal of `width` columns. exports: those about other programs."""
     lines = [f"{run.path}: a run of slm_np, {_origin(run.config)}"]
     lines.append(f"  model      {counted(run.parameters, 'parameter')}: {describe_model(run.config.model)}")
     lines.append(f"  tokenizer  {run.tokenizer}")
+    lines += exports(run.config.model)
     if data := _data(run.config.data, run.config.train.val_data):
         lines.append(f"  data       {data}")
     if run.step or run.rows:
         lines.append(f"  trained    {_training(run)}")
         lines.append(f"  loss       {_losses(run.best) if run.best else 'not evaluated yet'}")
+    lines += exports
     lines.append(f"  files      {', '.join(f'{name} {size / 2**20:,.1f} MiB' for name, size in _sizes(run.path))}")
     return lines + _curves(run, width, ascii)
 
@@ -152,7 +155,8 @@ def _origin(config):
     else:
         origin = f"preset {config.preset}" if config.preset else "own settings"
     if config.base:
-        origin += f", finetuned from step {config.base.get('step')} of {config.base.get('run')}"
+        kind = f"adapters of rank {config.lora['lora_rank']} for" if config.lora else "finetuned from"
+        origin += f", {kind} step {config.base.get('step')} of {config.base.get('run')}"
     return origin
 
 

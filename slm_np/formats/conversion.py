@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from slm_np.config import FILE_DTYPES, TrainConfig
+from slm_np.config import FILE_DTYPES
+from slm_np.data import chat_template
 from slm_np.data.meter import Meter
 from slm_np.errors import UserError, near
 from slm_np.formats import hugging_face
@@ -22,8 +23,8 @@ from slm_np.formats.files import new_folder, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.interchange import interchange_files, token_ids
 from slm_np.formats.model_parts import ModelParts
-from slm_np.formats.run_config import RunConfig, write_config
-from slm_np.formats.sources import open_model, usable
+from slm_np.formats.run_config import write_config
+from slm_np.formats.sources import open_model, run_config
 from slm_np.formats.tensors import stream_tensors
 from slm_np.nn.model import parameter_count, parameters
 from slm_np.paths import UNFINISHED_SECONDS, expanded
@@ -128,16 +129,12 @@ def write_run(parts, folder):
         shapes = {piece.theirs: piece.shape for piece in pieces}
         tensors = ((piece.theirs, array) for piece, array in to_theirs(pieces, parts.tensors()))
     stream_tensors(folder / "model.safetensors", shapes, tensors, dict(step=0, val_loss="nan"))
-    used = usable(config)
-    run = RunConfig(
-        used,
-        TrainConfig(max_iters=0),
-        data=dict(converted=parts.origin),
-        context=config.block_size if used != config else 0,
-    )
+    run = run_config(parts)
     files = interchange_files(run, parts.tokenizer, parts.template)
     if parts.tokenizer is not None:
         files["tokenizer.json"] = parts.tokenizer.to_bytes()
+    if parts.template is not None:
+        files[chat_template.FILE] = parts.template.to_bytes()
     for name, content in files.items():
         write_file(folder / name, content)
     sampling = to_generation_config(parts.sampling, **token_ids(parts.tokenizer))

@@ -22,7 +22,7 @@ from slm_np.errors import UserError
 from slm_np.formats import hub, llama2c, runs
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.other_paths import is_model_directory, not_a_model, starts_with_pickle
-from slm_np.formats.run_config import RunConfig, read_config
+from slm_np.formats.run_config import RunConfig, ends_of, read_config
 from slm_np.nn.model import Model, parameter_count
 from slm_np.ops.device import device as device_named
 from slm_np.ops.device import put
@@ -115,7 +115,7 @@ def run_parts(path):
         runs.tokenizer_of(path, config),
         runs.template_of(path, config),
         runs.sampling_of(path),
-        "slm_np, a run",
+        f"slm_np, {Path(path).name}",
     )
 
 
@@ -146,13 +146,18 @@ def load(path, device="cpu"):
     chosen.check_memory(needed, f"the model in {parts.path}", "use a machine with more")
     model = Model(config, None, device=chosen)
     fill(model.parameters.weight, parts)
-    described = RunConfig(
+    return runs.Run(parts.path, model, parts.tokenizer, run_config(parts), 0, parts.sampling, parts.template)
+
+
+def run_config(parts):
+    """The RunConfig of a model of another program, which was not trained here."""
+    config = usable(parts.config)
+    return RunConfig(
         config,
         TrainConfig(max_iters=0),
-        data=dict(converted=parts.origin),
+        data=dict(converted=parts.origin) | ends_of(parts.tokenizer),
         context=parts.config.block_size if config != parts.config else 0,
     )
-    return runs.Run(parts.path, model, parts.tokenizer, described, 0, parts.sampling, parts.template)
 
 
 def usable(config):

@@ -85,7 +85,6 @@ def sizes_of(config):
         hidden_splits=splits(config.n_hidden),
         channel_splits=splits(config.n_inner),
         state_splits=splits(config.recurrence_size),
-        score_scale=scale_of(config.head_dim, config.score_scale or None) if config.has_attention else 0.0,
     )
 
 
@@ -133,6 +132,7 @@ class CompiledStep:
         self.model, self.tables, self.states = model, PositionTables(model), States(model, batch)
         self.tensors, self.layers = layout(model, batch)
         self.sizes = sizes_of(config)
+        self.scale = scale_of(config.head_dim, config.score_scale or None) if config.has_attention else 0.0
         self.buffers = decode.Buffers(**{name: np.zeros(shape, dtype) for name, shape in shapes.items()})
         self.logits = np.zeros((batch, config.vocab_size), dtype)
         self.decode_step = decode.decode_attention_only if attention_only(config) else decode.decode_any_mixer
@@ -154,6 +154,7 @@ class CompiledStep:
             self.tables.cos,
             self.tables.sin,
             self.model.config.norm_eps,
+            self.scale,
             self.model.device.kernels.thread_count(),
         )
 

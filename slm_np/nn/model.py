@@ -119,7 +119,7 @@ def plan(config, batch, steps, device=CPU, recompute=False, adapters=()):
 def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
     """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))        without residuals, neither sum
 
-    A parallel block has feed_forward(norm(x)) instead. Its backward does not read `middle`, which is kept in `out` only.
+    A parallel block has feed_forward(norm(x)) instead. Its backward does not read `middle`, which only `out` holds.
     position: where the one new token of each sequence stands, when decoding; None for whole windows.
     out: None before backward, which does not read it; only where middle is an array of its own
     """
@@ -338,7 +338,7 @@ def is_fused(name):
     """Whether a mixer computes the gradient of a tensor together with that of its input."""
     part, _, rest = name.partition(".")[2].partition(".")[2].partition(".")
     linear = f"{part}.{rest.partition('.')[0]}" in lora.TARGETS.values()
-    return name.startswith("layers.") and part in ("attention", "mamba", "recurrence") and not linear
+    return name.startswith("layers.") and part in ("attention", "mamba") and not linear
 
 
 def dtypes_of(dtype, compute_dtype, device):
