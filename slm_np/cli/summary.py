@@ -156,8 +156,8 @@ def tokenizer_in_words(fields):
     return f"{kind}, {counted(len(vocab) + len(added), 'token')}"
 
 
-def describe_run(run, width, ascii, exports=()):
-    """The lines about one `Summary`, for a terminal of `width` columns. exports: those about other programs."""
+def describe_run(run, width, ascii):
+    """The lines about one `Summary`, for a terminal of `width` columns."""
     lines = [f"{run.path}: a run of slm_np, {_origin(run.config)}"]
     lines.append(f"  model      {counted(run.parameters, 'parameter')}: {describe_model(run.config.model)}")
     lines.append(f"  tokenizer  {run.tokenizer}")
@@ -167,7 +167,6 @@ def describe_run(run, width, ascii, exports=()):
     if run.step or run.rows:
         lines.append(f"  trained    {_training(run)}")
         lines.append(f"  loss       {_losses(run.best) if run.best else 'not evaluated yet'}")
-    lines += exports
     lines.append(f"  files      {', '.join(f'{name} {size / 2**20:,.1f} MiB' for name, size in _sizes(run.path))}")
     return lines + _curves(run, width, ascii)
 
