@@ -81,11 +81,11 @@ def _is_sound(row):
 
 def describe_model(model):
     """The architecture of a ModelConfig in words."""
-    heads = f"{counted(model.n_head, 'head')} of {model.head_dim}"
-    if model.n_kv_head != model.n_head:
-        heads += f", {model.n_kv_head} for keys and values"
+    heads = describe_heads(model)
     mixers = {
         "A": heads,
+        "L": f"local attention to {counted(model.window, 'token')}, {heads}",
+        "N": f"attention without rotary positions, {heads}",
         "M": f"Mamba with {counted(model.n_inner, 'channel')} of {counted(model.ssm_state_size, 'state')}",
         "S": f"linear recurrence of {counted(model.recurrence_size, 'state')}",
     }
@@ -95,12 +95,36 @@ def describe_model(model):
     parts += [f"hidden {model.n_hidden}"] * (model.feed_forward != "none")
     parts += [
         f"context {model.block_size}",
-        f"{model.positions} positions",
+        describe_positions(model),
         f"norm {model.norm}",
         model.feed_forward if model.feed_forward != "none" else "no feed-forward",
     ]
-    parts += ["no residual"] * (not model.residual) + [f"{model.head} head" if model.head != "none" else "no head"]
+    parts += (
+        ["parallel blocks"] * model.parallel
+        + ["no residual"] * (not model.residual)
+        + [f"{model.head} head" if model.head != "none" else "no head"]
+    )
     return ", ".join(parts)
+
+
+def describe_heads(model):
+    """The heads of a ModelConfig in words, without the settings that have their default."""
+    heads = f"{counted(model.n_head, 'head')} of {model.head_dim}"
+    if model.n_kv_head != model.n_head:
+        heads += f", {model.n_kv_head} for keys and values"
+    if model.has_qkv_bias != model.bias:
+        heads += f", {'with' if model.has_qkv_bias else 'without'} biases of queries, keys and values"
+    if model.score_scale:
+        heads += f", scores scaled by {model.score_scale:g}"
+    return heads + ", normed queries and keys" * model.qk_norm
+
+
+def describe_positions(model):
+    """The positional encoding of a ModelConfig in words."""
+    found = f"{model.positions} positions"
+    if model.rotary_dim and model.has_rotation:
+        found += f" in {model.rotary_dim} of {model.head_dim} columns"
+    return found + f" with frequencies scaled by {model.rope_scaling}" * bool(model.has_rotation and model.rope_scaling)
 
 
 def describe_tokenizer(path):
