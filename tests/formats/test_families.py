@@ -520,3 +520,34 @@ def test_what_changes_the_result_is_refused_by_name(kind, field, value):
 def test_sliding_windows_without_rotation_are_refused():
     with pytest.raises(UserError, match="sliding_window 4 is not supported"):
         config_of("smollm3", use_sliding_window=True, sliding_window=4, no_rope_layers=[1, 0, 1])
+
+
+ODD = [
+    *(None, -1, 0, 1, 1.5, True, False, "x", "", [], {}, 10**30, float("nan"), float("inf"), [1], [None], {"a": 1}),
+    {"rope_type": 3},
+    {"rope_type": "llama3", "factor": None},
+    {"rope_type": ["llama3"]},
+    {"rope_theta": {}},
+    [[["global"], 10**9]],
+    [[[1], 2]],
+]
+
+
+@pytest.mark.parametrize("kind", KIND)
+def test_odd_values_are_read_or_refused_in_a_sentence(kind):
+    family = families.family_named(kind)
+    fields = families.config_json(config_of(kind))
+    more = (
+        "rope_scaling",
+        "rotary_pct",
+        "quantization_config",
+        "layer_types",
+        "no_rope_layers",
+        "no_rope_layer_interval",
+    )
+    for name in (*fields, *more, "attention_types", "partial_rotary_factor", "use_sliding_window", "sliding_window"):
+        for value in ODD if name != "model_type" else ():
+            try:
+                assert isinstance(family.config_from(fields | {name: value}), ModelConfig)
+            except UserError as error:
+                assert ";" in str(error) and "\n" not in str(error), (name, value)
