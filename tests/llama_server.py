@@ -30,7 +30,7 @@ class Server:
         request = urllib.request.Request(
             self.server.listening_address + route, json.dumps(fields).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
     def ids(self, text, start=False):
