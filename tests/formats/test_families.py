@@ -434,6 +434,11 @@ def config_of(kind, **changes):
             dict(rotary_pct=0.5, rotary_emb_base=77),
             dict(rope_parameters=dict(rope_theta=77.0, partial_rotary_factor=0.5)),
         ),
+        (
+            "gpt_neox",
+            dict(rotary_pct=0.5, partial_rotary_factor=0.5, rope_theta=77, rotary_emb_base=77, head_dim=None),
+            dict(rope_parameters=dict(rope_theta=77.0, partial_rotary_factor=0.5)),
+        ),
         ("mamba", dict(expand=2.0, time_step_rank="auto"), dict(intermediate_size=48, time_step_rank=2)),
         ("gpt2", dict(torch_dtype="float16", activation_function="gelu_pytorch_tanh"), dict(dtype="float16")),
         ("gpt_neo", dict(attention_layers=["global", "local"] * 2), {}),
