@@ -10,7 +10,7 @@ import pytest
 
 from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.errors import UserError
-from slm_np.formats import families, hugging_face
+from slm_np.formats import families, hugging_face, weight_files
 from slm_np.formats.families.piece import by_our_name, to_ours, to_theirs
 from slm_np.formats.model_parts import ModelParts
 from slm_np.inference.decoder import Decoder, uncompiled_step
@@ -325,6 +325,19 @@ def test_what_comes_back_is_what_was_read(transformers, tmp_path, name):
         np.testing.assert_array_equal(array, other, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_their_shards_of_any_type(transformers, tmp_path, name, dtype):
+    import torch
+
+    model = theirs(transformers, name).to(getattr(torch, dtype))
+    parts = saved(model, tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    weights = named(model)
+    for piece, array in to_theirs(families.family_of(parts.config).pieces(parts.config), parts.tensors()):
+        np.testing.assert_array_equal(array, weights[piece.theirs].detach().float().numpy(), err_msg=piece.theirs)
+
+
 # From ours to theirs
 
 
@@ -337,6 +350,17 @@ def test_they_read_our_model(transformers, tmp_path, name):
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     close(logits(found.eval(), ids()), model.logits(ids()))
     close(filled(hugging_face.read(tmp_path / "ours")).logits(ids()), model.logits(ids()))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_they_read_our_shards(transformers, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(weight_files, "SHARD_BYTES", 10_000)
+    model = ours("qk-norm")
+    hugging_face.write(parts_of(model), tmp_path / "ours", dtype)
+    assert len(list((tmp_path / "ours").glob("model-*-of-*.safetensors"))) > 2
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert str(found.dtype) == f"torch.{weight_files.WRITTEN[dtype][0]}"
+    close(logits(found.float().eval(), ids()), model.logits(ids()), 1e-4 if dtype == "f32" else 3e-2)
 
 
 @pytest.mark.parametrize("name", OURS)
