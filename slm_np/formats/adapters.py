@@ -6,7 +6,6 @@ and merges the adapters into them (`slm_np.nn.lora`).
 
 import os
 import zlib
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from slm_np.errors import UserError
 from slm_np.formats.checkpoint import load_best, newest_checkpoint
 from slm_np.formats.format1 import original_name
 from slm_np.formats.layouts import AdapterLayout
-from slm_np.formats.run_paths import directories, written_here
 from slm_np.nn import lora
 from slm_np.ops.device import put
 from slm_np.paths import is_run
@@ -51,6 +49,8 @@ class BaseTensors:
 
 def base_path(path, config):
     """The base of the run in `path` with the RunConfig `config`, as it is written in the current directory."""
+    from slm_np.formats.run_paths import directories, written_here
+
     text = config.base["run"]
     found = written_here(text, directories(path, config), several=False)
     if found is None and os.path.isabs(text):
@@ -67,19 +67,20 @@ def check_base(path, config, checksum):
         )
 
 
-def merged_weights(path, config, parts, into=None):
+def merged_weights(path, config, into, open_model):
     """({name: array}, step): the weights of the base with the best adapters of the run in `path` merged, in float32.
 
-    config: RunConfig.   parts: ModelParts of the base.   into: {name: array} of any device to fill, or None
+    config: RunConfig.   into: {name: array} to fill, of any device; None makes new arrays
+    open_model: function (path) -> ModelParts
     """
-    path, layout = Path(path), AdapterLayout(config)
+    layout = AdapterLayout(config)
     if (path / layout.file).exists():
         trained, metadata = load_best(path, None, layout)
         step = int(metadata["step"])
     else:
         found = newest_checkpoint(path)
         trained, step = found.model, found.step
-    base, filled = BaseTensors(parts), {}
+    base, filled = BaseTensors(open_model(base_path(path, config))), {}
     changes = lora.changes(layout.adapters, trained)
     for name, array in base:
         if name in changes:

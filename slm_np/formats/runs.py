@@ -50,10 +50,9 @@ class Run:
 def load(path, device="cpu", weights=None):
     """The `Run` in the directory `path`, with its model on a device: "cpu" or "cuda".
 
-    weights: function (path, config, into) as `best_weights`, its default. A run that trains adapters has its weights in
-    its base, so it needs the one of sources.py.
-    The weights are the best ones or, before the first evaluation, those of the newest checkpoint. Raises UserError if
-    the directory is not a run, anything in it is damaged, or the model does not fit into memory.
+    The weights are the best ones or, before the first evaluation, those of the newest checkpoint. A run with adapters
+    needs its base, which `sources.load` opens: `weights` is its function in place of `best_weights`. Raises UserError
+    if the directory is not a run, anything in it is damaged, or the model does not fit into memory.
     """
     path = expanded(arguments.path("path", path))
     chosen = device_named(arguments.choice("device", device, DEVICES))

@@ -19,8 +19,7 @@ from slm_np import arguments
 from slm_np.config import DEVICES, TrainConfig
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
-from slm_np.formats import hub, llama2c, runs
-from slm_np.formats.adapters import base_path, merged_weights
+from slm_np.formats import adapters, hub, llama2c, runs
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.other_paths import is_model_directory, not_a_model, starts_with_pickle
 from slm_np.formats.run_config import RunConfig, ends_of, read_config
@@ -107,7 +106,7 @@ def run_parts(path):
     config = read_config(path)
 
     def tensors():
-        return iter(weights_of(path, config)[0].items())
+        return iter(run_weights(path, config)[0].items())
 
     return ModelParts(
         Path(path),
@@ -120,11 +119,11 @@ def run_parts(path):
     )
 
 
-def weights_of(path, config, into=None):
-    """`runs.best_weights`, also of a run that trains adapters: those of its base with the adapters merged."""
-    if not config.lora:
-        return runs.best_weights(path, config, into)
-    return merged_weights(path, config, open_model(base_path(path, config)), into)
+def run_weights(path, config, into=None):
+    """`runs.best_weights` of any run: adapters are merged into their base."""
+    if config.lora:
+        return adapters.merged_weights(Path(path), config, into, open_model)
+    return runs.best_weights(path, config, into)
 
 
 def check_tokenizer(parts):
@@ -146,7 +145,7 @@ def load(path, device="cpu"):
     given = Path(arguments.path("path", path))
     path = located(given)
     if is_run(path):
-        return runs.load(path, device, weights_of)
+        return runs.load(path, device, run_weights)
     chosen = device_named(arguments.choice("device", device, DEVICES))
     parts = open_model(given)
     config = usable(parts.config)

@@ -59,7 +59,7 @@ class Base:
         parts = sources.open_model(path)
         if is_run(parts.path):
             run = run_config.read_config(parts.path)
-            weights, step = sources.weights_of(parts.path, run)
+            weights, step = sources.run_weights(parts.path, run)
             parts = dataclasses.replace(parts, tensors=lambda: drained(weights))
             return cls(parts.path, run, step, parts, True)
         config, data = sources.usable(parts.config), dict(converted=parts.origin)
