@@ -136,12 +136,12 @@ def finish(trainer, directory):
 
 def load_best(trainer, directory):
     """(model with the best weights in full precision, their step)"""
-    from slm_np.formats import checkpoint, runs
+    from slm_np.formats import checkpoint, sources
     from slm_np.formats.layouts import layout_of
 
     if trainer.run.lora:  # adapters, which are merged into the base
         trainer.model = trainer.optimizer = None
-        run = runs.load(directory, trainer.run.train.device)
+        run = sources.load(directory, trainer.run.train.device)
         return run.model, run.step
     model = trainer.model.full_precision()
     _, metadata = checkpoint.load_best(directory, model.parameters.weight, layout_of(trainer.run))

@@ -81,11 +81,11 @@ def _is_sound(row):
 
 def describe_model(model):
     """The architecture of a ModelConfig in words."""
-    heads = f"{counted(model.n_head, 'head')} of {model.head_dim}"
-    if model.n_kv_head != model.n_head:
-        heads += f", {model.n_kv_head} for keys and values"
+    heads = describe_heads(model)
     mixers = {
         "A": heads,
+        "L": f"local attention to {counted(model.window, 'token')}, {heads}",
+        "N": f"attention without rotary positions, {heads}",
         "M": f"Mamba with {counted(model.n_inner, 'channel')} of {counted(model.ssm_state_size, 'state')}",
         "S": f"linear recurrence of {counted(model.recurrence_size, 'state')}",
     }
@@ -95,12 +95,36 @@ def describe_model(model):
     parts += [f"hidden {model.n_hidden}"] * (model.feed_forward != "none")
     parts += [
         f"context {model.block_size}",
-        f"{model.positions} positions",
+        describe_positions(model),
         f"norm {model.norm}",
         model.feed_forward if model.feed_forward != "none" else "no feed-forward",
     ]
-    parts += ["no residual"] * (not model.residual) + [f"{model.head} head" if model.head != "none" else "no head"]
+    parts += (
+        ["parallel blocks"] * model.parallel
+        + ["no residual"] * (not model.residual)
+        + [f"{model.head} head" if model.head != "none" else "no head"]
+    )
     return ", ".join(parts)
+
+
+def describe_heads(model):
+    """The heads of a ModelConfig in words, without the settings that have their default."""
+    heads = f"{counted(model.n_head, 'head')} of {model.head_dim}"
+    if model.n_kv_head != model.n_head:
+        heads += f", {model.n_kv_head} for keys and values"
+    if model.has_qkv_bias != model.bias:
+        heads += f", {'with' if model.has_qkv_bias else 'without'} biases of queries, keys and values"
+    if model.score_scale:
+        heads += f", scores scaled by {model.score_scale:g}"
+    return heads + ", normed queries and keys" * model.qk_norm
+
+
+def describe_positions(model):
+    """The positional encoding of a ModelConfig in words."""
+    found = f"{model.positions} positions"
+    if model.rotary_dim and model.has_rotation:
+        found += f" in {model.rotary_dim} of {model.head_dim} columns"
+    return found + f" with frequencies scaled by {model.rope_scaling}" * bool(model.has_rotation and model.rope_scaling)
 
 
 def describe_tokenizer(path):
@@ -132,8 +156,8 @@ def tokenizer_in_words(fields):
     return f"{kind}, {counted(len(vocab) + len(added), 'token')}"
 
 
-def describe_run(run, width, ascii, exports=()):
-    """The lines about one `Summary`, for a terminal of `width` columns. exports: those about other programs."""
+def describe_run(run, width, ascii):
+    """The lines about one `Summary`, for a terminal of `width` columns."""
     lines = [f"{run.path}: a run of slm_np, {_origin(run.config)}"]
     lines.append(f"  model      {counted(run.parameters, 'parameter')}: {describe_model(run.config.model)}")
     lines.append(f"  tokenizer  {run.tokenizer}")
@@ -143,7 +167,6 @@ def describe_run(run, width, ascii, exports=()):
     if run.step or run.rows:
         lines.append(f"  trained    {_training(run)}")
         lines.append(f"  loss       {_losses(run.best) if run.best else 'not evaluated yet'}")
-    lines += exports
     lines.append(f"  files      {', '.join(f'{name} {size / 2**20:,.1f} MiB' for name, size in _sizes(run.path))}")
     return lines + _curves(run, width, ascii)
 

@@ -85,9 +85,14 @@ def read(path, open_model):
     The base is what adapter_config.json names: a path, from here or from the adapter's directory, or a name on the hub.
     open_model: function (path) -> ModelParts.   Raises UserError as `read_adapter` and as `open_model`.
     """
-    path, base = Path(path), base_of(path)
-    parts = open_model(path / base if (path / base).exists() else base)
+    parts = base_parts(path, open_model)
     return merged(parts, read_adapter(path, parts.config))
+
+
+def base_parts(path, open_model):
+    """The `ModelParts` of the base of the adapter in the directory `path`. Arguments and errors as of `read`."""
+    path, base = Path(path), base_of(path)
+    return open_model(path / base if (path / base).exists() else base)
 
 
 def base_of(path):
