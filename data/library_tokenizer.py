@@ -10,6 +10,7 @@ import numpy as np
 from slm_np.data.segments import ESCAPED, decoded, segments
 from slm_np.data.tokenizer import SpecialToken, Tokenizer
 from slm_np.data.tokenizer_json import END_OF_TEXT, byte_letters, end_of_text_token
+from slm_np.data.word_patterns import parts_of
 from slm_np.errors import UserError, imported
 from slm_np.words import counted
 
@@ -22,10 +23,6 @@ CACHE = 1 << 24  # size of the cache of words. A word counts its characters and 
 WORD_COST = 64
 ENDS = (END_OF_TEXT, "</s>", "<eos>")  # names of the end-of-text token, the most likely first
 STARTS = ("<s>", "<bos>", "[CLS]", "<|startoftext|>", "<|begin_of_text|>")  # names of the token before a text
-
-# A word with the white space before it. The library's regular expressions take white space from Unicode's White_Space.
-SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-WORD = re.compile(f"[{SPACES}]*[^{SPACES}]+|[{SPACES}]+")
 
 
 class LibraryTokenizer(Tokenizer):
@@ -76,16 +73,10 @@ class LibraryTokenizer(Tokenizer):
         names = byte_letters() if self._letters else [f"<0x{byte:02X}>" for byte in range(256)]
         has_bytes = self._letters or self._byte_fallback
         self._byte_ids = [vocab.get(token) if has_bytes else None for token in names]
-        # GPT-2's pre-tokenization splits between words, so the ids of a word do not depend on its neighbors.
-        self._by_words = (
-            type(self._library.model).__name__ == "BPE"
-            and not self._json.get("normalizer")
-            and [step["type"] for step in pre] == ["ByteLevel"]
-            and pre[0].get("use_regex", True)
-            and not pre[0]["add_prefix_space"]
-            and all(token["special"] for token in added)
-        )
-        self.lossless = self._by_words and self._spells_words()
+        # The ids of a part between such cuts do not depend on its neighbors, unless an added token crosses them.
+        whole = type(self._library.model).__name__ == "BPE" and not any(map(_crosses_words, added))
+        self._parts = parts_of(pre, steps_of(self._json.get("normalizer"))) if whole else None
+        self.lossless = self._parts is not None and not self._json.get("normalizer") and self._spells_words()
         unknown = self._json["model"].get("unk_token")
         self.unknown = self._json["model"].get("unk_id") if unknown is None else vocab.get(unknown)
         first = next((vocab[name] for name in STARTS if name in vocab), 0)
@@ -126,7 +117,7 @@ class LibraryTokenizer(Tokenizer):
         if largest > LARGEST_ID or largest - len(used) > HOLES:
             raise self._damaged(f"its vocabulary has {counted(len(used), 'token')} and the id {largest}")
         if len(used) <= largest:
-            unused = {f"\0unused {id}\0": id for id in range(largest) if id not in used}
+            unused = {_unused(id): id for id in range(largest) if id not in used}
             model["vocab"] = {**model["vocab"], **unused}
 
     def _spells_words(self):
@@ -155,8 +146,8 @@ class LibraryTokenizer(Tokenizer):
 
     def encode_blocks(self, blocks, begins=True):
         for batch in _batches(segments(decoded(blocks)), BATCH):
-            if self._by_words:
-                yield self._encode_words([word for segment in batch for word in WORD.findall(segment)])
+            if self._parts:
+                yield self._encode_words([word for segment in batch for word in self._parts.findall(segment)])
             else:
                 yield np.array([id for ids in self._encode(batch, begins) for id in ids], self.dtype)
             begins = False
@@ -238,7 +229,7 @@ class LibraryTokenizer(Tokenizer):
     def _bytes_of(self, id, begins):
         """The bytes of one token, at the start of a text (`begins`) or after other tokens."""
         name = self._library.id_to_token(id)
-        if id in self._special or name is None:
+        if id in self._special or name is None or name == _unused(id):
             return b""
         if self._letters:
             known = all(letter in self._letters for letter in name)
@@ -306,6 +297,16 @@ def _end_of_text(fields, vocab):
             special[0] if len(special) == 1 else None,
         )
     return (None, "") if name is None else (vocab[name], name)
+
+
+def _unused(id):
+    """The name of an id that the vocabulary leaves out."""
+    return f"\0unused {id}\0"
+
+
+def _crosses_words(token):
+    """Whether an entry of added_tokens may be found in a text across white space."""
+    return not token["special"] and (token["lstrip"] or token["rstrip"] or re.search(r"\s", token["content"]))
 
 
 def steps_of(part):

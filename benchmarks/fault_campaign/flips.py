@@ -69,8 +69,9 @@ def attempt(case, context, folder):
         said = result.status == 2 or warned(result, wanted[what][1])
         require(said or seen == wanted[what][0], UNDETECTED, f"{what} differs, and nothing says so: {result.tail()}")
     edited = said and name == "half/run.json"  # taken as the user's change, and said
+    kept = [name for name in KEPT if name != "generation_config.json"]
     if watch == "run" and result.status == 0 and not edited:  # it was continued, perhaps from an older checkpoint
-        same_run(folder / "half", context.fixtures / "run", "the continued run", LOST if said else UNDETECTED, KEPT[:1])
+        same_run(folder / "half", context.fixtures / "run", "the continued run", LOST if said else UNDETECTED, kept)
 
 
 def warned(result, lines):

@@ -83,7 +83,11 @@ def unlike(found, wanted):
     )
 
 
-KEPT = "tokenizer.json", "generation_config.json", "chat_template.json"  # files of a run that training does not change
+# Files of a run that training does not change. The last three are for other programs.
+KEPT = (
+    *("tokenizer.json", "generation_config.json", "chat_template.json"),
+    *("config.json", "tokenizer_config.json", "chat_template.jinja"),
+)
 
 
 def same_run(directory, reference, what, verdict=LOST, kept=KEPT):

@@ -21,6 +21,7 @@ SMALL = f"--tokenizer char --kernels numpy --threads 1 --eval-iters 1 --batch-si
 READERS = {  # file: the commands that read it
     "half/run.json": (GENERATE, "info half", RESUME),
     "half/generation_config.json": (GENERATE, "info half"),
+    "half/config.json": (GENERATE, RESUME),  # for other programs
     "half/tokenizer.json": (GENERATE, "info half/tokenizer.json"),
     "half/checkpoint-7/trainer_state.json": (RESUME,),
     "tuned/chat_template.json": (CHAT,),

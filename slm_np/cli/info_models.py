@@ -1,9 +1,9 @@
-"""What `info` says about a model of another program, and which programs can run a model of ours."""
+"""What `info` says about a model of another program."""
 
 from collections import Counter
 
+from slm_np.cli.exports import exports
 from slm_np.cli.summary import describe_model, tokenizer_in_words
-from slm_np.errors import UserError
 from slm_np.words import counted, quoted
 
 
@@ -50,35 +50,3 @@ def stored_types(path):
         case _:
             counts = Counter(F32=1)
     return [kind for kind, _ in counts.most_common()]
-
-
-def exports(config):
-    """The lines about the programs for which `convert` can write a model with this ModelConfig, or why it cannot."""
-    from slm_np.formats.families import family_of
-    from slm_np.formats.gguf_architecture import architecture_of
-
-    family = family_of(config)
-    if family is None:
-        theirs = f"none: no class of transformers has {unusual(config)}"
-    else:
-        theirs = family.MODEL_TYPES[family.config_to(config)["model_type"]]
-    try:
-        gguf = architecture_of(config)
-    except UserError as error:
-        gguf = f"none: {str(error).partition(', so ')[0]}"
-    return [f"  exports    transformers: {theirs}", f"             GGUF: {gguf}"]
-
-
-def unusual(config):
-    """The setting because of which no class of transformers computes a model, as a flag."""
-    letters = set(config.letters)
-    found = {
-        f"--pattern {config.pattern}": "S" in letters or "M" in letters and len(letters) > 1,
-        f"--positions {config.positions}": config.positions == "sinusoidal",
-        f"--norm {config.norm}": config.norm == "none",
-        f"--head {config.head}": config.head not in ("tied", "linear"),
-        "--no-residual": not config.residual,
-        f"--feed-forward {config.feed_forward}": config.has_attention and config.feed_forward == "none",
-    }
-    together = f"--norm {config.norm}, --positions {config.positions} and --feed-forward {config.feed_forward} together"
-    return next((setting for setting, lacking in found.items() if lacking), together)

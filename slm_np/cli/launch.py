@@ -90,6 +90,7 @@ def prepared(run, tokenizer=None, directory=None, template=None):
     """
     from slm_np.data.token_files import is_token_file
     from slm_np.data.token_store import load_corpus
+    from slm_np.formats.run_config import ends_of
     from slm_np.ops.device import device
 
     train, model = here(run, directory), run.model
@@ -137,12 +138,6 @@ def prepared(run, tokenizer=None, directory=None, template=None):
     if not corpus.building:
         check_splits(run, corpus, directory)
     return corpus, run
-
-
-def ends_of(tokenizer):
-    """What run.json says of how the texts of another program's model start and end; {} for a model of this one."""
-    found = {name: getattr(tokenizer, name, None) for name in ("prompt_start", "more_ends")}
-    return {name: list(ids) for name, ids in found.items() if ids or ids == () and name == "prompt_start"}
 
 
 def other_data(run, data, directory):
@@ -296,6 +291,7 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
     from slm_np.inference.decoder import sampling
     from slm_np.nn import warmup
     from slm_np.training.display import Display
+    from slm_np.training.estimate import estimate
     from slm_np.training.matmul_check import WrongMatmul
     from slm_np.training.signals import Interrupted
     from slm_np.training.trainer import Trainer
@@ -313,6 +309,8 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
     said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
     print("\n".join([said, *changes_when_resumed(trainer, previous, storage.path)]), file=sys.stderr)
     warmup.prepare(trainer.model, warmup.training, *([sampling] if corpus.tokenizer else []))
+    if run.base and (line := estimate(trainer)):
+        print(line, file=sys.stderr)
     command = f"slm_np.{'finetune' if run.base else 'train'}"
     try:
         trainer.train()

@@ -33,6 +33,8 @@ def describe(run, corpus, memory):
         f"model{f' {run.preset}' if run.preset else ''}: {counted(n, 'parameter')}{start}",
         f"memory: {parts}, together {sum(memory.values()) / 2**20:,.1f} MiB",
     ]
+    if run.lora:
+        lines.insert(-1, describe_adapters(run, n))
     if masked:
         lines.append(
             f"the loss is masked to assistant tokens: {train.n_targets:,} of the training tokens; "
@@ -49,6 +51,21 @@ def describe(run, corpus, memory):
             "memorized text; more text or a smaller model would help"
         )
     print("\n".join(lines), file=sys.stderr)
+
+
+def describe_adapters(run, n):
+    """The line about the adapters of a RunConfig. n: parameters of its model"""
+    from slm_np.formats.layouts import lora_of
+    from slm_np.nn import lora
+    from slm_np.nn.model import model_tensors
+
+    settings, (_, layers) = lora_of(run), model_tensors(run.model, lora_of(run))
+    names = dict.fromkeys(part.name.rpartition(".")[2] for own in layers for adapter in own for part in adapter.parts)
+    trained = lora.parameter_count(layers)
+    return (
+        f"adapters of rank {settings.lora_rank} on {', '.join(names)}: {counted(trained, 'parameter')} to train, "
+        f"{100 * trained / n:.2g} %, at a learning rate of {run.train.learning_rate:g}; the others are frozen"
+    )
 
 
 def documents(corpus):
@@ -119,12 +136,12 @@ def finish(trainer, directory):
 
 def load_best(trainer, directory):
     """(model with the best weights in full precision, their step)"""
-    from slm_np.formats import checkpoint, runs
+    from slm_np.formats import checkpoint, sources
     from slm_np.formats.layouts import layout_of
 
     if trainer.run.lora:  # adapters, which are merged into the base
         trainer.model = trainer.optimizer = None
-        run = runs.load(directory, trainer.run.train.device)
+        run = sources.load(directory, trainer.run.train.device)
         return run.model, run.step
     model = trainer.model.full_precision()
     _, metadata = checkpoint.load_best(directory, model.parameters.weight, layout_of(trainer.run))

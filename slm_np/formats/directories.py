@@ -19,10 +19,10 @@ RUNS = Path("runs")
 LOCK = "lock"  # the file that the process which writes a run holds locked, see slm_np/file_lock.py
 # What a run writes. The first group is all that a start can leave, beside its lock, if it is killed.
 CREATED = (
-    r"((tokenizer_|generation_)?config|tokenizer|chat_template)\.json|chat_template\.jinja|checkpoint-0|"
+    r"((tokenizer_|generation_|adapter_)?config|tokenizer|chat_template)\.json|chat_template\.jinja|checkpoint-0|"
     r".+\.(tmp|old)-\d+"
 )
-TRAINED = r"run\.json|model\.safetensors|metrics\.jsonl|checkpoint-\d+"
+TRAINED = r"run\.json|(adapter_)?model\.safetensors|metrics\.jsonl|checkpoint-\d+"
 
 
 @contextlib.contextmanager

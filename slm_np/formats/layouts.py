@@ -20,10 +20,12 @@ from functools import partial
 import numpy as np
 
 from slm_np.config import LoraConfig
+from slm_np.formats import peft
 from slm_np.formats.families import FAMILIES, config_json
 from slm_np.formats.families.piece import to_ours
 from slm_np.formats.files import to_json
 from slm_np.formats.format1 import tensor_name
+from slm_np.formats.lora_adapter import LoraAdapter
 from slm_np.formats.tensors import LazyTensor, check_match, filled
 from slm_np.nn import lora
 from slm_np.nn.model import model_tensors
@@ -85,34 +87,43 @@ class FamilyLayout:
 
 
 class AdapterLayout:
-    """Every adapter alone, under the names of `lora.parts`. run: RunConfig of a run that trains adapters"""
+    """Adapters in PEFT's format, apart from their base. run: RunConfig of a run that trains adapters"""
 
-    file = "adapter_model.safetensors"
+    file = peft.WEIGHTS
 
     def __init__(self, run):
+        self.run = run
         tensors, self.adapters = model_tensors(run.model, lora_of(run))
         self.shapes = {tensor.name: tensor.shape for tensor in tensors if tensor.trained}
 
     def described(self, run, **ids):
-        return {}
+        settings = lora_of(run)
+        empty = self._alone({name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()})
+        fields = peft.to_settings(run.model, empty, settings.rslora, settings.lora_dropout)
+        return {peft.CONFIG: to_json(fields, indent=2) + b"\n"}
 
     def holds(self, names):
         return True
 
     def to_file(self, tensors):
-        return lora.parts(self.adapters, {name: host(tensors[name]) for name in self.shapes})
+        return peft.to_tensors(self.run.model, self._alone({name: host(tensors[name]) for name in self.shapes}))
 
     def from_file(self, path, found, into=None):
         joined = {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}
-        parts = lora.parts(self.adapters, joined)
-        check_match(path, found, parts)
-        for name, view in parts.items():
-            view[...] = found[name]
+        alone = self._alone(joined)
+        check_match(path, found, peft.to_tensors(self.run.model, alone))
+        peft.from_tensors(self.run.model, alone, found)
         if into is None:
             return joined
         for name, array in joined.items():
             put(into[name], array)
         return into
+
+    def _alone(self, tensors):
+        """The LoraAdapter of the model's tensors {name: array}, of which its own are views."""
+        views, scale = lora.parts(self.adapters, tensors), lora.scale_of(lora_of(self.run))
+        scales = {name.rpartition(".")[0]: scale for name in views}
+        return LoraAdapter(None, self.run.base.get("run", ""), views, scales)
 
 
 def _written(piece, tensors):

@@ -78,37 +78,59 @@ def by_tensor(config, adapter):
     return found
 
 
-def factors(config, pieces, adapter):
-    """Yield (Piece, Factors) of each linear layer of another program that the LoraAdapter changes.
-
-    Where its layer has the columns of several adapters, they become one: A side by side, B on the diagonal. Where it
-    has some of the columns of an adapter, it has the same A.
-    """
+def _changed(config, pieces, adapter):
+    """Yield (Piece, first column, width, [(layer or part, Block), ...]) of each Piece that a LoraAdapter changes."""
     changes = by_tensor(config, adapter)
     for piece in pieces:
-        width = piece.shape[0 if piece.transposed else -1]
         start = piece.columns.start if piece.columns else 0
+        width = piece.shape[0 if piece.transposed else -1]
         found = [
             (module, block)
             for module, block in changes.get(piece.ours, ())
             if block.start < start + width and start < block.stop
         ]
         if found:
-            yield piece, _joined(adapter, found, start, width)
+            yield piece, start, width, found
 
 
-def _joined(adapter, found, start, width):
-    """The Factors of the columns start to start + width. found: the adapters that change some of them"""
-    scale = adapter.scales[found[0][0]]
-    all_a, all_b = [], []
-    for module, block in found:
-        first, last = max(start, block.start), min(start + width, block.stop)
-        own = adapter.tensors[f"{module}.lora_B"][:, first - block.start : last - block.start]
-        b = np.zeros((len(own), width), np.float32)
-        b[:, first - start : last - start] = own * np.float32(adapter.scales[module] / scale)
-        all_a.append(adapter.tensors[f"{module}.lora_A"])
-        all_b.append(b)
-    return Factors(np.concatenate(all_a, 1), np.concatenate(all_b), scale)
+def factors(config, pieces, adapter):
+    """Yield (Piece, Factors) of each linear layer of another program that the LoraAdapter changes.
+
+    Where its layer has the columns of several adapters, they become one: A side by side, B on the diagonal. Where it
+    has some of the columns of an adapter, it has the same A.
+    """
+    for piece, start, width, found in _changed(config, pieces, adapter):
+        scale = adapter.scales[found[0][0]]
+        all_a, all_b = [], []
+        for module, block in found:
+            ours, theirs = _common(block, start, width)
+            own = adapter.tensors[f"{module}.lora_B"]
+            b = np.zeros((len(own), width), np.float32)
+            b[:, theirs] = own[:, ours] * np.float32(adapter.scales[module] / scale)
+            all_a.append(adapter.tensors[f"{module}.lora_A"])
+            all_b.append(b)
+        yield piece, Factors(np.concatenate(all_a, 1), np.concatenate(all_b), scale)
+
+
+def take(config, pieces, adapter, found):
+    """Fill the tensors of a LoraAdapter from the `factors` of one with the same layers, ranks and scales.
+
+    found: {their layer: (A, B)}
+    """
+    for piece, start, width, of_piece in _changed(config, pieces, adapter):
+        (a, b), row = found[piece.module], 0
+        for module, block in of_piece:
+            ours, theirs = _common(block, start, width)
+            own_a, own_b = adapter.tensors[f"{module}.lora_A"], adapter.tensors[f"{module}.lora_B"]
+            rows = slice(row, row + len(own_b))
+            own_a[...], own_b[:, ours] = a[:, rows], b[rows, theirs]
+            row = rows.stop
+
+
+def _common(block, start, width):
+    """The columns that a Block shares with start to start + width: (slice of the Block's, slice of the others)."""
+    first, last = max(start, block.start), min(start + width, block.stop)
+    return slice(first - block.start, last - block.start), slice(first - start, last - start)
 
 
 def merged_tensors(config, tensors, adapter):

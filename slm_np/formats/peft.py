@@ -6,6 +6,7 @@
 An adapter adds s B A to a weight (out, in), with s = alpha / r or, with use_rslora, alpha / sqrt(r).
 """
 
+import contextlib
 import math
 import re
 import sys
@@ -20,7 +21,7 @@ from slm_np.errors import UserError
 from slm_np.formats.families import family_of
 from slm_np.formats.families import fields as of
 from slm_np.formats.files import new_folder, read_json, to_json
-from slm_np.formats.lora_adapter import LoraAdapter, factors, merged_tensors, own_pieces
+from slm_np.formats.lora_adapter import LoraAdapter, factors, merged_tensors, own_pieces, take
 from slm_np.formats.weight_files import AGAIN, WeightFile, write_weights
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -84,9 +85,14 @@ def read(path, open_model):
     The base is what adapter_config.json names: a path, from here or from the adapter's directory, or a name on the hub.
     open_model: function (path) -> ModelParts.   Raises UserError as `read_adapter` and as `open_model`.
     """
-    path, base = Path(path), base_of(path)
-    parts = open_model(path / base if (path / base).exists() else base)
+    parts = base_parts(path, open_model)
     return merged(parts, read_adapter(path, parts.config))
+
+
+def base_parts(path, open_model):
+    """The `ModelParts` of the base of the adapter in the directory `path`. Arguments and errors as of `read`."""
+    path, base = Path(path), base_of(path)
+    return open_model(path / base if (path / base).exists() else base)
 
 
 def base_of(path):
@@ -121,10 +127,8 @@ def read_adapter(path, config):
     """
     path = Path(path)
     fields = read_json(path / CONFIG)
-    try:
+    with _about(path / CONFIG):
         _check_settings(fields, path)
-    except UserError as error:
-        raise UserError(f"{path / CONFIG}: {error}") from None
     if not (path / WEIGHTS).is_file() and (path / PICKLE).is_file():
         raise UserError(
             f"{path / PICKLE} is a pickle, which may run any code, so it is not read; save the adapter again with a "
@@ -134,9 +138,10 @@ def read_adapter(path, config):
     found, tensors, scales = _layers(file, config), {}, {}
     for module, keys in found.items():
         piece = keys["piece"]
-        if not _is_target(fields, module):
+        with _about(path / CONFIG):
+            target, (rank, scale) = _is_target(fields, module), _rank_and_scale(fields, module)
+        if not target:
             raise UserError(f"{file.path} adapts {module}, which is not in the target_modules of {CONFIG}; {AGAIN}")
-        rank, scale = _rank_and_scale(fields, module, path)
         inputs, outputs = piece.shape[::-1] if piece.transposed else piece.shape
         for kind, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
             if file.shape(keys[kind]) != shape:
@@ -145,10 +150,19 @@ def read_adapter(path, config):
                     f"say {shape}; use the base that it was trained on"
                 )
         a, b = (file.read(keys[kind]).astype(np.float32) for kind in "AB")
-        name, part = piece.our_module, piece._replace(transposed=True)
-        tensors |= {f"{name}.lora_A": a.T.copy(), f"{name}.lora_B": part.read(b).copy()}
+        name = piece.our_module
+        tensors |= {f"{name}.lora_A": a.T.copy(), f"{name}.lora_B": _layer_b(piece, b.T).read(b).copy()}
         scales[name] = scale
     return LoraAdapter(path, fields.get("base_model_name_or_path") or "", tensors, scales)
+
+
+@contextlib.contextmanager
+def _about(file):
+    """Put the name of a file before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def _check_settings(fields, path):
@@ -201,17 +215,12 @@ def _is_target(fields, module):
     return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
-def _rank_and_scale(fields, module, path):
+def _rank_and_scale(fields, module):
     """(r, s) of a layer. The first entry of rank_pattern and of alpha_pattern that matches its name counts."""
-    try:
-        rank = of.whole(dict(r=_matching(fields, "rank_pattern", module, fields.get("r"))), "r", 8)
-        alpha = of.real(
-            dict(lora_alpha=_matching(fields, "alpha_pattern", module, fields.get("lora_alpha"))), "lora_alpha", 8
-        )
-        root = of.truth(fields, "use_rslora", False)
-    except UserError as error:
-        raise UserError(f"{path / CONFIG}: {error}") from None
-    return rank, alpha / (math.sqrt(rank) if root else rank)
+    rank = of.whole(dict(r=_matching(fields, "rank_pattern", module, fields.get("r"))), "r", 8)
+    alpha = _matching(fields, "alpha_pattern", module, fields.get("lora_alpha"))
+    root = of.truth(fields, "use_rslora", False)
+    return rank, of.real(dict(lora_alpha=alpha), "lora_alpha", 8) / (math.sqrt(rank) if root else rank)
 
 
 def _matching(fields, name, module, default):
@@ -225,23 +234,44 @@ def _matching(fields, name, module, default):
         raise UserError(f"{name} has a key that is no regular expression ({error}); {AGAIN}") from None
 
 
-def to_peft(config, adapter, rslora=False, dropout=0.0):
-    """(fields of adapter_config.json, {key: array} of adapter_model.safetensors) of a `LoraAdapter`.
+def to_tensors(config, adapter):
+    """{key: array} of adapter_model.safetensors of a `LoraAdapter`."""
+    tensors = {}
+    for piece, (a, b, _) in factors(config, pieces_of(config), adapter):
+        tensors[f"{PREFIX}{piece.module}.lora_A.weight"] = np.ascontiguousarray(a.T)
+        tensors[f"{PREFIX}{piece.module}.lora_B.weight"] = _layer_b(piece, b).write(b)
+    return tensors
+
+
+def from_tensors(config, adapter, tensors):
+    """Fill a `LoraAdapter` from the `to_tensors` of one with the same layers, ranks and scales."""
+    found = {}
+    for piece in pieces_of(config):
+        a, b = (tensors.get(f"{PREFIX}{piece.module}.lora_{kind}.weight") for kind in "AB")
+        if a is not None:
+            found[piece.module] = a.T, _layer_b(piece, b.T).read(b)
+    take(config, pieces_of(config), adapter, found)
+
+
+def _layer_b(piece, b):
+    """The Piece of their B (out, r) and ours b (r, out): the columns of a fused layer may have another order."""
+    return piece._replace(columns=None, transposed=True, shape=b.shape[::-1])
+
+
+def to_settings(config, adapter, rslora=False, dropout=0.0):
+    """The fields of adapter_config.json of a `LoraAdapter`.
 
     rslora   whether scales are written as alpha / sqrt(r)
     dropout  that it was trained with
     """
-    tensors, ranks, alphas = {}, {}, {}
-    every = pieces_of(config)
-    for piece, (a, b, scale) in factors(config, every, adapter):
-        key, part = f"{PREFIX}{piece.module}", piece._replace(columns=None, transposed=True, shape=b.shape[::-1])
-        tensors |= {f"{key}.lora_A.weight": np.ascontiguousarray(a.T), f"{key}.lora_B.weight": part.write(b)}
+    ranks, alphas, every = {}, {}, pieces_of(config)
+    for piece, (a, _, scale) in factors(config, every, adapter):
         rank = ranks[piece.module] = a.shape[1]
         alphas[piece.module] = _plain(scale * (math.sqrt(rank) if rslora else rank))
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     names = {module.rpartition(".")[2] for module in ranks}
     others = {piece.module for piece in every if piece.module.rpartition(".")[2] in names} - ranks.keys()
-    fields = dict(
+    return dict(
         peft_type="LORA",
         task_type="CAUSAL_LM",
         base_model_name_or_path=adapter.base,
@@ -257,7 +287,6 @@ def to_peft(config, adapter, rslora=False, dropout=0.0):
         init_lora_weights=True,
         inference_mode=True,
     )
-    return fields, tensors
 
 
 def _plain(number):
@@ -266,11 +295,11 @@ def _plain(number):
 
 
 def write(config, adapter, directory, **options):
-    """Write a `LoraAdapter` of a base with the ModelConfig `config` as a new directory. options: as of `to_peft`
+    """Write a `LoraAdapter` of a base with the ModelConfig `config` as a new directory. options: as of `to_settings`
 
     Raises UserError if the directory holds files or cannot be written. Then nothing is left behind.
     """
-    fields, tensors = to_peft(config, adapter, **options)
+    fields, tensors = to_settings(config, adapter, **options), to_tensors(config, adapter)
     with new_folder(directory) as folder:
         (folder / CONFIG).write_bytes(to_json(fields, indent=2) + b"\n")
         layout = {name: array.shape for name, array in tensors.items()}

@@ -117,6 +117,12 @@ class RunConfig:
         return self.context or self.model.block_size
 
 
+def ends_of(tokenizer):
+    """What run.json says of how the texts of another program's model start and end; {} for a model of this one."""
+    found = {name: getattr(tokenizer, name, None) for name in ("prompt_start", "more_ends")}
+    return {name: list(ids) for name, ids in found.items() if ids or ids is not None and name == "prompt_start"}
+
+
 def write_config(run_dir, config):
     """Write the `RunConfig` as run_dir/run.json, atomically. UserError if the file cannot be written."""
     fields = {"model_type": "slm_np", "format": FORMAT, **dataclasses.asdict(config)}

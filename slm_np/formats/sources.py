@@ -19,10 +19,10 @@ from slm_np import arguments
 from slm_np.config import DEVICES, TrainConfig
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
-from slm_np.formats import hub, llama2c, runs
+from slm_np.formats import adapters, hub, llama2c, runs
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.other_paths import is_model_directory, not_a_model, starts_with_pickle
-from slm_np.formats.run_config import RunConfig, read_config
+from slm_np.formats.run_config import RunConfig, ends_of, read_config
 from slm_np.nn.model import Model, parameter_count
 from slm_np.ops.device import device as device_named
 from slm_np.ops.device import put
@@ -106,7 +106,7 @@ def run_parts(path):
     config = read_config(path)
 
     def tensors():
-        return iter(runs.best_weights(path, config)[0].items())
+        return iter(run_weights(path, config)[0].items())
 
     return ModelParts(
         Path(path),
@@ -115,8 +115,15 @@ def run_parts(path):
         runs.tokenizer_of(path, config),
         runs.template_of(path, config),
         runs.sampling_of(path),
-        "slm_np, a run",
+        f"slm_np, {Path(path).name}",
     )
+
+
+def run_weights(path, config, into=None):
+    """`runs.best_weights` of any run: adapters are merged into their base."""
+    if config.lora:
+        return adapters.merged_weights(Path(path), config, into, open_model)
+    return runs.best_weights(path, config, into)
 
 
 def check_tokenizer(parts):
@@ -138,7 +145,7 @@ def load(path, device="cpu"):
     given = Path(arguments.path("path", path))
     path = located(given)
     if is_run(path):
-        return runs.load(path, device)
+        return runs.load(path, device, run_weights)
     chosen = device_named(arguments.choice("device", device, DEVICES))
     parts = open_model(given)
     config = usable(parts.config)
@@ -146,13 +153,18 @@ def load(path, device="cpu"):
     chosen.check_memory(needed, f"the model in {parts.path}", "use a machine with more")
     model = Model(config, None, device=chosen)
     fill(model.parameters.weight, parts)
-    described = RunConfig(
+    return runs.Run(parts.path, model, parts.tokenizer, run_config(parts), 0, parts.sampling, parts.template)
+
+
+def run_config(parts):
+    """The RunConfig of a model of another program, which was not trained here."""
+    config = usable(parts.config)
+    return RunConfig(
         config,
         TrainConfig(max_iters=0),
-        data=dict(converted=parts.origin),
+        data=dict(converted=parts.origin) | ends_of(parts.tokenizer),
         context=parts.config.block_size if config != parts.config else 0,
     )
-    return runs.Run(parts.path, model, parts.tokenizer, described, 0, parts.sampling, parts.template)
 
 
 def usable(config):

@@ -338,7 +338,7 @@ def is_fused(name):
     """Whether a mixer computes the gradient of a tensor together with that of its input."""
     part, _, rest = name.partition(".")[2].partition(".")[2].partition(".")
     linear = f"{part}.{rest.partition('.')[0]}" in lora.TARGETS.values()
-    return name.startswith("layers.") and part in ("attention", "mamba", "recurrence") and not linear
+    return name.startswith("layers.") and part in ("attention", "mamba") and not linear
 
 
 def dtypes_of(dtype, compute_dtype, device):

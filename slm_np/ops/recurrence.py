@@ -22,11 +22,12 @@ def linear_recurrence_backward(dstates, dweight, scratch, states, weight):
 
     dstates, states (T + 1, B, S). dstates holds g_t, the gradient of H_t from its own step, and becomes G_t, the
     gradient of U_t (at -1, of the first state): backpropagation through all of time. H_(t+1)'s differential gives both
-    terms: <G_(t+1), dH_t A + H_t dA> = <G_(t+1) A^T, dH_t> + <H_t^T G_(t+1), dA>.
+    terms: <G_(t+1), dH_t A + H_t dA> = <G_(t+1) A^T, dH_t> + <H_t^T G_(t+1), dA>. dweight None: A is frozen.
     """
     kernels_of(dstates).linear_recurrence_backward(dstates, scratch, weight)
-    width = states.shape[2]
-    linear_backward_weight(dweight, None, dstates[1:].reshape(-1, width), states[:-1].reshape(-1, width))
+    if dweight is not None:
+        width = states.shape[2]
+        linear_backward_weight(dweight, None, dstates[1:].reshape(-1, width), states[:-1].reshape(-1, width))
 
 
 def time_major(out, x, start):

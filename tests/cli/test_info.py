@@ -49,6 +49,26 @@ def told(capsys, *words):
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "model, wanted",
+    [
+        (dict(), "transformers: LlamaForCausalLM"),
+        (dict(positions="learned", norm="layernorm", feed_forward="gelu"), "transformers: GPT2LMHeadModel"),
+        (dict(norm="none"), "transformers: none: no class of transformers has --norm none"),
+        (dict(pattern="S", recurrence_size=8), "transformers: none: no class of transformers has --pattern S"),
+        (dict(head="mlp"), "transformers: none: no class of transformers has --head mlp"),
+        (
+            dict(norm="layernorm", positions="none"),
+            "no class of transformers has --norm layernorm, --positions none and --feed-forward swiglu together",
+        ),
+    ],
+)
+def test_which_other_programs_compute_the_model(tmp_path, capsys, model, wanted):
+    small.trainer(small.text_file(tmp_path), tmp_path / "run", max_iters=0, **model)
+    assert wanted in told(capsys, tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").exists() == ("none:" not in wanted and "together" not in wanted)
+
+
 def test_one_run(runs, capsys, monkeypatch):
     monkeypatch.chdir(runs)
     out, low = told(capsys, "low"), summary("low")

@@ -1,6 +1,5 @@
 """Tiny models in every format that this package reads, made from one run."""
 
-
 import numpy as np
 import small
 from test_convert import checkpoint_bytes, tokenizer_bytes, tokens_of

@@ -497,6 +497,7 @@ def test_fields_without_effect_are_ignored(kind):
         ("gpt_neo", "attention_types", [[["global"], 3]]),
         ("gpt_neo", "attention_types", [[["sparse"], 4]]),
         ("gpt_neo", "attention_types", 4),
+        ("gpt_neo", "num_heads", 7),
         ("mamba", "use_conv_bias", False),
         ("mamba", "hidden_act", "gelu"),
         ("mamba", "intermediate_size", 50),
@@ -509,7 +510,7 @@ def test_what_changes_the_result_is_refused_by_name(kind, field, value):
     named = {
         "rope_scaling": "rope_type",
         "rope_parameters": "factor" if value == dict(LLAMA3, factor=None) else "rope_",
-        "n_head": "num_attention_heads",
+        "n_head": "n_head 5 does not divide n_embd 24",
         "mlp_bias": "attention_bias",
         "hidden_size": "num_attention_heads 4 does not divide hidden_size 25" if value == 25 else "hidden_size",
     }.get(field, field)

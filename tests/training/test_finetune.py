@@ -1,5 +1,6 @@
 """Finetuning: the base's weights and vocabulary, masked targets, retention data, patience, resuming, bad input."""
 
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from slm_np.data.batches import gather
 from slm_np.data.tokens import Tokens
 from slm_np.formats import checkpoint, metrics, run_config, runs
 from slm_np.inference.evaluation import evaluate, windows_of
+from slm_np.nn.model import Model
 from slm_np.training.finetuning import Base, grown, recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -184,28 +186,25 @@ def test_a_run_on_conversations_reports_masking_and_keeps_their_template(folder,
 def test_it_starts_from_the_best_weights_of_the_base_and_evaluates_them(folder):
     assert finetune("--retention-data", "text.txt") == 0
     base, start = Base.load("base"), checkpoint.load_checkpoint("tuned/checkpoint-4")
-    assert run_config.read_config("tuned").base["weights"] == base.checksum()
+    assert run_config.read_config("tuned").base["weights"] == base.read_checksum()
     measured = [row for row in metrics.read_metrics("tuned") if "val_loss" in row]
     assert [row["step"] for row in measured] == [0, 4, 8] and all(row["replay_loss"] > 0 for row in measured)
     config = run_config.read_config("tuned")
     assert (config.train.learning_rate, config.train.batch_size, config.model.vocab_size) == (0.0025, 4, 256)
-    assert any((start.model[name] != base.weights[name]).any() for name in base.weights)
+    assert any((start.model[name] != array).any() for name, array in runs.load("base").model.parameters.weight.items())
     assert json.loads(Path("tuned/generation_config.json").read_text()) == json.loads(
         Path("base/generation_config.json").read_text()
     )
 
 
 def test_new_tokens_start_as_the_mean_of_the_others(folder):
-    base = Base.load("base")
-    known = base.weights["embedding.weight"].copy()
-    weights = {
-        name: np.zeros((257, *array.shape[1:]) if name == "embedding.weight" else array.shape, np.float32)
-        for name, array in base.weights.items()
-    }
-    base.fill(weights)
-    np.testing.assert_array_equal(weights["embedding.weight"][:256], known)
-    np.testing.assert_allclose(weights["embedding.weight"][256], known.mean(0), rtol=1e-5)
-    assert not base.weights
+    base, known = Base.load("base"), runs.load("base").model.parameters.weight["embedding.weight"]
+    model = Model(dataclasses.replace(base.config.model, vocab_size=257), None)
+    base.fill(model.parameters)
+    found = model.parameters.weight["embedding.weight"]
+    np.testing.assert_array_equal(found[:256], known)
+    np.testing.assert_allclose(found[256], known.mean(0), rtol=1e-5)
+    assert not list(base.parts.tensors())  # their memory is freed
 
 
 def test_new_rows_and_columns_are_the_mean_of_the_others():
@@ -320,7 +319,7 @@ def test_another_base_or_other_data_are_refused(folder, capsys):
     [
         (["--data", "new.txt"], "--base is missing"),
         (["--base", "base"], "--data is missing"),
-        (["--base", ".", "--data", "new.txt"], ". is not a run but a folder with runs; name one: base"),
+        (["--base", ".", "--data", "new.txt"], ". is not a model but a folder with runs; name one: base"),
         (
             ["--base", "base", "--data", "short.txt"],
             "the train split of short.txt has 15 tokens, but the model of base needs at least 33",

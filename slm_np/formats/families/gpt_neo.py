@@ -40,7 +40,7 @@ def config_from(fields):
         bias=True,
         qkv_bias="off",
         dropout=of.same(fields, "resid_dropout", "embed_dropout", "attention_dropout"),
-        **of.heads(dict(hidden_size=width, num_attention_heads=fields.get("num_heads"))),
+        **of.heads(dict(hidden_size=width, num_heads=fields.get("num_heads")), heads_name="num_heads"),
         **(dict(window=window) if "L" in letters else {}),
     )
 

@@ -122,7 +122,7 @@ def backward(config, w, g, a, dx, dout, x, dropout):
         dlast.fill(0)
         ops.linear_recurrence_backward(
             dstates,
-            g["recurrence.state.weight"],
+            g.get("recurrence.state.weight"),
             a["recurrence.scratch"],
             states[start : stop + 1],
             w["recurrence.state.weight"],
