@@ -164,7 +164,6 @@ def describe_run(run, width, ascii):
     lines = [f"{run.path}: a run of slm_np, {_origin(run.config)}"]
     lines.append(f"  model      {counted(run.parameters, 'parameter')}: {describe_model(run.config.model)}")
     lines.append(f"  tokenizer  {run.tokenizer}")
-    lines += exports(run.config.model)
     if data := _data(run.config.data, run.config.train.val_data):
         lines.append(f"  data       {data}")
     if run.step or run.rows:
