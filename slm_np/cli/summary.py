@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_np.cli.chart import chart, sparkline, table
-from slm_np.cli.exports import exports
 from slm_np.config import ATTENTION
 from slm_np.errors import UserError
 from slm_np.progress import duration
