@@ -43,7 +43,7 @@ def check_neutral(fields, neutral):
     for name, values in neutral.items():
         value = fields.get(name)
         if value is not None and value not in values:
-            raise refused(name, value, " or ".join(map(str, values)) or "a model without it")
+            raise refused(name, value, " or ".join(map(str, values)) or "null")
 
 
 def check_supported(fields, architecture, neutral):
