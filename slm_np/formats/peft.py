@@ -4,10 +4,13 @@
     adapter_model.safetensors    base_model.model.LAYER.lora_A.weight (r, in) and .lora_B.weight (out, r)
 
 An adapter adds s B A to a weight (out, in), with s = alpha / r or, with use_rslora, alpha / sqrt(r).
+Of Mamba, PEFT refuses to load adapters of out_proj, and those of dt_proj have no effect before they are merged, since
+transformers reads that weight without calling the layer. Merged here, all have an effect.
 """
 
 import contextlib
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -92,7 +95,7 @@ def read(path, open_model):
 def base_parts(path, open_model):
     """The `ModelParts` of the base of the adapter in the directory `path`. Arguments and errors as of `read`."""
     path, base = Path(path), base_of(path)
-    return open_model(path / base if (path / base).exists() else base)
+    return open_model(path / base if os.path.lexists(path / base) else base)
 
 
 def base_of(path):
