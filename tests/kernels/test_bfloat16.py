@@ -366,15 +366,16 @@ def test_norms(bias):
         np.testing.assert_allclose(results[1][1:], results[0][1:], rtol=1e-6, atol=1e-6)
 
 
-def test_rotary():
+@pytest.mark.parametrize("rotated", [14, 6])
+def test_rotary(rotated):
     steps, heads, width = 5, 3, 14
     x = to_bfloat16(normal(4 * steps, (heads + 2) * width))
-    cos, sin = np.empty((2, steps, width // 2), np.float32)
+    cos, sin = np.empty((2, steps, rotated // 2), np.float32)
     ops.rotary_table(cos, sin, 10000.0)
     for rotate in (ops.rotary_forward, ops.rotary_backward):
         found, expected = x.copy(), widened(x)
-        rotate(found, cos, sin, heads)
-        rotate(expected, cos, sin, heads)
+        rotate(found, cos, sin, heads, width)
+        rotate(expected, cos, sin, heads, width)
         assert_rounded(found, expected)
         np.testing.assert_array_equal(found[:, heads * width :], x[:, heads * width :])
 

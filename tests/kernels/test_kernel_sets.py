@@ -229,15 +229,16 @@ def test_the_jacobian_of_softmax_cross_entropy():
         np.testing.assert_allclose(dx, -0.5 / p[target] * jacobian[target], rtol=1e-12, atol=1e-14)
 
 
-def test_the_jacobian_of_rotary():
-    """A block of heads is multiplied by the matrix that turns each pair (i, i + w/2)."""
-    angle = rng.uniform(0, 7, (3, 4))  # (T, w/2)
+@pytest.mark.parametrize("rotated", [8, 4])
+def test_the_jacobian_of_rotary(rotated):
+    """A head is multiplied by the matrix that turns each pair (i, i + r/2) of its first r columns."""
+    angle = rng.uniform(0, 7, (3, rotated // 2))  # (T, r/2)
     out, dx = X.copy(), DOUT.copy()
-    numpy_kernels.rotary_forward(out, np.cos(angle), np.sin(angle), 1)
-    numpy_kernels.rotary_backward(dx, np.cos(angle), np.sin(angle), 1)
+    numpy_kernels.rotary_forward(out, np.cos(angle), np.sin(angle), 1, 8)
+    numpy_kernels.rotary_backward(dx, np.cos(angle), np.sin(angle), 1, 8)
     for t in range(3):
-        cos, sin = np.diag(np.cos(angle[t])), np.diag(np.sin(angle[t]))
-        jacobian = np.block([[cos, -sin], [sin, cos]])
+        cos, sin, jacobian = np.diag(np.cos(angle[t])), np.diag(np.sin(angle[t])), np.eye(8)
+        jacobian[:rotated, :rotated] = np.block([[cos, -sin], [sin, cos]])
         np.testing.assert_allclose(out[t], jacobian @ X[t], rtol=1e-12, atol=1e-14)
         np.testing.assert_allclose(dx[t], jacobian.T @ DOUT[t], rtol=1e-12, atol=1e-14)
 
