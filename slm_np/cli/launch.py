@@ -276,7 +276,8 @@ def memory_plan(run):
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
     what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
-    on.check_memory(sum(parts.values()), what, SMALLER if run.train.recompute else f"use --recompute, or {SMALLER}")
+    saves = model.n_layer > 1 and not run.train.recompute
+    on.check_memory(sum(parts.values()), what, f"use --recompute, or {SMALLER}" if saves else SMALLER)
     return parts
 
 

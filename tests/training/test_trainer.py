@@ -339,6 +339,7 @@ def test_a_run_killed_30_times_ends_with_the_bits_of_an_unbroken_run(tmp_path, d
     "changes, words",
     [
         (dict(carry_state=True), "--carry-state needs recurrent layers only; choose a --pattern of M and S"),
+        (dict(recompute=True), "--recompute has no effect on a single layer"),
         (dict(max_spectral_norm=0.9), "--max-spectral-norm 0.9 has no effect without linear recurrences"),
         (dict(max_time="2s", lr_decay_iters=9), "--lr-decay-iters 9 has no effect with --max-time 2s"),
         (
