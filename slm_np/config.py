@@ -343,7 +343,9 @@ class ModelConfig:
         """{field: reason} of the fields without effect on this architecture."""
         letters, found = self.letters, {}
         if not self.has_rotation:
-            found |= dict.fromkeys(ROTARY, "without rotary positions")
+            found |= dict.fromkeys(
+                ROTARY, f"without {'rotary positions' if self.has_attention else 'attention layers'}"
+            )
         for letter, (name, fields) in MIXERS.items():
             if letter not in letters:
                 found |= dict.fromkeys(fields, f"without {name} layers")

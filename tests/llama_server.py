@@ -24,7 +24,9 @@ def serving(path, context=128, adapter=None):
 
 class Server:
     def __init__(self, server):
-        self.server = server  # it serves until this is collected
+        self.server = server  # it serves until this is collected, which may hang before it has answered once
+        with urllib.request.urlopen(server.listening_address + "/health", timeout=120) as answer:
+            assert json.load(answer)["status"] == "ok"
 
     def _post(self, route, **fields):
         request = urllib.request.Request(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_np.cli.chart import chart, sparkline, table
-from slm_np.cli.exports import exports
+from slm_np.config import ATTENTION
 from slm_np.errors import UserError
 from slm_np.progress import duration
 from slm_np.words import counted
@@ -81,15 +81,17 @@ def _is_sound(row):
 
 def describe_model(model):
     """The architecture of a ModelConfig in words."""
-    heads = describe_heads(model)
     mixers = {
-        "A": heads,
-        "L": f"local attention to {counted(model.window, 'token')}, {heads}",
-        "N": f"attention without rotary positions, {heads}",
+        "A": "attention",
+        "L": f"attention to the newest {counted(model.window, 'token')}",
+        "N": "attention without rotary positions",
         "M": f"Mamba with {counted(model.n_inner, 'channel')} of {counted(model.ssm_state_size, 'state')}",
         "S": f"linear recurrence of {counted(model.recurrence_size, 'state')}",
     }
     letters = dict.fromkeys(model.letters)
+    first = next((letter for letter in letters if letter in ATTENTION), None)
+    if first:  # the heads are the same in all layers
+        mixers[first] = f"{mixers[first]}, {describe_heads(model)}" if first != "A" else describe_heads(model)
     pattern = f"{model.pattern}: " * (len(letters) > 1) + "; ".join(mixers[letter] for letter in letters)
     parts = [f"{counted(model.n_layer, 'layer')} ({pattern})", f"width {model.n_embd}"]
     parts += [f"hidden {model.n_hidden}"] * (model.feed_forward != "none")
@@ -161,7 +163,6 @@ def describe_run(run, width, ascii):
     lines = [f"{run.path}: a run of slm_np, {_origin(run.config)}"]
     lines.append(f"  model      {counted(run.parameters, 'parameter')}: {describe_model(run.config.model)}")
     lines.append(f"  tokenizer  {run.tokenizer}")
-    lines += exports(run.config.model)
     if data := _data(run.config.data, run.config.train.val_data):
         lines.append(f"  data       {data}")
     if run.step or run.rows:

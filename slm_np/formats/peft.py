@@ -10,6 +10,7 @@ transformers reads that weight without calling the layer. Merged here, all have 
 
 import contextlib
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -94,7 +95,7 @@ def read(path, open_model):
 def base_parts(path, open_model):
     """The `ModelParts` of the base of the adapter in the directory `path`. Arguments and errors as of `read`."""
     path, base = Path(path), base_of(path)
-    return open_model(path / base if (path / base).exists() else base)
+    return open_model(path / base if os.path.lexists(path / base) else base)
 
 
 def base_of(path):

@@ -56,7 +56,7 @@ def format_of(path):
     if is_model_directory(path):
         return ADAPTER if (path / "adapter_config.json").is_file() else HUGGING_FACE
     start = b""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:  # ValueError: a zero byte in the path
         start = file.read(1 << 12)
     if start.startswith((b"GGUF", b"FUGG")):  # the second one is big-endian
         return GGUF

@@ -182,6 +182,18 @@ def test_ids_of_vocabularies_of_llama_cpp(vocabularies, name):
         assert tokenizer.encode(text).tolist() == list(map(int, wanted.split())), text
 
 
+@pytest.mark.parametrize("name", ["llama-spm", "phi-3", "qwen2", "llama-bpe"])
+def test_vocabularies_come_back_to_llama_cpp(vocabularies, tmp_path, name):
+    """Read, written with a model, and run by llama.cpp."""
+    header = gguf_header.read_header(vocabularies / f"ggml-vocab-{name}.gguf")
+    tokenizer = gguf_tokenizer.from_metadata(header, len(header.metadata["tokenizer.ggml.tokens"]))
+    made = models.model("llama", tokenizer, n_layer=1, n_embd=32)
+    gguf_file.write(models.parts(made, tokenizer), tmp_path / "model.gguf", "q8_0")
+    with serving(tmp_path / "model.gguf") as server:
+        for text in TEXTS:
+            assert server.ids(text) == tokenizer.encode(text).tolist(), text
+
+
 @pytest.mark.parametrize("name", ["bert-bge", "deepseek-coder", "falcon", "gemma-4", "nomic-bert-moe"])
 def test_vocabularies_that_are_not_supported(vocabularies, name):
     header = gguf_header.read_header(vocabularies / f"ggml-vocab-{name}.gguf")
@@ -266,3 +278,22 @@ def test_smollm2_answers_as_in_llama_cpp(smollm2, tmp_path):
             )
             for text_ in TEXTS:
                 assert server.ids(text_) == found.tokenizer.encode(text_).tolist(), text_
+
+
+# transformers, another reader of GGUF files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2", "mamba"])
+def test_transformers_computes_the_same_from_our_files(tmp_path, name):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    fixed = dict(gpt2=dict(block_size=1024, n_hidden=256), qwen3=dict(head_dim=128))  # sizes that it takes for granted
+    made = models.model(name, **fixed.get(name, {}))
+    gguf_file.write(models.parts(made), tmp_path / "model.gguf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        found = theirs(torch.tensor([PROMPT])).logits[0].numpy()
+    np.testing.assert_allclose(found, made.logits(np.array([PROMPT], np.int32))[0], atol=1e-4)

@@ -72,9 +72,7 @@ MODELS = {
     "window-shorter-than-a-block-of-queries": dict(TINY, pattern="L", window=20, block_size=150, n_layer=1),
     "window-longer-than-a-block-of-queries": dict(TINY, pattern="L", window=70, block_size=150, n_layer=1, dropout=0.3),
     "parallel-no-norm": dict(TINY, norm="none", parallel=True, qk_norm=True, dropout=0.2, positions="none"),
-    "parallel-mamba": dict(
-        TINY, n_head=4, n_embd=12, pattern="AM", parallel=True, n_inner=10, ssm_state_size=3, time_step_rank=2
-    ),
+    "parallel-mamba": dict(TINY, pattern="AM", parallel=True, n_inner=10, ssm_state_size=3, time_step_rank=2),
     **{
         f"{norm}-{kind}": dict(
             TINY, norm=norm, feed_forward=kind, n_hidden=0 if kind == "none" else 10, bias=kind != "silu"

@@ -44,7 +44,7 @@ MODELS = {
     ),
 }
 MODELS |= {
-    "smollm3": config_of(**TINY, n_embd=12, n_head=4, n_kv_head=2, pattern="AN", rope_scaling="llama3:4,1,4,6"),
+    "smollm3": config_of(**TINY, n_embd=12, n_head=3, n_kv_head=1, pattern="AN", rope_scaling="llama3:4,1,4,6"),
     "gpt-neox": config_of(
         **TINY, n_embd=12, n_head=2, norm="layernorm", feed_forward="gelu", bias=True, parallel=True, rotary_dim=2
     ),

@@ -1,5 +1,7 @@
 """Recomputation in backward: the bits of a model that saves its activations, in less memory."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from configs import config_of
@@ -187,3 +189,21 @@ def test_losses_alone_save_nothing_for_backward():
     assert model.loss(tokens, tokens) == loss
     model.logits(tokens)
     assert model.activations is large
+
+
+@pytest.mark.parametrize("name", ["attention", "mamba", "three-mixers"])
+def test_a_warm_gradient_allocates_almost_nothing(name):
+    """Less than 64 KiB, where one activation takes 128 KiB."""
+    config = config_of(**{**MODELS[name].__dict__, "block_size": 64, "n_embd": 64, "dropout": 0.1})
+    model = Model(config, recompute=True)
+    tokens = np.zeros((8, 64), np.int32)
+    for _ in range(2):
+        model.loss_and_gradient(tokens, tokens, key=(1,))
+    assert model.activations.layers[0]["x"].nbytes == 128 << 10
+    tracemalloc.start()
+    try:
+        model.loss_and_gradient(tokens, tokens, key=(1,))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 10
