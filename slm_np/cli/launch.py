@@ -90,6 +90,7 @@ def prepared(run, tokenizer=None, directory=None, template=None):
     """
     from slm_np.data.token_files import is_token_file
     from slm_np.data.token_store import load_corpus
+    from slm_np.data.tokenizer import used_like
     from slm_np.formats.run_config import ends_of
     from slm_np.ops.device import device
 
@@ -112,7 +113,7 @@ def prepared(run, tokenizer=None, directory=None, template=None):
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
         if tokenizer is not None:
-            corpus.tokenizer.used_like(tokenizer)
+            used_like(corpus.tokenizer, tokenizer)
         if template is not None and not corpus.building and corpus.train.mask is not None:
             ends = template.ends(corpus.tokenizer)
             corpus.tokenizer.more_ends = tuple(sorted({*corpus.tokenizer.more_ends, *ends}))

@@ -17,6 +17,7 @@ import small
 
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, metrics, run_config
+from slm_np.formats.layouts import layout_of
 from slm_np.training.callbacks import Callback
 from slm_np.training.display import Display
 from slm_np.training.signals import Interrupted
@@ -489,7 +490,7 @@ def test_the_best_model_is_kept_not_the_last(tmp_path):
     metadata = checkpoint.load_best(run)[1]
     assert int(metadata["step"]) == best and float(metadata["val_loss"]) == losses[best]
     again = small.trainer(train, val_data=str(other), max_iters=60, learning_rate=0.02)
-    checkpoint.load_best(run, into=again.model.parameters.weight)
+    checkpoint.load_best(run, again.model.parameters.weight, layout_of(again.run))
     again.model.parameters.update_cast_copies()
     assert again.estimate_loss()["val_loss"] == losses[best]
 
