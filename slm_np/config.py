@@ -263,6 +263,8 @@ class ModelConfig:
                     "choose a divisor, or set --head-dim"
                 )
             object.__setattr__(self, "head_dim", self.n_embd // self.n_head)
+        if self.qkv_bias != "auto" and self.has_qkv_bias == self.bias:
+            raise UserError(f"--qkv-bias {self.qkv_bias} has no effect with {as_flag('bias', self.bias)}; leave it out")
         if self.n_head % self.n_kv_head:
             raise UserError(f"--n-kv-head {self.n_kv_head} does not divide --n-head {self.n_head}; choose a divisor")
         if "N" in self.letters and not self.has_rotation:
@@ -281,7 +283,10 @@ class ModelConfig:
                 f"rotary positions rotate pairs, but {self.rotary_width} columns of a head are rotated; "
                 "make --head-dim or --rotary-dim even, or choose other --positions"
             )
-        self.rotary_frequencies  # raises UserError if they are malformed
+        if self.rotary_dim == self.head_dim:
+            object.__setattr__(self, "rotary_dim", 0)
+        if self.rotary_frequencies and self.rotary_frequencies[0] == 1:
+            raise UserError(f"--rope-scaling {self.rope_scaling} has no effect with the factor 1; leave it out")
 
     @property
     def rotary_width(self):
@@ -338,7 +343,9 @@ class ModelConfig:
         """{field: reason} of the fields without effect on this architecture."""
         letters, found = self.letters, {}
         if not self.has_rotation:
-            found |= dict.fromkeys(ROTARY, "without rotary positions")
+            found |= dict.fromkeys(
+                ROTARY, f"without {'rotary positions' if self.has_attention else 'attention layers'}"
+            )
         for letter, (name, fields) in MIXERS.items():
             if letter not in letters:
                 found |= dict.fromkeys(fields, f"without {name} layers")

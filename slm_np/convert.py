@@ -53,30 +53,36 @@ def main(argv=None):
     from slm_np.formats.conversion import convert
     from slm_np.nn.model import parameter_count
 
-    target, parts = convert(
-        args.source, args.target or args.out_dir or "", args.tokenizer or "", args.dtype, args.merge
-    )
-    sizes = counted(parameter_count(parts.config), "parameter"), counted(parts.config.n_layer, "layer")
-    print(f"{args.source}: {', '.join(sizes)}, vocabulary {parts.config.vocab_size:,}", file=sys.stderr)
-    print("\n".join(next_steps(target, parts)))
+    made = convert(args.source, args.target or args.out_dir or "", args.tokenizer or "", args.dtype, args.merge)
+    config = made.parts.config
+    sizes = counted(parameter_count(config), "parameter"), counted(config.n_layer, "layer")
+    what = f"an adapter to {made.adapter.base} with " if made.adapter else ""
+    print(f"{args.source}: {what}{', '.join(sizes)}, vocabulary {config.vocab_size:,}", file=sys.stderr)
+    print("\n".join(next_steps(made)))
 
 
-def next_steps(target, parts):
-    """The lines about what was written, and what can be done with it."""
-    if target.suffix.lower() == ".gguf":
-        modelfile = quoted(target.with_suffix(".Modelfile"))
+def next_steps(made):
+    """The lines about what was written, a `Converted`, and what can be done with it."""
+    path, name = made.path, quoted(made.path)
+    if made.adapter:
+        more = f"more: python -m slm_np.generate --model {name}"
+        if path.suffix.lower() == ".gguf":
+            more = f"llama.cpp: llama-cli -m BASE.gguf --lora {name}"
+        return [f"adapter: {path}; --merge writes the model that it makes of its base", more]
+    if path.suffix.lower() == ".gguf":
+        modelfile = quoted(path.with_suffix(".Modelfile"))
         return [
-            f"model: {target}",
-            f"llama.cpp: llama-cli -m {quoted(target)}",
-            f"ollama: ollama create {target.stem} -f {modelfile} && ollama run {target.stem}",
+            f"model: {path}",
+            f"llama.cpp: llama-cli -m {name}",
+            f"ollama: ollama create {path.stem} -f {modelfile} && ollama run {path.stem}",
         ]
-    if parts.tokenizer is None:
-        said = "no tokenizer: none was given and none is beside the model, so the run reads and writes ids, not text"
-    elif parts.template is None:
-        said = f'more: python -m slm_np.generate --model {quoted(target)} --prompt "Once upon a time"'
+    if made.parts.tokenizer is None:
+        more = "no tokenizer: none was given and none is beside the model, so the run reads and writes ids, not text"
+    elif made.parts.template is None:
+        more = f'more: python -m slm_np.generate --model {name} --prompt "Once upon a time"'
     else:
-        said = f"more: python -m slm_np.chat --model {quoted(target)}"
-    return [f"run: {target}", said]
+        more = f"more: python -m slm_np.chat --model {name}"
+    return [f"run: {path}", more]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from slm_np.cli import flags
 from slm_np.cli.chart import plain
 from slm_np.cli.info_files import describe_path
-from slm_np.cli.info_models import describe_foreign, exports
+from slm_np.cli.info_models import describe_foreign
 from slm_np.cli.summary import compare, describe_run, summary
 from slm_np.errors import UserError, command
 from slm_np.paths import is_run
@@ -48,10 +48,7 @@ def main(argv=None):
                 parts.append(describe_path(path))
         except UserError as error:  # the others are shown nevertheless
             errors.append(str(error))
-    if len(runs) > 1:
-        parts.append(compare(runs, ascii))
-    else:
-        parts += [describe_run(run, width, ascii, exports(run.config.model)) for run in runs]
+    parts += [compare(runs, ascii)] if len(runs) > 1 else [describe_run(run, width, ascii) for run in runs]
     if parts:
         print("\n\n".join("\n".join(lines) for lines in parts))
     if errors:

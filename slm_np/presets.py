@@ -1,5 +1,7 @@
 """Presets: settings of a model, of its training and of its sampling. No code depends on the name of a preset."""
 
+import dataclasses
+
 from slm_np import arguments
 from slm_np.config import (
     LENGTHS,
@@ -23,26 +25,43 @@ BYTE_SSM = dict(
 )
 MAMBA = dict(pattern="M", positions="none", norm="rmsnorm", feed_forward="none", head="tied", init_std=0.1)
 BYTE_SAMPLING = dict(samplers="temp,top-p")
+# Batches are small, because in a run this short many updates lower the loss more than exact gradients do.
+STORIES_RECIPE = dict(
+    data="stories",
+    batch_size=4,
+    fit_time="90s",
+    learning_rate=4e-3,
+    min_lr=1e-4,
+    warmup_iters=100,
+    beta2=0.95,
+    weight_decay=0.1,
+    decay="matrices",
+    eval_interval=0,
+    eval_iters=10,
+    save_interval=0,
+)
 
 PRESETS = {
     "stories": dict(
         about="default: Llama style, about 1M parameters, bytes, the embedded corpus",
         model=dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=128, n_hidden=384, block_size=256),
-        # Batches are small, because in a run this short many updates lower the loss more than exact gradients do.
-        train=dict(
-            data="stories",
-            batch_size=4,
-            fit_time="90s",
-            learning_rate=4e-3,
-            min_lr=1e-4,
-            warmup_iters=100,
-            beta2=0.95,
-            weight_decay=0.1,
-            decay="matrices",
-            eval_interval=0,
-            eval_iters=10,
-            save_interval=0,
+        train=STORIES_RECIPE,
+    ),
+    "qwen3-tiny": dict(
+        about="Qwen3 style on bytes: as stories, with norms of queries and keys, and 2 key-value heads",
+        model=dict(
+            LLAMA,
+            head="tied",
+            n_layer=4,
+            n_head=4,
+            n_kv_head=2,
+            head_dim=32,
+            qk_norm=True,
+            n_embd=128,
+            n_hidden=384,
+            block_size=256,
         ),
+        train=STORIES_RECIPE,
     ),
     "byte-transformer": dict(
         about="byte-level transformer, small: no norms, one head, mlp head",
@@ -217,6 +236,8 @@ def preset(name, model=None, train=None):
     check_lengths(train)
     structure = {field: value for field, value in (own | model).items() if field in STRUCTURE}
     config = ModelConfig(**structure)
+    if (own | model).get("qk_norm") and "qk_norm" not in config.unused:  # norm_eps has an effect then
+        config = dataclasses.replace(config, qk_norm=True)
     if model.get("positions") == "rotary" and not config.has_attention:
         raise UserError("--positions rotary has no effect without attention layers; leave it out")
     check_effect(config, model)

@@ -8,14 +8,16 @@ import pytest
 
 
 @contextlib.contextmanager
-def serving(path, context=128):
-    """A `Server` of the GGUF file `path`. Skips the test if xllamacpp is missing."""
+def serving(path, context=128, adapter=None):
+    """A `Server` of the GGUF file `path`, with the adapter in the file `adapter`. Skips without xllamacpp."""
     xllamacpp = pytest.importorskip("xllamacpp", reason="xllamacpp, which is llama.cpp, is not installed")
     settings = xllamacpp.CommonParams()
     settings.model.path = str(path)
     settings.n_ctx, settings.n_parallel, settings.port = context, 1, 0
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # f16 by default
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    if adapter:
+        settings.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
     settings.cpuparams.n_threads, settings.warmup, settings.verbosity = 1, False, 0
     yield Server(xllamacpp.Server(settings))
 

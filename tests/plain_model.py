@@ -32,20 +32,38 @@ def sinusoidal(T, D):
     return np.array([[function[d % 2](t / 10000.0 ** ((d - d % 2) / D)) for d in range(D)] for t in range(T)])
 
 
-def rotated(x, theta):
-    """x (B, T, H, w), each pair (i, i + w/2) rotated by the angle t theta^(-2i/w), as complex numbers."""
-    half = x.shape[3] // 2
-    angle = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(half) / half)
-    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)[:, None]
-    return np.concatenate((z.real, z.imag), axis=-1)
+def frequencies(half, theta, scaling):
+    """theta^(-2i/r), the radians per token of pair i; scaling: --rope-scaling, after Llama 3.1's reference code."""
+    found = []
+    for i in range(half):
+        frequency = theta ** (-i / half)
+        if scaling:
+            factor, low, high, context = map(float, scaling.removeprefix("llama3:").split(","))
+            wavelength = 2 * math.pi / frequency
+            if wavelength > context / low:
+                frequency /= factor
+            elif wavelength >= context / high:
+                smooth = (context / wavelength - low) / (high - low)
+                frequency = (1 - smooth) * frequency / factor + smooth * frequency
+        found.append(frequency)
+    return np.array(found)
 
 
-def attention(q, k, v):
-    """q (B, T, H, w), k and v (B, T, K, w)."""
+def rotated(x, config):
+    """x (B, T, H, w), each pair (i, i + r/2) of the first r columns rotated by its angle, as complex numbers."""
+    half = (config.rotary_dim or config.head_dim) // 2
+    angle = np.arange(x.shape[1])[:, None] * frequencies(half, config.rope_theta, config.rope_scaling)
+    z = (x[..., :half] + 1j * x[..., half : 2 * half]) * np.exp(1j * angle)[:, None]
+    return np.concatenate((z.real, z.imag, x[..., 2 * half :]), axis=-1)
+
+
+def attention(q, k, v, window, scale):
+    """q (B, T, H, w), k and v (B, T, K, w). A token sees the newest `window`."""
     T, group = q.shape[1], q.shape[2] // k.shape[2]
     k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
-    scores = np.einsum("bthw,bshw->bhts", q, k) / math.sqrt(q.shape[3])
-    scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
+    scores = np.einsum("bthw,bshw->bhts", q, k) * scale
+    seen = np.array([[0 <= i - j < window for j in range(T)] for i in range(T)])
+    scores = np.where(seen, scores, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("bhts,bshw->bthw", p / p.sum(-1, keepdims=True), v)
 
@@ -81,9 +99,9 @@ def shapes(config):
     V, T, D, F = config.vocab_size, config.block_size, config.n_embd, config.n_hidden
     found = {}
 
-    def add_linear(name, rows, columns):
+    def add_linear(name, rows, columns, bias=config.bias):
         found[f"{name}.weight"] = (rows, columns)
-        if config.bias:
+        if bias:
             found[f"{name}.bias"] = (columns,)
 
     def add_norm(name):
@@ -99,9 +117,11 @@ def shapes(config):
         layer, letter = f"layers.{i}", config.pattern[i % len(config.pattern)]
         out = V if config.head == "none" and i == config.n_layer - 1 else D
         add_norm(f"{layer}.mixer_norm")
-        if letter == "A":
-            w = config.head_dim
-            add_linear(f"{layer}.attention.qkv", D, (config.n_head + 2 * config.n_kv_head) * w)
+        if letter in "ALN":
+            w, biased = config.head_dim, {"auto": config.bias, "on": True, "off": False}[config.qkv_bias]
+            add_linear(f"{layer}.attention.qkv", D, (config.n_head + 2 * config.n_kv_head) * w, biased)
+            if config.qk_norm:
+                found |= {f"{layer}.attention.{part}_norm.weight": (w,) for part in "qk"}
             add_linear(f"{layer}.attention.output", config.n_head * w, out)
         elif letter == "M":
             E, S, R, K = config.n_inner, config.ssm_state_size, config.time_step_rank, config.conv_kernel
@@ -149,17 +169,23 @@ def plain_logits(config, weights, tokens):
         if config.norm == "none":
             return x
         center = x - x.mean(-1, keepdims=True) if config.norm == "layernorm" else x
-        scaled = center / np.sqrt((center**2).mean(-1, keepdims=True) + config.norm_eps)
-        return scaled * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0)
+        return scaled(center) * weights[f"{name}.weight"] + weights.get(f"{name}.bias", 0)
+
+    def scaled(x):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps)
 
     def mix(i, x):
         layer, letter = f"layers.{i}", config.pattern[i % len(config.pattern)]
-        if letter == "A":
+        if letter in "ALN":
             heads = linear(f"{layer}.attention.qkv", x).reshape(B, T, -1, config.head_dim)
             q, k, v = np.split(heads, (config.n_head, config.n_head + config.n_kv_head), axis=2)
-            if config.positions == "rotary":
-                q, k = rotated(q, config.rope_theta), rotated(k, config.rope_theta)
-            return linear(f"{layer}.attention.output", attention(q, k, v).reshape(B, T, -1))
+            if config.qk_norm:
+                q = scaled(q) * weights[f"{layer}.attention.q_norm.weight"]
+                k = scaled(k) * weights[f"{layer}.attention.k_norm.weight"]
+            if config.positions == "rotary" and letter != "N":
+                q, k = rotated(q, config), rotated(k, config)
+            window, scale = config.window if letter == "L" else T, config.score_scale or config.head_dim**-0.5
+            return linear(f"{layer}.attention.output", attention(q, k, v, window, scale).reshape(B, T, -1))
         if letter == "M":
             mamba, E = f"{layer}.mamba", config.n_inner
             projected = linear(f"{mamba}.in_proj", x)
@@ -179,10 +205,11 @@ def plain_logits(config, weights, tokens):
     elif config.positions == "sinusoidal":
         x = x + sinusoidal(T, config.n_embd)
     for i in range(config.n_layer):
-        mixed = mix(i, norm(f"layers.{i}.mixer_norm", x))
+        before, mixed = x, mix(i, norm(f"layers.{i}.mixer_norm", x))
         x = x + mixed if config.residual else mixed
         if config.feed_forward != "none":
-            hidden = linear(f"layers.{i}.feed_forward.input", norm(f"layers.{i}.feed_forward_norm", x))
+            read = before if config.parallel else x
+            hidden = linear(f"layers.{i}.feed_forward.input", norm(f"layers.{i}.feed_forward_norm", read))
             branch = linear(f"layers.{i}.feed_forward.output", ACTIVATIONS[config.feed_forward](hidden))
             x = x + branch if config.residual else branch
     if config.head == "none":

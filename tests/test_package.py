@@ -273,5 +273,7 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(source_tree, 
         "generation_config.json",
         "metrics.jsonl",
         "model.safetensors",
+        "run.json",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]

@@ -60,7 +60,7 @@ def describe_adapters(run, n):
     from slm_np.nn.model import model_tensors
 
     settings, (_, layers) = lora_of(run), model_tensors(run.model, lora_of(run))
-    names = dict.fromkeys(part.name.rpartition(".")[2] for own in layers for adapter in own for part in adapter.parts)
+    names = dict.fromkeys(lora.target_of(part.name) for own in layers for adapter in own for part in adapter.parts)
     trained = lora.parameter_count(layers)
     return (
         f"adapters of rank {settings.lora_rank} on {', '.join(names)}: {counted(trained, 'parameter')} to train, "
@@ -136,12 +136,12 @@ def finish(trainer, directory):
 
 def load_best(trainer, directory):
     """(model with the best weights in full precision, their step)"""
-    from slm_np.formats import checkpoint, runs
+    from slm_np.formats import checkpoint, sources
     from slm_np.formats.layouts import layout_of
 
     if trainer.run.lora:  # adapters, which are merged into the base
         trainer.model = trainer.optimizer = None
-        run = runs.load(directory, trainer.run.train.device)
+        run = sources.load(directory, trainer.run.train.device)
         return run.model, run.step
     model = trainer.model.full_precision()
     _, metadata = checkpoint.load_best(directory, model.parameters.weight, layout_of(trainer.run))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_np.cli.chart import chart, sparkline, table
-from slm_np.cli.exports import exports
+from slm_np.config import ATTENTION
 from slm_np.errors import UserError
 from slm_np.progress import duration
 from slm_np.words import counted
@@ -81,26 +81,52 @@ def _is_sound(row):
 
 def describe_model(model):
     """The architecture of a ModelConfig in words."""
-    heads = f"{counted(model.n_head, 'head')} of {model.head_dim}"
-    if model.n_kv_head != model.n_head:
-        heads += f", {model.n_kv_head} for keys and values"
     mixers = {
-        "A": heads,
+        "A": "attention",
+        "L": f"attention to the newest {counted(model.window, 'token')}",
+        "N": "attention without rotary positions",
         "M": f"Mamba with {counted(model.n_inner, 'channel')} of {counted(model.ssm_state_size, 'state')}",
         "S": f"linear recurrence of {counted(model.recurrence_size, 'state')}",
     }
     letters = dict.fromkeys(model.letters)
+    first = next((letter for letter in letters if letter in ATTENTION), None)
+    if first:  # the heads are the same in all layers
+        mixers[first] = f"{mixers[first]}, {describe_heads(model)}" if first != "A" else describe_heads(model)
     pattern = f"{model.pattern}: " * (len(letters) > 1) + "; ".join(mixers[letter] for letter in letters)
     parts = [f"{counted(model.n_layer, 'layer')} ({pattern})", f"width {model.n_embd}"]
     parts += [f"hidden {model.n_hidden}"] * (model.feed_forward != "none")
     parts += [
         f"context {model.block_size}",
-        f"{model.positions} positions",
+        describe_positions(model),
         f"norm {model.norm}",
         model.feed_forward if model.feed_forward != "none" else "no feed-forward",
     ]
-    parts += ["no residual"] * (not model.residual) + [f"{model.head} head" if model.head != "none" else "no head"]
+    parts += (
+        ["parallel blocks"] * model.parallel
+        + ["no residual"] * (not model.residual)
+        + [f"{model.head} head" if model.head != "none" else "no head"]
+    )
     return ", ".join(parts)
+
+
+def describe_heads(model):
+    """The heads of a ModelConfig in words, without the settings that have their default."""
+    heads = f"{counted(model.n_head, 'head')} of {model.head_dim}"
+    if model.n_kv_head != model.n_head:
+        heads += f", {model.n_kv_head} for keys and values"
+    if model.has_qkv_bias != model.bias:
+        heads += f", {'with' if model.has_qkv_bias else 'without'} biases of queries, keys and values"
+    if model.score_scale:
+        heads += f", scores scaled by {model.score_scale:g}"
+    return heads + ", normed queries and keys" * model.qk_norm
+
+
+def describe_positions(model):
+    """The positional encoding of a ModelConfig in words."""
+    found = f"{model.positions} positions"
+    if model.rotary_dim and model.has_rotation:
+        found += f" in {model.rotary_dim} of {model.head_dim} columns"
+    return found + f" with frequencies scaled by {model.rope_scaling}" * bool(model.has_rotation and model.rope_scaling)
 
 
 def describe_tokenizer(path):
@@ -132,18 +158,16 @@ def tokenizer_in_words(fields):
     return f"{kind}, {counted(len(vocab) + len(added), 'token')}"
 
 
-def describe_run(run, width, ascii, exports=()):
-    """The lines about one `Summary`, for a terminal of `width` columns. exports: those about other programs."""
+def describe_run(run, width, ascii):
+    """The lines about one `Summary`, for a terminal of `width` columns."""
     lines = [f"{run.path}: a run of slm_np, {_origin(run.config)}"]
     lines.append(f"  model      {counted(run.parameters, 'parameter')}: {describe_model(run.config.model)}")
     lines.append(f"  tokenizer  {run.tokenizer}")
-    lines += exports(run.config.model)
     if data := _data(run.config.data, run.config.train.val_data):
         lines.append(f"  data       {data}")
     if run.step or run.rows:
         lines.append(f"  trained    {_training(run)}")
         lines.append(f"  loss       {_losses(run.best) if run.best else 'not evaluated yet'}")
-    lines += exports
     lines.append(f"  files      {', '.join(f'{name} {size / 2**20:,.1f} MiB' for name, size in _sizes(run.path))}")
     return lines + _curves(run, width, ascii)
 

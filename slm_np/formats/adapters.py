@@ -67,13 +67,12 @@ def check_base(path, config, checksum):
         )
 
 
-def merged_weights(path, config, into=None):
+def merged_weights(path, config, into, open_model):
     """({name: array}, step): the weights of the base with the best adapters of the run in `path` merged, in float32.
 
     config: RunConfig.   into: {name: array} to fill, of any device; None makes new arrays
+    open_model: function (path) -> ModelParts
     """
-    from slm_np.formats.sources import open_model
-
     layout = AdapterLayout(config)
     if (path / layout.file).exists():
         trained, metadata = load_best(path, None, layout)

@@ -14,7 +14,7 @@ from slm_np.config import FILE_DTYPES
 from slm_np.data import chat_template
 from slm_np.data.meter import Meter
 from slm_np.errors import UserError, near
-from slm_np.formats import hugging_face
+from slm_np.formats import adapters, hugging_face, peft
 from slm_np.formats.checksum import crc32, write_settings
 from slm_np.formats.directories import RUNS
 from slm_np.formats.families import family_of
@@ -22,21 +22,26 @@ from slm_np.formats.families.piece import to_theirs
 from slm_np.formats.files import new_folder, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.interchange import interchange_files, token_ids
+from slm_np.formats.lora_adapter import LoraAdapter
 from slm_np.formats.model_parts import ModelParts
-from slm_np.formats.run_config import write_config
-from slm_np.formats.sources import open_model, run_config
+from slm_np.formats.run_config import read_config, write_config
+from slm_np.formats.sources import ADAPTER, RUN, format_of, located, open_model, run_config
 from slm_np.formats.tensors import stream_tensors
 from slm_np.nn.model import parameter_count, parameters
-from slm_np.paths import UNFINISHED_SECONDS, expanded
+from slm_np.paths import UNFINISHED_SECONDS, expanded, is_run
 
 MODELFILE = ".Modelfile"  # ending of the file for ollama
 
 
 class Converted(NamedTuple):
-    """What was written, and what it was made from."""
+    """What was written, and the model that it is.
+
+    adapter: the LoraAdapter if that alone was written; then `parts` are its base
+    """
 
     path: Path
     parts: ModelParts
+    adapter: LoraAdapter | None = None
 
 
 def convert(source, target="", tokenizer="", dtype="f32", merge=False):
@@ -46,6 +51,8 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
                name of that kind
     tokenizer  to use instead of the model's own, see `open_model`
     dtype      of the weights, in FILE_DTYPES. A directory of f32 is a run, too
+    merge      whether of an adapter the model is written that it makes of its base. Otherwise the adapter is: in PEFT's
+               format or, if the target ends in .gguf, as an adapter for llama.cpp
     Raises UserError if the source is no model, the target exists or cannot be written, or the format of the target has
     no such model or dtype; then nothing is left behind.
     """
@@ -56,6 +63,12 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
         raise UserError("--dtype q8_0 is a type of GGUF files; name a TARGET that ends in .gguf, or another --dtype")
     target = expanded(target) if target else free_name(Path(source).stem)
     check_free(target, is_gguf)
+    path = located(source)
+    if holds_adapter(path):
+        if not merge:
+            return convert_adapter(path, target, dtype)
+    elif merge:
+        raise UserError(f"--merge has no effect on {source}, which is no adapter; leave it out")
     parts = metered(open_model(source, tokenizer))
     sweep(target)
     if is_gguf:
@@ -66,6 +79,39 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
         with new_folder(target) as folder:
             write_run(parts, folder)
     return Converted(target, parts)
+
+
+def holds_adapter(path):
+    """Whether the path is an adapter, or a run that trained one."""
+    kind = format_of(path)
+    return kind == ADAPTER or kind == RUN and bool(read_config(path).lora)
+
+
+def convert_adapter(path, target, dtype):
+    """Write the adapter in the directory `path` alone. Returns the `Converted`."""
+    if dtype != "f32":
+        raise UserError(
+            f"--dtype {dtype} has no effect on an adapter, which is written in f32; leave it out, or --merge"
+        )
+    if is_run(path):
+        parts = open_model(adapters.base_path(path, read_config(path)))
+    else:
+        parts = peft.base_parts(path, open_model)
+    adapter = peft.read_adapter(path, parts.config)
+    adapter = dataclasses.replace(adapter, base=lasting(parts.path))
+    sweep(target)
+    if str(target).lower().endswith(".gguf"):
+        from slm_np.formats import gguf_adapter  # its package is an extra
+
+        gguf_adapter.write(parts.config, adapter, target)
+    else:
+        peft.write(parts.config, adapter, target)
+    return Converted(target, parts, adapter)
+
+
+def lasting(base):
+    """The path of a base as it is found from everywhere, or its name on the hub."""
+    return os.path.abspath(base) if os.path.lexists(base) else str(base)
 
 
 def metered(parts):

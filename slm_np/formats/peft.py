@@ -4,10 +4,13 @@
     adapter_model.safetensors    base_model.model.LAYER.lora_A.weight (r, in) and .lora_B.weight (out, r)
 
 An adapter adds s B A to a weight (out, in), with s = alpha / r or, with use_rslora, alpha / sqrt(r).
+Of Mamba, PEFT refuses to load adapters of out_proj, and those of dt_proj have no effect before they are merged, since
+transformers reads that weight without calling the layer. Merged here, all have an effect.
 """
 
 import contextlib
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -85,9 +88,14 @@ def read(path, open_model):
     The base is what adapter_config.json names: a path, from here or from the adapter's directory, or a name on the hub.
     open_model: function (path) -> ModelParts.   Raises UserError as `read_adapter` and as `open_model`.
     """
-    path, base = Path(path), base_of(path)
-    parts = open_model(path / base if (path / base).exists() else base)
+    parts = base_parts(path, open_model)
     return merged(parts, read_adapter(path, parts.config))
+
+
+def base_parts(path, open_model):
+    """The `ModelParts` of the base of the adapter in the directory `path`. Arguments and errors as of `read`."""
+    path, base = Path(path), base_of(path)
+    return open_model(path / base if os.path.lexists(path / base) else base)
 
 
 def base_of(path):

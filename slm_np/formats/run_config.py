@@ -120,7 +120,7 @@ class RunConfig:
 def ends_of(tokenizer):
     """What run.json says of how the texts of another program's model start and end; {} for a model of this one."""
     found = {name: getattr(tokenizer, name, None) for name in ("prompt_start", "more_ends")}
-    return {name: list(ids) for name, ids in found.items() if ids or ids == () and name == "prompt_start"}
+    return {name: list(ids) for name, ids in found.items() if ids or ids is not None and name == "prompt_start"}
 
 
 def write_config(run_dir, config):

@@ -12,7 +12,6 @@ from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
-from slm_np.formats.adapters import merged_weights
 from slm_np.formats.checkpoint import copies_of, load_best, newest_checkpoint
 from slm_np.formats.checksum import crc32, read_settings
 from slm_np.formats.files import read_bytes, write_bytes, write_file
@@ -48,11 +47,12 @@ class Run:
     template: chat_template.Template | JinjaTemplate | None
 
 
-def load(path, device="cpu"):
+def load(path, device="cpu", weights=None):
     """The `Run` in the directory `path`, with its model on a device: "cpu" or "cuda".
 
-    The weights are the best ones or, before the first evaluation, those of the newest checkpoint. Raises UserError if
-    the directory is not a run, anything in it is damaged, or the model does not fit into memory.
+    The weights are the best ones or, before the first evaluation, those of the newest checkpoint. A run with adapters
+    needs its base, which `sources.load` opens: `weights` is its function in place of `best_weights`. Raises UserError
+    if the directory is not a run, anything in it is damaged, or the model does not fit into memory.
     """
     path = expanded(arguments.path("path", path))
     chosen = device_named(arguments.choice("device", device, DEVICES))
@@ -61,7 +61,7 @@ def load(path, device="cpu"):
     chosen.check_memory(needed, f"the model in {path}", "use a machine with more")
     tokenizer = tokenizer_of(path, config)  # before the weights: it may need a package that is missing
     model = Model(config.model, None, config.train.decay, device=chosen)
-    _, step = best_weights(path, config, model.parameters.weight)
+    _, step = (weights or best_weights)(path, config, model.parameters.weight)
     template = template_of(path, config)
     mend_interchange(path, config, tokenizer, template)
     return Run(path, model, tokenizer, config, step, sampling_of(path), template)
@@ -72,8 +72,6 @@ def best_weights(path, config, into=None):
 
     config: RunConfig.   `into` as in `load_tensors`.
     """
-    if config.lora:
-        return merged_weights(Path(path), config, into)
     layout = layout_of(config)
     best = Path(path) / layout.file
     if best.exists():

@@ -19,7 +19,7 @@ from slm_np import arguments
 from slm_np.config import DEVICES, TrainConfig
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
-from slm_np.formats import hub, llama2c, runs
+from slm_np.formats import adapters, hub, llama2c, runs
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.other_paths import is_model_directory, not_a_model, starts_with_pickle
 from slm_np.formats.run_config import RunConfig, ends_of, read_config
@@ -56,7 +56,7 @@ def format_of(path):
     if is_model_directory(path):
         return ADAPTER if (path / "adapter_config.json").is_file() else HUGGING_FACE
     start = b""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:  # ValueError: a zero byte in the path
         start = file.read(1 << 12)
     if start.startswith((b"GGUF", b"FUGG")):  # the second one is big-endian
         return GGUF
@@ -106,7 +106,7 @@ def run_parts(path):
     config = read_config(path)
 
     def tensors():
-        return iter(runs.best_weights(path, config)[0].items())
+        return iter(run_weights(path, config)[0].items())
 
     return ModelParts(
         Path(path),
@@ -117,6 +117,13 @@ def run_parts(path):
         runs.sampling_of(path),
         f"slm_np, {Path(path).name}",
     )
+
+
+def run_weights(path, config, into=None):
+    """`runs.best_weights` of any run: adapters are merged into their base."""
+    if config.lora:
+        return adapters.merged_weights(Path(path), config, into, open_model)
+    return runs.best_weights(path, config, into)
 
 
 def check_tokenizer(parts):
@@ -138,7 +145,7 @@ def load(path, device="cpu"):
     given = Path(arguments.path("path", path))
     path = located(given)
     if is_run(path):
-        return runs.load(path, device)
+        return runs.load(path, device, run_weights)
     chosen = device_named(arguments.choice("device", device, DEVICES))
     parts = open_model(given)
     config = usable(parts.config)

@@ -96,7 +96,7 @@ def open_weights(directory, stem="model"):
     for name in sorted(set(places.values())):
         if Path(name).name != name or name in (".", "..") or "\\" in name:
             raise UserError(f"{index} names {name!r}, which is not a file beside it; {AGAIN}")
-        if not (directory / name).is_file():
+        if not os.path.isfile(directory / name):  # not of pathlib, which raises for a name that is too long
             raise UserError(f"{index} names {name}, which is missing; copy all its shards from their source")
         files[name] = WeightFile(directory / name)
     for tensor, name in places.items():

@@ -15,6 +15,7 @@ def op_cases():
         linear_cases,
         embedding_cases,
         norm_cases,
+        head_norm_cases,
         rotary_cases,
         attention_cases,
         convolution_cases,
@@ -156,51 +157,104 @@ def norm_cases(normal, integers):
                 yield Case(f"layernorm {width} wide{' bias' * bias}", inputs, layernorm, layernorm_backward)
 
 
+def head_norm_cases(normal, integers):
+    """RMSNorm of the heads of queries and keys; values pass."""
+    for rows, heads, kv_heads, width in ((5, 4, 2, 3), (1, 1, 1, 64), (70, 2, 1, 7)):
+        inputs = [1 + normal((rows, (heads + 2 * kv_heads) * width)), normal(width), normal(width)]
+        yield head_norm_case(f"head_norm N {rows} heads {heads}/{kv_heads} of {width}", inputs, heads, kv_heads)
+
+
+def head_norm_case(name, inputs, heads, kv_heads):
+    def outputs(qkv, q_weight, k_weight):
+        out, rstd = overwritten(qkv.shape), overwritten((len(qkv), heads + kv_heads))
+        ops.head_norm_forward(
+            out,
+            rstd,
+            qkv,
+            q_weight,
+            k_weight,
+            heads,
+            kv_heads,
+            1e-5,
+        )
+        return out, rstd
+
+    def backward(dout, qkv, *weights):
+        dqkv, (_, rstd) = qkv.copy(), outputs(qkv, *weights)
+        dweights = accumulated(
+            lambda dq, dk: ops.head_norm_backward(
+                dqkv,
+                dq,
+                dk,
+                dout,
+                *weights,
+                rstd,
+                heads,
+                kv_heads,
+            ),
+            *(weight.shape for weight in weights),
+        )
+        return [dqkv, *dweights]
+
+    return Case(name, inputs, lambda *inputs: outputs(*inputs)[0], backward)
+
+
 def rotary_cases(normal, integers):
-    """Rotary positions."""
-    cos, sin = np.empty((5, 3)), np.empty((5, 3))
-    ops.rotary_table(cos, sin, 100.0, start=2)
+    """Rotary positions of all columns of a head, and of the first ones."""
+    for name, width in (("rotary", 6), ("rotary in 6 of 8 columns", 8)):
+        cos, sin = np.empty((5, 3)), np.empty((5, 3))
+        ops.rotary_table(cos, sin, 100.0, start=2)
+        yield rotary_case(name, normal((10, 3 * width + 1)), cos, sin, width)
+
+
+def rotary_case(name, x, cos, sin, width):
+    """The rotation of the first two heads of a row."""
 
     def rotate(x):
         out = x.copy()
-        ops.rotary_forward(out, cos, sin, 2)
+        ops.rotary_forward(out, cos, sin, 2, width)
         return out
 
     def rotate_backward(dout, x):
-        ops.rotary_backward(dout, cos, sin, 2)
+        ops.rotary_backward(dout, cos, sin, 2, width)
         return [dout]
 
-    yield Case("rotary", [normal((10, 19))], rotate, rotate_backward)
+    return Case(name, [x], rotate, rotate_backward)
 
 
 def attention_cases(normal, integers):
-    """Causal attention, also with grouped queries and dropout."""
-    for batch, steps, heads, kv_heads, width, rate in (
-        (2, 7, 4, 2, 3, 0.0),
-        (1, 1, 1, 1, 5, 0.0),
-        (2, 70, 2, 1, 4, 0.0),
-        (1, 130, 1, 1, 8, 0.0),
-        (2, 9, 2, 2, 3, 0.3),
+    """Causal attention, also with grouped queries, dropout, windows and a given scale."""
+    for batch, steps, heads, kv_heads, width, rate, window, scale in (
+        (2, 7, 4, 2, 3, 0.0, 0, None),
+        (1, 1, 1, 1, 5, 0.0, 0, None),
+        (2, 70, 2, 1, 4, 0.0, 0, None),
+        (1, 130, 1, 1, 8, 0.0, 0, None),
+        (2, 9, 2, 2, 3, 0.3, 0, None),
+        (2, 9, 4, 2, 3, 0.3, 4, 1.0),
+        (1, 7, 1, 1, 3, 0.0, 1, None),
+        (1, 200, 2, 1, 4, 0.0, 70, 0.7),
     ):
         name = f"attention T {steps} heads {heads}/{kv_heads}{' dropout' * (rate > 0)}"
-        qkv = normal((batch * steps, (heads + 2 * kv_heads) * width))
-        yield attention_case(name, qkv, batch, steps, heads, kv_heads, ops.Dropout(rate, 5) if rate else None)
+        name += f"{f' window {window}' * (window > 0)}{f' scale {scale}' * (scale is not None)}"
+        qkv, dropout = normal((batch * steps, (heads + 2 * kv_heads) * width)), ops.Dropout(rate, 5) if rate else None
+        yield attention_case(name, qkv, batch, heads, kv_heads, (steps, dropout, window, scale))
 
 
-def attention_case(name, qkv, batch, steps, heads, kv_heads, dropout):
-    width = qkv.shape[1] // (heads + 2 * kv_heads)
+def attention_case(name, qkv, batch, heads, kv_heads, settings):
+    """settings: steps, dropout, window and scale, as attention takes them."""
+    width, steps = qkv.shape[1] // (heads + 2 * kv_heads), settings[0]
 
     def scratch(qkv):
         return overwritten(kernels_of(qkv).attention_scratch(steps, width, batch * heads))
 
     def outputs(qkv):
         out, lse = overwritten((batch * steps, heads * width)), overwritten((batch * heads, steps))
-        ops.attention_forward(out, lse, scratch(qkv), qkv, heads, kv_heads, steps, dropout)
+        ops.attention_forward(out, lse, scratch(qkv), qkv, heads, kv_heads, *settings)
         return out, lse
 
     def backward(dout, qkv):
         dqkv = qkv.copy()
-        ops.attention_backward(dqkv, scratch(qkv), dout, *outputs(qkv), heads, kv_heads, steps, dropout)
+        ops.attention_backward(dqkv, scratch(qkv), dout, *outputs(qkv), heads, kv_heads, *settings)
         return [dqkv]
 
     return Case(name, [qkv], lambda qkv: outputs(qkv)[0], backward)

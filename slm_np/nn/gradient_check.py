@@ -88,6 +88,8 @@ def shrunk(config, **changes):
         n_inner=10,
         ssm_state_size=3,
         time_step_rank=2,
+        window=4,
+        rotary_dim=2 if config.rotary_dim else 0,
     )
     small = {name: value for name, value in small.items() if name not in config.unused}
     return dataclasses.replace(config, **small | changes)

@@ -54,12 +54,12 @@ class Base:
     @classmethod
     def load(cls, path):
         """The Base in `path`, or of that name on the hub. Raises UserError if there is none or it is damaged."""
-        from slm_np.formats import run_config, runs, sources
+        from slm_np.formats import run_config, sources
 
         parts = sources.open_model(path)
         if is_run(parts.path):
             run = run_config.read_config(parts.path)
-            weights, step = runs.best_weights(parts.path, run)
+            weights, step = sources.run_weights(parts.path, run)
             parts = dataclasses.replace(parts, tensors=lambda: drained(weights))
             return cls(parts.path, run, step, parts, True)
         config, data = sources.usable(parts.config), dict(converted=parts.origin)

@@ -1,5 +1,6 @@
 """Optional packages: what runs without them, and the one line that says what to install."""
 
+import io
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from slm_np.cli import flags
 from slm_np.config import TrainConfig
 from slm_np.ops.device import CPU
 
-EXTRAS = ("tokenizers", "tiktoken", "huggingface_hub", "matplotlib", "cupy", "torch")
+EXTRAS = ("tokenizers", "tiktoken", "huggingface_hub", "gguf", "jinja2", "matplotlib", "cupy", "torch")
 
 
 @pytest.fixture
@@ -99,6 +100,31 @@ def test_a_byte_pair_run_needs_one_extra_and_says_so(work, monkeypatch, capsys):
         assert re.fullmatch(line, said), said
     assert small.tree(".") == before
     assert small.status("info", run) == 0 and re.search("tokenizer +byte pairs", capsys.readouterr().out)
+
+
+def test_models_of_other_programs_need_extras_and_say_so(work, monkeypatch, capsys):
+    run = trained("byte")
+    assert small.status("convert", run, "directory", "--dtype", "bf16") == 0
+    Path("directory/chat_template.jinja").write_text("{{ messages[0]['content'] }}", encoding="utf-8")
+    Path("model.gguf").write_bytes(b"GGUF" + bytes(100))
+    before = small.tree(".")
+    for package, extra, words in (
+        ("gguf", "gguf", ("convert", run, "new.gguf")),
+        ("gguf", "gguf", ("generate", "--model", "model.gguf", "--kernels", "numpy")),
+        ("gguf", "gguf", ("info", "model.gguf")),
+        ("huggingface_hub", "hub", ("generate", "--model", "org/name", "--kernels", "numpy")),
+        ("huggingface_hub", "hub", ("convert", "org/name", "new")),
+        ("jinja2", "chat", ("chat", "--model", "directory", "--kernels", "numpy")),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            capsys.readouterr()
+            assert small.status(*words) == 2, words
+        said = capsys.readouterr().err.splitlines()[-1]
+        line = rf'slm_np: \S.* needs the package {package}, which is not installed; run pip install "slm_np\[{extra}\]"'
+        assert re.fullmatch(line, said), said
+    assert small.tree(".") == before
 
 
 def test_every_command_of_a_clone_that_is_not_installed_says_so(work):

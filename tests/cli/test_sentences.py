@@ -134,7 +134,7 @@ def test_what_is_not_a_run_is_named(folder, capsys):
     for verb, flag, expected in (
         ("generate", "--model", as_model),
         ("train", "--resume", as_run),
-        ("finetune", "--base", as_run),
+        ("finetune", "--base", as_model),
     ):
         words = ["--data", "text.txt"] * (verb == "finetune")
         for path, named in (alike | expected).items():

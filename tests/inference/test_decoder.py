@@ -11,7 +11,7 @@ import pytest
 import small
 
 from slm_np import ops
-from slm_np.config import ModelConfig
+from slm_np.config import ATTENTION, ModelConfig
 from slm_np.errors import UserError
 from slm_np.inference import decoder as decoder_module
 from slm_np.inference import positions as positions_module
@@ -39,7 +39,7 @@ def generic(monkeypatch):
 def made(dtype=np.float64, **settings):
     """A model of random weights, biases and norms, large enough that its logits differ."""
     defaults = dict(vocab_size=V, block_size=T, n_layer=2, n_embd=16)
-    if "A" in settings.get("pattern", "A"):
+    if set(settings.get("pattern", "A")) & set(ATTENTION):
         defaults["n_head"] = 4
     if settings.get("feed_forward") != "none":
         defaults["n_hidden"] = 10
@@ -126,6 +126,28 @@ CHOICES = {
     "layernorm-without-bias": dict(norm="layernorm"),
     "odd-widths": dict(n_embd=7, n_head=1, n_hidden=5, positions="none", head="mlp", head_hidden=3),
     "several-splits": dict(n_embd=24, n_hidden=200, feed_forward="swiglu", bias=True),
+    "qwen2": dict(n_kv_head=2, qkv_bias="on"),
+    "qwen3": dict(n_kv_head=2, head_dim=6, qk_norm=True),
+    "llama3": dict(rope_scaling="llama3:4,1,4,6"),
+    "smollm3": dict(n_layer=3, pattern="AN", n_kv_head=1),
+    "gpt-neox": dict(norm="layernorm", feed_forward="gelu", bias=True, parallel=True, rotary_dim=2, head="linear"),
+    "gpt-neo": dict(
+        positions="learned", norm="layernorm", bias=True, qkv_bias="off", pattern="AL", window=3, score_scale=1.0
+    ),
+    "window-of-one": dict(pattern="L", window=1),
+    "window-of-the-context": dict(pattern="L", window=T),
+    "window-beyond-the-context": dict(pattern="L", window=T + 4),
+    "parallel-hybrid": dict(
+        n_layer=3,
+        pattern="MLS",
+        parallel=True,
+        window=4,
+        qk_norm=True,
+        norm="none",
+        n_inner=10,
+        ssm_state_size=3,
+        recurrence_size=7,
+    ),
     "one-layer": dict(n_layer=1),
     "one-token": dict(block_size=1),
 }
@@ -193,11 +215,29 @@ HYBRID = ModelConfig(
 )
 
 
+SLIDING = ModelConfig(  # windows and a ring of keys that does not divide by them
+    pattern="LAN",
+    n_layer=4,
+    n_embd=48,
+    n_head=4,
+    n_kv_head=2,
+    n_hidden=40,
+    qk_norm=True,
+    parallel=True,
+    rotary_dim=4,
+    rope_scaling="llama3:4,1,4,6",
+    score_scale=0.5,
+    window=4,
+    vocab_size=V,
+    block_size=T,
+)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", [*PRESETS, "hybrid"])
+@pytest.mark.parametrize("name", [*PRESETS, "hybrid", "sliding"])
 def test_the_compiled_and_the_generic_step_give_the_same_logits(name, batch, one_thread):
     """In float32, beyond the context too, where the newest keys overwrite the oldest."""
-    config = HYBRID if name == "hybrid" else shrunk(name)
+    config = dict(hybrid=HYBRID, sliding=SLIDING).get(name) or shrunk(name)
     model = randomized(Model(config))
     steps = T if config.positions in ("learned", "sinusoidal") else 3 * T + 2
     compiled, generic = CompiledStep(model, batch), GenericStep(model, batch)
@@ -295,6 +335,17 @@ def test_a_mixer_that_the_compiled_step_does_not_know(one_thread, monkeypatch):
 
 
 # Beyond the context
+
+
+def test_a_window_of_one_layer_slides_exactly(one_thread):
+    """The logits of a model of one local layer depend on the newest `window` tokens only, wherever they stand."""
+    model, tokens = made(pattern="L", n_layer=1, window=4), random_tokens(2, 5 * T)
+    for make_step in (CompiledStep, GenericStep):
+        decoder = Decoder(model, 2, make_step)
+        logits = decoded(decoder, tokens, 2)
+        for position in range(4, tokens.shape[1]):
+            expected = model.logits(tokens[:, position - 3 : position + 1])[:, -1]
+            assert_near(logits[:, position - 1], expected, np.float64)
 
 
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])

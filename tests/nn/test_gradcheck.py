@@ -52,6 +52,27 @@ MODELS = {
     ),
     "width-one": dict(TINY, positions="none", n_head=1, n_embd=1, n_hidden=1),
     "longer-than-a-block-of-queries": dict(TINY, block_size=70, n_layer=1),
+    "qwen2": dict(TINY, qkv_bias="on", n_head=4, n_kv_head=2, head_dim=4),
+    "qwen3": dict(TINY, qk_norm=True, n_head=4, n_kv_head=2, head_dim=6),
+    "llama3": dict(TINY, rope_scaling="llama3:4,1,4,6", rope_theta=50.0),
+    "smollm3": dict(TINY, pattern="AN"),
+    "gpt-neox": dict(TINY, norm="layernorm", feed_forward="gelu", bias=True, parallel=True, rotary_dim=2),
+    "gpt-neo": dict(GPT2, pattern="AL", window=3, score_scale=1.0, qkv_bias="off"),
+    "all-settings-of-attention": dict(
+        TINY,
+        n_layer=3,
+        pattern="LAN",
+        window=4,
+        score_scale=0.7,
+        dropout=0.2,
+        qk_norm=True,
+        qkv_bias="on",
+        rotary_dim=4,
+    ),
+    "window-shorter-than-a-block-of-queries": dict(TINY, pattern="L", window=20, block_size=150, n_layer=1),
+    "window-longer-than-a-block-of-queries": dict(TINY, pattern="L", window=70, block_size=150, n_layer=1, dropout=0.3),
+    "parallel-no-norm": dict(TINY, norm="none", parallel=True, qk_norm=True, dropout=0.2, positions="none"),
+    "parallel-mamba": dict(TINY, pattern="AM", parallel=True, n_inner=10, ssm_state_size=3, time_step_rank=2),
     **{
         f"{norm}-{kind}": dict(
             TINY, norm=norm, feed_forward=kind, n_hidden=0 if kind == "none" else 10, bias=kind != "silu"

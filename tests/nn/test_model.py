@@ -43,6 +43,26 @@ MODELS = {
         **TINY, n_embd=7, n_head=1, positions="sinusoidal", feed_forward="none", norm="layernorm"
     ),
 }
+MODELS |= {
+    "smollm3": config_of(**TINY, n_embd=12, n_head=3, n_kv_head=1, pattern="AN", rope_scaling="llama3:4,1,4,6"),
+    "gpt-neox": config_of(
+        **TINY, n_embd=12, n_head=2, norm="layernorm", feed_forward="gelu", bias=True, parallel=True, rotary_dim=2
+    ),
+    "gpt-neo": config_of(
+        **TINY,
+        n_embd=12,
+        n_head=2,
+        pattern="AL",
+        window=3,
+        score_scale=1.0,
+        qkv_bias="off",
+        bias=True,
+        positions="learned",
+    ),
+    "every-attention": config_of(
+        **{**TINY, "n_layer": 3}, n_embd=12, n_head=2, head_dim=8, pattern="LAN", window=4, qk_norm=True, qkv_bias="on"
+    ),
+}
 every_model = pytest.mark.parametrize("name", MODELS)
 both_types = pytest.mark.parametrize(
     "dtype, tolerance",

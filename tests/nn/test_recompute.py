@@ -1,10 +1,13 @@
 """Recomputation in backward: the bits of a model that saves its activations, in less memory."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from configs import config_of
 
 from slm_np import ops
+from slm_np.config import LoraConfig
 from slm_np.dtypes import BF16
 from slm_np.errors import UserError
 from slm_np.nn.arena import ALIGN, planned_bytes
@@ -37,9 +40,9 @@ def ids(config, seed, steps=T):
     return np.random.default_rng(seed).integers(0, config.vocab_size, (B, min(steps, config.block_size)))
 
 
-def gradient(config, recompute, key=None, compute_dtype=None, stale=np.nan):
-    """(losses, gradients) of two micro-batches whose gradients add up, in an arena that held `stale`."""
-    model = Model(config, 3, compute_dtype=compute_dtype, recompute=recompute)
+def gradient(config, recompute, key=None, compute_dtype=None, lora=None):
+    """(losses, gradients) of two micro-batches whose gradients add up, in an arena that held NaN."""
+    model = Model(config, 3, compute_dtype=compute_dtype, recompute=recompute, lora=lora)
     weights = model.parameters.weights  # biases that are not zero, norms that are not one
     weights += 0.3 * np.random.default_rng(3).standard_normal(weights.size, weights.dtype)
     model.parameters.update_cast_copies()
@@ -48,7 +51,7 @@ def gradient(config, recompute, key=None, compute_dtype=None, stale=np.nan):
         tokens, targets = ids(config, micro), ids(config, 10 + micro)
         activations = model.plan(*tokens.shape)
         assert activations.recompute == recompute
-        activations.arena.fill(stale)
+        activations.arena.fill(np.nan)
         activations.set_positions(config, 0)
         losses.append(model.loss_and_gradient(tokens, targets, 2 * targets.size, key and (*key, micro)))
     return losses, model.parameters.gradients
@@ -84,6 +87,13 @@ def test_the_gradient_is_the_same_with_the_numpy_kernels(name, numpy_kernels):
 def test_the_gradient_is_the_same_in_bfloat16(name):
     config = config_of(**{**MODELS[name].__dict__, "dropout": 0.2})
     assert_same_gradient(config, key=(1, 2), compute_dtype=BF16)
+
+
+@pytest.mark.parametrize("name", ["attention", "mamba", "recurrence", "no-feed-forward", "windows", "parallel"])
+@pytest.mark.parametrize("compute_dtype", [None, pytest.param(BF16, marks=pytest.mark.slow)], ids=["fp32", "bf16"])
+def test_the_gradient_of_adapters_is_the_same(name, compute_dtype):
+    lora = LoraConfig(lora_rank=2, lora_dropout=0.2)
+    assert_same_gradient(MODELS[name], key=(1, 2), compute_dtype=compute_dtype, lora=lora)
 
 
 @pytest.mark.parametrize("name", ["mamba", "recurrence", "logits-from-the-mixer"])
@@ -179,3 +189,21 @@ def test_losses_alone_save_nothing_for_backward():
     assert model.loss(tokens, tokens) == loss
     model.logits(tokens)
     assert model.activations is large
+
+
+@pytest.mark.parametrize("name", ["attention", "mamba", "three-mixers"])
+def test_a_warm_gradient_allocates_almost_nothing(name):
+    """Less than 64 KiB, where one activation takes 128 KiB."""
+    config = config_of(**{**MODELS[name].__dict__, "block_size": 64, "n_embd": 64, "dropout": 0.1})
+    model = Model(config, recompute=True)
+    tokens = np.zeros((8, 64), np.int32)
+    for _ in range(2):
+        model.loss_and_gradient(tokens, tokens, key=(1,))
+    assert model.activations.layers[0]["x"].nbytes == 128 << 10
+    tracemalloc.start()
+    try:
+        model.loss_and_gradient(tokens, tokens, key=(1,))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 10

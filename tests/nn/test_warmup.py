@@ -47,7 +47,25 @@ def smaller(config):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, compute_dtype", SEVERAL, ids=[f"{name}-{dtype and 'bf16'}" for name, dtype in SEVERAL])
 def test_every_preset_runs_on_what_was_prepared(name, compute_dtype):
-    config = smaller(preset(name)[0])
+    check_prepared(smaller(preset(name)[0]), compute_dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compute_dtype", [None, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(qkv_bias="on", pattern="LAN", window=20, score_scale=0.5),
+        dict(parallel=True, rotary_dim=8, norm="layernorm", feed_forward="gelu", bias=True, qkv_bias="off"),
+    ],
+    ids=["local", "parallel"],
+)
+def test_other_attention_runs_on_what_was_prepared(changes, compute_dtype):
+    check_prepared(smaller(preset("stories", changes)[0]), compute_dtype)
+
+
+def check_prepared(config, compute_dtype):
+    """Assert that a model compiles nothing after `warmup.prepare`."""
     model = Model(config, compute_dtype=compute_dtype)
     warmup.prepare(model, warmup.training, sampling, decoding)
     tokens = np.random.default_rng(0).integers(0, 256, (5, config.block_size), dtype=np.int32)

@@ -319,7 +319,7 @@ def test_another_base_or_other_data_are_refused(folder, capsys):
     [
         (["--data", "new.txt"], "--base is missing"),
         (["--base", "base"], "--data is missing"),
-        (["--base", ".", "--data", "new.txt"], ". is not a run but a folder with runs; name one: base"),
+        (["--base", ".", "--data", "new.txt"], ". is not a model but a folder with runs; name one: base"),
         (
             ["--base", "base", "--data", "short.txt"],
             "the train split of short.txt has 15 tokens, but the model of base needs at least 33",

@@ -43,7 +43,7 @@ def check_neutral(fields, neutral):
     for name, values in neutral.items():
         value = fields.get(name)
         if value is not None and value not in values:
-            raise refused(name, value, " or ".join(map(str, values)) or "a model without it")
+            raise refused(name, value, " or ".join(map(str, values)) or "null")
 
 
 def check_supported(fields, architecture, neutral):
@@ -112,9 +112,9 @@ def activation(fields, name, default):
 
 def same(fields, *names):
     """The value of fields that all have the same, a dropout rate; 0.0 if they differ, as we have one rate."""
-    values = {fields.get(name) or 0.0 for name in names}
-    value = values.pop()
-    return float(value) if not values and type(value) in (int, float) and 0 <= value <= 0.95 else 0.0
+    values = [fields.get(name) or 0.0 for name in names]
+    rate = values[0] if type(values[0]) in (int, float) else 0.0
+    return float(rate) if 0 <= rate <= 0.95 and all(value == rate for value in values) else 0.0
 
 
 def head(fields, default):
@@ -122,19 +122,17 @@ def head(fields, default):
     return "tied" if truth(fields, "tie_word_embeddings", default) else "linear"
 
 
-def heads(fields, head_dim=None):
-    """The settings of ModelConfig about the heads. head_dim: the default; None is hidden_size / num_attention_heads.
+def heads(fields, head_dim=None, width_name="hidden_size", heads_name="num_attention_heads"):
+    """The settings of ModelConfig about the heads. head_dim: the default; None is the width divided by the heads.
 
     UserError if they contradict each other.
     """
-    width, heads = whole(fields, "hidden_size"), whole(fields, "num_attention_heads")
+    width, heads = whole(fields, width_name), whole(fields, heads_name)
     kv_heads = whole(fields, "num_key_value_heads", heads)
     if heads % kv_heads:
-        raise UserError(
-            f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}; get the file again"
-        )
+        raise UserError(f"num_key_value_heads {kv_heads} does not divide {heads_name} {heads}; copy the file again")
     if width % heads and not fields.get("head_dim") and not head_dim:
-        raise UserError(f"num_attention_heads {heads} does not divide hidden_size {width}; get the file again")
+        raise UserError(f"{heads_name} {heads} does not divide {width_name} {width}; copy the file again")
     return dict(n_head=heads, n_kv_head=kv_heads, head_dim=whole(fields, "head_dim", head_dim or width // heads))
 
 

@@ -19,7 +19,7 @@ def config_from(fields):
     """See `slm_np.formats.families`."""
     of.check_supported(fields, MODEL_TYPES["gpt2"], NEUTRAL)
     width = of.whole(fields, "n_embd", 768)
-    heads = of.heads(dict(hidden_size=width, num_attention_heads=of.whole(fields, "n_head", 12)))
+    heads = dict(n_embd=width, n_head=of.whole(fields, "n_head", 12))
     return ModelConfig(
         vocab_size=of.whole(fields, "vocab_size", 50257),
         block_size=of.whole(fields, "n_positions", 1024),
@@ -34,7 +34,7 @@ def config_from(fields):
         head=of.head(fields, True),
         bias=True,
         dropout=of.same(fields, "resid_pdrop", "embd_pdrop", "attn_pdrop"),
-        **heads,
+        **of.heads(heads, width_name="n_embd", heads_name="n_head"),
     )
 
 
