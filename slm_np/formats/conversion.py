@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import re
 import shutil
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +17,7 @@ from slm_np.formats.checksum import crc32, write_settings
 from slm_np.formats.directories import RUNS
 from slm_np.formats.families import family_of
 from slm_np.formats.families.piece import to_theirs
-from slm_np.formats.files import new_folder, write_file
+from slm_np.formats.files import new_folder, unfinished, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.interchange import interchange_files, token_ids
 from slm_np.formats.lora_adapter import LoraAdapter
@@ -28,7 +26,7 @@ from slm_np.formats.run_config import read_config, write_config
 from slm_np.formats.sources import ADAPTER, RUN, format_of, located, open_model, run_config
 from slm_np.formats.tensors import stream_tensors
 from slm_np.nn.model import parameter_count, parameters
-from slm_np.paths import UNFINISHED_SECONDS, expanded, is_run
+from slm_np.paths import expanded, is_run
 
 MODELFILE = ".Modelfile"  # ending of the file for ollama
 
@@ -151,12 +149,10 @@ def check_free(target, is_gguf):
 
 
 def sweep(target):
-    """Remove what a conversion to this target has left that was killed, more than a day ago."""
+    """Remove what conversions to this target have left that were killed."""
     with contextlib.suppress(OSError):
-        for path in target.parent.iterdir():
-            left = re.fullmatch(re.escape(target.name) + r"\.tmp-\d+", path.name)
-            if left and path.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in unfinished(target):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_gguf(parts, target, dtype):

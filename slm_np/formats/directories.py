@@ -10,13 +10,12 @@ from pathlib import Path
 
 from slm_np import file_lock
 from slm_np.errors import UserError
-from slm_np.formats.files import saving
+from slm_np.formats.files import LOCK, saving
 from slm_np.formats.run_config import check_is_run
 from slm_np.paths import OLD_RUN, RUN, expanded, is_run
 from slm_np.words import quoted
 
 RUNS = Path("runs")
-LOCK = "lock"  # the file that the process which writes a run holds locked, see slm_np/file_lock.py
 # What a run writes. The first group is all that a start can leave, beside its lock, if it is killed.
 CREATED = (
     r"((tokenizer_|generation_|adapter_)?config|tokenizer|chat_template)\.json|chat_template\.jinja|checkpoint-0|"

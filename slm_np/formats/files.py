@@ -7,14 +7,18 @@ new one. Failures are a `UserError` that names the path, the cause and what to d
 import contextlib
 import json
 import os
+import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 
+from slm_np import file_lock
 from slm_np.errors import UserError, remedy
-from slm_np.paths import is_run, sync
+from slm_np.paths import UNFINISHED_SECONDS, is_run, sync
 
+LOCK = "lock"  # the file in a directory that the process which writes there holds locked, see slm_np/file_lock.py
 BLOCK = 1 << 24  # bytes per write, so that a signal need not wait for gigabytes
 RESTORE = "restore it from a backup"  # the end of the messages about bad files
 
@@ -80,7 +84,8 @@ def replacing(path):
 def new_folder(folder):
     """Yield an empty folder beside `folder` to fill. At the end it gets that name; if the block raises, it is removed.
 
-    Raises UserError if `folder` exists and is not an empty folder, or if the disk cannot be written.
+    Until then it is locked, so that what a killed process has left is recognized by `unfinished`. Raises UserError if
+    `folder` exists and is not an empty folder, or if the disk cannot be written.
     """
     folder = Path(folder)
     part = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
@@ -91,7 +96,8 @@ def new_folder(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(part, ignore_errors=True)  # of a process with this number that was killed
             part.mkdir()
-            yield part
+            with file_lock.claimed(part / LOCK):
+                yield part
             for path in (*part.iterdir(), part):
                 sync(path)
             if folder.is_dir():
@@ -100,6 +106,22 @@ def new_folder(folder):
             sync(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def unfinished(path):
+    """What processes that were killed have left beside the file or folder `path`, which they were writing.
+
+    Of a folder the lock tells. A file has none: it is left over after UNFINISHED_SECONDS.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for part in path.parent.iterdir():
+            if re.fullmatch(re.escape(path.name) + r"\.tmp-\d+", part.name):
+                with contextlib.suppress(UserError):
+                    file_lock.check_unclaimed(part / LOCK)
+                    if part.is_dir() or part.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                        found.append(part)
+    return found
 
 
 def read_bytes(path):
