@@ -419,7 +419,7 @@ def attention_cases(sizes):
     yield "attention backward", size, None, 5 * work, backward
     cos, sin = f32(steps, w // 2), f32(steps, w // 2)
     moved = 2 * 2 * n * 2 * d  # two bytes an element, read and written
-    yield "rotary", f"{n} x {2 * d}", moved, None, lambda: ops.rotary_forward(qkv, cos, sin, 2 * heads)
+    yield "rotary", f"{n} x {2 * d}", moved, None, lambda: ops.rotary_forward(qkv, cos, sin, 2 * heads, w)
 
 
 def norm_cases(sizes):

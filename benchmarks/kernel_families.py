@@ -549,8 +549,8 @@ def rotary(config, batch):
     ops.rotary_table(cos, sin, config.rope_theta)
 
     def engine():
-        forward = call(ops.rotary_forward, 1, x.copy(), cos, sin, heads)
-        return forward, call(ops.rotary_backward, 1, dout.copy(), cos, sin, heads)
+        forward = call(ops.rotary_forward, 1, x.copy(), cos, sin, heads, w)
+        return forward, call(ops.rotary_backward, 1, dout.copy(), cos, sin, heads, w)
 
     def in_torch(x):
         a, b = x.view(batch, T, heads, w).chunk(2, -1)

@@ -41,6 +41,7 @@ from slm_np import (
 )
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
+from slm_np.data.chat_template import Template
 from slm_np.inference.decoder import uncompiled_step
 from slm_np.nn.dropout import model_dropout
 from slm_np.ops.device import CPU
@@ -680,6 +681,7 @@ def call_decoder_step(c, model, tokens, before):
     ),
     stops=argument([(), "ab", ["x", "y"], ("\n",)], [None, b"ab", [b"a"], [3], 3]),
     make_step=argument([None, uncompiled_step], [3, "step"]),
+    ends=argument([(), [3], np.array([V + 5])], ["ab", [1.5], ["a"]]),
 )
 def call_text_of(c, **given):
     found = text_of(**given)
@@ -713,6 +715,7 @@ def call_text_of(c, **given):
     progress=argument([False, np.bool_(False)], [None, 0, "no"]),
     wait=argument([True, np.bool_(True)], [None, 1, "yes"]),
     binary=argument([False, np.bool_(False)], [None, 0, "no"]),
+    template=argument([None, Template(before_user="U: ")], [3, "chat", Template]),
     out_dir=argument(["", None], [3, "a\0b", True]),
     cache_dir=Argument(
         {"path": lambda c: c.world.folder / "cache", "str": lambda c: str(c.world.folder / "cache")},

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_np.cli.chart import chart, sparkline, table
+from slm_np.cli.exports import exports
 from slm_np.config import ATTENTION
 from slm_np.errors import UserError
 from slm_np.progress import duration
@@ -163,6 +164,7 @@ def describe_run(run, width, ascii):
     lines = [f"{run.path}: a run of slm_np, {_origin(run.config)}"]
     lines.append(f"  model      {counted(run.parameters, 'parameter')}: {describe_model(run.config.model)}")
     lines.append(f"  tokenizer  {run.tokenizer}")
+    lines += exports(run.config.model)
     if data := _data(run.config.data, run.config.train.val_data):
         lines.append(f"  data       {data}")
     if run.step or run.rows:

@@ -61,7 +61,7 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
     is_gguf = str(target).lower().endswith(".gguf")
     if dtype == "q8_0" and not is_gguf:
         raise UserError("--dtype q8_0 is a type of GGUF files; name a TARGET that ends in .gguf, or another --dtype")
-    target = expanded(target) if target else free_name(Path(source).stem)
+    target = expanded(target) if target else free_name(name_of(source))
     check_free(target, is_gguf)
     path = located(source)
     if holds_adapter(path):
@@ -124,6 +124,13 @@ def metered(parts):
                 meter.update(array.nbytes)
 
     return dataclasses.replace(parts, tensors=tensors)
+
+
+def name_of(source):
+    """The name of a model by its path, without the revision of a hub's name and the ending of a file."""
+    name = Path(source).name
+    known = next((ending for ending in (".gguf", ".bin") if name.lower().endswith(ending)), "")
+    return (name[: len(name) - len(known)].partition("@")[0]) or "model"
 
 
 def free_name(name):

@@ -35,8 +35,10 @@ def not_a_run(path):
     path = Path(path)
     if error := _of_any(path, "a run"):
         return error
-    if path.is_file():
+    if os.path.isfile(path):
         return UserError(f"{path} is not a run but a file; {_use_of(path)}")
+    if is_model_directory(path):
+        return UserError(f"{path} is not a run but a model of another program; {_finetune(path)}")
     return UserError(f"run.json missing: {path} is not a run of slm_np; name a directory that --out-dir made")
 
 
@@ -116,11 +118,17 @@ def similar_run(path, wanted="a run"):
 def _use_of(file):
     """What can be done with a file that is not a run."""
     name = quoted(file)
+    if file.suffix.lower() == ".gguf":
+        return _finetune(file)
     if file.suffix == ".bin":
         return f"convert a llama2.c checkpoint with python -m slm_np.convert {name}, train on tokens with --data {name}"
     if file.suffix == ".safetensors":
         return "name the directory of its run"
     return f"train on a text with --data {name}"
+
+
+def _finetune(model):
+    return f"start one from it with python -m slm_np.finetune --base {quoted(model)}"
 
 
 def _file(file):

@@ -18,6 +18,7 @@ from wild import CHATML, HEADERS, INSTRUCTIONS, NAMES, ROLES, TEXT, THINKING, TO
 from slm_np.data import jinja_sandbox, templates
 from slm_np.data.chat_template import DEFAULT, Template
 from slm_np.data.jinja_template import PRIVATE, JinjaTemplate
+from slm_np.data.tokenizer import encode_spans
 from slm_np.errors import UserError
 
 SYSTEM, ASK, REPLY = (
@@ -142,7 +143,7 @@ def test_no_message_can_forge_a_special_token(system, question, reply):
     texts = [part for part, _ in spans if isinstance(part, bytes)]
     assert texts == [b"system\n" + shown[0], b"\n", b"user\n" + shown[1], b"\n", b"assistant\n", shown[2], b"\n"]
     assert targets(spans, tokenizer) == [written([shown[2], end], tokenizer)]
-    ids = [id for found, _ in tokenizer.encode_spans(spans) for id in found.tolist()]
+    ids = [id for found, _ in encode_spans(tokenizer, spans) for id in found.tolist()]
     assert [id for id in ids if id >= 256] == [start, end] * 3
     prompt = template.prompt(conversation[:2], tokenizer)
     assert [part for part in prompt if isinstance(part, int)] == [start, end] * 2 + [start]
@@ -210,7 +211,7 @@ def test_text_and_ids_are_those_of_transformers(source, monkeypatch):
         assert written([part for part, _ in spans], tokenizer) == theirs.apply_chat_template(
             conversation, tokenize=False
         )
-        ids = [id for found, _ in tokenizer.encode_spans(spans) for id in found.tolist()]
+        ids = [id for found, _ in encode_spans(tokenizer, spans) for id in found.tolist()]
         assert ids == theirs.apply_chat_template(conversation, return_dict=False)
         prompt = template.prompt(conversation[:-1], tokenizer)
         options = dict(add_generation_prompt=True)

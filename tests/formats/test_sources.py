@@ -343,6 +343,28 @@ def test_paths_that_are_no_models(here, capsys, models):
     assert not Path("new").exists()
 
 
+def test_what_cannot_be_resumed_can_be_finetuned(models, here, capsys):
+    shutil.copytree(models["directory bf16"], "hf")
+    shutil.copy(models["GGUF f32"], "model.gguf")
+    for path in ("hf", "model.gguf"):
+        line = said(capsys, "train", "--resume", path)
+        assert f"start one from it with python -m slm_np.finetune --base {path}" in line
+
+
+@pytest.mark.parametrize(
+    "source, name",
+    [
+        ("runs/v1.5", "v1.5"),
+        ("org/SmolLM2-1.7B", "SmolLM2-1.7B"),
+        ("org/name@v1.0", "name"),
+        ("a/model.Q4_1.gguf", "model.Q4_1"),
+        ("stories.bin", "stories"),
+    ],
+)
+def test_the_name_of_a_target_that_is_not_given(source, name):
+    assert conversion.name_of(source) == name
+
+
 def test_a_dtype_that_the_target_lacks(here, capsys):
     assert "--dtype q8_0 is a type of GGUF files" in said(capsys, "convert", "run", "new", "--dtype", "q8_0")
     assert "invalid choice: 'q4'" in said(capsys, "convert", "run", "new", "--dtype", "q4")

@@ -132,7 +132,12 @@ def test_a_loss_that_is_not_finite_skips_the_update_and_clears_the_recurrent_sta
 
 @pytest.mark.parametrize(
     "settings",
-    [GPT2, dict(LLAMA, dtype="bf16"), dict(MAMBA, dtype="fp16"), dict(qk_norm=True, dtype="bf16", recompute=True)],
+    [
+        GPT2,
+        dict(LLAMA, dtype="bf16"),
+        dict(MAMBA, dtype="fp16"),
+        dict(qk_norm=True, n_layer=2, dtype="bf16", recompute=True),
+    ],
     ids=["gpt2", "llama", "mamba", "recompute"],
 )
 def test_adapters_are_trained_by_replayed_graphs(data, settings):
