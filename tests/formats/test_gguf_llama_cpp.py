@@ -85,6 +85,42 @@ def test_log_probabilities_are_ours(tmp_path, name, dtype):
             ids.append(int(theirs.argmax()))
 
 
+SPACE = dict(
+    pattern=["A"] * 6 + ["M", "AL", "AAAN"],
+    positions=["rotary"] * 3 + ["learned"] * 2 + ["none"],
+    norm=["rmsnorm", "layernorm"],
+    feed_forward=["swiglu", "gelu", "gelu-tanh", "none"],
+    bias=[False, True],
+    qkv_bias=["auto"] * 3 + ["on", "off"],
+    qk_norm=[False] * 3 + [True],
+    parallel=[False] * 3 + [True],
+    head=["tied", "linear"],
+    n_kv_head=[0, 0, 2],
+    head_dim=[0, 0, 8, 32],
+    rotary_dim=[0, 0, 0, 4],
+    rope_scaling=[""] * 3 + ["llama3:8,1,4,8192"],
+    n_layer=[1, 4],
+)
+
+
+@pytest.mark.slow
+def test_llama_cpp_computes_whatever_is_not_refused(tmp_path):
+    """Models of random settings: what becomes a file has the same log-probabilities there."""
+    random, computed = np.random.default_rng(0), 0
+    while computed < 25:
+        settings = {name: random.choice(values) for name, values in SPACE.items()}
+        try:
+            made = models.model("mamba", **{"n_head": 4, **settings})
+            gguf_file.write(models.parts(made), tmp_path / "model.gguf")
+        except UserError:
+            continue
+        bound = GELU_TABLE if settings["feed_forward"].startswith("gelu") else EXACT
+        with serving(tmp_path / "model.gguf") as server:
+            theirs = server.log_probabilities(PROMPT, made.config.vocab_size)
+        np.testing.assert_allclose(theirs, models.log_probabilities(made, PROMPT), atol=bound, err_msg=str(settings))
+        computed += 1
+
+
 def test_a_model_without_a_tokenizer_takes_ids(tmp_path, capsys):
     parts = models.parts(models.model("llama"))
     parts.tokenizer = None
