@@ -166,9 +166,9 @@ def write_gguf(parts, target, dtype):
     try:
         gguf_file.write(parts, target, dtype)
     except BaseException:
-        for path in (target, target.with_suffix(MODELFILE)):
+        if not os.path.lexists(target.with_suffix(MODELFILE)):  # which is written last
             with contextlib.suppress(OSError):
-                path.unlink()
+                target.unlink()
         raise
 
 

@@ -142,7 +142,10 @@ def test_a_directory_of_hugging_face_is_no_run(tmp_path, monkeypatch):
     before = small.tree(tmp_path)
     with pytest.raises(UserError, match="there is no run in runs/ yet"):
         newest_run()
-    with pytest.raises(UserError, match="not a run but a model of another program; start one from it"), writing("runs/model"):
+    with (
+        pytest.raises(UserError, match="not a run but a model of another program; start one from it"),
+        writing("runs/model"),
+    ):
         pass
     with pytest.raises(UserError, match="already holds config.json, which a new run would overwrite"):
         with new_directory("runs/model", ""):

@@ -413,6 +413,24 @@ def test_a_write_that_fails_leaves_nothing(here, monkeypatch, target, dtype):
     assert failed > 10
 
 
+def test_of_two_conversions_to_one_target_the_first_to_end_wins(here, monkeypatch):
+    """The second one begins and ends while the first one reads."""
+    metered = conversion.metered
+
+    def interrupted(parts):
+        monkeypatch.setattr(conversion, "metered", metered)
+        monkeypatch.setattr(os, "getpid", lambda: 1)  # as another process would
+        convert("run", "new")
+        monkeypatch.undo()
+        monkeypatch.chdir(here)
+        return metered(parts)
+
+    monkeypatch.setattr(conversion, "metered", interrupted)
+    with pytest.raises(UserError, match="new exists already"):
+        convert("run", "new")
+    assert open_model("new").tokenizer is not None and not list(Path().glob("*.tmp-*"))
+
+
 SLOW_TENSORS = """
 import dataclasses, sys, time
 from slm_np.formats import conversion
