@@ -432,6 +432,14 @@ def call_states(c, batch):
     assert not states.memory.any() and len(states) == 1
 
 
+@entry("Model.dropout", key=KEY)
+def call_dropout(c, key):
+    model = c.world.models["attention"]
+    dropout = model.dropout(key)
+    c.returned()
+    assert dropout == model_dropout(model.config, key)
+
+
 @entry("Model.full_precision", model=models("attention", "recurrent", wrong=False))
 def call_full_precision(c, model):
     x = c.rng.integers(0, V, (B, T))

@@ -114,7 +114,8 @@ def prepared(run, tokenizer=None, directory=None, template=None):
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
         if tokenizer is not None:
             used_like(corpus.tokenizer, tokenizer)
-        if template is not None and not corpus.building and corpus.train.mask is not None:
+        conversations = not corpus.building and corpus.train.mask is not None
+        if template is not None and conversations and not is_token_file(train.data):
             ends = template.ends(corpus.tokenizer)
             corpus.tokenizer.more_ends = tuple(sorted({*corpus.tokenizer.more_ends, *ends}))
     data = (
@@ -335,14 +336,17 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
 
 def create_run(trainer, directory, base):
     """The Storage of a new run in `directory`. It starts with the weights of the base if there is one."""
+    from slm_np.data.token_files import is_token_file
     from slm_np.formats.run_paths import started_here
     from slm_np.training.storage import Storage
 
     defaults = {}
     if base is not None:
+        # Conversations in prepared tokens were written by the default template.
+        default = trainer.corpus.train.mask is not None and is_token_file(trainer.run.train.data)
         base.fill(trainer.model.parameters)
         trainer.run = dataclasses.replace(trainer.run, base=trainer.run.base | dict(weights=base.checksum))
-        defaults = dict(sampling=base.parts.sampling, template=base.parts.template)
+        defaults = dict(sampling=base.parts.sampling, template=None if default else base.parts.template)
     trainer.run = dataclasses.replace(trainer.run, data=trainer.run.data | dict(directory=started_here(directory)))
     storage = Storage(directory)
     storage.create(trainer, **defaults)

@@ -1,12 +1,5 @@
-"""The architectures of llama.cpp: which of them computes a model, its settings as metadata, and where its tensors lie.
+"""The architectures of llama.cpp: which of them computes a model, and its settings as metadata.
 
-A GGUF file has the tensors of a family of Hugging Face's, see `slm_np.formats.families`, under other names, with these
-differences of layout:
-- Every matrix is (out, in), and so is the joined matrix of queries, keys and values.
-- llama and smollm3 rotate neighbors (2i, 2i + 1) of a head, so the rows of their queries and keys are in that order.
-- Mamba's matrix is -exp(A_log), and the kernel of its convolution is (channels, width).
-- Frequencies that are scaled as in Llama 3 are a tensor of divisors, `rope_freqs.weight`.
-- gptneox has a head of its own even where it is tied.
 llama.cpp takes the values of GELU from a table in float16, computed by tanh, whichever GELU the model has. The exact
 one differs from it by less than 5e-4, which is about what the table rounds.
 """
@@ -18,19 +11,11 @@ import numpy as np
 from slm_np.arguments import shown
 from slm_np.errors import UserError
 from slm_np.formats.families import family_named
-from slm_np.formats.families.piece import Piece
-from slm_np.formats.gguf_header import gguf_package, read_tensor, same_tensor
-from slm_np.ops.rotary import scaled_frequencies
+from slm_np.formats.gguf_header import same_tensor
+from slm_np.formats.gguf_layout import EMBEDDING, FREQUENCIES, HEAD, MODEL_TYPES, llama3_scaling
 
-# {architecture: model_type}. mistral without windows is llama, too.
-MODEL_TYPES = dict(
-    gpt2="gpt2", llama="llama", qwen2="qwen2", qwen3="qwen3", smollm3="smollm3", gptneox="gpt_neox", mamba="mamba"
-)
 ARCHITECTURES = {kind: name for name, kind in MODEL_TYPES.items()} | dict(mistral="llama")
-NEIGHBORS = ("llama", "smollm3")  # rotate (2i, 2i + 1)
-FREQUENCIES, EMBEDDING, HEAD = "rope_freqs.weight", "token_embd.weight", "output.weight"
 NO_ROTATION = "AAAN"  # the pattern of smollm3, fixed in llama.cpp
-LLAMA3 = (1.0, 4.0, 8192.0)  # low, high and context of the scaling in all models of Llama 3.1 and 3.2
 # Metadata that change the result, after the architecture's name and a dot: values with which they change nothing.
 NEUTRAL = {
     "expert_count": (0,),
@@ -219,7 +204,7 @@ def _fields(settings, name, tensors):
     if name == "smollm3":
         found["no_rope_layer_interval"] = len(NO_ROTATION)
     if FREQUENCIES in tensors:
-        found["rope_scaling"] = _llama3_scaling(settings, found["rope_theta"], head_dim)
+        found["rope_scaling"] = llama3_scaling(settings.header, found["rope_theta"], head_dim)
     return found
 
 
@@ -229,82 +214,6 @@ def _llama_biases(tensors):
     if names == {"attn_q.bias", "attn_k.bias", "attn_v.bias"}:
         return dict(model_type="qwen2")
     return dict(attention_bias="attn_q.bias" in names, mlp_bias="ffn_up.bias" in names)
-
-
-def pieces(architecture, config):
-    """[Piece, ...] of a file: those of the family, with the names and the layout of llama.cpp."""
-    names = gguf_package().get_tensor_name_map(_member(architecture), config.n_layer)
-    found = []
-    for piece in family_named(MODEL_TYPES[architecture]).pieces(config):
-        shape = piece.shape[::-1] if piece.is_linear and not piece.transposed else piece.shape
-        found.append(
-            piece._replace(
-                theirs=names.get_name(piece.theirs, try_suffixes=(".weight", ".bias")),
-                shape=tuple(n for n in shape if n > 1 or len(shape) < 3),
-                transposed=piece.transposed or piece.is_linear,
-                order=None,
-            )
-        )
-    if architecture == "gptneox" and config.head == "tied":
-        embedding = next(piece for piece in found if piece.ours == "embedding.weight")
-        found.append(Piece(HEAD, "embedding.weight", embedding.shape))
-    return found
-
-
-def _member(architecture):
-    """The member of the package's enumeration of architectures."""
-    gguf = gguf_package()
-    return next(member for member, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-
-
-def changed(architecture, config, piece, array):
-    """What a file holds of a tensor that has the layout of `piece`."""
-    if architecture in NEIGHBORS and piece.part in ("q", "k"):
-        heads = array.reshape(-1, 2, config.head_dim // 2, *array.shape[1:])
-        return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(array.shape)
-    return -np.exp(array) if piece.ours.endswith(".A_log") else array
-
-
-def restored(architecture, config, piece, array):
-    """The inverse of `changed`."""
-    if architecture in NEIGHBORS and piece.part in ("q", "k"):
-        heads = array.reshape(-1, config.head_dim // 2, 2, *array.shape[1:])
-        return heads.swapaxes(1, 2).reshape(array.shape)
-    return np.log(-array) if piece.ours.endswith(".A_log") else array
-
-
-def extra_tensors(config):
-    """{name: array} of the tensors of a file that our model computes from its settings."""
-    if not config.has_rotation or not config.rotary_frequencies:
-        return {}
-    return {FREQUENCIES: frequency_divisors(config.rope_theta, config.rotary_width, *config.rotary_frequencies)}
-
-
-def frequency_divisors(theta, width, *scaling):
-    """The divisors (width / 2,) of the rotary frequencies, float32. scaling: as of `scaled_frequencies`"""
-    frequencies = theta ** (-2 * np.arange(width // 2) / width)
-    return (frequencies / scaled_frequencies(frequencies, *scaling)).astype(np.float32)
-
-
-def _llama3_scaling(settings, theta, width):
-    """The field rope_scaling that gives the divisors of the file, in which it is not named."""
-    divisors = read_tensor(settings.header, FREQUENCIES)
-    low, high, context = LLAMA3
-    factor = float(np.round(divisors.max(), 3))
-    if divisors.shape != (width // 2,) or not np.allclose(
-        divisors, frequency_divisors(theta, width, factor, *LLAMA3), rtol=1e-4
-    ):
-        raise UserError(
-            f"{settings.header.path} scales its rotary frequencies in another way than Llama 3.1 and 3.2 do; "
-            "convert the model from its Hugging Face directory"
-        )
-    return dict(
-        rope_type="llama3",
-        factor=factor,
-        low_freq_factor=low,
-        high_freq_factor=high,
-        original_max_position_embeddings=int(context),
-    )
 
 
 class _Settings:
@@ -323,8 +232,7 @@ class _Settings:
             )
         return value
 
-    def _refuse(self, name, right):
-        value = self.header.metadata[f"{self.architecture}.{name}"]
+    def _refuse(self, name, value, right):
         raise UserError(
             f"{self.header.path} has {self.architecture}.{name} {shown(value)}, and only {right} is supported; "
             "choose another model"
@@ -333,27 +241,29 @@ class _Settings:
     def whole(self, name, default=None, low=1, high=1 << 30):
         value = self._value(name, default)
         if type(value) is not int or not low <= value <= high:
-            self._refuse(name, f"a whole number from {low} to {high}")
+            self._refuse(name, value, f"a whole number from {low} to {high}")
         return value
 
     def real(self, name, default=None):
         """A number above 0, as it was before float32 rounded it."""
         value = self._value(name, default)
         if type(value) not in (int, float) or not 0 < value < 1e30:
-            self._refuse(name, "a number above 0")
+            self._refuse(name, value, "a number above 0")
         return float(str(np.float32(value)))
 
     def truth(self, name, default):
         value = self._value(name, default)
         if type(value) is not bool:
-            self._refuse(name, "true or false")
+            self._refuse(name, value, "true or false")
         return value
 
     def check(self, name, default, wanted, right):
-        if self._value(name, default) != wanted:
-            self._refuse(name, right)
+        value = self._value(name, default)
+        if value != wanted:
+            self._refuse(name, value, right)
 
     def check_neutral(self):
         for name, values in NEUTRAL.items():
-            if self._value(name, values[0]) not in values:
-                self._refuse(name, " or ".join(map(str, values)))
+            value = self._value(name, values[0])
+            if value not in values:
+                self._refuse(name, value, " or ".join(map(str, values)))

@@ -16,10 +16,10 @@ from slm_np import arguments
 from slm_np.config import SamplingConfig
 from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.errors import UserError
-from slm_np.formats import gguf_architecture as architectures
-from slm_np.formats import gguf_tokenizer
+from slm_np.formats import gguf_layout, gguf_tokenizer
 from slm_np.formats.families.piece import by_our_name, to_ours, to_theirs
 from slm_np.formats.files import replacing, saving
+from slm_np.formats.gguf_architecture import architecture_of, config_of, metadata_of
 from slm_np.formats.gguf_header import AGAIN, check_readable, gguf_package, read_header, read_tensor
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.modelfile import stops_of, write_modelfile
@@ -39,14 +39,19 @@ def read(path):
     supported.
     """
     header = read_header(path)
-    config = architectures.config_of(header)
+    config = config_of(header)
     architecture = header.metadata["general.architecture"]
-    pieces = architectures.pieces(architecture, config)
+    pieces = gguf_layout.pieces(architecture, config)
     _check_tensors(header, pieces)
     tokenizer = gguf_tokenizer.from_metadata(header, config.vocab_size)
 
     def array_of(piece):
-        return architectures.restored(architecture, config, piece, read_tensor(header, piece.theirs))
+        array = read_tensor(header, piece.theirs)
+        with np.errstate(invalid="ignore", divide="ignore"):  # Mamba's matrix must be negative
+            array = gguf_layout.restored(architecture, config, piece, array)
+        if not np.isfinite(array).all():
+            raise UserError(f"{header.path} holds weights that are not finite, in {piece.theirs}; {AGAIN}")
+        return array
 
     def tensors():
         return to_ours(config, pieces, array_of)
@@ -67,7 +72,7 @@ def _check_tensors(header, pieces):
             )
     kinds = {}
     for name, tensor in header.tensors.items():
-        if name not in expected and name != architectures.FREQUENCIES:
+        if name not in expected and name != gguf_layout.FREQUENCIES:
             raise UserError(f"{header.path} has the tensor {name!r}, which is not supported; choose another model")
         kinds.setdefault(tensor.kind, name)
     for name in kinds.values():
@@ -97,13 +102,13 @@ def write(parts, path, dtype="f32", report=lambda n: None):
     """
     gguf, path = gguf_package(), Path(path)
     dtype = arguments.choice("dtype", dtype, tuple(DTYPES))
-    architecture = architectures.architecture_of(parts.config)
+    architecture = architecture_of(parts.config)
     metadata = {
         "general.type": "model",
         "general.name": path.stem,
         "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[dtype]]),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
-        **architectures.metadata_of(parts.config, architecture),
+        **metadata_of(parts.config, architecture),
         **_tokenizer_metadata(parts),
     }
     with saving(path), replacing(path) as temporary:
@@ -131,10 +136,10 @@ def _write(writer, metadata, parts, architecture, wanted, report):
     sizes, config = gguf_package().GGML_QUANT_SIZES, parts.config
     for key, value in metadata.items():
         _add(writer, key, value)
-    pieces = by_our_name(architectures.pieces(architecture, config))
+    pieces = by_our_name(gguf_layout.pieces(architecture, config))
     names = [*(tensor.name for tensor in parameters(config)), *[""] * ("" in pieces)]
     pieces = [piece for name in names for piece in pieces[name]]
-    extra = architectures.extra_tensors(config)
+    extra = gguf_layout.extra_tensors(config)
     shapes = {piece.theirs: piece.shape for piece in pieces} | {name: array.shape for name, array in extra.items()}
     kinds = {name: _kind(name, shape, wanted) for name, shape in shapes.items()}
     for name, shape in shapes.items():
@@ -145,7 +150,7 @@ def _write(writer, metadata, parts, architecture, wanted, report):
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     pairs = to_theirs(pieces, _in_order(parts.tensors(), names))
-    arrays = ((piece.theirs, architectures.changed(architecture, config, piece, array)) for piece, array in pairs)
+    arrays = ((piece.theirs, gguf_layout.changed(architecture, config, piece, array)) for piece, array in pairs)
     for name, array in chain(arrays, extra.items()):
         quantized = _quantized(name, array, kinds[name])
         writer.write_tensor_data(quantized)

@@ -111,7 +111,7 @@ def _special(tokenizer, fields, ids, named, ends):
     end = ids.get(named.get("eos_token"), tokenizer.end_of_text)
     starts = prompt_start(tokenizer, fields)
     begin = starts[0] if starts else ids.get(named.get("bos_token"), tokenizer.end_of_text)
-    never = ids.get(NEVER, ids.get(gguf_sentencepiece.BYTES[0xFF], 0))
+    never = ids.get(NEVER, ids.get("<0xFF>", 0))
     found = dict(
         bos_token_id=never if begin is None else begin,
         eos_token_id=never if end is None else end,

@@ -521,7 +521,7 @@ class Model(arguments.Fixed):
 
     def dropout(self, key=None):
         """The ModelDropout of one micro-batch. key: as of `loss_and_gradient`"""
-        return model_dropout(self.config, key, self.adapters)
+        return model_dropout(self.config, None if key is None else arguments.wholes("key", key), self.adapters)
 
     def _dropout(self, dropout):
         """UserError if it is not the ModelDropout of such a model."""
@@ -580,12 +580,12 @@ class Model(arguments.Fixed):
         states  `States`, from which the windows continue; gradients stop at the window's edge
         """
         tokens, targets = self._batch(tokens, targets)
-        states, key = self._states(states, len(tokens)), None if key is None else arguments.wholes("key", key)
+        states, dropout = self._states(states, len(tokens)), self.dropout(key)
         warmup.prepare(self, warmup.training)
         count = max(
             1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets), LARGEST)
         )
-        activations, dropout = self.plan(*tokens.shape), self.dropout(key)
+        activations = self.plan(*tokens.shape)
         normed = model_forward(self, activations, tokens, dropout, states)
         model_backward(self, activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)
         return number(activations.shared["head.losses"].sum(dtype=np.float64)) / count

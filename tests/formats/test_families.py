@@ -13,7 +13,7 @@ from slm_np.errors import UserError
 from slm_np.formats import families, hugging_face, weight_files
 from slm_np.formats.families.piece import by_our_name, to_ours, to_theirs
 from slm_np.formats.model_parts import ModelParts
-from slm_np.inference.decoder import Decoder, uncompiled_step
+from slm_np.inference.decoder import Decoder
 from slm_np.nn.model import Model, parameters
 from slm_np.training.optimizer import AdamW
 
@@ -263,7 +263,7 @@ def close(found, wanted, bound=1e-4, name=""):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_greedy_tokens_of_their_model(transformers, tmp_path, name):
+def test_logits_and_greedy_tokens_of_their_model(transformers, kernel_set, tmp_path, name):
     import torch
 
     model = theirs(transformers, name)
@@ -274,7 +274,7 @@ def test_logits_and_greedy_tokens_of_their_model(transformers, tmp_path, name):
         do_sample=False, max_new_tokens=T, pad_token_id=0, attention_mask=torch.ones_like(torch.tensor(prompt))
     )
     wanted = model.generate(torch.tensor(prompt), **options)[0, 5:].tolist()
-    decoder, found = Decoder(mine, make_step=uncompiled_step), []
+    decoder, found = Decoder(mine), []
     row = decoder.read(prompt)
     for _ in range(T):
         found.append(int(row[0].argmax()))
@@ -283,7 +283,7 @@ def test_logits_and_greedy_tokens_of_their_model(transformers, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_and_updates_of_their_model(transformers, tmp_path, name):
+def test_gradients_and_updates_of_their_model(transformers, kernel_set, tmp_path, name):
     import torch
 
     model = theirs(transformers, name)

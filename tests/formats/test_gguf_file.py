@@ -11,7 +11,8 @@ from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.errors import UserError
 from slm_np.formats import gguf_file, gguf_header
-from slm_np.formats.gguf_architecture import architecture_of, frequency_divisors
+from slm_np.formats.gguf_architecture import architecture_of
+from slm_np.formats.gguf_layout import frequency_divisors
 from slm_np.nn.model import parameters
 
 gguf = pytest.importorskip("gguf", reason="the package gguf, which GGUF files need, is not installed")

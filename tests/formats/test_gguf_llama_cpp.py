@@ -169,7 +169,17 @@ def vocabularies():
 
 @pytest.mark.parametrize(
     "name",
-    ["command-r", "gpt-2", "llama-bpe", "llama-spm", "mpt", "phi-3", "qwen2", "refact", "starcoder"],
+    [
+        pytest.param("command-r", marks=pytest.mark.slow),
+        "gpt-2",
+        "llama-bpe",
+        "llama-spm",
+        "mpt",
+        "phi-3",
+        "qwen2",
+        "refact",
+        "starcoder",
+    ],
 )
 def test_ids_of_vocabularies_of_llama_cpp(vocabularies, name):
     file = vocabularies / f"ggml-vocab-{name}.gguf"
@@ -182,7 +192,9 @@ def test_ids_of_vocabularies_of_llama_cpp(vocabularies, name):
         assert tokenizer.encode(text).tolist() == list(map(int, wanted.split())), text
 
 
-@pytest.mark.parametrize("name", ["llama-spm", "phi-3", "qwen2", "llama-bpe"])
+@pytest.mark.parametrize(
+    "name", ["llama-spm", "phi-3", *(pytest.param(one, marks=pytest.mark.slow) for one in ("qwen2", "llama-bpe"))]
+)
 def test_vocabularies_come_back_to_llama_cpp(vocabularies, tmp_path, name):
     """Read, written with a model, and run by llama.cpp."""
     header = gguf_header.read_header(vocabularies / f"ggml-vocab-{name}.gguf")

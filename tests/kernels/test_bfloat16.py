@@ -214,12 +214,24 @@ def test_any_gemms(m, k, n):
 # Attention
 
 
-def attention_in_numpy(qkv, dout, heads, kv_heads, steps, dropout, rounding):
+def attention_in_numpy(
+    qkv,
+    dout,
+    heads,
+    kv_heads,
+    steps,
+    dropout,
+    window,
+    scale,
+    rounding,
+):
     """(out, lse, dqkv) in float64. `rounding` rounds every result and every intermediate matmul input."""
     q, k, v = split_heads(qkv, heads, kv_heads, steps)  # (B, K, G, T, w), and (B, K, 1, T, w) twice
-    dy, scale = by_head(dout, heads, steps).reshape(q.shape), 1 / math.sqrt(q.shape[-1])
-    causal = np.tril(np.ones((steps, steps), bool))
-    scores = np.where(causal, q @ k.swapaxes(-1, -2) * scale, -np.inf)  # (B, K, G, T, T)
+    dy, scale = by_head(dout, heads, steps).reshape(q.shape), scale or 1 / math.sqrt(q.shape[-1])
+    age = np.arange(steps)[:, None] - np.arange(steps)
+    scores = np.where(
+        (age >= 0) & (age < (window or steps)), q @ k.swapaxes(-1, -2) * scale, -np.inf
+    )  # (B, K, G, T, T)
     largest = scores.max(-1, keepdims=True)
     lse = largest + np.log(np.exp(scores - largest).sum(-1, keepdims=True))
     p, mask = np.exp(scores - lse), np.ones(scores.shape)
@@ -235,7 +247,16 @@ def attention_in_numpy(qkv, dout, heads, kv_heads, steps, dropout, rounding):
     return out, lse.reshape(-1, steps), dqkv
 
 
-def attention_of_kernels(qkv, dout, heads, kv_heads, steps, dropout):
+def attention_of_kernels(
+    qkv,
+    dout,
+    heads,
+    kv_heads,
+    steps,
+    dropout,
+    window,
+    scale,
+):
     """(out, lse, dqkv) of the kernels, from arrays of bfloat16 or float64. Their scratch holds NaN before."""
     dtype = np.float32 if qkv.dtype == BF16 else np.float64
     batch, width = len(qkv) // steps, dout.shape[1] // heads
@@ -243,29 +264,30 @@ def attention_of_kernels(qkv, dout, heads, kv_heads, steps, dropout):
     lse = poisoned(np.empty((batch * heads, steps), dtype))
     (out_whole, out), (dqkv_whole, dqkv) = guarded(dout.shape, qkv.dtype), guarded(qkv.shape, qkv.dtype)
     poisoned(scratch)
-    ops.attention_forward(out, lse, scratch, qkv, heads, kv_heads, steps, dropout)
+    settings = heads, kv_heads, steps, dropout, window, scale
+    ops.attention_forward(out, lse, scratch, qkv, *settings)
     poisoned(scratch)
     dqkv[...] = qkv
-    ops.attention_backward(
-        dqkv,
-        scratch,
-        dout,
-        out,
-        lse,
-        heads,
-        kv_heads,
-        steps,
-        dropout,
-    )
+    ops.attention_backward(dqkv, scratch, dout, out, lse, *settings)
     assert_guards_untouched(out_whole, dqkv_whole)
     return widened(out), lse, widened(dqkv)
 
 
-def check_attention(batch, steps, heads, kv_heads, width, rate=0.0):
+def check_attention(
+    batch,
+    steps,
+    heads,
+    kv_heads,
+    width,
+    rate=0.0,
+    window=0,
+    scale=None,
+):
     """Each head's result has at most twice the error of exact arithmetic with the same roundings."""
     qkv = to_bfloat16(normal(batch * steps, (heads + 2 * kv_heads) * width))
     dout = to_bfloat16(normal(batch * steps, heads * width, seed=1))
-    settings, wide = (heads, kv_heads, steps, (rate, 7)), [widened(x).astype(np.float64) for x in (qkv, dout)]
+    settings = heads, kv_heads, steps, (rate, 7), window, scale
+    wide = [widened(x).astype(np.float64) for x in (qkv, dout)]
     found, exact = attention_of_kernels(qkv, dout, *settings), attention_of_kernels(*wide, *settings)
     for a, b in zip(attention_in_numpy(*wide, *settings, lambda x: x), exact):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)  # both oracles agree
@@ -288,6 +310,10 @@ ATTENTION = [
     (1, 150, 4, 2, 33, 0.2),
     (1, 64, 4, 4, 32, 0),
     (1, 2 * 256 + 70, 1, 1, 6, 0),  # more than 256 pairs of keys
+    (2, 9, 2, 1, 3, 0.3, 4, 1.0),
+    (1, 150, 2, 1, 8, 0, 20),
+    (1, 150, 2, 2, 7, 0.2, 70, 0.2),
+    (1, 2 * 256 + 70, 1, 1, 6, 0, 520),
 ]
 
 
@@ -366,7 +392,25 @@ def test_norms(bias):
         np.testing.assert_allclose(results[1][1:], results[0][1:], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("rotated", [14, 6])
+@pytest.mark.parametrize("heads, kv_heads, width", [(4, 2, 6), (1, 1, 1), (3, 1, 70)])
+def test_head_norm(heads, kv_heads, width):
+    """The copy in bfloat16 and its gradient are those of float32, rounded."""
+    n, settings = 37, (heads, kv_heads, 1e-5)
+    qkv, dout = (to_bfloat16(normal(n, (heads + 2 * kv_heads) * width, seed=seed)) for seed in range(2))
+    weights, results = (normal(width), normal(width, seed=1)), []
+    for x, dy in ((qkv, dout), (widened(qkv), widened(dout))):
+        out, rstd = poisoned(np.empty_like(x)), poisoned(np.empty((n, heads + kv_heads), np.float32))
+        dx, dweights = x.copy(), np.zeros((2, width), np.float32)
+        ops.head_norm_forward(out, rstd, x, *weights, *settings)
+        ops.head_norm_backward(dx, *dweights, dy, *weights, rstd, heads, kv_heads)
+        results.append((out, dx, rstd, dweights))
+    for found, expected in zip(results[0][:2], results[1][:2]):
+        assert_rounded(found, expected)
+    np.testing.assert_allclose(results[0][2], results[1][2], rtol=1e-6)
+    np.testing.assert_allclose(results[0][3], results[1][3], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rotated", [14, 4])
 def test_rotary(rotated):
     steps, heads, width = 5, 3, 14
     x = to_bfloat16(normal(4 * steps, (heads + 2) * width))

@@ -150,6 +150,25 @@ def test_attention_does_not_see_the_future(kernels, changed, dropout):
     assert (after[~earlier] != before[~earlier]).any(1).all() or dropout
 
 
+@pytest.mark.parametrize("window", [1, 20, 64, 70])
+@pytest.mark.parametrize("changed", [0, 1, 40, 64])
+@either_set
+def test_attention_does_not_see_beyond_its_window(kernels, changed, window):
+    steps = 150
+    qkv, settings = normal(2 * steps, 4 * 8), (2, 1, steps, None, window)
+
+    def attended():
+        out, lse = empty((2 * steps, 16), qkv), empty((4, steps), qkv)
+        kernels.attention_forward(out, lse, empty(kernels.attention_scratch(steps, 8, 4), qkv), qkv, *settings)
+        return out.reshape(2, steps, 16)
+
+    before = attended()
+    qkv[changed::steps] += 1
+    after, seen = attended(), (np.arange(steps) >= changed) & (np.arange(steps) < changed + window)
+    np.testing.assert_array_equal(after[:, ~seen], before[:, ~seen])
+    assert (after[:, seen] != before[:, seen]).any(2).all()
+
+
 @either_set
 def test_dropout_in_attention_replays_its_mask(kernels):
     """If v is the identity, out is the matrix of dropped probabilities; if dout is, too, dv is its transpose."""

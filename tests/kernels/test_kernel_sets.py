@@ -229,7 +229,30 @@ def test_the_jacobian_of_softmax_cross_entropy():
         np.testing.assert_allclose(dx, -0.5 / p[target] * jacobian[target], rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("rotated", [8, 4])
+def test_the_jacobian_of_head_norm():
+    """That of rmsnorm for each head of queries and keys, with a weight each, and one for values."""
+    eps, out, rstd, dx, dweights = 0.1, np.empty_like(X), np.empty((3, 3)), X.copy(), np.zeros((2, 2))
+    weights = rng.standard_normal((2, 2))  # of heads of two columns: two queries, a key and a value
+    numpy_kernels.head_norm_forward(out, rstd, X, *weights, 2, 1, eps)
+    numpy_kernels.head_norm_backward(dx, *dweights, DOUT, *weights, rstd, 2, 1)
+
+    def jacobian(x):
+        found = np.eye(8)
+        for head, weight in enumerate((weights[0], weights[0], weights[1])):
+            part = x[2 * head : 2 * head + 2]
+            r = 1 / np.sqrt((part**2).mean() + eps)
+            block = np.diag(weight) @ (r * np.eye(2) - r**3 * np.outer(part, part) / 2)
+            found[2 * head : 2 * head + 2, 2 * head : 2 * head + 2] = block
+        return found
+
+    assert_jacobian(dx, jacobian)
+    xhat = X[:, :6].reshape(3, 3, 2) * rstd[..., None]
+    by_head = (DOUT[:, :6].reshape(3, 3, 2) * xhat).sum(0)
+    np.testing.assert_allclose(dweights, [by_head[:2].sum(0), by_head[2]], rtol=1e-12, atol=1e-14)
+    np.testing.assert_array_equal(out[:, 6:], X[:, 6:])
+
+
+@pytest.mark.parametrize("rotated", [8, 6, 2])
 def test_the_jacobian_of_rotary(rotated):
     """A head is multiplied by the matrix that turns each pair (i, i + r/2) of its first r columns."""
     angle = rng.uniform(0, 7, (3, rotated // 2))  # (T, r/2)

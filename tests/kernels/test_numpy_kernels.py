@@ -209,7 +209,7 @@ def test_known_values():
     kernels.softmax_cross_entropy_forward(losses, np.zeros((3, 11)), np.arange(3))
     np.testing.assert_allclose(losses, np.log(11), rtol=1e-14)
     x = np.array([[1.0, 0.0]])
-    kernels.rotary_forward(x, np.cos([[1.0]]), np.sin([[1.0]]), 1)
+    kernels.rotary_forward(x, np.cos([[1.0]]), np.sin([[1.0]]), 1, 2)
     np.testing.assert_allclose(x, [[np.cos(1), np.sin(1)]], rtol=1e-14)
 
 
@@ -286,19 +286,20 @@ def test_scalars_may_be_arrays_of_one_element():
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("local", [0, 1, 4, 9, 20])
 @pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (np.float64, 1e-13)], ids=["float32", "float64"])
-def test_decoding_equals_attention_over_the_whole_sequence(dtype, tolerance):
-    """As long as the cache holds all tokens; after that, it equals attention over the newest."""
+def test_decoding_equals_attention_over_the_whole_sequence(dtype, tolerance, local):
+    """As long as the cache holds all tokens; after that, it equals attention over the newest. local: a window of it"""
     batch, steps, slots, heads, kv_heads, width = 2, 13, 9, 4, 2, 5
     qkv = normal(batch, steps, (heads + 2 * kv_heads) * width).astype(dtype)
     keys, values = np.full((2, batch, kv_heads, slots, width), np.nan, dtype)
     for t in range(steps):
         out = np.full((batch, heads * width), np.nan, dtype)
-        kernels.attention_step(out, keys, values, qkv[:, t], heads, kv_heads, t)
+        kernels.attention_step(out, keys, values, qkv[:, t], heads, kv_heads, t, local)
         window = qkv[:, max(0, t + 1 - slots) : t + 1]
         rows = np.ascontiguousarray(window).reshape(-1, qkv.shape[2])
         whole, lse = np.empty((len(rows), heads * width), dtype), np.empty((batch * heads, window.shape[1]), dtype)
-        kernels.attention_forward(whole, lse, np.empty(0), rows, heads, kv_heads, window.shape[1], None)
+        kernels.attention_forward(whole, lse, np.empty(0), rows, heads, kv_heads, window.shape[1], None, local)
         np.testing.assert_allclose(out, whole.reshape(batch, -1, heads * width)[:, -1], rtol=tolerance, atol=tolerance)
 
 

@@ -1,7 +1,7 @@
 """Finetuning a base whose chat template is in Jinja: the run keeps it, resumes, answers, and transformers reads it."""
 
 import json
-from pathlib import Path
+import shutil
 
 import pytest
 import small
@@ -11,6 +11,7 @@ pytest.importorskip("tokenizers", reason="special tokens need the package tokeni
 
 from slm_np.cli.conversation import Conversation
 from slm_np.data.byte_tokenizer import ByteTokenizer
+from slm_np.data.chat_template import DEFAULT
 from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.tokenizer_json import end_of_text_token
@@ -25,24 +26,31 @@ TRAIN = ["--max-iters", 6, "--eval-interval", 3, "--eval-iters", 2, "--save-inte
 TURN, END = 257, 258
 
 
-@pytest.fixture
-def base(tmp_path, monkeypatch):
-    """A run with special tokens and a template of its own, which starts prompts like another program's model."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SLM_NP_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a run `base` that has special tokens and a template, and starts prompts as other programs do."""
+    folder = tmp_path_factory.mktemp("made")
     names = ["<|endoftext|>", "<|turn|>", "<|end|>"]
     added = [dict(end_of_text_token(256 + i), content=name) for i, name in enumerate(names)]
-    LibraryTokenizer(dict(ByteTokenizer().to_json(), added_tokens=added)).save("tokenizer.json")
-    data = small.text_file(".")
-    words = small.flags(data, max_iters=2, block_size=32, out_dir="base", tokenizer="file:tokenizer.json")
+    tokenizer, path = LibraryTokenizer(dict(ByteTokenizer().to_json(), added_tokens=added)), folder / "tokenizer.json"
+    tokenizer.save(path)
+    data = small.text_file(folder)
+    words = small.flags(data, max_iters=2, block_size=32, out_dir=folder / "base", tokenizer=f"file:{path}")
     assert small.status("train", *words) == 0
-    Path("base/chat_template.json").write_bytes(TEMPLATE.to_bytes())
-    config = run_config.read_config("base")
+    (folder / "base/chat_template.json").write_bytes(TEMPLATE.to_bytes())
+    config = run_config.read_config(folder / "base")
     config.data.update(prompt_start=[])
-    run_config.write_config("base", config)
+    run_config.write_config(folder / "base", config)
     rows = [dict(prompt=f"Who sat on {i}<|end|>?", completion=f"Cat {i}.") for i in range(60)] + [dict(text="Once.")]
-    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return "base"
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def base(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLM_NP_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(made, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
 
 
 def finetune(*words, base="base", data="rows.jsonl", out="tuned"):
@@ -66,6 +74,14 @@ def test_a_run_keeps_the_template_of_its_base(base, capsys):
     assert (
         again.template == TEMPLATE and again.tokenizer.ends == {256, END} and list(again.tokenizer.prompt_start) == []
     )
+
+
+def test_prepared_conversations_have_the_default_template(base):
+    words = ["rows.jsonl", "--tokenizer", "file:tokenizer.json", "--out-dir", "tokens"]
+    assert small.status("prepare", *words) == 0
+    assert finetune(data="tokens") == 0
+    run = runs.load("tuned")
+    assert run.template == DEFAULT and run.tokenizer.ends == {256}
 
 
 def test_a_run_resumes_with_its_template_and_is_evaluated_with_it(base, capsys):
