@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import math
 import os
 import re
 import shutil
@@ -10,12 +9,13 @@ from pathlib import Path
 
 from slm_np import file_lock
 from slm_np.errors import UserError
-from slm_np.formats.files import LOCK, saving
+from slm_np.formats.files import saving
 from slm_np.formats.run_config import check_is_run
 from slm_np.paths import OLD_RUN, RUN, expanded, is_run
 from slm_np.words import quoted
 
 RUNS = Path("runs")
+LOCK = "lock"  # the file that the process which writes a run holds locked, see slm_np/file_lock.py
 # What a run writes. The first group is all that a start can leave, beside its lock, if it is killed.
 CREATED = (
     r"((tokenizer_|generation_|adapter_)?config|tokenizer|chat_template)\.json|chat_template\.jinja|checkpoint-0|"
@@ -177,8 +177,6 @@ def _files_to_keep(directory, leftover):
         )
     if leftover:
         names = {name for name in names if not re.fullmatch(CREATED, name)}
-        if "model.safetensors" in names and _is_converted(directory):
-            names.remove("model.safetensors")
     for name in sorted(names):
         if re.fullmatch(f"{CREATED}|{TRAINED}", name):
             raise UserError(
@@ -191,16 +189,6 @@ def _clear(directory, keep):
     """Remove what a start that was killed has left, which would become part of the new run."""
     with saving(directory):
         _remove(directory, keep)
-
-
-def _is_converted(directory):
-    """Whether the model in a directory is another program's, which `convert` has written: it has no validation loss."""
-    from slm_np.formats.tensors import open_tensors
-
-    with contextlib.suppress(UserError, ValueError):
-        _, metadata = open_tensors(directory / "model.safetensors")
-        return math.isnan(float(metadata.get("val_loss", 0)))
-    return False
 
 
 def _remove(directory, keep):

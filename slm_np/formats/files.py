@@ -7,18 +7,14 @@ new one. Failures are a `UserError` that names the path, the cause and what to d
 import contextlib
 import json
 import os
-import re
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 
-from slm_np import file_lock
 from slm_np.errors import UserError, remedy
-from slm_np.paths import UNFINISHED_SECONDS, is_run, sync
+from slm_np.paths import is_run, sync
 
-LOCK = "lock"  # the file in a directory that the process which writes there holds locked, see slm_np/file_lock.py
 BLOCK = 1 << 24  # bytes per write, so that a signal need not wait for gigabytes
 RESTORE = "restore it from a backup"  # the end of the messages about bad files
 
@@ -84,44 +80,36 @@ def replacing(path):
 def new_folder(folder):
     """Yield an empty folder beside `folder` to fill. At the end it gets that name; if the block raises, it is removed.
 
-    Until then it is locked, so that what a killed process has left is recognized by `unfinished`. Raises UserError if
-    `folder` exists and is not an empty folder, or if the disk cannot be written.
+    Raises UserError if `folder` exists and is not an empty folder, before the block or after it, or if the disk cannot
+    be written.
     """
     folder = Path(folder)
     part = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; choose another name, or remove it")
+    _check_free(folder)
     try:
         with saving(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(part, ignore_errors=True)  # of a process with this number that was killed
             part.mkdir()
-            with file_lock.claimed(part / LOCK):
-                yield part
+            yield part
             for path in (*part.iterdir(), part):
                 sync(path)
-            if folder.is_dir():
-                folder.rmdir()
-            os.rename(part, folder)
+            try:
+                if folder.is_dir():
+                    folder.rmdir()
+                os.rename(part, folder)
+            except OSError:
+                _check_free(folder)  # another process may have made it meanwhile
+                raise
             sync(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def unfinished(path):
-    """What processes that were killed have left beside the file or folder `path`, which they were writing.
-
-    Of a folder the lock tells. A file has none: it is left over after UNFINISHED_SECONDS.
-    """
-    found = []
-    with contextlib.suppress(OSError):
-        for part in path.parent.iterdir():
-            if re.fullmatch(re.escape(path.name) + r"\.tmp-\d+", part.name):
-                with contextlib.suppress(UserError):
-                    file_lock.check_unclaimed(part / LOCK)
-                    if part.is_dir() or part.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
-                        found.append(part)
-    return found
+def _check_free(folder):
+    """UserError if the path exists, unless it is an empty folder."""
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; choose another name, or remove it")
 
 
 def read_bytes(path):
