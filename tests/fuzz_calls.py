@@ -39,6 +39,7 @@ from slm_np import (
     random_batch,
     text_of,
 )
+from slm_np.config import LoraConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.data.chat_template import Template
@@ -240,11 +241,14 @@ def cross_entropy(logits, targets):
     compute_dtype=argument([None], [np.float16, np.int8, "floaty", "f2", 3.5]),
     device=argument([CPU], ["cpu", None, np]),
     recompute=argument([False, True, np.bool_(True)], [None, 0, 1.0, "yes"]),
+    lora=argument([None, LoraConfig(), LoraConfig(lora_rank=2)], [8, "all", dict(lora_rank=2), TrainConfig()]),
 )
 def call_model(c, **given):
     model = Model(**given)
     c.returned()
-    assert model.parameters.weights.size == parameter_count(model.config)
+    frozen = parameter_count(model.config) if model.lora else 0
+    assert sum(view.size for view in model.parameters.weight.values()) >= parameter_count(model.config)
+    assert model.parameters.weights.size == parameter_count(model.config) or frozen == model.parameters.frozen.size
     assert np.isfinite(model.parameters.weights).all()
     again = Model(**given)
     np.testing.assert_array_equal(model.parameters.weights, again.parameters.weights)

@@ -58,7 +58,7 @@ def model_tensors(config, settings=None):
     With adapters, all other tensors are frozen.
     """
     tensors = list(parameters(config))
-    if settings is None or not settings.lora_rank:
+    if settings is None:
         return tensors, [()] * config.n_layer
     layers = lora.adapters(config, settings, tensors)
     return [t._replace(trained=False) for t in tensors] + list(lora.parameters(layers)), layers
@@ -388,8 +388,9 @@ class Model(arguments.Fixed):
         self.recompute = arguments.truth("recompute", recompute)
         decay = arguments.choice("decay", decay, ("matrices", "all"))
         seed = None if seed is None else arguments.whole("seed", seed, 0, arguments.SEEDS)
-        self.lora = lora if lora is None else arguments.instance("lora", lora, LoraConfig)
-        tensors, _ = model_tensors(config, lora)
+        has_adapters = lora is not None and arguments.instance("lora", lora, LoraConfig).lora_rank
+        self.lora = lora if has_adapters else None
+        tensors, _ = model_tensors(self.config, self.lora)
         n, needed = count(tensors), weight_bytes(tensors, self.dtype, self.compute_dtype, device)
         device.check_memory(needed, f"a model of {n:,} parameters", SMALLER)
         self.parameters = Parameters(tensors, decay, self.dtype, self.compute_dtype, device)

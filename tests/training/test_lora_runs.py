@@ -139,6 +139,27 @@ def test_the_recipe_of_adapters():
     assert (found["learning_rate"], found["weight_decay"]) == (0.5, 0.2)
 
 
+@pytest.mark.parametrize("adapters", [True, False])
+def test_a_base_of_another_program(folder, adapters, capsys):
+    """A directory of Hugging Face: its recipe is one of ours, its context shorter, and exports keep the original."""
+    Path("foreign").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path("base") / name, "foreign")
+    words = ["--base", "foreign", "--data", "new.txt", "--out-dir", "tuned", "--max-iters", 4, *TRAIN]
+    words += [*(LORA if adapters else []), "--block-size", 16]
+    assert small.status("finetune", *words) == 0
+    config = run_config.read_config("tuned")
+    assert (config.model.block_size, config.full_context, config.base["run"]) == (16, 32, "foreign")
+    assert config.train.learning_rate == pytest.approx(2e-4 if adapters else 2e-5)
+    assert (config.train.batch_size, config.train.weight_decay) == (8, 0)
+    found = load("tuned")
+    assert found.step in (0, 4) and found.model.config.block_size == 16
+    assert small.status("finetune", "--resume", "tuned", "--base", "foreign", "--max-iters", 5) == 0
+    assert "--block-size 64 is more than the context of foreign, 32 tokens" in sentence(
+        capsys, "--base", "foreign", "--data", "new.txt", "--block-size", 64
+    )
+
+
 # Bad input
 
 
