@@ -200,9 +200,12 @@ def test_names_of_pre_tokenizers_are_found_again():
 
 @pytest.fixture(scope="module")
 def vocabularies():
-    """The folder of llama.cpp's vocabularies, with texts and their ids."""
+    """The folder of llama.cpp's vocabularies, with texts and their ids, in its sources."""
     if not os.environ.get("SLM_NP_LLAMA_CPP"):
-        pytest.skip("SLM_NP_LLAMA_CPP does not name the sources of llama.cpp, in which models/ggml-vocab-*.gguf are")
+        pytest.skip(
+            "SLM_NP_LLAMA_CPP does not name the sources of llama.cpp with models/ggml-vocab-*.gguf, for instance "
+            "vendor/llama.cpp of the source distribution of llama-cpp-python 0.3.36"
+        )
     return Path(os.environ["SLM_NP_LLAMA_CPP"]) / "models"
 
 
