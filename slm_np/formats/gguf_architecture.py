@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from slm_np.arguments import shown
+from slm_np.config import as_flag
 from slm_np.errors import UserError
 from slm_np.formats.families import family_named
 from slm_np.formats.gguf_header import same_tensor
@@ -16,6 +17,9 @@ from slm_np.formats.gguf_layout import EMBEDDING, FREQUENCIES, HEAD, MODEL_TYPES
 
 ARCHITECTURES = {kind: name for name, kind in MODEL_TYPES.items()} | dict(mistral="llama")
 NO_ROTATION = "AAAN"  # the pattern of smollm3, fixed in llama.cpp
+# Settings that other programs do not name, and the names of GELU in Hugging Face's config.json.
+FEED_FORWARD, ROPE_SCALING = "slm_np.feed_forward", "slm_np.rope_scaling"
+GELUS = {"gelu": "gelu", "gelu-tanh": "gelu_new"}
 # Metadata that change the result, after the architecture's name and a dot: values with which they change nothing.
 NEUTRAL = {
     "expert_count": (0,),
@@ -40,7 +44,7 @@ def architecture_of(config):
     """The name of the architecture that computes a ModelConfig. UserError, which names a setting, if none does."""
     fields = (family_named(kind).config_to(config) for kind in MODEL_TYPES.values())
     kind = next((found["model_type"] for found in fields if found is not None), None)
-    reason = _obstacle(config, ARCHITECTURES.get(kind))
+    reason = next(_obstacles(config, ARCHITECTURES.get(kind)), None)
     if kind and not reason:
         return ARCHITECTURES[kind]
     reason = reason or "this combination of settings"
@@ -50,40 +54,65 @@ def architecture_of(config):
     )
 
 
-def _obstacle(config, architecture):
-    """A setting that no architecture has or, if one has the others, that `architecture` lacks; else ""."""
-    letters, heads = set(config.letters), config.n_head * config.head_dim
-    common = {
-        f"--pattern {config.pattern}": letters not in ({"A"}, {"M"}) and not _has_smollm3_layers(config),
-        f"--positions {config.positions}": config.positions == "sinusoidal"
-        or config.has_attention
-        and config.positions == "none",
-        f"--norm {config.norm}": config.norm == "none",
-        f"--head {config.head}": config.head not in ("tied", "linear"),
-        "--no-residual": not config.residual,
-        f"--score-scale {config.score_scale}": config.has_attention
-        and config.score_scale not in (0.0, config.head_dim**-0.5),
-        f"--feed-forward {config.feed_forward}": config.feed_forward == "silu"
-        or (config.feed_forward == "none") != (letters == {"M"}),
-        f"--n-inner {config.n_inner}": letters == {"M"} and config.n_inner != 2 * config.n_embd,
-        "--bias in Mamba": letters == {"M"} and config.bias,
-    }
-    own = {
-        f"--norm {config.norm} with --feed-forward {config.feed_forward}": architecture is None
-        and config.has_attention
-        and (config.norm == "rmsnorm") != (config.feed_forward == "swiglu"),
-        "--bias with --norm rmsnorm": architecture is None and config.bias and config.norm == "rmsnorm",
-        f"--qkv-bias {config.qkv_bias}": architecture in (None, "qwen3", "smollm3")
-        and config.qkv_bias == "on"
-        or architecture == "smollm3"
-        and config.has_qkv_bias,
-        f"--head-dim {config.head_dim}": architecture in ("gpt2", "qwen2", "gptneox") and heads != config.n_embd,
-    }
-    return next((setting for setting, lacking in (common | own).items() if lacking), "")
+def _obstacles(config, architecture):
+    """Yield the settings that no architecture has and then those that `architecture`, if it is not None, lacks."""
+    letters, feed_forward, norm = set(config.letters), config.feed_forward, config.norm
+    if letters not in ({"A"}, {"M"}) and not _has_smollm3_layers(config):
+        yield f"--pattern {config.pattern}"
+    if config.positions == "sinusoidal" or (config.positions == "none") != (letters == {"M"}):
+        yield f"--positions {config.positions} with --pattern {config.pattern}"
+    if norm == "none" or norm == "layernorm" and letters == {"M"}:
+        yield f"--norm {norm} with --pattern {config.pattern}"
+    if config.head not in ("tied", "linear"):
+        yield f"--head {config.head}"
+    if not config.residual:
+        yield "--no-residual"
+    if feed_forward == "silu" or (feed_forward == "none") != (letters == {"M"}):
+        yield f"--feed-forward {feed_forward} with --pattern {config.pattern}"
+    if config.has_attention and config.score_scale not in (0.0, config.head_dim**-0.5):
+        yield f"--score-scale {config.score_scale}"
+    if letters == {"M"} and config.n_inner != 2 * config.n_embd:
+        yield f"--n-inner {config.n_inner}"
+    if letters == {"M"} and config.bias:
+        yield "--bias in Mamba"
+    if architecture is None and config.has_attention:
+        yield from _mixed(config)
+    if config.rope_scaling and architecture != "llama":
+        yield f"--rope-scaling {config.rope_scaling} beside its other settings"
+    if architecture == "smollm3" and config.has_qkv_bias:
+        yield "--bias or --qkv-bias on with layers without rotary positions"
+    if architecture in ("gpt2", "qwen2", "gptneox") and config.n_head * config.head_dim != config.n_embd:
+        yield f"--head-dim {config.head_dim}"
+
+
+def _mixed(config):
+    """Yield settings that exclude each other: those with layer norm are of GPT-2 and GPT-NeoX, the others of Llama."""
+    if (config.norm == "rmsnorm") != (config.feed_forward == "swiglu"):
+        yield f"--norm {config.norm} with --feed-forward {config.feed_forward}"
+    if config.norm == "layernorm":
+        for name, has in dict(
+            qk_norm=config.qk_norm,
+            n_kv_head=config.n_kv_head != config.n_head,
+            head_dim=config.n_head * config.head_dim != config.n_embd,
+            parallel=config.parallel and config.positions == "learned",
+        ).items():
+            if has:
+                yield f"{as_flag(name, getattr(config, name))} with --norm layernorm --positions {config.positions}"
+    else:
+        for name, has in dict(
+            bias=config.bias,
+            parallel=config.parallel,
+            rotary_dim=config.has_rotation and config.rotary_width != config.head_dim,
+            positions=config.positions == "learned",
+            qkv_bias=config.qkv_bias == "on",
+        ).items():
+            if has:
+                yield f"{as_flag(name, getattr(config, name))} with --norm rmsnorm and its other settings"
 
 
 def _has_smollm3_layers(config):
-    return config.letters == (NO_ROTATION * config.n_layer)[: config.n_layer] and "N" in config.letters
+    pattern = (NO_ROTATION * config.n_layer)[: config.n_layer]
+    return config.letters == pattern and "N" in pattern and config.norm == "rmsnorm"
 
 
 def metadata_of(config, architecture):
@@ -116,7 +145,10 @@ def metadata_of(config, architecture):
         found |= {"rope.dimension_count": config.rotary_width, "rope.freq_base": config.rope_theta}
     if architecture == "gptneox":
         found["use_parallel_residual"] = config.parallel
-    return {f"{architecture}.{key}": value for key, value in found.items()}
+    own = {FEED_FORWARD: config.feed_forward} if config.feed_forward in GELUS else {}
+    if config.rope_scaling:
+        own[ROPE_SCALING] = config.rope_scaling
+    return {f"{architecture}.{key}": value for key, value in found.items()} | own
 
 
 def config_of(header):
@@ -177,7 +209,7 @@ def _fields(settings, name, tensors):
             n_inner=hidden,
             n_positions=found["max_position_embeddings"],
             layer_norm_epsilon=settings.real("attention.layer_norm_epsilon"),
-            activation_function="gelu_new",
+            activation_function=settings.gelu("gelu-tanh"),
         )
     found |= dict(
         intermediate_size=hidden,
@@ -192,7 +224,7 @@ def _fields(settings, name, tensors):
             layer_norm_eps=settings.real("attention.layer_norm_epsilon"),
             rotary_pct=rotated / head_dim,
             use_parallel_residual=settings.truth("use_parallel_residual", True),
-            hidden_act="gelu",
+            hidden_act=settings.gelu("gelu"),
         )
     settings.check("rope.dimension_count", head_dim, head_dim, "as many as a head has columns")
     window = settings.whole("attention.sliding_window", 0, low=0)
@@ -204,7 +236,9 @@ def _fields(settings, name, tensors):
     if name == "smollm3":
         found["no_rope_layer_interval"] = len(NO_ROTATION)
     if FREQUENCIES in tensors:
-        found["rope_scaling"] = llama3_scaling(settings.header, found["rope_theta"], head_dim)
+        found["rope_scaling"] = llama3_scaling(
+            settings.header, found["rope_theta"], head_dim, settings.header.metadata.get(ROPE_SCALING)
+        )
     return found
 
 
@@ -256,6 +290,11 @@ class _Settings:
         if type(value) is not bool:
             self._refuse(name, value, "true or false")
         return value
+
+    def gelu(self, default):
+        """The name of the GELU that the model was trained with: the one that we wrote, or else the default."""
+        found = self.header.metadata.get(FEED_FORWARD)
+        return GELUS[found if isinstance(found, str) and found in GELUS else default]
 
     def check(self, name, default, wanted, right):
         value = self._value(name, default)

@@ -24,6 +24,7 @@ from slm_np.formats.gguf_header import AGAIN, check_readable, gguf_package, read
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.modelfile import stops_of, write_modelfile
 from slm_np.nn.model import parameters
+from slm_np.progress import say
 
 DTYPES = dict(f32="F32", f16="F16", bf16="BF16", q8_0="Q8_0")
 FILE_TYPES = dict(f32="ALL_F32", f16="MOSTLY_F16", bf16="MOSTLY_BF16", q8_0="MOSTLY_Q8_0")  # names in the package
@@ -118,6 +119,8 @@ def write(parts, path, dtype="f32", report=lambda n: None):
         finally:
             writer.close()
     write_modelfile(path, parts)
+    if parts.tokenizer is None:
+        say(f"{path} has no tokenizer, so llama.cpp takes and gives token ids only")
 
 
 def _tokenizer_metadata(parts):
@@ -182,7 +185,7 @@ def _kind(name, shape, wanted):
 def _quantized(name, array, kind):
     """An array in a type. UserError if it is not finite, or becomes so."""
     array = np.ascontiguousarray(array, np.float32)
-    largest = np.abs(array).max(initial=0)
+    largest = max(array.max(initial=0), -array.min(initial=0))
     if not np.isfinite(largest):
         raise UserError(f"the model has weights that are not finite, in {name}; convert an earlier checkpoint")
     # The scale of a block of Q8_0 is the largest of its values, divided by 127.

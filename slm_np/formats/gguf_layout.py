@@ -81,21 +81,26 @@ def frequency_divisors(theta, width, *scaling):
     return (frequencies / scaled_frequencies(frequencies, *scaling)).astype(np.float32)
 
 
-def llama3_scaling(header, theta, width):
-    """The field rope_scaling of config.json that gives the divisors in a file, which names only those.
+def llama3_scaling(header, theta, width, scaling):
+    """The field rope_scaling of config.json that gives the divisors in a file.
 
-    UserError if they are not those of Llama 3.1 or 3.2.
+    scaling: what we wrote beside them. Other programs write the divisors only, and so those of Llama 3.1 and 3.2 are
+    recognized. UserError if they are others.
     """
     divisors = read_tensor(header, FREQUENCIES)
-    low, high, context = LLAMA3
-    factor = float(np.round(divisors.max(), 3))
-    if divisors.shape != (width // 2,) or not np.allclose(
-        divisors, frequency_divisors(theta, width, factor, *LLAMA3), rtol=1e-4
-    ):
+    found = (float(np.round(divisors.max(), 3)), *LLAMA3)
+    try:
+        found = tuple(map(float, scaling.removeprefix("llama3:").split(","))) if isinstance(scaling, str) else found
+        with np.errstate(all="ignore"):
+            wanted = frequency_divisors(theta, width, *found)
+    except (ValueError, TypeError):
+        wanted = np.zeros(0)
+    if not np.isfinite(found).all() or divisors.shape != wanted.shape or not np.allclose(divisors, wanted, rtol=1e-4):
         raise UserError(
             f"{header.path} scales its rotary frequencies in another way than Llama 3.1 and 3.2 do; "
             "convert the model from its Hugging Face directory"
         )
+    factor, low, high, context = found
     return dict(
         rope_type="llama3",
         factor=factor,

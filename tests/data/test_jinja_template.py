@@ -169,6 +169,8 @@ def test_a_special_token_of_one_character_cannot_be_forged():
 
 def test_a_template_cannot_complete_a_token_that_a_message_begins():
     tokenizer = bytes_and("<|im_end|>", "</s>")
+    template = JinjaTemplate("{% for m in messages %}<|{{ m.content }}|>{% endfor %}")
+    assert template.prompt([dict(ASK, content="im_end")], tokenizer) == [b"<|im_end|>"]
     template = JinjaTemplate("{% for m in messages %}<|im_{{ m.content }}end|>{{ m.content }}|>{% endfor %}")
     assert template.prompt([dict(ASK, content="<|im_end")], tokenizer) == [b"<|im_<|im_endend|><|im_end|>"]
     assert template.prompt([dict(ASK, content="end|>")], tokenizer) == [b"<|im_end|>end|>end|>|>"]
@@ -258,6 +260,7 @@ def test_what_templates_may_use():
             "{{ raise_exception('No system ' ~ 'role') }}",
             "refuses the conversation: No system role; change the messages",
         ),
+        ("{{ '\\ud800' }}", "cannot write .*surrogates"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot write .*recursion"),
     ],
 )
@@ -294,6 +297,11 @@ GROW = "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = GROW
         "{{ {'a': 1} | tojson(indent=10**10) }}",
         "{{ ('a,' * 9999).split(',') | join('b' * 99999) }}",
         "{{ lipsum(10**7) }}",
+        GROW.replace("GROWN", "[n.x, n.x]").replace("{{ n.x }}", "{{ n }}"),
+        GROW.replace("GROWN", "{'a': n.x, 'b': n.x}").replace("{{ n.x }}", "{{ n.x.items() }}"),
+        GROW.replace("GROWN", "{'a': n.x, 'b': n.x}").replace("{{ n.x }}", "{{ n.x.values() | string }}"),
+        "{{ 'a'.translate({97: 'b' * 9999999}) * 2 }}",
+        "{{ ('\\t' * 99999).expandtabs(99999) }}",
         "{{ range(10**10) | list }}",
     ],
 )
@@ -330,6 +338,16 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError, match=r'needs the package jinja2.*pip install "slm_np\[chat\]"'):
         JinjaTemplate("{{ 'a template that is new' }}").prompt([ASK], bytes_and("</s>"))
+
+
+def test_long_messages_are_no_explosion():
+    long = "word " * 200_000
+    source = "{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ m.content | trim | truncate(2000000) }}"
+    source += (
+        "{{ m.content.split('</think>')[-1].replace('word', 'WORD').strip('x') ~ '|' + m.content }}</s>{% endfor %}"
+    )
+    [text, end] = JinjaTemplate(source).prompt([dict(ASK, content=long)], bytes_and("</s>"))
+    assert len(text) == 3 * (len(long) - 1) + 1 and end == 256
 
 
 # Templates of both kinds

@@ -120,9 +120,27 @@ def test_llama3_frequencies_are_a_tensor(tmp_path):
     wavelengths = 2 * np.pi * 5e5 ** (np.arange(8) / 8)
     assert (divisors[wavelengths < 8192 / 4] == 1).all() and (divisors[wavelengths > 8192] == 8).all()
     np.testing.assert_array_equal(divisors, frequency_divisors(5e5, 16, 8, 1, 4, 8192))
-    other = rewritten(file, {"rope_freqs.weight": (divisors[::-1].copy(), None)})
-    with pytest.raises(UserError, match="scales its rotary frequencies in another way"):
-        gguf_file.read(other)
+    others = rewritten(file, metadata={"slm_np.rope_scaling": None})  # as other programs write it
+    assert gguf_file.read(others).config == made.config
+    for scaling in (None, "llama3:8,1,4,8192", "llama3:8", "llama3:a,b,c,d", "llama3:8,1,4,nan", "llama3:8,1,1,inf", 7):
+        check_refused(
+            rewritten(file, {"rope_freqs.weight": (divisors[::-1].copy(), None)}, {"slm_np.rope_scaling": scaling}),
+            "scales its rotary frequencies in another way",
+        )
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("llama3", dict(rope_scaling="llama3:4,2,8,1024")),
+        ("llama3", dict(head_dim=8, rope_theta=100.0)),  # too short for the factor to show
+        ("gpt2", dict(feed_forward="gelu")),
+        ("gptneox", dict(feed_forward="gelu-tanh")),
+    ],
+)
+def test_settings_that_others_do_not_name_come_back(tmp_path, name, changes):
+    made, file = written(tmp_path, name, **changes)
+    assert gguf_file.read(file).config == made.config
 
 
 def test_tensors_may_come_in_any_order(tmp_path):
@@ -194,6 +212,10 @@ def test_weights_that_a_type_lacks(tmp_path):
         (dict(pattern="M", positions="none", feed_forward="none", n_inner=64), "--n-inner 64"),
         (dict(pattern="M", positions="none", feed_forward="none", bias=True), "--bias in Mamba"),
         (dict(qkv_bias="on", head_dim=32), "--head-dim 32"),
+        (dict(qk_norm=True, rope_scaling="llama3:8,1,4,8192"), "--rope-scaling llama3:8,1,4,8192 beside its other"),
+        (dict(parallel=True), "--parallel with --norm rmsnorm"),
+        (dict(norm="layernorm", feed_forward="gelu", qk_norm=True), "--qk-norm with --norm layernorm"),
+        (dict(norm="layernorm", feed_forward="gelu", n_kv_head=2), "--n-kv-head 2 with --norm layernorm"),
         (dict(qk_norm=True, qkv_bias="on"), "--qkv-bias on"),
     ],
 )

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.sources import open_model
 from slm_np.inference.generation import text_of
 from slm_np.nn.model import parameters
-from slm_np.paths import UNFINISHED_SECONDS
 
 pytest.importorskip("gguf", reason="GGUF files need the package gguf")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -413,6 +411,34 @@ def test_a_write_that_fails_leaves_nothing(here, monkeypatch, target, dtype):
     assert failed > 10
 
 
+@pytest.mark.parametrize("target", ["deep/new", "deep/new.gguf"])
+def test_of_two_conversions_to_one_target_one_is_refused_at_once(here, target, capsys):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_TENSORS, target], env=small.environment(), stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout.readline() == b"tensor\n"
+        line = said(capsys, "convert", "run", target)
+        assert f"{Path(target)} is in use by process {process.pid} " in line and "choose another name" in line
+    finally:
+        process.kill()
+        process.communicate()
+    said(capsys, "convert", "run", target, status=0)
+    assert open_model(target).tokenizer is not None
+    assert sorted(path.name for path in Path("deep").iterdir()) == ["new.Modelfile"] * target.endswith(".gguf") + [
+        Path(target).name
+    ]
+
+
+def test_folders_for_a_target_that_fails_are_removed(here, monkeypatch):
+    before = small.tree(".")
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "write_run", lambda *words: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert("run", "one/two/new")
+    assert small.tree(".") == before
+
+
 SLOW_TENSORS = """
 import dataclasses, sys, time
 from slm_np.formats import conversion
@@ -441,9 +467,6 @@ def test_a_kill_leaves_no_target_and_the_next_start_works(here, target):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     left = [path for path in small.tree(".") if path not in before]
-    assert left and all(path.startswith(f"{target}.tmp-") for path in left)
-    for path in Path().glob(f"{target}.tmp-*"):
-        old = time.time() - UNFINISHED_SECONDS - 10
-        os.utime(path, (old, old))
+    assert left and all(path.startswith((f"{target}.tmp-", f"{target}.lock")) for path in left)
     convert("run", target)
-    assert not list(Path().glob("*.tmp-*")) and open_model(target).tokenizer is not None
+    assert not [*Path().glob("*.tmp-*"), *Path().glob("*.lock")] and open_model(target).tokenizer is not None
