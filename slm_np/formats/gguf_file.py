@@ -185,7 +185,7 @@ def _kind(name, shape, wanted):
 def _quantized(name, array, kind):
     """An array in a type. UserError if it is not finite, or becomes so."""
     array = np.ascontiguousarray(array, np.float32)
-    largest = np.abs(array).max(initial=0)
+    largest = max(array.max(initial=0), -array.min(initial=0))
     if not np.isfinite(largest):
         raise UserError(f"the model has weights that are not finite, in {name}; convert an earlier checkpoint")
     # The scale of a block of Q8_0 is the largest of its values, divided by 127.
