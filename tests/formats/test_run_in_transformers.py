@@ -106,6 +106,8 @@ def test_every_preset_with_a_class_is_read_as_it_is(made, transformers, preset):
     assert np.abs(logits).max() > 0.5
     np.testing.assert_allclose(ours.model.logits(ids), logits, atol=1e-4)
     check_tokenizer(ours.tokenizer, tokenizer)
+    defaults = theirs.generation_config
+    assert (defaults.temperature, defaults.eos_token_id) == (ours.sampling.temp, ours.tokenizer.end_of_text)
     for prompt in ("The cat", "a big"):
         text = text_of(ours.model, ours.tokenizer, prompt, 30, SamplingConfig(temp=0.0))
         assert generated(theirs, tokenizer, prompt, 30) == text
