@@ -331,7 +331,7 @@ def weight_bytes(tensors, dtype, compute_dtype, device):
     copies = device.cast_copies * np.dtype(compute_dtype).itemsize if mixed else 0
     trained, frozen = [t for t in tensors if t.trained], [t for t in tensors if not t.trained]
     total = count(trained) * np.dtype(dtype).itemsize + count(t for t in trained if t.matmul) * copies
-    return total + sum(frozen_bytes(t, dtype, compute_dtype, device) for t in frozen)
+    return total + frozen_bytes(frozen, dtype, compute_dtype, device)
 
 
 def is_fused(name):

@@ -1,5 +1,6 @@
 """Low-rank adapters: gradients by finite differences, frozen weights, precision, threads, and merging."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -233,14 +234,16 @@ def test_bfloat16_is_close_to_float32_on_any_number_of_threads(config, bfloat16)
 
 
 def test_frozen_weights_rest_in_two_bytes(bfloat16):
-    model = adapted(SMALL, np.float32, BF16)
+    model = adapted(dataclasses.replace(SMALL, n_layer=12), np.float32, BF16)
     parameters, frozen = model.parameters, model.parameters.resting
     assert set(frozen) == {tensor.name for tensor in parameters.tensors if tensor.matmul and not tensor.trained}
     assert isinstance(frozen["layers.1.feed_forward.input.weight"], FrozenWeight)
     assert frozen["layers.1.attention.qkv.weight"].values.dtype == BF16
     layers = [one.values for name, one in frozen.items() if name != "embedding.weight"]
     head = frozen["embedding.weight"]
-    held = sum(array.nbytes for array in [parameters.frozen, *layers, head.forward, head.backward])
+    shared = [array for copy in parameters.shared.values() for array in copy]
+    assert len(shared) == 3 * 4  # four shapes
+    held = sum(array.nbytes for array in [parameters.frozen, *layers, head.forward, head.backward, *shared])
     tensors = [tensor for tensor in parameters.tensors if not tensor.trained]
     expected = weight_bytes(tensors, np.dtype(np.float32), BF16, CPU)
     assert held == pytest.approx(expected, rel=0.1)  # panels are padded
