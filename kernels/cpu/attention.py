@@ -155,16 +155,14 @@ def forward_head(out, lse, s, qkv, sizes, dropout, b, h):
         load_rows(s.queries, qkv, base + q * columns + h * width, columns, count, width, query_scale(qkv, scale))
         multiply_scores(s.scores, s.queries, s.keys_t, first, q, count)
         for i in range(padded(count, height)):
-            scores, start, length = s.scores[i, first:], 0, 0
+            scores, start, stop = s.scores[i], first, first
             if i < count:
-                start, length = first_of_row(sizes, q + i) - first, q + i + 1 - first
-                clear(scores[:start])
-                seen = scores[start:]
-                lse[task, q + i] = softmax_row(seen, length - start, score_scale(qkv, scale))
+                start, stop = first_of_row(sizes, q + i), q + i + 1
+                seen = scores[start:stop]
+                lse[task, q + i] = softmax_row(seen, seen.size, score_scale(qkv, scale))
                 if threshold > 0:
-                    index = (task * steps + q + i) * steps + first + start
-                    drop_row(seen, length - start, index, key, threshold, keep_scale)
-            store_row(s.p[i, first:], scores, length, row_stop(qkv, q, i, count) - first)
+                    drop_row(seen, seen.size, (task * steps + q + i) * steps + start, key, threshold, keep_scale)
+            store_row(s.p[i], scores, first, start, stop, row_stop(qkv, q, i, count))
         sum_over_keys(s.result, s.p_rows, s.right, first, q, count)
         write_rows(out, (b * steps + q) * out_columns + h * width, out_columns, s.result, count, width, one)
 
@@ -193,22 +191,19 @@ def backward_group(qkv, s, dout, lse, sizes, dropout, b, kv):
             multiply_scores(s.scores, s.queries, s.keys_t, first, q, count)
             multiply_scores(s.dscores, s.douts, s.values_t, first, q, count)
             for i in range(QUERIES):
-                p, dp, start, length = s.scores[i, first:], s.dscores[i, first:], 0, 0
+                p, dp, start, stop = s.scores[i], s.dscores[i], first, first
                 if i < count:
-                    start, length = first_of_row(sizes, q + i) - first, q + i + 1 - first
-                    clear(p[:start])
-                    clear(dp[:start])
-                    p_seen, dp_seen, n = p[start:], dp[start:], length - start
-                    index = (task * steps + q + i) * steps + first + start
-                    probability_row(p_seen, n, lse[task, q + i], score_scale(qkv, scale))
+                    start, stop = first_of_row(sizes, q + i), q + i + 1
+                    p_seen, dp_seen, index = p[start:stop], dp[start:stop], (task * steps + q + i) * steps + start
+                    probability_row(p_seen, p_seen.size, lse[task, q + i], score_scale(qkv, scale))
                     if threshold > 0:
-                        drop_row(dp_seen, n, index, key, threshold, keep_scale)
-                    softmax_backward_row(dp_seen, p_seen, n)
+                        drop_row(dp_seen, p_seen.size, index, key, threshold, keep_scale)
+                    softmax_backward_row(dp_seen, p_seen, p_seen.size)
                     if threshold > 0:
-                        drop_row(p_seen, n, index, key, threshold, keep_scale)
-                stop = row_stop(qkv, q, i, count) - first
-                store_row(s.p[i, first:], p, length, stop)
-                store_row(s.ds[i, first:], dp, length, stop)
+                        drop_row(p_seen, p_seen.size, index, key, threshold, keep_scale)
+                end_of_row = row_stop(qkv, q, i, count)
+                store_row(s.p[i], p, first, start, stop, end_of_row)
+                store_row(s.ds[i], dp, first, start, stop, end_of_row)
             add_over_queries(s.dvalues, turn(s.turned, s.p, s.tile, first, q, count), s.douts_right, first, q, count)
             add_over_queries(s.dkeys, turn(s.turned, s.ds, s.tile, first, q, count), s.queries_right, first, q, count)
             sum_over_keys(s.result, s.ds_rows, s.right, first, q, count)

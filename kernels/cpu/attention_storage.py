@@ -30,7 +30,7 @@ from .scratch import carve
 
 FLOAT_ROWS, PAIR_ROWS = microkernel_f32.ROWS, microkernel_bf16.ROWS
 QUERY_PAIRS = padded(QUERIES // 2, STEP)
-FIRST_KEYS = math.lcm(COLUMNS, 2 * STEP)
+FIRST_FLOATS, FIRST_PAIRS = math.lcm(COLUMNS, FLOAT_ROWS), math.lcm(COLUMNS, PAIR_ROWS, 2 * STEP)
 
 
 class Scratch(NamedTuple):
@@ -208,12 +208,12 @@ def entries_of_pairs(operand, elements):
 
 @row
 def first_key_of_floats(operand, key):
-    return key // COLUMNS * COLUMNS
+    return key // FIRST_FLOATS * FIRST_FLOATS
 
 
 @row
 def first_key_of_pairs(operand, key):
-    return key // FIRST_KEYS * FIRST_KEYS
+    return key // FIRST_PAIRS * FIRST_PAIRS
 
 
 @row
@@ -239,7 +239,8 @@ elements_per_entry = by_storage(lambda operand: 1, lambda operand: 2)
 # Entries that hold so many elements, and the first entry of a sum that may leave out all elements before one.
 entries = by_storage(lambda operand, elements: elements, entries_of_pairs)
 first_entry = by_storage(lambda operand, element: element, lambda operand, element: element // (2 * STEP) * STEP)
-# The last key up to `key` from which on a block of scores may begin: whole tiles, and whole steps of a sum.
+# The last key up to `key` from which on a block of scores may begin: whole tiles in both directions, as P is read
+# transposed too, and whole steps of a sum.
 first_key = by_storage(first_key_of_floats, first_key_of_pairs)
 # Up to where row i of a block of `count` queries from q on must hold zeros: floats to the end of its tile, pairs for
 # `turn_pairs`.
@@ -349,16 +350,21 @@ load_queries = by_storage(load_float_queries, load_pair_queries)
 
 
 @row
-def store_float_row(p, scores, length, stop):
-    """Store scores[:length], zeros up to `stop`. Floats lie where they are stored."""
-    p[length:stop] = 0
+def store_float_row(p, scores, first, start, stop, end):
+    """p[first:end] = scores[start:stop], zeros around. Floats lie where they are stored."""
+    if start > first:
+        p[first:start] = 0
+    p[stop:end] = 0
 
 
 @row
-def store_rounded_row(p, scores, length, stop):
-    for j in range(length):
-        p[j] = rounded(scores[j])
-    p[length:stop] = 0
+def store_rounded_row(p, scores, first, start, stop, end):
+    if start > first:
+        p[first:start] = 0
+    target, source = p[start:stop], scores[start:stop]
+    for j in range(target.size):
+        target[j] = rounded(source[j])
+    p[stop:end] = 0
 
 
 @row

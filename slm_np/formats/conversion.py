@@ -66,7 +66,8 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
     path = located(source)
     if holds_adapter(path):
         if not merge:
-            return convert_adapter(path, target, dtype)
+            check_alone(dtype, tokenizer)
+            return convert_adapter(path, target)
     elif merge:
         raise UserError(f"--merge has no effect on {source}, which is no adapter; leave it out")
     parts = metered(open_model(source, tokenizer))
@@ -87,12 +88,17 @@ def holds_adapter(path):
     return kind == ADAPTER or kind == RUN and bool(read_config(path).lora)
 
 
-def convert_adapter(path, target, dtype):
-    """Write the adapter in the directory `path` alone. Returns the `Converted`."""
-    if dtype != "f32":
+def check_alone(dtype, tokenizer):
+    """UserError for settings without effect on an adapter that is written alone."""
+    given = [f"--dtype {dtype}"] * (dtype != "f32") + [f"--tokenizer {tokenizer}"] * bool(tokenizer)
+    if given:
         raise UserError(
-            f"--dtype {dtype} has no effect on an adapter, which is written in f32; leave it out, or --merge"
+            f"{given[0]} has no effect on an adapter, which is written alone and in f32; leave it out, or give --merge"
         )
+
+
+def convert_adapter(path, target):
+    """Write the adapter in the directory `path` alone. Returns the `Converted`."""
     if is_run(path):
         parts = open_model(adapters.base_path(path, read_config(path)))
     else:

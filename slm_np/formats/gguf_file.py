@@ -31,6 +31,15 @@ FILE_TYPES = dict(f32="ALL_F32", f16="MOSTLY_F16", bf16="MOSTLY_BF16", q8_0="MOS
 Q8_0_BLOCK, LARGEST_F16 = 32, 65504.0
 SMALL = ("position_embd.weight", "ssm_conv1d.weight", "ssm_a")  # matrices that stay in float32
 TEMPLATE = "tokenizer.chat_template"
+# Sampling defaults, after general.sampling, and the fields of SamplingConfig.
+SAMPLING = dict(
+    temp="temp",
+    top_k="top_k",
+    top_p="top_p",
+    min_p="min_p",
+    penalty_repeat="repeat_penalty",
+    penalty_last_n="repeat_last_n",
+)
 
 
 def read(path):
@@ -57,7 +66,7 @@ def read(path):
     def tensors():
         return to_ours(config, pieces, array_of)
 
-    return ModelParts(header.path, config, tensors, tokenizer, _template(header), SamplingConfig(), _origin(header))
+    return ModelParts(header.path, config, tensors, tokenizer, _template(header), _sampling(header), _origin(header))
 
 
 def _check_tensors(header, pieces):
@@ -88,6 +97,18 @@ def _template(header):
     return JinjaTemplate(source, gguf_tokenizer.names_of(header, "bos", "eos"), f"the chat template of {header.path}")
 
 
+def _sampling(header):
+    """The sampling defaults of a file. UserError if they are out of range."""
+    found = {ours: header.metadata.get(f"general.sampling.{theirs}") for theirs, ours in SAMPLING.items()}
+    given = {
+        name: float(str(np.float32(value))) if isinstance(value, float) else value for name, value in found.items()
+    }
+    try:
+        return SamplingConfig(**{name: value for name, value in given.items() if value is not None})
+    except UserError as error:
+        raise UserError(f"{header.path}: {error}") from None
+
+
 def _origin(header):
     name = header.metadata.get("general.name")
     return f"GGUF, {name if isinstance(name, str) and name else header.path.name}"
@@ -109,6 +130,7 @@ def write(parts, path, dtype="f32", report=lambda n: None):
         "general.name": path.stem,
         "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[dtype]]),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        **{f"general.sampling.{theirs}": getattr(parts.sampling, ours) for theirs, ours in SAMPLING.items()},
         **metadata_of(parts.config, architecture),
         **_tokenizer_metadata(parts),
     }

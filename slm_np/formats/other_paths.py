@@ -37,6 +37,9 @@ def not_a_run(path):
         return error
     if os.path.isfile(path):
         return UserError(f"{path} is not a run but a file; {_use_of(path)}")
+    if os.path.isfile(path / "metrics.jsonl"):
+        or_start = f", or {_finetune(path)}" * is_model_directory(path)
+        return UserError(f"run.json missing: {path} is not a run of slm_np; restore that file{or_start}")
     if is_model_directory(path):
         return UserError(f"{path} is not a run but a model of another program; {_finetune(path)}")
     return UserError(f"run.json missing: {path} is not a run of slm_np; name a directory that --out-dir made")
@@ -53,7 +56,7 @@ def not_a_model(path):
         names = sorted(file.name for file in path.iterdir() if file.is_file())
     except OSError as error:
         return UserError(f"{path} cannot be read ({error.strerror}); check its permissions")
-    if "metrics.jsonl" in names or any(path.glob("checkpoint-*")):  # a run that has lost its settings
+    if "metrics.jsonl" in names:  # a run that has lost its settings
         return not_a_run(path)
     if not names and not any(path.iterdir()):
         return UserError(f"{path} is an empty folder, not a model; name {MODEL}")

@@ -337,7 +337,9 @@ def test_a_run_without_its_settings_is_a_model_of_hugging_face(folder, capsys):
     assert small.status("generate", "--model", "bytes", *words) == 0
     found = capsys.readouterr()
     assert found.out == text and "Hugging Face, llama" in found.err
-    assert "bytes is not a run of slm_np" in error_line(capsys, "train", "--resume", "bytes")
+    assert "run.json missing: bytes is not a run of slm_np; restore that file, or start one" in error_line(
+        capsys, "train", "--resume", "bytes"
+    )
 
 
 def test_damaged_checkpoints_are_skipped_and_refused_if_there_is_no_other(folder, capsys):

@@ -6,7 +6,7 @@ import gguf_models as models
 import numpy as np
 import pytest
 
-from slm_np.config import ModelConfig
+from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.errors import UserError
@@ -155,6 +155,14 @@ def test_a_modelfile_lies_beside(tmp_path):
     written(tmp_path)
     lines = (tmp_path / "model.Modelfile").read_text(encoding="utf-8").splitlines()
     assert lines == ["FROM ./model.gguf", "PARAMETER num_ctx 64", "PARAMETER temperature 0.8"]
+
+
+def test_sampling_defaults_come_back(tmp_path):
+    sampling = SamplingConfig(temp=0.7, top_k=0, top_p=0.9, min_p=0.0, repeat_penalty=1.1, repeat_last_n=32)
+    gguf_file.write(models.parts(models.model("llama"), sampling=sampling), tmp_path / "model.gguf")
+    assert gguf_file.read(tmp_path / "model.gguf").sampling == sampling
+    assert "PARAMETER temperature 0.7" in (tmp_path / "model.Modelfile").read_text(encoding="utf-8")
+    check_refused(rewritten(tmp_path / "model.gguf", metadata={"general.sampling.top_p": 7.0}), "--top-p is 7.0")
 
 
 def test_progress_counts_all_bytes_of_tensors(tmp_path):

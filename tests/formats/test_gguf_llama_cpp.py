@@ -9,6 +9,8 @@ import dataclasses
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf_models as models
@@ -23,7 +25,7 @@ from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.tokenizer_factory import tokenizer_from
 from slm_np.errors import UserError
-from slm_np.formats import gguf_file, gguf_header, gguf_tokenizer, gguf_words, llama2c
+from slm_np.formats import gguf_file, gguf_header, gguf_tokenizer, gguf_words, hugging_face, llama2c
 from slm_np.inference.generation import encode_prompt
 from slm_np.nn.model import Model
 
@@ -198,9 +200,12 @@ def test_names_of_pre_tokenizers_are_found_again():
 
 @pytest.fixture(scope="module")
 def vocabularies():
-    """The folder of llama.cpp's vocabularies, with texts and their ids."""
+    """The folder of llama.cpp's vocabularies, with texts and their ids, in its sources."""
     if not os.environ.get("SLM_NP_LLAMA_CPP"):
-        pytest.skip("SLM_NP_LLAMA_CPP does not name the sources of llama.cpp, in which models/ggml-vocab-*.gguf are")
+        pytest.skip(
+            "SLM_NP_LLAMA_CPP does not name the sources of llama.cpp with models/ggml-vocab-*.gguf, for instance "
+            "vendor/llama.cpp of the source distribution of llama-cpp-python 0.3.36"
+        )
     return Path(os.environ["SLM_NP_LLAMA_CPP"]) / "models"
 
 
@@ -248,6 +253,31 @@ def test_vocabularies_that_are_not_supported(vocabularies, name):
     header = gguf_header.read_header(vocabularies / f"ggml-vocab-{name}.gguf")
     with pytest.raises(UserError, match="a tokenizer of the kind|has the pre-tokenizer"):
         gguf_tokenizer.from_metadata(header, len(header.metadata["tokenizer.ggml.tokens"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "llama_untied", "llama3", "qwen3", "smollm3", "gpt2"])
+def test_the_converter_of_llama_cpp_writes_the_same(vocabularies, tmp_path, name, test_data, monkeypatch):
+    """Its conversion of our Hugging Face directory has the tensors and the metadata of our GGUF file."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(test_data / "tiktoken_cache"))
+    tokenizer = bpe.gpt2()  # the converter knows tokenizers by their ids of a certain text
+    made = models.model(name, tokenizer, n_embd=32, n_hidden=128)
+    hugging_face.write(models.parts(made, tokenizer), tmp_path / "model")
+    gguf_file.write(models.parts(made, tokenizer), tmp_path / "ours.gguf")
+    converter = vocabularies.parent / "convert_hf_to_gguf.py"
+    command = [sys.executable, converter, tmp_path / "model", "--outfile", tmp_path / "theirs.gguf", "--outtype", "f32"]
+    subprocess.run(command, check=True, capture_output=True)
+    ours, theirs = (gguf_header.read_header(tmp_path / f"{one}.gguf") for one in ("ours", "theirs"))
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for tensor in ours.tensors:
+        assert ours.tensors[tensor].kind == theirs.tensors[tensor].kind
+        np.testing.assert_allclose(
+            gguf_header.read_tensor(ours, tensor), gguf_header.read_tensor(theirs, tensor), rtol=1e-6
+        )
+    both = ours.metadata.keys() & theirs.metadata.keys() - {"general.name"}
+    assert len(both) > 20 and {key: ours.metadata[key] for key in both} == {key: theirs.metadata[key] for key in both}
+    assert gguf_file.read(tmp_path / "theirs.gguf").config == made.config
 
 
 # Chats

@@ -128,6 +128,22 @@ def test_a_run_before_its_first_evaluation_is_converted(here):
     )
 
 
+@pytest.mark.parametrize("kind", ["GGUF q8_0", "llama2.c", "run"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_transformers_computes_the_same_of_a_directory(models, here, kind, dtype):
+    transformers = pytest.importorskip("transformers", reason="transformers is the oracle of this test")
+    torch = pytest.importorskip("torch", reason="transformers needs PyTorch")
+    convert(models[kind], "out", dtype=dtype)
+    run, ids = slm_np.load("out"), [[3, 1, 4, 1, 5, 9, 2, 6]]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("out", dtype=torch.float32)
+    with torch.no_grad():
+        logits = theirs(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(run.model.logits(ids), logits, atol=1e-4 * np.abs(logits).max())
+    tokenizer = transformers.AutoTokenizer.from_pretrained("out")
+    ids = run.tokenizer.encode("the cat sat").tolist()
+    assert tokenizer("the cat sat", add_special_tokens=False)["input_ids"] == ids
+
+
 # Adapters
 
 
@@ -171,7 +187,8 @@ def test_an_adapter_for_llama_cpp(adapted, here, capsys):
 
 def test_bad_input_about_adapters(adapted, here, capsys):
     assert "--merge has no effect on base, which is no adapter" in said(capsys, "convert", "base", "new", "--merge")
-    assert "--dtype bf16 has no effect on an adapter" in said(capsys, "convert", adapted, "new", "--dtype", "bf16")
+    for words in (["--dtype", "bf16"], ["--tokenizer", "base/tokenizer.json"]):
+        assert f"{' '.join(words)} has no effect on an adapter" in said(capsys, "convert", adapted, "new", *words)
     convert(adapted, "alone")
     Path("base").rename("moved")
     for words in (("alone", "new"), ("alone", "new", "--merge"), (adapted, "new"), (adapted, "new.gguf", "--merge")):

@@ -9,6 +9,7 @@ import small
 pytest.importorskip("jinja2", reason="chat templates in Jinja need the package jinja2")
 pytest.importorskip("tokenizers", reason="special tokens need the package tokenizers")
 
+from slm_np import load
 from slm_np.cli.conversation import Conversation
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import DEFAULT
@@ -111,3 +112,35 @@ def test_the_tokenizer_of_a_run_is_that_of_transformers(base):
     assert prompt == theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert theirs.eos_token == "<|end|>" and theirs("a cat").input_ids == ours.tokenizer.encode("a cat").tolist()
     assert transformers.GenerationConfig.from_pretrained("tuned").eos_token_id == [256, END]
+
+
+def test_a_model_of_transformers_with_a_begin_token_and_more_embeddings_than_tokens(made, base, capsys):
+    """Its prompts start as in transformers, also after it was finetuned, and the finetuned one keeps its embeddings."""
+    transformers = pytest.importorskip("transformers", reason="compares with transformers")
+    pytest.importorskip("torch", reason="makes a model of transformers")
+    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=300)
+    config = transformers.LlamaConfig(**sizes, max_position_embeddings=64, tie_word_embeddings=True)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained("theirs")
+    begin, text = {"SpecialToken": dict(id="<|turn|>", type_id=0)}, {"Sequence": dict(id="A", type_id=0)}
+    known = {"<|turn|>": dict(id="<|turn|>", ids=[TURN], tokens=["<|turn|>"])}
+    steps = dict(type="TemplateProcessing", single=[begin, text], pair=[begin, text, text], special_tokens=known)
+    fields = json.loads(open("tokenizer.json", encoding="utf-8").read())
+    for name, content in {
+        "tokenizer.json": dict(fields, post_processor=steps),
+        "tokenizer_config.json": dict(
+            tokenizer_class="PreTrainedTokenizerFast", chat_template=SOURCE, eos_token="<|end|>"
+        ),
+        "generation_config.json": dict(eos_token_id=[END, 65]),
+    }.items():
+        with open(f"theirs/{name}", "w", encoding="utf-8") as file:
+            json.dump(content, file)
+    assert finetune("--block-size", 32, base="theirs") == 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained("theirs")
+    for path in ("theirs", "tuned"):
+        run = load(path)
+        assert (run.model.config.vocab_size, run.tokenizer.vocab_size) == (300, 259), path
+        assert run.template == TEMPLATE and run.tokenizer.ends == {256, END, 65}
+        assert encode_prompt(run.tokenizer, "a").tolist() == tokenizer("a").input_ids == [TURN, 97]
+        message = [dict(role="user", content="Who?")]
+        prompt = encode_prompt(run.tokenizer, run.template.prompt(message, run.tokenizer)).tolist()
+        assert prompt == tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
