@@ -151,7 +151,7 @@ def check_free(target, is_gguf):
         with contextlib.suppress(OSError):
             if not os.listdir(target):
                 return
-    for path in (target, *[target.with_suffix(MODELFILE)] * is_gguf):
+    for path in (target, target.with_suffix(MODELFILE)) if is_gguf else (target,):
         if os.path.lexists(path):
             raise UserError(f"{path} already exists, and nothing is overwritten; choose another TARGET, or remove it")
 

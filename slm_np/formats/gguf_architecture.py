@@ -48,9 +48,10 @@ def architecture_of(config):
     if kind and not reason:
         return ARCHITECTURES[kind]
     reason = reason or "this combination of settings"
+    directory = "convert it to a Hugging Face directory, or " if kind else ""
     raise UserError(
         f"no architecture of llama.cpp has {reason}, so the model cannot become a GGUF file; "
-        "convert it to a Hugging Face directory, or train one with settings of gpt2, llama, qwen3, gptneox or mamba"
+        f"{directory}train one with settings of gpt2, llama, qwen3, gptneox or mamba"
     )
 
 
@@ -155,9 +156,11 @@ def config_of(header):
     """The ModelConfig of a file. UserError if its architecture, or something in its metadata, is not supported."""
     name = header.metadata.get("general.architecture")
     if header.metadata.get("general.type", "model") != "model":
-        raise UserError(
-            f"{header.path} holds {shown(header.metadata['general.type'])}, not a model; name the GGUF file of a model"
-        )
+        kind = shown(header.metadata["general.type"])
+        use = "give it to llama.cpp with --lora, or name the adapter's directory"
+        if kind != "'adapter'":
+            use = "name the GGUF file of a model"
+        raise UserError(f"{header.path} holds {kind}, not a model; {use}")
     if not isinstance(name, str) or name not in MODEL_TYPES:
         raise UserError(
             f"{header.path} has the architecture {shown(name)}; supported are {', '.join(MODEL_TYPES)}; "

@@ -88,6 +88,8 @@ def _of_any(path, wanted):
         return UserError(f"{path} {wrong} {kind} {path.parent}; name {kind}: {path.parent}")
     if not os.path.lexists(path):
         return UserError(f"{path} is not {wanted}: it does not exist; {similar_run(path, wanted)}")
+    if not path.exists():
+        return UserError(f"{path} is a link to {os.readlink(path)}, which does not exist; name {MODEL}")
     if not path.is_dir():
         return None
     if (path / "train.bin").is_file():

@@ -159,8 +159,8 @@ def encode_prompt(tokenizer, prompt):
     """
     if tokenizer is None:
         raise UserError(
-            "the run was trained on a token file without a tokenizer, so it can neither read nor write text; "
-            "copy its tokenizer.json into the run"
+            "the model has no tokenizer, so it can neither read nor write text; "
+            "copy its tokenizer.json into its directory"
         )
     parts = prompt if isinstance(prompt, list) else [arguments.encoded("the prompt", prompt)]
     found = [ids for ids, _ in encode_spans(tokenizer, ((part, False) for part in parts))]

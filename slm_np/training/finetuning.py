@@ -243,8 +243,8 @@ def check_vocabulary(base, run, corpus):
     known, needed = base.config.model.vocab_size, run.model.vocab_size
     if base.tokenizer is None and corpus.tokenizer is not None:
         raise UserError(
-            f"{base.path} was trained on a token file without a tokenizer, so it cannot read text; "
-            "give --data as a .bin of the same tokens"
+            f"{base.path} has no tokenizer, so it cannot read text; "
+            "give --data as a .bin of the same tokens, or copy its tokenizer.json into its directory"
         )
     if needed != known and not (needed == known + 1 and corpus.tokenizer.end_of_text == known):
         raise UserError(

@@ -179,7 +179,7 @@ def test_an_adapter_for_llama_cpp(adapted, here, capsys):
     assert small.status("convert", adapted, "adapter.gguf") == 0
     assert "llama.cpp: llama-cli -m BASE.gguf --lora adapter.gguf" in capsys.readouterr().out
     assert not Path("adapter.Modelfile").exists()
-    assert "not a model" in said(capsys, "generate", "--model", "adapter.gguf")
+    assert "not a model; give it to llama.cpp with --lora" in said(capsys, "generate", "--model", "adapter.gguf")
     convert(adapted, "merged.gguf", dtype="q8_0", merge=True)
     merged = small_models.weights(open_model(adapted))
     small_models.assert_close(merged, small_models.weights(open_model("merged.gguf")), 1 / 200)
@@ -192,7 +192,8 @@ def test_bad_input_about_adapters(adapted, here, capsys):
     convert(adapted, "alone")
     Path("base").rename("moved")
     for words in (("alone", "new"), ("alone", "new", "--merge"), (adapted, "new"), (adapted, "new.gguf", "--merge")):
-        assert "base" in said(capsys, "convert", *words)
+        line = said(capsys, "convert", *words)
+        assert f"the base of {words[0]}, " in line and "base, is missing; put it back" in line
     assert not [name for name in small.tree(".") if name.startswith("new")]
 
 
@@ -208,6 +209,10 @@ def test_what_comes_next_is_said(models, here, capsys):
     assert Path("deep/model.Modelfile").read_text(encoding="utf-8").startswith("FROM ./model.gguf\n")
     assert small.status("convert", "run") == 0
     assert f"run: {Path('runs/run')}\nmore: python -m slm_np.generate" in capsys.readouterr().out
+    assert small.status("convert", "run", "half", "--dtype", "f16") == 0
+    assert "model: half\nmore: python -m slm_np.generate --model half" in capsys.readouterr().out  # no run
+    assert small.status("convert", "run", "Größe (1).gguf") == 0
+    assert "ollama create gr-e-1 -f " in capsys.readouterr().out  # its names are of a-z and digits
     assert small.status("convert", "run") == 0 and Path("runs/run-2/run.json").is_file()
 
 
@@ -351,11 +356,29 @@ def test_paths_that_are_no_models(here, capsys, models):
         "old.ggml": "old.ggml is a GGML file, the format before GGUF",
         "noise": "noise is a file of unknown format, not a model",
         "text.txt": "text.txt is a text, not a model; train on it with --data text.txt",
+        "no/such.gguf": f"{Path('no/such.gguf')} is not a model: it does not exist",  # no name on the hub
         ".": "is not a model but a folder with models; name one: hf, run",
     }.items():
         assert named in said(capsys, "generate", "--model", path), path
         assert named in said(capsys, "convert", path, "new"), path
     assert not Path("new").exists()
+    assert "nowhere does not exist; name a run, a Hugging Face directory" in said(capsys, "info", "nowhere")
+
+
+def test_a_link_to_nothing(here, capsys):
+    try:
+        Path("link").symlink_to("gone")
+    except OSError:
+        pytest.skip("no symlinks here")
+    for words in (("generate", "--model", "link"), ("convert", "link", "new"), ("info", "link")):
+        assert "link is a link to gone, which does not exist; name a run" in said(capsys, *words)
+
+
+@pytest.mark.parametrize("target", [".", "..", "run", "run/model.safetensors"])
+def test_a_target_that_exists(here, capsys, target):
+    before = small.tree(here)
+    assert "already exists, and nothing is overwritten" in said(capsys, "convert", "run", target)
+    assert small.tree(here) == before
 
 
 def test_what_cannot_be_resumed_can_be_finetuned(models, here, capsys):
@@ -397,7 +420,8 @@ def test_a_dtype_that_the_target_lacks(here, capsys):
         ),
     )
     assert "no class of transformers" in said(capsys, "convert", "s", "new", "--dtype", "bf16")
-    assert "no architecture of llama.cpp" in said(capsys, "convert", "s", "new.gguf")
+    refusal = said(capsys, "convert", "s", "new.gguf")
+    assert "no architecture of llama.cpp" in refusal and "Hugging Face directory" not in refusal  # none has it, either
     assert not Path("new").exists() and not Path("new.gguf").exists()
     said(capsys, "convert", "s", "copy", status=0)  # a run, as it is
     small_models.assert_close(small_models.weights(open_model("s")), small_models.weights(open_model("copy")))

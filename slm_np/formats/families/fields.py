@@ -43,7 +43,8 @@ def check_neutral(fields, neutral):
     for name, values in neutral.items():
         value = fields.get(name)
         if value is not None and value not in values:
-            raise refused(name, value, " or ".join(map(str, values)) or "null")
+            # An empty object is as good as none, and no reader would recognize it as a value.
+            raise refused(name, value, " or ".join(str(one) for one in values if one != {}) or "null")
 
 
 def check_supported(fields, architecture, neutral):
