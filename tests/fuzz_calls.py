@@ -25,6 +25,7 @@ import slm_np
 from slm_np import (
     AdamW,
     Decoder,
+    LoraConfig,
     Model,
     ModelConfig,
     SamplingConfig,
@@ -39,7 +40,6 @@ from slm_np import (
     random_batch,
     text_of,
 )
-from slm_np.config import LoraConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.data.chat_template import Template
@@ -900,7 +900,7 @@ def settings_entry(kind):
         assert all(type(getattr(found, name)) is type(field.default) for name, field in fields.items())
 
 
-for settings_kind in (ModelConfig, TrainConfig, SamplingConfig):
+for settings_kind in (LoraConfig, ModelConfig, TrainConfig, SamplingConfig):
     settings_entry(settings_kind)
 
 

@@ -14,7 +14,9 @@ from slm_np.words import counted
 
 EPOCHS = 3.0  # over the new data, unless the length is given
 RATE_SHARE = 0.25  # peak learning rate as a share of the base's
-LORA_RATE = 10  # learning rate of adapters, in those of all weights
+# Learning rate of adapters, in those of all weights. Of 4, 10 and 20 it gave the lowest loss of a small model on other
+# data, nearly that of training all weights.
+LORA_RATE = 10
 OTHERS = TrainConfig(learning_rate=8e-5, batch_size=8, weight_decay=0.0, beta2=0.999)  # of bases of other programs
 BLOCK_SIZE = 512  # context of a base of another program while it is finetuned, at most
 INTERVAL = 250  # updates between evaluations, at most
