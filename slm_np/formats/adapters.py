@@ -13,6 +13,7 @@ from slm_np.formats import hub
 from slm_np.formats.checkpoint import load_best, newest_checkpoint
 from slm_np.formats.format1 import original_name
 from slm_np.formats.layouts import AdapterLayout
+from slm_np.formats.model_parts import metered
 from slm_np.nn import lora
 from slm_np.ops.device import put
 from slm_np.paths import is_run
@@ -36,7 +37,7 @@ class BaseTensors:
                 self.total = zlib.crc32(array, zlib.crc32(original_name(name).encode(), self.total))
                 yield name, array
         else:
-            for name, array in self.parts.tensors():
+            for name, array in metered(self.parts, "loading").tensors():
                 array = np.ascontiguousarray(array, np.float32)
                 self.total = (self.total + zlib.crc32(array, zlib.crc32(name.encode()))) & 0xFFFFFFFF
                 yield name, array

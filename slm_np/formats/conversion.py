@@ -12,7 +12,6 @@ from typing import NamedTuple
 from slm_np import file_lock
 from slm_np.config import FILE_DTYPES
 from slm_np.data import chat_template
-from slm_np.data.meter import Meter
 from slm_np.errors import UserError, near
 from slm_np.formats import adapters, hugging_face, peft
 from slm_np.formats.checksum import crc32, write_settings
@@ -23,11 +22,11 @@ from slm_np.formats.files import new_folder, saving, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.interchange import interchange_files, token_ids
 from slm_np.formats.lora_adapter import LoraAdapter
-from slm_np.formats.model_parts import ModelParts
+from slm_np.formats.model_parts import ModelParts, metered
 from slm_np.formats.run_config import read_config, write_config
 from slm_np.formats.sources import ADAPTER, RUN, format_of, located, open_model, run_config
 from slm_np.formats.tensors import stream_tensors
-from slm_np.nn.model import parameter_count, parameters
+from slm_np.nn.model import parameters
 from slm_np.paths import expanded, is_run
 
 MODELFILE = ".Modelfile"  # ending of the file for ollama
@@ -70,7 +69,7 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
             return convert_adapter(path, target)
     elif merge and format_of(path):
         raise UserError(f"--merge has no effect on {source}, which is no adapter; leave it out")
-    parts = metered(open_model(source, tokenizer))
+    parts = metered(open_model(source, tokenizer), "converting")
     with claimed(target):
         if is_gguf:
             write_gguf(parts, target, dtype)
@@ -118,18 +117,6 @@ def convert_adapter(path, target):
 def lasting(base):
     """The path of a base as it is found from everywhere, or its name on the hub."""
     return os.path.abspath(base) if os.path.lexists(base) else str(base)
-
-
-def metered(parts):
-    """The `ModelParts` whose tensors show how far they are, as they are read."""
-
-    def tensors():
-        with Meter(4 * parameter_count(parts.config), f"converting {parts.path.name}") as meter:
-            for name, array in parts.tensors():
-                yield name, array
-                meter.update(array.nbytes)
-
-    return dataclasses.replace(parts, tensors=tensors)
 
 
 def name_of(source):

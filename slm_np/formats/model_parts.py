@@ -1,11 +1,13 @@
 """What a reader of a format returns and a writer takes: a model, its tokenizer and its settings, of whatever origin."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from slm_np.config import ModelConfig, SamplingConfig
+from slm_np.data.meter import Meter
+from slm_np.nn.model import parameter_count
 
 
 @dataclass
@@ -29,3 +31,15 @@ class ModelParts:
     template: Any
     sampling: SamplingConfig
     origin: str
+
+
+def metered(parts, verb):
+    """The `ModelParts` whose tensors show how far they are, as they are read. verb: "loading" or the like"""
+
+    def tensors():
+        with Meter(4 * parameter_count(parts.config), f"{verb} {parts.path.name}") as meter:
+            for name, array in parts.tensors():
+                yield name, array
+                meter.update(array.nbytes)
+
+    return replace(parts, tensors=tensors)

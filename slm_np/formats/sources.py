@@ -20,7 +20,7 @@ from slm_np.config import DEVICES, TrainConfig
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
 from slm_np.formats import adapters, hub, llama2c, runs
-from slm_np.formats.model_parts import ModelParts
+from slm_np.formats.model_parts import ModelParts, metered
 from slm_np.formats.other_paths import is_model_directory, not_a_model, starts_with_pickle
 from slm_np.formats.run_config import RunConfig, ends_of, read_config
 from slm_np.nn.model import Model, parameter_count
@@ -183,7 +183,7 @@ def fill(weights, parts):
     Raises UserError if one is missing, unknown, or of another shape.
     """
     left = set(weights)
-    for name, array in parts.tensors():
+    for name, array in metered(parts, "loading").tensors():
         if name not in left:
             raise UserError(f"{parts.path} has the unexpected tensor {name!r}; it is not the model of its settings")
         if array.shape != weights[name].shape:

@@ -19,6 +19,7 @@ from faulty_disk import FaultyDisk
 
 import slm_np
 from slm_np.config import ModelConfig, SamplingConfig
+from slm_np.data import meter
 from slm_np.errors import UserError
 from slm_np.formats import conversion, sources
 from slm_np.formats.conversion import convert
@@ -215,6 +216,17 @@ def test_what_comes_next_is_said(models, here, capsys):
     assert small.status("convert", "run", "Größe (1).gguf") == 0
     assert "ollama create gr-e-1 -f " in capsys.readouterr().out  # its names are of a-z and digits
     assert small.status("convert", "run") == 0 and Path("runs/run-2/run.json").is_file()
+
+
+def test_loading_shows_how_far_it_is(models, here, capsys, monkeypatch):
+    monkeypatch.setattr(meter, "FIRST_LINE_S", 0.0)
+    monkeypatch.setattr(meter, "LINE_S", 0.0)
+    shutil.copytree(models["directory bf16"], "base")
+    slm_np.load("base")
+    assert re.search("loading base: [0-9]+ of [0-9]+ MB, ETA 0s", capsys.readouterr().err)
+    words = ("--data", "text.txt", "--max-iters", 1, "--batch-size", 2, "--block-size", 8, "--out-dir", "new")
+    assert small.status("finetune", "--base", "base", *words) == 0
+    assert "loading base: " in capsys.readouterr().err
 
 
 # Memory
@@ -485,8 +497,8 @@ SLOW_TENSORS = """
 import dataclasses, sys, time
 from slm_np.formats import conversion
 metered = conversion.metered
-def slow(parts):
-    found = metered(parts)
+def slow(parts, verb):
+    found = metered(parts, verb)
     def tensors():
         for pair in found.tensors():
             yield pair
