@@ -36,21 +36,27 @@ def main(argv=None):
     parser.add_argument("--questions", type=int, default=200, help="how many to ask (default: %(default)s)")
     parser.add_argument("--wrong", type=int, default=5, help="wrong answers to print (default: %(default)s)")
     args = parser.parse_args(argv)
+    wrong, line = score(args.model, args.questions)
+    print("\n".join(wrong[: args.wrong]))
+    print(line)
+
+
+def score(model, n):
+    """(descriptions of the wrong answers, a line with the share of exact ones) of a model to n questions."""
     CPU.use_threads(0)
-    run = load(args.model)
+    run = load(model)
     template = run.template or chat_template.DEFAULT
     stops, ends, greedy = template.stops(run.tokenizer), template.ends(run.tokenizer), SamplingConfig(temp=0.0)
     asked, exact, wrong = Counter(), Counter(), []
-    for question, turn in islice(questions(), args.questions):
+    for question, turn in islice(questions(), n):
         prompt = encode_prompt(run.tokenizer, template.prompt([dict(role="user", content=question)], run.tokenizer))
         answer = text_of(run.model, run.tokenizer, prompt, MAX_TOKENS, greedy, stops, ends=ends).strip()
         asked[turn.kind] += 1
         exact[turn.kind] += answer == turn.answer
         if answer != turn.answer:
             wrong.append(f"{question}\n  answered {answer!r}, right is {turn.answer!r}")
-    print("\n".join(wrong[: args.wrong]))
-    print("  ".join(f"{kind} {exact[kind]}/{asked[kind]}" for kind in sorted(asked)))
-    print(f"{exact.total()} of {asked.total()} answered exactly: {exact.total() / asked.total():.1%}")
+    kinds = "  ".join(f"{kind} {exact[kind]}/{asked[kind]}" for kind in sorted(asked))
+    return wrong, f"{exact.total()} of {asked.total()} answered exactly: {exact.total() / asked.total():.1%}  {kinds}"
 
 
 if __name__ == "__main__":

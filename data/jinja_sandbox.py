@@ -8,12 +8,15 @@ import functools
 import json
 import re
 import time
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from slm_np.errors import UserError, imported
 
 SECONDS = 10.0  # of one rendering
-LARGEST = 10_000_000  # characters of a text, elements of a list, or digits of a width
+LARGEST = 10_000_000  # characters of a value
+ELEMENT = 10  # characters that a number or an element of a list counts as
+MULTIPLYING = ("translate", "join", "indent", "expandtabs", "tojson")  # whose results have that many pieces
 WIDTHS = re.compile(r"\d{5}|\*|\{[^{}]*\{")  # in a format string: a width that is large or comes from a value
 CHAT_EXTRA = "slm_np[chat]"
 
@@ -27,27 +30,42 @@ class TemplateRefusal(Exception):
 
 
 def size(value):
-    """The number of characters and elements of a value, also of those inside it. `TemplateLimit` above `LARGEST`."""
+    """The number of characters in a value and the values inside it, about. `TemplateLimit` above `LARGEST`."""
     total, waiting = 0, [value]
     while waiting:
         value = waiting.pop()
-        total += len(value) if isinstance(value, (str, bytes, list, tuple, dict)) else 1
-        if total > LARGEST:
-            raise TemplateLimit(f"it makes more than {LARGEST:,} characters")
-        if isinstance(value, (list, tuple)):
-            waiting.extend(value)
-        elif isinstance(value, dict):
-            waiting.extend(value.values())
+        if hasattr(value, "_Namespace__attrs"):  # of Jinja's `namespace`, which is printed with its values
+            value = value._Namespace__attrs
+        is_text, is_collection = isinstance(value, (str, bytes)), isinstance(value, Collection)
+        total += len(value) if is_text else ELEMENT
+        check(total)
+        if is_collection and not is_text:
+            waiting.extend([*value, *value.values()] if isinstance(value, Mapping) else value)
     return total
 
 
-def check_product(values):
-    """`TemplateLimit` if a result as large as the product of the values' sizes would be too large."""
-    product = 1
-    for value in values:
-        product *= abs(value) if isinstance(value, int) and value else size(value)
-        if not product <= LARGEST:
-            raise TemplateLimit(f"it makes more than {LARGEST:,} characters")
+def check(n):
+    """`TemplateLimit` if n characters are too many."""
+    if not n <= LARGEST:
+        raise TemplateLimit(f"it makes more than {LARGEST:,} characters")
+
+
+def check_result(name, value, others):
+    """`TemplateLimit` if the filter or the method of a string called `name` may make too much of a value.
+
+    others: its other arguments. A number is a width.
+    """
+    n = size(value)
+    if name == "replace" and len(others) > 1:
+        old, new, *_ = map(size, others)
+        check(n + (n // max(1, old) + 1) * new)
+        return
+    for other in others:
+        if isinstance(other, int):
+            n = n * max(1, abs(other)) if name in MULTIPLYING else n + abs(other)
+        elif name in MULTIPLYING:
+            n *= max(1, size(other))
+        check(n)
 
 
 def check_format(text):
@@ -117,8 +135,8 @@ def environment_class():
                 trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=self.finalized
             )
             self.day = None
-            self.filters = {name: self.limited(function) for name, function in self.filters.items()}
-            self.filters["tojson"] = self.limited(tojson)
+            filters = dict(self.filters, tojson=tojson)
+            self.filters = {name: self.limited(name, function) for name, function in filters.items()}
             del self.globals["lipsum"]
             self.globals |= dict(raise_exception=self.refuse, strftime_now=self.strftime_now)
 
@@ -149,16 +167,16 @@ def environment_class():
             size(parts)
             return "".join(map(str, parts))
 
-        def limited(self, filter):
+        def limited(self, name, filter):
             """A filter that checks before it runs whether its result may be too large."""
 
             @functools.wraps(filter)
             def run(*arguments, **options):
                 self.check_time()
-                values = [*arguments[hasattr(filter, "jinja_pass_arg") :], *options.values()]
-                check_product([value for value in values if isinstance(value, (str, int, list, tuple, dict))])
-                if filter.__name__ == "do_format":
-                    check_format(values[0])
+                value, *others = arguments[hasattr(filter, "jinja_pass_arg") :]
+                check_result(name, value, [*others, *options.values()])
+                if name == "format":
+                    check_format(value)
                 return filter(*arguments, **options)
 
             return run
@@ -167,7 +185,7 @@ def environment_class():
             self.check_time()
             owner = getattr(function, "__self__", None)
             if isinstance(owner, str):
-                check_product([owner, *arguments, *options.values()])
+                check_result(function.__name__, owner, [*arguments, *options.values()])
             return super().call(context, function, *arguments, **options)
 
         def wrap_str_format(self, value):
@@ -181,11 +199,15 @@ def environment_class():
             self.check_time()
             if operator == "+":
                 size((left, right))
-            elif isinstance(left, str) and operator == "%":
+            elif operator == "%" and isinstance(left, str):
                 check_format(left)
                 size(right)
-            elif operator in "**" and not isinstance(left, float):
-                check_product([left] * right if operator == "**" and right in range(100) else [left, right])
+            elif operator in ("*", "**") and not isinstance(left, float) and not isinstance(right, float):
+                factors = [left] * min(right, 1000) if operator == "**" and isinstance(right, int) else [left, right]
+                n = 1
+                for factor in factors:
+                    n *= max(1, abs(factor) if isinstance(factor, int) else size(factor))
+                    check(n)
             return super().call_binop(context, operator, left, right)
 
         def rendered(self, template, values, day=None):
@@ -196,8 +218,7 @@ def environment_class():
                 self.check_time()
                 parts.append(part)
                 n += len(part)
-                if n > LARGEST:
-                    raise TemplateLimit(f"it makes more than {LARGEST:,} characters")
+                check(n)
             return "".join(parts)
 
     return ChatEnvironment

@@ -96,11 +96,11 @@ class JinjaTemplate:
     def to_bytes(self):
         """The content of chat_template.json, from which a run restores it."""
         fields = dict(source=self.source, tokens=self.tokens)
-        return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+        return (json.dumps(fields, indent=2) + "\n").encode("ascii")
 
     def to_jinja(self):
         """The content of chat_template.jinja, for other programs."""
-        return self.source.encode("utf-8", "surrogateescape")
+        return self.source.encode("utf-8", "replace")
 
     def identity(self):
         """What the tokens of a conversation depend on, as JSON can hold it. See `templates.restored`."""
@@ -142,7 +142,9 @@ class JinjaTemplate:
         template = _compiled(self.source, self.name)
         values = dict(messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt)
         try:
-            return template.environment.rendered(template, values | self.tokens, day)
+            text = template.environment.rendered(template, values | self.tokens, day)
+            text.encode("utf-8", "surrogateescape")  # fails for half of a surrogate pair in the template
+            return text
         except TemplateRefusal as refusal:
             raise UserError(f"{self.name} refuses the conversation: {refusal}; change the messages") from None
         except Exception as error:
@@ -163,8 +165,7 @@ class Hidden:
 
     def __init__(self, template, messages, tokenizer):
         self.tokens = tokenizer.special_tokens
-        self.special, self.heads, self.tails, longest = _parts_of(tuple(self.tokens))
-        self.longest = longest
+        self.special, self.heads, self.tails, self.longest = _parts_of(tuple(self.tokens))
         contents = [message["content"].strip() for message in messages]
         unused = _unused("".join([template.source, *map(str, template.tokens.values()), *self.tokens, *contents]))
         self.start, self.stop, self.nothing = (next(unused) for _ in range(3))
@@ -181,14 +182,15 @@ class Hidden:
     def _hidden(self, content):
         """A content with another character in place of the first one of each special token.
 
-        A part of a special token at its end or its start is hidden, too, since the template might complete it.
+        A part of a special token at its end, at its start or as the whole content is hidden, too, since the template
+        might complete it.
         """
         if not self.special:
             return content
         starts = {match.start() for match in re.finditer(f"(?={self.special.pattern})", content)}
         lengths = range(1, min(self.longest, len(content) + 1))
         starts |= {len(content) - n for n in lengths if content[-n:] in self.heads}
-        completes = any(content[:n] in self.tails for n in lengths)
+        completes = any(content[:n] in self.tails for n in lengths) or any(content in name for name in self.tokens)
         letters = [self.substitutes[letter] if i in starts else letter for i, letter in enumerate(content)]
         return self.nothing * completes + "".join(letters)
 

@@ -83,6 +83,9 @@ class LibraryTokenizer(Tokenizer):
         self.start_of_text = first if self.end_of_text is None else self.end_of_text
         later = _without_prefix(self._json)
         self._later = self._library if later == self._json else self._made(later)  # encodes all but the first segment
+        # A prefix is put before each stretch of text between special tokens, unless it is for the first one only.
+        schemes = {step.get("prepend_scheme") for step in pre}
+        self.begins_after_special = self._later is not self._library and "first" not in schemes
         self._words, self._words_size = {}, 0  # {word: its ids as bytes}, and its size as `CACHE` counts it
         self._token_bytes = {}  # {(id, begins): bytes} as `_bytes_of` found them
         # A token to decode others beside: an ordinary word, the first in the vocabulary.
@@ -184,16 +187,29 @@ class LibraryTokenizer(Tokenizer):
         with _failures(lambda error: UserError(f"{self.name} cannot encode the text ({error}); use another tokenizer")):
             found = [one.ids for one in library.encode_batch_fast(strings, add_special_tokens=False)] if strings else []
         for i, ids in enumerate(found):
-            # Models that look up whole words find the end-of-text token by its name. Cut in two, the name is not found.
-            if self.end_of_text in ids and len(self._end) > 1:
-                halves = re.split(f"(?<={re.escape(self._end[0])})(?={re.escape(self._end[1:])})", strings[i])
-                if len(halves) > 1:
+            if not self._special.isdisjoint(ids):
+                parts = self._cut_special(strings[i], ids)
+                if len(parts) > 1:
                     found[i] = [
                         id
-                        for j, half in enumerate(halves)
-                        for id in self._encode_whole([half], self._later if j else library)[0]
+                        for j, part in enumerate(parts)
+                        for id in self._encode_whole([part], self._later if j else library)[0]
                     ]
         return found
+
+    def _cut_special(self, string, ids):
+        """The parts of a string, cut within the special tokens that its `ids` contain.
+
+        Models that look up whole words find a special token by its name. Cut in two, the name is not found. If a
+        normalizer makes the name from other characters, the string is cut in the middle, until it is not found.
+        """
+        found = {name: token.id for name, token in self._special_tokens.items() if token.id in ids and len(name) > 1}
+        names = [name for name in found if name in string]
+        if names:
+            return re.split("|".join(f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})" for name in names), string)
+        if len(string) > 1 and set(found.values()) - {self.unknown}:
+            return [string[: len(string) // 2], string[len(string) // 2 :]]
+        return [string]
 
     def _check_letters(self, strings):
         known = bytes(byte for byte, id in enumerate(self._byte_ids) if id is not None)

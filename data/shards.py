@@ -19,6 +19,7 @@ from slm_np.data.embedded import EmbeddedText
 from slm_np.data.files import checksummed, read_json_or_empty, verified
 from slm_np.data.templates import restored
 from slm_np.data.text_files import BLOCK, Text
+from slm_np.data.tokenizer import encode_spans
 from slm_np.data.tokens import WITHIN
 from slm_np.errors import UserError
 
@@ -112,7 +113,7 @@ def tokenize(staging, plan, number, tokenizer, report):
             put(ids, target)
 
     def write_row(spans):
-        for (part, target), (ids, _) in zip(spans, tokenizer.encode_spans(spans)):
+        for (part, target), (ids, _) in zip(spans, encode_spans(tokenizer, spans)):
             if isinstance(part, bytes):
                 count(part, target)
             put(ids, target, WITHIN * (part == tokenizer.end_of_text))

@@ -51,11 +51,6 @@ class Tokenizer:
         """The set of ids that end a text."""
         return {self.end_of_text, *self.more_ends} - {None}
 
-    def used_like(self, other):
-        """This tokenizer, after it takes from `other` how the texts of its model start and end."""
-        self.prompt_start, self.more_ends = other.prompt_start, other.more_ends
-        return self
-
     @property
     def special_tokens(self):
         """{name: `SpecialToken`}"""
@@ -68,19 +63,6 @@ class Tokenizer:
         """
         data = arguments.encoded("data", data)
         return np.concatenate([np.empty(0, self.dtype), *self.encode_blocks([data], begins)])
-
-    def encode_spans(self, spans):
-        """Yield (ids (N,), target) of [(bytes or int, target), ...], as chat templates write a conversation.
-
-        An int is the id of a special token.
-        """
-        begins = True
-        for part, target in spans:
-            if isinstance(part, int):
-                yield np.array([part], self.dtype), target
-            else:
-                yield self.encode(part, begins), target
-            begins = isinstance(part, int) and self.begins_after_special
 
     def stream(self, after=()):
         """A `StreamingDecoder` for ids that arrive one at a time after the ids `after`, such as those of a prompt."""
@@ -104,6 +86,26 @@ class Tokenizer:
                 "use the tokenizer that made the tokens"
             )
         return ids
+
+
+def encode_spans(tokenizer, spans):
+    """Yield (ids (N,), target) of [(bytes or int, target), ...], as chat templates write a conversation.
+
+    An int is the id of a special token.
+    """
+    begins = True
+    for part, target in spans:
+        if isinstance(part, int):
+            yield np.array([part], tokenizer.dtype), target
+        else:
+            yield tokenizer.encode(part, begins), target
+        begins = isinstance(part, int) and tokenizer.begins_after_special
+
+
+def used_like(tokenizer, other):
+    """The tokenizer, after it takes from `other` how the texts of its model start and end."""
+    tokenizer.prompt_start, tokenizer.more_ends = other.prompt_start, other.more_ends
+    return tokenizer
 
 
 class StreamingDecoder:

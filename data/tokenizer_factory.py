@@ -10,6 +10,7 @@ from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.data.foreign_tokenizers import described
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.meter import metered
+from slm_np.data.tokenizer import used_like
 from slm_np.errors import UserError, near
 from slm_np.paths import expanded
 
@@ -79,7 +80,7 @@ def tokenizer_from(fields, name):
 
 def with_end_of_text(tokenizer):
     """The tokenizer itself if it has an end-of-text token, else one with that token as one more id, the last."""
-    return tokenizer if tokenizer.end_of_text is not None else tokenizer.with_end().used_like(tokenizer)
+    return tokenizer if tokenizer.end_of_text is not None else used_like(tokenizer.with_end(), tokenizer)
 
 
 def _contains(found, wanted):

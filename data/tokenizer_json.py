@@ -1,5 +1,7 @@
 """The fields of Hugging Face's `tokenizer.json`, in which every tokenizer is saved."""
 
+import contextlib
+
 END_OF_TEXT = "<|endoftext|>"  # name of the token that ends a document. The same characters inside a text are text
 
 
@@ -57,10 +59,15 @@ def bpe_model(vocab, merges):
 
 
 def leading_token(fields):
-    """The name of the special token that the post-processor puts before a text, or None."""
+    """The name of the special token that the post-processor puts before a text, or None.
+
+    Also None if the post-processor is damaged: nothing else of it is used.
+    """
     found = fields.get("post_processor") or {}
-    for step in found.get("processors", [found]):
-        single = step.get("single") or [{}]
-        if step.get("type") == "TemplateProcessing" and "SpecialToken" in single[0]:
-            return single[0]["SpecialToken"]["id"]
+    with contextlib.suppress(AttributeError, TypeError, LookupError):
+        for step in found.get("processors", [found]):
+            single = step.get("single") or [{}]
+            if step.get("type") == "TemplateProcessing" and "SpecialToken" in single[0]:
+                name = single[0]["SpecialToken"]["id"]
+                return name if isinstance(name, str) else None
     return None

@@ -1,8 +1,7 @@
 """Where the common pre-tokenizers split any text, so that the ids of each part can be cached.
 
-Byte-pair merges happen within the words of a pre-tokenizer. Its regular expression is run by the library; here a text is
-cut into parts of one word or a few, at places where the expression splits whatever stands around them.
-
+Byte-pair merges happen within the words of a pre-tokenizer. The library runs its regular expression; here a text is cut
+into parts of one word or a few, at places where the expression splits whatever stands around them.
 White space is Unicode's White_Space, as in the library's expressions. ASCII is enough to tell where a line end belongs
 to the punctuation before it: behind any other character no cut is made.
 """

@@ -8,7 +8,7 @@ import sys
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 
-from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
+from slm_np.config import LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from slm_np.errors import UserError
 from slm_np.presets import preset
 from slm_np.version import __version__
@@ -76,7 +76,7 @@ _LAZY = {
     "random_batch": _data,
     "load": _runs,
 }
-__all__ = ["ModelConfig", "SamplingConfig", "TrainConfig", "UserError", "preset", *_LAZY]
+__all__ = ["LoraConfig", "ModelConfig", "SamplingConfig", "TrainConfig", "UserError", "preset", *_LAZY]
 
 
 def __getattr__(name):

@@ -13,8 +13,8 @@ VERBS = {
     "generate": "continue a prompt with a trained model",
     "chat": "talk with a trained model",
     "evaluate": "measure the loss of a model on a text",
-    "info": "show what a run is and how it was trained",
-    "convert": "convert another program's checkpoint into a run",
+    "info": "show what a model is and how it was trained",
+    "convert": "write a model in another format",
     "gradcheck": "check every derivative on this machine",
     "warmup": "compile the kernels before they are needed",
 }

@@ -31,7 +31,7 @@ def main(argv=None):
     chat = Conversation(run, sampling, max_tokens, stops, Screen(args.show_confidence), args.system)
     say(described(run) + "; /help lists the commands" * sys.stdin.isatty())
     if chat.template is None:
-        say("this run has no chat template: the model continues each message, and does not see the ones before")
+        say("this model has no chat template: the model continues each message, and does not see the ones before")
     if sys.stdin.isatty():
         talk_in_terminal(chat)
     else:

@@ -1,10 +1,12 @@
 """Convert a model of any format to a directory or a GGUF file: `python -m slm_np.convert SOURCE [TARGET]`."""
 
+import re
 import sys
 
 from slm_np.cli import flags
 from slm_np.config import FILE_DTYPES
 from slm_np.errors import UserError, command
+from slm_np.paths import is_run
 from slm_np.words import counted, quoted
 
 
@@ -71,18 +73,19 @@ def next_steps(made):
         return [f"adapter: {path}; --merge writes the model that it makes of its base", more]
     if path.suffix.lower() == ".gguf":
         modelfile = quoted(path.with_suffix(".Modelfile"))
+        model = re.sub("[^a-z0-9._-]+", "-", path.stem.lower()).strip("._-") or "model"  # as ollama allows
         return [
             f"model: {path}",
             f"llama.cpp: llama-cli -m {name}",
-            f"ollama: ollama create {path.stem} -f {modelfile} && ollama run {path.stem}",
+            f"ollama: ollama create {model} -f {modelfile} && ollama run {model}",
         ]
     if made.parts.tokenizer is None:
-        more = "no tokenizer: none was given and none is beside the model, so the run reads and writes ids, not text"
+        more = "no tokenizer: none was given and none is beside the model, so the model reads and writes ids, not text"
     elif made.parts.template is None:
         more = f'more: python -m slm_np.generate --model {name} --prompt "Once upon a time"'
     else:
         more = f"more: python -m slm_np.chat --model {name}"
-    return [f"run: {path}", more]
+    return [f"{'run' if is_run(path) else 'model'}: {path}", more]
 
 
 if __name__ == "__main__":

@@ -101,15 +101,16 @@ def locked(path, waiting="", until=lambda: False):
 
 
 @contextlib.contextmanager
-def claimed(path):
-    """Hold the lock of the file `path` as the only writer of its directory. The file says who holds it.
+def claimed(path, name=None):
+    """Hold the lock of the file `path` as the only writer of `name`, by default its directory.
 
+    The file says who holds it.
     Raises InUse at once, which names the process, if another one holds it; OSError if the file cannot be written.
     """
     path = Path(path)
     lock, supported = _try(path)
     if lock is None:
-        raise _in_use(path)
+        raise _in_use(path, name)
     try:
         if not supported:
             print(
@@ -196,8 +197,9 @@ def _description():
     )
 
 
-def _in_use(path):
-    return InUse(f"{path.parent} is in use by {_owner(path)}; wait until that has ended, or choose another directory")
+def _in_use(path, name=None):
+    what, other = (path.parent, "directory") if name is None else (name, "name")
+    return InUse(f"{what} is in use by {_owner(path)}; wait until that has ended, or choose another {other}")
 
 
 def _owner(path):

@@ -15,9 +15,7 @@ from slm_np.errors import UserError, remedy
 
 UNFINISHED_SECONDS = 86400  # until an unfinished folder belongs to a killed process
 RUN = "run.json"  # the file that makes a directory a run
-OLD_RUN = (
-    "config.json"  # the same in runs of formats 1 to 3. In today's runs and in other directories it is another file
-)
+OLD_RUN = "config.json"  # the same in runs of formats 1 to 3. Elsewhere it is Hugging Face's file
 
 
 def cache_dir(folder=None):

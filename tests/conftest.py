@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # for the PyTorch twin
 sys.path.append(str(ROOT))  # last, so that an installed slm_np comes before the checkout
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network: test_hub.py has a hub of its own
 # A background job of a shell ignores SIGINT, and one of nohup SIGHUP. Commands respect that, and tests send both.
 for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL), ("SIGTERM", signal.SIG_DFL)):
     if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:

@@ -25,6 +25,7 @@ import slm_np
 from slm_np import (
     AdamW,
     Decoder,
+    LoraConfig,
     Model,
     ModelConfig,
     SamplingConfig,
@@ -41,6 +42,7 @@ from slm_np import (
 )
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
+from slm_np.data.chat_template import Template
 from slm_np.inference.decoder import uncompiled_step
 from slm_np.nn.dropout import model_dropout
 from slm_np.ops.device import CPU
@@ -239,11 +241,14 @@ def cross_entropy(logits, targets):
     compute_dtype=argument([None], [np.float16, np.int8, "floaty", "f2", 3.5]),
     device=argument([CPU], ["cpu", None, np]),
     recompute=argument([False, True, np.bool_(True)], [None, 0, 1.0, "yes"]),
+    lora=argument([None, LoraConfig(), LoraConfig(lora_rank=2)], [8, "all", dict(lora_rank=2), TrainConfig()]),
 )
 def call_model(c, **given):
     model = Model(**given)
     c.returned()
-    assert model.parameters.weights.size == parameter_count(model.config)
+    frozen = parameter_count(model.config) if model.lora else 0
+    assert sum(view.size for view in model.parameters.weight.values()) >= parameter_count(model.config)
+    assert model.parameters.weights.size == parameter_count(model.config) or frozen == model.parameters.frozen.size
     assert np.isfinite(model.parameters.weights).all()
     again = Model(**given)
     np.testing.assert_array_equal(model.parameters.weights, again.parameters.weights)
@@ -429,6 +434,14 @@ def call_states(c, batch):
     c.returned()
     states.clear()
     assert not states.memory.any() and len(states) == 1
+
+
+@entry("Model.dropout", key=KEY)
+def call_dropout(c, key):
+    model = c.world.models["attention"]
+    dropout = model.dropout(key)
+    c.returned()
+    assert dropout == model_dropout(model.config, key)
 
 
 @entry("Model.full_precision", model=models("attention", "recurrent", wrong=False))
@@ -680,6 +693,7 @@ def call_decoder_step(c, model, tokens, before):
     ),
     stops=argument([(), "ab", ["x", "y"], ("\n",)], [None, b"ab", [b"a"], [3], 3]),
     make_step=argument([None, uncompiled_step], [3, "step"]),
+    ends=argument([(), [3], np.array([V + 5])], ["ab", [1.5], ["a"]]),
 )
 def call_text_of(c, **given):
     found = text_of(**given)
@@ -713,6 +727,7 @@ def call_text_of(c, **given):
     progress=argument([False, np.bool_(False)], [None, 0, "no"]),
     wait=argument([True, np.bool_(True)], [None, 1, "yes"]),
     binary=argument([False, np.bool_(False)], [None, 0, "no"]),
+    template=argument([None, Template(before_user="U: ")], [3, "chat", Template]),
     out_dir=argument(["", None], [3, "a\0b", True]),
     cache_dir=Argument(
         {"path": lambda c: c.world.folder / "cache", "str": lambda c: str(c.world.folder / "cache")},
@@ -885,7 +900,7 @@ def settings_entry(kind):
         assert all(type(getattr(found, name)) is type(field.default) for name, field in fields.items())
 
 
-for settings_kind in (ModelConfig, TrainConfig, SamplingConfig):
+for settings_kind in (LoraConfig, ModelConfig, TrainConfig, SamplingConfig):
     settings_entry(settings_kind)
 
 

@@ -138,9 +138,11 @@ def linear(n, d, e, bias=False, residual=False, in_place=False, scale=1.0):
         out = residual if in_place else kernels.empty(dout.shape)
         dx, dweight, dbias = kernels.empty(x.shape), kernels.sums(weight.shape), kernels.sums(dout.shape[1])
         kernels.linear_forward(out, x, weight, bias, residual)
+        added = kernels.sums(x.shape)
         kernels.linear_backward_input(dx, dout, weight)
+        kernels.linear_backward_input(added, dout, weight, added)
         kernels.linear_backward_weight(dweight, None if bias is None else dbias, dout, x)
-        return dict(out=out, dx=dx, dweight=dweight) | ({} if bias is None else dict(dbias=dbias))
+        return dict(out=out, dx=dx, added=added, dweight=dweight) | ({} if bias is None else dict(dbias=dbias))
 
     return Case(
         f"linear {n}x{d}x{e}{' bias' * bias}{' residual' * residual}{' in place' * in_place}{label(scale)}",
@@ -152,7 +154,7 @@ def linear(n, d, e, bias=False, residual=False, in_place=False, scale=1.0):
             residual=normal(n, e, seed=2) if residual else None,
         ),
         run,
-        ("dweight", "dbias") if bias else ("dweight",),
+        ("added", "dweight", "dbias") if bias else ("added", "dweight"),
     )
 
 
@@ -165,7 +167,9 @@ def linear_transposed(n, d, v):
         out, dx, dweight = kernels.empty(dout.shape), kernels.empty(x.shape), kernels.sums(weight.shape)
         kernels.linear_transposed_forward(out, x, weight)
         kernels.linear_transposed_backward(dx, dweight, dout, x, weight)
-        return dict(out=out, dx=dx, dweight=dweight)
+        frozen = kernels.empty(x.shape)
+        kernels.linear_transposed_backward(frozen, None, dout, x, weight)
+        return dict(out=out, dx=dx, dweight=dweight, frozen=frozen)
 
     inputs = dict(x=normal(n, d), weight=normal(v, d), dout=normal(n, v))
     return Case(f"linear_transposed {n}x{d}x{v}", inputs, run, ("dweight",))
@@ -180,10 +184,12 @@ def rmsnorm(n, d, scale=1.0):
         dx, dweight = kernels.sums(x.shape), kernels.sums(weight.shape)
         kernels.rmsnorm_forward(out, rstd, x, weight, EPS)
         kernels.rmsnorm_backward(dx, dweight, dout, x, weight, rstd)
-        return dict(out=out, rstd=rstd, dx=dx, dweight=dweight)
+        frozen = kernels.sums(x.shape)
+        kernels.rmsnorm_backward(frozen, None, dout, x, weight, rstd)
+        return dict(out=out, rstd=rstd, dx=dx, dweight=dweight, frozen=frozen)
 
     inputs = dict(x=normal(n, d, scale=scale), weight=normal(d), dout=normal(n, d, seed=1))
-    return Case(f"rmsnorm {n}x{d}{label(scale)}", inputs, run, ("dx", "dweight"), ONE_WIDE * (d == 1))
+    return Case(f"rmsnorm {n}x{d}{label(scale)}", inputs, run, ("dx", "dweight", "frozen"), ONE_WIDE * (d == 1))
 
 
 def layernorm(n, d, bias=True, offset=0.0):
@@ -192,7 +198,9 @@ def layernorm(n, d, bias=True, offset=0.0):
         dx, dweight, dbias = kernels.sums(x.shape), kernels.sums(d), kernels.sums(d)
         kernels.layernorm_forward(out, mean, rstd, x, weight, bias, EPS)
         kernels.layernorm_backward(dx, dweight, None if bias is None else dbias, dout, x, weight, mean, rstd)
-        found = dict(out=out, mean=mean, rstd=rstd, dx=dx, dweight=dweight)
+        frozen = kernels.sums(x.shape)
+        kernels.layernorm_backward(frozen, None, None, dout, x, weight, mean, rstd)
+        found = dict(out=out, mean=mean, rstd=rstd, dx=dx, dweight=dweight, frozen=frozen)
         return found if bias is None else found | dict(dbias=dbias)
 
     return Case(
@@ -204,7 +212,7 @@ def layernorm(n, d, bias=True, offset=0.0):
             bias=normal(d) if bias else None,
         ),
         run,
-        ("dx", "dweight", "dbias") if bias else ("dx", "dweight"),
+        ("dx", "dweight", "frozen", *(["dbias"] if bias else [])),
         ONE_WIDE * (d == 1),
     )
 

@@ -6,6 +6,8 @@ import urllib.request
 
 import pytest
 
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's servers
+
 
 @contextlib.contextmanager
 def serving(path, context=128, adapter=None):
@@ -24,13 +26,15 @@ def serving(path, context=128, adapter=None):
 
 class Server:
     def __init__(self, server):
-        self.server = server  # it serves until this is collected
+        self.server = server  # it serves until this is collected, which may hang before it has answered once
+        with DIRECT.open(server.listening_address + "/health", timeout=120) as answer:
+            assert json.load(answer)["status"] == "ok"
 
     def _post(self, route, **fields):
         request = urllib.request.Request(
             self.server.listening_address + route, json.dumps(fields).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with DIRECT.open(request, timeout=120) as answer:
             return json.load(answer)
 
     def ids(self, text, start=False):

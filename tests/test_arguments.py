@@ -371,6 +371,7 @@ def test_random_batch_checks_what_it_writes_to(corpus):
         dict(wait="no"),
         dict(out_dir=3),
         dict(cache_dir=3),
+        dict(template="chat"),
     ],
     ids=str,
 )

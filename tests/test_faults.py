@@ -86,8 +86,8 @@ def test_nothing_is_lost_and_nothing_is_silent_in_many_tries(name, context):
 # Every judge can fail
 
 
-def in_place(path, *chunks):
-    """`write_bytes` without a temporary file."""
+def in_place(path, chunks, report=None):
+    """`write_chunks` without a temporary file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         for chunk in chunks:
@@ -97,7 +97,7 @@ def in_place(path, *chunks):
 @pytest.mark.parametrize("kind", [kills, writes])
 def test_files_that_are_written_in_place_are_lost(kind, context, folder, monkeypatch):
     for module in ("files", "checkpoint", "tensors"):
-        monkeypatch.setattr(f"slm_np.formats.{module}.write_bytes", in_place)
+        monkeypatch.setattr(f"slm_np.formats.{module}.write_chunks", in_place)
     scenes.begin(SCENES["resume"], context, folder)
     log = folder / "log"
     assert scenes.command(SCENES["resume"], folder, setup=writes.Injection(folder, log=log)).status == 0

@@ -23,6 +23,7 @@ __device__ __forceinline__ size_t row_of(bfloat16 token) { return token.bits; }
 """
 TOKENS = ("int", "bfloat16", "long long", "unsigned", "unsigned char")
 TYPES = [dict(Real="float", Token=token) for token in TOKENS] + [dict(Real="double", Token="int")]
+SHORT = [dict(Real=short, Token="int") for short in ("bfloat16", "half")]  # of a cast copy
 
 # One row per warp.
 lookup_kernel = Kernel(
@@ -39,12 +40,12 @@ extern "C" __global__ void embedding_forward(Real* out, const Token* tokens, con
         Vector<Real> v = vector(weight + token_row + c);
         if (positions) {
             const Vector<Real> p = vector(positions + position_row + c);
-            for (int j = 0; j < VEC; ++j) v.at[j] += p.at[j];
+            for (int j = 0; j < VEC; ++j) v.at[j] = store<Real>(load(v.at[j]) + load(p.at[j]));
         }
         vector(out + r * width + c) = v;
     }
 }""",
-    variants=[types for one in TYPES for types in variants(**one)],
+    variants=[types for one in TYPES + SHORT for types in variants(**one)],
 )
 
 # One pass of the sort by the digit (token >> shift) & 255. A block is one warp, which goes through its tile 32

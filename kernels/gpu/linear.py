@@ -10,7 +10,9 @@ is the bias that is rounded once more, not the larger sum. A residual that is th
 from slm_np.dtypes import BF16, CastCopy
 
 from .convert import convert
+from .embedding import embedding_forward
 from .gemm import gemm, row_stride
+from .scratch import scratch
 from .source import Kernel, grid
 from .vector import VECTOR
 
@@ -117,8 +119,10 @@ def update_cast_copy(copy):
 
 
 def cast_copy_rows(copy, ids, columns):
-    """Rows of a weight (D, E), E = columns, from its `CastCopy`.        ids (N,)"""
-    return copy.forward[ids]
+    """Rows of a weight (D, E), E = columns, from its `CastCopy`, in scratch memory.        ids (N,)"""
+    rows = scratch((len(ids) * columns, copy.forward.dtype))[0].reshape(len(ids), columns)
+    embedding_forward(rows, ids, copy.forward, None)
+    return rows
 
 
 def vectorizes(vec, x):

@@ -93,7 +93,7 @@ class Conversation:
         """Set the system message. Raises UserError for a run without a template."""
         if self.template is None:
             raise UserError(
-                "this run has no chat template, so it takes no system message; put it into the message itself"
+                "this model has no chat template, so it takes no system message; put it into the message itself"
             )
         self.system = text.strip()
 

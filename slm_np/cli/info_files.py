@@ -2,19 +2,22 @@
 
 import json
 import math
+import os
 import re
 
 from slm_np.cli.summary import describe_tokenizer
 from slm_np.errors import UserError
-from slm_np.formats.other_paths import not_a_run, similar_run
+from slm_np.formats.other_paths import not_a_model, not_a_run, similar_run
 from slm_np.paths import is_run
 from slm_np.words import counted, quoted
 
 
 def describe_path(path):
     """The lines about a file or a folder. Raises UserError for what is missing, and for other folders."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist; {similar_run(path)}")
+    if not os.path.lexists(path):
+        raise UserError(f"{path} does not exist; {similar_run(path, 'a model')}")
+    if not path.exists():  # a link
+        raise not_a_model(path)
     if path.is_dir():
         return _checkpoint(path) if re.fullmatch("checkpoint-[0-9]+", path.name) else _token_folder(path)
     if path.suffix == ".json":

@@ -16,7 +16,7 @@ def describe_foreign(path):
     config, used = parts.config, sources.usable(parts.config)
     shorter = f", used with {used.block_size:,} here" if used.block_size < config.block_size else ""
     tokenizer = tokenizer_in_words(parts.tokenizer.to_json()) if parts.tokenizer else "none: it reads and writes ids"
-    template = "one" if parts.template else "none: chat continues each message"
+    template = "how chat writes a conversation" if parts.template else "none: chat continues each message"
     lines = [
         f"{path}: a model, {parts.origin}",
         f"  model      {counted(parameter_count(config), 'parameter')}: {describe_model(config)}",

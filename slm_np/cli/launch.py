@@ -90,6 +90,7 @@ def prepared(run, tokenizer=None, directory=None, template=None):
     """
     from slm_np.data.token_files import is_token_file
     from slm_np.data.token_store import load_corpus
+    from slm_np.data.tokenizer import used_like
     from slm_np.formats.run_config import ends_of
     from slm_np.ops.device import device
 
@@ -112,8 +113,9 @@ def prepared(run, tokenizer=None, directory=None, template=None):
     if corpus.tokenizer is not None:
         corpus.tokenizer.trained_ends = has_end_of_text(corpus) or run.base.get("separated", False)
         if tokenizer is not None:
-            corpus.tokenizer.used_like(tokenizer)
-        if template is not None and not corpus.building and corpus.train.mask is not None:
+            used_like(corpus.tokenizer, tokenizer)
+        conversations = not corpus.building and corpus.train.mask is not None
+        if template is not None and conversations and not is_token_file(train.data):
             ends = template.ends(corpus.tokenizer)
             corpus.tokenizer.more_ends = tuple(sorted({*corpus.tokenizer.more_ends, *ends}))
     data = (
@@ -276,7 +278,8 @@ def memory_plan(run):
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
     what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
-    on.check_memory(sum(parts.values()), what, SMALLER if run.train.recompute else f"use --recompute, or {SMALLER}")
+    saves = model.n_layer > 1 and not run.train.recompute
+    on.check_memory(sum(parts.values()), what, f"use --recompute, or {SMALLER}" if saves else SMALLER)
     return parts
 
 
@@ -333,14 +336,17 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
 
 def create_run(trainer, directory, base):
     """The Storage of a new run in `directory`. It starts with the weights of the base if there is one."""
+    from slm_np.data.token_files import is_token_file
     from slm_np.formats.run_paths import started_here
     from slm_np.training.storage import Storage
 
     defaults = {}
     if base is not None:
+        # Conversations in prepared tokens were written by the default template.
+        default = trainer.corpus.train.mask is not None and is_token_file(trainer.run.train.data)
         base.fill(trainer.model.parameters)
         trainer.run = dataclasses.replace(trainer.run, base=trainer.run.base | dict(weights=base.checksum))
-        defaults = dict(sampling=base.parts.sampling, template=base.parts.template)
+        defaults = dict(sampling=base.parts.sampling, template=None if default else base.parts.template)
     trainer.run = dataclasses.replace(trainer.run, data=trainer.run.data | dict(directory=started_here(directory)))
     storage = Storage(directory)
     storage.create(trainer, **defaults)

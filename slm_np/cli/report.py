@@ -60,7 +60,7 @@ def describe_adapters(run, n):
     from slm_np.nn.model import model_tensors
 
     settings, (_, layers) = lora_of(run), model_tensors(run.model, lora_of(run))
-    names = dict.fromkeys(part.name.rpartition(".")[2] for own in layers for adapter in own for part in adapter.parts)
+    names = dict.fromkeys(lora.target_of(part.name) for own in layers for adapter in own for part in adapter.parts)
     trained = lora.parameter_count(layers)
     return (
         f"adapters of rank {settings.lora_rank} on {', '.join(names)}: {counted(trained, 'parameter')} to train, "

@@ -99,7 +99,7 @@ def describe_model(model):
     parts += [
         f"context {model.block_size}",
         describe_positions(model),
-        f"norm {model.norm}",
+        f"norm {model.norm}" if model.norm != "none" else "no norm",
         model.feed_forward if model.feed_forward != "none" else "no feed-forward",
     ]
     parts += (
@@ -124,7 +124,7 @@ def describe_heads(model):
 
 def describe_positions(model):
     """The positional encoding of a ModelConfig in words."""
-    found = f"{model.positions} positions"
+    found = f"{model.positions if model.positions != 'none' else 'no'} positions"
     if model.rotary_dim and model.has_rotation:
         found += f" in {model.rotary_dim} of {model.head_dim} columns"
     return found + f" with frequencies scaled by {model.rope_scaling}" * bool(model.has_rotation and model.rope_scaling)

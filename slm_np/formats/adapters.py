@@ -4,12 +4,12 @@ Loading such a run opens the base that run.json names, verifies that its weights
 and merges the adapters into them (`slm_np.nn.lora`).
 """
 
-import os
 import zlib
 
 import numpy as np
 
 from slm_np.errors import UserError
+from slm_np.formats import hub
 from slm_np.formats.checkpoint import load_best, newest_checkpoint
 from slm_np.formats.format1 import original_name
 from slm_np.formats.layouts import AdapterLayout
@@ -53,7 +53,7 @@ def base_path(path, config):
 
     text = config.base["run"]
     found = written_here(text, directories(path, config), several=False)
-    if found is None and os.path.isabs(text):
+    if found is None and not hub.parsed(text):
         raise UserError(f"the base of {path}, {text}, is missing; put it back: the run holds adapters to it only")
     return found or text  # perhaps a name on the hub
 

@@ -6,10 +6,10 @@ import itertools
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 from typing import NamedTuple
 
+from slm_np import file_lock
 from slm_np.config import FILE_DTYPES
 from slm_np.data import chat_template
 from slm_np.data.meter import Meter
@@ -19,7 +19,7 @@ from slm_np.formats.checksum import crc32, write_settings
 from slm_np.formats.directories import RUNS
 from slm_np.formats.families import family_of
 from slm_np.formats.families.piece import to_theirs
-from slm_np.formats.files import new_folder, write_file
+from slm_np.formats.files import new_folder, saving, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.interchange import interchange_files, token_ids
 from slm_np.formats.lora_adapter import LoraAdapter
@@ -28,7 +28,7 @@ from slm_np.formats.run_config import read_config, write_config
 from slm_np.formats.sources import ADAPTER, RUN, format_of, located, open_model, run_config
 from slm_np.formats.tensors import stream_tensors
 from slm_np.nn.model import parameter_count, parameters
-from slm_np.paths import UNFINISHED_SECONDS, expanded, is_run
+from slm_np.paths import expanded, is_run
 
 MODELFILE = ".Modelfile"  # ending of the file for ollama
 
@@ -61,23 +61,24 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
     is_gguf = str(target).lower().endswith(".gguf")
     if dtype == "q8_0" and not is_gguf:
         raise UserError("--dtype q8_0 is a type of GGUF files; name a TARGET that ends in .gguf, or another --dtype")
-    target = expanded(target) if target else free_name(Path(source).stem)
+    target = expanded(target) if target else free_name(name_of(source))
     check_free(target, is_gguf)
     path = located(source)
     if holds_adapter(path):
         if not merge:
-            return convert_adapter(path, target, dtype)
+            check_alone(dtype, tokenizer)
+            return convert_adapter(path, target)
     elif merge:
         raise UserError(f"--merge has no effect on {source}, which is no adapter; leave it out")
     parts = metered(open_model(source, tokenizer))
-    sweep(target)
-    if is_gguf:
-        write_gguf(parts, target, dtype)
-    elif dtype != "f32":
-        hugging_face.write(parts, target, dtype)
-    else:
-        with new_folder(target) as folder:
-            write_run(parts, folder)
+    with claimed(target):
+        if is_gguf:
+            write_gguf(parts, target, dtype)
+        elif dtype != "f32":
+            hugging_face.write(parts, target, dtype)
+        else:
+            with new_folder(target) as folder:
+                write_run(parts, folder)
     return Converted(target, parts)
 
 
@@ -87,25 +88,30 @@ def holds_adapter(path):
     return kind == ADAPTER or kind == RUN and bool(read_config(path).lora)
 
 
-def convert_adapter(path, target, dtype):
-    """Write the adapter in the directory `path` alone. Returns the `Converted`."""
-    if dtype != "f32":
+def check_alone(dtype, tokenizer):
+    """UserError for settings without effect on an adapter that is written alone."""
+    given = [f"--dtype {dtype}"] * (dtype != "f32") + [f"--tokenizer {tokenizer}"] * bool(tokenizer)
+    if given:
         raise UserError(
-            f"--dtype {dtype} has no effect on an adapter, which is written in f32; leave it out, or --merge"
+            f"{given[0]} has no effect on an adapter, which is written alone and in f32; leave it out, or give --merge"
         )
+
+
+def convert_adapter(path, target):
+    """Write the adapter in the directory `path` alone. Returns the `Converted`."""
     if is_run(path):
         parts = open_model(adapters.base_path(path, read_config(path)))
     else:
         parts = peft.base_parts(path, open_model)
     adapter = peft.read_adapter(path, parts.config)
     adapter = dataclasses.replace(adapter, base=lasting(parts.path))
-    sweep(target)
-    if str(target).lower().endswith(".gguf"):
-        from slm_np.formats import gguf_adapter  # its package is an extra
+    with claimed(target):
+        if str(target).lower().endswith(".gguf"):
+            from slm_np.formats import gguf_adapter  # its package is an extra
 
-        gguf_adapter.write(parts.config, adapter, target)
-    else:
-        peft.write(parts.config, adapter, target)
+            gguf_adapter.write(parts.config, adapter, target)
+        else:
+            peft.write(parts.config, adapter, target)
     return Converted(target, parts, adapter)
 
 
@@ -126,6 +132,13 @@ def metered(parts):
     return dataclasses.replace(parts, tensors=tensors)
 
 
+def name_of(source):
+    """The name of a model by its path, without the revision of a hub's name and the ending of a file."""
+    name = Path(source).name
+    known = next((ending for ending in (".gguf", ".bin") if name.lower().endswith(ending)), "")
+    return (name[: len(name) - len(known)].partition("@")[0]) or "model"
+
+
 def free_name(name):
     """The first of runs/NAME, runs/NAME-2, ... that does not exist."""
     paths = (RUNS / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
@@ -138,18 +151,37 @@ def check_free(target, is_gguf):
         with contextlib.suppress(OSError):
             if not os.listdir(target):
                 return
-    for path in (target, *[target.with_suffix(MODELFILE)] * is_gguf):
+    for path in (target, target.with_suffix(MODELFILE)) if is_gguf else (target,):
         if os.path.lexists(path):
             raise UserError(f"{path} already exists, and nothing is overwritten; choose another TARGET, or remove it")
 
 
-def sweep(target):
-    """Remove what a conversion to this target has left that was killed, more than a day ago."""
+@contextlib.contextmanager
+def claimed(target):
+    """Make the parent folder of a new target and hold the target's lock, NAME.lock, until the block ends.
+
+    What a conversion to this target has left that was killed is removed. If the block raises, so are the folders that
+    were made for it. Raises UserError at once if another process writes this target, or has written it.
+    """
+    made = [folder for folder in target.parents if not os.path.lexists(folder)]
+    with contextlib.ExitStack() as held:
+        with saving(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            held.callback(remove_empty, made)  # after the lock is released
+            held.enter_context(file_lock.claimed(target.with_name(f"{target.name}.lock"), target))
+            names = "|".join(map(re.escape, (target.name, target.with_suffix(MODELFILE).name)))
+            for path in target.parent.iterdir():
+                if re.fullmatch(rf"({names})\.tmp-\d+", path.name):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        check_free(target, target.name.lower().endswith(".gguf"))
+        yield
+
+
+def remove_empty(folders):
+    """Remove folders, the innermost first, up to one that is not empty."""
     with contextlib.suppress(OSError):
-        for path in target.parent.iterdir():
-            left = re.fullmatch(re.escape(target.name) + r"\.tmp-\d+", path.name)
-            if left and path.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in folders:
+            folder.rmdir()
 
 
 def write_gguf(parts, target, dtype):
@@ -159,9 +191,9 @@ def write_gguf(parts, target, dtype):
     try:
         gguf_file.write(parts, target, dtype)
     except BaseException:
-        for path in (target, target.with_suffix(MODELFILE)):
+        if not os.path.lexists(target.with_suffix(MODELFILE)):  # which is written last
             with contextlib.suppress(OSError):
-                path.unlink()
+                target.unlink()
         raise
 
 

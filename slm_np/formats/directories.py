@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import math
 import os
 import re
 import shutil
@@ -178,8 +177,6 @@ def _files_to_keep(directory, leftover):
         )
     if leftover:
         names = {name for name in names if not re.fullmatch(CREATED, name)}
-        if "model.safetensors" in names and _is_converted(directory):
-            names.remove("model.safetensors")
     for name in sorted(names):
         if re.fullmatch(f"{CREATED}|{TRAINED}", name):
             raise UserError(
@@ -192,16 +189,6 @@ def _clear(directory, keep):
     """Remove what a start that was killed has left, which would become part of the new run."""
     with saving(directory):
         _remove(directory, keep)
-
-
-def _is_converted(directory):
-    """Whether the model in a directory is another program's, which `convert` has written: it has no validation loss."""
-    from slm_np.formats.tensors import open_tensors
-
-    with contextlib.suppress(UserError, ValueError):
-        _, metadata = open_tensors(directory / "model.safetensors")
-        return math.isnan(float(metadata.get("val_loss", 0)))
-    return False
 
 
 def _remove(directory, keep):

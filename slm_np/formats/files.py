@@ -80,12 +80,12 @@ def replacing(path):
 def new_folder(folder):
     """Yield an empty folder beside `folder` to fill. At the end it gets that name; if the block raises, it is removed.
 
-    Raises UserError if `folder` exists and is not an empty folder, or if the disk cannot be written.
+    Raises UserError if `folder` exists and is not an empty folder, before the block or after it, or if the disk cannot
+    be written.
     """
     folder = Path(folder)
     part = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; choose another name, or remove it")
+    _check_free(folder)
     try:
         with saving(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -94,12 +94,22 @@ def new_folder(folder):
             yield part
             for path in (*part.iterdir(), part):
                 sync(path)
-            if folder.is_dir():
-                folder.rmdir()
-            os.rename(part, folder)
+            try:
+                if folder.is_dir():
+                    folder.rmdir()
+                os.rename(part, folder)
+            except OSError:
+                _check_free(folder)  # another process may have made it meanwhile
+                raise
             sync(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_free(folder):
+    """UserError if the path exists, unless it is an empty folder."""
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists already; choose another name, or remove it")
 
 
 def read_bytes(path):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_np.formats import gguf_architecture as architectures
+from slm_np.formats import gguf_layout
 from slm_np.formats.files import replacing, saving
+from slm_np.formats.gguf_architecture import architecture_of
 from slm_np.formats.gguf_header import gguf_package
 from slm_np.formats.lora_adapter import factors
 
@@ -21,8 +22,8 @@ def write(config, adapter, path):
     Raises UserError if no architecture of llama.cpp computes the base, or if the file cannot be written.
     """
     gguf, path = gguf_package(), Path(path)
-    architecture = architectures.architecture_of(config)
-    every = list(factors(config, architectures.pieces(architecture, config), adapter))
+    architecture = architecture_of(config)
+    every = list(factors(config, gguf_layout.pieces(architecture, config), adapter))
     alpha = Counter(scale * a.shape[1] for _, (a, _, scale) in every).most_common(1)[0][0]
     with saving(path), replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
@@ -34,7 +35,7 @@ def write(config, adapter, path):
             for piece, (a, b, scale) in every:
                 rows = (b * np.float32(scale * a.shape[1] / alpha)).T
                 writer.add_tensor(f"{piece.theirs}.lora_a", np.ascontiguousarray(a.T))
-                changed = architectures.changed(architecture, config, piece, rows)
+                changed = gguf_layout.changed(architecture, config, piece, rows)
                 writer.add_tensor(f"{piece.theirs}.lora_b", np.ascontiguousarray(changed))
             writer.write_header_to_file()
             writer.write_kv_data_to_file()

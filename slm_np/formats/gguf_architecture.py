@@ -1,12 +1,5 @@
-"""The architectures of llama.cpp: which of them computes a model, its settings as metadata, and where its tensors lie.
+"""The architectures of llama.cpp: which of them computes a model, and its settings as metadata.
 
-A GGUF file has the tensors of a family of Hugging Face's, see `slm_np.formats.families`, under other names, with these
-differences of layout:
-- Every matrix is (out, in), and so is the joined matrix of queries, keys and values.
-- llama and smollm3 rotate neighbors (2i, 2i + 1) of a head, so the rows of their queries and keys are in that order.
-- Mamba's matrix is -exp(A_log), and the kernel of its convolution is (channels, width).
-- Frequencies that are scaled as in Llama 3 are a tensor of divisors, `rope_freqs.weight`.
-- gptneox has a head of its own even where it is tied.
 llama.cpp takes the values of GELU from a table in float16, computed by tanh, whichever GELU the model has. The exact
 one differs from it by less than 5e-4, which is about what the table rounds.
 """
@@ -16,21 +9,17 @@ import re
 import numpy as np
 
 from slm_np.arguments import shown
+from slm_np.config import as_flag
 from slm_np.errors import UserError
 from slm_np.formats.families import family_named
-from slm_np.formats.families.piece import Piece
-from slm_np.formats.gguf_header import gguf_package, read_tensor, same_tensor
-from slm_np.ops.rotary import scaled_frequencies
+from slm_np.formats.gguf_header import same_tensor
+from slm_np.formats.gguf_layout import EMBEDDING, FREQUENCIES, HEAD, MODEL_TYPES, llama3_scaling
 
-# {architecture: model_type}. mistral without windows is llama, too.
-MODEL_TYPES = dict(
-    gpt2="gpt2", llama="llama", qwen2="qwen2", qwen3="qwen3", smollm3="smollm3", gptneox="gpt_neox", mamba="mamba"
-)
 ARCHITECTURES = {kind: name for name, kind in MODEL_TYPES.items()} | dict(mistral="llama")
-NEIGHBORS = ("llama", "smollm3")  # rotate (2i, 2i + 1)
-FREQUENCIES, EMBEDDING, HEAD = "rope_freqs.weight", "token_embd.weight", "output.weight"
 NO_ROTATION = "AAAN"  # the pattern of smollm3, fixed in llama.cpp
-LLAMA3 = (1.0, 4.0, 8192.0)  # low, high and context of the scaling in all models of Llama 3.1 and 3.2
+# Settings that other programs do not name, and the names of GELU in Hugging Face's config.json.
+FEED_FORWARD, ROPE_SCALING = "slm_np.feed_forward", "slm_np.rope_scaling"
+GELUS = {"gelu": "gelu", "gelu-tanh": "gelu_new"}
 # Metadata that change the result, after the architecture's name and a dot: values with which they change nothing.
 NEUTRAL = {
     "expert_count": (0,),
@@ -55,50 +44,76 @@ def architecture_of(config):
     """The name of the architecture that computes a ModelConfig. UserError, which names a setting, if none does."""
     fields = (family_named(kind).config_to(config) for kind in MODEL_TYPES.values())
     kind = next((found["model_type"] for found in fields if found is not None), None)
-    reason = _obstacle(config, ARCHITECTURES.get(kind))
+    reason = next(_obstacles(config, ARCHITECTURES.get(kind)), None)
     if kind and not reason:
         return ARCHITECTURES[kind]
     reason = reason or "this combination of settings"
+    directory = "convert it to a Hugging Face directory, or " if kind else ""
     raise UserError(
         f"no architecture of llama.cpp has {reason}, so the model cannot become a GGUF file; "
-        "convert it to a Hugging Face directory, or train one with settings of gpt2, llama, qwen3, gptneox or mamba"
+        f"{directory}train one with settings of gpt2, llama, qwen3, gptneox or mamba"
     )
 
 
-def _obstacle(config, architecture):
-    """A setting that no architecture has or, if one has the others, that `architecture` lacks; else ""."""
-    letters, heads = set(config.letters), config.n_head * config.head_dim
-    common = {
-        f"--pattern {config.pattern}": letters not in ({"A"}, {"M"}) and not _has_smollm3_layers(config),
-        f"--positions {config.positions}": config.positions == "sinusoidal"
-        or config.has_attention
-        and config.positions == "none",
-        f"--norm {config.norm}": config.norm == "none",
-        f"--head {config.head}": config.head not in ("tied", "linear"),
-        "--no-residual": not config.residual,
-        f"--score-scale {config.score_scale}": config.has_attention
-        and config.score_scale not in (0.0, config.head_dim**-0.5),
-        f"--feed-forward {config.feed_forward}": config.feed_forward == "silu"
-        or (config.feed_forward == "none") != (letters == {"M"}),
-        f"--n-inner {config.n_inner}": letters == {"M"} and config.n_inner != 2 * config.n_embd,
-        "--bias in Mamba": letters == {"M"} and config.bias,
-    }
-    own = {
-        f"--norm {config.norm} with --feed-forward {config.feed_forward}": architecture is None
-        and config.has_attention
-        and (config.norm == "rmsnorm") != (config.feed_forward == "swiglu"),
-        "--bias with --norm rmsnorm": architecture is None and config.bias and config.norm == "rmsnorm",
-        f"--qkv-bias {config.qkv_bias}": architecture in (None, "qwen3", "smollm3")
-        and config.qkv_bias == "on"
-        or architecture == "smollm3"
-        and config.has_qkv_bias,
-        f"--head-dim {config.head_dim}": architecture in ("gpt2", "qwen2", "gptneox") and heads != config.n_embd,
-    }
-    return next((setting for setting, lacking in (common | own).items() if lacking), "")
+def _obstacles(config, architecture):
+    """Yield the settings that no architecture has and then those that `architecture`, if it is not None, lacks."""
+    letters, feed_forward, norm = set(config.letters), config.feed_forward, config.norm
+    if letters not in ({"A"}, {"M"}) and not _has_smollm3_layers(config):
+        yield f"--pattern {config.pattern}"
+    if config.positions == "sinusoidal" or (config.positions == "none") != (letters == {"M"}):
+        yield f"--positions {config.positions} with --pattern {config.pattern}"
+    if norm == "none" or norm == "layernorm" and letters == {"M"}:
+        yield f"--norm {norm} with --pattern {config.pattern}"
+    if config.head not in ("tied", "linear"):
+        yield f"--head {config.head}"
+    if not config.residual:
+        yield "--no-residual"
+    if feed_forward == "silu" or (feed_forward == "none") != (letters == {"M"}):
+        yield f"--feed-forward {feed_forward} with --pattern {config.pattern}"
+    if config.has_attention and config.score_scale not in (0.0, config.head_dim**-0.5):
+        yield f"--score-scale {config.score_scale}"
+    if letters == {"M"} and config.n_inner != 2 * config.n_embd:
+        yield f"--n-inner {config.n_inner}"
+    if letters == {"M"} and config.bias:
+        yield "--bias in Mamba"
+    if architecture is None and config.has_attention:
+        yield from _mixed(config)
+    if config.rope_scaling and architecture != "llama":
+        yield f"--rope-scaling {config.rope_scaling} beside its other settings"
+    if architecture == "smollm3" and config.has_qkv_bias:
+        yield "--bias or --qkv-bias on with layers without rotary positions"
+    if architecture in ("gpt2", "qwen2", "gptneox") and config.n_head * config.head_dim != config.n_embd:
+        yield f"--head-dim {config.head_dim}"
+
+
+def _mixed(config):
+    """Yield settings that exclude each other: those with layer norm are of GPT-2 and GPT-NeoX, the others of Llama."""
+    if (config.norm == "rmsnorm") != (config.feed_forward == "swiglu"):
+        yield f"--norm {config.norm} with --feed-forward {config.feed_forward}"
+    if config.norm == "layernorm":
+        for name, has in dict(
+            qk_norm=config.qk_norm,
+            n_kv_head=config.n_kv_head != config.n_head,
+            head_dim=config.n_head * config.head_dim != config.n_embd,
+            parallel=config.parallel and config.positions == "learned",
+        ).items():
+            if has:
+                yield f"{as_flag(name, getattr(config, name))} with --norm layernorm --positions {config.positions}"
+    else:
+        for name, has in dict(
+            bias=config.bias,
+            parallel=config.parallel,
+            rotary_dim=config.has_rotation and config.rotary_width != config.head_dim,
+            positions=config.positions == "learned",
+            qkv_bias=config.qkv_bias == "on",
+        ).items():
+            if has:
+                yield f"{as_flag(name, getattr(config, name))} with --norm rmsnorm and its other settings"
 
 
 def _has_smollm3_layers(config):
-    return config.letters == (NO_ROTATION * config.n_layer)[: config.n_layer] and "N" in config.letters
+    pattern = (NO_ROTATION * config.n_layer)[: config.n_layer]
+    return config.letters == pattern and "N" in pattern and config.norm == "rmsnorm"
 
 
 def metadata_of(config, architecture):
@@ -131,16 +146,21 @@ def metadata_of(config, architecture):
         found |= {"rope.dimension_count": config.rotary_width, "rope.freq_base": config.rope_theta}
     if architecture == "gptneox":
         found["use_parallel_residual"] = config.parallel
-    return {f"{architecture}.{key}": value for key, value in found.items()}
+    own = {FEED_FORWARD: config.feed_forward} if config.feed_forward in GELUS else {}
+    if config.rope_scaling:
+        own[ROPE_SCALING] = config.rope_scaling
+    return {f"{architecture}.{key}": value for key, value in found.items()} | own
 
 
 def config_of(header):
     """The ModelConfig of a file. UserError if its architecture, or something in its metadata, is not supported."""
     name = header.metadata.get("general.architecture")
     if header.metadata.get("general.type", "model") != "model":
-        raise UserError(
-            f"{header.path} holds {shown(header.metadata['general.type'])}, not a model; name the GGUF file of a model"
-        )
+        kind = shown(header.metadata["general.type"])
+        use = "give it to llama.cpp with --lora, or name the adapter's directory"
+        if kind != "'adapter'":
+            use = "name the GGUF file of a model"
+        raise UserError(f"{header.path} holds {kind}, not a model; {use}")
     if not isinstance(name, str) or name not in MODEL_TYPES:
         raise UserError(
             f"{header.path} has the architecture {shown(name)}; supported are {', '.join(MODEL_TYPES)}; "
@@ -192,7 +212,7 @@ def _fields(settings, name, tensors):
             n_inner=hidden,
             n_positions=found["max_position_embeddings"],
             layer_norm_epsilon=settings.real("attention.layer_norm_epsilon"),
-            activation_function="gelu_new",
+            activation_function=settings.gelu("gelu-tanh"),
         )
     found |= dict(
         intermediate_size=hidden,
@@ -207,7 +227,7 @@ def _fields(settings, name, tensors):
             layer_norm_eps=settings.real("attention.layer_norm_epsilon"),
             rotary_pct=rotated / head_dim,
             use_parallel_residual=settings.truth("use_parallel_residual", True),
-            hidden_act="gelu",
+            hidden_act=settings.gelu("gelu"),
         )
     settings.check("rope.dimension_count", head_dim, head_dim, "as many as a head has columns")
     window = settings.whole("attention.sliding_window", 0, low=0)
@@ -219,7 +239,9 @@ def _fields(settings, name, tensors):
     if name == "smollm3":
         found["no_rope_layer_interval"] = len(NO_ROTATION)
     if FREQUENCIES in tensors:
-        found["rope_scaling"] = _llama3_scaling(settings, found["rope_theta"], head_dim)
+        found["rope_scaling"] = llama3_scaling(
+            settings.header, found["rope_theta"], head_dim, settings.header.metadata.get(ROPE_SCALING)
+        )
     return found
 
 
@@ -229,82 +251,6 @@ def _llama_biases(tensors):
     if names == {"attn_q.bias", "attn_k.bias", "attn_v.bias"}:
         return dict(model_type="qwen2")
     return dict(attention_bias="attn_q.bias" in names, mlp_bias="ffn_up.bias" in names)
-
-
-def pieces(architecture, config):
-    """[Piece, ...] of a file: those of the family, with the names and the layout of llama.cpp."""
-    names = gguf_package().get_tensor_name_map(_member(architecture), config.n_layer)
-    found = []
-    for piece in family_named(MODEL_TYPES[architecture]).pieces(config):
-        shape = piece.shape[::-1] if piece.is_linear and not piece.transposed else piece.shape
-        found.append(
-            piece._replace(
-                theirs=names.get_name(piece.theirs, try_suffixes=(".weight", ".bias")),
-                shape=tuple(n for n in shape if n > 1 or len(shape) < 3),
-                transposed=piece.transposed or piece.is_linear,
-                order=None,
-            )
-        )
-    if architecture == "gptneox" and config.head == "tied":
-        embedding = next(piece for piece in found if piece.ours == "embedding.weight")
-        found.append(Piece(HEAD, "embedding.weight", embedding.shape))
-    return found
-
-
-def _member(architecture):
-    """The member of the package's enumeration of architectures."""
-    gguf = gguf_package()
-    return next(member for member, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-
-
-def changed(architecture, config, piece, array):
-    """What a file holds of a tensor that has the layout of `piece`."""
-    if architecture in NEIGHBORS and piece.part in ("q", "k"):
-        heads = array.reshape(-1, 2, config.head_dim // 2, *array.shape[1:])
-        return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(array.shape)
-    return -np.exp(array) if piece.ours.endswith(".A_log") else array
-
-
-def restored(architecture, config, piece, array):
-    """The inverse of `changed`."""
-    if architecture in NEIGHBORS and piece.part in ("q", "k"):
-        heads = array.reshape(-1, config.head_dim // 2, 2, *array.shape[1:])
-        return heads.swapaxes(1, 2).reshape(array.shape)
-    return np.log(-array) if piece.ours.endswith(".A_log") else array
-
-
-def extra_tensors(config):
-    """{name: array} of the tensors of a file that our model computes from its settings."""
-    if not config.has_rotation or not config.rotary_frequencies:
-        return {}
-    return {FREQUENCIES: frequency_divisors(config.rope_theta, config.rotary_width, *config.rotary_frequencies)}
-
-
-def frequency_divisors(theta, width, *scaling):
-    """The divisors (width / 2,) of the rotary frequencies, float32. scaling: as of `scaled_frequencies`"""
-    frequencies = theta ** (-2 * np.arange(width // 2) / width)
-    return (frequencies / scaled_frequencies(frequencies, *scaling)).astype(np.float32)
-
-
-def _llama3_scaling(settings, theta, width):
-    """The field rope_scaling that gives the divisors of the file, in which it is not named."""
-    divisors = read_tensor(settings.header, FREQUENCIES)
-    low, high, context = LLAMA3
-    factor = float(np.round(divisors.max(), 3))
-    if divisors.shape != (width // 2,) or not np.allclose(
-        divisors, frequency_divisors(theta, width, factor, *LLAMA3), rtol=1e-4
-    ):
-        raise UserError(
-            f"{settings.header.path} scales its rotary frequencies in another way than Llama 3.1 and 3.2 do; "
-            "convert the model from its Hugging Face directory"
-        )
-    return dict(
-        rope_type="llama3",
-        factor=factor,
-        low_freq_factor=low,
-        high_freq_factor=high,
-        original_max_position_embeddings=int(context),
-    )
 
 
 class _Settings:
@@ -323,8 +269,7 @@ class _Settings:
             )
         return value
 
-    def _refuse(self, name, right):
-        value = self.header.metadata[f"{self.architecture}.{name}"]
+    def _refuse(self, name, value, right):
         raise UserError(
             f"{self.header.path} has {self.architecture}.{name} {shown(value)}, and only {right} is supported; "
             "choose another model"
@@ -333,27 +278,34 @@ class _Settings:
     def whole(self, name, default=None, low=1, high=1 << 30):
         value = self._value(name, default)
         if type(value) is not int or not low <= value <= high:
-            self._refuse(name, f"a whole number from {low} to {high}")
+            self._refuse(name, value, f"a whole number from {low} to {high}")
         return value
 
     def real(self, name, default=None):
         """A number above 0, as it was before float32 rounded it."""
         value = self._value(name, default)
         if type(value) not in (int, float) or not 0 < value < 1e30:
-            self._refuse(name, "a number above 0")
+            self._refuse(name, value, "a number above 0")
         return float(str(np.float32(value)))
 
     def truth(self, name, default):
         value = self._value(name, default)
         if type(value) is not bool:
-            self._refuse(name, "true or false")
+            self._refuse(name, value, "true or false")
         return value
 
+    def gelu(self, default):
+        """The name of the GELU that the model was trained with: the one that we wrote, or else the default."""
+        found = self.header.metadata.get(FEED_FORWARD)
+        return GELUS[found if isinstance(found, str) and found in GELUS else default]
+
     def check(self, name, default, wanted, right):
-        if self._value(name, default) != wanted:
-            self._refuse(name, right)
+        value = self._value(name, default)
+        if value != wanted:
+            self._refuse(name, value, right)
 
     def check_neutral(self):
         for name, values in NEUTRAL.items():
-            if self._value(name, values[0]) not in values:
-                self._refuse(name, " or ".join(map(str, values)))
+            value = self._value(name, values[0])
+            if value not in values:
+                self._refuse(name, value, " or ".join(map(str, values)))

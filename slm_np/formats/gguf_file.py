@@ -16,20 +16,30 @@ from slm_np import arguments
 from slm_np.config import SamplingConfig
 from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.errors import UserError
-from slm_np.formats import gguf_architecture as architectures
-from slm_np.formats import gguf_tokenizer
+from slm_np.formats import gguf_layout, gguf_tokenizer
 from slm_np.formats.families.piece import by_our_name, to_ours, to_theirs
 from slm_np.formats.files import replacing, saving
+from slm_np.formats.gguf_architecture import architecture_of, config_of, metadata_of
 from slm_np.formats.gguf_header import AGAIN, check_readable, gguf_package, read_header, read_tensor
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.modelfile import stops_of, write_modelfile
 from slm_np.nn.model import parameters
+from slm_np.progress import say
 
 DTYPES = dict(f32="F32", f16="F16", bf16="BF16", q8_0="Q8_0")
 FILE_TYPES = dict(f32="ALL_F32", f16="MOSTLY_F16", bf16="MOSTLY_BF16", q8_0="MOSTLY_Q8_0")  # names in the package
 Q8_0_BLOCK, LARGEST_F16 = 32, 65504.0
 SMALL = ("position_embd.weight", "ssm_conv1d.weight", "ssm_a")  # matrices that stay in float32
 TEMPLATE = "tokenizer.chat_template"
+# Sampling defaults, after general.sampling, and the fields of SamplingConfig.
+SAMPLING = dict(
+    temp="temp",
+    top_k="top_k",
+    top_p="top_p",
+    min_p="min_p",
+    penalty_repeat="repeat_penalty",
+    penalty_last_n="repeat_last_n",
+)
 
 
 def read(path):
@@ -39,19 +49,24 @@ def read(path):
     supported.
     """
     header = read_header(path)
-    config = architectures.config_of(header)
+    config = config_of(header)
     architecture = header.metadata["general.architecture"]
-    pieces = architectures.pieces(architecture, config)
+    pieces = gguf_layout.pieces(architecture, config)
     _check_tensors(header, pieces)
     tokenizer = gguf_tokenizer.from_metadata(header, config.vocab_size)
 
     def array_of(piece):
-        return architectures.restored(architecture, config, piece, read_tensor(header, piece.theirs))
+        array = read_tensor(header, piece.theirs)
+        with np.errstate(invalid="ignore", divide="ignore"):  # Mamba's matrix must be negative
+            array = gguf_layout.restored(architecture, config, piece, array)
+        if not np.isfinite(array).all():
+            raise UserError(f"{header.path} holds weights that are not finite, in {piece.theirs}; {AGAIN}")
+        return array
 
     def tensors():
         return to_ours(config, pieces, array_of)
 
-    return ModelParts(header.path, config, tensors, tokenizer, _template(header), SamplingConfig(), _origin(header))
+    return ModelParts(header.path, config, tensors, tokenizer, _template(header), _sampling(header), _origin(header))
 
 
 def _check_tensors(header, pieces):
@@ -67,7 +82,7 @@ def _check_tensors(header, pieces):
             )
     kinds = {}
     for name, tensor in header.tensors.items():
-        if name not in expected and name != architectures.FREQUENCIES:
+        if name not in expected and name != gguf_layout.FREQUENCIES:
             raise UserError(f"{header.path} has the tensor {name!r}, which is not supported; choose another model")
         kinds.setdefault(tensor.kind, name)
     for name in kinds.values():
@@ -80,6 +95,18 @@ def _template(header):
     if not isinstance(source, str) or not source.strip():
         return None
     return JinjaTemplate(source, gguf_tokenizer.names_of(header, "bos", "eos"), f"the chat template of {header.path}")
+
+
+def _sampling(header):
+    """The sampling defaults of a file. UserError if they are out of range."""
+    found = {ours: header.metadata.get(f"general.sampling.{theirs}") for theirs, ours in SAMPLING.items()}
+    given = {
+        name: float(str(np.float32(value))) if isinstance(value, float) else value for name, value in found.items()
+    }
+    try:
+        return SamplingConfig(**{name: value for name, value in given.items() if value is not None})
+    except UserError as error:
+        raise UserError(f"{header.path}: {error}") from None
 
 
 def _origin(header):
@@ -97,13 +124,14 @@ def write(parts, path, dtype="f32", report=lambda n: None):
     """
     gguf, path = gguf_package(), Path(path)
     dtype = arguments.choice("dtype", dtype, tuple(DTYPES))
-    architecture = architectures.architecture_of(parts.config)
+    architecture = architecture_of(parts.config)
     metadata = {
         "general.type": "model",
         "general.name": path.stem,
         "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[dtype]]),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
-        **architectures.metadata_of(parts.config, architecture),
+        **{f"general.sampling.{theirs}": getattr(parts.sampling, ours) for theirs, ours in SAMPLING.items()},
+        **metadata_of(parts.config, architecture),
         **_tokenizer_metadata(parts),
     }
     with saving(path), replacing(path) as temporary:
@@ -113,6 +141,8 @@ def write(parts, path, dtype="f32", report=lambda n: None):
         finally:
             writer.close()
     write_modelfile(path, parts)
+    if parts.tokenizer is None:
+        say(f"{path} has no tokenizer, so llama.cpp takes and gives token ids only")
 
 
 def _tokenizer_metadata(parts):
@@ -131,10 +161,10 @@ def _write(writer, metadata, parts, architecture, wanted, report):
     sizes, config = gguf_package().GGML_QUANT_SIZES, parts.config
     for key, value in metadata.items():
         _add(writer, key, value)
-    pieces = by_our_name(architectures.pieces(architecture, config))
+    pieces = by_our_name(gguf_layout.pieces(architecture, config))
     names = [*(tensor.name for tensor in parameters(config)), *[""] * ("" in pieces)]
     pieces = [piece for name in names for piece in pieces[name]]
-    extra = architectures.extra_tensors(config)
+    extra = gguf_layout.extra_tensors(config)
     shapes = {piece.theirs: piece.shape for piece in pieces} | {name: array.shape for name, array in extra.items()}
     kinds = {name: _kind(name, shape, wanted) for name, shape in shapes.items()}
     for name, shape in shapes.items():
@@ -145,7 +175,7 @@ def _write(writer, metadata, parts, architecture, wanted, report):
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     pairs = to_theirs(pieces, _in_order(parts.tensors(), names))
-    arrays = ((piece.theirs, architectures.changed(architecture, config, piece, array)) for piece, array in pairs)
+    arrays = ((piece.theirs, gguf_layout.changed(architecture, config, piece, array)) for piece, array in pairs)
     for name, array in chain(arrays, extra.items()):
         quantized = _quantized(name, array, kinds[name])
         writer.write_tensor_data(quantized)
@@ -177,7 +207,7 @@ def _kind(name, shape, wanted):
 def _quantized(name, array, kind):
     """An array in a type. UserError if it is not finite, or becomes so."""
     array = np.ascontiguousarray(array, np.float32)
-    largest = np.abs(array).max(initial=0)
+    largest = max(array.max(initial=0), -array.min(initial=0))
     if not np.isfinite(largest):
         raise UserError(f"the model has weights that are not finite, in {name}; convert an earlier checkpoint")
     # The scale of a block of Q8_0 is the largest of its values, divided by 127.

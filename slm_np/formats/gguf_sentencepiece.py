@@ -13,7 +13,7 @@ from slm_np.formats.llama2c import last_merge
 
 SPACE = "\u2581"
 NORMAL, UNKNOWN, BYTE = 1, 2, 6  # types of tokens
-BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+BYTES = dict.fromkeys(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def to_metadata(fields, tokens, kinds):
@@ -21,13 +21,13 @@ def to_metadata(fields, tokens, kinds):
 
     tokens, kinds: names and types of all ids
     """
-    model = fields["model"]
     space, prefixed = _spaces(fields)
-    renamed = [token if kind == UNKNOWN else token.replace(" ", SPACE) for token, kind in zip(tokens, kinds)]
-    if len(set(renamed)) < len(renamed) or not set(BYTES) <= set(tokens):
-        raise _refused("its tokens differ in spaces only, or lack bytes")
+    if not BYTES.keys() <= set(tokens):
+        raise _refused("it lacks tokens of bytes")
+    if space != SPACE and any(SPACE in token for token in tokens):
+        raise _refused(f"its tokens have the character {SPACE!r}, which stands for a space there")
     pairs = {}
-    for rank, merge in enumerate(model["merges"]):
+    for rank, merge in enumerate(fields["model"]["merges"]):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         pairs.setdefault(left + right, []).append((rank, (left, right)))
     ranks = [rank for found in pairs.values() for rank, _ in found]
@@ -41,12 +41,13 @@ def to_metadata(fields, tokens, kinds):
             merged = last_merge(token, everything)
             if merged and merged not in [pair for _, pair in pairs.get(token, [])]:
                 raise _refused(f"its token {token!r} would be merged from other parts")
+    kinds = [BYTE if token in BYTES else kind for token, kind in zip(tokens, kinds)]
     return dict(
         model="llama",
         pre="default",
-        tokens=renamed,
-        scores=[0.0 if kind != NORMAL else everything[token] for token, kind in zip(tokens, kinds)],
-        token_type=[BYTE if token in set(BYTES) else kind for token, kind in zip(tokens, kinds)],
+        tokens=[token.replace(" ", SPACE) for token in tokens],
+        scores=[everything[token] if kind == NORMAL else 0.0 for token, kind in zip(tokens, kinds)],
+        token_type=kinds,
         add_space_prefix=prefixed,
     )
 
@@ -78,7 +79,7 @@ def _refused(reason):
 
 def from_metadata(get, vocab, kinds):
     """The fields of tokenizer.json. vocab: {token: id}.   kinds: types.   get: the metadata, see gguf_tokenizer.py"""
-    if not set(BYTES) <= vocab.keys():
+    if not BYTES.keys() <= vocab.keys():
         raise get.damaged("it lacks tokens of bytes")
     scores = dict(zip(vocab, get.array("scores", float, len(vocab), None)))
     if not all(map(math.isfinite, scores.values())):

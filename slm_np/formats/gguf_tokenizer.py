@@ -21,6 +21,8 @@ from slm_np.words import counted
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of tokens
 ADDED = (CONTROL, USER_DEFINED, UNKNOWN)
 STARTED = ("llama-bpe", "llama3", "llama-v3")  # pre-tokenizers of models whose prompts start with a token
+# Tokens that end a text in llama.cpp, and that no text contains, whatever their type is.
+ENDS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 NEVER = byte_letters()[0xFF]  # the letter of a byte that no UTF-8 contains
 NEVER_MERGED = f"{NEVER} {NEVER}"
 PADDING = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
@@ -109,7 +111,7 @@ def _special(tokenizer, fields, ids, named, ends):
     end = ids.get(named.get("eos_token"), tokenizer.end_of_text)
     starts = prompt_start(tokenizer, fields)
     begin = starts[0] if starts else ids.get(named.get("bos_token"), tokenizer.end_of_text)
-    never = ids.get(NEVER, ids.get(gguf_sentencepiece.BYTES[0xFF], 0))
+    never = ids.get(NEVER, ids.get("<0xFF>", 0))
     found = dict(
         bos_token_id=never if begin is None else begin,
         eos_token_id=never if end is None else end,
@@ -162,6 +164,7 @@ def from_metadata(header, vocab_size):
     if len(set(tokens)) < len(tokens):
         raise get.damaged("two of its tokens have one name")
     kinds = get.array("token_type", int, vocab_size, [NORMAL] * vocab_size)
+    kinds = [CONTROL if token in ENDS else kind for token, kind in zip(tokens, kinds)]
     begin, end, turn = (token_id(header, name) for name in ("bos", "eos", "eot"))
     starts = begin is not None and get.value("add_bos_token", bool, kind == "llama" or get.pre in STARTED)
     # For other programs. Texts of ours start after the end of another one, which no tokenizer.json says.

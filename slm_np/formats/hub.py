@@ -28,6 +28,7 @@ SETTINGS = (
     "chat_template.jinja",
     "chat_template.json",
 )
+SAY_WHAT = ("run.json", "config.json", "adapter_config.json")  # one of these says what the weights are
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 SHARD = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
 PICKLED = re.compile(r"(pytorch_model|adapter_model).*\.bin|.*\.(pt|pth|ckpt)")
@@ -69,7 +70,7 @@ def fetch(name):
 
 def _cached(hub, repository, revision, file):
     """The path in the cache, None if it is not there or not complete."""
-    marks = [file] if file else ["config.json", "adapter_config.json"]
+    marks = [file] if file else SAY_WHAT
     found = [hub.try_to_load_from_cache(repository, mark, revision=revision) for mark in marks]
     found = next((Path(path) for path in found if isinstance(path, str)), None)
     if file or found is None:
@@ -113,7 +114,7 @@ def needed(repository, names):
     weights = next(([name] for name in WEIGHTS if name in names), [])
     if weights == ["model.safetensors.index.json"]:
         weights += sorted(filter(SHARD.fullmatch, names))
-    if weights and names & {"config.json", "adapter_config.json"}:
+    if weights and names & set(SAY_WHAT):
         return [name for name in SETTINGS if name in names] + weights
     if any(name.endswith(".gguf") for name in names):
         raise UserError(f"{repository} has GGUF files, not one model; {_files_in_words(names)}")

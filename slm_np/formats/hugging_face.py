@@ -71,7 +71,8 @@ def architecture(path, fields):
     if family is None:
         known = [name for one in FAMILIES for name in one.MODEL_TYPES]
         hint = near(kind, known) if isinstance(kind, str) else f"known are {', '.join(known)}"
-        raise UserError(f"{path / 'config.json'} has model_type {shown(kind)}, which is not supported; {hint}")
+        found = "no model_type" if kind is None else f"model_type {shown(kind)}, which is not supported"
+        raise UserError(f"{path / 'config.json'} has {found}; {hint}")
     try:
         return family, family.config_from(fields)
     except UserError as error:

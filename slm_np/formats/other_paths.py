@@ -35,8 +35,13 @@ def not_a_run(path):
     path = Path(path)
     if error := _of_any(path, "a run"):
         return error
-    if path.is_file():
+    if os.path.isfile(path):
         return UserError(f"{path} is not a run but a file; {_use_of(path)}")
+    if os.path.isfile(path / "metrics.jsonl"):
+        or_start = f", or {_finetune(path)}" * is_model_directory(path)
+        return UserError(f"run.json missing: {path} is not a run of slm_np; restore that file{or_start}")
+    if is_model_directory(path):
+        return UserError(f"{path} is not a run but a model of another program; {_finetune(path)}")
     return UserError(f"run.json missing: {path} is not a run of slm_np; name a directory that --out-dir made")
 
 
@@ -51,7 +56,7 @@ def not_a_model(path):
         names = sorted(file.name for file in path.iterdir() if file.is_file())
     except OSError as error:
         return UserError(f"{path} cannot be read ({error.strerror}); check its permissions")
-    if "metrics.jsonl" in names or any(path.glob("checkpoint-*")):  # a run that has lost its settings
+    if "metrics.jsonl" in names:  # a run that has lost its settings
         return not_a_run(path)
     if not names and not any(path.iterdir()):
         return UserError(f"{path} is an empty folder, not a model; name {MODEL}")
@@ -83,6 +88,8 @@ def _of_any(path, wanted):
         return UserError(f"{path} {wrong} {kind} {path.parent}; name {kind}: {path.parent}")
     if not os.path.lexists(path):
         return UserError(f"{path} is not {wanted}: it does not exist; {similar_run(path, wanted)}")
+    if not path.exists():
+        return UserError(f"{path} is a link to {os.readlink(path)}, which does not exist; name {MODEL}")
     if not path.is_dir():
         return None
     if (path / "train.bin").is_file():
@@ -116,11 +123,17 @@ def similar_run(path, wanted="a run"):
 def _use_of(file):
     """What can be done with a file that is not a run."""
     name = quoted(file)
+    if file.suffix.lower() == ".gguf":
+        return _finetune(file)
     if file.suffix == ".bin":
         return f"convert a llama2.c checkpoint with python -m slm_np.convert {name}, train on tokens with --data {name}"
     if file.suffix == ".safetensors":
         return "name the directory of its run"
     return f"train on a text with --data {name}"
+
+
+def _finetune(model):
+    return f"start one from it with python -m slm_np.finetune --base {quoted(model)}"
 
 
 def _file(file):

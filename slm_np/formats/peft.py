@@ -4,10 +4,13 @@
     adapter_model.safetensors    base_model.model.LAYER.lora_A.weight (r, in) and .lora_B.weight (out, r)
 
 An adapter adds s B A to a weight (out, in), with s = alpha / r or, with use_rslora, alpha / sqrt(r).
+Of Mamba, PEFT refuses to load adapters of out_proj, and those of dt_proj have no effect before they are merged, since
+transformers reads that weight without calling the layer. Merged here, all have an effect.
 """
 
 import contextlib
 import math
+import os
 import re
 import sys
 from collections import Counter
@@ -18,6 +21,7 @@ import numpy as np
 
 from slm_np.arguments import shown
 from slm_np.errors import UserError
+from slm_np.formats import hub
 from slm_np.formats.families import family_of
 from slm_np.formats.families import fields as of
 from slm_np.formats.files import new_folder, read_json, to_json
@@ -92,7 +96,14 @@ def read(path, open_model):
 def base_parts(path, open_model):
     """The `ModelParts` of the base of the adapter in the directory `path`. Arguments and errors as of `read`."""
     path, base = Path(path), base_of(path)
-    return open_model(path / base if (path / base).exists() else base)
+    if os.path.lexists(path / base):
+        return open_model(path / base)
+    if not os.path.lexists(base) and not hub.parsed(base):
+        raise UserError(
+            f"the base of {path}, {base}, is missing; put it back, "
+            f"or write where it is for 'base_model_name_or_path' in {path / CONFIG}"
+        )
+    return open_model(base)
 
 
 def base_of(path):

@@ -153,6 +153,8 @@ def read_config(run_dir):
     path = _settings_file(run_dir)
     fields = read_settings(path)
     kind, version = fields.pop("model_type", None), fields.pop("format", None)
+    if path.name == OLD_RUN and kind != "slm_np" and version is None:  # of another program
+        raise not_a_run(run_dir)
     if kind != "slm_np" or type(version) is not int or version < 1:
         raise UserError(
             f"{path} has model_type {_shown(kind)} and format {_shown(version)}, so {run_dir} is not a run of slm_np; "

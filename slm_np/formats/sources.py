@@ -36,8 +36,8 @@ RUN, ADAPTER, HUGGING_FACE, GGUF, LLAMA2C = "run", "adapter", "Hugging Face", "G
 def located(path):
     """The Path of a model here: `path` itself, or where the cache has it if it is a name on the hub.
 
-    A path that exists is no such name, and neither is one in a folder that exists: that is a typo. Raises UserError as
-    `hub.fetch`.
+    A path that exists is no such name. Neither is one in a folder that exists, nor FOLDER/FILE.gguf: those are typos.
+    Raises UserError as `hub.fetch`.
     """
     return hub.fetch(path) if is_hub_name(path) else expanded(path)
 
@@ -45,7 +45,10 @@ def located(path):
 def is_hub_name(path):
     """Whether the path is to be looked up on the hub."""
     path = expanded(path)
-    return bool(hub.parsed(path)) and not os.path.lexists(path) and not os.path.isdir(path.parts[0])
+    name = hub.parsed(path)
+    return bool(name and (name[2] or path.suffix.lower() != ".gguf")) and not (
+        os.path.lexists(path) or os.path.isdir(path.parts[0])
+    )
 
 
 def format_of(path):
@@ -56,7 +59,7 @@ def format_of(path):
     if is_model_directory(path):
         return ADAPTER if (path / "adapter_config.json").is_file() else HUGGING_FACE
     start = b""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:  # ValueError: a zero byte in the path
         start = file.read(1 << 12)
     if start.startswith((b"GGUF", b"FUGG")):  # the second one is big-endian
         return GGUF

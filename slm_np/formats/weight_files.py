@@ -16,7 +16,6 @@ from slm_np.arguments import shown
 from slm_np.dtypes import bf16_to_f32, f32_to_bf16
 from slm_np.errors import UserError
 from slm_np.formats.files import read_json
-from slm_np.words import quoted
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # of a file's tensors at most, unless a single one is larger
@@ -113,7 +112,7 @@ def _no_weights(directory):
             f"{directory / pickled[0]} is a pickle, which may run any code, so it is not read; convert it in Python: "
             f"transformers.AutoModelForCausalLM.from_pretrained({str(directory)!r}).save_pretrained('NEW')"
         )
-    return UserError(f"{directory} has no {FILE}; name the directory of a model with its weights ({quoted(directory)})")
+    return UserError(f"{directory} has settings but no {FILE}; copy that file from where the settings come from")
 
 
 def write_weights(directory, layout, tensors, dtype, report=lambda n: None, file=FILE):

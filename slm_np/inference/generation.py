@@ -7,7 +7,7 @@ import numpy as np
 
 from slm_np import arguments
 from slm_np.config import SamplingConfig
-from slm_np.data.tokenizer import Tokenizer
+from slm_np.data.tokenizer import Tokenizer, encode_spans
 from slm_np.errors import UserError
 from slm_np.inference.decoder import Decoder
 from slm_np.inference.sampling import confidence, sample
@@ -151,28 +151,28 @@ def encode_prompt(tokenizer, prompt):
     """Ids (n,), n >= 1, of a prompt: str, bytes, or what `prompt` of a chat template returns, [bytes or int, ...].
 
     A prompt with special tokens of a chat template is complete. Any other prompt for the model of another program
-    starts with `tokenizer.prompt_start`. In models of this program, a document begins after the end of another: so the
-    end-of-text token comes first, if the tokenizer has one that the model was trained with. Otherwise a prompt without
-    tokens (an empty one, or characters that the tokenizer drops) is a blank line. If that has no tokens either, it is
-    `tokenizer.start_of_text`: the end-of-text token, else the token before a text, such as <s> or [CLS], else id 0.
-    Raises UserError if the tokenizer cannot encode the prompt.
+    starts with `tokenizer.prompt_start`; without any token it is the end-of-text token. In models of this program, a
+    document begins after the end of another: so the end-of-text token comes first, if the tokenizer has one that the
+    model was trained with. Otherwise a prompt without tokens (an empty one, or characters that the tokenizer drops) is
+    a blank line. If that has no tokens either, it is `tokenizer.start_of_text`: the end-of-text token, else the token
+    before a text, such as <s> or [CLS], else id 0. Raises UserError if the tokenizer cannot encode the prompt.
     """
     if tokenizer is None:
         raise UserError(
-            "the run was trained on a token file without a tokenizer, so it can neither read nor write text; "
-            "copy its tokenizer.json into the run"
+            "the model has no tokenizer, so it can neither read nor write text; "
+            "copy its tokenizer.json into its directory"
         )
     parts = prompt if isinstance(prompt, list) else [arguments.encoded("the prompt", prompt)]
-    found = [ids for ids, _ in tokenizer.encode_spans((part, False) for part in parts)]
+    found = [ids for ids, _ in encode_spans(tokenizer, ((part, False) for part in parts))]
     ids = np.concatenate([np.empty(0, np.int32), *found]).astype(np.int32)
     if any(isinstance(part, int) for part in parts):
         return ids
-    start = tokenizer.prompt_start
-    if start is None:
-        start = [tokenizer.end_of_text] * (tokenizer.end_of_text is not None and tokenizer.trained_ends)
-    if len(start):
+    start, end = tokenizer.prompt_start, tokenizer.end_of_text
+    if end is not None and (tokenizer.trained_ends if start is None else not len(start) and not len(ids)):
+        start = [end]
+    if start:
         return np.concatenate([start, ids]).astype(np.int32)
-    if not len(ids) and tokenizer.prompt_start is None:
+    if not len(ids):
         with contextlib.suppress(UserError):  # of a character vocabulary without newlines
             ids = tokenizer.encode(START).astype(np.int32)
     return ids if len(ids) else np.array([tokenizer.start_of_text], np.int32)

@@ -4,6 +4,8 @@ All three end in the logits x W^T with W (V, width), fused with softmax cross-en
 gives the logits, and backward leaves their gradient in their memory.
 """
 
+import numpy as np
+
 from slm_np import ops
 from slm_np.nn import linear
 from slm_np.nn.arena import Request
@@ -86,7 +88,44 @@ def forward(config, w, a, x, targets):
         return
     logits, _ = chunk_scratch(config, a)
     x, weight = linear.operands(last_input(config, w, a, x), last_weight(config, w))
-    ops.head_cross_entropy_forward(a["head.losses"], logits, x, weight, targets)
+    runs, losses = target_runs(targets), a["head.losses"]
+    if runs is None:
+        ops.head_cross_entropy_forward(losses, logits, x, weight, targets)
+        return
+    x, targets = gathered(x, runs), targets[targets >= 0]
+    ops.head_cross_entropy_forward(losses[: len(x)], logits, x, weight, targets)
+    scatter(losses, runs)
+
+
+def target_runs(targets):
+    """[(start, stop)] of the rows that have a target, or None if all rows go through the head.
+
+    In a conversation, most targets are masked. On a GPU shapes are fixed, as launches are captured.
+    """
+    if not isinstance(targets, np.ndarray) or (targets >= 0).all():
+        return None
+    edges = np.diff(targets >= 0, prepend=False, append=False)
+    return np.flatnonzero(edges).reshape(-1, 2).tolist()
+
+
+def gathered(x, runs):
+    """The rows of `runs`, which are moved to the front of x."""
+    n = 0
+    for start, stop in runs:
+        x[n : n + stop - start] = x[start:stop]
+        n += stop - start
+    return x[:n]
+
+
+def scatter(x, runs):
+    """Move the first rows of x to where `runs` had them. All others become 0."""
+    n, after = sum(stop - start for start, stop in runs), len(x)
+    for start, stop in reversed(runs):
+        n -= stop - start
+        x[start:stop] = x[n : n + stop - start]
+        x[stop:after] = 0
+        after = start
+    x[:after] = 0
 
 
 def backward(config, w, g, a, dx, x, targets, scale):
@@ -97,11 +136,21 @@ def backward(config, w, g, a, dx, x, targets, scale):
     if config.head == "none":
         ops.softmax_cross_entropy_backward(x, a["head.losses"], x, targets, scale)
         return
-    mlp = config.head == "mlp"
+    mlp, dweight, losses = config.head == "mlp", last_weight(config, g), a["head.losses"]
+    runs = target_runs(targets) if dweight is None and not mlp else None
+    if runs is not None:
+        x, targets = gathered(x, runs), targets[targets >= 0]
+        rows, scratch = slice(0, len(x)), chunk_scratch(config, a)
+        ops.head_cross_entropy_backward(
+            dx[rows], None, losses[rows], *scratch, x, last_weight(config, w), targets, scale
+        )
+        scatter(losses, runs)
+        scatter(dx, runs)
+        return
     ops.head_cross_entropy_backward(
         a["head.dactive"] if mlp else dx,
-        last_weight(config, g),
-        a["head.losses"],
+        dweight,
+        losses,
         *chunk_scratch(config, a),
         last_input(config, w, a, x),
         last_weight(config, w),

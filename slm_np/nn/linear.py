@@ -26,7 +26,7 @@ def operands(x, weight):
     """(x, weight) as a matmul reads them. A weight that exists in the compute dtype only takes such an input."""
     weight = packed(weight)
     if isinstance(weight, CastCopy) and x.dtype == np.float32:
-        short = device_of(x).arrays.empty(x.shape, np.float16 if weight.forward.dtype == np.float16 else BF16)
+        short = device_of(x).scratch(x.shape, np.float16 if weight.forward.dtype == np.float16 else BF16)
         ops.convert(short, x)
         return short, weight
     return x, weight

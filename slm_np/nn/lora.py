@@ -83,6 +83,12 @@ def targets_of(lora):
     return found
 
 
+def target_of(part):
+    """The name in --lora-targets of the Part with the name `part`."""
+    word, names = part.rpartition(".")[2], {layer: target for target, layer in TARGETS.items()}
+    return word if word in TARGETS or word == WHOLE else names[part]
+
+
 def has_whole_qkv(config):
     """Whether queries, keys and values are one linear layer in the programs that know the model: GPT-2 and GPT-NeoX."""
     return config.positions == "learned" and config.has_qkv_bias or config.parallel

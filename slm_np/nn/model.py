@@ -58,7 +58,7 @@ def model_tensors(config, settings=None):
     With adapters, all other tensors are frozen.
     """
     tensors = list(parameters(config))
-    if settings is None or not settings.lora_rank:
+    if settings is None:
         return tensors, [()] * config.n_layer
     layers = lora.adapters(config, settings, tensors)
     return [t._replace(trained=False) for t in tensors] + list(lora.parameters(layers)), layers
@@ -331,7 +331,7 @@ def weight_bytes(tensors, dtype, compute_dtype, device):
     copies = device.cast_copies * np.dtype(compute_dtype).itemsize if mixed else 0
     trained, frozen = [t for t in tensors if t.trained], [t for t in tensors if not t.trained]
     total = count(trained) * np.dtype(dtype).itemsize + count(t for t in trained if t.matmul) * copies
-    return total + sum(frozen_bytes(t, dtype, compute_dtype, device) for t in frozen)
+    return total + frozen_bytes(frozen, dtype, compute_dtype, device)
 
 
 def is_fused(name):
@@ -388,8 +388,9 @@ class Model(arguments.Fixed):
         self.recompute = arguments.truth("recompute", recompute)
         decay = arguments.choice("decay", decay, ("matrices", "all"))
         seed = None if seed is None else arguments.whole("seed", seed, 0, arguments.SEEDS)
-        self.lora = lora if lora is None else arguments.instance("lora", lora, LoraConfig)
-        tensors, _ = model_tensors(config, lora)
+        has_adapters = lora is not None and arguments.instance("lora", lora, LoraConfig).lora_rank
+        self.lora = lora if has_adapters else None
+        tensors, _ = model_tensors(self.config, self.lora)
         n, needed = count(tensors), weight_bytes(tensors, self.dtype, self.compute_dtype, device)
         device.check_memory(needed, f"a model of {n:,} parameters", SMALLER)
         self.parameters = Parameters(tensors, decay, self.dtype, self.compute_dtype, device)
@@ -521,7 +522,7 @@ class Model(arguments.Fixed):
 
     def dropout(self, key=None):
         """The ModelDropout of one micro-batch. key: as of `loss_and_gradient`"""
-        return model_dropout(self.config, key, self.adapters)
+        return model_dropout(self.config, None if key is None else arguments.wholes("key", key), self.adapters)
 
     def _dropout(self, dropout):
         """UserError if it is not the ModelDropout of such a model."""
@@ -580,12 +581,12 @@ class Model(arguments.Fixed):
         states  `States`, from which the windows continue; gradients stop at the window's edge
         """
         tokens, targets = self._batch(tokens, targets)
-        states, key = self._states(states, len(tokens)), None if key is None else arguments.wholes("key", key)
+        states, dropout = self._states(states, len(tokens)), self.dropout(key)
         warmup.prepare(self, warmup.training)
         count = max(
             1, unmasked(targets) if count is None else arguments.whole("count", count, unmasked(targets), LARGEST)
         )
-        activations, dropout = self.plan(*tokens.shape), self.dropout(key)
+        activations = self.plan(*tokens.shape)
         normed = model_forward(self, activations, tokens, dropout, states)
         model_backward(self, activations, tokens, targets.reshape(-1), normed, 1 / count, dropout)
         return number(activations.shared["head.losses"].sum(dtype=np.float64)) / count

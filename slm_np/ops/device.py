@@ -52,6 +52,10 @@ class Device:
         """
         raise NotImplementedError
 
+    def scratch(self, shape, dtype):
+        """An uninitialized array for what the next op reads. On a GPU it is valid until another op takes scratch."""
+        raise NotImplementedError
+
     def free_bytes(self):
         """Memory that is left on the device, in bytes, or None if the system does not tell."""
         raise NotImplementedError
@@ -189,6 +193,9 @@ class CpuDevice(Device):
             scratch[...] = x[:, : scratch.shape[1]]
         return scratch
 
+    def scratch(self, shape, dtype):
+        return np.empty(shape, dtype)
+
     def free_bytes(self):
         return available_bytes()
 
@@ -254,6 +261,11 @@ class CudaDevice(Device):
 
     def split_columns(self, x, scratch, filled=True):
         return x[:, : scratch.shape[1]]
+
+    def scratch(self, shape, dtype):
+        from slm_np.kernels.gpu.scratch import scratch
+
+        return scratch((math.prod(shape), np.dtype(dtype)))[0].reshape(shape)
 
     def free_bytes(self):
         from slm_np.kernels.gpu.device import free_bytes

@@ -14,7 +14,9 @@ from slm_np.words import counted
 
 EPOCHS = 3.0  # over the new data, unless the length is given
 RATE_SHARE = 0.25  # peak learning rate as a share of the base's
-LORA_RATE = 10  # learning rate of adapters, in those of all weights
+# Learning rate of adapters, in those of all weights. Of 4, 10 and 20 it gave the lowest loss of a small model on other
+# data, nearly that of training all weights.
+LORA_RATE = 10
 OTHERS = TrainConfig(learning_rate=8e-5, batch_size=8, weight_decay=0.0, beta2=0.999)  # of bases of other programs
 BLOCK_SIZE = 512  # context of a base of another program while it is finetuned, at most
 INTERVAL = 250  # updates between evaluations, at most
@@ -241,8 +243,8 @@ def check_vocabulary(base, run, corpus):
     known, needed = base.config.model.vocab_size, run.model.vocab_size
     if base.tokenizer is None and corpus.tokenizer is not None:
         raise UserError(
-            f"{base.path} was trained on a token file without a tokenizer, so it cannot read text; "
-            "give --data as a .bin of the same tokens"
+            f"{base.path} has no tokenizer, so it cannot read text; "
+            "give --data as a .bin of the same tokens, or copy its tokenizer.json into its directory"
         )
     if needed != known and not (needed == known + 1 and corpus.tokenizer.end_of_text == known):
         raise UserError(

@@ -33,6 +33,8 @@ def check_recipe(model, train):
             f"--max-spectral-norm {train.max_spectral_norm} has no effect without linear recurrences; leave it "
             "out, or choose a --pattern with S"
         )
+    if train.recompute and model.n_layer == 1:
+        raise UserError("--recompute has no effect on a single layer, which is never recomputed; leave it out")
     check_effect(train, dict(lr_decay_iters=train.lr_decay_iters))
 
 

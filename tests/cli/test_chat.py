@@ -22,6 +22,9 @@ from slm_np.cli.text_output import Screen, color, unescaped
 from slm_np.config import SamplingConfig, TrainConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import DEFAULT
+from slm_np.data.jinja_template import JinjaTemplate
+from slm_np.data.library_tokenizer import LibraryTokenizer
+from slm_np.data.tokenizer_json import end_of_text_token
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, files, run_config
 from slm_np.formats.generation_config import to_generation_config
@@ -35,13 +38,13 @@ ANSWER = {
 }  # the answer after the template's "A:", and then the next question
 
 
-def saved(folder, follows, template=None, block_size=64, **sampling):
+def saved(folder, follows, template=None, block_size=64, tokenizer=ByteTokenizer(), **sampling):
     """A run in `folder` whose model is `chain(follows)`."""
-    model = chain(follows, block_size=block_size)
+    model = chain(follows, tokenizer.vocab_size, block_size)
     folder.mkdir()
     run_config.write_config(folder, RunConfig(model.config, TrainConfig()))
     checkpoint.save_best(folder, model.parameters.weight, dict(step=7, val_loss=1.0))
-    ByteTokenizer().save(folder / "tokenizer.json")
+    tokenizer.save(folder / "tokenizer.json")
     files.write_json(
         folder / "generation_config.json", to_generation_config(SamplingConfig(**{"temp": 0.0, **sampling}))
     )
@@ -113,6 +116,66 @@ def test_a_run_without_a_template_continues_each_message_alone(folder, capsys):
     assert chat.run.tokenizer.decode(chat.prompt()) == b"and?"
     with pytest.raises(UserError, match="no chat template"):
         chat.set_system("be kind")
+
+
+END = "\u0101"  # stands for the id 257, which ends a reply
+TURNS = """{% for message in messages %}<|turn|>{{ message.role[0] }}{{ message.content }}<|end|>{% endfor %}\
+{% if add_generation_prompt %}<|turn|>a{% endif %}"""
+
+
+@pytest.fixture
+def turns(tmp_path):
+    """A function (follows, source, block_size) -> Conversation with a run whose chat template is in Jinja."""
+    pytest.importorskip("jinja2", reason="chat templates in Jinja need the package jinja2")
+    pytest.importorskip("tokenizers", reason="special tokens need the package tokenizers")
+    names = ["<|turn|>", "<|end|>", "<|endoftext|>"]
+    added = [dict(end_of_text_token(256 + i), content=name) for i, name in enumerate(names)]
+    tokenizer = LibraryTokenizer(dict(ByteTokenizer().to_json(), added_tokens=added))
+
+    def made(follows, source=TURNS, block_size=64, **options):
+        saved(tmp_path / "turns", follows, JinjaTemplate(source), block_size, tokenizer)
+        return conversation(tmp_path / "turns", **options)
+
+    return made
+
+
+def test_a_run_with_a_template_in_jinja_answers_until_its_special_token(turns, capsys):
+    chat = turns(word_chain(["ayes." + END]), block_size=128)
+    chat.answer("is it<|end|>?")
+    chat.answer("<|turn|>")
+    assert capsys.readouterr().out == "yes.\nyes.\n"
+    assert [message["content"] for message in chat.messages] == ["is it<|end|>?", "yes.", "<|turn|>", "yes."]
+    chat.set_system("Be brief.")
+    chat.messages.append(dict(role="user", content="well?"))
+    texts = ["sBe brief.", "uis it<|end|>?", "ayes.", "u<|turn|>", "ayes.", "uwell?"]
+    wanted = [id for text in texts for id in (256, *text.encode(), 257)] + [256, ord("a")]
+    assert chat.prompt().tolist() == wanted
+
+
+def test_a_conversation_with_a_template_in_jinja_keeps_its_newest_messages(turns, capsys):
+    chat = turns(word_chain(["ano" + END]), block_size=32, max_tokens=8)
+    chat.set_system("Hm.")
+    for i in range(4):
+        chat.answer(f"Is it {i}?")
+    said = capsys.readouterr()
+    assert said.out == "no\n" * 4 and said.err.count("the oldest messages are left out") == 1
+    wanted = [256, *b"sHm.", 257, 256, *b"uIs it 3?", 257, 256, ord("a")]
+    chat.messages.pop()
+    assert chat.prompt().tolist() == wanted
+
+
+def test_a_template_that_refuses_a_system_message_is_told(turns, capsys):
+    chat = turns(
+        word_chain(["ano" + END]),
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + TURNS,
+    )
+    chat.set_system("Hm.")
+    with pytest.raises(UserError, match="chat_template.json refuses the conversation: No system.; change the messages"):
+        chat.answer("Is it?")
+    assert not chat.messages
+    chat.set_system("")
+    chat.answer("Is it?")
+    assert capsys.readouterr().out == "no\n"
 
 
 def test_chat_and_generate_agree(folder, capsys):

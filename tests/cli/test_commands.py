@@ -320,15 +320,26 @@ def test_nothing_to_resume(folder, capsys, words, named):
         ("run.json", lambda raw: edited(raw, b'"n_embd": 16', b'"n_embd": "x"'), "--n-embd"),
         ("run.json", lambda raw: edited(raw, b'"tokenizer.json": "', b'"tokenizer.json": "x'), "tokenizer.json is"),
         ("generation_config.json", lambda raw: b"[]", "is not valid JSON"),
-        ("run.json", lambda raw: None, "run.json missing"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_damaged_runs(folder, capsys, name, damage, named):
     path = Path("bytes") / name
-    raw = damage(path.read_bytes())
-    path.unlink() if raw is None else path.write_bytes(raw)
+    path.write_bytes(damage(path.read_bytes()))
     assert named in error_line(capsys, "generate", "--model", "bytes", "-n", 3)
+
+
+def test_a_run_without_its_settings_is_a_model_of_hugging_face(folder, capsys):
+    words = ["--prompt", "the", "-n", 9, "--temp", 0]
+    assert small.status("generate", "--model", "bytes", *words) == 0
+    text = capsys.readouterr().out
+    Path("bytes", "run.json").unlink()
+    assert small.status("generate", "--model", "bytes", *words) == 0
+    found = capsys.readouterr()
+    assert found.out == text and "Hugging Face, llama" in found.err
+    assert "run.json missing: bytes is not a run of slm_np; restore that file, or start one" in error_line(
+        capsys, "train", "--resume", "bytes"
+    )
 
 
 def test_damaged_checkpoints_are_skipped_and_refused_if_there_is_no_other(folder, capsys):

@@ -268,29 +268,24 @@ def test_a_run_is_read_evaluated_continued_and_finetuned_on_either_device(cupy, 
 
 @needs_kernels
 def test_tokens_that_a_base_lacks_start_as_the_mean_of_the_others(gpu):
+    from slm_np.formats.model_parts import ModelParts
     from slm_np.training.finetuning import Base
 
-    draw = np.random.default_rng(0)
-    known = {
-        "embedding.weight": draw.standard_normal((5, 3), np.float32),
-        "recurrence.output.weight": draw.standard_normal((4, 5), np.float32),
-        "norm.weight": np.ones(3, np.float32),
-    }
-    for arrays in (np, gpu.arrays):
-        views = {
-            name: arrays.zeros(shape, np.float32)
-            for name, shape in (
-                ("embedding.weight", (6, 3)),
-                ("recurrence.output.weight", (4, 6)),
-                ("norm.weight", (3,)),
-            )
-        }
-        Base(Path("run"), None, dict(known), 0, None, None, None).fill(views)
-        rows, columns = host(views["embedding.weight"]), host(views["recurrence.output.weight"])
-        np.testing.assert_array_equal(rows[:5], known["embedding.weight"])
-        np.testing.assert_array_equal(rows[5], known["embedding.weight"].mean(0))
-        np.testing.assert_array_equal(columns[:, :5], known["recurrence.output.weight"])
-        np.testing.assert_array_equal(columns[:, 5], known["recurrence.output.weight"].T.mean(0))
+    config = ModelConfig(
+        vocab_size=5, n_layer=1, n_embd=4, pattern="S", feed_forward="none", residual=False, head="none"
+    )
+    known = Model(config, 3).parameters.weight
+    parts = ModelParts(Path("base"), config, lambda: known.items(), None, None, SamplingConfig(), "")
+    for where in (CPU, gpu):
+        model = Model(dataclasses.replace(config, vocab_size=6), None, device=where)
+        Base(Path("base"), None, 0, parts, True).fill(model.parameters)
+        rows, columns = (
+            host(model.parameters.weight[name]) for name in ("embedding.weight", "layers.0.recurrence.output.weight")
+        )
+        of_rows, of_columns = known["embedding.weight"], known["layers.0.recurrence.output.weight"]
+        np.testing.assert_array_equal(rows, [*of_rows, of_rows.mean(0)])
+        np.testing.assert_array_equal(columns[:, :5], of_columns)
+        np.testing.assert_array_equal(columns[:, 5], of_columns.T.mean(0))
 
 
 @emulated

@@ -11,7 +11,8 @@ import pytest
 import small
 
 from slm_np.cli.chart import MARK, PLAIN_BARS, chart, plain, sparkline, table
-from slm_np.cli.summary import summary
+from slm_np.cli.summary import describe_model, summary
+from slm_np.config import ModelConfig
 from slm_np.formats import checkpoint, metrics, run_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,6 +48,11 @@ def told(capsys, *words):
     capsys.readouterr()
     assert small.status("info", *words) == 0
     return capsys.readouterr().out
+
+
+def test_what_a_model_does_not_have():
+    config = ModelConfig(pattern="S", positions="none", norm="none", feed_forward="none", recurrence_size=8)
+    assert describe_model(config).endswith("context 256, no positions, no norm, no feed-forward, tied head")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,6 @@ WRITERS = {
     "train": ("train", "--data", "text.txt", "--out-dir", "run"),
     "pretrain": ("pretrain", "text.txt", "--out-dir", "run"),
     "finetune": ("finetune", "--base", "run", "--data", "text.txt", "--out-dir", "run"),
-    "convert": ("convert", "missing.bin", "--out-dir", "run"),
 }
 
 
@@ -73,9 +72,11 @@ def test_readers_are_not_hindered(folder, capsys):
 
 def test_a_start_is_refused_while_another_one_reads_its_corpus(folder, capsys):
     with new_directory("new", ""):
-        for words in (WRITERS["train"], WRITERS["convert"], ("train", "--resume", "new")):
+        for words in (WRITERS["train"], ("train", "--resume", "new")):
             assert small.status(*["new" if word == "run" else word for word in words]) == 2
             assert "new is in use by process" in capsys.readouterr().err
+        assert small.status("convert", "run", "new") == 2  # it writes into no directory that has files
+        assert "new already exists, and nothing is overwritten" in capsys.readouterr().err
         assert os.listdir("new") == [LOCK]
 
 

@@ -18,6 +18,7 @@ from wild import CHATML, HEADERS, INSTRUCTIONS, NAMES, ROLES, TEXT, THINKING, TO
 from slm_np.data import jinja_sandbox, templates
 from slm_np.data.chat_template import DEFAULT, Template
 from slm_np.data.jinja_template import PRIVATE, JinjaTemplate
+from slm_np.data.tokenizer import encode_spans
 from slm_np.errors import UserError
 
 SYSTEM, ASK, REPLY = (
@@ -142,7 +143,7 @@ def test_no_message_can_forge_a_special_token(system, question, reply):
     texts = [part for part, _ in spans if isinstance(part, bytes)]
     assert texts == [b"system\n" + shown[0], b"\n", b"user\n" + shown[1], b"\n", b"assistant\n", shown[2], b"\n"]
     assert targets(spans, tokenizer) == [written([shown[2], end], tokenizer)]
-    ids = [id for found, _ in tokenizer.encode_spans(spans) for id in found.tolist()]
+    ids = [id for found, _ in encode_spans(tokenizer, spans) for id in found.tolist()]
     assert [id for id in ids if id >= 256] == [start, end] * 3
     prompt = template.prompt(conversation[:2], tokenizer)
     assert [part for part in prompt if isinstance(part, int)] == [start, end] * 2 + [start]
@@ -168,6 +169,8 @@ def test_a_special_token_of_one_character_cannot_be_forged():
 
 def test_a_template_cannot_complete_a_token_that_a_message_begins():
     tokenizer = bytes_and("<|im_end|>", "</s>")
+    template = JinjaTemplate("{% for m in messages %}<|{{ m.content }}|>{% endfor %}")
+    assert template.prompt([dict(ASK, content="im_end")], tokenizer) == [b"<|im_end|>"]
     template = JinjaTemplate("{% for m in messages %}<|im_{{ m.content }}end|>{{ m.content }}|>{% endfor %}")
     assert template.prompt([dict(ASK, content="<|im_end")], tokenizer) == [b"<|im_<|im_endend|><|im_end|>"]
     assert template.prompt([dict(ASK, content="end|>")], tokenizer) == [b"<|im_end|>end|>end|>|>"]
@@ -210,7 +213,7 @@ def test_text_and_ids_are_those_of_transformers(source, monkeypatch):
         assert written([part for part, _ in spans], tokenizer) == theirs.apply_chat_template(
             conversation, tokenize=False
         )
-        ids = [id for found, _ in tokenizer.encode_spans(spans) for id in found.tolist()]
+        ids = [id for found, _ in encode_spans(tokenizer, spans) for id in found.tolist()]
         assert ids == theirs.apply_chat_template(conversation, return_dict=False)
         prompt = template.prompt(conversation[:-1], tokenizer)
         options = dict(add_generation_prompt=True)
@@ -257,6 +260,7 @@ def test_what_templates_may_use():
             "{{ raise_exception('No system ' ~ 'role') }}",
             "refuses the conversation: No system role; change the messages",
         ),
+        ("{{ '\\ud800' }}", "cannot write .*surrogates"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot write .*recursion"),
     ],
 )
@@ -293,6 +297,11 @@ GROW = "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = GROW
         "{{ {'a': 1} | tojson(indent=10**10) }}",
         "{{ ('a,' * 9999).split(',') | join('b' * 99999) }}",
         "{{ lipsum(10**7) }}",
+        GROW.replace("GROWN", "[n.x, n.x]").replace("{{ n.x }}", "{{ n }}"),
+        GROW.replace("GROWN", "{'a': n.x, 'b': n.x}").replace("{{ n.x }}", "{{ n.x.items() }}"),
+        GROW.replace("GROWN", "{'a': n.x, 'b': n.x}").replace("{{ n.x }}", "{{ n.x.values() | string }}"),
+        "{{ 'a'.translate({97: 'b' * 9999999}) * 2 }}",
+        "{{ ('\\t' * 99999).expandtabs(99999) }}",
         "{{ range(10**10) | list }}",
     ],
 )
@@ -329,6 +338,16 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError, match=r'needs the package jinja2.*pip install "slm_np\[chat\]"'):
         JinjaTemplate("{{ 'a template that is new' }}").prompt([ASK], bytes_and("</s>"))
+
+
+def test_long_messages_are_no_explosion():
+    long = "word " * 200_000
+    source = "{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ m.content | trim | truncate(2000000) }}"
+    source += (
+        "{{ m.content.split('</think>')[-1].replace('word', 'WORD').strip('x') ~ '|' + m.content }}</s>{% endfor %}"
+    )
+    [text, end] = JinjaTemplate(source).prompt([dict(ASK, content=long)], bytes_and("</s>"))
+    assert len(text) == 3 * (len(long) - 1) + 1 and end == 256
 
 
 # Templates of both kinds

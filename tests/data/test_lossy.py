@@ -73,9 +73,10 @@ def test_a_special_token_that_merges_make_is_no_lossless_tokenizer():
     other = LibraryTokenizer(dict(fields, added_tokens=[*fields["added_tokens"], special]))
     assert tokenizer.lossless and not other.lossless
     letter = dict(fields["added_tokens"][0], id=0, content="!")
-    assert not LibraryTokenizer(dict(fields, added_tokens=[*fields["added_tokens"], letter])).lossless
+    shouting = LibraryTokenizer(dict(fields, added_tokens=[*fields["added_tokens"], letter]))
+    assert not shouting.lossless and shouting.encode("!").tolist() == [0] and losses(shouting, [b"!"]).kinds
     data = tokenizer.decode([270])
-    assert other.encode(data).tolist() == [270] and losses(other, [data]).kinds
+    assert len(other.encode(data)) > 1 and not losses(other, [data]).kinds  # a longer one is cut in two
 
 
 NORMALIZERS = {

@@ -19,6 +19,7 @@ from slm_np.data.chat_template import DEFAULT, Template
 from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.token_store import load_corpus
+from slm_np.data.tokenizer import encode_spans
 from slm_np.data.tokens import TARGET, WITHIN, targets
 from slm_np.errors import UserError
 
@@ -150,7 +151,7 @@ def test_conversations_by_the_tokenizers_of_the_world(tmp_path, kind):
     tokens, same = loaded(tmp_path, CHATML, [row], tokenizer=tokenizer, template=template)
     found = [
         ids.tolist()
-        for ids, _ in same.encode_spans((part, False) for part in template.prompt(row["messages"][:1], same))
+        for ids, _ in encode_spans(same, ((part, False) for part in template.prompt(row["messages"][:1], same)))
     ]
     prompt = sum(found, [])
     assert tokens.ids[: len(prompt)].tolist() == prompt and not targets(tokens.mask[: len(prompt)]).any()

@@ -2,12 +2,10 @@
 
 import os
 
-import numpy as np
 import pytest
 import small
 
 from slm_np.errors import UserError
-from slm_np.formats import checkpoint
 from slm_np.formats.directories import LOCK, new_directory, newest_run, writing
 
 
@@ -102,20 +100,6 @@ def test_a_lock_does_not_make_a_trained_model_free(tmp_path):
     assert sorted(os.listdir(tmp_path / "run")) == [LOCK, "model.safetensors"]
 
 
-def test_a_conversion_that_was_killed_can_be_repeated(tmp_path):
-    """It has written its model, which has no validation loss, and not yet its run.json."""
-    run, other = tmp_path / "run", tmp_path / "other"
-    for path, loss in ((run, "nan"), (other, 1.5)):
-        start(path, LOCK, "tokenizer.json", "model.safetensors.tmp-7")
-        checkpoint.save_best(path, dict(w=np.ones(3, np.float32)), dict(step=0, val_loss=loss))
-    with new_directory(run, "") as directory:
-        assert os.listdir(directory) == [LOCK]
-        (directory / "run.json").write_bytes(b"{}")
-    with pytest.raises(UserError, match="already holds model.safetensors"), new_directory(other, ""):
-        pass
-    assert len(os.listdir(other)) == 4
-
-
 def test_default_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start(tmp_path / "runs"), start(tmp_path / "runs" / "name", "run.json")
@@ -142,7 +126,10 @@ def test_a_directory_of_hugging_face_is_no_run(tmp_path, monkeypatch):
     before = small.tree(tmp_path)
     with pytest.raises(UserError, match="there is no run in runs/ yet"):
         newest_run()
-    with pytest.raises(UserError, match="config.json has model_type 'llama' .* is not a run"), writing("runs/model"):
+    with (
+        pytest.raises(UserError, match="not a run but a model of another program; start one from it"),
+        writing("runs/model"),
+    ):
         pass
     with pytest.raises(UserError, match="already holds config.json, which a new run would overwrite"):
         with new_directory("runs/model", ""):

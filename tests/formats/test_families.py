@@ -10,10 +10,10 @@ import pytest
 
 from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.errors import UserError
-from slm_np.formats import families, hugging_face
+from slm_np.formats import families, hugging_face, weight_files
 from slm_np.formats.families.piece import by_our_name, to_ours, to_theirs
 from slm_np.formats.model_parts import ModelParts
-from slm_np.inference.decoder import Decoder, uncompiled_step
+from slm_np.inference.decoder import Decoder
 from slm_np.nn.model import Model, parameters
 from slm_np.training.optimizer import AdamW
 
@@ -263,7 +263,7 @@ def close(found, wanted, bound=1e-4, name=""):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_greedy_tokens_of_their_model(transformers, tmp_path, name):
+def test_logits_and_greedy_tokens_of_their_model(transformers, kernel_set, tmp_path, name):
     import torch
 
     model = theirs(transformers, name)
@@ -274,7 +274,7 @@ def test_logits_and_greedy_tokens_of_their_model(transformers, tmp_path, name):
         do_sample=False, max_new_tokens=T, pad_token_id=0, attention_mask=torch.ones_like(torch.tensor(prompt))
     )
     wanted = model.generate(torch.tensor(prompt), **options)[0, 5:].tolist()
-    decoder, found = Decoder(mine, make_step=uncompiled_step), []
+    decoder, found = Decoder(mine), []
     row = decoder.read(prompt)
     for _ in range(T):
         found.append(int(row[0].argmax()))
@@ -283,7 +283,7 @@ def test_logits_and_greedy_tokens_of_their_model(transformers, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_and_updates_of_their_model(transformers, tmp_path, name):
+def test_gradients_and_updates_of_their_model(transformers, kernel_set, tmp_path, name):
     import torch
 
     model = theirs(transformers, name)
@@ -325,6 +325,19 @@ def test_what_comes_back_is_what_was_read(transformers, tmp_path, name):
         np.testing.assert_array_equal(array, other, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_their_shards_of_any_type(transformers, tmp_path, name, dtype):
+    import torch
+
+    model = theirs(transformers, name).to(getattr(torch, dtype))
+    parts = saved(model, tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
+    weights = named(model)
+    for piece, array in to_theirs(families.family_of(parts.config).pieces(parts.config), parts.tensors()):
+        np.testing.assert_array_equal(array, weights[piece.theirs].detach().float().numpy(), err_msg=piece.theirs)
+
+
 # From ours to theirs
 
 
@@ -337,6 +350,17 @@ def test_they_read_our_model(transformers, tmp_path, name):
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     close(logits(found.eval(), ids()), model.logits(ids()))
     close(filled(hugging_face.read(tmp_path / "ours")).logits(ids()), model.logits(ids()))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_they_read_our_shards(transformers, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(weight_files, "SHARD_BYTES", 10_000)
+    model = ours("qk-norm")
+    hugging_face.write(parts_of(model), tmp_path / "ours", dtype)
+    assert len(list((tmp_path / "ours").glob("model-*-of-*.safetensors"))) > 2
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert str(found.dtype) == f"torch.{weight_files.WRITTEN[dtype][0]}"
+    close(logits(found.float().eval(), ids()), model.logits(ids()), 1e-4 if dtype == "f32" else 3e-2)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -434,6 +458,11 @@ def config_of(kind, **changes):
             dict(rotary_pct=0.5, rotary_emb_base=77),
             dict(rope_parameters=dict(rope_theta=77.0, partial_rotary_factor=0.5)),
         ),
+        (
+            "gpt_neox",
+            dict(rotary_pct=0.5, partial_rotary_factor=0.5, rope_theta=77, rotary_emb_base=77, head_dim=None),
+            dict(rope_parameters=dict(rope_theta=77.0, partial_rotary_factor=0.5)),
+        ),
         ("mamba", dict(expand=2.0, time_step_rank="auto"), dict(intermediate_size=48, time_step_rank=2)),
         ("gpt2", dict(torch_dtype="float16", activation_function="gelu_pytorch_tanh"), dict(dtype="float16")),
         ("gpt_neo", dict(attention_layers=["global", "local"] * 2), {}),
@@ -520,3 +549,34 @@ def test_what_changes_the_result_is_refused_by_name(kind, field, value):
 def test_sliding_windows_without_rotation_are_refused():
     with pytest.raises(UserError, match="sliding_window 4 is not supported"):
         config_of("smollm3", use_sliding_window=True, sliding_window=4, no_rope_layers=[1, 0, 1])
+
+
+ODD = [
+    *(None, -1, 0, 1, 1.5, True, False, "x", "", [], {}, 10**30, float("nan"), float("inf"), [1], [None], {"a": 1}),
+    {"rope_type": 3},
+    {"rope_type": "llama3", "factor": None},
+    {"rope_type": ["llama3"]},
+    {"rope_theta": {}},
+    [[["global"], 10**9]],
+    [[[1], 2]],
+]
+
+
+@pytest.mark.parametrize("kind", KIND)
+def test_odd_values_are_read_or_refused_in_a_sentence(kind):
+    family = families.family_named(kind)
+    fields = families.config_json(config_of(kind))
+    more = (
+        "rope_scaling",
+        "rotary_pct",
+        "quantization_config",
+        "layer_types",
+        "no_rope_layers",
+        "no_rope_layer_interval",
+    )
+    for name in (*fields, *more, "attention_types", "partial_rotary_factor", "use_sliding_window", "sliding_window"):
+        for value in ODD if name != "model_type" else ():
+            try:
+                assert isinstance(family.config_from(fields | {name: value}), ModelConfig)
+            except UserError as error:
+                assert ";" in str(error) and "\n" not in str(error), (name, value)

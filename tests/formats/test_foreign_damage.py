@@ -189,10 +189,15 @@ DAMAGE = {
         lambda folder: edit(folder / "config.json", model_type="lama"),
         "model_type 'lama', which is not supported; did you mean llama?",
     ),
+    "no architecture": (
+        "directory",
+        lambda folder: edit(folder / "config.json", model_type=None),
+        "config.json has no model_type; known are llama",
+    ),
     "quantized weights": (
         "directory",
         lambda folder: edit(folder / "config.json", quantization_config=dict(quant_method="gptq")),
-        "quantization_config .* is not supported",
+        "quantization_config .* is not supported, only null; choose another model",
     ),
     "a rotation that is not supported": (
         "directory",
@@ -207,7 +212,7 @@ DAMAGE = {
     "no weights": (
         "directory",
         lambda folder: (folder / "model.safetensors").unlink(),
-        "has no model.safetensors",
+        "directory has settings but no model.safetensors; copy that file",
     ),
     "a template that raises": (
         "directory",
@@ -247,7 +252,7 @@ DAMAGE = {
     "a base that is missing": (
         "adapter",
         lambda folder: edit(folder / "adapter_config.json", base_model_name_or_path="../nothing"),
-        "nothing is not a model: it does not exist",
+        "the base of adapter, ../nothing, is missing; put it back, or write where it is",
     ),
     "no base": (
         "adapter",

@@ -71,7 +71,7 @@ def best_of(run):
 
 
 def assert_read_by_others(run):
-    """config.json is Hugging Face's, and model.safetensors has the names of that class; else both have no one's."""
+    """config.json is Hugging Face's, and model.safetensors has its names. Without a family, there is none, and ours."""
     family = family_of(run_config.read_config(run).model)
     names = file_names(f"{run}/model.safetensors")
     if family is None:

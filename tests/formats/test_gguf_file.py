@@ -6,12 +6,13 @@ import gguf_models as models
 import numpy as np
 import pytest
 
-from slm_np.config import ModelConfig
+from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.errors import UserError
 from slm_np.formats import gguf_file, gguf_header
-from slm_np.formats.gguf_architecture import architecture_of, frequency_divisors
+from slm_np.formats.gguf_architecture import architecture_of
+from slm_np.formats.gguf_layout import frequency_divisors
 from slm_np.nn.model import parameters
 
 gguf = pytest.importorskip("gguf", reason="the package gguf, which GGUF files need, is not installed")
@@ -119,9 +120,27 @@ def test_llama3_frequencies_are_a_tensor(tmp_path):
     wavelengths = 2 * np.pi * 5e5 ** (np.arange(8) / 8)
     assert (divisors[wavelengths < 8192 / 4] == 1).all() and (divisors[wavelengths > 8192] == 8).all()
     np.testing.assert_array_equal(divisors, frequency_divisors(5e5, 16, 8, 1, 4, 8192))
-    other = rewritten(file, {"rope_freqs.weight": (divisors[::-1].copy(), None)})
-    with pytest.raises(UserError, match="scales its rotary frequencies in another way"):
-        gguf_file.read(other)
+    others = rewritten(file, metadata={"slm_np.rope_scaling": None})  # as other programs write it
+    assert gguf_file.read(others).config == made.config
+    for scaling in (None, "llama3:8,1,4,8192", "llama3:8", "llama3:a,b,c,d", "llama3:8,1,4,nan", "llama3:8,1,1,inf", 7):
+        check_refused(
+            rewritten(file, {"rope_freqs.weight": (divisors[::-1].copy(), None)}, {"slm_np.rope_scaling": scaling}),
+            "scales its rotary frequencies in another way",
+        )
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("llama3", dict(rope_scaling="llama3:4,2,8,1024")),
+        ("llama3", dict(head_dim=8, rope_theta=100.0)),  # too short for the factor to show
+        ("gpt2", dict(feed_forward="gelu")),
+        ("gptneox", dict(feed_forward="gelu-tanh")),
+    ],
+)
+def test_settings_that_others_do_not_name_come_back(tmp_path, name, changes):
+    made, file = written(tmp_path, name, **changes)
+    assert gguf_file.read(file).config == made.config
 
 
 def test_tensors_may_come_in_any_order(tmp_path):
@@ -136,6 +155,14 @@ def test_a_modelfile_lies_beside(tmp_path):
     written(tmp_path)
     lines = (tmp_path / "model.Modelfile").read_text(encoding="utf-8").splitlines()
     assert lines == ["FROM ./model.gguf", "PARAMETER num_ctx 64", "PARAMETER temperature 0.8"]
+
+
+def test_sampling_defaults_come_back(tmp_path):
+    sampling = SamplingConfig(temp=0.7, top_k=0, top_p=0.9, min_p=0.0, repeat_penalty=1.1, repeat_last_n=32)
+    gguf_file.write(models.parts(models.model("llama"), sampling=sampling), tmp_path / "model.gguf")
+    assert gguf_file.read(tmp_path / "model.gguf").sampling == sampling
+    assert "PARAMETER temperature 0.7" in (tmp_path / "model.Modelfile").read_text(encoding="utf-8")
+    check_refused(rewritten(tmp_path / "model.gguf", metadata={"general.sampling.top_p": 7.0}), "--top-p is 7.0")
 
 
 def test_progress_counts_all_bytes_of_tensors(tmp_path):
@@ -193,6 +220,10 @@ def test_weights_that_a_type_lacks(tmp_path):
         (dict(pattern="M", positions="none", feed_forward="none", n_inner=64), "--n-inner 64"),
         (dict(pattern="M", positions="none", feed_forward="none", bias=True), "--bias in Mamba"),
         (dict(qkv_bias="on", head_dim=32), "--head-dim 32"),
+        (dict(qk_norm=True, rope_scaling="llama3:8,1,4,8192"), "--rope-scaling llama3:8,1,4,8192 beside its other"),
+        (dict(parallel=True), "--parallel with --norm rmsnorm"),
+        (dict(norm="layernorm", feed_forward="gelu", qk_norm=True), "--qk-norm with --norm layernorm"),
+        (dict(norm="layernorm", feed_forward="gelu", n_kv_head=2), "--n-kv-head 2 with --norm layernorm"),
         (dict(qk_norm=True, qkv_bias="on"), "--qkv-bias on"),
     ],
 )

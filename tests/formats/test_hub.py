@@ -39,6 +39,7 @@ REPOSITORIES = {
     "org/model": MODEL,
     "org/sharded": SHARDED,
     "org/adapter": {"adapter_config.json": b"{}", "adapter_model.safetensors": b"a"},
+    "org/run": {"run.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"w", "metrics.jsonl": b""},
     "org/quantized": {"a-q8_0.gguf": b"GGUF 8", "sub/b.gguf": b"GGUF 4", "README.md": b""},
     "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"p"},
     "org/text": {"README.md": b"text"},
@@ -168,6 +169,9 @@ def test_revisions_files_and_adapters(server):
     assert hub.fetch("org/model@" + COMMIT).name == COMMIT
     assert hub.fetch("org/quantized/a-q8_0.gguf").read_bytes() == b"GGUF 8"
     assert hub.fetch("org/quantized/sub/b.gguf").read_bytes() == b"GGUF 4"
+    assert files_of(hub.fetch("org/run")) == ["model.safetensors", "run.json", "tokenizer.json"]
+    server.paths.clear()
+    assert hub.fetch("org/run") and not server.paths
     assert files_of(hub.fetch("org/adapter")) == ["adapter_config.json", "adapter_model.safetensors"]
 
 

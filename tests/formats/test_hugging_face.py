@@ -54,10 +54,14 @@ def edit(path, **changes):
     path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}), encoding="utf-8")
 
 
+def stored(directory):
+    """{their name: float32 array} of the weights of a directory, which no longer depend on its files."""
+    return {name: np.array(file.read(name)) for name, file in weight_files.open_weights(directory).items()}
+
+
 def rewrite(directory, change):
-    """Write the weights of a directory again after `change(tensors)` with {their name: float32 array}."""
-    weights = weight_files.open_weights(directory)
-    tensors = {name: np.array(file.read(name)) for name, file in weights.items()}
+    """Write the weights of a directory again after `change(tensors)` with what is `stored` there."""
+    tensors = stored(directory)
     change(tensors)
     layout = {name: array.shape for name, array in tensors.items()}
     weight_files.write_weights(directory, layout, tensors.items(), "f32")

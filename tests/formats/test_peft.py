@@ -259,6 +259,39 @@ def test_settings_that_change_the_result_are_refused_by_name(adapter, field, val
     assert name in refusal(adapter) and "adapter_config.json" in refusal(adapter)
 
 
+def test_odd_values_are_read_or_refused_in_a_sentence(adapter, capsys):
+    config, file = ModelConfig(**BASES["llama"]), adapter / "adapter_config.json"
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    odd = (
+        None,
+        -1,
+        0,
+        1.5,
+        True,
+        False,
+        "x",
+        "(",
+        "",
+        [],
+        {},
+        10**30,
+        [1],
+        [None],
+        [[1]],
+        {"a": 1},
+        {"(": 1},
+        {"q_proj": []},
+    )
+    for name in (*fields, "use_dora", "modules_to_save", "target_parameters", "layer_replication", "exclude_modules"):
+        for value in odd:
+            file.write_text(json.dumps(fields | {name: value}), encoding="utf-8")
+            try:
+                assert isinstance(peft.read_adapter(adapter, config), LoraAdapter)
+            except UserError as error:
+                assert ";" in str(error) and "\n" not in str(error), (name, value)
+    capsys.readouterr()
+
+
 def test_unknown_settings_are_ignored_with_a_line(adapter, capsys):
     edit(adapter, brand_new=True, exclude_modules=None, modules_to_save=[], use_dora=False, peft_version="9")
     open_model(adapter)

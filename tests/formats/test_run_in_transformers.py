@@ -1,6 +1,8 @@
 """A run's directory is one of Hugging Face's: transformers computes, encodes, decodes and generates what we do."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +10,16 @@ import small
 
 from slm_np.config import SamplingConfig
 from slm_np.data.chat_template import Template
+from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.formats import runs
 from slm_np.formats.families import family_of
+from slm_np.formats.files import write_json
+from slm_np.formats.interchange import token_ids, tokenizer_config
 from slm_np.inference.generation import text_of
 from slm_np.presets import PRESETS
+
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+from sample_tokenizers import TALE, WILD, wild  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -98,6 +106,8 @@ def test_every_preset_with_a_class_is_read_as_it_is(made, transformers, preset):
     assert np.abs(logits).max() > 0.5
     np.testing.assert_allclose(ours.model.logits(ids), logits, atol=1e-4)
     check_tokenizer(ours.tokenizer, tokenizer)
+    defaults = theirs.generation_config
+    assert (defaults.temperature, defaults.eos_token_id) == (ours.sampling.temp, ours.tokenizer.end_of_text)
     for prompt in ("The cat", "a big"):
         text = text_of(ours.model, ours.tokenizer, prompt, 30, SamplingConfig(temp=0.0))
         assert generated(theirs, tokenizer, prompt, 30) == text
@@ -127,6 +137,22 @@ def test_the_others_have_no_config_for_it(made, transformers, preset):
     with pytest.raises((OSError, ValueError)):
         transformers.AutoModelForCausalLM.from_pretrained(run)
     check_tokenizer(runs.load(run).tokenizer, transformers.AutoTokenizer.from_pretrained(run))
+
+
+# "one" has one token, which is its unknown one: transformers finds it in a text.
+@pytest.mark.parametrize("name", [name for name in WILD if name != "one"])
+def test_a_tokenizer_of_another_program_gives_the_same_ids(tmp_path, transformers, name):
+    ours = LibraryTokenizer(wild()[name], name)
+    ours.save(tmp_path / "tokenizer.json")
+    write_json(tmp_path / "tokenizer_config.json", tokenizer_config(ours, None, 64))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert len(theirs) == ours.vocab_size and theirs.model_max_length == 64
+    ends = [theirs.eos_token_id, theirs.pad_token_id, theirs.bos_token_id, theirs.unk_token_id]
+    assert ends[:2] == [ours.end_of_text] * 2 and ends[3] == ours.unknown
+    assert token_ids(ours)["bos_token_id"] == ends[2]
+    for text in (TALE, "the cat", "  the\n\ncat ", "Once"):
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text).tolist()
 
 
 TALKS = [

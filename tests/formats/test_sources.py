@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.sources import open_model
 from slm_np.inference.generation import text_of
 from slm_np.nn.model import parameters
-from slm_np.paths import UNFINISHED_SECONDS
 
 pytest.importorskip("gguf", reason="GGUF files need the package gguf")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,6 +128,22 @@ def test_a_run_before_its_first_evaluation_is_converted(here):
     )
 
 
+@pytest.mark.parametrize("kind", ["GGUF q8_0", "llama2.c", "run"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_transformers_computes_the_same_of_a_directory(models, here, kind, dtype):
+    transformers = pytest.importorskip("transformers", reason="transformers is the oracle of this test")
+    torch = pytest.importorskip("torch", reason="transformers needs PyTorch")
+    convert(models[kind], "out", dtype=dtype)
+    run, ids = slm_np.load("out"), [[3, 1, 4, 1, 5, 9, 2, 6]]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("out", dtype=torch.float32)
+    with torch.no_grad():
+        logits = theirs(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(run.model.logits(ids), logits, atol=1e-4 * np.abs(logits).max())
+    tokenizer = transformers.AutoTokenizer.from_pretrained("out")
+    ids = run.tokenizer.encode("the cat sat").tolist()
+    assert tokenizer("the cat sat", add_special_tokens=False)["input_ids"] == ids
+
+
 # Adapters
 
 
@@ -165,7 +179,7 @@ def test_an_adapter_for_llama_cpp(adapted, here, capsys):
     assert small.status("convert", adapted, "adapter.gguf") == 0
     assert "llama.cpp: llama-cli -m BASE.gguf --lora adapter.gguf" in capsys.readouterr().out
     assert not Path("adapter.Modelfile").exists()
-    assert "not a model" in said(capsys, "generate", "--model", "adapter.gguf")
+    assert "not a model; give it to llama.cpp with --lora" in said(capsys, "generate", "--model", "adapter.gguf")
     convert(adapted, "merged.gguf", dtype="q8_0", merge=True)
     merged = small_models.weights(open_model(adapted))
     small_models.assert_close(merged, small_models.weights(open_model("merged.gguf")), 1 / 200)
@@ -173,11 +187,13 @@ def test_an_adapter_for_llama_cpp(adapted, here, capsys):
 
 def test_bad_input_about_adapters(adapted, here, capsys):
     assert "--merge has no effect on base, which is no adapter" in said(capsys, "convert", "base", "new", "--merge")
-    assert "--dtype bf16 has no effect on an adapter" in said(capsys, "convert", adapted, "new", "--dtype", "bf16")
+    for words in (["--dtype", "bf16"], ["--tokenizer", "base/tokenizer.json"]):
+        assert f"{' '.join(words)} has no effect on an adapter" in said(capsys, "convert", adapted, "new", *words)
     convert(adapted, "alone")
     Path("base").rename("moved")
     for words in (("alone", "new"), ("alone", "new", "--merge"), (adapted, "new"), (adapted, "new.gguf", "--merge")):
-        assert "base" in said(capsys, "convert", *words)
+        line = said(capsys, "convert", *words)
+        assert f"the base of {words[0]}, " in line and "base, is missing; put it back" in line
     assert not [name for name in small.tree(".") if name.startswith("new")]
 
 
@@ -193,6 +209,10 @@ def test_what_comes_next_is_said(models, here, capsys):
     assert Path("deep/model.Modelfile").read_text(encoding="utf-8").startswith("FROM ./model.gguf\n")
     assert small.status("convert", "run") == 0
     assert f"run: {Path('runs/run')}\nmore: python -m slm_np.generate" in capsys.readouterr().out
+    assert small.status("convert", "run", "half", "--dtype", "f16") == 0
+    assert "model: half\nmore: python -m slm_np.generate --model half" in capsys.readouterr().out  # no run
+    assert small.status("convert", "run", "Größe (1).gguf") == 0
+    assert "ollama create gr-e-1 -f " in capsys.readouterr().out  # its names are of a-z and digits
     assert small.status("convert", "run") == 0 and Path("runs/run-2/run.json").is_file()
 
 
@@ -336,11 +356,51 @@ def test_paths_that_are_no_models(here, capsys, models):
         "old.ggml": "old.ggml is a GGML file, the format before GGUF",
         "noise": "noise is a file of unknown format, not a model",
         "text.txt": "text.txt is a text, not a model; train on it with --data text.txt",
+        "no/such.gguf": f"{Path('no/such.gguf')} is not a model: it does not exist",  # no name on the hub
         ".": "is not a model but a folder with models; name one: hf, run",
     }.items():
         assert named in said(capsys, "generate", "--model", path), path
         assert named in said(capsys, "convert", path, "new"), path
     assert not Path("new").exists()
+    assert "nowhere does not exist; name a run, a Hugging Face directory" in said(capsys, "info", "nowhere")
+
+
+def test_a_link_to_nothing(here, capsys):
+    try:
+        Path("link").symlink_to("gone")
+    except OSError:
+        pytest.skip("no symlinks here")
+    for words in (("generate", "--model", "link"), ("convert", "link", "new"), ("info", "link")):
+        assert "link is a link to gone, which does not exist; name a run" in said(capsys, *words)
+
+
+@pytest.mark.parametrize("target", [".", "..", "run", "run/model.safetensors"])
+def test_a_target_that_exists(here, capsys, target):
+    before = small.tree(here)
+    assert "already exists, and nothing is overwritten" in said(capsys, "convert", "run", target)
+    assert small.tree(here) == before
+
+
+def test_what_cannot_be_resumed_can_be_finetuned(models, here, capsys):
+    shutil.copytree(models["directory bf16"], "hf")
+    shutil.copy(models["GGUF f32"], "model.gguf")
+    for path in ("hf", "model.gguf"):
+        line = said(capsys, "train", "--resume", path)
+        assert f"start one from it with python -m slm_np.finetune --base {path}" in line
+
+
+@pytest.mark.parametrize(
+    "source, name",
+    [
+        ("runs/v1.5", "v1.5"),
+        ("org/SmolLM2-1.7B", "SmolLM2-1.7B"),
+        ("org/name@v1.0", "name"),
+        ("a/model.Q4_1.gguf", "model.Q4_1"),
+        ("stories.bin", "stories"),
+    ],
+)
+def test_the_name_of_a_target_that_is_not_given(source, name):
+    assert conversion.name_of(source) == name
 
 
 def test_a_dtype_that_the_target_lacks(here, capsys):
@@ -360,7 +420,8 @@ def test_a_dtype_that_the_target_lacks(here, capsys):
         ),
     )
     assert "no class of transformers" in said(capsys, "convert", "s", "new", "--dtype", "bf16")
-    assert "no architecture of llama.cpp" in said(capsys, "convert", "s", "new.gguf")
+    refusal = said(capsys, "convert", "s", "new.gguf")
+    assert "no architecture of llama.cpp" in refusal and "Hugging Face directory" not in refusal  # none has it, either
     assert not Path("new").exists() and not Path("new.gguf").exists()
     said(capsys, "convert", "s", "copy", status=0)  # a run, as it is
     small_models.assert_close(small_models.weights(open_model("s")), small_models.weights(open_model("copy")))
@@ -391,6 +452,34 @@ def test_a_write_that_fails_leaves_nothing(here, monkeypatch, target, dtype):
     assert failed > 10
 
 
+@pytest.mark.parametrize("target", ["deep/new", "deep/new.gguf"])
+def test_of_two_conversions_to_one_target_one_is_refused_at_once(here, target, capsys):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_TENSORS, target], env=small.environment(), stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout.readline() == b"tensor\n"
+        line = said(capsys, "convert", "run", target)
+        assert f"{Path(target)} is in use by process {process.pid} " in line and "choose another name" in line
+    finally:
+        process.kill()
+        process.communicate()
+    said(capsys, "convert", "run", target, status=0)
+    assert open_model(target).tokenizer is not None
+    assert sorted(path.name for path in Path("deep").iterdir()) == ["new.Modelfile"] * target.endswith(".gguf") + [
+        Path(target).name
+    ]
+
+
+def test_folders_for_a_target_that_fails_are_removed(here, monkeypatch):
+    before = small.tree(".")
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "write_run", lambda *words: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            convert("run", "one/two/new")
+    assert small.tree(".") == before
+
+
 SLOW_TENSORS = """
 import dataclasses, sys, time
 from slm_np.formats import conversion
@@ -419,9 +508,6 @@ def test_a_kill_leaves_no_target_and_the_next_start_works(here, target):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     left = [path for path in small.tree(".") if path not in before]
-    assert left and all(path.startswith(f"{target}.tmp-") for path in left)
-    for path in Path().glob(f"{target}.tmp-*"):
-        old = time.time() - UNFINISHED_SECONDS - 10
-        os.utime(path, (old, old))
+    assert left and all(path.startswith((f"{target}.tmp-", f"{target}.lock")) for path in left)
     convert("run", target)
-    assert not list(Path().glob("*.tmp-*")) and open_model(target).tokenizer is not None
+    assert not [*Path().glob("*.tmp-*"), *Path().glob("*.lock")] and open_model(target).tokenizer is not None

@@ -267,6 +267,39 @@ def test_any_number_of_tokens(positions):
             assert llm.logits(last)[0, -1].argmax() == sequence[position]
 
 
+def test_any_of_several_ids_ends_a_text():
+    llm = chain(word_chain([">abc.def!ghi"]))
+    assert text_of(llm, ByteTokenizer(), ">", 50, CERTAIN, ends=[ord("!")]) == "abc.def"
+    assert text_of(llm, ByteTokenizer(), ">", 50, CERTAIN, ends=(ord("!"), ord("."))) == "abc"
+    tokenizer = ByteTokenizer()
+    tokenizer.more_ends = (ord("e"),)
+    assert text_of(llm, tokenizer, ">", 50, CERTAIN) == "abc.d" and tokenizer.ends == {ord("e")}
+    assert text_of(llm, tokenizer, ">", 50, CERTAIN, ends=[ord(".")]) == "abc"
+
+
+def test_ids_beyond_the_tokenizer_are_never_proposed():
+    """The embedding of another program's model may be padded."""
+    llm = model(vocab_size=300)
+    llm.parameters.weight["embedding.weight"][:256] *= 0.01
+    sampling = SamplingConfig(temp=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
+    text = text_of(llm, ByteTokenizer(), "a", 60, sampling)
+    assert len(text.encode("utf-8", "replace")) >= 60
+
+
+def test_a_prompt_starts_as_the_model_was_trained():
+    tokenizer = ByteTokenizer(end=True)
+    assert encode_prompt(tokenizer, "ab").tolist() == [256, 97, 98] and encode_prompt(tokenizer, "").tolist() == [256]
+    tokenizer.prompt_start = ()
+    assert encode_prompt(tokenizer, "ab").tolist() == [97, 98] and encode_prompt(tokenizer, "").tolist() == [256]
+    tokenizer.prompt_start = (7, 8)
+    assert encode_prompt(tokenizer, b"ab").tolist() == [7, 8, 97, 98] and encode_prompt(tokenizer, "").tolist() == [
+        7,
+        8,
+    ]
+    assert encode_prompt(tokenizer, [b"ab", 256, b"c"]).tolist() == [97, 98, 256, 99]  # of a chat template
+    assert encode_prompt(tokenizer, [b"ab"]).tolist() == [7, 8, 97, 98]
+
+
 def test_no_tokens_are_one_empty_string():
     assert strings_of(model(), ByteTokenizer(), "ab", 0) == [[""]]
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from fake_cupy import cupy  # noqa: F401  a fixture
 
-from slm_np.config import ModelConfig
+from slm_np.config import LoraConfig, ModelConfig
+from slm_np.dtypes import BF16
 from slm_np.errors import UserError
 from slm_np.inference import positions
 from slm_np.inference.decoder import Decoder
@@ -43,14 +44,14 @@ def gpu(cupy):  # noqa: F811
     return device("cuda")
 
 
-def made(gpu, dtype=np.float64, **settings):
-    """A model with large weights, so that logits differ."""
+def made(gpu, dtype=np.float64, options=None, **settings):
+    """A model with large weights, so that logits differ. options: of the Model"""
     defaults = dict(vocab_size=V, block_size=T, n_layer=2, n_embd=16)
     if not set("ALN").isdisjoint(settings.get("pattern", "A")):
         defaults["n_head"] = 4
     if settings.get("feed_forward") != "none":
         defaults["n_hidden"] = 10
-    model = Model(ModelConfig(**{**defaults, **settings}), seed=3, dtype=dtype, device=gpu)
+    model = Model(ModelConfig(**{**defaults, **settings}), seed=3, dtype=dtype, device=gpu, **(options or {}))
     model.parameters.weights *= 3
     return model
 
@@ -106,6 +107,16 @@ def test_replayed_steps_have_the_bits_of_plain_ones(gpu):
     plain.token_step.graph.captures = False
     assert decoded(replayed, tokens, 2).tobytes() == decoded(plain, tokens, 2).tobytes()
     assert replayed.token_step.graph.graph is not None and plain.token_step.graph.graph is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
+def test_frozen_weights_in_16_bits_are_decoded_by_a_graph(gpu, name):
+    """The samples of a run that trains adapters."""
+    options, tokens = dict(compute_dtype=BF16, lora=LoraConfig(lora_rank=2)), tokens_of(2, T)
+    model = made(gpu, np.float32, options, **CHOICES[name])
+    expected, decoder = host(model.logits(tokens)), Decoder(model, 2)
+    np.testing.assert_allclose(decoded(decoder, tokens, 3), expected[:, 2:], atol=0.01 * np.abs(expected).max())
+    assert decoder.token_step.graph.graph is not None
 
 
 def test_weights_may_change_between_steps(gpu):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from fake_cupy import cupy  # noqa: F401  a fixture
 
-from slm_np.config import ModelConfig
+from slm_np.config import LoraConfig, ModelConfig
 from slm_np.dtypes import BF16
 from slm_np.nn.model import Model, States
-from slm_np.ops.device import CPU, device, host
+from slm_np.ops.device import CPU, device, host, put
 from slm_np.training.optimizer import AdamW
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,6 +123,22 @@ def test_16_bit_gradients_align_with_exact(cuda, name, compute_dtype):
     assert found_loss == pytest.approx(loss, rel=3e-3)
     assert found @ expected / math.sqrt((found @ found) * (expected @ expected)) > 1 - 1e-4
     assert model.full_precision().loss(*batch()) == pytest.approx(exact.loss(*batch()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "mamba", "hybrid", "byte-ssm"])
+@pytest.mark.parametrize("compute_dtype", [None, BF16, np.dtype(np.float16)], ids=["fp32", "bf16", "fp16"])
+def test_gradients_of_adapters_equal_the_cpus(cuda, name, compute_dtype):
+    found, lora = [], LoraConfig(lora_rank=2, lora_dropout=0.2)
+    for where, dtype in ((CPU, None), (cuda, compute_dtype)):
+        model = Model(config(name), 3, device=where, compute_dtype=dtype, lora=lora)
+        weights = 0.1 * np.random.default_rng(0).standard_normal(model.parameters.weights.size).astype(np.float32)
+        put(model.parameters.weights, weights)  # B of an adapter starts as zeros
+        model.parameters.update_cast_copies()
+        found.append((model.loss_and_gradient(*batch(), key=KEY), host(model.parameters.gradients)))
+    (loss, expected), (found_loss, gradients) = found
+    assert found_loss == pytest.approx(loss, rel=3e-3 if compute_dtype else 1e-5)
+    cosine = gradients @ expected / math.sqrt((gradients @ gradients) * (expected @ expected))
+    assert cosine > 1 - (3e-3 if compute_dtype else 1e-6)
 
 
 def test_recurrent_states_pass_from_window_to_window(cuda):

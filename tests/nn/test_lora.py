@@ -1,5 +1,6 @@
 """Low-rank adapters: gradients by finite differences, frozen weights, precision, threads, and merging."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -10,7 +11,7 @@ from slm_np.config import LoraConfig, ModelConfig
 from slm_np.dtypes import BF16
 from slm_np.errors import UserError
 from slm_np.inference.decoder import Decoder, uncompiled_step
-from slm_np.nn import lora
+from slm_np.nn import head, lora
 from slm_np.nn.model import Model, weight_bytes
 from slm_np.nn.parameters import FrozenWeight
 from slm_np.ops.device import CPU
@@ -233,14 +234,16 @@ def test_bfloat16_is_close_to_float32_on_any_number_of_threads(config, bfloat16)
 
 
 def test_frozen_weights_rest_in_two_bytes(bfloat16):
-    model = adapted(SMALL, np.float32, BF16)
+    model = adapted(dataclasses.replace(SMALL, n_layer=12), np.float32, BF16)
     parameters, frozen = model.parameters, model.parameters.resting
     assert set(frozen) == {tensor.name for tensor in parameters.tensors if tensor.matmul and not tensor.trained}
     assert isinstance(frozen["layers.1.feed_forward.input.weight"], FrozenWeight)
     assert frozen["layers.1.attention.qkv.weight"].values.dtype == BF16
     layers = [one.values for name, one in frozen.items() if name != "embedding.weight"]
     head = frozen["embedding.weight"]
-    held = sum(array.nbytes for array in [parameters.frozen, *layers, head.forward, head.backward])
+    shared = [array for copy in parameters.shared.values() for array in copy]
+    assert len(shared) == 3 * 4  # four shapes
+    held = sum(array.nbytes for array in [parameters.frozen, *layers, head.forward, head.backward, *shared])
     tensors = [tensor for tensor in parameters.tensors if not tensor.trained]
     expected = weight_bytes(tensors, np.dtype(np.float32), BF16, CPU)
     assert held == pytest.approx(expected, rel=0.1)  # panels are padded
@@ -269,3 +272,39 @@ def test_copies_and_samples_of_a_model_with_frozen_bfloat16(bfloat16):
     whole, stepped = (Decoder(model, make_step=uncompiled_step) for _ in range(2))
     stepped.read(tokens[:1, :8])
     np.testing.assert_allclose(stepped.step(tokens[0, 8:9]), whole.read(tokens[:1, :9]), rtol=0, atol=1e-4)
+
+
+# Masked targets
+
+
+@pytest.mark.parametrize("name", ["attention", "mlp head", "no head"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_only_rows_with_a_target_go_through_a_frozen_head(name, share, monkeypatch):
+    """Losses and gradients have the bits that they have when all rows go through it."""
+    config = CONFIGS[name]
+    tokens, targets = batch(config)
+    targets = np.where(np.random.default_rng(5).random(targets.shape) < share, targets, -1)
+    found = []
+    for sparse in (True, False):
+        if not sparse:
+            monkeypatch.setattr("slm_np.nn.head.target_runs", lambda targets: None)
+        model = adapted(config)
+        loss = model.loss_and_gradient(tokens, targets, key=(1,))
+        found.append([loss, model.parameters.gradients, model.losses(tokens, targets).copy()])
+    for one, other in zip(*found):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
+    assert not found[0][2][targets < 0].any()
+
+
+def test_rows_are_gathered_and_put_back():
+    draw = np.random.default_rng(2)
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        targets = np.where(draw.random(97) < share, 1, -1)
+        runs, x = head.target_runs(targets), draw.standard_normal((97, 3))
+        if runs is None:
+            assert (targets >= 0).all()
+            continue
+        packed, original = x.copy(), x.copy()
+        np.testing.assert_array_equal(head.gathered(packed, runs), original[targets >= 0])
+        head.scatter(packed, runs)
+        np.testing.assert_array_equal(packed, np.where(targets[:, None] >= 0, original, 0))

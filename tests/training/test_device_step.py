@@ -1,5 +1,6 @@
 """Training steps on a GPU, or on the fake one, beside the CPU's: updates, captured graphs, no synchronization, runs."""
 
+import dataclasses
 import math
 
 import fake_cupy
@@ -8,8 +9,10 @@ import pytest
 import small
 from fake_cupy import cupy  # noqa: F401  a fixture
 
+from slm_np.config import LoraConfig
 from slm_np.formats import metrics
 from slm_np.ops.device import host, number, put
+from slm_np.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "cupy")
 fake_only = pytest.mark.skipif(fake_cupy.real(), reason="only the fake CuPy counts")
@@ -125,6 +128,30 @@ def test_a_loss_that_is_not_finite_skips_the_update_and_clears_the_recurrent_sta
 
 
 # What the host does in a step
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        GPT2,
+        dict(LLAMA, dtype="bf16"),
+        dict(MAMBA, dtype="fp16"),
+        dict(qk_norm=True, n_layer=2, dtype="bf16", recompute=True),
+    ],
+    ids=["gpt2", "llama", "mamba", "recompute"],
+)
+def test_adapters_are_trained_by_replayed_graphs(data, settings):
+    """A frozen weight exists in 16 bits only, and reading it allocates nothing."""
+    found = []
+    for captured in (True, False):
+        plain = trainer(data, **settings)
+        lora = dataclasses.asdict(LoraConfig(lora_rank=2, lora_dropout=0.1))
+        made = Trainer(dataclasses.replace(plain.run, lora=lora), plain.corpus)
+        capture(made, captured)
+        found.append((steps(made, 4), host(made.model.parameters.weights)))
+        assert (made.stepper.batch.graph is not None) == captured
+    assert found[0][0] == found[1][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
 @fake_only

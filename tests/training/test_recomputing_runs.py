@@ -44,6 +44,7 @@ def test_finetuning_has_the_same_bits(tmp_path, data):
 
 def test_too_little_memory_names_it(tmp_path, data, capsys, monkeypatch):
     monkeypatch.setattr(CPU, "free_bytes", lambda: 4096)
-    for recompute, named in ((None, True), (True, False)):
-        assert small.status("train", *small.flags(data, out_dir=tmp_path / "run", recompute=recompute)) == 2
+    for n_layer, recompute, named in ((3, None, True), (3, True, False), (1, None, False)):
+        words = small.flags(data, out_dir=tmp_path / "run", n_layer=n_layer, recompute=recompute)
+        assert small.status("train", *words) == 2
         assert ("use --recompute, or choose a smaller --batch-size" in capsys.readouterr().err) == named

@@ -17,6 +17,7 @@ import small
 
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, metrics, run_config
+from slm_np.formats.layouts import layout_of
 from slm_np.training.callbacks import Callback
 from slm_np.training.display import Display
 from slm_np.training.signals import Interrupted
@@ -339,6 +340,7 @@ def test_a_run_killed_30_times_ends_with_the_bits_of_an_unbroken_run(tmp_path, d
     "changes, words",
     [
         (dict(carry_state=True), "--carry-state needs recurrent layers only; choose a --pattern of M and S"),
+        (dict(recompute=True), "--recompute has no effect on a single layer"),
         (dict(max_spectral_norm=0.9), "--max-spectral-norm 0.9 has no effect without linear recurrences"),
         (dict(max_time="2s", lr_decay_iters=9), "--lr-decay-iters 9 has no effect with --max-time 2s"),
         (
@@ -488,7 +490,7 @@ def test_the_best_model_is_kept_not_the_last(tmp_path):
     metadata = checkpoint.load_best(run)[1]
     assert int(metadata["step"]) == best and float(metadata["val_loss"]) == losses[best]
     again = small.trainer(train, val_data=str(other), max_iters=60, learning_rate=0.02)
-    checkpoint.load_best(run, into=again.model.parameters.weight)
+    checkpoint.load_best(run, again.model.parameters.weight, layout_of(again.run))
     again.model.parameters.update_cast_copies()
     assert again.estimate_loss()["val_loss"] == losses[best]
 

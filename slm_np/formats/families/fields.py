@@ -43,7 +43,8 @@ def check_neutral(fields, neutral):
     for name, values in neutral.items():
         value = fields.get(name)
         if value is not None and value not in values:
-            raise refused(name, value, " or ".join(map(str, values)) or "a model without it")
+            # An empty object is as good as none, and no reader would recognize it as a value.
+            raise refused(name, value, " or ".join(str(one) for one in values if one != {}) or "null")
 
 
 def check_supported(fields, architecture, neutral):
@@ -112,9 +113,9 @@ def activation(fields, name, default):
 
 def same(fields, *names):
     """The value of fields that all have the same, a dropout rate; 0.0 if they differ, as we have one rate."""
-    values = {fields.get(name) or 0.0 for name in names}
-    value = values.pop()
-    return float(value) if not values and type(value) in (int, float) and 0 <= value <= 0.95 else 0.0
+    values = [fields.get(name) or 0.0 for name in names]
+    rate = values[0] if type(values[0]) in (int, float) else 0.0
+    return float(rate) if 0 <= rate <= 0.95 and all(value == rate for value in values) else 0.0
 
 
 def head(fields, default):

@@ -49,12 +49,12 @@ def _letters(fields, layers):
     """The letter of each layer's mixer, from attention_types such as [[["global", "local"], 12]]."""
     given = fields.get("attention_types") or [[["global", "local"], 12]]
     try:
-        letters = "".join(LETTERS[kind] for kinds, times in given for kind in kinds * times)
-    except (TypeError, ValueError, KeyError, MemoryError):
+        blocks = ["".join(LETTERS[kind] for kind in kinds) * min(times, layers) for kinds, times in given]
+    except (TypeError, ValueError, KeyError):
         raise of.refused("attention_types", given, "lists such as [[['global', 'local'], 6]]") from None
-    if len(letters) != layers:
+    if sum(map(len, blocks)) != layers:
         raise of.refused("attention_types", given, f"lists for the {layers} layers of num_layers")
-    return letters
+    return "".join(blocks)
 
 
 def fits(config):

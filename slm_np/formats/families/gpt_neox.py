@@ -20,7 +20,7 @@ SHARE = 0.25  # of a head's columns that is rotated, the default
 
 def config_from(fields):
     """See `slm_np.formats.families`."""
-    of.check_supported(fields, MODEL_TYPES["gpt_neox"], dict(attention_bias=(True,), partial_rotary_factor=()))
+    of.check_supported(fields, MODEL_TYPES["gpt_neox"], dict(attention_bias=(True,)))
     heads = of.heads(fields)
     rotary, share = of.rotation(dict(fields, rope_theta=fields.get("rotary_emb_base")))
     share = of.real(dict(rotary_pct=share or fields.get("rotary_pct")), "rotary_pct", SHARE)
