@@ -68,7 +68,7 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
         if not merge:
             check_alone(dtype, tokenizer)
             return convert_adapter(path, target)
-    elif merge:
+    elif merge and format_of(path):
         raise UserError(f"--merge has no effect on {source}, which is no adapter; leave it out")
     parts = metered(open_model(source, tokenizer))
     with claimed(target):

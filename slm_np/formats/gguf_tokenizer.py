@@ -66,7 +66,7 @@ def to_metadata(tokenizer, vocab_size, named, ends):
 
 def _tokens(ids, added, model, vocab_size):
     """(names, types) of all ids of the model."""
-    tokens = [f"[PAD{id}]" for id in range(vocab_size)]
+    tokens = [unused_name(id) for id in range(vocab_size)]
     kinds = [UNUSED] * vocab_size
     for name, id in ids.items():
         if name.startswith("\0"):  # of an id that the vocabulary leaves out
@@ -138,6 +138,11 @@ def prompt_start(tokenizer, fields):
     return [tokenizer.end_of_text] if tokenizer.end_of_text is not None and tokenizer.trained_ends else []
 
 
+def unused_name(id):
+    """The token of an id that the tokenizer lacks and the model has, as llama.cpp's converters write it."""
+    return f"[PAD{id}]"
+
+
 # From metadata
 
 
@@ -166,6 +171,10 @@ def from_metadata(header, vocab_size):
     kinds = get.array("token_type", int, vocab_size, [NORMAL] * vocab_size)
     kinds = [CONTROL if token in ENDS else kind for token, kind in zip(tokens, kinds)]
     begin, end, turn = (token_id(header, name) for name in ("bos", "eos", "eot"))
+    # Names that fill the vocabulary up are no text: the model has no such tokens, and so writes none.
+    named = {one for one in (begin, end, turn) if one is not None}
+    while kinds[-1] == UNUSED and tokens[-1] == unused_name(len(tokens) - 1) and len(tokens) - 1 not in named:
+        del tokens[-1], kinds[-1]
     starts = begin is not None and get.value("add_bos_token", bool, kind == "llama" or get.pre in STARTED)
     # For other programs. Texts of ours start after the end of another one, which no tokenizer.json says.
     first = _starting_with(tokens[begin], begin) if starts and begin != end else None
