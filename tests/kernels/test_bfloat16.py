@@ -35,6 +35,8 @@ from slm_np import ops
 from slm_np.config import ModelConfig
 from slm_np.dtypes import BF16
 from slm_np.inference.decoder import Decoder
+from slm_np.kernels import cpu as cpu_kernels
+from slm_np.kernels import numpy as numpy_kernels
 from slm_np.kernels.cpu import gemm_bf16, microkernel_bf16
 from slm_np.kernels.numpy.attention import by_head, split_heads
 from slm_np.kernels.numpy.loss import softmax_cross_entropy_backward
@@ -494,6 +496,7 @@ MODELS = {
     "odd-widths": dict(GPT2, n_embd=33, n_head=3, n_hidden=37, vocab_size=61, head="linear", bias=True),
     "mlp-head": dict(feed_forward="gelu-tanh", head="mlp", bias=True, head_hidden=45),
     "bare": dict(feed_forward="silu", norm="none", positions="none"),
+    "local": dict(pattern="AL", window=40, block_size=150, feed_forward="silu", norm="none", positions="none"),
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -665,13 +668,32 @@ def check_gemms_and_a_model(exact):
     for shape in ((1, 1, 1), (33, 65, 31), (64, 64, 32), (9, 2 * TERMS + 3, 33)):
         check_gemms(*shape)
     with np.load(exact) as arrays:
-        check_model(config("bare"), arrays["loss"], arrays["gradients"])
+        check_model(config("local"), arrays["loss"], arrays["gradients"])
+
+
+def check_float_windows():
+    """Attention in float32 with windows, whose tiles have another height than with AVX-512."""
+    steps, settings = 150, (2, 1, 150, None)
+    for window in (1, 31, 70, 100):
+        qkv, dout = normal(steps, 4 * 6), normal(steps, 2 * 6, seed=1)
+        results = []
+        for kernels, dtype in ((cpu_kernels, np.float32), (numpy_kernels, np.float64)):
+            dqkv, dy = qkv.astype(dtype), dout.astype(dtype)
+            out, lse = poisoned(np.empty_like(dy)), poisoned(np.empty((2, steps), dtype))
+            scratch = poisoned(np.empty(kernels.attention_scratch(steps, 6, 2), dtype))
+            kernels.attention_forward(out, lse, scratch, dqkv, *settings, window)
+            poisoned(scratch)
+            kernels.attention_backward(dqkv, scratch, dy, out, lse, *settings, window)
+            results.append((out, dqkv))
+        for found, exact in zip(*results):
+            np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
 
 
 AVX2_PROCESS = """\
 import sys
 import test_bfloat16
 test_bfloat16.check_avx2()
+test_bfloat16.check_float_windows()
 test_bfloat16.check_gemms_and_a_model(sys.argv[1])
 print("passed")
 """
@@ -723,7 +745,7 @@ def exact_file(tmp_path):
 
     It is made here because float64 kernels would take long to compile there.
     """
-    loss, gradients = exact_gradients(config("bare"))
+    loss, gradients = exact_gradients(config("local"))
     np.savez(tmp_path / "exact.npz", loss=loss, gradients=gradients)
     return tmp_path / "exact.npz"
 
