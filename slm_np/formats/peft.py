@@ -95,15 +95,28 @@ def read(path, open_model):
 
 def base_parts(path, open_model):
     """The `ModelParts` of the base of the adapter in the directory `path`. Arguments and errors as of `read`."""
-    path, base = Path(path), base_of(path)
-    if os.path.lexists(path / base):
-        return open_model(path / base)
-    if not os.path.lexists(base) and not hub.parsed(base):
+    path = Path(path)
+    base, seen, at = base_of(path), set(), path
+    while os.path.isfile(at / CONFIG):  # the base of an adapter may be one, too
+        if os.path.realpath(at) in seen:
+            raise UserError(
+                f"the base of {path} is an adapter to itself, {at}; write the path of a model "
+                f"for 'base_model_name_or_path' in {path / CONFIG}"
+            )
+        seen.add(os.path.realpath(at))
+        at = _beside(at, base_of(at))
+    found = _beside(path, base)
+    if not os.path.lexists(found) and not hub.parsed(base):
         raise UserError(
             f"the base of {path}, {base}, is missing; put it back, "
             f"or write where it is for 'base_model_name_or_path' in {path / CONFIG}"
         )
-    return open_model(base)
+    return open_model(found)
+
+
+def _beside(path, base):
+    """The path of a base that the adapter in the directory `path` names: seen from there, else from here."""
+    return path / base if os.path.lexists(path / base) else Path(base)
 
 
 def base_of(path):
@@ -121,7 +134,8 @@ def merged(parts, adapter):
     return replace(
         parts,
         tensors=lambda: merged_tensors(parts.config, parts.tensors(), adapter),
-        origin=f"{parts.origin}, with the adapter {adapter.path}",
+        path=adapter.path,  # what continues from this model has to find the adapter, too
+        origin=f"adapter to {parts.path}, {parts.origin}",
     )
 
 

@@ -254,6 +254,11 @@ DAMAGE = {
         lambda folder: edit(folder / "adapter_config.json", base_model_name_or_path="../nothing"),
         "the base of adapter, ../nothing, is missing; put it back, or write where it is",
     ),
+    "an adapter to itself": (
+        "adapter",
+        lambda folder: edit(folder / "adapter_config.json", base_model_name_or_path="../adapter"),
+        "the base of adapter is an adapter to itself",
+    ),
     "no base": (
         "adapter",
         lambda folder: edit(folder / "adapter_config.json", base_model_name_or_path=None),

@@ -176,6 +176,19 @@ def test_an_adapter_alone_and_merged(adapted, here, capsys):
     assert small.status("info", "alone", "adapted") == 0
 
 
+@pytest.mark.parametrize("base", ["alone", "adapted"])
+def test_a_model_with_an_adapter_is_a_base_as_others_are(adapted, here, capsys, base):
+    convert(adapted, "alone")
+    merged = small_models.weights(open_model(base))
+    words = ["--data", "text.txt", "--max-iters", 1, "--batch-size", 2, "--block-size", 8, "--learning-rate", 1e-9]
+    assert small.status("finetune", "--base", base, *words, "--lora-rank", 2, "--out-dir", "new") == 0
+    small_models.assert_close(small_models.weights(open_model("new")), merged, 1e-6)
+    capsys.readouterr()
+    assert small.status("evaluate", "--model", base, "--data", "text.txt") == 0
+    shown = capsys.readouterr()
+    assert re.match(f"{base}(, weights of step 3)?, on text.txt: ", shown.err)
+
+
 def test_an_adapter_for_llama_cpp(adapted, here, capsys):
     assert small.status("convert", adapted, "adapter.gguf") == 0
     assert "llama.cpp: llama-cli -m BASE.gguf --lora adapter.gguf" in capsys.readouterr().out
