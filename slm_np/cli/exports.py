@@ -3,10 +3,14 @@
 from slm_np.errors import UserError
 
 
-def exports(config):
-    """The lines about the programs for which `convert` can write a model with this ModelConfig, or why it cannot."""
+def exports(config, tokenizer=None):
+    """The lines about the programs for which `convert` can write a model with this ModelConfig, or why it cannot.
+
+    tokenizer: the type of the model in its tokenizer.json; None if it has none
+    """
     from slm_np.formats.families import family_of
     from slm_np.formats.gguf_architecture import architecture_of
+    from slm_np.formats.gguf_tokenizer import check_kind
 
     family = family_of(config)
     if family is None:
@@ -15,6 +19,8 @@ def exports(config):
         theirs = family.MODEL_TYPES[family.config_to(config)["model_type"]]
     try:
         gguf = architecture_of(config)
+        if tokenizer is not None:
+            check_kind(tokenizer)
     except UserError as error:
         gguf = f"none: {str(error).partition(', so ')[0]}"
     return [f"  exports    transformers: {theirs}", f"             GGUF: {gguf}"]

@@ -25,7 +25,8 @@ def describe_foreign(path):
         f"  tokenizer  {tokenizer}",
         f"  template   {template}",
     ]
-    return [*lines, *exports(config), f"  use        python -m slm_np.generate --model {quoted(path)}"]
+    kind = parts.tokenizer and parts.tokenizer.to_json()["model"]["type"]
+    return [*lines, *exports(config, kind), f"  use        python -m slm_np.generate --model {quoted(path)}"]
 
 
 def stored_types(path):

@@ -164,7 +164,7 @@ def describe_run(run, width, ascii):
     lines = [f"{run.path}: a run of slm_np, {_origin(run.config)}"]
     lines.append(f"  model      {counted(run.parameters, 'parameter')}: {describe_model(run.config.model)}")
     lines.append(f"  tokenizer  {run.tokenizer}")
-    lines += exports(run.config.model)
+    lines += exports(run.config.model, _tokenizer_type(run))
     if data := _data(run.config.data, run.config.train.val_data):
         lines.append(f"  data       {data}")
     if run.step or run.rows:
@@ -172,6 +172,15 @@ def describe_run(run, width, ascii):
         lines.append(f"  loss       {_losses(run.best) if run.best else 'not evaluated yet'}")
     lines.append(f"  files      {', '.join(f'{name} {size / 2**20:,.1f} MiB' for name, size in _sizes(run.path))}")
     return lines + _curves(run, width, ascii)
+
+
+def _tokenizer_type(run):
+    """The type of the model in a run's tokenizer.json, None without a tokenizer."""
+    from slm_np.formats import runs
+    from slm_np.formats.files import read_json
+
+    file = runs.intact_file(run.path, run.config, "tokenizer.json")
+    return file and read_json(file)["model"].get("type")
 
 
 def _origin(config):

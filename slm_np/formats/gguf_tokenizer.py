@@ -48,12 +48,7 @@ def to_metadata(tokenizer, vocab_size, named, ends):
         )
     fields = tokenizer.to_json()
     model, added = fields["model"], fields.get("added_tokens") or []
-    if model["type"] != "BPE":
-        kind = {"WordLevel": "characters or words", "Unigram": "Unigram", "WordPiece": "word pieces"}
-        raise UserError(
-            f"llama.cpp cannot run a tokenizer of {kind.get(model['type'], model['type'])}, so the model cannot become "
-            "a GGUF file; train one with --tokenizer byte or bpe:N, or convert to a Hugging Face directory"
-        )
+    check_kind(model["type"])
     ids = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
     tokens, kinds = _tokens(ids, added, model, vocab_size)
     if model.get("byte_fallback"):
@@ -62,6 +57,16 @@ def to_metadata(tokenizer, vocab_size, named, ends):
         found = dict(model="gpt2", pre=_name_of_words(fields), tokens=tokens, token_type=kinds)
         found["merges"] = [" ".join(_pair(merge)) for merge in model["merges"]] or [NEVER_MERGED]
     return found | _special(tokenizer, fields, ids, named, ends)
+
+
+def check_kind(kind):
+    """UserError unless llama.cpp has tokenizers of the type `kind` of tokenizer.json."""
+    if kind != "BPE":
+        words = {"WordLevel": "characters or words", "Unigram": "Unigram", "WordPiece": "word pieces"}
+        raise UserError(
+            f"llama.cpp cannot run a tokenizer of {words.get(kind, kind)}, so the model cannot become a GGUF file; "
+            "train one with --tokenizer byte or bpe:N, or convert to a Hugging Face directory"
+        )
 
 
 def _tokens(ids, added, model, vocab_size):

@@ -50,6 +50,13 @@ def told(capsys, *words):
     return capsys.readouterr().out
 
 
+def test_a_tokenizer_that_llama_cpp_lacks(tmp_path, capsys):
+    small.trainer(small.text_file(tmp_path), tmp_path / "run", max_iters=0, tokenizer="char")
+    out = told(capsys, tmp_path / "run")
+    assert "transformers: LlamaForCausalLM" in out
+    assert "GGUF: none: llama.cpp cannot run a tokenizer of characters or words\n" in out
+
+
 def test_what_a_model_does_not_have():
     config = ModelConfig(pattern="S", positions="none", norm="none", feed_forward="none", recurrence_size=8)
     assert describe_model(config).endswith("context 256, no positions, no norm, no feed-forward, tied head")
