@@ -6,7 +6,7 @@ from slm_np.errors import UserError
 def exports(config):
     """The lines about the programs for which `convert` can write a model with this ModelConfig, or why it cannot."""
     from slm_np.formats.families import family_of
-    from slm_np.formats.gguf_architecture import architecture_of
+    from slm_np.formats.gguf.architecture import architecture_of
 
     family = family_of(config)
     if family is None:
