@@ -27,6 +27,7 @@ from slm_np.file_lock import POLL_S, locked
 from slm_np.machine import available_cores
 from slm_np.paths import cache_dir, import_path
 from slm_np.progress import Progress
+from slm_np.words import counted
 
 from .jit import ENTRIES, recorded, recording
 from .kernel_cache import writable_folder
@@ -82,7 +83,7 @@ def _compile_all(calls):
         return
     done, finished = 0, 0
     progress = Progress(0.0)
-    progress.say(f"compiling {len(calls)} kernels for this processor, once")
+    progress.say(f"compiling {counted(len(calls), 'kernel')} for this processor, once")
     try:
         with _sigterm_raises():
             while finished < len(calls):

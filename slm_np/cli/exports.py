@@ -9,8 +9,8 @@ def exports(config, tokenizer=None):
     tokenizer: the type of the model in its tokenizer.json; None if it has none
     """
     from slm_np.formats.families import family_of
-    from slm_np.formats.gguf_architecture import architecture_of
-    from slm_np.formats.gguf_tokenizer import check_kind
+    from slm_np.formats.gguf.architecture import architecture_of
+    from slm_np.formats.gguf.tokenizer import check_kind
 
     family = family_of(config)
     if family is None:

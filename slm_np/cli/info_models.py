@@ -43,7 +43,7 @@ def stored_types(path):
         case sources.GGUF:
             from math import prod
 
-            from slm_np.formats.gguf_header import read_header
+            from slm_np.formats.gguf.header import read_header
 
             counts = Counter()
             for tensor in read_header(path).tensors.values():

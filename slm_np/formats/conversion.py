@@ -106,7 +106,7 @@ def convert_adapter(path, target):
     adapter = dataclasses.replace(adapter, base=lasting(parts.path))
     with claimed(target):
         if str(target).lower().endswith(".gguf"):
-            from slm_np.formats import gguf_adapter  # its package is an extra
+            from slm_np.formats.gguf import adapter as gguf_adapter  # its package is an extra
 
             gguf_adapter.write(parts.config, adapter, target)
         else:
@@ -173,7 +173,7 @@ def remove_empty(folders):
 
 def write_gguf(parts, target, dtype):
     """Write a new GGUF file and its Modelfile, both or none."""
-    from slm_np.formats import gguf_file  # its package is an extra
+    from slm_np.formats.gguf import file as gguf_file  # its package is an extra
 
     try:
         gguf_file.write(parts, target, dtype)

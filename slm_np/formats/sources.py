@@ -3,7 +3,7 @@
     a directory with run.json, or config.json of this package     a run (runs.py)
     a directory with adapter_config.json                          a LoRA adapter of PEFT, merged into its base (peft.py)
     a directory with config.json                                  a model of transformers (hugging_face.py)
-    a file that starts with GGUF                                  a model of llama.cpp (gguf_file.py)
+    a file that starts with GGUF                                  a model of llama.cpp (gguf/file.py)
     any other binary file                                         a checkpoint of llama2.c (llama2c.py)
     org/name, unless it exists here                               a model on the Hugging Face hub (hub.py)
 
@@ -94,7 +94,7 @@ def _read(path, tokenizer):
 
             parts = hugging_face.read(path)
         case "GGUF":
-            from slm_np.formats import gguf_file
+            from slm_np.formats.gguf import file as gguf_file
 
             parts = gguf_file.read(path)
         case "llama2.c":

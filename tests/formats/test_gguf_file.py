@@ -10,9 +10,10 @@ from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.errors import UserError
-from slm_np.formats import gguf_file, gguf_header
-from slm_np.formats.gguf_architecture import architecture_of
-from slm_np.formats.gguf_layout import frequency_divisors
+from slm_np.formats.gguf import file as gguf_file
+from slm_np.formats.gguf import header as gguf_header
+from slm_np.formats.gguf.architecture import architecture_of
+from slm_np.formats.gguf.layout import frequency_divisors
 from slm_np.nn.model import parameters
 
 gguf = pytest.importorskip("gguf", reason="the package gguf, which GGUF files need, is not installed")

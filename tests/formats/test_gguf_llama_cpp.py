@@ -25,7 +25,11 @@ from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.tokenizer_factory import tokenizer_from
 from slm_np.errors import UserError
-from slm_np.formats import gguf_file, gguf_header, gguf_tokenizer, gguf_words, hugging_face, llama2c
+from slm_np.formats import hugging_face, llama2c
+from slm_np.formats.gguf import file as gguf_file
+from slm_np.formats.gguf import header as gguf_header
+from slm_np.formats.gguf import tokenizer as gguf_tokenizer
+from slm_np.formats.gguf import words as gguf_words
 from slm_np.inference.generation import encode_prompt
 from slm_np.nn.model import Model
 

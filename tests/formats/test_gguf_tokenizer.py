@@ -9,9 +9,9 @@ from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, end_of_text_token, tokenizer_json
 from slm_np.errors import UserError
-from slm_np.formats import gguf_sentencepiece
-from slm_np.formats.gguf_header import Header
-from slm_np.formats.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, from_metadata, to_metadata
+from slm_np.formats.gguf import sentencepiece as gguf_sentencepiece
+from slm_np.formats.gguf.header import Header
+from slm_np.formats.gguf.tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, from_metadata, to_metadata
 
 pytest.importorskip("tokenizers", reason="the package tokenizers is not installed")
 

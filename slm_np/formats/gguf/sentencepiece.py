@@ -78,7 +78,7 @@ def _refused(reason):
 
 
 def from_metadata(get, vocab, kinds):
-    """The fields of tokenizer.json. vocab: {token: id}.   kinds: types.   get: the metadata, see gguf_tokenizer.py"""
+    """The fields of tokenizer.json. vocab: {token: id}.   kinds: types.   get: the metadata, see tokenizer.py"""
     if not BYTES.keys() <= vocab.keys():
         raise get.damaged("it lacks tokens of bytes")
     scores = dict(zip(vocab, get.array("scores", float, len(vocab), None)))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_np.formats import gguf_layout
 from slm_np.formats.files import replacing, saving
-from slm_np.formats.gguf_architecture import architecture_of
-from slm_np.formats.gguf_header import gguf_package
+from slm_np.formats.gguf import layout
+from slm_np.formats.gguf.architecture import architecture_of
+from slm_np.formats.gguf.header import gguf_package
 from slm_np.formats.lora_adapter import factors
 
 
@@ -23,7 +23,7 @@ def write(config, adapter, path):
     """
     gguf, path = gguf_package(), Path(path)
     architecture = architecture_of(config)
-    every = list(factors(config, gguf_layout.pieces(architecture, config), adapter))
+    every = list(factors(config, layout.pieces(architecture, config), adapter))
     alpha = Counter(scale * a.shape[1] for _, (a, _, scale) in every).most_common(1)[0][0]
     with saving(path), replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
@@ -35,7 +35,7 @@ def write(config, adapter, path):
             for piece, (a, b, scale) in every:
                 rows = (b * np.float32(scale * a.shape[1] / alpha)).T
                 writer.add_tensor(f"{piece.theirs}.lora_a", np.ascontiguousarray(a.T))
-                changed = gguf_layout.changed(architecture, config, piece, rows)
+                changed = layout.changed(architecture, config, piece, rows)
                 writer.add_tensor(f"{piece.theirs}.lora_b", np.ascontiguousarray(changed))
             writer.write_header_to_file()
             writer.write_kv_data_to_file()

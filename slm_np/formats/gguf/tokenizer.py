@@ -2,7 +2,7 @@
 
 llama.cpp runs two of the kinds of tokenizer.json:
     gpt2     byte-pair encoding over GPT-2's byte letters, within the words of a pre-tokenizer that has a name
-    llama    byte-pair encoding over characters, with tokens for bytes; see gguf_sentencepiece.py
+    llama    byte-pair encoding over characters, with tokens for bytes; see sentencepiece.py
 A tokenizer of bytes is of the first kind, with a merge that never fires, since llama.cpp wants at least one: that of
 two bytes 0xFF, which no UTF-8 contains. llama.cpp normalizes no text, so what is not in Unicode's form NFC may have
 other tokens there, if the tokenizer brings text into that form.
@@ -13,8 +13,8 @@ from slm_np.data.library_tokenizer import steps_of
 from slm_np.data.tokenizer_factory import tokenizer_from
 from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, end_of_text_token, leading_token
 from slm_np.errors import UserError
-from slm_np.formats import gguf_sentencepiece
-from slm_np.formats.gguf_words import BY_NAME, NAMES, pre_tokenizer, words_of
+from slm_np.formats.gguf import sentencepiece
+from slm_np.formats.gguf.words import BY_NAME, NAMES, pre_tokenizer, words_of
 from slm_np.progress import say
 from slm_np.words import counted
 
@@ -52,7 +52,7 @@ def to_metadata(tokenizer, vocab_size, named, ends):
     ids = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
     tokens, kinds = _tokens(ids, added, model, vocab_size)
     if model.get("byte_fallback"):
-        found = gguf_sentencepiece.to_metadata(fields, tokens, kinds)
+        found = sentencepiece.to_metadata(fields, tokens, kinds)
     else:
         found = dict(model="gpt2", pre=_name_of_words(fields), tokens=tokens, token_type=kinds)
         found["merges"] = [" ".join(_pair(merge)) for merge in model["merges"]] or [NEVER_MERGED]
@@ -202,7 +202,7 @@ def _fields(get, kind, tokens, kinds, post_processor):
         for id, token in enumerate(tokens)
         if kinds[id] in ADDED
     ]
-    found = _byte_pairs(get, vocab) if kind == "gpt2" else gguf_sentencepiece.from_metadata(get, vocab, kinds)
+    found = _byte_pairs(get, vocab) if kind == "gpt2" else sentencepiece.from_metadata(get, vocab, kinds)
     return dict(
         version="1.0",
         truncation=None,

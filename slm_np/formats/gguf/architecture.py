@@ -12,8 +12,8 @@ from slm_np.arguments import shown
 from slm_np.config import as_flag
 from slm_np.errors import UserError
 from slm_np.formats.families import family_named
-from slm_np.formats.gguf_header import same_tensor
-from slm_np.formats.gguf_layout import EMBEDDING, FREQUENCIES, HEAD, MODEL_TYPES, llama3_scaling
+from slm_np.formats.gguf.header import same_tensor
+from slm_np.formats.gguf.layout import EMBEDDING, FREQUENCIES, HEAD, MODEL_TYPES, llama3_scaling
 
 ARCHITECTURES = {kind: name for name, kind in MODEL_TYPES.items()} | dict(mistral="llama")
 NO_ROTATION = "AAAN"  # the pattern of smollm3, fixed in llama.cpp

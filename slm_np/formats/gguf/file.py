@@ -16,13 +16,14 @@ from slm_np import arguments
 from slm_np.config import SamplingConfig
 from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.errors import UserError
-from slm_np.formats import gguf_layout, gguf_tokenizer
 from slm_np.formats.families.piece import by_our_name, to_ours, to_theirs
 from slm_np.formats.files import replacing, saving
-from slm_np.formats.gguf_architecture import architecture_of, config_of, metadata_of
-from slm_np.formats.gguf_header import AGAIN, check_readable, gguf_package, read_header, read_tensor
+from slm_np.formats.gguf import layout
+from slm_np.formats.gguf import tokenizer as gguf_tokenizer
+from slm_np.formats.gguf.architecture import architecture_of, config_of, metadata_of
+from slm_np.formats.gguf.header import AGAIN, check_readable, gguf_package, read_header, read_tensor
+from slm_np.formats.gguf.modelfile import stops_of, write_modelfile
 from slm_np.formats.model_parts import ModelParts
-from slm_np.formats.modelfile import stops_of, write_modelfile
 from slm_np.nn.model import parameters
 from slm_np.progress import say
 
@@ -51,14 +52,14 @@ def read(path):
     header = read_header(path)
     config = config_of(header)
     architecture = header.metadata["general.architecture"]
-    pieces = gguf_layout.pieces(architecture, config)
+    pieces = layout.pieces(architecture, config)
     _check_tensors(header, pieces)
     tokenizer = gguf_tokenizer.from_metadata(header, config.vocab_size)
 
     def array_of(piece):
         array = read_tensor(header, piece.theirs)
         with np.errstate(invalid="ignore", divide="ignore"):  # Mamba's matrix must be negative
-            array = gguf_layout.restored(architecture, config, piece, array)
+            array = layout.restored(architecture, config, piece, array)
         if not np.isfinite(array).all():
             raise UserError(f"{header.path} holds weights that are not finite, in {piece.theirs}; {AGAIN}")
         return array
@@ -82,7 +83,7 @@ def _check_tensors(header, pieces):
             )
     kinds = {}
     for name, tensor in header.tensors.items():
-        if name not in expected and name != gguf_layout.FREQUENCIES:
+        if name not in expected and name != layout.FREQUENCIES:
             raise UserError(f"{header.path} has the tensor {name!r}, which is not supported; choose another model")
         kinds.setdefault(tensor.kind, name)
     for name in kinds.values():
@@ -161,10 +162,10 @@ def _write(writer, metadata, parts, architecture, wanted, report):
     sizes, config = gguf_package().GGML_QUANT_SIZES, parts.config
     for key, value in metadata.items():
         _add(writer, key, value)
-    pieces = by_our_name(gguf_layout.pieces(architecture, config))
+    pieces = by_our_name(layout.pieces(architecture, config))
     names = [*(tensor.name for tensor in parameters(config)), *[""] * ("" in pieces)]
     pieces = [piece for name in names for piece in pieces[name]]
-    extra = gguf_layout.extra_tensors(config)
+    extra = layout.extra_tensors(config)
     shapes = {piece.theirs: piece.shape for piece in pieces} | {name: array.shape for name, array in extra.items()}
     kinds = {name: _kind(name, shape, wanted) for name, shape in shapes.items()}
     for name, shape in shapes.items():
@@ -175,7 +176,7 @@ def _write(writer, metadata, parts, architecture, wanted, report):
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     pairs = to_theirs(pieces, _in_order(parts.tensors(), names))
-    arrays = ((piece.theirs, gguf_layout.changed(architecture, config, piece, array)) for piece, array in pairs)
+    arrays = ((piece.theirs, layout.changed(architecture, config, piece, array)) for piece, array in pairs)
     for name, array in chain(arrays, extra.items()):
         quantized = _quantized(name, array, kinds[name])
         writer.write_tensor_data(quantized)

@@ -14,7 +14,7 @@ import numpy as np
 from slm_np.errors import UserError
 from slm_np.formats.families import family_named
 from slm_np.formats.families.piece import Piece
-from slm_np.formats.gguf_header import gguf_package, read_tensor
+from slm_np.formats.gguf.header import gguf_package, read_tensor
 from slm_np.ops.rotary import scaled_frequencies
 
 # {architecture: model_type}. mistral without windows is llama, too.
