@@ -409,7 +409,7 @@ def test_text_of_checks_its_arguments(model):
         (r"stops is \[3\]", dict(stops=[3])),
         ("model is None", dict(model=None)),
         ("tokenizer is 'byte'", dict(tokenizer="byte")),
-        ("without a tokenizer", dict(tokenizer=None)),
+        ("has no tokenizer", dict(tokenizer=None)),
     ):
         with pytest.raises(UserError, match=words):
             text(**wrong)

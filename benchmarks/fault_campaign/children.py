@@ -25,7 +25,7 @@ import checkout
 
 LIMIT_S = 60.0  # seconds after which a child is asked to stop
 GRACE_S = 10.0  # seconds that it has to stop then, and that its own children have to end after it
-MEMORY = 3 << 30  # bytes of address space of a forked child
+MEMORY = 3 << 30  # bytes of address space that a forked child may add to what it starts with
 POLL_S = 0.002
 WARM = (
     "train finetune prepare generate evaluate chat info convert cli.launch cli.new_run cli.resume cli.report "
@@ -57,6 +57,13 @@ def warm():
     """Import what the commands need, so that forked children start at once."""
     for name in WARM.split():
         importlib.import_module(f"slm_np.{name}")
+
+
+def address_space():
+    """Bytes of address space of this process, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    return 0
 
 
 def environment(**more):
@@ -167,7 +174,8 @@ def _become(function, cwd, streams, setup, env):
         os.environ.update(SLM_NP_CACHE=str(Path(cwd) / "cache"), SLM_NP_KERNELS="numpy", **env)
         os.chdir(cwd)
         with contextlib.suppress(OSError, ValueError):  # macOS has no such limit
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            most = address_space() + MEMORY
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         end = setup() if setup else None
         try:

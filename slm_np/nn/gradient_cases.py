@@ -235,7 +235,7 @@ def attention_cases(normal, integers):
         (1, 200, 2, 1, 4, 0.0, 70, 0.7),
     ):
         name = f"attention T {steps} heads {heads}/{kv_heads}{' dropout' * (rate > 0)}"
-        name += f"{f' window {window}' * (window > 0)}{f' scale {scale}' * (scale is not None)}"
+        name += f"{f' window {window}' * (window > 0)}{' scaled' * (scale is not None)}"
         qkv, dropout = normal((batch * steps, (heads + 2 * kv_heads) * width)), ops.Dropout(rate, 5) if rate else None
         yield attention_case(name, qkv, batch, heads, kv_heads, (steps, dropout, window, scale))
 

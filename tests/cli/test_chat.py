@@ -352,7 +352,7 @@ def test_bad_flags(folder, capsys, words, named):
 def test_a_run_without_a_tokenizer(folder, tmp_path, capsys):
     run = saved(tmp_path / "bare", ANSWER)
     (run / "tokenizer.json").unlink()
-    assert small.status("chat", "--model", run) == 2 and "without a tokenizer" in capsys.readouterr().err
+    assert small.status("chat", "--model", run) == 2 and "has no tokenizer" in capsys.readouterr().err
 
 
 # Characters

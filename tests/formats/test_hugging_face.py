@@ -220,7 +220,7 @@ def test_files_that_are_no_weights(directory):
         file.write_bytes(content)
         assert "is cut short or not a safetensors file" in refusal(directory)
     file.unlink()
-    assert "has no model.safetensors" in refusal(directory)
+    assert "but no model.safetensors" in refusal(directory)
     (directory / "pytorch_model.bin").write_bytes(b"PK")
     assert "is a pickle" in refusal(directory) and "save_pretrained" in refusal(directory)
 
@@ -241,7 +241,7 @@ def test_types_that_are_no_floats(directory):
     [
         ("{", "is not valid JSON"),
         ("[]", "is not valid JSON"),
-        ("{}", "has model_type None"),
+        ("{}", "has no model_type"),
         ('{"model_type": "bert"}', "has model_type 'bert'"),
         ('{"model_type": "lama"}', "did you mean llama?"),
         ('{"model_type": ["llama"]}', "has model_type ['llama']"),

@@ -438,7 +438,7 @@ def test_an_empty_prompt_is_what_separates_documents():
 def test_prompts_that_cannot_be_encoded_are_refused_at_once():
     with pytest.raises(UserError, match="'z'.*'abc'"):
         generate(model(3), CharTokenizer("abc"), "az", 5, SamplingConfig())
-    with pytest.raises(UserError, match="without a tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         generate(model(), None, "a", 5, SamplingConfig())
     assert encode_prompt(ByteTokenizer(), b"a\xff".decode("utf-8", "surrogateescape")).tolist() == [
         97,

@@ -7,7 +7,7 @@ import pytest
 import small
 from bfloat16_arrays import assert_cast_copies_match, norm
 
-from slm_np.formats import checkpoint, run_config
+from slm_np.formats import checkpoint, run_config, runs
 from slm_np.kernels.cpu.microkernel_bf16 import Unit
 from slm_np.ops.device import CPU
 from slm_np.training.trainer import Trainer
@@ -102,7 +102,7 @@ def test_float16_is_refused(tmp_path, data, capsys, monkeypatch):
 
 def test_finetuning_starts_from_the_weights_of_the_base(tmp_path, data, monkeypatch):
     small.trainer(data, tmp_path / "base", dtype="bf16").train()
-    base, _ = checkpoint.load_best(tmp_path / "base")
+    base, _ = runs.best_weights(tmp_path / "base", run_config.read_config(tmp_path / "base"))
     train, weights = Trainer.train, []
 
     def record(self):

@@ -25,7 +25,7 @@ def normal(n, scale=1.0, seed=0):
 def norms_of(*matrices):
     """SpectralNorms of parameters with these matrices."""
     weight = {f"layers.{i}.recurrence.state.weight": matrix for i, matrix in enumerate(matrices)}
-    return SpectralNorms(SimpleNamespace(weight=weight | {"layers.0.recurrence.input.weight": np.ones((2, 3))}))
+    return SpectralNorms(SimpleNamespace(trained=weight | {"layers.0.recurrence.input.weight": np.ones((2, 3))}))
 
 
 def largest(matrix):
