@@ -37,10 +37,10 @@ def main(argv=None):
 
     CPU.prepare(("gradcheck", config), lambda: list(errors()))
     worst = 0.0
-    print(f"{'':<44} error     (tolerance {TOLERANCE:.0e})")
+    print(f"{'':<48} error     (tolerance {TOLERANCE:.0e})")
     for name, error in errors():
         worst = max(worst, error)
-        print(f"{name:<44} {error:9.1e} {'ok' if error <= TOLERANCE else 'WRONG'}", flush=True)
+        print(f"{name:<48} {error:9.1e} {'ok' if error <= TOLERANCE else 'WRONG'}", flush=True)
     raise SystemExit(0 if worst <= TOLERANCE else 1)
 
 

@@ -202,7 +202,7 @@ def test_command_without_a_preset_covers_every_op_and_preset(kernel_set, monkeyp
         gradcheck.main(["--kernels", kernel_set])
     shown = capsys.readouterr().out.splitlines()[1:]
     assert left.value.code == 0
-    assert [line[:44].strip() for line in shown] == [case.name for case in CASES] + [
+    assert [line[:48].strip() for line in shown] == [case.name for case in CASES] + [
         f"model of {name}" for name in PRESETS
     ]
 
