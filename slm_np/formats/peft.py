@@ -5,7 +5,8 @@
 
 An adapter adds s B A to a weight (out, in), with s = alpha / r or, with use_rslora, alpha / sqrt(r).
 Of Mamba, PEFT refuses to load adapters of out_proj, and those of dt_proj have no effect before they are merged, since
-transformers reads that weight without calling the layer. Merged here, all have an effect.
+transformers reads that weight without calling the layer. So finetuning adapts them only if they are named. Merged here,
+all have an effect.
 """
 
 import contextlib

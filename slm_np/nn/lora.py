@@ -29,7 +29,8 @@ FEED_FORWARD = {"gate": "feed_forward.input", "up": "feed_forward.input", "down"
 MAMBA = {name: f"mamba.{name}" for name in ("in_proj", "x_proj", "dt_proj", "out_proj")}
 RECURRENCE = {f"recurrence.{name}": f"recurrence.{name}" for name in ("input", "output", "skip")}
 TARGETS = {**ATTENTION, **FEED_FORWARD, **MAMBA, **RECURRENCE}
-GROUPS = {"all": tuple(TARGETS), "attention": tuple(ATTENTION)}
+NAMED = ("dt_proj", "out_proj")  # adapted only if they are named: PEFT does not apply them, see formats/peft.py
+GROUPS = {"all": tuple(name for name in TARGETS if name not in NAMED), "attention": tuple(ATTENTION)}
 WHOLE = "qkv"  # queries, keys and values as one linear layer
 
 

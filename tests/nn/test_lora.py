@@ -43,7 +43,7 @@ def batch(config, seed=0, size=3):
 
 def adapted(config, dtype=np.float64, compute_dtype=None, recompute=False, noise=0.3, **settings):
     """A model with adapters whose B are not zero."""
-    settings = dict(lora_rank=3, lora_alpha=5.0) | settings
+    settings = dict(lora_rank=3, lora_alpha=5.0, lora_targets="all,dt_proj,out_proj") | settings
     model = Model(config, 1, dtype=dtype, compute_dtype=compute_dtype, recompute=recompute, lora=LoraConfig(**settings))
     draw = np.random.default_rng(7)
     for view in lora.parts(model.adapters, model.parameters.trained).values():
@@ -100,6 +100,12 @@ def test_gpt2_and_gpt_neox_have_one_adapter_for_queries_keys_and_values():
     for name in ("gpt2", "parallel"):
         model = adapted(CONFIGS[name])
         assert "layers.0.attention.qkv.lora_A" in lora.parts(model.adapters, model.parameters.trained)
+
+
+def test_all_layers_of_mamba_are_those_that_peft_applies():
+    model = adapted(CONFIGS["mamba"], lora_targets="all")
+    names = {adapter.name for own in model.adapters for adapter in own}
+    assert {name for name in names if name.startswith("mamba.")} == {"mamba.in_proj", "mamba.x_proj"}
 
 
 def test_unknown_and_absent_targets_are_named():
