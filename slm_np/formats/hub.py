@@ -47,12 +47,8 @@ def fetch(name):
     huggingface_hub is missing.
     """
     repository, revision, file = parsed(name)
-    hub, cached = (
-        imported(
-            "huggingface_hub", f"{name}, which does not exist here, as a name on the Hugging Face hub", "slm_np[hub]"
-        ),
-        None,
-    )
+    use = f"{name}, which does not exist here, as a name on the Hugging Face hub"
+    hub, cached = imported("huggingface_hub", use, "slm_np[hub]"), None
     try:
         cached = _cached(hub, repository, revision, file)
         if cached and (file or (cached / "tokenizer.json").is_file()):

@@ -120,7 +120,8 @@ class Base:
             weights=self.checksum,
             vocab_size=self.config.model.vocab_size,
             separated=self.config.data.get("separated", True),
-            **dict(data="", val_data=""),
+            data="",
+            val_data="",
             **{field: getattr(train, field) for field in ("documents", "limit_bytes", "binary")},
         ) | {field: written_here(path, places) or path for field, path in paths.items()}
 
