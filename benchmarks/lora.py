@@ -209,7 +209,7 @@ def dialogues(args):
     words += ["--batch-size", args.batch, "--eval-iters", 4]
     call("finetune", *words)
     print("after:", answers.score(run, args.questions)[1], flush=True)
-    call("convert", run, file, "--dtype", "q8_0")
+    call("convert", run, file, "--dtype", "q8_0", "--merge")
     print("in llama.cpp:", chat(file, next(answers.questions())[0]))
 
 
