@@ -16,12 +16,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 import checkout
+from tqdm import tqdm
 
 LIMIT_S = 60.0  # seconds after which a child is asked to stop
 GRACE_S = 10.0  # seconds that it has to stop then, and that its own children have to end after it
@@ -177,6 +179,7 @@ def _become(function, cwd, streams, setup, env):
             most = address_space() + MEMORY
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        tqdm.set_lock(threading.RLock())  # its own one is shared by all children: one that is killed would keep it
         end = setup() if setup else None
         try:
             function()
