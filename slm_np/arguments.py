@@ -267,7 +267,7 @@ class Fixed:
     FIXED = ()
 
     def __setattr__(self, name, value):
-        if name in self.FIXED and self.__dict__.get(name, value) is not value:  # x += 1 sets the same array again
+        if name in self.FIXED and getattr(self, name, value) is not value:  # x += 1 sets the same array again
             kind = type(self).__name__
             raise UserError(
                 f"{name} of a {kind} cannot be replaced, since kernels use its memory; "

@@ -5,8 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_np import arguments
-from slm_np.config import DEVICES, SamplingConfig
+from slm_np.config import SamplingConfig
 from slm_np.data import chat_template, templates
 from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.tokenizer import Tokenizer
@@ -18,10 +17,9 @@ from slm_np.formats.files import read_bytes, write_bytes, write_file
 from slm_np.formats.generation_config import from_generation_config
 from slm_np.formats.interchange import interchange_files
 from slm_np.formats.layouts import layout_of
-from slm_np.formats.run_config import RunConfig, read_config
-from slm_np.nn.model import Model, parameter_count
-from slm_np.ops.device import device as device_named
-from slm_np.paths import RUN, expanded
+from slm_np.formats.run_config import RunConfig
+from slm_np.nn.model import Model
+from slm_np.paths import RUN
 from slm_np.words import counted
 
 KEPT = ("tokenizer.json", chat_template.FILE)  # small files of which each checkpoint has a copy
@@ -45,26 +43,6 @@ class Run:
     step: int
     sampling: SamplingConfig
     template: chat_template.Template | JinjaTemplate | None
-
-
-def load(path, device="cpu", weights=None):
-    """The `Run` in the directory `path`, with its model on a device: "cpu" or "cuda".
-
-    The weights are the best ones or, before the first evaluation, those of the newest checkpoint. A run with adapters
-    needs its base, which `sources.load` opens: `weights` is its function in place of `best_weights`. Raises UserError
-    if the directory is not a run, anything in it is damaged, or the model does not fit into memory.
-    """
-    path = expanded(arguments.path("path", path))
-    chosen = device_named(arguments.choice("device", device, DEVICES))
-    config = read_config(path)
-    needed = 4 * parameter_count(config.model)  # float32
-    chosen.check_memory(needed, f"the model in {path}", "use a machine with more")
-    tokenizer = tokenizer_of(path, config)  # before the weights: it may need a package that is missing
-    model = Model(config.model, None, config.train.decay, device=chosen)
-    _, step = (weights or best_weights)(path, config, model.parameters.weight)
-    template = template_of(path, config)
-    mend_interchange(path, config, tokenizer, template)
-    return Run(path, model, tokenizer, config, step, sampling_of(path), template)
 
 
 def best_weights(path, config, into=None):

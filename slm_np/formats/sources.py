@@ -73,7 +73,11 @@ def open_model(path, tokenizer=""):
     Raises UserError if it is not a model, it is damaged, or this package cannot represent it; if the tokenizer does not
     fit; or if an optional package is missing.
     """
-    given, path = Path(path), located(path)
+    return _opened(Path(path), located(path), tokenizer)
+
+
+def _opened(given, path, tokenizer=""):
+    """`open_model` of the name `given`, which is located at `path`."""
     parts = _read(path, tokenizer and expanded(tokenizer))
     check_tokenizer(parts)
     # A model of the hub keeps its name, by which it is found again on any machine.
@@ -146,17 +150,19 @@ def load(path, device="cpu"):
     no model, anything in it is damaged, or it does not fit into memory.
     """
     given = Path(arguments.path("path", path))
-    path = located(given)
-    if is_run(path):
-        return runs.load(path, device, run_weights)
     chosen = device_named(arguments.choice("device", device, DEVICES))
-    parts = open_model(given)
-    config = usable(parts.config)
-    needed = 4 * parameter_count(config)  # float32
+    path = located(given)
+    parts, trained = _opened(given, path), is_run(path)
+    config = read_config(path) if trained else run_config(parts)
+    needed = 4 * parameter_count(config.model)  # float32
     chosen.check_memory(needed, f"the model in {parts.path}", "use a machine with more")
-    model = Model(config, None, device=chosen)
-    fill(model.parameters.weight, parts)
-    return runs.Run(parts.path, model, parts.tokenizer, run_config(parts), 0, parts.sampling, parts.template)
+    model, step = Model(config.model, None, config.train.decay, device=chosen), 0
+    if trained:
+        _, step = run_weights(path, config, model.parameters.weight)
+        runs.mend_interchange(path, config, parts.tokenizer, parts.template)
+    else:
+        fill(model.parameters.weight, parts)
+    return runs.Run(parts.path, model, parts.tokenizer, config, step, parts.sampling, parts.template)
 
 
 def run_config(parts):

@@ -6,6 +6,7 @@ in the compute dtype only.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -118,6 +119,7 @@ class Parameters(arguments.Fixed):
     """
 
     FIXED = ("weights", "gradients")
+    owner = None  # the Parameters with which these share their gradients
 
     def __init__(self, tensors, decay="matrices", dtype=np.float32, compute_dtype=None, device=CPU):
         self.tensors, self.decay, self.compute_dtype, self.device = list(tensors), decay, compute_dtype, device
@@ -153,28 +155,24 @@ class Parameters(arguments.Fixed):
         shared = self.shared[tensor.shape]
         return FrozenWeight(arrays.zeros(tensor.shape, self.compute_dtype), shared.weight, shared)
 
-    def __getattr__(self, name):
-        # The first use of the gradients. A model that is only used for inference has none.
-        if name not in ("gradients", "gradient") or "weights" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if "owner" in self.__dict__:
-            gradients = self.owner.gradients
-        else:
-            self.device.check_memory(self.weights.nbytes, f"the gradient of {self.weights.size:,} parameters", SMALLER)
-            gradients = self.device.arrays.zeros_like(self.weights)
-        self.__dict__.update(gradients=gradients, gradient=Views(self.like(gradients)))
-        return self.__dict__[name]
+    @functools.cached_property
+    def gradients(self):
+        """The flat gradients of the trained tensors. They are allocated here, since inference needs none."""
+        if self.owner is not None:
+            return self.owner.gradients
+        self.device.check_memory(self.weights.nbytes, f"the gradient of {self.weights.size:,} parameters", SMALLER)
+        return self.device.arrays.zeros_like(self.weights)
 
-    def __setattr__(self, name, value):
-        if name == "gradients":
-            self.gradients  # so that it is refused to replace them
-        super().__setattr__(name, value)
+    @functools.cached_property
+    def gradient(self):
+        """{name: view} into `gradients`."""
+        return Views(self.like(self.gradients))
 
     def __copy__(self):
         return copy.deepcopy(self)
 
     def __getstate__(self):
-        gradients = host(self.gradients) if "gradients" in self.__dict__.get("owner", self).__dict__ else None
+        gradients = host(self.gradients) if "gradients" in (self.owner or self).__dict__ else None
         resting = [[host(array) for array in self._arrays(one)] for one in self.resting.values()]
         settings = self.tensors, self.decay, self.weights.dtype, self.compute_dtype, self.device
         return *settings, host(self.weights), gradients, host(self.frozen), resting
@@ -200,7 +198,7 @@ class Parameters(arguments.Fixed):
         """The same weights and gradients, which matmuls read without casting, as far as they exist in full."""
         shared = object.__new__(type(self))
         shared.__dict__.update(self.__dict__, matmul_weight=self.weight, compute_dtype=None, cast_copies=[])
-        shared.__dict__.setdefault("owner", self)  # of the gradients
+        shared.owner = self.owner or self
         return shared
 
     def update_cast_copies(self):

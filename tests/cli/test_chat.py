@@ -29,7 +29,7 @@ from slm_np.errors import UserError
 from slm_np.formats import checkpoint, files, run_config
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.run_config import RunConfig
-from slm_np.formats.runs import load
+from slm_np.formats.sources import load
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ANSWER = {

@@ -19,7 +19,7 @@ from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.dtypes import BF16
 from slm_np.errors import UserError
-from slm_np.formats import checkpoint, metrics, run_config, runs, tensors
+from slm_np.formats import checkpoint, metrics, run_config, sources, tensors
 from slm_np.inference.generation import text_of
 from slm_np.nn.model import Model
 from slm_np.ops.device import CPU, device, host
@@ -263,7 +263,7 @@ def test_a_run_is_read_evaluated_continued_and_finetuned_on_either_device(cupy, 
         == 0
     )
     config = run_config.read_config("tuned")
-    assert config.train.device == "cuda" and runs.load("tuned").model.device is CPU
+    assert config.train.device == "cuda" and sources.load("tuned").model.device is CPU
 
 
 @needs_kernels

@@ -19,7 +19,7 @@ from slm_np.cli import report  # noqa: E402
 from slm_np.cli.conversation import Conversation  # noqa: E402
 from slm_np.config import SamplingConfig  # noqa: E402
 from slm_np.errors import UserError  # noqa: E402
-from slm_np.formats.runs import load  # noqa: E402
+from slm_np.formats.sources import load  # noqa: E402
 from slm_np.inference.generation import encode_prompt, text_of, unread  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")

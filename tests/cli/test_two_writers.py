@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import small
 
-from slm_np.formats import checkpoint, metrics, runs
+from slm_np.formats import checkpoint, metrics, sources
 from slm_np.formats.directories import LOCK, new_directory, writing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ def test_readers_are_not_hindered(folder, capsys):
         assert (
             small.status("finetune", "--base", "run", "--data", "text.txt", "--max-iters", 1, "--out-dir", "new") == 0
         )
-    assert runs.load("new").step == 1
+    assert sources.load("new").step == 1
 
 
 def test_a_start_is_refused_while_another_one_reads_its_corpus(folder, capsys):
@@ -115,7 +115,7 @@ def test_of_two_starts_exactly_one_trains(folder, pause):
         winner = processes[codes.index(0)].pid
         refusal = errors[codes.index(2)].splitlines()[-1]  # on a busy machine the first may have ended
         assert f"same is in use by process {winner} on " in refusal or "same already holds a run" in refusal
-        assert runs.load("same").step > 0 and checkpoint.newest_checkpoint("same").step == 200
+        assert sources.load("same").step > 0 and checkpoint.newest_checkpoint("same").step == 200
         steps = [row["step"] for row in metrics.read_metrics("same") if "val_loss" in row]
         assert steps == sorted(set(steps)) and LOCK not in os.listdir("same")
         shutil.rmtree("same")

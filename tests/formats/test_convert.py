@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from slm_np.data import meter
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
-from slm_np.formats import llama2c, runs
+from slm_np.formats import llama2c, sources
 from slm_np.formats.conversion import convert
 from slm_np.nn.model import Model
 
@@ -169,7 +169,7 @@ def library(tokens):
 @pytest.mark.parametrize("kv_heads", [6, 2, 1])
 def test_logits_are_those_of_its_equations(tmp_path, tied, kv_heads):
     file, _, tokens = files(tmp_path, tied=tied, kv_heads=kv_heads)
-    run = runs.load(convert(file, tmp_path / "run").path)
+    run = sources.load(convert(file, tmp_path / "run").path)
     assert run.tokenizer is None and run.step == 0 and run.config.model.head == ("tied" if tied else "linear")
     ids = np.random.default_rng(1).integers(0, len(tokens), SHAPE["steps"])
     wanted = reference_logits(file.read_bytes(), ids)
@@ -228,7 +228,7 @@ def test_begin_of_text_is_special_and_ends_documents(tmp_path):
     assert [made.token_to_id(name) for name in ("<unk>", "<s>")] == [0, 1]
     assert made.decode([1, *made.encode("ab ab").ids, 1]) == "ab ab"
     file, tokenizer, tokens = files(tmp_path)
-    loaded = runs.load(convert(file, tmp_path / "run", tokenizer).path).tokenizer
+    loaded = sources.load(convert(file, tmp_path / "run", tokenizer).path).tokenizer
     assert loaded.end_of_text == 1 and loaded.vocab_size == len(tokens)
     assert loaded.encode(b"the cat\xff <s>").tolist() == reference_encode(tokens, "the cat") + [
         0xFF + 3,

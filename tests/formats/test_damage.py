@@ -11,7 +11,7 @@ import small
 from damaged_files import broken, changed, mutated
 
 from slm_np.errors import UserError
-from slm_np.formats import checkpoint, run_config, runs
+from slm_np.formats import checkpoint, run_config, runs, sources
 from slm_np.formats.checksum import read_settings, with_checksum, write_settings
 from slm_np.inference.generation import text_of
 
@@ -52,7 +52,7 @@ def resumed(folder, run):
 
 def loaded(run):
     """What a run says: its weights, its tokens, its template, a text."""
-    found = runs.load(run)
+    found = sources.load(run)
     text = text_of(found.model, found.tokenizer, "Who", 8, found.sampling)
     return found.model.parameters.weights.tobytes(), found.tokenizer.to_json(), found.template, found.sampling, text
 

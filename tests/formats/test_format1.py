@@ -12,7 +12,7 @@ import pytest
 import small
 
 from slm_np.errors import UserError
-from slm_np.formats import checkpoint, run_config, runs
+from slm_np.formats import checkpoint, run_config, sources
 from slm_np.formats.families import family_of
 from slm_np.formats.files import read_json, write_json
 from slm_np.formats.layouts import layout_of
@@ -139,14 +139,14 @@ class Killed(BaseException):
 @pytest.mark.parametrize("name", ["mamba", "stories", "byte-ssm"])
 def test_a_kill_at_any_moment_of_the_translation_leaves_a_run(folder, name, monkeypatch):
     """Resuming makes a run one of today's format. Kill it after the k-th change of a name, for each k."""
-    weights = runs.load(FIXTURES / name).model.parameters.weights
+    weights = sources.load(FIXTURES / name).model.parameters.weights
     for k in itertools.count(1):
         shutil.copytree(FIXTURES / name, f"killed-{k}")
         with monkeypatch.context() as patch:
             left = count_down(patch, k)
             with contextlib.suppress(Killed):
                 resume(f"killed-{k}", STEP)  # no update is left to make
-        found = runs.load(f"killed-{k}")
+        found = sources.load(f"killed-{k}")
         np.testing.assert_array_equal(found.model.parameters.weights, weights)
         assert resume(f"killed-{k}", STEP) == 0
         assert_read_by_others(f"killed-{k}")

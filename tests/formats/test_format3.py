@@ -9,7 +9,7 @@ import pytest
 import small
 
 from slm_np.config import ModelConfig
-from slm_np.formats import checkpoint, run_config, runs
+from slm_np.formats import checkpoint, run_config, runs, sources
 from slm_np.formats.checksum import read_settings, write_settings
 from slm_np.formats.files import read_json
 from slm_np.formats.layouts import layout_of
@@ -67,7 +67,7 @@ def test_it_is_used_as_before(folder, monkeypatch, capsys):
     before = {
         path: (folder / "run" / path).read_bytes() for path in small.tree("run") if (folder / "run" / path).is_file()
     }
-    old, new = runs.load("run"), runs.load("today")
+    old, new = sources.load("run"), sources.load("today")
     np.testing.assert_array_equal(old.model.parameters.weights, new.model.parameters.weights)
     assert (old.tokenizer.to_json(), old.template, old.sampling) == (
         new.tokenizer.to_json(),
@@ -104,7 +104,7 @@ def test_a_leftover_of_the_old_format_does_not_count(folder):
     """As of a program of version 0.4, or of a kill while the run became one of today's format."""
     old = (folder / "run" / "config.json").read_bytes()
     (folder / "today" / "config.json").write_bytes(old.replace(b'"n_embd": 16', b'"n_embd": 99'))
-    assert runs.load(folder / "today").config.model.n_embd == 16
+    assert sources.load(folder / "today").config.model.n_embd == 16
     assert small.status("info", folder / "today") == 0
     resumed(folder, "today", max_iters=9)
     assert not has_old_settings(folder / "today")

@@ -11,7 +11,7 @@ import small
 from slm_np.config import SamplingConfig
 from slm_np.data.chat_template import Template
 from slm_np.data.library_tokenizer import LibraryTokenizer
-from slm_np.formats import runs
+from slm_np.formats import sources
 from slm_np.formats.families import family_of
 from slm_np.formats.files import write_json
 from slm_np.formats.interchange import token_ids, tokenizer_config
@@ -98,7 +98,7 @@ def numbers(tensor):
 def test_every_preset_with_a_class_is_read_as_it_is(made, transformers, preset):
     import torch
 
-    ours, (theirs, tokenizer) = runs.load(made(preset)), opened(transformers, made(preset))
+    ours, (theirs, tokenizer) = sources.load(made(preset)), opened(transformers, made(preset))
     assert type(theirs).__name__ in family_of(ours.config.model).MODEL_TYPES.values()
     ids = np.random.default_rng(0).integers(0, ours.config.model.vocab_size, (2, 48)).astype(np.int32)
     with torch.no_grad():
@@ -133,10 +133,10 @@ def generated(model, tokenizer, prompt, n):
 @pytest.mark.parametrize("preset", NO_CLASS)
 def test_the_others_have_no_config_for_it(made, transformers, preset):
     run = made(preset)
-    assert not (run / "config.json").exists() and runs.load(run).step > 0
+    assert not (run / "config.json").exists() and sources.load(run).step > 0
     with pytest.raises((OSError, ValueError)):
         transformers.AutoModelForCausalLM.from_pretrained(run)
-    check_tokenizer(runs.load(run).tokenizer, transformers.AutoTokenizer.from_pretrained(run))
+    check_tokenizer(sources.load(run).tokenizer, transformers.AutoTokenizer.from_pretrained(run))
 
 
 # "one" has one token, which is its unknown one: transformers finds it in a text.
@@ -186,7 +186,7 @@ def test_the_template_in_jinja_writes_the_same_bytes(made, transformers, templat
 def test_a_run_on_conversations_answers_and_ends_as_ours(made, transformers, folder):
     settings = dict(data="rows.jsonl", max_iters=150, n_embd=32, n_hidden=64)
     run = made("stories", "talking", **settings)
-    ours, (theirs, tokenizer) = runs.load(run), opened(transformers, run)
+    ours, (theirs, tokenizer) = sources.load(run), opened(transformers, run)
     talk = [dict(role="user", content="Who is 5?")]
     prompt = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
     assert prompt.encode() == b"".join(ours.template.prompt(talk))

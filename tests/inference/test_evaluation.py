@@ -17,7 +17,7 @@ from slm_np.data.token_store import load_corpus
 from slm_np.data.tokenizer_factory import with_end_of_text
 from slm_np.data.tokens import Tokens
 from slm_np.errors import UserError
-from slm_np.formats import runs
+from slm_np.formats import sources
 from slm_np.inference.evaluation import Evaluation, evaluate, text_bytes, tokens_of, windows_of
 from slm_np.nn.model import Model
 
@@ -202,7 +202,7 @@ def test_the_command(folder, capsys, monkeypatch):
     assert fields["bits_per_byte"] == pytest.approx(
         fields["nats_per_token"] * fields["tokens"] / math.log(2) / fields["bytes"]
     )
-    run = runs.load("bytes")
+    run = sources.load("bytes")
     assert evaluate(run.model, tokens_of(run, "other.txt"), run.tokenizer).nats_per_token == pytest.approx(
         fields["nats_per_token"]
     )
@@ -227,7 +227,7 @@ def test_only_the_evaluated_data_is_prepared(folder, monkeypatch, tmp_path):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SLM_NP_CACHE", str(tmp_path))
     monkeypatch.setattr(embedded, "SPLIT_BYTES", dict(train=20_000, validation=3000))
-    run = runs.load("bytes")
+    run = sources.load("bytes")
     whole, part = (tokens_of(run, "other.txt", limit_bytes=limit) for limit in (0, 1000))
     assert 0 < part.n_documents < whole.n_documents and part.ids.tolist() == whole.ids[: len(part)].tolist()
     assert sum(path.stat().st_size for path in (tmp_path / "corpora").glob("*/*.bin")) == 2 * (len(whole) + len(part))
@@ -277,7 +277,7 @@ def test_evaluate_agrees_with_the_last_line_of_a_run(folder, capsys, monkeypatch
 def test_of_prepared_tokens_it_evaluates_the_validation_split(folder, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(folder)
     made = load_corpus("text.txt", out_dir=tmp_path / "tokens", progress=False)
-    run = runs.load("bytes")
+    run = sources.load("bytes")
     assert tokens_of(run, str(tmp_path / "tokens")).ids.tolist() == made.validation.ids.tolist()
     assert tokens_of(run, str(tmp_path / "tokens" / "train.bin")).ids.tolist() == made.train.ids.tolist()
     fields = json.loads(evaluated(capsys, "--model", "bytes", "--data", tmp_path / "tokens", "--json").out)

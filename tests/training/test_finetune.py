@@ -17,7 +17,7 @@ from slm_np.config import TrainConfig
 from slm_np.data.assistant_windows import replies, window_starts
 from slm_np.data.batches import gather
 from slm_np.data.tokens import Tokens
-from slm_np.formats import checkpoint, metrics, run_config, runs
+from slm_np.formats import checkpoint, metrics, run_config, sources
 from slm_np.inference.evaluation import evaluate, windows_of
 from slm_np.nn.model import Model
 from slm_np.training.finetuning import Base, grown, recipe
@@ -173,7 +173,7 @@ def test_a_run_on_conversations_reports_masking_and_keeps_their_template(folder,
     ):
         assert words in said.err
     assert "Q: Who sat on the" in said.out and "slm_np.chat --model tuned" in said.out
-    assert Path("tuned/chat_template.json").exists() and runs.load("tuned").tokenizer.end_of_text == 256
+    assert Path("tuned/chat_template.json").exists() and sources.load("tuned").tokenizer.end_of_text == 256
     # A finetuned run is a base like any other: the message is about the data.
     assert "tuned" not in sentence(capsys, "--base", "tuned", "--data", "none.txt")
     assert small.status("finetune", "--base", "tuned", "--data", "new.txt", "--out-dir", "again", *TRAIN) == 0
@@ -191,14 +191,16 @@ def test_it_starts_from_the_best_weights_of_the_base_and_evaluates_them(folder):
     assert [row["step"] for row in measured] == [0, 4, 8] and all(row["replay_loss"] > 0 for row in measured)
     config = run_config.read_config("tuned")
     assert (config.train.learning_rate, config.train.batch_size, config.model.vocab_size) == (0.0025, 4, 256)
-    assert any((start.model[name] != array).any() for name, array in runs.load("base").model.parameters.weight.items())
+    assert any(
+        (start.model[name] != array).any() for name, array in sources.load("base").model.parameters.weight.items()
+    )
     assert json.loads(Path("tuned/generation_config.json").read_text()) == json.loads(
         Path("base/generation_config.json").read_text()
     )
 
 
 def test_new_tokens_start_as_the_mean_of_the_others(folder):
-    base, known = Base.load("base"), runs.load("base").model.parameters.weight["embedding.weight"]
+    base, known = Base.load("base"), sources.load("base").model.parameters.weight["embedding.weight"]
     model = Model(dataclasses.replace(base.config.model, vocab_size=257), None)
     base.fill(model.parameters)
     found = model.parameters.weight["embedding.weight"]
@@ -227,7 +229,7 @@ def test_the_recipe_follows_the_base():
 
 def test_no_updates_keep_the_weights_of_the_base(folder):
     assert finetune("--max-iters", 0) == 0
-    one, two = runs.load("base"), runs.load("tuned")
+    one, two = sources.load("base"), sources.load("tuned")
     np.testing.assert_array_equal(one.model.parameters.weights, two.model.parameters.weights)
 
 

@@ -19,7 +19,7 @@ import small
 from slm_np.config import SamplingConfig
 from slm_np.data.chat_template import DEFAULT
 from slm_np.errors import REMEDIES, UserError
-from slm_np.formats import checkpoint, directories, files, metrics, run_config, runs
+from slm_np.formats import checkpoint, directories, files, metrics, run_config, sources
 from slm_np.formats.checksum import with_checksum
 from slm_np.formats.conversion import convert
 from slm_np.training.storage import Storage
@@ -194,14 +194,14 @@ def test_a_lost_best_model_is_named_and_made_again(folder, capsys, damage):
     raw[-3] ^= 8
     path.unlink() if damage == "lost" else path.write_bytes(raw)
     if damage == "lost":
-        assert runs.load(folder / "run").step == 80
+        assert sources.load(folder / "run").step == 80
         assert "model.safetensors, the best model, is missing; using checkpoint-80" in capsys.readouterr().err
     rows, counters = small.rows(folder / "run"), checkpoint.newest_checkpoint(folder / "run").state
     trainer = resumed(folder)
     wanted = "is missing" if damage == "lost" else "is damaged in tensor"
     assert wanted in (said := capsys.readouterr().err) and "the next evaluation saves another best model" in said
     trainer.train()  # it is finished, but for the evaluation
-    assert runs.load(folder / "run").step == 80 == trainer.updates
+    assert sources.load(folder / "run").step == 80 == trainer.updates
     assert small.rows(folder / "run") == rows
     assert checkpoint.newest_checkpoint(folder / "run").state | dict(elapsed=0) == counters | dict(elapsed=0)
 
@@ -258,7 +258,7 @@ def test_a_small_file_is_restored_from_the_newest_checkpoint_that_has_it(chattin
     before = (chatting / name).read_bytes()
     damaged(chatting / "checkpoint-8" / name, how)
     damaged(chatting / name, how)
-    run = runs.load(chatting)
+    run = sources.load(chatting)
     wanted = f"{name} is {'missing' if how == 'lost' else 'damaged, its checksum differs'}; restored from checkpoint-4"
     assert wanted in (said := capsys.readouterr().err) and said.count("\n") == 1
     assert run.tokenizer.vocab_size == 257 and run.template == DEFAULT and (chatting / name).read_bytes() == before
@@ -271,7 +271,7 @@ def test_a_small_file_is_restored_from_the_newest_checkpoint_that_has_it(chattin
     for copy in chatting.glob(f"checkpoint-*/{name}"):
         damaged(copy, how)
     with pytest.raises(UserError, match=f"{name} is .* no checkpoint has a copy; restore it from a backup"):
-        runs.load(chatting)
+        sources.load(chatting)
     with pytest.raises(UserError, match="no checkpoint has a copy"):
         small.resume(trainer, chatting)
 
@@ -283,7 +283,7 @@ def test_a_copy_is_used_where_the_run_cannot_be_written(chatting, capsys, monkey
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(files, "open", refuse, raising=False)
-    assert runs.load(chatting).tokenizer.vocab_size == 257
+    assert sources.load(chatting).tokenizer.vocab_size == 257
     assert "tokenizer.json is missing; using the copy in checkpoint-8" in capsys.readouterr().err
     assert not (chatting / "tokenizer.json").exists()
 
@@ -301,7 +301,7 @@ def test_every_command_misses_a_lost_tokenizer(chatting, capsys, verb, monkeypat
 
 def test_lost_sampling_defaults_are_named(chatting, capsys):
     (chatting / "generation_config.json").unlink()
-    assert runs.load(chatting).sampling == SamplingConfig()
+    assert sources.load(chatting).sampling == SamplingConfig()
     assert "generation_config.json is missing; sampling with the defaults" in capsys.readouterr().err
 
 
@@ -311,7 +311,7 @@ def test_an_older_run_that_lost_its_tokenizer_gets_it_from_the_data(chatting, ca
     before = (chatting / "tokenizer.json").read_bytes()
     for path in [chatting / "tokenizer.json", *chatting.glob("checkpoint-*/tokenizer.json")]:
         path.unlink()
-    assert runs.load(chatting).tokenizer is None  # unknown that it had one
+    assert sources.load(chatting).tokenizer is None  # unknown that it had one
     small.resume(small.trainer(chatting.parent / "rows.jsonl", vocab_size=257), chatting)
     assert "tokenizer.json is missing; made again from the data" in capsys.readouterr().err
     assert (chatting / "tokenizer.json").read_bytes() == before
@@ -390,7 +390,7 @@ def test_any_write_of_a_run_may_fail(tmp_path, verb, stride):
         if failed and verb == "create":
             assert [path.name for path in work.iterdir()] == before
             continue
-        loaded = runs.load(run)
+        loaded = sources.load(run)
         assert loaded.tokenizer is not None
         if verb == "resume":
             assert loaded.step >= 2 and checkpoint.newest_checkpoint(run).step >= 4
@@ -418,7 +418,7 @@ def test_any_write_of_a_conversion_may_fail(tmp_path, test_data):
         if failed:
             assert not (tmp_path / "run").exists()
         else:
-            assert runs.load(tmp_path / "run").step == 0
+            assert sources.load(tmp_path / "run").step == 0
             shutil.rmtree(tmp_path / "run")
     assert not failed and failures > 20
 

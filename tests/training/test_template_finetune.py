@@ -16,7 +16,7 @@ from slm_np.data.chat_template import DEFAULT
 from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.tokenizer_json import end_of_text_token
-from slm_np.formats import run_config, runs
+from slm_np.formats import run_config, sources
 from slm_np.inference.generation import encode_prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,7 +62,7 @@ def test_a_run_keeps_the_template_of_its_base(base, capsys):
     assert finetune("--retention-data", "text.txt") == 0
     said = capsys.readouterr()
     assert "the loss is masked to assistant tokens" in said.err and "Who sat on" in said.out
-    run = runs.load("tuned")
+    run = sources.load("tuned")
     assert run.template == TEMPLATE and run.model.config.vocab_size == 259
     assert run.tokenizer.ends == {256, END} and list(run.tokenizer.prompt_start) == []
     assert encode_prompt(run.tokenizer, "a").tolist() == [97]
@@ -71,7 +71,7 @@ def test_a_run_keeps_the_template_of_its_base(base, capsys):
     assert chat.prompt().tolist() == [TURN, *b"u<|end|>", END, TURN, ord("a")] and chat.ends == [END]
     # A finetuned run is a base like any other, and text needs no template.
     assert finetune(base="tuned", data="text.txt", out="again") == 0
-    again = runs.load("again")
+    again = sources.load("again")
     assert (
         again.template == TEMPLATE and again.tokenizer.ends == {256, END} and list(again.tokenizer.prompt_start) == []
     )
@@ -81,7 +81,7 @@ def test_prepared_conversations_have_the_default_template(base):
     words = ["rows.jsonl", "--tokenizer", "file:tokenizer.json", "--out-dir", "tokens"]
     assert small.status("prepare", *words) == 0
     assert finetune(data="tokens") == 0
-    run = runs.load("tuned")
+    run = sources.load("tuned")
     assert run.template == DEFAULT and run.tokenizer.ends == {256}
 
 
@@ -102,7 +102,7 @@ def test_a_run_resumes_with_its_template_and_is_evaluated_with_it(base, capsys):
 def test_the_tokenizer_of_a_run_is_that_of_transformers(base):
     transformers = pytest.importorskip("transformers", reason="compares with transformers")
     assert finetune() == 0
-    theirs, ours = transformers.AutoTokenizer.from_pretrained("tuned"), runs.load("tuned")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained("tuned"), sources.load("tuned")
     messages = [
         dict(role="user", content="Who?"),
         dict(role="assistant", content="Me."),

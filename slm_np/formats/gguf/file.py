@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_np import arguments
 from slm_np.config import SamplingConfig
 from slm_np.data.jinja_template import JinjaTemplate
-from slm_np.errors import UserError
+from slm_np.errors import UserError, near
 from slm_np.formats.families.piece import by_our_name, to_ours, to_theirs
 from slm_np.formats.files import replacing, saving
 from slm_np.formats.gguf import layout
@@ -124,7 +123,8 @@ def write(parts, path, dtype="f32", report=lambda n: None):
     cannot be written. Then nothing is left behind.
     """
     gguf, path = gguf_package(), Path(path)
-    dtype = arguments.choice("dtype", dtype, tuple(DTYPES))
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype} is not one of a GGUF file; {near(dtype, tuple(DTYPES))}")
     architecture = architecture_of(parts.config)
     metadata = {
         "general.type": "model",
