@@ -124,7 +124,7 @@ def write(parts, path, dtype="f32", report=lambda n: None):
     """
     gguf, path = gguf_package(), Path(path)
     if dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype} is not one of a GGUF file; {near(dtype, tuple(DTYPES))}")
+        raise UserError(f"--dtype {dtype!r} is unknown; {near(dtype, tuple(DTYPES))}")
     architecture = architecture_of(parts.config)
     metadata = {
         "general.type": "model",
