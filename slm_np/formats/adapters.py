@@ -1,7 +1,7 @@
 """Runs that train adapters: their best model holds the adapters only, and the weights are those of the base.
 
 Loading such a run opens the base that run.json names, verifies that its weights are those that the run started from,
-and merges the adapters into them (`slm_np.nn.lora`).
+and merges the adapters into them.
 """
 
 import zlib
@@ -13,8 +13,8 @@ from slm_np.formats import hub
 from slm_np.formats.checkpoint import load_best, newest_checkpoint
 from slm_np.formats.format1 import original_name
 from slm_np.formats.layouts import AdapterLayout
+from slm_np.formats.lora_adapter import merged_tensors
 from slm_np.formats.model_parts import metered
-from slm_np.nn import lora
 from slm_np.ops.device import put
 from slm_np.paths import is_run
 
@@ -82,10 +82,7 @@ def merged_weights(path, config, into, open_model):
         found = newest_checkpoint(path)
         trained, step = found.model, found.step
     base, filled = BaseTensors(open_model(base_path(path, config))), {}
-    changes = lora.changes(layout.adapters, trained)
-    for name, array in base:
-        if name in changes:
-            array = array + changes[name]()
+    for name, array in merged_tensors(config.model, base, layout.adapter(trained)):
         if into is None:
             filled[name] = array
         else:

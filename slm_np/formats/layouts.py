@@ -25,9 +25,8 @@ from slm_np.formats.families import FAMILIES, config_json
 from slm_np.formats.families.piece import to_ours
 from slm_np.formats.files import to_json
 from slm_np.formats.format1 import tensor_name
-from slm_np.formats.lora_adapter import LoraAdapter
+from slm_np.formats.lora_adapter import of_model
 from slm_np.formats.tensors import LazyTensor, check_match, filled
-from slm_np.nn import lora
 from slm_np.nn.model import model_tensors
 from slm_np.ops.device import host, put
 
@@ -98,7 +97,7 @@ class AdapterLayout:
 
     def described(self, run, **ids):
         settings = lora_of(run)
-        empty = self._alone({name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()})
+        empty = self.adapter({name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()})
         fields = peft.to_settings(run.model, empty, settings.rslora, settings.lora_dropout)
         return {peft.CONFIG: to_json(fields, indent=2) + b"\n"}
 
@@ -106,11 +105,11 @@ class AdapterLayout:
         return True
 
     def to_file(self, tensors):
-        return peft.to_tensors(self.run.model, self._alone({name: host(tensors[name]) for name in self.shapes}))
+        return peft.to_tensors(self.run.model, self.adapter({name: host(tensors[name]) for name in self.shapes}))
 
     def from_file(self, path, found, into=None):
         joined = {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}
-        alone = self._alone(joined)
+        alone = self.adapter(joined)
         check_match(path, found, peft.to_tensors(self.run.model, alone))
         peft.from_tensors(self.run.model, alone, found)
         if into is None:
@@ -119,11 +118,9 @@ class AdapterLayout:
             put(into[name], array)
         return into
 
-    def _alone(self, tensors):
+    def adapter(self, tensors):
         """The LoraAdapter of the model's tensors {name: array}, of which its own are views."""
-        views, scale = lora.parts(self.adapters, tensors), lora.scale_of(lora_of(self.run))
-        scales = {name.rpartition(".")[0]: scale for name in views}
-        return LoraAdapter(None, self.run.base.get("run", ""), views, scales)
+        return of_model(self.adapters, tensors, self.run.base.get("run", ""))
 
 
 def _written(piece, tensors):

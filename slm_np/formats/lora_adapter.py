@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slm_np.formats.families.piece import Piece, joined_columns, qkv_columns
+from slm_np.nn import lora
 from slm_np.nn.model import parameters
 
 
@@ -27,6 +28,21 @@ class LoraAdapter:
     base: str
     tensors: dict
     scales: dict
+
+
+def of_model(layers, tensors, base=""):
+    """The `LoraAdapter` of a model with adapters; its arrays are views.
+
+    layers   [(Adapter, ...) of each layer], see nn/lora.py
+    tensors  {name: array} of `nn.lora.parameters`, in host memory
+    """
+    scales = {
+        f"layers.{layer}.{part.name}": adapter.scale
+        for layer, own in enumerate(layers)
+        for adapter in own
+        for part in adapter.parts
+    }
+    return LoraAdapter(None, base, lora.parts(layers, tensors), scales)
 
 
 class Block(NamedTuple):

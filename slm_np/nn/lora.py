@@ -3,19 +3,20 @@
 Sizes: N tokens, D inputs, E outputs, r rank. A (D, r) starts uniform, B (r, E) as zeros, so training starts from the
 base. s = alpha / r or, with rslora, alpha / sqrt(r). D is dropout, which is linear and its own transpose.
 
-With h = s D(x) A, the loss's differential is <dy, dy_W + dh B + h dB> where dh = s D(dx) A + s D(x) dA, so
+With u = s D(x) A (N, r), the adapter adds u B to y. From the gradient dy of the loss,
 
-    dB += h^T dy        dh = s dy B^T        dA += D(x)^T dh        dx = dy W^T + D(dh A^T)
+    dB += u^T dy        du = s dy B^T        dA += D(x)^T du        dx = dy W^T + D(du A^T)
 
-(dh on the right is the gradient with respect to D(x) A.) h is saved: it has r columns.
+Derivation: u B is a matmul, so the gradients of its inputs are u^T dy and dy B^T. So is u = s D(x) A. The factor s is
+part of du, and the gradient of D(x) passes through D again. Forward saves u, and backward writes du in its place.
 
-A linear layer may be several of other programs: queries | keys | values, gate | up. Then each part has an adapter of
-its own. They read the same x, so their A lie side by side in one matrix (D, P r), and their B on the diagonal of one
-matrix (P r, E): two matmuls serve all P parts. What is off the diagonal stays zero, since its gradient is set to zero.
+A linear layer of ours may be several of other programs: queries | keys | values, gate | up. Then each part has an
+adapter of its own. They read the same x, so their A lie side by side in one matrix (D, P r), and their B on the
+diagonal of one matrix (P r, E): two matmuls serve all P parts. What is off the diagonal stays zero, since its gradient
+is set to zero.
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 from slm_np import ops
@@ -171,23 +172,6 @@ def parameter_count(layers):
     )
 
 
-def changes(layers, views):
-    """{name of a weight: function () -> s A B}, which is added to the weight to merge the adapters into it.
-
-    views: {name: array} of the tensors of `parameters`, in host memory
-    """
-    return {
-        f"layers.{layer}.{adapter.name}.weight": partial(change, adapter, f"layers.{layer}.{adapter.name}", views)
-        for layer, own in enumerate(layers)
-        for adapter in own
-    }
-
-
-def change(adapter, name, views):
-    """s A B of the linear layer `name`."""
-    return adapter.scale * (views[f"{name}.lora_A"] @ views[f"{name}.lora_B"])
-
-
 def block_plan(own, tokens):
     """What the adapters of a layer save."""
     for adapter in own:
@@ -235,55 +219,55 @@ def dropped(adapter, a, x, start):
 
 
 def saved(adapter, a, rows, start):
-    """(h, float32 memory of its shape, which is h itself if it has that type), of so many rows from `start` on."""
-    h = a[f"{adapter.name}.lora"][start : start + rows]
-    sums = a["lora_sums"][: h.size].reshape(h.shape)
-    return h, h if h.dtype == sums.dtype else sums
+    """(u, memory of its shape in the accumulation dtype, perhaps u itself), of so many rows from `start` on."""
+    u = a[f"{adapter.name}.lora"][start : start + rows]
+    sums = a["lora_sums"][: u.size].reshape(u.shape)
+    return u, u if u.dtype == sums.dtype else sums
 
 
-def scaled(adapter, h, sums):
-    """h = s sums"""
+def scaled(adapter, u, sums):
+    """u = s sums"""
     sums *= adapter.scale
-    if sums is not h:
-        ops.convert(h, sums)
+    if sums is not u:
+        ops.convert(u, sums)
 
 
 def save(adapter, w, a, x, start):
-    """h = s D(x) A, which is saved for backward"""
-    h, sums = saved(adapter, a, len(x), start)
+    """u = s D(x) A, which is saved for backward"""
+    u, sums = saved(adapter, a, len(x), start)
     ops.linear_forward(sums, dropped(adapter, a, x, start), w[f"{adapter.name}.lora_A"], None, None)
-    scaled(adapter, h, sums)
-    return h
+    scaled(adapter, u, sums)
+    return u
 
 
 def forward(adapter, w, a, out, x, residual, start):
     """out = s D(x) A B + residual"""
-    h = save(adapter, w, a, x, start)
-    ops.linear_forward(out, h, w[f"{adapter.name}.lora_B"], None, residual)
+    u = save(adapter, w, a, x, start)
+    ops.linear_forward(out, u, w[f"{adapter.name}.lora_B"], None, residual)
 
 
 def backward_input(adapter, w, g, a, dx, dout, start):
-    """dx = D(dh A^T),   dB += h^T dout. dh takes the place of h, for `backward_weight`."""
-    h, sums = saved(adapter, a, len(dout), start)
+    """dx = D(du A^T),   dB += u^T dout. du takes the place of u, for `backward_weight`."""
+    u, sums = saved(adapter, a, len(dout), start)
     dweight = g[f"{adapter.name}.lora_B"]
-    ops.linear_backward_weight(dweight, None, dout, h)
+    ops.linear_backward_weight(dweight, None, dout, u)
     for index, part in enumerate(adapter.parts):
         rows = dweight[index * adapter.rank : (index + 1) * adapter.rank]
         rows[:, : part.start] = 0
         rows[:, part.stop :] = 0
     ops.linear_backward_input(sums, dout, w[f"{adapter.name}.lora_B"])
-    scaled(adapter, h, sums)
+    scaled(adapter, u, sums)
     dropout = dropout_of(adapter, a, start)
     if dropout is None:
-        ops.linear_backward_input(dx, h, w[f"{adapter.name}.lora_A"])
+        ops.linear_backward_input(dx, u, w[f"{adapter.name}.lora_A"])
         return
     dropped_dx = scratch_like(a, dx)
-    ops.linear_backward_input(dropped_dx, h, w[f"{adapter.name}.lora_A"])
+    ops.linear_backward_input(dropped_dx, u, w[f"{adapter.name}.lora_A"])
     ops.dropout_backward(dropped_dx, dropped_dx, dropout)
     dx[...] = dropped_dx
 
 
 def backward_weight(adapter, g, a, x, start):
-    """dA += D(x)^T dh"""
-    dh, _ = saved(adapter, a, len(x), start)
-    ops.linear_backward_weight(g[f"{adapter.name}.lora_A"], None, dh, dropped(adapter, a, x, start))
+    """dA += D(x)^T du"""
+    du, _ = saved(adapter, a, len(x), start)
+    ops.linear_backward_weight(g[f"{adapter.name}.lora_A"], None, du, dropped(adapter, a, x, start))
