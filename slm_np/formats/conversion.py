@@ -11,19 +11,19 @@ from typing import NamedTuple
 
 from slm_np import file_lock
 from slm_np.config import FILE_DTYPES
-from slm_np.data import chat_template
 from slm_np.errors import UserError, near
 from slm_np.formats import adapters, hugging_face, peft
 from slm_np.formats.checksum import crc32, write_settings
 from slm_np.formats.directories import RUNS
 from slm_np.formats.families import family_of
-from slm_np.formats.families.piece import to_theirs
+from slm_np.formats.families.tensor_mapping import in_their_layout
 from slm_np.formats.files import new_folder, saving, write_file
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.interchange import interchange_files, token_ids
 from slm_np.formats.lora_adapter import LoraAdapter
 from slm_np.formats.model_parts import ModelParts, metered
 from slm_np.formats.run_config import read_config, write_config
+from slm_np.formats.runs import own_files
 from slm_np.formats.sources import ADAPTER, RUN, format_of, located, open_model, run_config
 from slm_np.formats.tensors import stream_tensors
 from slm_np.nn.model import parameters
@@ -190,16 +190,10 @@ def write_run(parts, folder):
     if family is None:
         shapes, tensors = {tensor.name: tensor.shape for tensor in parameters(config)}, parts.tensors()
     else:
-        pieces = list(family.pieces(config))
-        shapes = {piece.theirs: piece.shape for piece in pieces}
-        tensors = ((piece.theirs, array) for piece, array in to_theirs(pieces, parts.tensors()))
+        shapes, tensors = in_their_layout(list(family.mappings(config)), parts.tensors())
     stream_tensors(folder / "model.safetensors", shapes, tensors, dict(step=0, val_loss="nan"))
     run = run_config(parts)
-    files = interchange_files(run, parts.tokenizer, parts.template)
-    if parts.tokenizer is not None:
-        files["tokenizer.json"] = parts.tokenizer.to_bytes()
-    if parts.template is not None:
-        files[chat_template.FILE] = parts.template.to_bytes()
+    files = interchange_files(run, parts.tokenizer, parts.template) | own_files(parts.tokenizer, parts.template)
     for name, content in files.items():
         write_file(folder / name, content)
     sampling = to_generation_config(parts.sampling, **token_ids(parts.tokenizer))

@@ -23,7 +23,7 @@ from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.data.tokenizer_json import END_OF_TEXT, bpe_model, byte_level, leading_token, tokenizer_json
 from slm_np.errors import UserError, near
 from slm_np.formats.families import FAMILIES, config_json, family_named, family_of
-from slm_np.formats.families.piece import to_ours, to_theirs
+from slm_np.formats.families.tensor_mapping import in_their_layout, to_ours
 from slm_np.formats.files import new_folder, read_json, to_json
 from slm_np.formats.generation_config import from_generation_config, to_generation_config
 from slm_np.formats.interchange import TEMPLATE, token_ids, tokenizer_config
@@ -46,12 +46,12 @@ def read(path):
     weights = open_weights(path)
     config, places = _placed(path, family, config, weights)
 
-    def array_of(piece):
-        name = places[piece.theirs]
+    def array_of(mapping):
+        name = places[mapping.theirs]
         return weights[name].read(name)
 
     def tensors():
-        return to_ours(config, family.pieces(config), array_of)
+        return to_ours(config, family.mappings(config), array_of)
 
     return ModelParts(
         path=path,
@@ -80,13 +80,13 @@ def architecture(path, fields):
 
 
 def _placed(path, family, config, weights):
-    """(ModelConfig, {name of a Piece: name in the files}). weights: {name: WeightFile}
+    """(ModelConfig, {name of a TensorMapping: name in the files}). weights: {name: WeightFile}
 
     The head that a file of a tied model holds counts if it differs from the embedding, as in transformers. UserError if
     a tensor is missing, unknown or of another shape than `config` says.
     """
     names, unknown = _names(family, config, weights)
-    embedding, head = next(family.pieces(config)).theirs, family.ALIASES.get(HEAD, HEAD)
+    embedding, head = next(family.mappings(config)).theirs, family.ALIASES.get(HEAD, HEAD)
     extra = next((name for name in unknown if family.ALIASES.get(name, name) == head), None)
     if extra and config.head == "tied":
         unknown.remove(extra)
@@ -100,22 +100,22 @@ def _placed(path, family, config, weights):
             f"{path} holds the tensor {min(unknown)!r}, which a model with its config.json does not have; "
             "name a directory whose files belong together"
         )
-    for piece in family.pieces(config):
-        if piece.theirs not in names:
-            untied = ", and tie_word_embeddings is false" if piece.ours == "head.weight" else ""
-            raise UserError(f"{path} lacks the tensor {piece.theirs!r}{untied}; {AGAIN}")
-        name = names[piece.theirs]
-        if weights[name].shape(name) != piece.shape:
+    for mapping in family.mappings(config):
+        if mapping.theirs not in names:
+            untied = ", and tie_word_embeddings is false" if mapping.ours == "head.weight" else ""
+            raise UserError(f"{path} lacks the tensor {mapping.theirs!r}{untied}; {AGAIN}")
+        name = names[mapping.theirs]
+        if weights[name].shape(name) != mapping.shape:
             raise UserError(
                 f"{weights[name].path} holds tensor {name!r} with shape {weights[name].shape(name)}, but config.json "
-                f"says {piece.shape}; {AGAIN}"
+                f"says {mapping.shape}; {AGAIN}"
             )
     return config, names
 
 
 def _names(family, config, weights):
-    """({name of a Piece: name in the files}, [names in the files that are none]), without buffers."""
-    wanted, found, unknown = {piece.theirs for piece in family.pieces(config)}, {}, []
+    """({name of a TensorMapping: name in the files}, [names in the files that are none]), without buffers."""
+    wanted, found, unknown = {mapping.theirs for mapping in family.mappings(config)}, {}, []
     for name in weights:
         bare = name.removeprefix(family.PREFIX)
         candidates = (name, family.PREFIX + bare, *map(family.ALIASES.get, (name, family.PREFIX + bare)))
@@ -233,9 +233,7 @@ def write(parts, directory, dtype="f32", report=lambda n: None):
         )
     if dtype not in WRITTEN:
         raise UserError(f"--dtype {dtype} is not one of a Hugging Face directory; {near(dtype, WRITTEN)}")
-    pieces = list(family.pieces(config))
-    layout = {piece.theirs: piece.shape for piece in pieces}
-    tensors = ((piece.theirs, array) for piece, array in to_theirs(pieces, parts.tensors()))
+    shapes, tensors = in_their_layout(list(family.mappings(config)), parts.tensors())
     ids = token_ids(tokenizer)
     files = {
         "config.json": config_json(config, WRITTEN[dtype][0], **ids),
@@ -244,7 +242,7 @@ def write(parts, directory, dtype="f32", report=lambda n: None):
     if tokenizer is not None:
         files["tokenizer_config.json"] = tokenizer_config(tokenizer, parts.template, config.block_size)
     with new_folder(directory) as folder:
-        write_weights(folder, layout, tensors, dtype, report)
+        write_weights(folder, shapes, tensors, dtype, report)
         for name, fields in files.items():
             (folder / name).write_bytes(to_json(fields, indent=2) + b"\n")
         if tokenizer is not None:

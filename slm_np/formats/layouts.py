@@ -22,7 +22,7 @@ import numpy as np
 from slm_np.config import LoraConfig
 from slm_np.formats import peft
 from slm_np.formats.families import FAMILIES, config_json
-from slm_np.formats.families.piece import to_ours
+from slm_np.formats.families.tensor_mapping import to_ours
 from slm_np.formats.files import to_json
 from slm_np.formats.format1 import tensor_name
 from slm_np.formats.lora_adapter import of_model
@@ -55,34 +55,34 @@ class FamilyLayout:
     file = "model.safetensors"
 
     def __init__(self, config, family):
-        self.config, self.pieces = config, list(family.pieces(config))
+        self.config, self.mappings = config, list(family.mappings(config))
 
     def described(self, run, **ids):
         config = dataclasses.replace(run.model, block_size=run.full_context)
         return {"config.json": to_json(config_json(config, **ids), indent=2) + b"\n"}
 
     def holds(self, names):
-        return {piece.theirs for piece in self.pieces} == set(names)
+        return {mapping.theirs for mapping in self.mappings} == set(names)
 
     def to_file(self, tensors):
-        return {piece.theirs: self._lazy(piece, partial(_written, piece, tensors)) for piece in self.pieces}
+        return {mapping.theirs: self._lazy(mapping, partial(_written, mapping, tensors)) for mapping in self.mappings}
 
     def from_file(self, path, found, into=None):
         if not self.holds(found):  # perhaps a file of an earlier version, which wrote our names, or another family's
             for other in (*families(self.config), OurLayout()):
                 if other.holds(found):
                     return other.from_file(path, found, into)
-        check_match(path, found, {piece.theirs: self._lazy(piece) for piece in self.pieces})
+        check_match(path, found, {mapping.theirs: self._lazy(mapping) for mapping in self.mappings})
         made, into = into is None, {} if into is None else into
-        for name, tensor in to_ours(self.config, self.pieces, lambda piece: found[piece.theirs]):
+        for name, tensor in to_ours(self.config, self.mappings, lambda mapping: found[mapping.theirs]):
             if made:
                 into[name] = tensor
             else:
                 put(into[name], tensor)
         return into
 
-    def _lazy(self, piece, make=None):
-        return LazyTensor(piece.shape, np.dtype(np.float32), make)
+    def _lazy(self, mapping, make=None):
+        return LazyTensor(mapping.shape, np.dtype(np.float32), make)
 
 
 class AdapterLayout:
@@ -123,9 +123,9 @@ class AdapterLayout:
         return of_model(self.adapters, tensors, self.run.base.get("run", ""))
 
 
-def _written(piece, tensors):
-    """Their tensor of a Piece, made of ours."""
-    return piece.write(host(tensors[piece.ours]) if piece.ours else None)
+def _written(mapping, tensors):
+    """Their tensor of a TensorMapping, made of ours."""
+    return mapping.write(host(tensors[mapping.ours]) if mapping.ours else None)
 
 
 def lora_of(run):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_np.formats.families.piece import Piece, joined_columns, qkv_columns
+from slm_np.formats.families.tensor_mapping import TensorMapping, joined_columns, qkv_columns
 from slm_np.nn import lora
 from slm_np.nn.model import parameters
 
@@ -54,10 +54,10 @@ class Block(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """The adapter of one linear layer of another program: it adds scale a b to the columns of its Piece, as ours."""
+    """The adapter of one linear layer of another program: scale a b is added to its weight (in, out)."""
 
-    a: np.ndarray  # (D, r)
-    b: np.ndarray  # (r, columns of the piece)
+    a: np.ndarray  # (in, r)
+    b: np.ndarray  # (r, out)
     scale: float
 
 
@@ -79,11 +79,11 @@ def blocks(config):
     return found
 
 
-def own_pieces(config):
-    """A Piece for each of our linear layers, for a model that no other program knows."""
+def own_mappings(config):
+    """A TensorMapping for each of our linear layers, for a model that no other program knows."""
     shapes = {tensor.name: tensor.shape for tensor in parameters(config)}
     for name in dict.fromkeys(block.tensor for block in blocks(config).values()):
-        yield Piece(name, name, shapes[name][::-1], transposed=True)
+        yield TensorMapping(name, name, shapes[name][::-1], transposed=True)
 
 
 def by_tensor(config, adapter):
@@ -94,28 +94,28 @@ def by_tensor(config, adapter):
     return found
 
 
-def _changed(config, pieces, adapter):
-    """Yield (Piece, first column, width, [(layer or part, Block), ...]) of each Piece that a LoraAdapter changes."""
+def _changed(config, mappings, adapter):
+    """Yield (TensorMapping, first column, width, [(layer or part, Block), ...]) for each that a LoraAdapter changes."""
     changes = by_tensor(config, adapter)
-    for piece in pieces:
-        start = piece.columns.start if piece.columns else 0
-        width = piece.shape[0 if piece.transposed else -1]
+    for mapping in mappings:
+        start = mapping.columns.start if mapping.columns else 0
+        width = mapping.shape[0 if mapping.transposed else -1]
         found = [
             (module, block)
-            for module, block in changes.get(piece.ours, ())
+            for module, block in changes.get(mapping.ours, ())
             if block.start < start + width and start < block.stop
         ]
         if found:
-            yield piece, start, width, found
+            yield mapping, start, width, found
 
 
-def factors(config, pieces, adapter):
-    """Yield (Piece, Factors) of each linear layer of another program that the LoraAdapter changes.
+def factors(config, mappings, adapter):
+    """Yield (TensorMapping, Factors) of each linear layer of another program that the LoraAdapter changes.
 
     Where its layer has the columns of several adapters, they become one: A side by side, B on the diagonal. Where it
     has some of the columns of an adapter, it has the same A.
     """
-    for piece, start, width, found in _changed(config, pieces, adapter):
+    for mapping, start, width, found in _changed(config, mappings, adapter):
         scale = adapter.scales[found[0][0]]
         all_a, all_b = [], []
         for module, block in found:
@@ -125,17 +125,17 @@ def factors(config, pieces, adapter):
             b[:, theirs] = own[:, ours] * np.float32(adapter.scales[module] / scale)
             all_a.append(adapter.tensors[f"{module}.lora_A"])
             all_b.append(b)
-        yield piece, Factors(np.concatenate(all_a, 1), np.concatenate(all_b), scale)
+        yield mapping, Factors(np.concatenate(all_a, 1), np.concatenate(all_b), scale)
 
 
-def take(config, pieces, adapter, found):
+def take(config, mappings, adapter, found):
     """Fill the tensors of a LoraAdapter from the `factors` of one with the same layers, ranks and scales.
 
     found: {their layer: (A, B)}
     """
-    for piece, start, width, of_piece in _changed(config, pieces, adapter):
-        (a, b), row = found[piece.module], 0
-        for module, block in of_piece:
+    for mapping, start, width, of_mapping in _changed(config, mappings, adapter):
+        (a, b), row = found[mapping.module], 0
+        for module, block in of_mapping:
             ours, theirs = _common(block, start, width)
             own_a, own_b = adapter.tensors[f"{module}.lora_A"], adapter.tensors[f"{module}.lora_B"]
             rows = slice(row, row + len(own_b))

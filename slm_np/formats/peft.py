@@ -26,7 +26,7 @@ from slm_np.formats import hub
 from slm_np.formats.families import family_of
 from slm_np.formats.families import fields as of
 from slm_np.formats.files import new_folder, read_json, to_json
-from slm_np.formats.lora_adapter import LoraAdapter, factors, merged_tensors, own_pieces, take
+from slm_np.formats.lora_adapter import LoraAdapter, factors, merged_tensors, own_mappings, take
 from slm_np.formats.weight_files import AGAIN, WeightFile, write_weights
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -140,10 +140,10 @@ def merged(parts, adapter):
     )
 
 
-def pieces_of(config):
-    """The linear layers of the model that other programs know, as Pieces; our own if they do not know it."""
+def mappings_of(config):
+    """The linear layers of the model that other programs know, as TensorMappings; our own if they do not know it."""
     family = family_of(config)
-    return [piece for piece in (family.pieces(config) if family else own_pieces(config)) if piece.is_linear]
+    return [mapping for mapping in (family.mappings(config) if family else own_mappings(config)) if mapping.is_linear]
 
 
 def read_adapter(path, config):
@@ -163,12 +163,12 @@ def read_adapter(path, config):
     file = WeightFile(path / WEIGHTS)
     found, tensors, scales = _layers(file, config), {}, {}
     for module, keys in found.items():
-        piece = keys["piece"]
+        mapping = keys["mapping"]
         with _about(path / CONFIG):
             target, (rank, scale) = _is_target(fields, module), _rank_and_scale(fields, module)
         if not target:
             raise UserError(f"{file.path} adapts {module}, which is not in the target_modules of {CONFIG}; {AGAIN}")
-        inputs, outputs = piece.shape[::-1] if piece.transposed else piece.shape
+        inputs, outputs = mapping.shape[::-1] if mapping.transposed else mapping.shape
         for kind, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
             if file.shape(keys[kind]) != shape:
                 raise UserError(
@@ -176,8 +176,8 @@ def read_adapter(path, config):
                     f"say {shape}; use the base that it was trained on"
                 )
         a, b = (file.read(keys[kind]).astype(np.float32) for kind in "AB")
-        name = piece.our_module
-        tensors |= {f"{name}.lora_A": a.T.copy(), f"{name}.lora_B": _layer_b(piece, b.T).read(b).copy()}
+        name = mapping.our_module
+        tensors |= {f"{name}.lora_A": a.T.copy(), f"{name}.lora_B": _layer_b(mapping, b.T).read(b).copy()}
         scales[name] = scale
     return LoraAdapter(path, fields.get("base_model_name_or_path") or "", tensors, scales)
 
@@ -205,19 +205,19 @@ def _check_settings(fields, path):
 
 
 def _layers(file, config):
-    """{their layer: {"piece": Piece, "A": key, "B": key}} of a file. UserError for anything else in it."""
+    """{their layer: {"mapping": TensorMapping, "A": key, "B": key}} of a file. UserError for anything else in it."""
     family = family_of(config)
     prefix = family.PREFIX if family else ""
-    pieces, found = {piece.module: piece for piece in pieces_of(config)}, {}
+    mappings, found = {mapping.module: mapping for mapping in mappings_of(config)}, {}
     for key in file.names:
         match = KEY.fullmatch(key)
-        module = match and next((one for one in (match[1], prefix + match[1]) if one in pieces), None)
+        module = match and next((one for one in (match[1], prefix + match[1]) if one in mappings), None)
         if not module:
             raise UserError(
                 f"{file.path} holds {key!r}, which is no low-rank adapter of a linear layer in a block of the base; "
                 "use another adapter, or the base that it was trained on"
             )
-        found.setdefault(module, {"piece": pieces[module]})[match[2]] = key
+        found.setdefault(module, {"mapping": mappings[module]})[match[2]] = key
     for module, keys in found.items():
         if len(keys) < 3:
             raise UserError(f"{file.path} holds only one of lora_A and lora_B of {module}; {AGAIN}")
@@ -263,25 +263,25 @@ def _matching(fields, name, module, default):
 def to_tensors(config, adapter):
     """{key: array} of adapter_model.safetensors of a `LoraAdapter`."""
     tensors = {}
-    for piece, (a, b, _) in factors(config, pieces_of(config), adapter):
-        tensors[f"{PREFIX}{piece.module}.lora_A.weight"] = np.ascontiguousarray(a.T)
-        tensors[f"{PREFIX}{piece.module}.lora_B.weight"] = _layer_b(piece, b).write(b)
+    for mapping, (a, b, _) in factors(config, mappings_of(config), adapter):
+        tensors[f"{PREFIX}{mapping.module}.lora_A.weight"] = np.ascontiguousarray(a.T)
+        tensors[f"{PREFIX}{mapping.module}.lora_B.weight"] = _layer_b(mapping, b).write(b)
     return tensors
 
 
 def from_tensors(config, adapter, tensors):
     """Fill a `LoraAdapter` from the `to_tensors` of one with the same layers, ranks and scales."""
     found = {}
-    for piece in pieces_of(config):
-        a, b = (tensors.get(f"{PREFIX}{piece.module}.lora_{kind}.weight") for kind in "AB")
+    for mapping in mappings_of(config):
+        a, b = (tensors.get(f"{PREFIX}{mapping.module}.lora_{kind}.weight") for kind in "AB")
         if a is not None:
-            found[piece.module] = a.T, _layer_b(piece, b.T).read(b)
-    take(config, pieces_of(config), adapter, found)
+            found[mapping.module] = a.T, _layer_b(mapping, b.T).read(b)
+    take(config, mappings_of(config), adapter, found)
 
 
-def _layer_b(piece, b):
-    """The Piece of their B (out, r) and ours b (r, out): the columns of a fused layer may have another order."""
-    return piece._replace(columns=None, transposed=True, shape=b.shape[::-1])
+def _layer_b(mapping, b):
+    """The TensorMapping of their B (out, r) and our b (r, out): a fused layer may have its columns in another order."""
+    return mapping._replace(columns=None, transposed=True, shape=b.shape[::-1])
 
 
 def to_settings(config, adapter, rslora=False, dropout=0.0):
@@ -290,13 +290,13 @@ def to_settings(config, adapter, rslora=False, dropout=0.0):
     rslora   whether scales are written as alpha / sqrt(r)
     dropout  that it was trained with
     """
-    ranks, alphas, every = {}, {}, pieces_of(config)
-    for piece, (a, _, scale) in factors(config, every, adapter):
-        rank = ranks[piece.module] = a.shape[1]
-        alphas[piece.module] = _plain(scale * (math.sqrt(rank) if rslora else rank))
+    ranks, alphas, every = {}, {}, mappings_of(config)
+    for mapping, (a, _, scale) in factors(config, every, adapter):
+        rank = ranks[mapping.module] = a.shape[1]
+        alphas[mapping.module] = _plain(scale * (math.sqrt(rank) if rslora else rank))
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     names = {module.rpartition(".")[2] for module in ranks}
-    others = {piece.module for piece in every if piece.module.rpartition(".")[2] in names} - ranks.keys()
+    others = {mapping.module for mapping in every if mapping.module.rpartition(".")[2] in names} - ranks.keys()
     return dict(
         peft_type="LORA",
         task_type="CAUSAL_LM",

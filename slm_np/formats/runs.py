@@ -149,6 +149,12 @@ def _has_checksum(file, wanted):
     return file.exists() and crc32(read_bytes(file)) == wanted
 
 
+def own_files(tokenizer, template):
+    """{name: bytes} of tokenizer.json and chat_template.json. tokenizer, template: None if there is none"""
+    content = {"tokenizer.json": tokenizer, chat_template.FILE: template}
+    return {name: one.to_bytes() for name, one in content.items() if one is not None}
+
+
 def small_files(path, config, tokenizer):
     """{name: bytes} of the run's tokenizer.json and chat_template.json, as far as it has them.
 

@@ -14,7 +14,7 @@ from slm_np.formats.checksum import crc32, read_settings, write_settings
 from slm_np.formats.generation_config import to_generation_config
 from slm_np.formats.interchange import interchange_files, token_ids
 from slm_np.formats.layouts import layout_of
-from slm_np.formats.runs import small_files, template_of, tokenizer_of
+from slm_np.formats.runs import own_files, small_files, template_of, tokenizer_of
 from slm_np.paths import OLD_RUN, RUN, has_old_settings
 from slm_np.presets import generation_defaults
 from slm_np.training.callbacks import Callback
@@ -79,10 +79,7 @@ class Storage(Callback):
         tokenizer, sampling = trainer.corpus.tokenizer, sampling or generation_defaults(trainer.run.preset)
         if trainer.corpus.train.mask is not None:
             template = template or DEFAULT
-        if tokenizer is not None:
-            self.files["tokenizer.json"] = tokenizer.to_bytes()
-        if template is not None:
-            self.files["chat_template.json"] = template.to_bytes()
+        self.files = own_files(tokenizer, template)
         self.describe(trainer.run, tokenizer, template)
         for name, content in (self.files | self.interchange).items():
             files.write_file(self.path / name, content)

@@ -11,7 +11,7 @@ import pytest
 from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.errors import UserError
 from slm_np.formats import families, hugging_face, weight_files
-from slm_np.formats.families.piece import by_our_name, to_ours, to_theirs
+from slm_np.formats.families.tensor_mapping import by_our_name, to_ours, to_theirs
 from slm_np.formats.model_parts import ModelParts
 from slm_np.inference.decoder import Decoder
 from slm_np.nn.model import Model, parameters
@@ -250,7 +250,7 @@ def loss(model, tokens, targets):
 
 
 def named(model):
-    """{name: Parameter} of a model of transformers, by the names of its family's pieces."""
+    """{name: Parameter} of a model of transformers, by the names of its family's mappings."""
     aliases = families.family_named(model.config.model_type).ALIASES
     return {aliases.get(name, name): weight for name, weight in model.named_parameters()}
 
@@ -289,12 +289,12 @@ def test_gradients_and_updates_of_their_model(transformers, kernel_set, tmp_path
     model = theirs(transformers, name)
     mine = filled(saved(model, tmp_path), decay="all")
     tokens, targets = ids(), ids(seed=1)
-    pieces = list(families.family_named(model.config.model_type).pieces(mine.config))
+    mappings = list(families.family_named(model.config.model_type).mappings(mine.config))
     loss(model, tokens, targets).backward()
     assert mine.loss_and_gradient(tokens, targets) == pytest.approx(loss(model, tokens, targets).item(), rel=1e-5)
     gradients, weights = {}, named(model)
-    for piece, array in to_theirs(pieces, mine.parameters.gradient.items()):
-        gradients[piece.theirs] = array
+    for mapping, array in to_theirs(mappings, mine.parameters.gradient.items()):
+        gradients[mapping.theirs] = array
     assert gradients.keys() == weights.keys()
     for key, array in gradients.items():
         close(array, weights[key].grad.numpy(), name=key)
@@ -310,8 +310,8 @@ def test_gradients_and_updates_of_their_model(transformers, kernel_set, tmp_path
         other.step()
         mine.loss_and_gradient(tokens, targets)
         optimizer.step()
-    for piece, array in to_theirs(pieces, mine.parameters.weight.items()):  # ten updates move weights by up to 1e-2
-        np.testing.assert_allclose(array, weights[piece.theirs].detach().numpy(), atol=1e-5, err_msg=piece.theirs)
+    for mapping, array in to_theirs(mappings, mine.parameters.weight.items()):  # ten updates move weights by up to 1e-2
+        np.testing.assert_allclose(array, weights[mapping.theirs].detach().numpy(), atol=1e-5, err_msg=mapping.theirs)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -334,8 +334,8 @@ def test_their_shards_of_any_type(transformers, tmp_path, name, dtype):
     parts = saved(model, tmp_path, max_shard_size="10KB")
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
     weights = named(model)
-    for piece, array in to_theirs(families.family_of(parts.config).pieces(parts.config), parts.tensors()):
-        np.testing.assert_array_equal(array, weights[piece.theirs].detach().float().numpy(), err_msg=piece.theirs)
+    for mapping, array in to_theirs(families.family_of(parts.config).mappings(parts.config), parts.tensors()):
+        np.testing.assert_array_equal(array, weights[mapping.theirs].detach().float().numpy(), err_msg=mapping.theirs)
 
 
 # From ours to theirs
@@ -390,19 +390,20 @@ def test_a_model_without_a_class_is_named(tmp_path, name):
 @pytest.mark.parametrize("name", OURS)
 def test_pieces_cover_all_of_our_tensors(name):
     config = ModelConfig(**OURS[name][0])
-    pieces = list(families.family_of(config).pieces(config))
-    found = by_our_name(pieces)
+    mappings = list(families.family_of(config).mappings(config))
+    found = by_our_name(mappings)
     for tensor in parameters(config):
-        size = sum(np.prod(piece.shape) for piece in found.pop(tensor.name))
+        size = sum(np.prod(mapping.shape) for mapping in found.pop(tensor.name))
         assert size == np.prod(tensor.shape), tensor.name
     assert set(found) <= {""}
-    assert len({piece.theirs for piece in pieces}) == len(pieces)
+    assert len({mapping.theirs for mapping in mappings}) == len(mappings)
     arrays = {name: array for name, array in ours(name).parameters.weight.items()}
-    written = {piece.theirs: array for piece, array in to_theirs(pieces, arrays.items())}
+    written = {mapping.theirs: array for mapping, array in to_theirs(mappings, arrays.items())}
     assert all(
-        written[piece.theirs].shape == piece.shape and written[piece.theirs].flags.c_contiguous for piece in pieces
+        written[mapping.theirs].shape == mapping.shape and written[mapping.theirs].flags.c_contiguous
+        for mapping in mappings
     )
-    for key, array in to_ours(config, pieces, lambda piece: written[piece.theirs]):
+    for key, array in to_ours(config, mappings, lambda mapping: written[mapping.theirs]):
         np.testing.assert_array_equal(array, arrays[key], err_msg=key)
 
 

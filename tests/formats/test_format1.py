@@ -78,7 +78,7 @@ def assert_read_by_others(run):
         assert not Path(run, "config.json").exists() and "embedding.weight" in names
     else:
         assert read_json(Path(run, "config.json"))["model_type"] in family.MODEL_TYPES
-        assert names == {piece.theirs for piece in family.pieces(run_config.read_config(run).model)}
+        assert names == {mapping.theirs for mapping in family.mappings(run_config.read_config(run).model)}
 
 
 def assert_rows_close(rows, expected_rows):

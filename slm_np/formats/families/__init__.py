@@ -2,13 +2,13 @@
 
     MODEL_TYPES          {model_type: class of transformers}
     PREFIX               of their names, which files of a model without its head lack
-    ALIASES              {name: name in `pieces`}: other names for the same tensors
+    ALIASES              {name: name in `mappings`}: other names for the same tensors
     IGNORED              regular expression for their names, without the prefix, that are no weights
     config_from(fields)  ModelConfig from the fields of config.json. UserError that names what is not supported
     config_to(config)    the fields of config.json of a ModelConfig, or None if the family lacks what it has
-    pieces(config)       yields each `Piece`: where the tensors of our model lie in those of the family
+    mappings(config)       yields each `TensorMapping`: where the tensors of our model lie in those of the family
 
-`pieces` is the only description of the layout, for reading and for writing, of weights, gradients and adapters.
+`mappings` is the only description of the layout, for reading and for writing, of weights, gradients and adapters.
 """
 
 from slm_np.formats.families import gpt2, gpt_neo, gpt_neox, llama, mamba

@@ -5,7 +5,7 @@ Their layers always have biases. A model without them has zeros there.
 
 from slm_np.config import ModelConfig
 from slm_np.formats.families import fields as of
-from slm_np.formats.families.piece import Piece, linear, norm
+from slm_np.formats.families.tensor_mapping import TensorMapping, linear, norm
 
 MODEL_TYPES = {"gpt2": "GPT2LMHeadModel"}
 PREFIX = "transformer."
@@ -80,12 +80,12 @@ def config_to(config):
     )
 
 
-def pieces(config):
+def mappings(config):
     """See `slm_np.formats.families`."""
     vocab, width, hidden = config.vocab_size, config.n_embd, config.n_hidden
     bias = "both" if config.bias else "theirs"
-    yield Piece("transformer.wte.weight", "embedding.weight", (vocab, width))
-    yield Piece("transformer.wpe.weight", "positions.weight", (config.block_size, width))
+    yield TensorMapping("transformer.wte.weight", "embedding.weight", (vocab, width))
+    yield TensorMapping("transformer.wpe.weight", "positions.weight", (config.block_size, width))
     for i in range(config.n_layer):
         theirs, ours = f"transformer.h.{i}", f"layers.{i}"
         yield from norm(f"{theirs}.ln_1", f"{ours}.mixer_norm", width, bias)
@@ -102,4 +102,4 @@ def pieces(config):
             yield from linear(f"{theirs}.{name}", f"{ours}.{our_name}", shape, bias=bias, transposed=False)
     yield from norm("transformer.ln_f", "norm", width, bias)
     if config.head == "linear":
-        yield Piece("lm_head.weight", "head.weight", (vocab, width))
+        yield TensorMapping("lm_head.weight", "head.weight", (vocab, width))

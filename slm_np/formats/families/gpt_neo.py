@@ -7,7 +7,7 @@ without them has zeros there.
 from slm_np.config import ModelConfig
 from slm_np.formats.families import fields as of
 from slm_np.formats.families.gpt2 import NAMES
-from slm_np.formats.families.piece import Piece, linear, norm, qkv_columns
+from slm_np.formats.families.tensor_mapping import TensorMapping, linear, norm, qkv_columns
 
 MODEL_TYPES = {"gpt_neo": "GPTNeoForCausalLM"}
 PREFIX = "transformer."
@@ -102,12 +102,12 @@ def config_to(config):
     )
 
 
-def pieces(config):
+def mappings(config):
     """See `slm_np.formats.families`."""
     vocab, width, hidden = config.vocab_size, config.n_embd, config.n_hidden
     bias = "both" if config.bias else "theirs"
-    yield Piece("transformer.wte.weight", "embedding.weight", (vocab, width))
-    yield Piece("transformer.wpe.weight", "positions.weight", (config.block_size, width))
+    yield TensorMapping("transformer.wte.weight", "embedding.weight", (vocab, width))
+    yield TensorMapping("transformer.wpe.weight", "positions.weight", (config.block_size, width))
     for i in range(config.n_layer):
         theirs, ours = f"transformer.h.{i}", f"layers.{i}"
         attention = f"{theirs}.attn.attention"
@@ -127,4 +127,4 @@ def pieces(config):
         yield from linear(f"{theirs}.mlp.c_proj", f"{ours}.feed_forward.output", (hidden, width), bias=bias)
     yield from norm("transformer.ln_f", "norm", width, bias)
     if config.head == "linear":
-        yield Piece("lm_head.weight", "head.weight", (vocab, width))
+        yield TensorMapping("lm_head.weight", "head.weight", (vocab, width))

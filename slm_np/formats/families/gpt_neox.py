@@ -8,7 +8,7 @@ import math
 
 from slm_np.config import ModelConfig
 from slm_np.formats.families import fields as of
-from slm_np.formats.families.piece import Piece, linear, norm
+from slm_np.formats.families.tensor_mapping import TensorMapping, linear, norm
 
 MODEL_TYPES = {"gpt_neox": "GPTNeoXForCausalLM"}
 PREFIX = "gpt_neox."
@@ -95,11 +95,11 @@ def config_to(config):
     )
 
 
-def pieces(config):
+def mappings(config):
     """See `slm_np.formats.families`."""
     vocab, width, hidden = config.vocab_size, config.n_embd, config.n_hidden
     bias = "both" if config.bias else "theirs"
-    yield Piece("gpt_neox.embed_in.weight", "embedding.weight", (vocab, width))
+    yield TensorMapping("gpt_neox.embed_in.weight", "embedding.weight", (vocab, width))
     for i in range(config.n_layer):
         theirs, ours = f"gpt_neox.layers.{i}", f"layers.{i}"
         yield from norm(f"{theirs}.input_layernorm", f"{ours}.mixer_norm", width, bias)
@@ -116,4 +116,4 @@ def pieces(config):
         yield from linear(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.feed_forward.output", (hidden, width), bias=bias)
     yield from norm("gpt_neox.final_layer_norm", "norm", width, bias)
     if config.head == "linear":
-        yield Piece("embed_out.weight", "head.weight", (vocab, width))
+        yield TensorMapping("embed_out.weight", "head.weight", (vocab, width))

@@ -6,7 +6,7 @@ of queries and keys; SmolLM3's layers without rotation.
 
 from slm_np.config import ModelConfig
 from slm_np.formats.families import fields as of
-from slm_np.formats.families.piece import Piece, joined_columns, linear, norm, qkv_columns
+from slm_np.formats.families.tensor_mapping import TensorMapping, joined_columns, linear, norm, qkv_columns
 
 MODEL_TYPES = dict(
     llama="LlamaForCausalLM",
@@ -173,12 +173,12 @@ def config_to(config):
     return found
 
 
-def pieces(config):
+def mappings(config):
     """See `slm_np.formats.families`."""
     vocab, width, hidden = config.vocab_size, config.n_embd, config.n_hidden
     bias = "both" if config.bias else "neither"
     gate_up = joined_columns(dict(gate=hidden, up=hidden))
-    yield Piece("model.embed_tokens.weight", "embedding.weight", (vocab, width))
+    yield TensorMapping("model.embed_tokens.weight", "embedding.weight", (vocab, width))
     for i in range(config.n_layer):
         theirs, ours = f"model.layers.{i}", f"layers.{i}"
         yield from norm(f"{theirs}.input_layernorm", f"{ours}.mixer_norm", width)
@@ -208,4 +208,4 @@ def pieces(config):
         yield from linear(f"{theirs}.mlp.down_proj", f"{ours}.feed_forward.output", (hidden, width), bias=bias)
     yield from norm("model.norm", "norm", width)
     if config.head == "linear":
-        yield Piece("lm_head.weight", "head.weight", (vocab, width))
+        yield TensorMapping("lm_head.weight", "head.weight", (vocab, width))

@@ -2,7 +2,7 @@
 
 from slm_np.config import ModelConfig
 from slm_np.formats.families import fields as of
-from slm_np.formats.families.piece import Piece, linear, norm
+from slm_np.formats.families.tensor_mapping import TensorMapping, linear, norm
 
 MODEL_TYPES = {"mamba": "MambaForCausalLM"}
 PREFIX = "backbone."
@@ -83,23 +83,23 @@ def config_to(config):
     )
 
 
-def pieces(config):
+def mappings(config):
     """See `slm_np.formats.families`."""
     vocab, width, channels = config.vocab_size, config.n_embd, config.n_inner
     states, rank, kernel = config.ssm_state_size, config.time_step_rank, config.conv_kernel
     bias = "both" if config.bias else "neither"
-    yield Piece("backbone.embeddings.weight", "embedding.weight", (vocab, width))
+    yield TensorMapping("backbone.embeddings.weight", "embedding.weight", (vocab, width))
     for i in range(config.n_layer):
         theirs, ours = f"backbone.layers.{i}.mixer", f"layers.{i}.mamba"
         yield from norm(f"backbone.layers.{i}.norm", f"layers.{i}.mixer_norm", width)
         yield from linear(f"{theirs}.in_proj", f"{ours}.in_proj", (width, 2 * channels), bias=bias)
-        yield Piece(f"{theirs}.conv1d.weight", f"{ours}.conv1d.weight", (channels, 1, kernel), transposed=True)
-        yield Piece(f"{theirs}.conv1d.bias", f"{ours}.conv1d.bias", (channels,))
+        yield TensorMapping(f"{theirs}.conv1d.weight", f"{ours}.conv1d.weight", (channels, 1, kernel), transposed=True)
+        yield TensorMapping(f"{theirs}.conv1d.bias", f"{ours}.conv1d.bias", (channels,))
         yield from linear(f"{theirs}.x_proj", f"{ours}.x_proj", (channels, rank + 2 * states), bias="neither")
         yield from linear(f"{theirs}.dt_proj", f"{ours}.dt_proj", (rank, channels))
-        yield Piece(f"{theirs}.A_log", f"{ours}.A_log", (channels, states), transposed=True)
-        yield Piece(f"{theirs}.D", f"{ours}.D", (channels,))
+        yield TensorMapping(f"{theirs}.A_log", f"{ours}.A_log", (channels, states), transposed=True)
+        yield TensorMapping(f"{theirs}.D", f"{ours}.D", (channels,))
         yield from linear(f"{theirs}.out_proj", f"{ours}.out_proj", (channels, width), bias=bias)
     yield from norm("backbone.norm_f", "norm", width)
     if config.head == "linear":
-        yield Piece("lm_head.weight", "head.weight", (vocab, width))
+        yield TensorMapping("lm_head.weight", "head.weight", (vocab, width))

@@ -23,7 +23,7 @@ def write(config, adapter, path):
     """
     gguf, path = gguf_package(), Path(path)
     architecture = architecture_of(config)
-    every = list(factors(config, layout.pieces(architecture, config), adapter))
+    every = list(factors(config, layout.mappings(architecture, config), adapter))
     alpha = Counter(scale * a.shape[1] for _, (a, _, scale) in every).most_common(1)[0][0]
     with saving(path), replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
@@ -32,11 +32,11 @@ def write(config, adapter, path):
             writer.add_name(path.stem)
             writer.add_string("adapter.type", "lora")
             writer.add_float32("adapter.lora.alpha", alpha)
-            for piece, (a, b, scale) in every:
+            for mapping, (a, b, scale) in every:
                 rows = (b * np.float32(scale * a.shape[1] / alpha)).T
-                writer.add_tensor(f"{piece.theirs}.lora_a", np.ascontiguousarray(a.T))
-                changed = layout.changed(architecture, config, piece, rows)
-                writer.add_tensor(f"{piece.theirs}.lora_b", np.ascontiguousarray(changed))
+                writer.add_tensor(f"{mapping.theirs}.lora_a", np.ascontiguousarray(a.T))
+                changed = layout.changed(architecture, config, mapping, rows)
+                writer.add_tensor(f"{mapping.theirs}.lora_b", np.ascontiguousarray(changed))
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()

@@ -15,7 +15,7 @@ import numpy as np
 from slm_np.config import SamplingConfig
 from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.errors import UserError, near
-from slm_np.formats.families.piece import by_our_name, to_ours, to_theirs
+from slm_np.formats.families.tensor_mapping import by_our_name, to_ours, to_theirs
 from slm_np.formats.files import replacing, saving
 from slm_np.formats.gguf import layout
 from slm_np.formats.gguf import tokenizer as gguf_tokenizer
@@ -51,27 +51,27 @@ def read(path):
     header = read_header(path)
     config = config_of(header)
     architecture = header.metadata["general.architecture"]
-    pieces = layout.pieces(architecture, config)
-    _check_tensors(header, pieces)
+    mappings = layout.mappings(architecture, config)
+    _check_tensors(header, mappings)
     tokenizer = gguf_tokenizer.from_metadata(header, config.vocab_size)
 
-    def array_of(piece):
-        array = read_tensor(header, piece.theirs)
+    def array_of(mapping):
+        array = read_tensor(header, mapping.theirs)
         with np.errstate(invalid="ignore", divide="ignore"):  # Mamba's matrix must be negative
-            array = layout.restored(architecture, config, piece, array)
+            array = layout.restored(architecture, config, mapping, array)
         if not np.isfinite(array).all():
-            raise UserError(f"{header.path} holds weights that are not finite, in {piece.theirs}; {AGAIN}")
+            raise UserError(f"{header.path} holds weights that are not finite, in {mapping.theirs}; {AGAIN}")
         return array
 
     def tensors():
-        return to_ours(config, pieces, array_of)
+        return to_ours(config, mappings, array_of)
 
     return ModelParts(header.path, config, tensors, tokenizer, _template(header), _sampling(header), _origin(header))
 
 
-def _check_tensors(header, pieces):
+def _check_tensors(header, mappings):
     """UserError if a tensor is missing, unexpected, of a wrong shape, or of a type that cannot be read."""
-    expected = {piece.theirs: piece.shape for piece in pieces}
+    expected = {mapping.theirs: mapping.shape for mapping in mappings}
     for name, shape in expected.items():
         found = header.tensors.get(name)
         if found is None:
@@ -162,11 +162,12 @@ def _write(writer, metadata, parts, architecture, wanted, report):
     sizes, config = gguf_package().GGML_QUANT_SIZES, parts.config
     for key, value in metadata.items():
         _add(writer, key, value)
-    pieces = by_our_name(layout.pieces(architecture, config))
-    names = [*(tensor.name for tensor in parameters(config)), *[""] * ("" in pieces)]
-    pieces = [piece for name in names for piece in pieces[name]]
+    mappings = by_our_name(layout.mappings(architecture, config))
+    names = [*(tensor.name for tensor in parameters(config)), *[""] * ("" in mappings)]
+    mappings = [mapping for name in names for mapping in mappings[name]]
     extra = layout.extra_tensors(config)
-    shapes = {piece.theirs: piece.shape for piece in pieces} | {name: array.shape for name, array in extra.items()}
+    shapes = {mapping.theirs: mapping.shape for mapping in mappings}
+    shapes |= {name: array.shape for name, array in extra.items()}
     kinds = {name: _kind(name, shape, wanted) for name, shape in shapes.items()}
     for name, shape in shapes.items():
         per_block, block_bytes = sizes[kinds[name]]
@@ -175,8 +176,8 @@ def _write(writer, metadata, parts, architecture, wanted, report):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    pairs = to_theirs(pieces, _in_order(parts.tensors(), names))
-    arrays = ((piece.theirs, layout.changed(architecture, config, piece, array)) for piece, array in pairs)
+    pairs = to_theirs(mappings, _in_order(parts.tensors(), names))
+    arrays = ((mapping.theirs, layout.changed(architecture, config, mapping, array)) for mapping, array in pairs)
     for name, array in chain(arrays, extra.items()):
         quantized = _quantized(name, array, kinds[name])
         writer.write_tensor_data(quantized)
@@ -219,7 +220,7 @@ def _quantized(name, array, kind):
 
 
 def _in_order(tensors, names):
-    """Yield (name, array) in the order of names, as far as they are ours. What comes early waits."""
+    """Yield (name, array) in the order of names, as far as they are ours. Tensors that come too early are kept."""
     early, tensors = {}, iter(tensors)
     for name in filter(None, names):
         while name not in early:

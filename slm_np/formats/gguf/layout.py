@@ -13,7 +13,7 @@ import numpy as np
 
 from slm_np.errors import UserError
 from slm_np.formats.families import family_named
-from slm_np.formats.families.piece import Piece
+from slm_np.formats.families.tensor_mapping import TensorMapping
 from slm_np.formats.gguf.header import gguf_package, read_tensor
 from slm_np.ops.rotary import scaled_frequencies
 
@@ -26,23 +26,23 @@ FREQUENCIES, EMBEDDING, HEAD = "rope_freqs.weight", "token_embd.weight", "output
 LLAMA3 = (1.0, 4.0, 8192.0)  # low, high and context of the scaling in all models of Llama 3.1 and 3.2
 
 
-def pieces(architecture, config):
-    """[Piece, ...] of a file: those of the family, with the names and the layout of llama.cpp."""
+def mappings(architecture, config):
+    """[TensorMapping, ...] of a file: those of the family, with the names and the layout of llama.cpp."""
     names = gguf_package().get_tensor_name_map(_member(architecture), config.n_layer)
     found = []
-    for piece in family_named(MODEL_TYPES[architecture]).pieces(config):
-        shape = piece.shape[::-1] if piece.is_linear and not piece.transposed else piece.shape
+    for mapping in family_named(MODEL_TYPES[architecture]).mappings(config):
+        shape = mapping.shape[::-1] if mapping.is_linear and not mapping.transposed else mapping.shape
         found.append(
-            piece._replace(
-                theirs=names.get_name(piece.theirs, try_suffixes=(".weight", ".bias")),
+            mapping._replace(
+                theirs=names.get_name(mapping.theirs, try_suffixes=(".weight", ".bias")),
                 shape=tuple(n for n in shape if n > 1 or len(shape) < 3),
-                transposed=piece.transposed or piece.is_linear,
+                transposed=mapping.transposed or mapping.is_linear,
                 order=None,
             )
         )
     if architecture == "gptneox" and config.head == "tied":
-        embedding = next(piece for piece in found if piece.ours == "embedding.weight")
-        found.append(Piece(HEAD, "embedding.weight", embedding.shape))
+        embedding = next(mapping for mapping in found if mapping.ours == "embedding.weight")
+        found.append(TensorMapping(HEAD, "embedding.weight", embedding.shape))
     return found
 
 
@@ -52,20 +52,20 @@ def _member(architecture):
     return next(member for member, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
 
 
-def changed(architecture, config, piece, array):
-    """What a file holds of a tensor that has the layout of `piece`."""
-    if architecture in NEIGHBORS and piece.part in ("q", "k"):
+def changed(architecture, config, mapping, array):
+    """What a file holds of a tensor that has the layout of `mapping`."""
+    if architecture in NEIGHBORS and mapping.part in ("q", "k"):
         heads = array.reshape(-1, 2, config.head_dim // 2, *array.shape[1:])
         return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(array.shape)
-    return -np.exp(array) if piece.ours.endswith(".A_log") else array
+    return -np.exp(array) if mapping.ours.endswith(".A_log") else array
 
 
-def restored(architecture, config, piece, array):
+def restored(architecture, config, mapping, array):
     """The inverse of `changed`."""
-    if architecture in NEIGHBORS and piece.part in ("q", "k"):
+    if architecture in NEIGHBORS and mapping.part in ("q", "k"):
         heads = array.reshape(-1, config.head_dim // 2, 2, *array.shape[1:])
         return heads.swapaxes(1, 2).reshape(array.shape)
-    return np.log(-array) if piece.ours.endswith(".A_log") else array
+    return np.log(-array) if mapping.ours.endswith(".A_log") else array
 
 
 def extra_tensors(config):

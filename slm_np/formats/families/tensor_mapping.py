@@ -7,7 +7,7 @@ import numpy as np
 from slm_np.nn.model import parameters
 
 
-class Piece(NamedTuple):
+class TensorMapping(NamedTuple):
     """Their tensor `theirs` is a block of columns of our tensor `ours`, perhaps transposed or with columns reordered.
 
     theirs      name in Hugging Face's files
@@ -67,28 +67,28 @@ class Piece(NamedTuple):
 
 
 def linear(theirs, ours, shape, *, bias="both", columns=None, part="", transposed=True, order=None):
-    """Yield the pieces of a linear layer, or of a part of ours.
+    """Yield the mappings of a linear layer, or of a part of ours.
 
     theirs, ours  names of the layers
     shape         (in, out) of the part
     bias          "both", "neither", or "theirs" if only their layer has one
-    The other parameters are fields of `Piece`.
+    The other parameters are fields of `TensorMapping`.
     """
     more = dict(columns=columns, part=part, order=order)
-    yield Piece(
+    yield TensorMapping(
         f"{theirs}.weight", f"{ours}.weight", shape[::-1] if transposed else shape, transposed=transposed, **more
     )
     if bias == "both":
-        yield Piece(f"{theirs}.bias", f"{ours}.bias", shape[1:], **more)
+        yield TensorMapping(f"{theirs}.bias", f"{ours}.bias", shape[1:], **more)
     elif bias == "theirs":
-        yield Piece(f"{theirs}.bias", "", shape[1:])
+        yield TensorMapping(f"{theirs}.bias", "", shape[1:])
 
 
 def norm(theirs, ours, width, bias="neither"):
-    """Yield the pieces of a norm. bias: as of `linear`"""
-    yield Piece(f"{theirs}.weight", f"{ours}.weight", (width,))
+    """Yield the mappings of a norm. bias: as of `linear`"""
+    yield TensorMapping(f"{theirs}.weight", f"{ours}.weight", (width,))
     if bias != "neither":
-        yield Piece(f"{theirs}.bias", f"{ours}.bias" if bias == "both" else "", (width,))
+        yield TensorMapping(f"{theirs}.bias", f"{ours}.bias" if bias == "both" else "", (width,))
 
 
 def joined_columns(widths):
@@ -106,35 +106,44 @@ def qkv_columns(config):
     return joined_columns(dict(q=queries, k=keys, v=keys))
 
 
-def to_ours(config, pieces, read):
+def to_ours(config, mappings, read):
     """Yield (name, array) of all tensors of our model, float32, one after another.
 
-    read: function (Piece) -> their array, of a floating-point type of NumPy
+    read: function (TensorMapping) -> their array, of a floating-point type of NumPy
     """
-    found = by_our_name(pieces)
+    found = by_our_name(mappings)
     for tensor in parameters(config):
         out = np.empty(tensor.shape, np.float32)
-        for piece in found[tensor.name]:
-            out[..., slice(None) if piece.columns is None else piece.columns] = piece.read(read(piece))
+        for mapping in found[tensor.name]:
+            out[..., slice(None) if mapping.columns is None else mapping.columns] = mapping.read(read(mapping))
         yield tensor.name, out
 
 
-def to_theirs(pieces, tensors):
-    """Yield (Piece, array) of all their tensors, one after another.
+def to_theirs(mappings, tensors):
+    """Yield (TensorMapping, array) of all their tensors, one after another.
 
     tensors: (name, array) of all of ours, or their gradients
     """
-    found = by_our_name(pieces)
+    found = by_our_name(mappings)
     for name, array in tensors:
-        for piece in found[name]:
-            yield piece, piece.write(array)
-    for piece in found.get("", ()):
-        yield piece, piece.write(None)
+        for mapping in found[name]:
+            yield mapping, mapping.write(array)
+    for mapping in found.get("", ()):
+        yield mapping, mapping.write(None)
 
 
-def by_our_name(pieces):
-    """{name of our tensor: its pieces}"""
+def in_their_layout(mappings, tensors):
+    """({name: shape}, iterator of (name, array)) of all their tensors, one after another.
+
+    mappings: a list.   tensors: as of `to_theirs`
+    """
+    shapes = {mapping.theirs: mapping.shape for mapping in mappings}
+    return shapes, ((mapping.theirs, array) for mapping, array in to_theirs(mappings, tensors))
+
+
+def by_our_name(mappings):
+    """{name of our tensor: its mappings}"""
     found = {}
-    for piece in pieces:
-        found.setdefault(piece.ours, []).append(piece)
+    for mapping in mappings:
+        found.setdefault(mapping.ours, []).append(mapping)
     return found
