@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 
-from slm_np.data import jinja_sandbox
 from slm_np.data.chat_template import check_messages, ends_with
-from slm_np.data.jinja_sandbox import TemplateLimit, TemplateRefusal
-from slm_np.errors import UserError
+from slm_np.data.jinja_limits import TemplateLimit, TemplateRefusal
+from slm_np.data.jinja_sandbox import environment_class
+from slm_np.errors import UserError, imported
 
 FILE = "chat_template.jinja"
 PRIVATE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))  # characters without a meaning in Unicode
@@ -236,7 +236,14 @@ def _parts_of(names):
 
 @functools.lru_cache(16)
 def _compiled(source, name):
-    return jinja_sandbox.compiled(source, name)
+    """The compiled template, for `rendered` of its environment. UserError, which starts with `name`, for bad syntax."""
+    jinja2 = imported("jinja2", f"the chat template {name}", "slm_np[chat]")
+    try:
+        return environment_class()().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"{name}, line {error.lineno}, is not a Jinja template ({error.message}); correct it") from None
+    except (RecursionError, MemoryError, ValueError) as error:  # ValueError: an integer of thousands of digits
+        raise UserError(f"{name} is not a Jinja template ({type(error).__name__}); copy it again") from None
 
 
 def _unused(text):

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wild import CHATML, HEADERS, INSTRUCTIONS, NAMES, ROLES, TEXT, THINKING, TOKENS, bytes_and, written
 
-from slm_np.data import jinja_sandbox, templates
+from slm_np.data import jinja_limits, templates
 from slm_np.data.chat_template import DEFAULT, Template
 from slm_np.data.jinja_template import PRIVATE, JinjaTemplate
 from slm_np.data.tokenizer import encode_spans
@@ -321,7 +321,7 @@ def test_a_template_that_explodes_is_refused_at_once(source):
     ],
 )
 def test_a_template_without_end_is_refused(source, monkeypatch):
-    monkeypatch.setattr(jinja_sandbox, "SECONDS", 0.2)
+    monkeypatch.setattr(jinja_limits, "SECONDS", 0.2)
     with pytest.raises(UserError, match="takes more than 0.2 seconds|makes more than 10,000,000 characters"):
         JinjaTemplate(source).prompt([ASK], bytes_and("</s>"))
 
