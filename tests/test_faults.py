@@ -214,7 +214,7 @@ def test_a_traceback_about_a_mutated_file_fails(context, folder, monkeypatch):
     def broken(run_dir):
         raise ValueError("a bug")
 
-    monkeypatch.setattr("slm_np.formats.runs.read_config", broken)
+    monkeypatch.setattr("slm_np.formats.sources.read_config", broken)
     assert verdict_of(settings.attempt, "half/run.json mutation 0", context, folder) == FAILED
 
 
