@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from slm_np.data.meter import Meter
-from slm_np.data.shards import COUNTS, finished, numbers_of
+from slm_np.data.shards import COUNTS, begin_build, finished, numbers_of
 from slm_np.data.text_files import BLOCK
 from slm_np.errors import UserError
 
@@ -91,10 +91,11 @@ def _append(staging, joined, counts, at=0):
 
 
 def clean(staging, plan, id_size, progress=True):
-    """Prepare an interrupted build for its continuation: unfinished and damaged shards will be tokenized again.
+    """Begin a build, or continue one that was interrupted: unfinished and damaged shards will be tokenized again.
 
     The lock of the store is held.
     """
+    begin_build(staging)
     for path in (staging / "shards").glob("*.*.*"):  # NUMBER.PROCESS.SUFFIX
         path.unlink()
     paths = [*staging.glob("*.bin"), *(staging / "shards").iterdir()]

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import zlib
 from functools import partial
 from itertools import chain
@@ -25,6 +26,7 @@ from slm_np.errors import UserError
 
 SHARD = 16 << 20  # bytes of text per shard, about. It is the same on every machine, so the ids are too
 SEEN = 1 << 16  # bytes of ids after which the first shard of a split shows them to readers
+BUILD = "build"  # the file in the folder of the shards that names the current build
 SEARCHED = 1 << 16  # bytes before the end of a shard in which a word's end is searched
 _WORD_END = re.compile(rb"[!-~](?=[ \n])")
 COUNTS = ("tokens", "targets", "documents", "bytes", "target_bytes")  # what is counted of each shard
@@ -75,14 +77,34 @@ def content(text, start, stop, documents, separated, written=DEFAULT.spans):
             yield from (block for block in split_documents(text.blocks(at, limit), kind) if block is not END)
 
 
-def tokenize(staging, plan, number, tokenizer, report):
+def begin_build(staging):
+    """Let only this process and its workers write shards from now on. The lock of the store is held."""
+    (staging / "shards" / BUILD).write_text(secrets.token_hex(8), encoding="utf-8")
+
+
+def current_build(staging):
+    """A random name of the build that was begun last. "" if there is none."""
+    with contextlib.suppress(OSError):
+        return (staging / "shards" / BUILD).read_text(encoding="utf-8")
+    return ""
+
+
+def tokenize(staging, plan, number, tokenizer, report, build=None):
     """Tokenize shard `number` of a plan (see store_builder.py) into the folder `staging`/shards.
 
     Writes NUMBER.bin (ids), for rows NUMBER.mask (a byte per token, see `tokens.TARGET`), and at the end NUMBER.json
     (`COUNTS` and `CHECKSUMS`). The ids of a split's first shard go directly to `staging`/SPLIT.bin, so they can be
     read while they are written.
-    report: function (n), called when n more bytes have been read.   UserError for text that cannot be tokenized.
+    report: function (n), called when n more bytes have been read.   build: the `current_build` that a worker works for;
+    None in the process that holds the lock.
+    UserError for text that cannot be tokenized. OSError if another process has begun the build again, as this worker
+    has outlived its parent. It then changes nothing that the other one keeps.
     """
+
+    def check_build():
+        if build is not None and build != current_build(staging):
+            raise OSError(errno.ESTALE, "another process has begun it again")
+
     split, kind, start, stop = plan["shards"][number]
     text, counts = text_of(plan, split), dict.fromkeys((*COUNTS, *CHECKSUMS), 0)
     part, is_first = staging / "shards" / f"{number}.{os.getpid()}", numbers_of(plan, split)[0] == number
@@ -127,9 +149,11 @@ def tokenize(staging, plan, number, tokenizer, report):
         counts["documents"] += 1
 
     with (
-        open(ids_path, "wb", SEEN if is_first else BLOCK) as ids_file,
+        # Nothing is truncated before the check. A build begins before it removes the file that an old one has opened.
+        open(ids_path, "ab" if is_first else "wb", SEEN if is_first else BLOCK) as ids_file,
         open(f"{part}.mask", "wb") if kind == ROWS else contextlib.nullcontext() as mask_file,
     ):
+        check_build()
         if kind == PLAIN:  # one text, however many shards it has
             write(read(), begins=is_first)
         elif kind == ROWS:
@@ -149,9 +173,7 @@ def tokenize(staging, plan, number, tokenizer, report):
             for first in blocks:
                 write(chain([first], iter(lambda: next(blocks), END)))
                 end_document()
-        written = os.fstat(ids_file.fileno())
-    if not os.path.samestat(written, os.stat(ids_path)):
-        raise OSError(errno.ESTALE, "another process has begun it again")  # this one outlived its parent
+    check_build()
     for suffix in (".bin",) * (not is_first) + (".mask",) * (kind == ROWS):
         os.replace(f"{part}{suffix}", staging / "shards" / f"{number}{suffix}")
     Path(f"{part}.json").write_text(json.dumps(checksummed(counts)), encoding="utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Empty, Queue
 
 from slm_np.data.files import read_json_or_empty
-from slm_np.data.shards import tokenize
+from slm_np.data.shards import current_build, tokenize
 from slm_np.data.text_files import BLOCK
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.errors import UserError
@@ -75,7 +75,7 @@ def tokenize_in_processes(staging, numbers, n, meter, done, stop=None):
         for _ in range(n):
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", program, str(staging), str(NICE if stop else 0)],
+                    [sys.executable, "-c", program, str(staging), current_build(staging), str(NICE if stop else 0)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     encoding="utf-8",
@@ -111,10 +111,10 @@ def tokenize_in_processes(staging, numbers, n, meter, done, stop=None):
 def work():
     """The program of a worker: tokenize shards by their numbers, which arrive on stdin.
 
-    Its arguments are `staging` and its niceness after `EAGER` bytes.
+    Its arguments are `staging`, the build that it works for, and its niceness after `EAGER` bytes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows, where Ctrl-C reaches all processes of a console
-    staging, niceness = Path(sys.argv[1]), int(sys.argv[2])
+    staging, build, niceness = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     plan, tokenizer = read_json_or_empty(staging / "plan.json"), load_tokenizer(staging / "tokenizer.json")
     numbers, read, total = Queue(), 0, 0
 
@@ -143,7 +143,7 @@ def work():
     while True:
         number = numbers.get()
         try:
-            tokenize(staging, plan, number, tokenizer, report)
+            tokenize(staging, plan, number, tokenizer, report, build)
             send(done=number)
         except UserError as error:
             send(error=str(error))

@@ -132,7 +132,6 @@ def update_state(run_dir, step, state):
     """Replace the counters of the checkpoint of `step`, atomically, after an evaluation at that step."""
     path = Path(run_dir) / f"checkpoint-{step}"
     with saving(path):
-        _remove_leftovers(path, "tmp")
         write_bytes(path / STATE, _encoded(state, step))
 
 
@@ -145,6 +144,15 @@ def _checkpoints(run):
     """[(step, whether it is in place and not moved aside, path)], newest first."""
     found = [(re.fullmatch(r"checkpoint-(\d+)(\.old-\d+)?", path.name, re.ASCII), path) for path in run.iterdir()]
     return sorted(((int(match[1]), match[2] is None, path) for match, path in found if match), reverse=True)
+
+
+def remove_leftovers(run_dir, found):
+    """Remove what a kill has left of a run whose newest valid `Checkpoint` is `found`. The lock of the run is held."""
+    run = Path(run_dir)
+    for place in (run, *(path for _, _, path in _checkpoints(run))):
+        _remove_leftovers(place, "tmp")
+    if found.path == run / f"checkpoint-{found.step}":  # otherwise it was moved aside, and is still needed
+        _remove_leftovers(run, "old")
 
 
 def _remove_leftovers(run, kind):

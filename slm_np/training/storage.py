@@ -97,6 +97,7 @@ class Storage(Callback):
         tokenizer = trainer.corpus.tokenizer or tokenizer_of(self.path, run)
         self.describe(trainer.run, tokenizer, template_of(self.path, run))
         found = checkpoint.newest_checkpoint(self.path, trainer.model.parameters.trained, trainer.tensors())
+        checkpoint.remove_leftovers(self.path, found)
         if found.path.name == f"checkpoint-{found.step}":
             self.saved, self.counters = found.step, found.state
         check_counters(found)

@@ -149,23 +149,25 @@ def test_a_worker_that_outlives_its_parent_does_not_finish_the_shard_of_another_
     tokenize, refused = shards.tokenize, []
 
     def interrupted(staging, plan, number, tokenizer, report):
-        def begin_again(n):
-            if not refused:
-                joined.clean(staging, plan, tokenizer.dtype.itemsize, False)
-                (staging / f"{plan['shards'][number][0]}.bin").touch()
-            report(n)
+        split, build = plan["shards"][number][0], shards.current_build(staging)
+        if refused:
+            return tokenize(staging, plan, number, tokenizer, report)
 
-        try:
-            tokenize(staging, plan, number, tokenizer, begin_again)
-        except OSError as error:
-            refused.append((number, error.errno))
+        def refuses(worker_reports=report):
+            with pytest.raises(OSError) as found:
+                tokenize(staging, plan, number, tokenizer, worker_reports, build)
+            refused.append(found.value.errno)
             assert not shards.finished(staging, number)
-            tokenize(staging, plan, number, tokenizer, report)
+
+        refuses(lambda n: joined.clean(staging, plan, tokenizer.dtype.itemsize, False))  # it has begun before
+        refuses()  # it begins before the worker of the new build
+        assert not (staging / f"{split}.bin").stat().st_size
+        tokenize(staging, plan, number, tokenizer, lambda n: (report(n), refuses()))  # and while that one writes
 
     expected = load(data, out_dir=tmp_path / "expected")
     monkeypatch.setattr(shards, "tokenize", interrupted)
     found = load(data, threads=1)
-    assert [code for _, code in refused] == [errno.ESTALE]
+    assert set(refused) == {errno.ESTALE} and len(refused) > 2
     assert found.train.ids.tolist() == expected.train.ids.tolist()
 
 

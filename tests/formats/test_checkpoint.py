@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,14 @@ import pytest
 
 from slm_np.errors import UserError
 from slm_np.formats import files, metrics
-from slm_np.formats.checkpoint import load_best, load_checkpoint, newest_checkpoint, save_best, save_checkpoint
+from slm_np.formats.checkpoint import (
+    load_best,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_leftovers,
+    save_best,
+    save_checkpoint,
+)
 from slm_np.formats.files import write_json
 from slm_np.formats.metrics import append_metrics, read_metrics, trim_metrics
 
@@ -145,9 +153,24 @@ def test_a_kill_between_the_two_renames_of_a_repeated_step_loses_nothing(tmp_pat
     (tmp_path / "checkpoint-6.tmp-123").mkdir()
     (tmp_path / "model.safetensors.tmp-123").write_bytes(b"part")
     (tmp_path / "my.tmp-notes").write_bytes(b"not ours")
-    assert_intact(newest_checkpoint(tmp_path))
+    assert_intact(found := newest_checkpoint(tmp_path))
+    remove_leftovers(tmp_path, found)
+    assert names(tmp_path) == ["checkpoint-5.old-123", "my.tmp-notes"]
+    (tmp_path / "checkpoint-6.tmp-123").mkdir()
     save(tmp_path, 6)
     assert names(tmp_path) == ["checkpoint-6", "my.tmp-notes"]
+
+
+def test_a_resume_removes_what_a_kill_has_left(tmp_path):
+    save(tmp_path, 5)
+    shutil.copytree(tmp_path / "checkpoint-5", tmp_path / "checkpoint-5.old-123")
+    for name in ("model.safetensors.tmp-123", "run.json.tmp-7", "checkpoint-5/trainer_state.json.tmp-123"):
+        (tmp_path / name).write_bytes(b"part")
+    (tmp_path / "my.tmp-notes").write_bytes(b"not ours")
+    kept = names(tmp_path / "checkpoint-5.old-123")
+    remove_leftovers(tmp_path, newest_checkpoint(tmp_path))
+    assert names(tmp_path) == ["checkpoint-5", "my.tmp-notes"]
+    assert names(tmp_path / "checkpoint-5") == kept
 
 
 def test_saving_a_step_again_beside_leftovers_of_the_same_process_number(tmp_path):

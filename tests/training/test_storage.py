@@ -116,6 +116,15 @@ def test_an_older_checkpoint_does_not_bring_a_worse_model(folder):
         np.testing.assert_array_equal(after[0][name], weight)
 
 
+def test_a_resume_that_has_nothing_to_do_removes_what_a_kill_has_left(folder):
+    run, before = folder / "run", {path.name for path in (folder / "run").rglob("*")}
+    for name in ("model.safetensors.tmp-123", "checkpoint-80/trainer_state.json.tmp-123", "run.json.tmp-5"):
+        (run / name).write_bytes(b"part")
+    shutil.copytree(run / "checkpoint-80", run / "checkpoint-80.old-123")
+    resumed(folder).train()
+    assert {path.name for path in run.rglob("*")} == before
+
+
 def test_a_lower_loss_replaces_the_best_model_after_the_metrics_are_lost(folder):
     (folder / "run" / "metrics.jsonl").unlink()
     trainer = resumed(folder, max_iters=90)
