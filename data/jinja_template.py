@@ -1,7 +1,7 @@
 """The chat template of another program's model: a program in Jinja that writes a conversation as text.
 
 Its special tokens become their ids. The same characters in a message stay text: before a template sees the messages,
-each place where a special token would start is hidden behind a character that occurs nowhere else, and shown again
+each place where a special token would start is hidden behind a character that does not occur elsewhere, and shown again
 when the text is encoded.
 """
 

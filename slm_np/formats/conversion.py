@@ -52,8 +52,8 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
     dtype      of the weights, in FILE_DTYPES. A directory of f32 is a run, too
     merge      whether of an adapter the model is written that it makes of its base. Otherwise the adapter is: in PEFT's
                format or, if the target ends in .gguf, as an adapter for llama.cpp
-    Raises UserError if the source is no model, the target exists or cannot be written, or the format of the target has
-    no such model or dtype; then nothing is left behind.
+    Raises UserError if the source is not a model, the target exists or cannot be written, or the format of the target
+    has no such model or dtype; then nothing is left behind.
     """
     if dtype not in FILE_DTYPES:
         raise UserError(f"--dtype {dtype!r} is unknown; {near(dtype, FILE_DTYPES)}")
@@ -68,7 +68,7 @@ def convert(source, target="", tokenizer="", dtype="f32", merge=False):
             check_alone(dtype, tokenizer)
             return convert_adapter(path, target)
     elif merge and format_of(path):
-        raise UserError(f"--merge has no effect on {source}, which is no adapter; leave it out")
+        raise UserError(f"--merge has no effect on {source}, which is not an adapter; leave it out")
     parts = metered(open_model(source, tokenizer), "converting")
     with claimed(target):
         if is_gguf:

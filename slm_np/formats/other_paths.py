@@ -46,7 +46,7 @@ def not_a_run(path):
 
 
 def not_a_model(path):
-    """The UserError for a path that was named as a model and is none that this package reads."""
+    """The UserError for a path that was given as a model, and that this package cannot read."""
     path = Path(path)
     if os.path.isfile(path):
         return _file(path)

@@ -214,7 +214,7 @@ def _layers(file, config):
         module = match and next((one for one in (match[1], prefix + match[1]) if one in mappings), None)
         if not module:
             raise UserError(
-                f"{file.path} holds {key!r}, which is no low-rank adapter of a linear layer in a block of the base; "
+                f"{file.path} holds {key!r}, which is not a low-rank adapter of a linear layer in a block of the base; "
                 "use another adapter, or the base that it was trained on"
             )
         found.setdefault(module, {"mapping": mappings[module]})[match[2]] = key
@@ -235,7 +235,7 @@ def _is_target(fields, module):
         try:
             return re.fullmatch(targets, module) is not None
         except re.error as error:
-            raise UserError(f"target_modules {shown(targets)} is no regular expression ({error}); {AGAIN}") from None
+            raise UserError(f"target_modules {shown(targets)} is not a regular expression ({error}); {AGAIN}") from None
     if not isinstance(targets, list):
         raise of.refused("target_modules", targets, "a list or a string")
     return any(module == target or module.endswith(f".{target}") for target in targets)
@@ -257,7 +257,7 @@ def _matching(fields, name, module, default):
     try:
         return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
     except re.error as error:
-        raise UserError(f"{name} has a key that is no regular expression ({error}); {AGAIN}") from None
+        raise UserError(f"{name} has a key that is not a regular expression ({error}); {AGAIN}") from None
 
 
 def to_tensors(config, adapter):

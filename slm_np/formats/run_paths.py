@@ -41,7 +41,7 @@ def located(run_dir, config, field, remedy=""):
 
     config: RunConfig.   field: data, val_data, retention_data or tokenizer.   remedy: what helps if they are lost, by
     default the flag of the field
-    Raises UserError if the files are nowhere.
+    Raises UserError if the files do not exist.
     """
     text = getattr(config.train, field)
     prefix = "file:" if field == "tokenizer" else ""

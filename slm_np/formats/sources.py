@@ -36,7 +36,7 @@ RUN, ADAPTER, HUGGING_FACE, GGUF, LLAMA2C = "run", "adapter", "Hugging Face", "G
 def located(path):
     """The Path of a model here: `path` itself, or where the cache has it if it is a name on the hub.
 
-    A path that exists is no such name. Neither is one in a folder that exists, nor FOLDER/FILE.gguf: those are typos.
+    A path that exists is not a hub name. Neither is one in a folder that exists, nor FOLDER/FILE.gguf: those are typos.
     Raises UserError as `hub.fetch`.
     """
     return hub.fetch(path) if is_hub_name(path) else expanded(path)

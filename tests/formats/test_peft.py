@@ -306,7 +306,7 @@ def test_tensors_that_do_not_fit_are_refused(adapter, tmp_path):
     edit(adapter, target_modules=["q_proj", "down_proj"])
     shutil.rmtree(tmp_path / "base")
     base_model("gpt2", tmp_path / "base")
-    assert "no low-rank adapter of a linear layer" in refusal(adapter)
+    assert "is not a low-rank adapter of a linear layer" in refusal(adapter)
 
 
 def test_files_that_are_no_adapters(adapter):

@@ -200,7 +200,7 @@ def test_an_adapter_for_llama_cpp(adapted, here, capsys):
 
 
 def test_bad_input_about_adapters(adapted, here, capsys):
-    assert "--merge has no effect on base, which is no adapter" in said(capsys, "convert", "base", "new", "--merge")
+    assert "--merge has no effect on base, which is not an adapter" in said(capsys, "convert", "base", "new", "--merge")
     assert "adaptd is not a model: it does not exist" in said(capsys, "convert", "adaptd", "new", "--merge")
     for words in (["--dtype", "bf16"], ["--tokenizer", "base/tokenizer.json"]):
         assert f"{' '.join(words)} has no effect on an adapter" in said(capsys, "convert", adapted, "new", *words)

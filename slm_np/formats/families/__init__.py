@@ -3,7 +3,7 @@
     MODEL_TYPES          {model_type: class of transformers}
     PREFIX               of their names, which files of a model without its head lack
     ALIASES              {name: name in `mappings`}: other names for the same tensors
-    IGNORED              regular expression for their names, without the prefix, that are no weights
+    IGNORED              regular expression for their names, without the prefix, that are not weights
     config_from(fields)  ModelConfig from the fields of config.json. UserError that names what is not supported
     config_to(config)    the fields of config.json of a ModelConfig, or None if the family lacks what it has
     mappings(config)       yields each `TensorMapping`: where the tensors of our model lie in those of the family

@@ -178,7 +178,7 @@ def _fields(settings, name, tensors):
     settings.check_neutral()
     embedding = tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
-        raise UserError(f"{settings.header.path} has no matrix {EMBEDDING}, so it is no model; get it again")
+        raise UserError(f"{settings.header.path} has no matrix {EMBEDDING}, so it is not a model; get it again")
     width = settings.whole("embedding_length")
     found = dict(
         model_type=MODEL_TYPES[name],

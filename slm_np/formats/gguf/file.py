@@ -2,7 +2,7 @@
 
 A file is written tensor by tensor, atomically, with a Modelfile for ollama beside it. Matrices are written in the type
 that is asked for; vectors, norms, positions and the small tensors of Mamba in float32, as llama.cpp wants them.
-Where rows are no multiple of 32 columns, which Q8_0 needs, a matrix is F16, as llama.cpp's own quantization makes it.
+Q8_0 needs a multiple of 32 columns. Other matrices are written in F16, as llama.cpp's own quantization does.
 Values of Q8_0 are off by at most 1/254 of the largest of their 32 neighbors.
 """
 

@@ -1,4 +1,4 @@
-"""The header of a GGUF file: its metadata, and where its tensors lie. Every size is checked before it is believed.
+"""The header of a GGUF file: its metadata, and where its tensors lie. Every size is checked before it is used.
 
 Layout, little-endian, of versions 2 and 3 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md):
     "GGUF", version (uint32), number of tensors (uint64), number of metadata entries (uint64)
@@ -102,7 +102,7 @@ def _header(path, cursor, gguf):
         )
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise _Damaged(f"general.alignment is {_shown(alignment)}, no power of two")
+        raise _Damaged(f"general.alignment is {_shown(alignment)}, not a power of two")
     for _ in range(n_tensors):
         name, tensor = _tensor(cursor, gguf)
         if name in tensors:
@@ -130,7 +130,7 @@ def _tensor(cursor, gguf):
     try:
         kind = gguf.GGMLQuantizationType(number)
     except ValueError:
-        raise _Damaged(f"the tensor {_shown(name)} has the type {number}, which is none that is known") from None
+        raise _Damaged(f"the tensor {_shown(name)} has the unknown type {number}") from None
     per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     if not all(0 < n < 1 << 40 for n in shape) or shape[-1] % per_block:
         raise _Damaged(f"the tensor {_shown(name)} has the shape {shape}, which is not one of type {kind.name}")
@@ -206,7 +206,7 @@ class _Cursor:
             if inner != ARRAY and inner in SMALLEST:
                 return self._array(inner, key)
             kind = inner
-        raise _Damaged(f"{key} has values of type {kind}, which is none that is known")
+        raise _Damaged(f"{key} has values of the unknown type {kind}")
 
     def _array(self, kind, key):
         n = self.count(SMALLEST[kind], f"elements of {key}")

@@ -53,7 +53,7 @@ def to_metadata(fields, tokens, kinds):
 
 
 def _spaces(fields):
-    """(what a space becomes in tokens, whether a text gets one in front). UserError if neither this nor that."""
+    """(what a space becomes in tokens, whether a text gets one in front). UserError for other steps."""
     steps = steps_of(fields.get("normalizer")) + steps_of(fields.get("pre_tokenizer"))
     space, prefixed = " ", False
     for step in steps:

@@ -91,7 +91,7 @@ def _pair(merge):
 
 
 def _name_of_words(fields):
-    """The name of a pre-tokenizer. UserError if llama.cpp has none like it."""
+    """The name of a pre-tokenizer. UserError if llama.cpp has no equal one."""
     model, found = fields["model"], steps_of(fields.get("pre_tokenizer"))
     normalizer = [step["type"] for step in steps_of(fields.get("normalizer"))]
     words = words_of(found) if normalizer in ([], ["NFC"]) else None
@@ -176,7 +176,7 @@ def from_metadata(header, vocab_size):
     kinds = get.array("token_type", int, vocab_size, [NORMAL] * vocab_size)
     kinds = [CONTROL if token in ENDS else kind for token, kind in zip(tokens, kinds)]
     begin, end, turn = (token_id(header, name) for name in ("bos", "eos", "eot"))
-    # Names that fill the vocabulary up are no text: the model has no such tokens, and so writes none.
+    # Names that only pad the vocabulary are dropped: the model never writes them.
     named = {one for one in (begin, end, turn) if one is not None}
     while kinds[-1] == UNUSED and tokens[-1] == unused_name(len(tokens) - 1) and len(tokens) - 1 not in named:
         del tokens[-1], kinds[-1]
