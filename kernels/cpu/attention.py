@@ -53,7 +53,7 @@ KEYS = 256  # entries of a sum over keys at a time, so that their rows stay in t
 
 
 class Sizes(NamedTuple):
-    """`window` is T without one. scale: of the scores."""
+    """`window` equals `steps` if attention has none. `scale` multiplies the scores."""
 
     heads: int
     kv_heads: int
@@ -112,7 +112,7 @@ def sum_over_keys(result, p, right, first, q, count):
 
 @row
 def add_over_queries(total, turned, right, start, q, count):
-    """total (T, w) += P^T right: each tile of keys, from `start` on, over the queries from its start on."""
+    """total (T, w) += P^T right for keys from `start` on. Each tile of keys skips the queries before its first key."""
     (step, column), (row_stride, entry_stride) = right_strides(right), turned_strides(turned)
     height, wide = tile_rows(turned), total.shape[1]
     stop = entries(turned, padded(count, height))
@@ -304,7 +304,7 @@ def add_times(total, x, factor):
 
 @row
 def attend(out, query, keys, values, first, scores, scale):
-    """One query over len(scores) keys and values, rows of w elements of a ring, from slot `first` on."""
+    """One query attends to len(scores) keys and values of a ring of rows of w elements, from slot `first` on."""
     width = query.size
     slots = keys.size // width
     for t in range(scores.size):

@@ -239,8 +239,8 @@ elements_per_entry = by_storage(lambda operand: 1, lambda operand: 2)
 # Entries that hold so many elements, and the first entry of a sum that may leave out all elements before one.
 entries = by_storage(lambda operand, elements: elements, entries_of_pairs)
 first_entry = by_storage(lambda operand, element: element, lambda operand, element: element // (2 * STEP) * STEP)
-# The last key up to `key` from which on a block of scores may begin: whole tiles in both directions, as P is read
-# transposed too, and whole steps of a sum.
+# The largest multiple of whole tiles and of whole steps of a sum that is at most `key`: a block of scores may start
+# there. Tiles are whole in both directions, because P is also read transposed.
 first_key = by_storage(first_key_of_floats, first_key_of_pairs)
 # Up to where row i of a block of `count` queries from q on must hold zeros: floats to the end of its tile, pairs for
 # `turn_pairs`.

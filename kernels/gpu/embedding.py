@@ -23,7 +23,7 @@ __device__ __forceinline__ size_t row_of(bfloat16 token) { return token.bits; }
 """
 TOKENS = ("int", "bfloat16", "long long", "unsigned", "unsigned char")
 TYPES = [dict(Real="float", Token=token) for token in TOKENS] + [dict(Real="double", Token="int")]
-SHORT = [dict(Real=short, Token="int") for short in ("bfloat16", "half")]  # of a cast copy
+SHORT = [dict(Real=short, Token="int") for short in ("bfloat16", "half")]  # types of a cast copy
 
 # One row per warp.
 lookup_kernel = Kernel(

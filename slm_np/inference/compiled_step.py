@@ -41,7 +41,7 @@ def supports(model):
 
 
 def attention_only(config):
-    """Whether all mixers are attention, for which the step is compiled apart."""
+    """Whether all mixers are attention. Such models have a compiled step of their own."""
     return set(config.letters) <= set(ATTENTION)
 
 

@@ -25,9 +25,9 @@ def generate_tokens(decoder, prompt, max_tokens, sampling, substream=0, vocab_si
 
     prompt     ids (n,), n >= 1, of all B sequences of the decoder
     sampling   SamplingConfig
-    vocab_size ids from this one on are never sampled: the embedding has more rows than the tokenizer has tokens
     substream  of the first sequence; see `sampling.sample`. Sequence i draws from substream + i, so it is the same
                whether it is generated alone or beside others.
+    vocab_size only ids below it are sampled: the tokenizer may have fewer tokens than the embedding has rows
     The next step overwrites the logits.
     """
     prompt = np.asarray(prompt, np.int32).reshape(-1)
@@ -71,9 +71,9 @@ class StopStrings:
 class TextStream:
     """The text of one sequence while it is generated: ids in, text that may be shown out.
 
-    It is `finished` after a stop string, one of the ids `ends` or of the tokenizer's own, or after `patience` tokens in
-    a row where the likeliest token's probability was below `min_confidence`. Such uncertain tokens are held back until
-    a certain one follows. They are shown if the text ends otherwise, and dropped if it ends because of them.
+    It is `finished` after a stop string, after an id in `ends` or in the tokenizer's own `ends`, or after `patience`
+    tokens in a row where the likeliest token's probability was below `min_confidence`. Such uncertain tokens are held
+    back until a certain one follows. They are shown if the text ends otherwise, and dropped if it ends because of them.
 
     style  function (text, probability) -> text, which formats what is shown, or None. A character of several tokens has
            the lowest of their probabilities.
@@ -150,12 +150,13 @@ class TextStream:
 def encode_prompt(tokenizer, prompt):
     """Ids (n,), n >= 1, of a prompt: str, bytes, or what `prompt` of a chat template returns, [bytes or int, ...].
 
-    A prompt with special tokens of a chat template is complete. Any other prompt for the model of another program
-    starts with `tokenizer.prompt_start`; without any token it is the end-of-text token. In models of this program, a
-    document begins after the end of another: so the end-of-text token comes first, if the tokenizer has one that the
-    model was trained with. Otherwise a prompt without tokens (an empty one, or characters that the tokenizer drops) is
-    a blank line. If that has no tokens either, it is `tokenizer.start_of_text`: the end-of-text token, else the token
-    before a text, such as <s> or [CLS], else id 0. Raises UserError if the tokenizer cannot encode the prompt.
+    A prompt with special tokens of a chat template is used as it is. For a model of another program, any other prompt
+    starts with `tokenizer.prompt_start`, or is the end-of-text token if this gives no ids. For a model of this program,
+    it starts with the end-of-text token if the model was trained with one: documents follow the end of another one.
+
+    A prompt that still has no ids (an empty one, or characters that the tokenizer drops) becomes a blank line. If that
+    has no ids either, it becomes `tokenizer.start_of_text`: the end-of-text token, else the token before a text, such
+    as <s> or [CLS], else id 0. Raises UserError if the tokenizer cannot encode the prompt.
     """
     if tokenizer is None:
         raise UserError(

@@ -1,7 +1,7 @@
 """The arena: all activations in one block of memory, planned once for (B, T) and then frozen.
 
-Four lifetimes: `saved` lives until its layer's backward. `block` lives from a block's forward to its backward, and
-`scratch` during a part of a block; both are shared by all layers. `residual` is the gradient of the residual branch.
+Four lifetimes: `saved` lives until its layer's backward. `block` lives from the forward of a block to its backward, and
+`scratch` within a part of a block: all layers share this memory. `residual` is the gradient of the residual branch.
 The dtype is a property of this plan, not of an op: what is summed (the residual branch, statistics, losses) has the
 accumulation dtype, what only feeds matmuls may have a shorter compute dtype.
 """

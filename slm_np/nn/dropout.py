@@ -1,4 +1,4 @@
-"""Where a model drops elements: embedding, attention's probabilities, residual branches, and inputs of adapters."""
+"""Where a model applies dropout: embedding, attention probabilities, residual branches, and inputs of adapters."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class MixerDropout(NamedTuple):
 
 
 class BlockDropout(NamedTuple):
-    """Dropout of one block: of its mixer, on the branch of its feed-forward, and of what enters each adapter."""
+    """Dropout of one block: in its mixer, on the branch of its feed-forward, and on the input of each adapter."""
 
     mixer: MixerDropout = MixerDropout()
     feed_forward: Dropout | None = None

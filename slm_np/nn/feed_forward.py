@@ -55,7 +55,7 @@ def chunks(n, length, dropout):
 def forward(config, w, a, out, x, residual, dropout):
     """out = residual + dropout(activation(x W1 + b1) W2 + b2)        residual None: no residual connection
 
-    out None: only what backward reads is computed.
+    out None: compute only what backward reads.
     """
     activation_forward, _ = ACTIVATIONS[config.feed_forward]
     for rows, own in chunks(len(x), len(a["feed_forward.active"]), dropout):

@@ -59,7 +59,7 @@ def last_weight(config, views):
 
 
 def last_input(config, w, a, x):
-    """What enters the last matmul."""
+    """The input of the last matmul."""
     if config.head != "mlp":
         return x
     linear.forward(w, a, "head.input", a["head.hidden"], x)
@@ -100,7 +100,7 @@ def forward(config, w, a, x, targets):
 def target_runs(targets):
     """[(start, stop)] of the rows that have a target, or None if all rows go through the head.
 
-    In a conversation, most targets are masked. On a GPU shapes are fixed, as launches are captured.
+    In a conversation, most targets are masked. On a GPU all rows go through: captured launches have fixed shapes.
     """
     if not isinstance(targets, np.ndarray) or (targets >= 0).all():
         return None
@@ -109,7 +109,7 @@ def target_runs(targets):
 
 
 def gathered(x, runs):
-    """The rows of `runs`, which are moved to the front of x."""
+    """Move the rows of `runs` to the front of x, and return them."""
     n = 0
     for start, stop in runs:
         x[n : n + stop - start] = x[start:stop]

@@ -1,7 +1,7 @@
-"""A linear layer by its name: its weight may be frozen, and low-rank adapters may be added to it (lora.py).
+"""A linear layer of a given name. Its weight may be frozen, and it may have low-rank adapters (lora.py).
 
-w, g: {name: array} of its block, as matmuls read them, and their gradients, which frozen tensors do not have.
-start: the first row of the layer's input that x holds, for a caller that takes a chunk of rows at a time.
+w, g: {name: array} of the weights of its block, as matmuls read them, and of the gradients. Frozen tensors have none.
+start: the row of the layer's whole input at which x starts, for a caller that takes a chunk of rows at a time.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def packed(weight):
 
 
 def operands(x, weight):
-    """(x, weight) as a matmul reads them. A weight that exists in the compute dtype only takes such an input."""
+    """(x, weight) as a matmul reads them. If the weight exists in the compute dtype only, x is cast to it."""
     weight = packed(weight)
     if isinstance(weight, CastCopy) and x.dtype == np.float32:
         short = device_of(x).scratch(x.shape, np.float16 if weight.forward.dtype == np.float16 else BF16)
@@ -55,7 +55,7 @@ def backward_input(w, g, a, name, dx, dout, start=0):
 
 
 def backward_weight(w, g, a, name, dout, x, start=0):
-    """The gradients of weight and bias, or of the adapter's A; `backward_input` came before."""
+    """Accumulate the gradients of weight and bias, or of the adapter's A. Call `backward_input` first."""
     adapter = w.get(f"{name}.lora")
     if adapter is not None:
         lora.backward_weight(adapter, g, a, x, start)
@@ -64,6 +64,6 @@ def backward_weight(w, g, a, name, dout, x, start=0):
 
 
 def backward(w, g, a, name, dx, dout, x, start=0):
-    """dx = the gradient of x, and the gradients of what is trained."""
+    """dx = the gradient of x. Accumulates the gradients of the trained tensors."""
     backward_input(w, g, a, name, dx, dout, start)
     backward_weight(w, g, a, name, dout, x, start)

@@ -10,10 +10,10 @@ With u = s D(x) A (N, r), the adapter adds u B to y. From the gradient dy of the
 Derivation: u B is a matmul, so the gradients of its inputs are u^T dy and dy B^T. So is u = s D(x) A. The factor s is
 part of du, and the gradient of D(x) passes through D again. Forward saves u, and backward writes du in its place.
 
-A linear layer of ours may be several of other programs: queries | keys | values, gate | up. Then each part has an
-adapter of its own. They read the same x, so their A lie side by side in one matrix (D, P r), and their B on the
-diagonal of one matrix (P r, E): two matmuls serve all P parts. What is off the diagonal stays zero, since its gradient
-is set to zero.
+One linear layer here may be several in other programs: queries | keys | values, gate | up. Then each of the P parts has
+an adapter of its own. They read the same x, so two matmuls serve all parts: their A are the columns of one matrix
+(D, P r), and their B are the blocks on the diagonal of one matrix (P r, E). Elements off the diagonal stay zero,
+because their gradient is set to zero.
 """
 
 import math
@@ -24,7 +24,7 @@ from slm_np.errors import UserError, near
 from slm_np.nn.arena import Request
 from slm_np.nn.parameters import Tensor
 
-# Linear layers by the names that --lora-targets takes: those of a block that are multiplied by its hidden states.
+# {name in --lora-targets: linear layer of a block}
 ATTENTION = {"q": "attention.qkv", "k": "attention.qkv", "v": "attention.qkv", "o": "attention.output"}
 FEED_FORWARD = {"gate": "feed_forward.input", "up": "feed_forward.input", "down": "feed_forward.output"}
 MAMBA = {name: f"mamba.{name}" for name in ("in_proj", "x_proj", "dt_proj", "out_proj")}
@@ -36,7 +36,7 @@ WHOLE = "qkv"  # queries, keys and values as one linear layer
 
 
 class Part(NamedTuple):
-    """What of a linear layer one adapter adapts: its name, and its columns of the layer's output."""
+    """The part of a linear layer that one adapter changes: its name, and its columns of the layer's output."""
 
     name: str
     start: int
@@ -50,6 +50,8 @@ class Adapter(NamedTuple):
     index    among the adapted layers of the block
     shape    (D, E) of the layer's weight
     parts    Part of each adapter
+    scale    s
+    dropout  rate of D
     matmul   whether the layer's input has the compute dtype
     """
 
@@ -74,7 +76,7 @@ def scale_of(lora):
 
 
 def targets_of(lora):
-    """The names in --lora-targets, without those of Hugging Face. Raises UserError for unknown ones."""
+    """The names in --lora-targets, with groups expanded and the suffix _proj removed. UserError for unknown names."""
     found = []
     for word in lora.lora_targets.split(","):
         name = word.strip()
@@ -97,7 +99,7 @@ def has_whole_qkv(config):
 
 
 def parts_of(config, linear, targets):
-    """The Parts of a linear layer that are adapted. linear: its name and the shape of its weight."""
+    """The Parts of a linear layer that have adapters. linear: its name and the shape of its weight."""
     name, (_, columns) = linear
     if name == "attention.qkv":
         if WHOLE in targets or has_whole_qkv(config) and set(targets) >= {"q", "k", "v"}:
@@ -173,14 +175,14 @@ def parameter_count(layers):
 
 
 def block_plan(own, tokens):
-    """What the adapters of a layer save."""
+    """The activations that the adapters of a layer save: u."""
     for adapter in own:
         kind = "compute" if adapter.matmul else "accumulation"
         yield Request(f"{adapter.name}.lora", (tokens, adapter.columns), "saved", kind)
 
 
 def plan(layers, tokens):
-    """Scratch that all adapters share."""
+    """The scratch that all adapters share."""
     every = [adapter for own in layers for adapter in own]
     if every:
         yield Request("lora_sums", (tokens * max(adapter.columns for adapter in every),), "scratch")
@@ -219,7 +221,7 @@ def dropped(adapter, a, x, start):
 
 
 def saved(adapter, a, rows, start):
-    """(u, memory of its shape in the accumulation dtype, perhaps u itself), of so many rows from `start` on."""
+    """(u, memory of its shape in the accumulation dtype, perhaps u itself), of `rows` rows from `start` on."""
     u = a[f"{adapter.name}.lora"][start : start + rows]
     sums = a["lora_sums"][: u.size].reshape(u.shape)
     return u, u if u.dtype == sums.dtype else sums
@@ -247,7 +249,7 @@ def forward(adapter, w, a, out, x, residual, start):
 
 
 def backward_input(adapter, w, g, a, dx, dout, start):
-    """dx = D(du A^T),   dB += u^T dout. du takes the place of u, for `backward_weight`."""
+    """dx = D(du A^T),   dB += u^T dout. Overwrites the saved u with du, for `backward_weight`."""
     u, sums = saved(adapter, a, len(dout), start)
     dweight = g[f"{adapter.name}.lora_B"]
     ops.linear_backward_weight(dweight, None, dout, u)

@@ -86,8 +86,8 @@ def block_plan(config, layer, batch, steps, device):
 def plan(config, batch, steps, device=CPU, recompute=False, adapters=()):
     """All activations of a model for (B, T) tokens.
 
-    What a layer saves carries its number, the rest is shared by all layers. With `recompute` a layer saves its input
-    only. Backward then recomputes the rest, which passes without a backward do not need.
+    The names of saved activations start with the layer's number. All layers share the others. With `recompute` a layer
+    saves its input only: for a backward that recomputes the rest, or for a pass without backward.
     adapters: [(Adapter, ...) of each layer], see lora.py
     """
     n = batch * steps
@@ -119,9 +119,10 @@ def plan(config, batch, steps, device=CPU, recompute=False, adapters=()):
 def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
     """middle = x + mixer(norm(x)),   out = middle + feed_forward(norm(middle))        without residuals, neither sum
 
-    A parallel block has feed_forward(norm(x)) instead. Its backward does not read `middle`, which only `out` holds.
-    position: where the one new token of each sequence stands, when decoding; None for whole windows.
-    out: None before backward, which does not read it; only where middle is an array of its own
+    A parallel block has feed_forward(norm(x)) instead. `middle` is then a partial sum in `out`, which backward does not
+    read.
+    position: of the one new token of each sequence, when decoding; None for whole windows
+    out: None to recompute what backward reads, which `out` is not. Only if `middle` is an array of its own
     """
     a["lora_dropout"] = dropout.adapters
     x = a["x"]
@@ -139,9 +140,9 @@ def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
 def block_backward(config, mixer, w, g, a, dx, dout, dropout):
     """dx = the gradient of x
 
-    dout, the gradient of out, is the same array, into which each branch accumulates through its norm. It is another
-    array only where it is the gradient of the logits. In a parallel block both branches read dout before either
-    accumulates, so each needs an array for its gradient.
+    dout, the gradient of out, is the same array, into which each branch accumulates through its norm. Only the gradient
+    of the logits is another array. In a parallel block both branches read dout before either accumulates, so each needs
+    an array for its gradient.
     """
     a["lora_dropout"] = dropout.adapters
     dnormed = dfeed_forward = a["dnormed"]
@@ -215,7 +216,7 @@ class States(arguments.Fixed):
             state.clear()
 
     def kept(self):
-        """What each layer starts from when backward recomputes the next window: a copy. None without recomputation."""
+        """A copy of each layer's state, from which backward recomputes the next window. None without recomputation."""
         for memory in self._initial_memory:
             memory[...] = self.memory
         return self._initial[0] if self._initial else None
@@ -285,7 +286,7 @@ def model_forward(model, activations, tokens, dropout, states=None, position=Non
 
 
 def embed(model, out, tokens, weight, positions):
-    """`ops.embedding_forward`, also from a weight that exists as a CastCopy only."""
+    """`ops.embedding_forward`, also for a weight that exists only as a CastCopy."""
     if not isinstance(weight, CastCopy):
         ops.embedding_forward(out, tokens, weight, positions)
         return
@@ -310,7 +311,7 @@ def model_backward(model, activations, tokens, targets, normed, scale, dropout):
         norm.backward(config, w, g, a, "norm", dx, a["dnormed"], a["x"])
     for i in reversed(range(config.n_layer)):
         layer_w, layer_g, layer_a = model.layer_matmul_weights[i], model.layer_gradients[i], activations.layers[i]
-        if activations.recompute and i + 1 < config.n_layer:  # what the last block saved is still there
+        if activations.recompute and i + 1 < config.n_layer:  # the activations of the last block still exist
             out = None if "middle" in layer_a else activations.layers[i + 1]["x"]
             state = activations.initial_states[i] if activations.initial_states else None
             block_forward(config, model.mixers[i], layer_w, layer_a, out, dropout.blocks[i], state)
@@ -326,7 +327,7 @@ def model_backward(model, activations, tokens, targets, normed, scale, dropout):
 
 
 def weight_bytes(tensors, dtype, compute_dtype, device):
-    """Bytes of the weights, cast copies included."""
+    """Bytes of the weights, including cast copies."""
     mixed = compute_dtype not in (None, dtype)
     copies = device.cast_copies * np.dtype(compute_dtype).itemsize if mixed else 0
     trained, frozen = [t for t in tensors if t.trained], [t for t in tensors if not t.trained]
@@ -418,8 +419,8 @@ class Model(arguments.Fixed):
     def layer_gradients(self):
         """The gradients of each layer: {name: array}.
 
-        Some mixers compute gradients of small frozen tensors together with that of their input. Those are discarded:
-        they go to memory that all layers share.
+        Some mixers compute the gradients of small frozen tensors together with the gradient of their input. These are
+        discarded: they are written to memory that all layers share.
         """
         discarded = {}
 
@@ -464,7 +465,7 @@ class Model(arguments.Fixed):
         return self._plan(batch, steps, self.recompute)
 
     def _plan(self, batch, steps, recompute):
-        """`plan`. recompute: as of the function `plan`; an arena that holds more serves as well"""
+        """`plan`. recompute: as of the function `plan`. An arena that saves more is kept."""
         batch, steps = arguments.whole("batch", batch, 1, LARGEST), arguments.whole("steps", steps, 1, LARGEST)
         if steps > self.config.block_size:
             raise UserError(

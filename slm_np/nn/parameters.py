@@ -1,7 +1,7 @@
-"""The parameters: one list of tensors, one flat buffer for those that are trained, named views into it.
+"""The parameters: one list of tensors, one flat buffer for the trained ones, named views into it.
 
 The tensors that decay come first, so that the optimizer's sweep, the gradient norm, clipping and counting need no loop
-over names. Frozen tensors have no gradients and no moments. In mixed precision, the frozen ones that matmuls read exist
+over names. Frozen tensors have no gradients and no moments. In mixed precision, frozen tensors that matmuls read exist
 in the compute dtype only.
 """
 
@@ -61,10 +61,10 @@ def count(tensors):
 
 
 class FrozenWeight(NamedTuple):
-    """A frozen weight (D, E) of a block that rests in bfloat16. Numba's kernels multiply it from panels.
+    """A frozen weight (D, E) of a block that is stored in bfloat16. Numba's kernels read panels.
 
-    The panels are packed whenever it is used, into memory that all weights of its shape share. So it takes 2 bytes per
-    element instead of the 4 of the panels for x W and for dout W^T. Packing takes 1/16 of the time of a matmul of 2,048
+    The panels are packed at every use, into memory that all weights of its shape share. So the weight takes 2 bytes per
+    element instead of the 4 of its panels for x W and for dout W^T. Packing takes 1/16 of the time of a matmul of 2,048
     rows.
     """
 
@@ -104,7 +104,7 @@ def frozen_bytes(tensors, dtype, compute_dtype, device):
 
 
 def is_packed_on_use(tensor):
-    """Whether a frozen weight is a block's: one block computes at a time, so they share memory."""
+    """Whether a frozen weight is a block's: blocks compute one after another, so their panels share memory."""
     return tensor.name.startswith("layers.")
 
 
@@ -129,19 +129,19 @@ class Parameters(arguments.Fixed):
         self.weights = device.arrays.zeros(count(trained), dtype)
         self.trained = Views(self.views(self.weights, trained))
         mixed = compute_dtype is not None and compute_dtype != self.weights.dtype
-        resting = {t.name: t for t in frozen if mixed and t.matmul}  # in the compute dtype only
-        full = [t for t in frozen if t.name not in resting]
+        cast_only = {t.name: t for t in frozen if mixed and t.matmul}  # in the compute dtype only
+        full = [t for t in frozen if t.name not in cast_only]
         self.frozen = device.arrays.zeros(count(full), dtype)
         self.shared = {}  # {shape: CastCopy} that FrozenWeights are packed into
-        self.resting = {name: self._resting(t) for name, t in resting.items()}
-        self.weight = Views({**self.trained, **self.views(self.frozen, full), **self.resting})
+        self.cast_only = {name: self._cast_only(t) for name, t in cast_only.items()}
+        self.weight = Views({**self.trained, **self.views(self.frozen, full), **self.cast_only})
         copies = {
             t.name: device.kernels.cast_copy(self.trained[t.name], compute_dtype) for t in trained if mixed and t.matmul
         }
         self.cast_copies, self.matmul_weight = list(copies.values()), {**self.weight, **copies}
 
-    def _resting(self, tensor):
-        """Memory of a frozen weight in the compute dtype."""
+    def _cast_only(self, tensor):
+        """Memory for a frozen weight that exists in the compute dtype only."""
         arrays, kernels = self.device.arrays, self.device.kernels
         if self.device.cast_copies == 1:  # its matmuls read one layout, which is the plain one
             values = arrays.zeros(tensor.shape, self.compute_dtype)
@@ -173,29 +173,29 @@ class Parameters(arguments.Fixed):
 
     def __getstate__(self):
         gradients = host(self.gradients) if "gradients" in (self.owner or self).__dict__ else None
-        resting = [[host(array) for array in self._arrays(one)] for one in self.resting.values()]
+        cast_only = [[host(array) for array in self._arrays(one)] for one in self.cast_only.values()]
         settings = self.tensors, self.decay, self.weights.dtype, self.compute_dtype, self.device
-        return *settings, host(self.weights), gradients, host(self.frozen), resting
+        return *settings, host(self.weights), gradients, host(self.frozen), cast_only
 
     def __setstate__(self, state):
-        *settings, weights, gradients, frozen, resting = state
+        *settings, weights, gradients, frozen, cast_only = state
         self.__init__(*settings)
         put(self.weights, weights)
         put(self.frozen, frozen)
         if gradients is not None:
             put(self.gradients, gradients)
-        for one, arrays in zip(self.resting.values(), resting):
+        for one, arrays in zip(self.cast_only.values(), cast_only):
             for array, values in zip(self._arrays(one), arrays):
                 put(array, values)
         self.update_cast_copies()
 
     @staticmethod
-    def _arrays(resting):
+    def _arrays(weight):
         """The arrays that hold a frozen weight in the compute dtype."""
-        return [resting.values] if isinstance(resting, FrozenWeight) else list(resting[1:])
+        return [weight.values] if isinstance(weight, FrozenWeight) else list(weight[1:])
 
     def full_precision(self):
-        """The same weights and gradients, which matmuls read without casting, as far as they exist in full."""
+        """The same weights and gradients. Matmuls read full weights, or cast copies where only these exist."""
         shared = object.__new__(type(self))
         shared.__dict__.update(self.__dict__, matmul_weight=self.weight, compute_dtype=None, cast_copies=[])
         shared.owner = self.owner or self
@@ -208,15 +208,15 @@ class Parameters(arguments.Fixed):
 
     def fill(self, name, values):
         """Set a tensor, trained or frozen, to `values` in host memory. Call `update_cast_copies` afterwards."""
-        resting = self.resting.get(name)
-        if resting is None:
+        cast = self.cast_only.get(name)
+        if cast is None:
             put(self.weight[name], values)
             return
         values = self.device.arrays.asarray(np.ascontiguousarray(values, np.float32))
-        if isinstance(resting, FrozenWeight):
-            self.device.kernels.convert(resting.values, values)
+        if isinstance(cast, FrozenWeight):
+            self.device.kernels.convert(cast.values, values)
         else:
-            self.device.kernels.update_cast_copy(resting._replace(weight=values))
+            self.device.kernels.update_cast_copy(cast._replace(weight=values))
 
     @staticmethod
     def views(flat, tensors):

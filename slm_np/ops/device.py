@@ -53,7 +53,7 @@ class Device:
         raise NotImplementedError
 
     def scratch(self, shape, dtype):
-        """An uninitialized array for what the next op reads. On a GPU it is valid until another op takes scratch."""
+        """An uninitialized array, an input of the next op. On a GPU it is valid until another op takes scratch."""
         raise NotImplementedError
 
     def free_bytes(self):

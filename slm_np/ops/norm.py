@@ -53,7 +53,7 @@ def head_norm_forward(
     kv_heads,
     eps,
 ):
-    """Per head of queries and keys:   out = x * rstd * weight,   rstd = (mean(x^2) + eps)^(-1/2);   values are copied
+    """Per head of queries and keys:   out = x * rstd * weight,   rstd = (mean(x^2) + eps)^(-1/2).   Values are copied.
 
     out, qkv            (N, (H + 2 K) w): queries | keys | values
     rstd                (N, H + K)

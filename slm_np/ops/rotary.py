@@ -9,7 +9,7 @@ def rotary_forward(x, cos, sin, heads, width):
     """Rotate each pair (x_i, x_(i+r/2)) by its position's angle: x_i cos - x_(i+r/2) sin,   x_(i+r/2) cos + x_i sin
 
     x         (N, heads w or more), in place: only the first `heads` heads of a row, queries and then keys
-    cos, sin  (T, r/2): the first r columns of a head are rotated, the rest stays
+    cos, sin  (T, r/2): the first r columns of a head are rotated, the others do not change
     width     w
     """
     kernels_of(x).rotary_forward(x, cos, sin, heads, width)

@@ -1,6 +1,6 @@
 """How long a run will take, before its first update: one gradient and one evaluated batch are timed.
 
-On a GPU calls return before their work is done, and the first ones capture graphs. So there this says nothing.
+There is no estimate on a GPU: calls return before their work is done, and the first ones capture graphs.
 """
 
 import time
@@ -15,7 +15,7 @@ LONG = 2.0  # seconds after which one trial is enough: the first one has cold ca
 
 
 def estimate(trainer):
-    """A line about the minutes of a run from here on, or None where its time is given or cannot be known."""
+    """A line about how long the rest of a run will take; None if its time is given or cannot be known."""
     config, updates = trainer.config, trainer.max_iters
     if trainer.model.device.name != "cpu" or config.max_seconds or updates is None or updates <= trainer.updates:
         return None

@@ -1,6 +1,6 @@
-"""Finetuning: a run that starts from the weights and the tokenizer of another one, or of another program's model.
+"""Finetuning: a run that starts from the weights and the tokenizer of another run, or of another program's model.
 
-Imports of NumPy are in the functions that need it, since the command's `--help` imports this file.
+The functions that need NumPy import it themselves, because the command's `--help` imports this file.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ from slm_np.words import counted
 
 EPOCHS = 3.0  # over the new data, unless the length is given
 RATE_SHARE = 0.25  # peak learning rate as a share of the base's
-# Learning rate of adapters, in those of all weights. Of 4, 10 and 20 it gave the lowest loss of a small model on other
-# data, nearly that of training all weights.
+# Learning rate of adapters, as a multiple of the rate for training all weights. Of 4, 10 and 20, this gave a small
+# model the lowest loss on new data, nearly that of training all weights.
 LORA_RATE = 10
-OTHERS = TrainConfig(learning_rate=8e-5, batch_size=8, weight_decay=0.0, beta2=0.999)  # of bases of other programs
-BLOCK_SIZE = 512  # context of a base of another program while it is finetuned, at most
+OTHERS = TrainConfig(learning_rate=8e-5, batch_size=8, weight_decay=0.0, beta2=0.999)  # recipe of foreign models
+BLOCK_SIZE = 512  # largest context with which another program's model is finetuned, unless given
 INTERVAL = 250  # updates between evaluations, at most
 # Settings that are the base's unless given.
 KEPT = (
@@ -40,10 +40,10 @@ CHANGEABLE = ("dropout",)  # settings of the model that no weight depends on
 class Base:
     """A model to start from: a run's best model, or one of another program.
 
-    config    RunConfig. That of another program has the recipe OTHERS and a context that fits into memory
-    parts     ModelParts: its weights, which are read when they are needed, tokenizer, template and sampling defaults
+    config    RunConfig. For a model of another program it has the recipe OTHERS, and a context that fits into memory
+    parts     ModelParts: weights, which are read when needed, tokenizer, template and sampling defaults
     is_run    whether it is a run
-    checksum  of its weights, in hexadecimal; "" until `fill` or `verified_checksum` has read them
+    checksum  of its weights, in hexadecimal; "" until `fill` or `read_checksum` has read them
     """
 
     path: Path
@@ -98,7 +98,7 @@ class Base:
         self.checksum = tensors.checksum
 
     def read_checksum(self):
-        """The checksum of the weights, which are read for it unless `fill` has."""
+        """The checksum of the weights, which this reads unless `fill` has."""
         from slm_np.formats.adapters import BaseTensors
 
         if not self.checksum:
@@ -109,7 +109,7 @@ class Base:
         return self.checksum
 
     def origin(self):
-        """What run.json of a finetuned run says of its base: its identity, and how its data were split."""
+        """What run.json of a finetuned run records about its base: its identity, and how its data were split."""
         from slm_np.formats.run_paths import directories, written_here
 
         train, places = self.config.train, directories(self.path, self.config)
@@ -127,7 +127,7 @@ class Base:
 
 
 def drained(weights):
-    """Yield the items of a dict, which is empty afterwards, so that their memory is freed one by one."""
+    """Yield the items of a dict and remove each one, so that its memory can be freed."""
     while weights:
         yield weights.popitem()
 
@@ -146,7 +146,7 @@ def grown(weight, shape):
 def finetuned(base, model, train, lora=()):
     """The RunConfig of a run that starts from `base`.
 
-    model, train, lora: {field: value}, the settings that were given, of the model, of training and of adapters
+    model, train, lora: {field: value} of the given settings of the model, of training and of adapters
     """
     from slm_np.formats.run_config import RunConfig
 

@@ -25,7 +25,7 @@ def step_class(device):
 
 
 def check_recipe(model, train):
-    """Raise UserError if a setting of `train` (TrainConfig) has no effect, or none on a model of this ModelConfig."""
+    """Raise UserError if a setting of `train` (TrainConfig) has no effect on a model of this ModelConfig."""
     if train.carry_state and model.has_attention:
         raise UserError("--carry-state needs recurrent layers only; choose a --pattern of M and S")
     if train.max_spectral_norm and "S" not in model.letters:

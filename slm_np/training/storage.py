@@ -66,7 +66,7 @@ class Storage(Callback):
         self.counters = {}  # that are in it
         self.lowest = math.inf  # validation loss of the best model on disk
         self.files = {}  # {name: bytes} of tokenizer.json and chat_template.json; each checkpoint has a copy
-        self.interchange = {}  # {name: bytes} of the files that are made for other programs
+        self.interchange = {}  # {name: bytes} of the files for other programs
         self.layout = None  # of the best model's file
 
     def create(self, trainer, sampling=None, template=None):
@@ -114,7 +114,7 @@ class Storage(Callback):
         self.write_interchange()
 
     def add_token_ids(self, tokenizer):
-        """Add the special tokens to the sampling defaults of an older format, unless those are damaged."""
+        """Add the ids of special tokens to generation_config.json of an older format, unless it is damaged."""
         path = self.path / "generation_config.json"
         try:
             fields = read_settings(path)
@@ -123,11 +123,11 @@ class Storage(Callback):
         write_settings(path, token_ids(tokenizer) | fields)
 
     def describe(self, run, tokenizer, template):
-        """Find how the run `run` (RunConfig) is stored for other programs."""
+        """Set the layout of the best model and the files for other programs of `run` (RunConfig)."""
         self.layout, self.interchange = layout_of(run), interchange_files(run, tokenizer, template)
 
     def write_interchange(self):
-        """Write the files for other programs, as far as they differ from those that are there."""
+        """Write the files for other programs that are missing or differ from those on disk."""
         for name, content in self.interchange.items():
             path = self.path / name
             if not path.is_file() or files.read_bytes(path) != content:

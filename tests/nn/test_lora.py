@@ -245,7 +245,7 @@ def test_bfloat16_is_close_to_float32_on_any_number_of_threads(config, bfloat16)
 
 def test_frozen_weights_rest_in_two_bytes(bfloat16):
     model = adapted(dataclasses.replace(SMALL, n_layer=12), np.float32, BF16)
-    parameters, frozen = model.parameters, model.parameters.resting
+    parameters, frozen = model.parameters, model.parameters.cast_only
     assert set(frozen) == {tensor.name for tensor in parameters.tensors if tensor.matmul and not tensor.trained}
     assert isinstance(frozen["layers.1.feed_forward.input.weight"], FrozenWeight)
     assert frozen["layers.1.attention.qkv.weight"].values.dtype == BF16

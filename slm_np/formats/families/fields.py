@@ -1,9 +1,9 @@
-"""The fields of config.json: read with their types, and refused by name where they change the result."""
+"""Readers of the fields of config.json. They check types and refuse, by name, what our model cannot compute."""
 
 from slm_np.arguments import shown
 from slm_np.errors import UserError
 
-# Names of activations and ours.
+# Activations: their names in config.json, and ours.
 ACTIVATIONS = dict(
     gelu_new="gelu-tanh",
     gelu_pytorch_tanh="gelu-tanh",
@@ -14,7 +14,7 @@ ACTIVATIONS = dict(
     silu="silu",
     swish="silu",
 )
-# Fields of any family that change the result: with the values that change nothing.
+# Fields that change the result of a model of any family, each with the values that leave it unchanged.
 NEUTRAL = dict(
     quantization_config=({},),
     add_cross_attention=(False,),
@@ -34,7 +34,7 @@ THETA = 10000.0  # default of rope_theta
 
 
 def refused(name, value, only):
-    """The UserError about a value that is not supported. only: what is"""
+    """The UserError about a value that is not supported. only: the supported values, in words"""
     return UserError(f"{name} {shown(value)} is not supported, only {only}; choose another model")
 
 
@@ -43,7 +43,7 @@ def check_neutral(fields, neutral):
     for name, values in neutral.items():
         value = fields.get(name)
         if value is not None and value not in values:
-            # An empty object is as good as none, and no reader would recognize it as a value.
+            # {} means the same as null, which is clearer to a user.
             raise refused(name, value, " or ".join(str(one) for one in values if one != {}) or "null")
 
 
@@ -61,7 +61,7 @@ def check_supported(fields, architecture, neutral):
 
 
 def whole(fields, name, default=None, low=1):
-    """A field that is a whole number. UserError if it is missing without a default, or something else."""
+    """A field that is a whole number. UserError if it is not, or if it is missing and has no default."""
     value = fields.get(name)
     value = default if value is None else value
     if type(value) is not int or not low <= value <= LARGEST:
@@ -88,7 +88,7 @@ def truth(fields, name, default):
 
 
 def choices(fields, name, known, length):
-    """The first `length` values of a field, a list of at least so many, all in `known`. None if it is missing."""
+    """The first `length` values of a field, a list of at least as many, all in `known`. None if it is missing."""
     value = fields.get(name)
     if value is None:
         return None
@@ -104,27 +104,27 @@ def _wrong(name, value, right):
 
 
 def activation(fields, name, default):
-    """Our name of the activation in a field."""
+    """Our name for the activation in a field."""
     value = fields.get(name) or default
     if not isinstance(value, str) or value not in ACTIVATIONS:
         raise refused(name, value, ", ".join(ACTIVATIONS))
     return ACTIVATIONS[value]
 
 
-def same(fields, *names):
-    """The value of fields that all have the same, a dropout rate; 0.0 if they differ, as we have one rate."""
+def dropout(fields, *names):
+    """The dropout rate in all these fields; 0.0 if they differ, because our model has one rate."""
     values = [fields.get(name) or 0.0 for name in names]
     rate = values[0] if type(values[0]) in (int, float) else 0.0
     return float(rate) if 0 <= rate <= 0.95 and all(value == rate for value in values) else 0.0
 
 
 def head(fields, default):
-    """Our head: tied or linear."""
+    """The setting `head` of ModelConfig: tied or linear."""
     return "tied" if truth(fields, "tie_word_embeddings", default) else "linear"
 
 
 def heads(fields, head_dim=None, width_name="hidden_size", heads_name="num_attention_heads"):
-    """The settings of ModelConfig about the heads. head_dim: the default; None is the width divided by the heads.
+    """The settings of ModelConfig about attention heads. head_dim: the default; None means width / heads.
 
     UserError if they contradict each other.
     """
@@ -144,10 +144,10 @@ def shortest(letters):
 
 
 def rotation(fields, default_theta=THETA):
-    """The rotary positions: (settings of ModelConfig, share of a head's columns that is rotated or None).
+    """({setting of ModelConfig: value} of the rotary positions, share of a head's columns that is rotated or None)
 
-    transformers 4 writes rope_theta and rope_scaling, transformers 5 rope_parameters. UserError for other types than
-    default and llama3.
+    transformers 4 writes rope_theta and rope_scaling, transformers 5 rope_parameters. UserError unless the type is
+    default or llama3.
     """
     given = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if not isinstance(given, dict):

@@ -1,6 +1,6 @@
 """GPT-2: layer norm, learned positions, one matrix for queries, keys and values. Matrices are (in, out), as ours.
 
-Their layers always have biases. A model without them has zeros there.
+GPT-2 always has biases. For a model without them, the file has zeros.
 """
 
 from slm_np.config import ModelConfig
@@ -33,7 +33,7 @@ def config_from(fields):
         feed_forward=of.activation(fields, "activation_function", "gelu_new"),
         head=of.head(fields, True),
         bias=True,
-        dropout=of.same(fields, "resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        dropout=of.dropout(fields, "resid_pdrop", "embd_pdrop", "attn_pdrop"),
         **of.heads(heads, width_name="n_embd", heads_name="n_head"),
     )
 

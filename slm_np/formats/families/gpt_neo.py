@@ -1,7 +1,7 @@
 """GPT-Neo (TinyStories): local attention in some layers, unscaled scores, no biases of queries, keys and values.
 
-Layer norm and learned positions as in GPT-2, but matrices are (out, in). The other layers always have biases. A model
-without them has zeros there.
+Layer norm and learned positions as in GPT-2, but matrices are (out, in). The other layers always have biases. For a
+model without them, the file has zeros.
 """
 
 from slm_np.config import ModelConfig
@@ -22,7 +22,7 @@ def config_from(fields):
     width, layers = of.whole(fields, "hidden_size"), of.whole(fields, "num_layers")
     context, window = of.whole(fields, "max_position_embeddings", 2048), of.whole(fields, "window_size", 256)
     letters = _letters(fields, layers)
-    if window >= context:  # a window as long as the context is none
+    if window >= context:  # a window as long as the context has no effect
         letters = "A" * layers
     return ModelConfig(
         vocab_size=of.whole(fields, "vocab_size", 50257),
@@ -39,7 +39,7 @@ def config_from(fields):
         head=of.head(fields, True),
         bias=True,
         qkv_bias="off",
-        dropout=of.same(fields, "resid_dropout", "embed_dropout", "attention_dropout"),
+        dropout=of.dropout(fields, "resid_dropout", "embed_dropout", "attention_dropout"),
         **of.heads(dict(hidden_size=width, num_heads=fields.get("num_heads")), heads_name="num_heads"),
         **(dict(window=window) if "L" in letters else {}),
     )

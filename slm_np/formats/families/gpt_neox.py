@@ -1,7 +1,7 @@
-"""GPT-NeoX (Pythia): layer norm, rotary positions in part of each head, mixer and feed-forward side by side.
+"""GPT-NeoX (Pythia): layer norm, rotary positions in part of each head, parallel blocks.
 
-Queries, keys and values are one matrix, laid out head by head. Their layers always have biases. A model without them
-has zeros there.
+Queries, keys and values are one matrix, laid out head by head. GPT-NeoX always has biases. For a model without them,
+the file has zeros.
 """
 
 import math
@@ -26,7 +26,7 @@ def config_from(fields):
     share = of.real(dict(rotary_pct=share or fields.get("rotary_pct")), "rotary_pct", SHARE)
     rotated = int(heads["head_dim"] * share)
     if share > 1 or rotated < 2 or rotated % 2:
-        raise of.refused("rotary_pct", share, f"a share of the head's {heads['head_dim']} columns that is even")
+        raise of.refused("rotary_pct", share, f"a share that rotates an even number of the {heads['head_dim']} columns")
     return ModelConfig(
         vocab_size=of.whole(fields, "vocab_size"),
         block_size=of.whole(fields, "max_position_embeddings"),
@@ -39,7 +39,7 @@ def config_from(fields):
         parallel=of.truth(fields, "use_parallel_residual", True),
         head=of.head(fields, False),
         bias=True,
-        dropout=of.same(fields, "attention_dropout", "hidden_dropout"),
+        dropout=of.dropout(fields, "attention_dropout", "hidden_dropout"),
         rotary_dim=0 if rotated == heads["head_dim"] else rotated,
         **heads,
         **rotary,

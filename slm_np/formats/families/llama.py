@@ -1,7 +1,7 @@
-"""Llama and its kin: RMSNorm, rotary positions, SwiGLU, separate matrices for queries, keys and values, (out, in).
+"""The Llama family: RMSNorm, rotary positions, SwiGLU, separate (out, in) matrices for queries, keys and values.
 
-beyond Llama: Mistral's windows; Qwen2's biases of queries, keys and values, and windows in some layers; Qwen3's norms
-of queries and keys; SmolLM3's layers without rotation.
+Other models add to Llama: Mistral windows; Qwen2 biases of queries, keys and values, and windows in some layers; Qwen3
+norms of queries and keys; SmolLM3 layers without rotation.
 """
 
 from slm_np.config import ModelConfig
@@ -53,7 +53,7 @@ def config_from(fields):
 
 
 def _bias(fields, kind):
-    """Whether all linear layers have biases. We have them in all layers, in none, or as Qwen2."""
+    """Whether all linear layers have biases. UserError if only some have: our model cannot, except as Qwen2 does."""
     bias = of.truth(fields, "attention_bias", False)
     if kind in BIASED and bias != of.truth(fields, "mlp_bias", False):
         raise of.refused("attention_bias", bias, "the same value as that of mlp_bias")
@@ -63,7 +63,7 @@ def _bias(fields, kind):
 
 
 def _windows(fields, kind, layers):
-    """The window of each layer in tokens, None without."""
+    """The window of each layer in tokens; None for full attention."""
     window = fields.get("sliding_window", WINDOW.get(kind)) and of.whole(fields, "sliding_window", WINDOW.get(kind))
     if kind in ("llama", "mistral"):
         return [window if kind == "mistral" else None] * layers
@@ -97,7 +97,7 @@ def _letters(windows, rotated):
 
 
 def fits(config):
-    """Whether a class of this family computes the same, apart from its kind."""
+    """Whether the family may compute the same. `kind_of` then finds the model_type."""
     return (
         config.has_attention
         and set(config.letters) <= set("ALN")
@@ -114,7 +114,7 @@ def fits(config):
 
 
 def kind_of(config):
-    """The model_type that has all that a fitting ModelConfig has; None if none has."""
+    """The model_type that supports a ModelConfig that `fits`, or None."""
     letters, rotated = set(config.letters), config.has_rotation
     needed = [
         *["qwen3"] * config.qk_norm,
@@ -126,7 +126,7 @@ def kind_of(config):
     if needed:
         return needed[0]
     if letters == {"A"}:
-        whole = config.n_embd % config.n_head == 0  # LlamaConfig insists on it
+        whole = config.n_embd % config.n_head == 0  # LlamaConfig requires it
         return "llama" if whole else None if config.bias else "mistral"
     return "mistral" if letters == {"L"} and not config.bias else "smollm3"
 

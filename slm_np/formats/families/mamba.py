@@ -1,4 +1,4 @@
-"""Mamba: blocks of RMSNorm and Mamba alone. Matrices are (out, in), ours (in, out)."""
+"""Mamba: blocks of RMSNorm and a Mamba mixer, without a feed-forward. Matrices are (out, in), ours (in, out)."""
 
 from slm_np.config import ModelConfig
 from slm_np.formats.families import fields as of
@@ -8,7 +8,7 @@ MODEL_TYPES = {"mamba": "MambaForCausalLM"}
 PREFIX = "backbone."
 ALIASES = {"backbone.embedding.weight": "backbone.embeddings.weight"}  # of the package mamba_ssm
 IGNORED = r"(?!)"  # nothing
-CONTEXT = 2048  # where the file says none: the length that the published models were trained with
+CONTEXT = 2048  # default: the length that the published models were trained with
 
 
 def config_from(fields):
@@ -39,7 +39,7 @@ def config_from(fields):
 
 
 def _expansion(fields):
-    """The field expand, of which version 4 may write a float."""
+    """The field expand, which transformers 4 may write as a float."""
     value = fields.get("expand")
     whole = int(value) if isinstance(value, float) and value.is_integer() else value
     return of.whole(dict(expand=whole), "expand", 2)
@@ -54,7 +54,7 @@ def fits(config):
         and config.feed_forward == "none"
         and config.residual
         and config.head in ("tied", "linear")
-        and config.n_inner % config.n_embd == 0  # MambaConfig knows the channels as a multiple of the width
+        and config.n_inner % config.n_embd == 0  # MambaConfig stores the channels as a multiple of the width
     )
 
 
@@ -66,7 +66,7 @@ def config_to(config):
         architectures=[MODEL_TYPES["mamba"]],
         model_type="mamba",
         vocab_size=config.vocab_size,
-        max_position_embeddings=config.block_size,  # theirs has no limit; for reading it back
+        max_position_embeddings=config.block_size,  # MambaConfig has no limit; this is for reading the file back
         hidden_size=config.n_embd,
         intermediate_size=config.n_inner,
         expand=config.n_inner // config.n_embd,

@@ -1,4 +1,4 @@
-"""A tensor of another program, and where it lies in one of ours."""
+"""How the tensors of another program map to ours."""
 
 from typing import NamedTuple
 
@@ -8,10 +8,10 @@ from slm_np.nn.model import parameters
 
 
 class TensorMapping(NamedTuple):
-    """Their tensor `theirs` is a block of columns of our tensor `ours`, perhaps transposed or with columns reordered.
+    """A tensor of another program: a block of columns of one of ours, perhaps transposed or with columns reordered.
 
     theirs      name in Hugging Face's files
-    ours        name in `nn.model.parameters`; "" for a bias that our model lacks: theirs is then all zeros
+    ours        name in `nn.model.parameters`; "" for a bias that our model lacks: their tensor is all zeros
     shape       of their tensor
     columns     slice of our last axis; None: all of it
     part        name of these columns: q, k or v of attention.qkv, gate or up of feed_forward.input; "" elsewhere
@@ -30,22 +30,22 @@ class TensorMapping(NamedTuple):
 
     @property
     def module(self):
-        """The linear layer that theirs is the weight or bias of, in their model: for instance transformer.h.0.mlp."""
+        """The name of the module in their model that has the tensor, for instance transformer.h.0.mlp.c_fc."""
         return self.theirs.rpartition(".")[0]
 
     @property
     def our_module(self):
-        """The same in our model. A part has its own name: layers.0.attention.q is a part of layers.0.attention.qkv."""
+        """The name of the module in our model. A part has its own: layers.0.attention.q of layers.0.attention.qkv."""
         module = self.ours.rpartition(".")[0]
         return f"{module.rpartition('.')[0]}.{self.part}" if self.part else module
 
     @property
     def is_linear(self):
-        """Whether theirs is the matrix of a linear layer other than the head."""
+        """Whether the tensor is the matrix of a linear layer other than the head."""
         return self.ours.startswith("layers.") and self.ours.endswith(".weight") and len(self.shape) == 2
 
     def read(self, array):
-        """Their array in our layout: what belongs into `ours[..., columns]`."""
+        """Their array in our layout, to be stored in `ours[..., columns]`."""
         if self.transposed:
             array = array.reshape(len(array), -1).T  # the kernel of a convolution has an axis of length 1
         if self.order:
@@ -55,7 +55,7 @@ class TensorMapping(NamedTuple):
         return array
 
     def write(self, array):
-        """Our whole tensor, or its gradient, as theirs: contiguous. Zeros for a bias that we lack, whatever `array`."""
+        """Our whole tensor, or its gradient, in their layout, contiguous. Zeros for a bias that our model lacks."""
         if not self.ours:
             return np.zeros(self.shape, np.float32)
         block = array if self.columns is None else array[..., self.columns]
@@ -92,7 +92,7 @@ def norm(theirs, ours, width, bias="neither"):
 
 
 def joined_columns(widths):
-    """The slices of columns of parts that lie side by side, from {part: width}."""
+    """{part: slice} of parts that are adjacent blocks of columns, from {part: width}."""
     slices, start = {}, 0
     for part, width in widths.items():
         slices[part] = slice(start, start + width)

@@ -79,7 +79,7 @@ class Attention(NamedTuple):
     state_elements, State = staticmethod(state_elements), State
 
     def rotation(self, config, a):
-        """What `rotary_forward` takes to rotate queries and keys, or None."""
+        """The arguments of `rotary_forward` after x; None without rotation."""
         if config.positions != "rotary" or not self.rotates:
             return None
         return a["rotary.cos"], a["rotary.sin"], config.n_head + config.n_kv_head, config.head_dim
@@ -91,8 +91,8 @@ class Attention(NamedTuple):
     def prepared(self, config, w, a):
         """Queries, keys and values as attention reads them: queries and keys normed and rotated by their positions.
 
-        The norm leaves a["attention.qkv"] as it is, so that backward can call this again. Without it, the rotation is
-        in place.
+        The norm does not change a["attention.qkv"], so that backward can call this again. Without the norm, the
+        rotation is in place.
         """
         qkv = a["attention.qkv"]
         if config.qk_norm:
@@ -144,7 +144,7 @@ class Attention(NamedTuple):
         project_forward(w, a, "attention.output", out, heads, residual, None)
 
     def backward(self, config, w, g, a, dx, dout, x, dropout):
-        """dx = the gradient of the mixer's input. The queries, keys and values that forward saved become theirs."""
+        """dx = the gradient of the mixer's input. Saved queries, keys and values become their gradients."""
         heads, dheads, lse = a["attention.heads"], a["attention.dheads"], a["attention.lse"]
         dbranch = project_backward(a, dout, dropout.branch)
         linear.backward(w, g, a, "attention.output", dheads, dbranch, heads)
