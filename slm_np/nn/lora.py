@@ -75,15 +75,14 @@ def scale_of(lora):
     return lora.lora_alpha / (math.sqrt(lora.lora_rank) if lora.rslora else lora.lora_rank)
 
 
-def targets_of(lora):
-    """The names in --lora-targets, with groups expanded and the suffix _proj removed. UserError for unknown names."""
+def named_targets(lora):
+    """[(word in --lora-targets, names that it stands for), ...]. Raises UserError for an unknown word."""
     found = []
-    for word in lora.lora_targets.split(","):
-        name = word.strip()
-        name = name.removesuffix("_proj") if name not in TARGETS else name
+    for word in map(str.strip, lora.lora_targets.split(",")):
+        name = word if word in TARGETS else word.removesuffix("_proj")
         if name not in GROUPS and name not in TARGETS and name != WHOLE:
-            raise UserError(f"--lora-targets {word.strip()!r} is unknown; {near(name, [*GROUPS, *TARGETS, WHOLE])}")
-        found += GROUPS.get(name, (name,))
+            raise UserError(f"--lora-targets {word!r} is unknown; {near(name, [*GROUPS, *TARGETS, WHOLE])}")
+        found.append((word, GROUPS.get(name, (name,))))
     return found
 
 
@@ -118,24 +117,35 @@ def parts_of(config, linear, targets):
 def adapters(config, lora, tensors):
     """[(Adapter, ...) of each layer]. tensors: the model's, without adapters
 
-    Raises UserError if a target is unknown, or none of them is in the model.
+    Raises UserError if a target is unknown or is not in the model.
     """
     found = [[] for _ in range(config.n_layer)]
-    targets, linears = targets_of(lora), set(TARGETS.values())
-    for tensor in tensors:
-        prefix, layer, name = (tensor.name.removesuffix(".weight").split(".", 2) + ["", ""])[:3]
-        if prefix != "layers" or name not in linears or not tensor.name.endswith(".weight"):
-            continue
-        parts, own = parts_of(config, (name, tensor.shape), targets), found[int(layer)]
+    targets = [name for _, names in named_targets(lora) for name in names]
+    linears = [(tensor, *linear_of(tensor)) for tensor in tensors if linear_of(tensor)]
+    check_targets(config, lora, {(name, tensor.shape) for tensor, _, name in linears})
+    for tensor, layer, name in linears:
+        parts, own = parts_of(config, (name, tensor.shape), targets), found[layer]
         if parts:
             settings = lora.lora_rank, scale_of(lora), lora.lora_dropout, tensor.matmul
             own.append(Adapter(name, len(own), tensor.shape, parts, *settings))
-    if not any(found):
-        raise UserError(
-            f"--lora-targets {lora.lora_targets} are not in this model, whose layers are of the kind {config.pattern}; "
-            "use --lora-targets all"
-        )
     return [tuple(own) for own in found]
+
+
+def linear_of(tensor):
+    """(layer, name) of the linear layer whose weight a Tensor is; None if it is another tensor."""
+    prefix, layer, name = (tensor.name.removesuffix(".weight").split(".", 2) + ["", ""])[:3]
+    is_linear = prefix == "layers" and name in TARGETS.values() and tensor.name.endswith(".weight")
+    return (int(layer), name) if is_linear else None
+
+
+def check_targets(config, lora, linears):
+    """Raise UserError if one of the --lora-targets is in none of a model's `linears`, {(name, shape), ...}."""
+    for word, targets in named_targets(lora):
+        if not any(parts_of(config, linear, targets) for linear in linears):
+            raise UserError(
+                f"--lora-targets {word} is not in this model, which has --pattern {config.pattern} and "
+                f"--feed-forward {config.feed_forward}; leave it out, or use --lora-targets all"
+            )
 
 
 def parameters(layers):

@@ -487,6 +487,8 @@ def test_fields_without_effect_are_ignored(kind):
         quantization_config=None,
         something_new=[1],
     )
+    if kind in ("gpt2", "gpt_neo", "gpt_neox"):  # which always have as many key-value heads as heads
+        others |= dict(num_key_value_heads=2, head_dim=32)
     without = dict(attention_dropout=0.1) if kind in ("gpt_neo", "gpt_neox") else {}
     assert config_of(kind, **others) == config_of(kind, **without)
 
@@ -523,6 +525,7 @@ def test_fields_without_effect_are_ignored(kind):
         ("gpt2", "n_head", 5),
         ("gpt_neox", "attention_bias", False),
         ("gpt_neox", "rotary_pct", 0.7),
+        ("gpt_neox", "partial_rotary_factor", 0),
         ("gpt_neox", "hidden_act", "quick_gelu"),
         ("gpt_neo", "attention_types", [[["global"], 3]]),
         ("gpt_neo", "attention_types", [[["sparse"], 4]]),

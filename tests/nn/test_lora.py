@@ -43,7 +43,8 @@ def batch(config, seed=0, size=3):
 
 def adapted(config, dtype=np.float64, compute_dtype=None, recompute=False, noise=0.3, **settings):
     """A model with adapters whose B are not zero."""
-    settings = dict(lora_rank=3, lora_alpha=5.0, lora_targets="all,dt_proj,out_proj") | settings
+    targets = "all,dt_proj,out_proj" if "M" in config.letters else "all"
+    settings = dict(lora_rank=3, lora_alpha=5.0, lora_targets=targets) | settings
     model = Model(config, 1, dtype=dtype, compute_dtype=compute_dtype, recompute=recompute, lora=LoraConfig(**settings))
     draw = np.random.default_rng(7)
     for view in lora.parts(model.adapters, model.parameters.trained).values():
@@ -111,8 +112,11 @@ def test_all_layers_of_mamba_are_those_that_peft_applies():
 def test_unknown_and_absent_targets_are_named():
     with pytest.raises(UserError, match="--lora-targets 'gaet' is unknown; did you mean gate"):
         adapted(CONFIGS["attention"], lora_targets="q,gaet")
-    with pytest.raises(UserError, match="--lora-targets in_proj are not in this model"):
-        adapted(CONFIGS["attention"], lora_targets="in_proj")
+    for targets, absent in (("in_proj", "in_proj"), ("attention,out_proj", "out_proj")):
+        with pytest.raises(UserError, match=f"--lora-targets {absent} is not in this model"):
+            adapted(CONFIGS["attention"], lora_targets=targets)
+    with pytest.raises(UserError, match="--lora-targets gate is not in this model"):
+        adapted(CONFIGS["gpt2"], lora_targets="q,gate")  # its activation has no gate
 
 
 @pytest.mark.parametrize("name", CONFIGS)

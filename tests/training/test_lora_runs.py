@@ -182,7 +182,7 @@ def sentence(capsys, *words):
         (["--lora-alpha", 8], "--lora-alpha 8.0 has no effect without --lora-rank"),
         (["--rslora"], "--rslora has no effect without --lora-rank"),
         (["--lora-rank", 2, "--lora-targets", "qv"], "--lora-targets 'qv' is unknown"),
-        (["--lora-rank", 2, "--lora-targets", "in_proj"], "--lora-targets in_proj are not in this model"),
+        (["--lora-rank", 2, "--lora-targets", "in_proj"], "--lora-targets in_proj is not in this model"),
         (["--lora-rank", -1], "--lora-rank is -1; it must be at least 0"),
         (["--lora-rank", 2, "--lora-dropout", 1], "--lora-dropout is 1.0; it must be at most 0.95"),
     ],

@@ -21,9 +21,14 @@ SHARE = 0.25  # of a head's columns that is rotated, the default
 def config_from(fields):
     """See `slm_np.formats.families`."""
     of.check_supported(fields, MODEL_TYPES["gpt_neox"], dict(attention_bias=(True,)))
-    heads = of.heads(fields)
+    width = of.whole(fields, "hidden_size")
+    # transformers reads no other fields of the heads for this class.
+    heads = of.heads(dict(hidden_size=width, num_attention_heads=fields.get("num_attention_heads")))
     rotary, share = of.rotation(dict(fields, rope_theta=fields.get("rotary_emb_base")))
-    share = of.real(dict(rotary_pct=share or fields.get("rotary_pct")), "rotary_pct", SHARE)
+    if share is None:
+        share = of.real(fields, "rotary_pct", SHARE)
+    else:
+        share = of.real(dict(partial_rotary_factor=share), "partial_rotary_factor")
     rotated = int(heads["head_dim"] * share)
     if share > 1 or rotated < 2 or rotated % 2:
         raise of.refused("rotary_pct", share, f"a share that rotates an even number of the {heads['head_dim']} columns")
@@ -31,7 +36,7 @@ def config_from(fields):
         vocab_size=of.whole(fields, "vocab_size"),
         block_size=of.whole(fields, "max_position_embeddings"),
         n_layer=of.whole(fields, "num_hidden_layers"),
-        n_embd=of.whole(fields, "hidden_size"),
+        n_embd=width,
         n_hidden=of.whole(fields, "intermediate_size"),
         norm="layernorm",
         norm_eps=of.real(fields, "layer_norm_eps", 1e-5),
