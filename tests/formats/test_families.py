@@ -127,6 +127,7 @@ OURS = {
     "some-windows": (dict(ROTARY, pattern="AL", window=5, rope_theta=50.0), "smollm3"),
     "all-letters": (dict(ROTARY, pattern="ANL", window=5, head="linear"), "smollm3"),
     "no-positions": (dict(ROTARY, positions="none", head_dim=8), "smollm3"),
+    "no-positions-windows": (dict(ROTARY, positions="none", pattern="AL", window=5), "smollm3"),
     "qkv-bias": (dict(ROTARY, qkv_bias="on", head_dim=8), "qwen2"),
     "qkv-bias-windows": (dict(ROTARY, qkv_bias="on", pattern="LA", window=3), "qwen2"),
     "qk-norm": (dict(ROTARY, qk_norm=True, n_kv_head=2, rope_scaling="llama3:4,1,2,16"), "qwen3"),

@@ -89,10 +89,10 @@ def _rotated(fields, kind, layers):
 
 def _letters(windows, rotated):
     """The letter of each layer's mixer."""
+    if not any(rotated):  # with --positions none
+        return "".join("L" if window else "A" for window in windows)
     if any(window and not rotates for window, rotates in zip(windows, rotated)):
         raise of.refused("sliding_window", max(filter(None, windows)), "null in layers without rotary positions")
-    if not any(rotated):
-        return "A" * len(rotated)  # with --positions none
     return "".join("L" if window else "A" if rotates else "N" for window, rotates in zip(windows, rotated))
 
 
