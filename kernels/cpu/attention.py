@@ -321,8 +321,8 @@ def attend(out, query, keys, values, first, scores, scale):
 def step_group(out, b, keys, values, qkv, heads, kv_heads, kv, steps, position, window, scores, scale):
     """Sequence b, key-value head kv: the key and value of a new token enter the cache, and its queries attend to it.
 
-    keys, values: the caches (B, K, T, w), flat: a ring of `steps` slots, of which the newest `window` <= `steps` are
-    seen. scores (T,): scratch.
+    keys, values: the caches (B, K, T, w), flat: a ring of `steps` slots. The queries see the newest `window` <= `steps`
+    tokens. scores (T,): scratch.
     """
     width, slot, length = out.shape[1] // heads, position % steps, min(position + 1, window)
     group, start, new = heads // kv_heads, (b * kv_heads + kv) * steps * width, slot * width

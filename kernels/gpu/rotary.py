@@ -1,4 +1,4 @@
-"""Rotary positions: the pairs (i, i + half) of the first columns of every head rotated in place."""
+"""Rotary positions: the pairs (i, i + half) of the first columns of every head are rotated in place."""
 
 import math
 

@@ -21,7 +21,7 @@ from slm_np.nn import feed_forward, head, lora, norm, residual, warmup
 from slm_np.nn.arena import Arena, Request, planned_bytes
 from slm_np.nn.dropout import ModelDropout, model_dropout
 from slm_np.nn.mixers import columns_of, mixer_of
-from slm_np.nn.parameters import SMALLER, Parameters, count, frozen_bytes, matmul_weight, within
+from slm_np.nn.parameters import SMALLER_MODEL, Parameters, count, frozen_bytes, matmul_weight, within
 from slm_np.ops.device import CPU, Device, host, number, put
 from slm_np.words import counted
 
@@ -122,7 +122,7 @@ def block_forward(config, mixer, w, a, out, dropout, state=None, position=None):
     A parallel block has feed_forward(norm(x)) instead. `middle` is then a partial sum in `out`, which backward does not
     read.
     position: of the one new token of each sequence, when decoding; None for whole windows
-    out: None to recompute what backward reads, which `out` is not. Only if `middle` is an array of its own
+    out: None to recompute only what backward reads. Requires that `middle` is an array of its own
     """
     a["lora_dropout"] = dropout.adapters
     x = a["x"]
@@ -236,7 +236,7 @@ class Pass(NamedTuple):
 
 
 class Activations:
-    """The arena of one (B, T), with the arrays of each layer by their short names. recompute: as of `plan`"""
+    """The arena of one (B, T), with the arrays of each layer by their short names. recompute: see `plan`"""
 
     def __init__(self, config, batch, steps, dtype, compute_dtype=None, device=CPU, recompute=False, adapters=()):
         self.config, self.batch, self.steps, self.device, self.recompute = config, batch, steps, device, recompute
@@ -263,7 +263,7 @@ def model_forward(model, activations, tokens, dropout, states=None, position=Non
     tokens    (B, T) int32 below V, of the model's device. This is not checked, see `Model.forward`
     dropout   ModelDropout
     states    what the mixers keep of the past, from which they continue; None starts new sequences
-    position  as of `block_forward`
+    position  see `block_forward`
     """
     config, w, a, layers = model.config, model.parameters.weight, activations.shared, activations.layers
     activations.pending = None
@@ -393,7 +393,7 @@ class Model(arguments.Fixed):
         self.lora = lora if has_adapters else None
         tensors, _ = model_tensors(self.config, self.lora)
         n, needed = count(tensors), weight_bytes(tensors, self.dtype, self.compute_dtype, device)
-        device.check_memory(needed, f"a model of {n:,} parameters", SMALLER)
+        device.check_memory(needed, f"a model of {n:,} parameters", SMALLER_MODEL)
         self.parameters = Parameters(tensors, decay, self.dtype, self.compute_dtype, device)
         if seed is not None:
             self.parameters.initialize(seed)
@@ -465,7 +465,7 @@ class Model(arguments.Fixed):
         return self._plan(batch, steps, self.recompute)
 
     def _plan(self, batch, steps, recompute):
-        """`plan`. recompute: as of the function `plan`. An arena that saves more is kept."""
+        """`plan`. recompute: see the function `plan`. An arena that saves more is kept."""
         batch, steps = arguments.whole("batch", batch, 1, LARGEST), arguments.whole("steps", steps, 1, LARGEST)
         if steps > self.config.block_size:
             raise UserError(
@@ -522,7 +522,7 @@ class Model(arguments.Fixed):
         return normed
 
     def dropout(self, key=None):
-        """The ModelDropout of one micro-batch. key: as of `loss_and_gradient`"""
+        """The ModelDropout of one micro-batch. key: see `loss_and_gradient`"""
         return model_dropout(self.config, None if key is None else arguments.wholes("key", key), self.adapters)
 
     def _dropout(self, dropout):

@@ -18,7 +18,7 @@ from slm_np.dtypes import CastCopy
 from slm_np.errors import UserError
 from slm_np.ops.device import CPU, host, put
 
-SMALLER = "choose a smaller --n-layer, --n-embd or --vocab-size"
+SMALLER_MODEL = "choose a smaller --n-layer, --n-embd or --vocab-size"
 
 
 class Tensor(NamedTuple):
@@ -160,7 +160,9 @@ class Parameters(arguments.Fixed):
         """The flat gradients of the trained tensors. They are allocated here, since inference needs none."""
         if self.owner is not None:
             return self.owner.gradients
-        self.device.check_memory(self.weights.nbytes, f"the gradient of {self.weights.size:,} parameters", SMALLER)
+        self.device.check_memory(
+            self.weights.nbytes, f"the gradient of {self.weights.size:,} parameters", SMALLER_MODEL
+        )
         return self.device.arrays.zeros_like(self.weights)
 
     @functools.cached_property

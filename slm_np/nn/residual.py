@@ -10,7 +10,7 @@ def plan(config, tokens):
 
 
 def project_forward(w, a, name, out, x, residual, dropout, start=0):
-    """out = residual + dropout(x W + b)        residual None: no residual connection. start: as of linear.py"""
+    """out = residual + dropout(x W + b)        residual None: no residual connection. start: see linear.py"""
     if dropout is None:
         linear.forward(w, a, name, out, x, residual, start)
     else:

@@ -24,7 +24,7 @@ def rotary_table(cos, sin, theta, start=0, scaling=None):
     """cos, sin (T, r/2) of the angles (start + t) f_i with the frequencies f_i = theta^(-2i/r)
 
     The angles are computed in float64, so that late positions stay exact.
-    scaling: None, or (factor, low, high, context) as of `scaled_frequencies`
+    scaling: None, or (factor, low, high, context), see `scaled_frequencies`
     """
     steps, half = cos.shape
     frequencies = theta ** (-np.arange(half) / half)  # (r / 2,)

@@ -85,7 +85,7 @@ def linear(theirs, ours, shape, *, bias="both", columns=None, part="", transpose
 
 
 def norm(theirs, ours, width, bias="neither"):
-    """Yield the mappings of a norm. bias: as of `linear`"""
+    """Yield the mappings of a norm. bias: see `linear`"""
     yield TensorMapping(f"{theirs}.weight", f"{ours}.weight", (width,))
     if bias != "neither":
         yield TensorMapping(f"{theirs}.bias", f"{ours}.bias" if bias == "both" else "", (width,))
@@ -135,7 +135,7 @@ def to_theirs(mappings, tensors):
 def in_their_layout(mappings, tensors):
     """({name: shape}, iterator of (name, array)) of all their tensors, one after another.
 
-    mappings: a list.   tensors: as of `to_theirs`
+    mappings: a list.   tensors: see `to_theirs`
     """
     shapes = {mapping.theirs: mapping.shape for mapping in mappings}
     return shapes, ((mapping.theirs, array) for mapping, array in to_theirs(mappings, tensors))
