@@ -278,8 +278,9 @@ def memory_plan(run):
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
     what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
+    smaller = "choose a smaller --batch-size or --block-size" if run.base else SMALLER
     saves = model.n_layer > 1 and not run.train.recompute
-    on.check_memory(sum(parts.values()), what, f"use --recompute, or {SMALLER}" if saves else SMALLER)
+    on.check_memory(sum(parts.values()), what, f"use --recompute, or {smaller}" if saves else smaller)
     return parts
 
 

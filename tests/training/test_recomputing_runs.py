@@ -48,3 +48,11 @@ def test_too_little_memory_names_it(tmp_path, data, capsys, monkeypatch):
         words = small.flags(data, out_dir=tmp_path / "run", n_layer=n_layer, recompute=recompute)
         assert small.status("train", *words) == 2
         assert ("use --recompute, or choose a smaller --batch-size" in capsys.readouterr().err) == named
+
+
+def test_too_little_memory_for_finetuning_names_what_can_change(tmp_path, data, capsys, monkeypatch):
+    train("train", *small.flags(data, n_layer=3, max_iters=0, out_dir=tmp_path / "base"))
+    monkeypatch.setattr(CPU, "free_bytes", lambda: 4096)
+    assert small.status("finetune", "--base", tmp_path / "base", "--data", data, "--out-dir", tmp_path / "new") == 2
+    said = capsys.readouterr().err
+    assert "choose a smaller --batch-size or --block-size" in said and "--n-layer" not in said
