@@ -42,7 +42,7 @@ def batch(config, seed=0, size=3):
 
 
 def adapted(config, dtype=np.float64, compute_dtype=None, recompute=False, noise=0.3, **settings):
-    """A model with adapters whose B are not zero."""
+    """A model with adapters in which B is not zero."""
     targets = "all,dt_proj,out_proj" if "M" in config.letters else "all"
     settings = dict(lora_rank=3, lora_alpha=5.0, lora_targets=targets) | settings
     model = Model(config, 1, dtype=dtype, compute_dtype=compute_dtype, recompute=recompute, lora=LoraConfig(**settings))
@@ -61,7 +61,7 @@ def gradient(model, key=(1, 2)):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_gradients_are_those_of_finite_differences(name, dropout):
+def test_gradients_match_finite_differences(name, dropout):
     model = adapted(CONFIGS[name], lora_dropout=dropout)
     parameters, draw = model.parameters, np.random.default_rng(3)
     _, found = gradient(model)
@@ -103,7 +103,7 @@ def test_gpt2_and_gpt_neox_have_one_adapter_for_queries_keys_and_values():
         assert "layers.0.attention.qkv.lora_A" in lora.parts(model.adapters, model.parameters.trained)
 
 
-def test_all_layers_of_mamba_are_those_that_peft_applies():
+def test_all_means_the_layers_of_mamba_that_peft_adapts():
     model = adapted(CONFIGS["mamba"], lora_targets="all")
     names = {adapter.name for own in model.adapters for adapter in own}
     assert {name for name in names if name.startswith("mamba.")} == {"mamba.in_proj", "mamba.x_proj"}
@@ -157,7 +157,7 @@ def test_training_starts_from_the_base():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_gradient_of_a_frozen_weight_is_computed(name, monkeypatch):
-    """Frozen tensors have no gradient, and no op gets memory for one, except what mixers compute with dx."""
+    """Frozen tensors have no gradient, and no op gets memory for one. Mixers are exempt: they compute some with dx."""
     model, shapes = adapted(CONFIGS[name]), []
     trained = {view.shape for view in model.parameters.trained.values()}
     for op, index in (
@@ -294,20 +294,28 @@ def test_copies_and_samples_of_a_model_with_frozen_bfloat16(bfloat16):
 @pytest.mark.parametrize("name", ["attention", "mlp head", "no head"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_only_rows_with_a_target_go_through_a_frozen_head(name, share, monkeypatch):
-    """Losses and gradients have the bits that they have when all rows go through it."""
+    """Losses and gradients equal those of a head that all rows go through."""
     config = CONFIGS[name]
     tokens, targets = batch(config)
     targets = np.where(np.random.default_rng(5).random(targets.shape) < share, targets, -1)
-    found = []
+    gathered, found, rows = head.gathered, [], []
+
+    def counted(*arguments):
+        result = gathered(*arguments)
+        rows.append(len(result))
+        return result
+
+    monkeypatch.setattr(head, "gathered", counted)
     for sparse in (True, False):
         if not sparse:
-            monkeypatch.setattr("slm_np.nn.head.target_runs", lambda targets: None)
+            monkeypatch.setattr(head, "target_runs", lambda targets: None)
         model = adapted(config)
         loss = model.loss_and_gradient(tokens, targets, key=(1,))
         found.append([loss, model.parameters.gradients, model.losses(tokens, targets).copy()])
     for one, other in zip(*found):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
     assert not found[0][2][targets < 0].any()
+    assert set(rows) == (set() if name == "no head" else {np.count_nonzero(targets >= 0)})
 
 
 def test_rows_are_gathered_and_put_back():
