@@ -1,4 +1,4 @@
-"""Damage to files: flipped bits, cut ends, and JSON whose fields are anything but what they should be."""
+"""Damage to files: flipped bits, truncation, and JSON with wrong fields."""
 
 import json
 import random
@@ -32,20 +32,27 @@ ODD = [
 
 
 def flips(size, n, seed):
-    """(byte, bit) of n flips in a file of so many bytes."""
+    """n random positions (byte, bit) in a file of `size` bytes."""
     draw = random.Random(seed)
     return [(draw.randrange(size), draw.randrange(8)) for _ in range(n)]
 
 
 def changed(raw, seed, n, cuts):
-    """The bytes `raw` with one bit flipped, n times, and cut short, `cuts` times."""
+    """Yield n copies of the bytes `raw` with one bit flipped, then `cuts` truncated copies."""
     for byte, bit in flips(len(raw), n, seed):
         yield raw[:byte] + bytes([raw[byte] ^ 1 << bit]) + raw[byte + 1 :]
     for length in random.Random(seed).sample(range(len(raw)), min(cuts, len(raw))):
         yield raw[:length]
 
 
+def edit_json(path, **changes):
+    """Change fields of a JSON file. Fields that are ... are removed."""
+    fields = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}), encoding="utf-8")
+
+
 def nested(depth):
+    """Lists nested `depth` levels deep."""
     value = []
     for _ in range(depth):
         value = [value]
@@ -71,7 +78,7 @@ def mutated(fields, draw):
 
 
 def broken(raw, draw):
-    """The bytes of a JSON file that is none."""
+    """Bytes that are not a JSON object, in place of the JSON file `raw`."""
     return draw.choice(
         [b"", b"\xff\xfe" + raw, raw[: len(raw) // 2], b"[" * 100_000, b"null", b"[]", raw + b"}", b"\0" * len(raw)]
     )

@@ -16,6 +16,7 @@ import time
 import pytest
 import small
 from chain_model import chain, word_chain
+from special_tokens import bytes_and
 
 from slm_np.cli.conversation import COMMANDS, Conversation
 from slm_np.cli.text_output import Screen, color, unescaped
@@ -23,8 +24,6 @@ from slm_np.config import SamplingConfig, TrainConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import DEFAULT
 from slm_np.data.jinja_template import JinjaTemplate
-from slm_np.data.library_tokenizer import LibraryTokenizer
-from slm_np.data.tokenizer_json import end_of_text_token
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, files, run_config
 from slm_np.formats.generation_config import to_generation_config
@@ -128,9 +127,7 @@ def turns(tmp_path):
     """A function (follows, source, block_size) -> Conversation with a run whose chat template is in Jinja."""
     pytest.importorskip("jinja2", reason="chat templates in Jinja need the package jinja2")
     pytest.importorskip("tokenizers", reason="special tokens need the package tokenizers")
-    names = ["<|turn|>", "<|end|>", "<|endoftext|>"]
-    added = [dict(end_of_text_token(256 + i), content=name) for i, name in enumerate(names)]
-    tokenizer = LibraryTokenizer(dict(ByteTokenizer().to_json(), added_tokens=added))
+    tokenizer = bytes_and("<|turn|>", "<|end|>", "<|endoftext|>")
 
     def made(follows, source=TURNS, block_size=64, **options):
         saved(tmp_path / "turns", follows, JinjaTemplate(source), block_size, tokenizer)
@@ -164,7 +161,7 @@ def test_a_conversation_with_a_template_in_jinja_keeps_its_newest_messages(turns
     assert chat.prompt().tolist() == wanted
 
 
-def test_a_template_that_refuses_a_system_message_is_told(turns, capsys):
+def test_a_template_that_refuses_a_system_message_is_an_error(turns, capsys):
     chat = turns(
         word_chain(["ano" + END]),
         "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + TURNS,

@@ -1,15 +1,12 @@
 """What the user said about the data, in every command that reads text: train, resume, finetune, evaluate."""
 
-import functools
-import gzip
 import json
 
 import pytest
 import small
+from compressed import gzipped
 
 from slm_np.formats import run_config
-
-gzipped = functools.partial(gzip.compress, mtime=0)  # the same bytes in every process that collects the tests
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

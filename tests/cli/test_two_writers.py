@@ -75,7 +75,7 @@ def test_a_start_is_refused_while_another_one_reads_its_corpus(folder, capsys):
         for words in (WRITERS["train"], ("train", "--resume", "new")):
             assert small.status(*["new" if word == "run" else word for word in words]) == 2
             assert "new is in use by process" in capsys.readouterr().err
-        assert small.status("convert", "run", "new") == 2  # it writes into no directory that has files
+        assert small.status("convert", "run", "new") == 2  # it writes only into an empty directory
         assert "new already exists, and nothing is overwritten" in capsys.readouterr().err
         assert os.listdir("new") == [LOCK]
 

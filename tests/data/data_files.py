@@ -55,9 +55,10 @@ def marked(documents):
     return "".join(f"{document}\n{MARKER}\n" for document in documents)
 
 
-def conversation(question, answer):
-    """A row of one question and one answer."""
-    return dict(messages=[dict(role="user", content=question), dict(role="assistant", content=answer)])
+def conversation(*contents):
+    """A row of messages of user and assistant in turn."""
+    roles = ("user", "assistant") * len(contents)
+    return dict(messages=[dict(role=role, content=content) for role, content in zip(roles, contents)])
 
 
 def jsonl(rows):

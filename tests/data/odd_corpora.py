@@ -5,15 +5,13 @@ Each is made from its documents, so what is expected does not depend on the code
 
 import bz2
 import csv
-import functools
-import gzip
 import io
 import json
 import lzma
 import random
 from typing import NamedTuple
 
-gzipped = functools.partial(gzip.compress, mtime=0)  # the same bytes at any time
+from compressed import gzipped
 
 MARKER = "<|endoftext|>"
 WORDS = [
@@ -246,7 +244,7 @@ def _refused(draw):
     """Files that are not text, damaged, or malformed."""
     rows = [json.dumps(dict(text=_text(draw))) for _ in range(9)]
     wrong = rows[:3] + ["{"] + rows[3:] + ['{"txt": 1}']
-    packed = draw.choice([gzip.compress, bz2.compress, lzma.compress])(_text(draw, size=300).encode())
+    packed = draw.choice([gzipped, bz2.compress, lzma.compress])(_text(draw, size=300).encode())
     binary = draw.choice(list(BINARY))
     name, data, options, refusal = draw.choice(
         [

@@ -3,8 +3,6 @@
 import bz2
 import codecs
 import csv
-import functools
-import gzip
 import io
 import json
 import lzma
@@ -14,6 +12,7 @@ import time
 import zlib
 
 import pytest
+from compressed import gzipped
 from data_files import LONG_AGO, MARKER, byte_ids, conversation, jsonl, load, marked, old_file, stories, text_file
 
 from slm_np.data import converted, corpus, json_values, tables
@@ -22,8 +21,6 @@ from slm_np.data.json_values import values
 from slm_np.data.text_files import Text
 from slm_np.data.unpacking import unpacked
 from slm_np.errors import UserError
-
-gzipped = functools.partial(gzip.compress, mtime=0)  # the same bytes in every process that collects the tests
 
 TEXT = "".join(f"{one}\n" for one in stories(200)).encode()
 PACKED = dict(
@@ -48,7 +45,7 @@ def packed(method, data=TEXT):
         except ImportError:
             zstd = pytest.importorskip("zstandard")
         return zstd.compress(data)
-    return dict(gzip=gzip.compress, bzip2=bz2.compress, xz=lzma.compress, lzma=_lzma)[method](data)
+    return dict(gzip=gzipped, bzip2=bz2.compress, xz=lzma.compress, lzma=_lzma)[method](data)
 
 
 def _lzma(data):

@@ -1,7 +1,5 @@
 """`.bin` files of other programs: llm.c's and nanoGPT's are read, ids of other types and other files are refused."""
 
-import functools
-import gzip
 import io
 import json
 import os
@@ -11,13 +9,12 @@ import struct
 
 import numpy as np
 import pytest
+from compressed import gzipped
 from data_files import load, marked, old_file, stories, token_file
 
 from slm_np.data import nanogpt
 from slm_np.data.foreign_files import layout
 from slm_np.errors import UserError
-
-gzipped = functools.partial(gzip.compress, mtime=0)  # the same bytes in every process that collects the tests
 
 IDS = (np.random.default_rng(1).zipf(1.3, 3000) - 1) % 60_000  # as of a text: small ids are frequent
 

@@ -1,4 +1,4 @@
-"""Chat templates in Jinja: ids, targets, what a message cannot forge, the text of transformers, hostile templates."""
+"""Chat templates in Jinja: ids, targets, injection, agreement with transformers, and hostile templates."""
 
 import copy
 import datetime
@@ -10,12 +10,13 @@ import pytest
 pytest.importorskip("jinja2", reason="chat templates in Jinja need the package jinja2")
 pytest.importorskip("tokenizers", reason="special tokens need the package tokenizers")
 
-import wild
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from wild import CHATML, HEADERS, INSTRUCTIONS, NAMES, ROLES, TEXT, THINKING, TOKENS, bytes_and, written
+from special_tokens import bytes_and
+from wild import CHATML, HEADERS, INSTRUCTIONS, NAMES, ROLES, TEXT, THINKING, TOKENS, written
 
 from slm_np.data import jinja_limits, templates
+from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import DEFAULT, Template
 from slm_np.data.jinja_template import PRIVATE, JinjaTemplate
 from slm_np.data.tokenizer import encode_spans
@@ -36,7 +37,7 @@ def made(source):
 
 
 def targets(spans, tokenizer):
-    """The texts that the loss counts, with the names of special tokens."""
+    """The texts of consecutive targets, with the names of special tokens."""
     found, before = [], False
     for part, target in spans:
         if target:
@@ -58,7 +59,7 @@ def targets(spans, tokenizer):
     ],
     ids=IDS,
 )
-def test_the_loss_counts_what_the_model_writes_after_the_prompt(source, wanted):
+def test_targets_are_what_the_model_writes_after_the_prompt(source, wanted):
     template, tokenizer = made(source)
     spans = template.spans(TURNS, tokenizer)
     assert targets(spans, tokenizer) == wanted
@@ -71,8 +72,9 @@ def test_a_prompt_is_the_conversation_before_the_first_target(source):
     for turns in (TURNS[:2], TURNS):
         spans = template.spans(turns, tokenizer)
         last = max(i for i, (_, target) in enumerate(spans) if not target and i + 1 < len(spans) and spans[i + 1][1])
-        template_day = JinjaTemplate(source.replace("strftime_now('%d %b %Y')", "'01 Jan 2025'"), TOKENS[source])
-        prompt = template_day.prompt(turns[:-1], tokenizer)
+        # spans() uses a fixed day, prompt() today's.
+        with_fixed_day = JinjaTemplate(source.replace("strftime_now('%d %b %Y')", "'01 Jan 2025'"), TOKENS[source])
+        prompt = with_fixed_day.prompt(turns[:-1], tokenizer)
         assert written(prompt, tokenizer) == written([part for part, _ in spans[: last + 1]], tokenizer)
 
 
@@ -99,7 +101,7 @@ def test_the_reply_of_a_template_without_a_prompt_is_its_message():
         "<assistant>Mia.</s>",
         "<assistant>By the hut.</s>",
     ]
-    source = "{{ messages | length }}" + source  # so that the prompt does not start the conversation
+    source = "{{ messages | length }}" + source  # so that the prompt is not a prefix of the conversation
     assert targets(JinjaTemplate(source).spans(TURNS, tokenizer), tokenizer) == ["Mia.</s>", "By the hut.</s>"]
 
 
@@ -110,8 +112,9 @@ def test_a_template_that_hides_the_replies_is_refused():
 
 # Injection
 
-PIECES = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "end|>", "<", "|", ">", "<|", "<|im_end|", "system\n"]
-PIECES += [
+FRAGMENTS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "end|>", "<", "|", ">", "<|", "<|im_end|"]
+FRAGMENTS += [
+    "system\n",
     "a",
     "é",
     "\n",
@@ -125,7 +128,7 @@ PIECES += [
     "\udcff",
     "{{ 1 }}",
 ]
-contents = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join).filter(lambda text: text.strip())
+contents = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=8).map("".join).filter(lambda text: text.strip())
 
 
 @settings(max_examples=300, deadline=None)
@@ -183,7 +186,7 @@ def test_messages_that_contain_every_private_character_are_refused():
         template.prompt([dict(ASK, content=everything)], tokenizer)
     most = everything[5:-5]
     assert most.encode() in b"".join(
-        p for p in template.prompt([dict(ASK, content=most)], tokenizer) if type(p) is bytes
+        p for p in template.prompt([dict(ASK, content=most)], tokenizer) if isinstance(p, bytes)
     )
 
 
@@ -193,15 +196,15 @@ def test_white_space_beside_a_special_token_may_belong_to_it():
     assert template.prompt([ASK], tokenizer) == [b"Who?", 256, b"|"]
 
 
-# What transformers writes
+# Agreement with transformers
 
 
 @pytest.mark.parametrize("source", ALL, ids=IDS)
-def test_text_and_ids_are_those_of_transformers(source, monkeypatch):
+def test_text_and_ids_match_transformers(source, monkeypatch):
     transformers = pytest.importorskip("transformers", reason="compares with transformers")
     import tokenizers
 
-    monkeypatch.setattr("slm_np.data.jinja_template.TRAINING_DAY", None)  # transformers says today's
+    monkeypatch.setattr("slm_np.data.jinja_template.TRAINING_DAY", None)  # today, as in transformers
     template, tokenizer = made(source)
     theirs = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer.to_bytes().decode()), **TOKENS[source]
@@ -220,7 +223,7 @@ def test_text_and_ids_are_those_of_transformers(source, monkeypatch):
         assert written(prompt, tokenizer) == theirs.apply_chat_template(conversation[:-1], tokenize=False, **options)
 
 
-def test_the_day_of_training_is_fixed_and_that_of_a_chat_is_today():
+def test_training_uses_a_fixed_day_and_chat_uses_today():
     template, tokenizer = made(HEADERS)
     year = f"{datetime.datetime.now():%Y}"
     assert year in written(template.prompt([ASK], tokenizer), tokenizer)
@@ -264,7 +267,7 @@ def test_what_templates_may_use():
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot write .*recursion"),
     ],
 )
-def test_a_bad_template_is_one_sentence_with_its_line(source, sentence):
+def test_a_bad_template_is_reported_in_one_sentence_with_its_line(source, sentence):
     template = JinjaTemplate(source, name="model/chat_template.jinja")
     with pytest.raises(UserError, match=rf"^model/chat_template.jinja.*{sentence}") as refused:
         template.prompt([ASK], bytes_and("</s>"))
@@ -320,7 +323,7 @@ def test_a_template_that_explodes_is_refused_at_once(source):
         "{% for i in range(99999) %}{% set x = range(9999) | map('string') | list %}{% endfor %}",
     ],
 )
-def test_a_template_without_end_is_refused(source, monkeypatch):
+def test_a_template_that_does_not_end_is_refused(source, monkeypatch):
     monkeypatch.setattr(jinja_limits, "SECONDS", 0.2)
     with pytest.raises(UserError, match="takes more than 0.2 seconds|makes more than 10,000,000 characters"):
         JinjaTemplate(source).prompt([ASK], bytes_and("</s>"))
@@ -334,13 +337,13 @@ def test_conversations_that_end_with_the_wrong_role_are_refused():
         template.prompt([ASK, REPLY], tokenizer)
 
 
-def test_a_missing_package_is_one_sentence(monkeypatch):
+def test_a_missing_package_is_reported_in_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UserError, match=r'needs the package jinja2.*pip install "slm_np\[chat\]"'):
         JinjaTemplate("{{ 'a template that is new' }}").prompt([ASK], bytes_and("</s>"))
 
 
-def test_long_messages_are_no_explosion():
+def test_long_messages_are_accepted():
     long = "word " * 200_000
     source = "{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ m.content | trim | truncate(2000000) }}"
     source += (
@@ -376,5 +379,5 @@ def test_a_damaged_template_is_refused(tmp_path, text):
 
 
 def test_special_tokens_of_our_tokenizers():
-    assert list(wild.ByteTokenizer(True).special_tokens) == ["<|endoftext|>"]
-    assert not wild.ByteTokenizer().special_tokens
+    assert list(ByteTokenizer(True).special_tokens) == ["<|endoftext|>"]
+    assert not ByteTokenizer().special_tokens

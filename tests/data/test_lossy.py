@@ -65,7 +65,7 @@ def test_own_tokenizers_lose_no_bytes(make):
     )
 
 
-def test_a_special_token_that_merges_make_is_no_lossless_tokenizer():
+def test_a_tokenizer_with_a_special_token_that_merges_make_is_not_lossless():
     fields = bpe_tokenizer().to_json()
     tokenizer = LibraryTokenizer(fields)
     word = next(token for token, id in fields["model"]["vocab"].items() if id == 270)
@@ -76,7 +76,7 @@ def test_a_special_token_that_merges_make_is_no_lossless_tokenizer():
     shouting = LibraryTokenizer(dict(fields, added_tokens=[*fields["added_tokens"], letter]))
     assert not shouting.lossless and shouting.encode("!").tolist() == [0] and losses(shouting, [b"!"]).kinds
     data = tokenizer.decode([270])
-    assert len(other.encode(data)) > 1 and not losses(other, [data]).kinds  # a longer one is cut in two
+    assert len(other.encode(data)) > 1 and not losses(other, [data]).kinds  # its text is split into other tokens
 
 
 NORMALIZERS = {

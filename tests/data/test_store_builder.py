@@ -159,10 +159,12 @@ def test_a_worker_that_outlives_its_parent_does_not_finish_the_shard_of_another_
             refused.append(found.value.errno)
             assert not shards.finished(staging, number)
 
-        refuses(lambda n: joined.clean(staging, plan, tokenizer.dtype.itemsize, False))  # it has begun before
-        refuses()  # it begins before the worker of the new build
+        # An old worker is refused if a new build cleans the folder while it writes, or before it starts.
+        refuses(lambda n: joined.clean(staging, plan, tokenizer.dtype.itemsize, False))
+        refuses()
         assert not (staging / f"{split}.bin").stat().st_size
-        tokenize(staging, plan, number, tokenizer, lambda n: (report(n), refuses()))  # and while that one writes
+        # And while the new one writes.
+        tokenize(staging, plan, number, tokenizer, lambda n: (report(n), refuses()))
 
     expected = load(data, out_dir=tmp_path / "expected")
     monkeypatch.setattr(shards, "tokenize", interrupted)

@@ -1,4 +1,4 @@
-"""Token stores of conversations that a chat template with special tokens writes."""
+"""Token stores of conversations under chat templates with special tokens."""
 
 import json
 
@@ -8,8 +8,9 @@ import pytest
 pytest.importorskip("jinja2", reason="chat templates in Jinja need the package jinja2")
 pytest.importorskip("tokenizers", reason="special tokens need the package tokenizers")
 
-from data_files import jsonl, text_file
-from wild import CHATML, INSTRUCTIONS, NAMES, ROLES, TEXT, TOKENS, bytes_and, kinds
+from data_files import conversation, jsonl, text_file
+from special_tokens import bytes_and
+from wild import CHATML, INSTRUCTIONS, NAMES, ROLES, TEXT, TOKENS, kinds
 
 from slm_np.data import shards
 from slm_np.data.assistant_windows import replies, window_starts
@@ -22,13 +23,6 @@ from slm_np.data.token_store import load_corpus
 from slm_np.data.tokenizer import encode_spans
 from slm_np.data.tokens import TARGET, WITHIN, targets
 from slm_np.errors import UserError
-
-
-def conversation(*contents):
-    """A row of messages of user and assistant in turn."""
-    roles = ("user", "assistant") * len(contents)
-    return dict(messages=[dict(role=role, content=content) for role, content in zip(roles, contents)])
-
 
 ROWS = [
     conversation("Who?", "Mia."),
@@ -44,7 +38,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def loaded(tmp_path, source, rows=ROWS, **options):
-    """(training split, tokenizer) of rows that a template in wild.py writes."""
+    """(training split, tokenizer) of rows under a template of wild.py."""
     path = text_file(tmp_path, jsonl(rows), "rows.jsonl")
     options = (
         dict(template=JinjaTemplate(source, TOKENS[source]), tokenizer=bytes_and(*NAMES[source]), threads=1) | options
@@ -82,7 +76,7 @@ def test_ids_and_mask_of_a_conversation(tmp_path):
     assert set(np.unique(tokens.mask)) == {0, TARGET}
 
 
-def test_without_an_end_of_its_own_a_reply_ends_with_end_of_text(tmp_path):
+def test_a_reply_ends_with_end_of_text_if_the_template_has_no_end_token(tmp_path):
     tokens, tokenizer = loaded(tmp_path, TEXT, ROWS[:1])
     assert shown(tokens.ids, tokenizer) == "### Instruction:\nWho?\n\n### Response:\nMia.\n\n<|endoftext|>"
     assert shown(tokens.ids[targets(tokens.mask)], tokenizer) == "Mia.\n\n<|endoftext|>"
@@ -90,7 +84,7 @@ def test_without_an_end_of_its_own_a_reply_ends_with_end_of_text(tmp_path):
 
 @pytest.mark.parametrize("source", [ROLES, INSTRUCTIONS])
 def test_messages_that_end_with_end_of_text_stay_one_document(tmp_path, source):
-    """A window starts with its conversation, not after the last message that ended like a document."""
+    """Windows start at conversations, not after a message that ends with end-of-text."""
     tokens, tokenizer = loaded(tmp_path, source, [conversation("a", "b", "c", "d"), conversation("e", "f"), "Once."])
     end = tokenizer.end_of_text
     last = np.flatnonzero((tokens.ids == end) & (tokens.mask & WITHIN == 0))
@@ -105,7 +99,7 @@ def test_messages_that_end_with_end_of_text_stay_one_document(tmp_path, source):
     np.testing.assert_array_equal(y[0] >= 0, targets(tokens.mask[1:]))
 
 
-def test_the_number_of_shards_and_processes_changes_no_byte(tmp_path, monkeypatch):
+def test_the_bytes_do_not_depend_on_the_number_of_shards_and_processes(tmp_path, monkeypatch):
     rows = [conversation(f"Who is {i}?", f"It is {i}<|im_end|>.") for i in range(200)]
     one, _ = loaded(tmp_path, CHATML, rows)
     ids, mask = np.array(one.ids), np.array(one.mask)
@@ -116,7 +110,7 @@ def test_the_number_of_shards_and_processes_changes_no_byte(tmp_path, monkeypatc
     np.testing.assert_array_equal(two.mask, mask)
 
 
-def test_the_fingerprint_depends_on_the_template_if_there_are_conversations(tmp_path):
+def test_the_fingerprint_depends_on_the_template_only_with_conversations(tmp_path):
     rows, text = text_file(tmp_path, jsonl(ROWS), "rows.jsonl"), text_file(tmp_path, "Once upon a time. " * 9, "t.txt")
     chatml = JinjaTemplate(CHATML, TOKENS[CHATML], "one file")
 
@@ -139,21 +133,21 @@ def test_a_row_that_the_template_refuses_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["smollm", "llama3", "qwen", "tinyllama", "neox", "unigram"])
-def test_conversations_by_the_tokenizers_of_the_world(tmp_path, kind):
-    """The ids are those of the prompt in a chat, then those of the reply."""
+def test_conversations_with_tokenizers_of_other_programs(tmp_path, kind):
+    """The ids of the chat prompt come first, without targets. The reply follows, and all of it is targets."""
     tokenizer = LibraryTokenizer(kinds()[kind])
     template = JinjaTemplate(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}" + "{{ eos_token }}{% endfor %}"
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}",
         dict(eos_token=next(n for n, t in tokenizer.special_tokens.items() if t.id == tokenizer.end_of_text)),
     )
     row = conversation("the cat", "the hat")
-    tokens, same = loaded(tmp_path, CHATML, [row], tokenizer=tokenizer, template=template)
+    tokens, ours = loaded(tmp_path, CHATML, [row], tokenizer=tokenizer, template=template)
     found = [
         ids.tolist()
-        for ids, _ in encode_spans(same, ((part, False) for part in template.prompt(row["messages"][:1], same)))
+        for ids, _ in encode_spans(ours, ((part, False) for part in template.prompt(row["messages"][:1], ours)))
     ]
     prompt = sum(found, [])
     assert tokens.ids[: len(prompt)].tolist() == prompt and not targets(tokens.mask[: len(prompt)]).any()
-    assert tokens.ids[-2] == tokens.ids[-1] == same.end_of_text and targets(tokens.mask[len(prompt) : -1]).all()
-    assert json.loads(json.dumps(same.to_json())) == same.to_json()
+    assert tokens.ids[-2] == tokens.ids[-1] == ours.end_of_text and targets(tokens.mask[len(prompt) : -1]).all()
+    assert json.loads(json.dumps(ours.to_json())) == ours.to_json()

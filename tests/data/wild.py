@@ -1,14 +1,12 @@
-"""Chat templates and tokenizers of the kinds that other programs' models have, made here."""
+"""Chat templates and tokenizers like those of other models, made for tests."""
 
 import functools
 import json
 
 import tokenizers
-from sample_tokenizers import TALE, sentencepiece
+from sample_tokenizers import LLAMA, TALE
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from slm_np.data.byte_tokenizer import ByteTokenizer
-from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.word_patterns import LLAMA3, QWEN2
 
 CHATML = """\
@@ -19,7 +17,7 @@ You help.<|im_end|>
 ' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
 ' }}{% endif %}"""
 
-# Writes the thoughts of the last reply only, empty ones if it has none, as Qwen3's does.
+# Like Qwen3's: it writes the thoughts of the last reply only, and empty ones if there are none.
 THINKING = """\
 {%- for message in messages %}
     {%- if message.role == 'assistant' %}
@@ -36,7 +34,7 @@ THINKING = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
-# The begin token, headers, the day, and messages that the template trims, as Llama 3's does.
+# Like Llama 3's: a begin token, headers, the day, and trimmed messages.
 HEADERS = """\
 {{- bos_token }}
 {%- set day = strftime_now('%d %b %Y') %}
@@ -49,7 +47,7 @@ HEADERS = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"""
 
-# Roles are text, and every message ends with the end-of-text token, as in Zephyr's and TinyLlama's.
+# Like Zephyr's and TinyLlama's: roles are text, and every message ends with end-of-text.
 ROLES = """\
 {% for message in messages %}
 {% if message['role'] == 'user' %}
@@ -64,13 +62,13 @@ ROLES = """\
 {% endif %}
 {% endfor %}"""
 
-# No system message, and no special tokens beside the end, as in Mistral's first one.
+# Like Mistral's first: no system message, and no special tokens but the begin and end of a text.
 INSTRUCTIONS = """\
 {{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + \
 ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token }}{% else %}\
 {{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"""
 
-# Text only, as in Alpaca's.
+# Like Alpaca's: text only.
 TEXT = """\
 {% for message in messages %}{% if message.role == 'assistant' %}### Response:
 {{ message.content }}
@@ -97,18 +95,6 @@ TOKENS = {
     INSTRUCTIONS: dict(bos_token="<s>", eos_token="</s>"),
     TEXT: dict(eos_token="<|endoftext|>"),
 }
-
-
-def special(id, content, **changes):
-    """An entry of added_tokens."""
-    fields = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    return dict(id=id, content=content, **{**fields, **changes})
-
-
-def bytes_and(*names, **changes):
-    """A tokenizer of bytes, and from id 256 on of these special tokens."""
-    added = [special(256 + i, name, **changes) for i, name in enumerate(names)]
-    return LibraryTokenizer(dict(ByteTokenizer().to_json(), added_tokens=added))
 
 
 def written(parts, tokenizer):
@@ -147,10 +133,12 @@ def byte_level(split=None, normalizer=None, first=(), later=(), ignore_merges=Fa
 
 
 def split(pattern):
+    """A pre-tokenizer that splits a text into the matches of a pattern."""
     return pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
 
 
 def added(name, special=True):
+    """An added token for `byte_level`."""
     return tokenizers.AddedToken(name, special=special, normalized=False)
 
 
@@ -186,6 +174,6 @@ def kinds():
             first=["<|endoftext|>"],
             later=[tokenizers.AddedToken(" " * n, special=False, normalized=True) for n in (4, 3, 2)],
         ),
-        "tinyllama": sentencepiece(merges=["▁ t", "h e", "▁t he", "c a", "▁ ca"]),
+        "tinyllama": LLAMA,
         "unigram": json.loads(unigram.to_str()),
     }

@@ -1,7 +1,8 @@
-"""Finetuning a base whose chat template is in Jinja: the run keeps it, resumes, answers, and transformers reads it."""
+"""Finetuning a base with a chat template in Jinja: the run keeps it, resumes and answers, and transformers reads it."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import small
@@ -9,13 +10,12 @@ import small
 pytest.importorskip("jinja2", reason="chat templates in Jinja need the package jinja2")
 pytest.importorskip("tokenizers", reason="special tokens need the package tokenizers")
 
+from special_tokens import bytes_and
+
 from slm_np import load
 from slm_np.cli.conversation import Conversation
-from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import DEFAULT
 from slm_np.data.jinja_template import JinjaTemplate
-from slm_np.data.library_tokenizer import LibraryTokenizer
-from slm_np.data.tokenizer_json import end_of_text_token
 from slm_np.formats import run_config, sources
 from slm_np.inference.generation import encode_prompt
 
@@ -31,9 +31,7 @@ TURN, END = 257, 258
 def made(tmp_path_factory):
     """A folder with a run `base` that has special tokens and a template, and starts prompts as other programs do."""
     folder = tmp_path_factory.mktemp("made")
-    names = ["<|endoftext|>", "<|turn|>", "<|end|>"]
-    added = [dict(end_of_text_token(256 + i), content=name) for i, name in enumerate(names)]
-    tokenizer, path = LibraryTokenizer(dict(ByteTokenizer().to_json(), added_tokens=added)), folder / "tokenizer.json"
+    tokenizer, path = bytes_and("<|endoftext|>", "<|turn|>", "<|end|>"), folder / "tokenizer.json"
     tokenizer.save(path)
     data = small.text_file(folder)
     words = small.flags(data, max_iters=2, block_size=32, out_dir=folder / "base", tokenizer=f"file:{path}")
@@ -99,7 +97,7 @@ def test_a_run_resumes_with_its_template_and_is_evaluated_with_it(base, capsys):
     )
 
 
-def test_the_tokenizer_of_a_run_is_that_of_transformers(base):
+def test_transformers_loads_the_tokenizer_of_a_run(base):
     transformers = pytest.importorskip("transformers", reason="compares with transformers")
     assert finetune() == 0
     theirs, ours = transformers.AutoTokenizer.from_pretrained("tuned"), sources.load("tuned")
@@ -115,7 +113,7 @@ def test_the_tokenizer_of_a_run_is_that_of_transformers(base):
 
 
 def test_a_model_of_transformers_with_a_begin_token_and_more_embeddings_than_tokens(made, base, capsys):
-    """Its prompts start as in transformers, also after it was finetuned, and the finetuned one keeps its embeddings."""
+    """Its prompts start as in transformers, before and after finetuning, and finetuning keeps its embeddings."""
     transformers = pytest.importorskip("transformers", reason="compares with transformers")
     pytest.importorskip("torch", reason="makes a model of transformers")
     sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=300)
@@ -124,7 +122,7 @@ def test_a_model_of_transformers_with_a_begin_token_and_more_embeddings_than_tok
     begin, text = {"SpecialToken": dict(id="<|turn|>", type_id=0)}, {"Sequence": dict(id="A", type_id=0)}
     known = {"<|turn|>": dict(id="<|turn|>", ids=[TURN], tokens=["<|turn|>"])}
     steps = dict(type="TemplateProcessing", single=[begin, text], pair=[begin, text, text], special_tokens=known)
-    fields = json.loads(open("tokenizer.json", encoding="utf-8").read())
+    fields = json.loads(Path("tokenizer.json").read_text(encoding="utf-8"))
     for name, content in {
         "tokenizer.json": dict(fields, post_processor=steps),
         "tokenizer_config.json": dict(
@@ -132,8 +130,7 @@ def test_a_model_of_transformers_with_a_begin_token_and_more_embeddings_than_tok
         ),
         "generation_config.json": dict(eos_token_id=[END, 65]),
     }.items():
-        with open(f"theirs/{name}", "w", encoding="utf-8") as file:
-            json.dump(content, file)
+        Path("theirs", name).write_text(json.dumps(content), encoding="utf-8")
     assert finetune("--block-size", 32, base="theirs") == 0
     tokenizer = transformers.AutoTokenizer.from_pretrained("theirs")
     for path in ("theirs", "tuned"):
