@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # for the PyTorch twin
 sys.path.append(str(ROOT))  # last, so that an installed slm_np comes before the checkout
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network: test_hub.py has a hub of its own
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests use no network; test_hub.py starts a local server
 # A background job of a shell ignores SIGINT, and one of nohup SIGHUP. Commands respect that, and tests send both.
 for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL), ("SIGTERM", signal.SIG_DFL)):
     if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
@@ -40,6 +40,16 @@ def threads():
 def one_thread(threads):
     """One thread: arrays in tests are too small for more, and on a busy machine threads wait for each other."""
     threads(1)
+
+
+@pytest.fixture
+def numpy_kernels():
+    """The kernels of NumPy, for tests that need not compile others."""
+    from slm_np.ops.device import CPU
+
+    CPU.use_kernels("numpy")
+    yield
+    CPU.use_kernels()
 
 
 @pytest.fixture(params=["numpy", pytest.param("numba", marks=pytest.mark.slow)])

@@ -1,12 +1,12 @@
-"""Small random models of every architecture of GGUF files, for tests."""
+"""Small random models of every architecture that GGUF files may have."""
 
 from pathlib import Path
 
 import numpy as np
+from parts_of_models import parts_of
 
 from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
-from slm_np.formats.model_parts import ModelParts
 from slm_np.nn.model import Model
 
 ATTENTION = dict(n_layer=2, n_head=4, n_embd=64, n_hidden=96, block_size=64)
@@ -28,7 +28,7 @@ SETTINGS = dict(
 
 
 def model(name, tokenizer=None, **changes):
-    """A Model of the settings `name`, for a tokenizer (default: bytes and end-of-text), with weights of some size.
+    """A Model of the settings `name` for a tokenizer (default: bytes and end-of-text).
 
     Every bias, norm and other parameter differs from its initial value, so that a wrong one shows.
     """
@@ -40,16 +40,9 @@ def model(name, tokenizer=None, **changes):
     return made
 
 
-def parts(made, tokenizer=None, template=None, sampling=None):
-    return ModelParts(
-        Path("model"),
-        made.config,
-        lambda: iter(made.parameters.weight.items()),
-        tokenizer or ByteTokenizer(end=True),
-        template,
-        sampling or SamplingConfig(),
-        "test",
-    )
+def parts(made, tokenizer=None, template=None, sampling=SamplingConfig()):
+    """The `ModelParts` of a model and a tokenizer (default: bytes and end-of-text)."""
+    return parts_of(made, tokenizer or ByteTokenizer(end=True), template, sampling, Path("model"))
 
 
 def log_probabilities(made, ids):

@@ -1,4 +1,4 @@
-"""llama.cpp's own server, in this process, for tests that compare with it. The package xllamacpp brings it."""
+"""The server of llama.cpp, run in this process by the package xllamacpp."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's servers
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a local server is not reached through a proxy
 
 
 @contextlib.contextmanager
@@ -25,8 +25,10 @@ def serving(path, context=128, adapter=None):
 
 
 class Server:
+    """A server that answers. If it is collected before its first answer, it may hang, so wait for that."""
+
     def __init__(self, server):
-        self.server = server  # it serves until this is collected, which may hang before it has answered once
+        self.server = server  # it runs until it is collected
         with DIRECT.open(server.listening_address + "/health", timeout=120) as answer:
             assert json.load(answer)["status"] == "ok"
 
@@ -38,7 +40,7 @@ class Server:
             return json.load(answer)
 
     def ids(self, text, start=False):
-        """The ids of a text that a user typed. start: with the token that starts each prompt, if there is one"""
+        """The ids of a text, with special tokens as text. start: after the token that starts each prompt, if any"""
         return self._post("/tokenize", content=text, add_special=start, parse_special=False)["tokens"]
 
     def text(self, ids):
@@ -47,8 +49,8 @@ class Server:
     def log_probabilities(self, ids, vocab_size):
         """(V,) of the next token after ids.
 
-        The server reports nothing about a token that is part of a character, so it has to take a certain one: "A".
-        What it reports does not depend on that.
+        The server reports nothing if it chooses a token that is part of a character, so a bias makes it choose "A".
+        The reported log-probabilities do not depend on the bias.
         """
         found = self._post(
             "/completion",
@@ -73,5 +75,5 @@ class Server:
         return found["choices"][0]["message"]["content"]
 
     def rendered(self, messages):
-        """The text of a conversation, up to where the assistant replies."""
+        """The prompt of a conversation under the chat template."""
         return self._post("/apply-template", messages=messages)["prompt"]

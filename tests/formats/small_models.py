@@ -27,12 +27,12 @@ def make(folder):
 
 
 def weights(parts):
-    """{name: array} of `ModelParts`."""
+    """{name: array} of `ModelParts`, copied."""
     return {name: np.array(array) for name, array in parts.tensors()}
 
 
 def assert_close(one, other, share=0.0):
-    """The same names, and values that differ by at most this share of the largest."""
+    """Assert the same names, and values that differ by at most this share of the largest."""
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_allclose(one[name], other[name], rtol=0, atol=share * np.abs(one[name]).max(), err_msg=name)

@@ -58,7 +58,7 @@ def loaded(run):
 
 
 LOADED = ["run.json", "generation_config.json", "tokenizer.json", "chat_template.json", "model.safetensors"]
-MADE = ["config.json", "tokenizer_config.json", "chat_template.jinja"]  # for other programs
+MADE = ["config.json", "tokenizer_config.json", "chat_template.jinja"]  # written for other programs
 
 
 @pytest.mark.parametrize("n", [60, pytest.param(1000, marks=pytest.mark.slow)])
@@ -168,7 +168,7 @@ def test_settings_may_be_indented_otherwise(tmp_path):
     assert read_settings(tmp_path / "x") == fields
 
 
-# Settings that are none
+# Invalid settings
 
 
 @pytest.mark.parametrize("n", [60, pytest.param(500, marks=pytest.mark.slow)])

@@ -118,7 +118,7 @@ def test_a_failed_first_start_leaves_no_folder_runs(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_directory_of_hugging_face_is_no_run(tmp_path, monkeypatch):
+def test_a_hugging_face_directory_is_not_a_run(tmp_path, monkeypatch):
     """It is not overwritten, not resumed, and not the newest run."""
     monkeypatch.chdir(tmp_path)
     start(tmp_path / "runs"), start(tmp_path / "runs" / "model", "model.safetensors", "tokenizer.json")

@@ -1,23 +1,23 @@
-"""Every family beside transformers: random small models of its classes, both ways.
+"""Every model family compared with transformers, on small random models in both directions.
 
-Logits, gradients in their names and layouts, updates of AdamW, greedy tokens, and what each side reads of the other.
+Compared are logits, gradients in their names and layouts, AdamW updates, greedy tokens, and the files of each side.
 """
 
 import dataclasses
 
 import numpy as np
 import pytest
+from parts_of_models import filled, parts_of
 
-from slm_np.config import ModelConfig, SamplingConfig
+from slm_np.config import ModelConfig
 from slm_np.errors import UserError
 from slm_np.formats import families, hugging_face, weight_files
 from slm_np.formats.families.tensor_mapping import by_our_name, to_ours, to_theirs
-from slm_np.formats.model_parts import ModelParts
 from slm_np.inference.decoder import Decoder
 from slm_np.nn.model import Model, parameters
 from slm_np.training.optimizer import AdamW
 
-pytestmark = pytest.mark.usefixtures("one_thread", "plain_kernels")
+pytestmark = pytest.mark.usefixtures("one_thread", "numpy_kernels")
 
 V, T = 50, 20
 SIZES = dict(
@@ -116,7 +116,7 @@ CASES = {
         ),
     ),
 }
-# Models of ours, and the model_type that computes each.
+# {name: (our settings, the model_type that computes them)}
 ROTARY = dict(vocab_size=V, block_size=T + 12, n_layer=3, n_head=4, n_embd=24, n_hidden=40)
 LEARNED = dict(ROTARY, positions="learned", norm="layernorm", feed_forward="gelu-tanh")
 OURS = {
@@ -148,7 +148,7 @@ OURS = {
         "mamba",
     ),
 }
-# Models of ours that no class computes.
+# Our settings that no class computes.
 ALONE = {
     "recurrence": dict(pattern="S"),
     "mixed": dict(pattern="AM"),
@@ -175,24 +175,14 @@ def transformers():
     return found
 
 
-@pytest.fixture
-def plain_kernels():
-    """The kernels of NumPy: these tests are about formats, and need not compile others."""
-    from slm_np.ops.device import CPU
-
-    CPU.use_kernels("numpy")
-    yield
-    CPU.use_kernels()
-
-
 def theirs(transformers, name, seed=0):
-    """A model of transformers with random weights, also of its norms and biases."""
+    """A model of transformers in which all weights are random, including norms and biases."""
     import torch
 
     kind, fields = CASES[name]
     torch.manual_seed(seed)
     fields = {key: list(value) if isinstance(value, list) else value for key, value in fields.items()}
-    fields |= {key: dict(value) for key, value in fields.items() if isinstance(value, dict)}  # they change them
+    fields |= {key: dict(value) for key, value in fields.items() if isinstance(value, dict)}  # it changes them
     config = getattr(transformers, kind)(**fields)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -207,27 +197,11 @@ def saved(model, path, **options):
     return hugging_face.read(path)
 
 
-def filled(parts, **options):
-    """A Model with the tensors of ModelParts."""
-    model = Model(parts.config, None, **options)
-    tensors = dict(parts.tensors())
-    assert tensors.keys() == model.parameters.weight.keys()
-    for name, tensor in tensors.items():
-        model.parameters.weight[name][...] = tensor
-    return model
-
-
 def ours(name, seed=0):
     """A Model of ours with random weights."""
     model = Model(ModelConfig(**OURS[name][0]), None)
     model.parameters.weights[:] = np.random.default_rng(seed).standard_normal(model.parameters.weights.size) * 0.1
     return model
-
-
-def parts_of(model):
-    """The ModelParts of a Model of ours."""
-    tensors = model.parameters.weight
-    return ModelParts("model", model.config, lambda: iter(tensors.items()), None, None, SamplingConfig(), "a test")
 
 
 def ids(n=T, batch=2, seed=0):
@@ -299,7 +273,7 @@ def test_gradients_and_updates_of_their_model(transformers, kernel_set, tmp_path
     assert gradients.keys() == weights.keys()
     for key, array in gradients.items():
         close(array, weights[key].grad.numpy(), name=key)
-    # An epsilon above the rounding of gradients that are zero in exact arithmetic, such as those of key biases.
+    # Epsilon is above the rounding errors of gradients that are zero in exact arithmetic, such as those of key biases.
     options = dict(lr=1e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
     other = torch.optim.AdamW(model.parameters(), **options)
     mine.parameters.gradients.fill(0)
@@ -328,7 +302,7 @@ def test_what_comes_back_is_what_was_read(transformers, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_their_shards_of_any_type(transformers, tmp_path, name, dtype):
+def test_we_read_their_shards_of_any_type(transformers, tmp_path, name, dtype):
     import torch
 
     model = theirs(transformers, name).to(getattr(torch, dtype))
@@ -343,7 +317,7 @@ def test_their_shards_of_any_type(transformers, tmp_path, name, dtype):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_they_read_our_model(transformers, tmp_path, name):
+def test_transformers_reads_our_model(transformers, tmp_path, name):
     model, kind = ours(name), OURS[name][1]
     hugging_face.write(parts_of(model), tmp_path / "ours")
     found, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
@@ -354,7 +328,7 @@ def test_they_read_our_model(transformers, tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_they_read_our_shards(transformers, tmp_path, monkeypatch, dtype):
+def test_transformers_reads_our_shards(transformers, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(weight_files, "SHARD_BYTES", 10_000)
     model = ours("qk-norm")
     hugging_face.write(parts_of(model), tmp_path / "ours", dtype)
@@ -365,11 +339,11 @@ def test_they_read_our_shards(transformers, tmp_path, monkeypatch, dtype):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_settings_come_back(name):
+def test_a_round_trip_keeps_our_settings(name):
     config = ModelConfig(**OURS[name][0])
     fields = families.config_json(config)
     found = families.family_named(fields["model_type"]).config_from(fields)
-    if "no-" in name or name in ("gpt2-qkv-bias", "gpt2-no-qkv-bias"):  # their layers have biases: zeros
+    if "no-" in name or name in ("gpt2-qkv-bias", "gpt2-no-qkv-bias"):  # the file has biases, which are zeros
         assert families.family_of(found) is families.family_of(config)
         found = dataclasses.replace(found, bias=config.bias, qkv_bias=config.qkv_bias)
     assert found == dataclasses.replace(config, qkv_bias=found.qkv_bias)
@@ -377,7 +351,7 @@ def test_our_settings_come_back(name):
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_a_model_without_a_class_is_named(tmp_path, name):
+def test_a_model_without_a_class_is_refused(tmp_path, name):
     settings = dict(vocab_size=V, block_size=T, n_layer=2, n_embd=24) | ALONE[name]
     if set(settings.get("pattern", "A")) & set("AN"):
         settings |= dict(n_head=4)
@@ -389,7 +363,7 @@ def test_a_model_without_a_class_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_pieces_cover_all_of_our_tensors(name):
+def test_mappings_cover_all_of_our_tensors(name):
     config = ModelConfig(**OURS[name][0])
     mappings = list(families.family_of(config).mappings(config))
     found = by_our_name(mappings)
@@ -398,7 +372,7 @@ def test_pieces_cover_all_of_our_tensors(name):
         assert size == np.prod(tensor.shape), tensor.name
     assert set(found) <= {""}
     assert len({mapping.theirs for mapping in mappings}) == len(mappings)
-    arrays = {name: array for name, array in ours(name).parameters.weight.items()}
+    arrays = dict(ours(name).parameters.weight)
     written = {mapping.theirs: array for mapping, array in to_theirs(mappings, arrays.items())}
     assert all(
         written[mapping.theirs].shape == mapping.shape and written[mapping.theirs].flags.c_contiguous
@@ -424,7 +398,7 @@ KIND = dict(
 
 
 def config_of(kind, **changes):
-    """The ModelConfig of a config.json with changed fields; those that are ... are left out."""
+    """The ModelConfig of a config.json with changed fields. Fields that are ... are left out."""
     fields = dict(KIND[kind], model_type=kind) | changes
     fields = {name: value for name, value in fields.items() if value is not ...}
     return families.family_named(kind).config_from(fields)
@@ -470,7 +444,7 @@ def config_of(kind, **changes):
         ("gpt_neo", dict(attention_layers=["global", "local"] * 2), {}),
     ],
 )
-def test_files_of_transformers_4_and_5_mean_the_same(kind, old, new):
+def test_fields_of_transformers_4_and_5_mean_the_same(kind, old, new):
     assert config_of(kind, **old) == config_of(kind, **new)
 
 
@@ -538,7 +512,7 @@ def test_fields_without_effect_are_ignored(kind):
         ("mamba", "expand", 1.5),
     ],
 )
-def test_what_changes_the_result_is_refused_by_name(kind, field, value):
+def test_fields_that_change_the_result_are_refused_by_name(kind, field, value):
     with pytest.raises(UserError) as refused:
         config_of(kind, **{field: value})
     named = {

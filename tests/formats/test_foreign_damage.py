@@ -1,4 +1,4 @@
-"""Damage to models of other programs: it is refused by one sentence, or what comes out is a model that can be used."""
+"""Damaged models of other programs: each is refused in one sentence, or loads and can be used."""
 
 import io
 import json
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import small
 import small_models
-from damaged_files import broken, changed, mutated
+from damaged_files import broken, changed, edit_json, mutated
+from special_tokens import special
 
 import slm_np
 from slm_np.errors import LONGEST, UserError
@@ -24,10 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 N = [24, pytest.param(300, marks=pytest.mark.slow)]
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 ADAPTER = dict(peft_type="LORA", r=2, lora_alpha=4, target_modules=["q_proj"], base_model_name_or_path="../directory")
-MORE_TOKENS = [
-    dict(id=id, content=f"<{id}>", single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    for id in range(256, 260)
-]
+MORE_TOKENS = [special(id, f"<{id}>") for id in range(256, 260)]
 # (model, a file that it is read from)
 FILES = [
     ("directory", "directory/config.json"),
@@ -95,7 +93,7 @@ def used(path):
 
 
 def refused(path):
-    """Whether a model is refused, by one sentence, and not used. Any other exception fails the test."""
+    """Whether loading or using a model is refused in one sentence. Any other exception fails the test."""
     try:
         used(path)
         return False
@@ -105,7 +103,7 @@ def refused(path):
         return True
 
 
-def test_the_originals_are_fine(folder):
+def test_undamaged_models_can_be_used(folder):
     for name in dict.fromkeys(name for name, _ in FILES):
         assert not refused(folder / name), name
     assert used(folder / "directory").template is not None and used(folder / "model.gguf").template is not None
@@ -129,7 +127,7 @@ def test_flipped_bits_and_cut_files(folder, model, file, n):
 @pytest.mark.parametrize("n", N)
 @pytest.mark.parametrize("model, file", [pair for pair in FILES if pair[1].endswith(".json")])
 def test_mutated_fields(folder, model, file, n):
-    """Fields of another type, huge, negative or null; missing, renamed, unknown. And files that are no JSON."""
+    """Fields of another type, huge, negative or null; missing, renamed or unknown. Also files that are not JSON."""
     path, draw, found = folder / file, random.Random(n), 0
     raw = path.read_bytes()
     for _ in range(n):
@@ -139,23 +137,18 @@ def test_mutated_fields(folder, model, file, n):
     assert found or path.name in ("tokenizer_config.json", "generation_config.json")
 
 
-# What is named
+# Error messages
 
 
-def edit(path, **fields):
-    """Change fields of a JSON file; None removes one."""
-    found = json.loads(path.read_text(encoding="utf-8")) | fields
-    path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}), encoding="utf-8")
-
-
-def rewritten(path, change):
+def rewrite(path, change):
+    """Replace the bytes of a file by `change` of them."""
     path.write_bytes(change(path.read_bytes()))
 
 
 DAMAGE = {
     "a shard that is cut short": (
         "sharded",
-        lambda folder: rewritten(folder / "model-00001-of-00003.safetensors", lambda raw: raw[:-10]),
+        lambda folder: rewrite(folder / "model-00001-of-00003.safetensors", lambda raw: raw[:-10]),
         "model-00001-of-00003.safetensors is cut short",
     ),
     "a shard that is missing": (
@@ -165,43 +158,47 @@ DAMAGE = {
     ),
     "an index that names other files": (
         "sharded",
-        lambda folder: edit(folder / "model.safetensors.index.json", weight_map={"a": "../../etc/passwd"}),
+        lambda folder: edit_json(folder / "model.safetensors.index.json", weight_map={"a": "../../etc/passwd"}),
         "which is not a file beside it",
     ),
     "an index that is empty": (
         "sharded",
-        lambda folder: edit(folder / "model.safetensors.index.json", weight_map={}),
+        lambda folder: edit_json(folder / "model.safetensors.index.json", weight_map={}),
         "for 'weight_map'; it must be an object of file names",
     ),
     "another shape": (
         "directory",
-        lambda folder: edit(folder / "config.json", intermediate_size=96),
+        lambda folder: edit_json(folder / "config.json", intermediate_size=96),
         "but config.json says",
     ),
-    "more layers": ("directory", lambda folder: edit(folder / "config.json", num_hidden_layers=9), "lacks the tensor"),
+    "more layers": (
+        "directory",
+        lambda folder: edit_json(folder / "config.json", num_hidden_layers=9),
+        "lacks the tensor",
+    ),
     "fewer tokens than the tokenizer": (
         "directory",
-        lambda folder: edit(folder / "tokenizer.json", added_tokens=MORE_TOKENS),
+        lambda folder: edit_json(folder / "tokenizer.json", added_tokens=MORE_TOKENS),
         "has 260 tokens, but its model 257; use the tokenizer that the model was trained with",
     ),
     "an unknown architecture": (
         "directory",
-        lambda folder: edit(folder / "config.json", model_type="lama"),
+        lambda folder: edit_json(folder / "config.json", model_type="lama"),
         "model_type 'lama', which is not supported; did you mean llama?",
     ),
     "no architecture": (
         "directory",
-        lambda folder: edit(folder / "config.json", model_type=None),
+        lambda folder: edit_json(folder / "config.json", model_type=...),
         "config.json has no model_type; known are llama",
     ),
     "quantized weights": (
         "directory",
-        lambda folder: edit(folder / "config.json", quantization_config=dict(quant_method="gptq")),
+        lambda folder: edit_json(folder / "config.json", quantization_config=dict(quant_method="gptq")),
         "quantization_config .* is not supported, only null; choose another model",
     ),
     "a rotation that is not supported": (
         "directory",
-        lambda folder: edit(folder / "config.json", rope_scaling=dict(rope_type="yarn", factor=4.0)),
+        lambda folder: edit_json(folder / "config.json", rope_scaling=dict(rope_type="yarn", factor=4.0)),
         "rope_type 'yarn' is not supported",
     ),
     "pickled weights": (
@@ -224,49 +221,53 @@ DAMAGE = {
         lambda folder: (folder / "chat_template.jinja").write_text("{% for i in range(99999999) %}{% endfor %}"),
         "chat_template.jinja",
     ),
-    "a template that breaks out": (
+    "a template that leaves its sandbox": (
         "directory",
         lambda folder: (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}"),
         "chat_template.jinja",
     ),
     "a GGUF file that is cut short": (
         "model.gguf",
-        lambda path: rewritten(path, lambda raw: raw[:-100]),
+        lambda path: rewrite(path, lambda raw: raw[:-100]),
         "model.gguf is cut short or damaged",
     ),
     "an unknown architecture of GGUF": (
         "model.gguf",
-        lambda path: rewritten(path, lambda raw: raw.replace(b"llama", b"lIama", 1)),
+        lambda path: rewrite(path, lambda raw: raw.replace(b"llama", b"lIama", 1)),
         "has the architecture 'lIama'; supported are",
     ),
     "a big-endian GGUF file": (
         "model.gguf",
-        lambda path: rewritten(path, lambda raw: raw[:4] + raw[4:8][::-1] + raw[8:]),
+        lambda path: rewrite(path, lambda raw: raw[:4] + raw[4:8][::-1] + raw[8:]),
         "is a GGUF file big-endian; only little-endian",
     ),
-    "the first version of GGUF": (
+    "version 1 of GGUF": (
         "model.gguf",
-        lambda path: rewritten(path, lambda raw: raw[:4] + b"\1\0\0\0" + raw[8:]),
+        lambda path: rewrite(path, lambda raw: raw[:4] + b"\1\0\0\0" + raw[8:]),
         "is a GGUF file of version 1",
     ),
     "a base that is missing": (
         "adapter",
-        lambda folder: edit(folder / "adapter_config.json", base_model_name_or_path="../nothing"),
+        lambda folder: edit_json(folder / "adapter_config.json", base_model_name_or_path="../nothing"),
         "the base of adapter, ../nothing, is missing; put it back, or write where it is",
     ),
     "an adapter to itself": (
         "adapter",
-        lambda folder: edit(folder / "adapter_config.json", base_model_name_or_path="../adapter"),
+        lambda folder: edit_json(folder / "adapter_config.json", base_model_name_or_path="../adapter"),
         "the base of adapter is an adapter to itself",
     ),
     "no base": (
         "adapter",
-        lambda folder: edit(folder / "adapter_config.json", base_model_name_or_path=None),
+        lambda folder: edit_json(folder / "adapter_config.json", base_model_name_or_path=...),
         "the base",
     ),
-    "another kind of adapter": ("adapter", lambda folder: edit(folder / "adapter_config.json", peft_type="IA3"), "IA3"),
-    "DoRA": ("adapter", lambda folder: edit(folder / "adapter_config.json", use_dora=True), "use_dora"),
-    "an adapter of another rank": ("adapter", lambda folder: edit(folder / "adapter_config.json", r=4), "shape"),
+    "another kind of adapter": (
+        "adapter",
+        lambda folder: edit_json(folder / "adapter_config.json", peft_type="IA3"),
+        "IA3",
+    ),
+    "DoRA": ("adapter", lambda folder: edit_json(folder / "adapter_config.json", use_dora=True), "use_dora"),
+    "an adapter of another rank": ("adapter", lambda folder: edit_json(folder / "adapter_config.json", r=4), "shape"),
 }
 
 
@@ -276,10 +277,12 @@ def test_what_is_wrong_is_named_and_nothing_is_written(folder, name, capsys, mon
     damage(folder / model)
     before = small.tree(folder)
     monkeypatch.chdir(folder)
-    is_template = "template" in name
-    commands = [("chat", "--model", model), ("generate", "--model", model), ("convert", model, "new.gguf", "--merge")]
-    for words in commands[:1] if is_template else commands[1:]:
-        words = [word for word in words if word != "--merge" or model == "adapter"]
+    if "template" in name:
+        commands = [("chat", "--model", model)]
+    else:
+        merge = ["--merge"] if model == "adapter" else []
+        commands = [("generate", "--model", model), ("convert", model, "new.gguf", *merge)]
+    for words in commands:
         if words[0] == "chat":
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))
         capsys.readouterr()

@@ -51,7 +51,7 @@ def file_names(path):
 
 
 def translate(run, new):
-    """Copy a run of format 1 to a new directory, in today's format. Its config.json is still there."""
+    """Write a run of format 1 to a new directory in today's format. The old config.json stays."""
     shutil.copytree(run, new)
     run_config.write_config(new, run_config.read_config(run))
     found = checkpoint.newest_checkpoint(run)
@@ -71,7 +71,7 @@ def best_of(run):
 
 
 def assert_read_by_others(run):
-    """config.json is Hugging Face's, and model.safetensors has its names. Without a family, there is none, and ours."""
+    """Assert that config.json and tensor names are Hugging Face's. Without a family: no config.json, and our names."""
     family = family_of(run_config.read_config(run).model)
     names = file_names(f"{run}/model.safetensors")
     if family is None:
@@ -133,12 +133,12 @@ def test_formats_may_be_mixed_within_a_run(folder):
 
 
 class Killed(BaseException):
-    """What ends a process in these tests."""
+    """Stands for a kill of the process."""
 
 
 @pytest.mark.parametrize("name", ["mamba", "stories", "byte-ssm"])
 def test_a_kill_at_any_moment_of_the_translation_leaves_a_run(folder, name, monkeypatch):
-    """Resuming makes a run one of today's format. Kill it after the k-th change of a name, for each k."""
+    """Resuming translates a run to today's format. Kill it after the k-th rename or removal, for each k."""
     weights = sources.load(FIXTURES / name).model.parameters.weights
     for k in itertools.count(1):
         shutil.copytree(FIXTURES / name, f"killed-{k}")
@@ -157,7 +157,7 @@ def test_a_kill_at_any_moment_of_the_translation_leaves_a_run(folder, name, monk
 
 
 def count_down(patch, k):
-    """Raise `Killed` after the k-th file that appears or disappears. Returns a function () -> how many are left."""
+    """Raise `Killed` after the k-th rename or removal of a file. Returns a function () -> how many are left."""
     left = [k]
 
     def counted(call):

@@ -1,4 +1,4 @@
-"""Runs of format 3, which slm_np 0.4 wrote: they are used as before, and become runs of today's format when resumed."""
+"""Runs of format 3, which slm_np 0.4 wrote: they work as before, and resuming translates them to today's format."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from slm_np.paths import has_old_settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NEW = ("qkv_bias", "qk_norm", "score_scale", "window", "parallel", "rope_scaling", "rotary_dim")  # settings since then
+NEW = ("qkv_bias", "qk_norm", "score_scale", "window", "parallel", "rope_scaling", "rotary_dim")  # settings added since
 MODELS = dict(llama={}, none=dict(pattern="S", positions="none", recurrence_size=8))
 
 
@@ -41,7 +41,7 @@ def to_format_3(run):
 
 @pytest.fixture(params=MODELS)
 def folder(request, tmp_path):
-    """A folder with rows.jsonl, a run of format 3 after 8 updates in `run`, and the same run in today's in `today`."""
+    """A folder with rows.jsonl, and a run after 8 updates: of format 3 in `run`, of today's format in `today`."""
     rows = [json.dumps(dict(prompt=f"Who is {i}?", completion=f"It is {i} again.")) for i in range(100)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     trainer(tmp_path, tmp_path / "today", MODELS[request.param], max_iters=8).train()
@@ -86,7 +86,7 @@ def test_it_is_used_as_before(folder, monkeypatch, capsys):
     assert {path: (folder / "run" / path).read_bytes() for path in before} == before
 
 
-def test_resuming_makes_it_one_of_today(folder):
+def test_resuming_translates_it_to_todays_format(folder):
     for name in ("run", "today"):
         resumed(folder, name, max_iters=12)
     small.assert_same_state(folder / "run", folder / "today", 12)
@@ -101,7 +101,7 @@ def test_resuming_makes_it_one_of_today(folder):
 
 
 def test_a_leftover_of_the_old_format_does_not_count(folder):
-    """As of a program of version 0.4, or of a kill while the run became one of today's format."""
+    """Version 0.4 may leave one, or a kill during the translation."""
     old = (folder / "run" / "config.json").read_bytes()
     (folder / "today" / "config.json").write_bytes(old.replace(b'"n_embd": 16', b'"n_embd": 99'))
     assert sources.load(folder / "today").config.model.n_embd == 16

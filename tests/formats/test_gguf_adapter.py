@@ -1,4 +1,4 @@
-"""Adapters in GGUF files beside llama.cpp, which applies them to the GGUF file of the base."""
+"""Adapters in GGUF files: llama.cpp applies them to the GGUF file of the base."""
 
 import gguf_models
 import numpy as np
@@ -17,7 +17,7 @@ IDS = list(range(60, 90))
 
 
 def adapter_of(config, tmp_path, modules):
-    """A LoraAdapter with random tensors. modules: {end of the name of a layer or part: (rank, scale)}"""
+    """A LoraAdapter with random tensors. modules: {suffix of a module's name: (rank, scale)}"""
     draw, tensors, scales = np.random.default_rng(5).standard_normal, {}, {}
     shapes = {name: array.shape for name, array in Model(config).parameters.weight.items()}
     for name, block in blocks(config).items():

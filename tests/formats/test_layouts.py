@@ -1,4 +1,4 @@
-"""The best model's file: in the layout of a family or ours, recognized by its names, with one tensor in memory."""
+"""The file of the best model: the layout of a family or ours, told apart by tensor names, and memory for one tensor."""
 
 import tracemalloc
 
@@ -29,7 +29,7 @@ METADATA = dict(step=3, val_loss=0.5)
 
 
 def run_and_weights(name):
-    """(RunConfig, weights) of a model with random ones, all of them: also norms and biases."""
+    """(RunConfig, weights) of a model in which all weights are random, including norms and biases."""
     config = ModelConfig(**MODELS[name])
     weights = Model(config).parameters.weight
     for i, array in enumerate(weights.values()):
@@ -44,7 +44,7 @@ def assert_equal(found, weights):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_comes_back(tmp_path, name):
+def test_a_saved_model_is_loaded(tmp_path, name):
     run, weights = run_and_weights(name)
     layout = layout_of(run)
     assert isinstance(layout, OurLayout if name == "none" else FamilyLayout)
@@ -60,7 +60,7 @@ def test_it_comes_back(tmp_path, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_file_in_another_layout_is_read_and_translated(tmp_path, name):
-    """Ours, of a run that was resumed or of a version that did not know the family; or another family's."""
+    """Our layout, as versions write it that do not know the family, or the layout of another family."""
     run, weights = run_and_weights(name)
     layout, others = layout_of(run), [OurLayout(), *families(run.model)]
     assert len(others) == {"none": 1, "gpt_neo": 2, "llama": 2}.get(name, len(others))
@@ -89,8 +89,8 @@ def test_a_file_of_another_model_is_named(tmp_path):
         checkpoint.load_best(tmp_path, layout=layout_of(RunConfig(wide, TrainConfig())))
 
 
-def test_one_tensor_is_in_memory_beside_the_model(tmp_path):
-    """Of 41 tensors of 1 MB saving holds two at a time, and loading one of ours, which is at most three of theirs."""
+def test_one_tensor_at_a_time_is_in_memory_beside_the_model(tmp_path):
+    """Of 41 tensors of 1 MB, saving holds two at a time. Loading holds one of ours, made of at most three of theirs."""
     config = ModelConfig(vocab_size=512, block_size=8, n_layer=6, n_head=1, n_embd=512, n_hidden=512)
     run, weights = RunConfig(config, TrainConfig()), Model(config).parameters.weight
     layout, peaks = layout_of(run), []

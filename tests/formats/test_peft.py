@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format beside PEFT itself: both ways, with patterns and rslora, merged, and what is refused."""
+"""Adapters in PEFT's format, compared with PEFT in both directions: patterns, rslora, merging, and refusals."""
 
 import json
 import shutil
@@ -6,18 +6,19 @@ import shutil
 import numpy as np
 import pytest
 import small
+from damaged_files import edit_json
+from parts_of_models import filled, parts_of
 
 import slm_np
-from slm_np.config import LoraConfig, ModelConfig, SamplingConfig
+from slm_np.config import LoraConfig, ModelConfig
 from slm_np.errors import UserError
 from slm_np.formats import hugging_face, peft
 from slm_np.formats.lora_adapter import LoraAdapter
-from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.sources import open_model
 from slm_np.nn import lora
 from slm_np.nn.model import Model
 
-pytestmark = pytest.mark.usefixtures("one_thread", "plain_kernels")
+pytestmark = pytest.mark.usefixtures("one_thread", "numpy_kernels")
 
 V, T = 50, 20
 ROTARY = dict(vocab_size=V, block_size=T + 12, n_layer=2, n_head=4, n_embd=24, n_hidden=40)
@@ -44,7 +45,7 @@ THEIRS = {
     ),
     "mamba": dict(target_modules=["in_proj", "x_proj"]),
 }
-# {base: names for --lora-targets of an adapter that is trained here}
+# {base: values of --lora-targets}
 OURS = {
     "llama": ["all", "q,v", "qkv,down"],
     "qwen3": ["attention"],
@@ -64,27 +65,17 @@ def oracle():
     return found
 
 
-@pytest.fixture
-def plain_kernels():
-    """The kernels of NumPy: these tests are about formats, and need not compile others."""
-    from slm_np.ops.device import CPU
-
-    CPU.use_kernels("numpy")
-    yield
-    CPU.use_kernels()
-
-
 def base_model(name, path):
     """(Model, ModelParts) with random weights, also written to `path` as a Hugging Face directory."""
     model = Model(ModelConfig(**BASES[name]))
     model.parameters.weights[:] += np.random.default_rng(0).standard_normal(model.parameters.weights.size) * 0.2
-    weights = model.parameters.weight
-    parts = ModelParts(path, model.config, lambda: iter(weights.items()), None, None, SamplingConfig(), "a test")
+    parts = parts_of(model, path=path)
     hugging_face.write(parts, path)
     return model, parts
 
 
 def their_model(path):
+    """The model of transformers in a directory."""
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(path)
@@ -116,13 +107,6 @@ def logits(model):
         return model.eval()(torch.tensor(ids())).logits.numpy()
 
 
-def filled(parts):
-    model = Model(parts.config, None)
-    for name, tensor in parts.tensors():
-        model.parameters.weight[name][...] = tensor
-    return model
-
-
 def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -141,7 +125,7 @@ def test_their_adapter_is_merged(oracle, tmp_path, name):
 
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize("rslora", [False, True])
-def test_their_adapter_comes_back(oracle, tmp_path, name, rslora):
+def test_a_round_trip_keeps_their_adapter(oracle, tmp_path, name, rslora):
     _, parts = base_model(name, tmp_path / "base")
     wanted = logits(their_adapter(oracle, tmp_path / "base", tmp_path / "adapter", **THEIRS[name]))
     adapter = peft.read_adapter(tmp_path / "adapter", parts.config)
@@ -178,7 +162,7 @@ def test_they_load_our_adapter(oracle, tmp_path, name, targets, rslora):
     close(filled(peft.merged(parts, adapter)).logits(ids()), wanted)
 
 
-def test_an_adapter_of_a_model_that_they_lack(tmp_path):
+def test_an_adapter_of_a_model_that_transformers_lacks(tmp_path):
     config = ModelConfig(**dict(ROTARY, positions="sinusoidal", feed_forward="gelu"))
     draw = np.random.default_rng(0).standard_normal
     tensors = {"layers.1.feed_forward.input.lora_A": draw((24, 2)), "layers.1.feed_forward.input.lora_B": draw((2, 40))}
@@ -190,7 +174,7 @@ def test_an_adapter_of_a_model_that_they_lack(tmp_path):
     assert all((found.tensors[key] == tensors[key]).all() for key in tensors | found.tensors)
 
 
-# What is refused. An adapter that is written here, so that no other package is needed.
+# Refusals, with an adapter that is written here, so that no other package is needed
 
 
 @pytest.fixture
@@ -209,6 +193,7 @@ def adapter(tmp_path):
 
 
 def refusal(path):
+    """The sentence that refuses an adapter."""
     with pytest.raises(UserError) as refused:
         open_model(path)
     assert ";" in str(refused.value) and "\n" not in str(refused.value)
@@ -217,8 +202,7 @@ def refusal(path):
 
 def edit(path, **changes):
     """Change fields of adapter_config.json."""
-    file = path / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    edit_json(path / "adapter_config.json", **changes)
 
 
 def test_the_base_is_found_beside_the_adapter(adapter):
@@ -292,7 +276,7 @@ def test_odd_values_are_read_or_refused_in_a_sentence(adapter, capsys):
     capsys.readouterr()
 
 
-def test_unknown_settings_are_ignored_with_a_line(adapter, capsys):
+def test_unknown_settings_are_ignored_with_a_message(adapter, capsys):
     edit(adapter, brand_new=True, exclude_modules=None, modules_to_save=[], use_dora=False, peft_version="9")
     open_model(adapter)
     assert "unknown settings, which are ignored: brand_new\n" in capsys.readouterr().err
@@ -309,7 +293,7 @@ def test_tensors_that_do_not_fit_are_refused(adapter, tmp_path):
     assert "is not a low-rank adapter of a linear layer" in refusal(adapter)
 
 
-def test_files_that_are_no_adapters(adapter):
+def test_files_that_are_not_adapters(adapter):
     file = adapter / "adapter_model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-9])

@@ -1,4 +1,4 @@
-"""A run's directory is one of Hugging Face's: transformers computes, encodes, decodes and generates what we do."""
+"""A run is a Hugging Face directory: transformers gives the same logits, ids and texts from it."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ from sample_tokenizers import TALE, WILD, wild  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-# Sizes that only some presets have, and the tokenizers that they are tried with.
+# Sizes of all presets, and further settings of some.
 SIZES = dict(n_layer=2, n_embd=16, block_size=48)
 MORE = {
     "stories": dict(n_head=4, n_kv_head=2, n_hidden=24),
@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def made(folder, monkeypatch):
-    """A function (preset, other settings) -> the directory of a tiny run of it."""
+    """A function (preset, name, other settings) -> the directory of a tiny run of the preset."""
     monkeypatch.chdir(folder)
 
     def make(preset, name="", **changes):
@@ -90,10 +90,6 @@ def opened(transformers, run):
     return model.eval(), transformers.AutoTokenizer.from_pretrained(run)
 
 
-def numbers(tensor):
-    return tensor.detach().numpy()
-
-
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name not in NO_CLASS])
 def test_every_preset_with_a_class_is_read_as_it_is(made, transformers, preset):
     import torch
@@ -102,7 +98,7 @@ def test_every_preset_with_a_class_is_read_as_it_is(made, transformers, preset):
     assert type(theirs).__name__ in family_of(ours.config.model).MODEL_TYPES.values()
     ids = np.random.default_rng(0).integers(0, ours.config.model.vocab_size, (2, 48)).astype(np.int32)
     with torch.no_grad():
-        logits = numbers(theirs(torch.tensor(ids.astype(np.int64))).logits)
+        logits = theirs(torch.tensor(ids.astype(np.int64))).logits.numpy()
     assert np.abs(logits).max() > 0.5
     np.testing.assert_allclose(ours.model.logits(ids), logits, atol=1e-4)
     check_tokenizer(ours.tokenizer, tokenizer)
@@ -124,14 +120,14 @@ def check_tokenizer(ours, theirs):
 
 
 def generated(model, tokenizer, prompt, n):
-    """The text that transformers continues a prompt with, greedily. Our prompts start after the end of a document."""
+    """The greedy continuation of a prompt by transformers. As in our prompts, end-of-text comes first."""
     tokens = tokenizer((tokenizer.bos_token or "") + prompt, return_tensors="pt")
     out = model.generate(**tokens, max_new_tokens=n, do_sample=False)
     return tokenizer.decode(out[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("preset", NO_CLASS)
-def test_the_others_have_no_config_for_it(made, transformers, preset):
+def test_presets_without_a_class_have_no_config_json(made, transformers, preset):
     run = made(preset)
     assert not (run / "config.json").exists() and sources.load(run).step > 0
     with pytest.raises((OSError, ValueError)):
@@ -139,7 +135,7 @@ def test_the_others_have_no_config_for_it(made, transformers, preset):
     check_tokenizer(sources.load(run).tokenizer, transformers.AutoTokenizer.from_pretrained(run))
 
 
-# "one" has one token, which is its unknown one: transformers finds it in a text.
+# "one" has a single token, its unknown token, which transformers finds in texts.
 @pytest.mark.parametrize("name", [name for name in WILD if name != "one"])
 def test_a_tokenizer_of_another_program_gives_the_same_ids(tmp_path, transformers, name):
     ours = LibraryTokenizer(wild()[name], name)
@@ -183,7 +179,7 @@ def test_the_template_in_jinja_writes_the_same_bytes(made, transformers, templat
         assert tokenizer.apply_chat_template(talk, **options).encode() == whole + b"<|endoftext|>"
 
 
-def test_a_run_on_conversations_answers_and_ends_as_ours(made, transformers, folder):
+def test_a_run_on_conversations_gives_the_same_answer(made, transformers, folder):
     settings = dict(data="rows.jsonl", max_iters=150, n_embd=32, n_hidden=64)
     run = made("stories", "talking", **settings)
     ours, (theirs, tokenizer) = sources.load(run), opened(transformers, run)

@@ -1,4 +1,4 @@
-"""Models of every format, opened, loaded, used and converted alike; and paths that hold none."""
+"""Models of every format are opened, loaded, used and converted in the same way; other paths are refused."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ import slm_np
 from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.data import meter
 from slm_np.errors import UserError
-from slm_np.formats import conversion, sources
+from slm_np.formats import conversion, hugging_face, sources
 from slm_np.formats.conversion import convert
 from slm_np.formats.model_parts import ModelParts
 from slm_np.formats.sources import open_model
@@ -31,7 +31,7 @@ from slm_np.nn.model import parameters
 pytest.importorskip("gguf", reason="GGUF files need the package gguf")
 pytestmark = pytest.mark.usefixtures("one_thread")
 GREEDY = SamplingConfig(temp=0.0)
-# The largest difference of a weight from the original, as a share of the largest.
+# The largest error of a weight, relative to the largest weight.
 ROUNDING = {"run": 0, "directory f32": 0, "directory bf16": 2**-8, "GGUF f32": 0, "GGUF q8_0": 1 / 200}
 
 
@@ -50,7 +50,7 @@ def here(models, tmp_path, monkeypatch):
 
 
 def said(capsys, *words, status=2):
-    """The one line on stderr of a command that fails."""
+    """stderr of a command, which is one line if the command fails."""
     capsys.readouterr()
     assert small.status(*words) == status, words
     err = capsys.readouterr().err
@@ -71,7 +71,7 @@ def test_a_model_is_the_same_in_every_format(models, kind):
 
 
 @pytest.mark.parametrize("kind", [*ROUNDING, "llama2.c"])
-def test_load_gives_a_model_that_writes(models, kind):
+def test_load_gives_a_model_that_generates(models, kind):
     run = slm_np.load(models[kind])
     assert text_of(run.model, run.tokenizer, "the cat", 5, GREEDY)
     assert run.path == models[kind] and isinstance(run.sampling, SamplingConfig)
@@ -104,7 +104,7 @@ def test_every_pair_of_formats(models, kind, target, dtype, here):
     assert (sources.format_of(target) == sources.RUN) == (target == "out" and dtype == "f32")
 
 
-def test_a_model_comes_back_bit_for_bit(models, here):
+def test_conversions_to_and_fro_keep_every_bit(models, here):
     path = models["run"]
     for target in ("a", "b/x.gguf", "c", "d/x.gguf", "e"):
         path = convert(path, target).path
@@ -215,7 +215,7 @@ def test_bad_input_about_adapters(adapted, here, capsys):
 # What is printed
 
 
-def test_what_comes_next_is_said(models, here, capsys):
+def test_the_next_commands_are_printed(models, here, capsys):
     assert small.status("convert", "run", "deep/model.gguf", "--dtype", "q8_0") == 0
     shown = capsys.readouterr()
     assert re.search(r"run: [\d,]+ parameters, 1 layer, vocabulary 257\n", shown.err)
@@ -225,9 +225,9 @@ def test_what_comes_next_is_said(models, here, capsys):
     assert small.status("convert", "run") == 0
     assert f"run: {Path('runs/run')}\nmore: python -m slm_np.generate" in capsys.readouterr().out
     assert small.status("convert", "run", "half", "--dtype", "f16") == 0
-    assert "model: half\nmore: python -m slm_np.generate --model half" in capsys.readouterr().out  # no run
+    assert "model: half\nmore: python -m slm_np.generate --model half" in capsys.readouterr().out  # not a run
     assert small.status("convert", "run", "Größe (1).gguf") == 0
-    assert "ollama create gr-e-1 -f " in capsys.readouterr().out  # its names are of a-z and digits
+    assert "ollama create gr-e-1 -f " in capsys.readouterr().out  # names in Ollama have a-z and digits only
     assert small.status("convert", "run") == 0 and Path("runs/run-2/run.json").is_file()
 
 
@@ -277,8 +277,6 @@ def long_context(folder):
     draw = np.random.default_rng(0)
     made = {tensor.name: draw.normal(0, 0.1, tensor.shape).astype("f4") for tensor in parameters(config)}
     parts = ModelParts(folder, config, lambda: iter(made.items()), None, None, SamplingConfig(), "test")
-    from slm_np.formats import hugging_face
-
     hugging_face.write(parts, folder, "f32")
     return folder
 
@@ -303,19 +301,21 @@ def test_a_model_without_a_tokenizer_takes_no_text(here, capsys):
     assert run.model.logits(np.zeros((1, 3), int)).shape == (1, 3, 40)
     for words in (("generate", "--prompt", "a"), ("chat",), ("evaluate", "--data", "text.txt")):
         assert "tokenizer" in said(capsys, words[0], "--model", "long", *words[1:])
-    np.arange(400, dtype="<u2").__mod__(40).tofile("ids.bin")
+    (np.arange(400, dtype="<u2") % 40).tofile("ids.bin")
     assert small.status("evaluate", "--model", "long", "--data", "ids.bin", "--json") == 0
     assert json.loads(capsys.readouterr().out)["bits_per_byte"] is None
-    assert "no tokenizer" in (small.status("convert", "long", "out"), capsys.readouterr().out)[1]
+    assert small.status("convert", "long", "out") == 0
+    assert "no tokenizer" in capsys.readouterr().out
 
 
 def test_a_tokenizer_can_be_given(here, capsys, models):
     path = long_context(here / "long")
-    small.status("train", *small.flags("text.txt", tokenizer="char", out_dir="chars", max_iters=1))
+    assert small.status("train", *small.flags("text.txt", tokenizer="char", out_dir="chars", max_iters=1)) == 0
     tokenizer = Path("chars/tokenizer.json")
     assert open_model(path, tokenizer).tokenizer.vocab_size < 40
     run = slm_np.load(convert(path, "with", tokenizer).path)
-    assert text_of(run.model, run.tokenizer, "the cat", 30, SamplingConfig(seed=1, temp=2.0))  # no id without a text
+    sampling = SamplingConfig(seed=1, temp=2.0)
+    assert text_of(run.model, run.tokenizer, "the cat", 30, sampling)  # no id beyond the tokenizer is sampled
     line = said(capsys, "convert", path, "other", "--tokenizer", models["run"] / "tokenizer.json")
     assert re.search(r"the tokenizer of \S+ has 25[67] tokens, but its model 40; use the tokenizer", line)
     assert not Path("other").exists()
@@ -343,10 +343,10 @@ def test_a_name_on_the_hub_stays_the_models_name(models, here, monkeypatch, caps
     assert not asked
 
 
-# What is no model
+# Paths that are not models
 
 
-def test_paths_that_are_no_models(here, capsys, models):
+def test_paths_that_are_not_models(here, capsys, models):
     shutil.copytree(models["directory bf16"], "hf")
     Path("empty").mkdir()
     Path("folder").mkdir()
@@ -382,7 +382,7 @@ def test_paths_that_are_no_models(here, capsys, models):
         "old.ggml": "old.ggml is a GGML file, the format before GGUF",
         "noise": "noise is a file of unknown format, not a model",
         "text.txt": "text.txt is a text, not a model; train on it with --data text.txt",
-        "no/such.gguf": f"{Path('no/such.gguf')} is not a model: it does not exist",  # no name on the hub
+        "no/such.gguf": f"{Path('no/such.gguf')} is not a model: it does not exist",  # not a name on the hub
         ".": "is not a model but a folder with models; name one: hf, run",
     }.items():
         assert named in said(capsys, "generate", "--model", path), path
@@ -407,7 +407,7 @@ def test_a_target_that_exists(here, capsys, target):
     assert small.tree(here) == before
 
 
-def test_what_cannot_be_resumed_can_be_finetuned(models, here, capsys):
+def test_a_model_that_cannot_be_resumed_can_be_finetuned(models, here, capsys):
     shutil.copytree(models["directory bf16"], "hf")
     shutil.copy(models["GGUF f32"], "model.gguf")
     for path in ("hf", "model.gguf"):
@@ -432,28 +432,18 @@ def test_the_name_of_a_target_that_is_not_given(source, name):
 def test_a_dtype_that_the_target_lacks(here, capsys):
     assert "--dtype q8_0 is a type of GGUF files" in said(capsys, "convert", "run", "new", "--dtype", "q8_0")
     assert "invalid choice: 'q4'" in said(capsys, "convert", "run", "new", "--dtype", "q4")
-    small.status(
-        "train",
-        *small.flags(
-            "text.txt",
-            pattern="S",
-            n_head=None,
-            feed_forward="none",
-            n_hidden=None,
-            positions="none",
-            out_dir="s",
-            max_iters=1,
-        ),
-    )
+    recurrent = dict(pattern="S", n_head=None, feed_forward="none", n_hidden=None, positions="none")
+    assert small.status("train", *small.flags("text.txt", **recurrent, out_dir="s", max_iters=1)) == 0
     assert "no class of transformers" in said(capsys, "convert", "s", "new", "--dtype", "bf16")
     refusal = said(capsys, "convert", "s", "new.gguf")
-    assert "no architecture of llama.cpp" in refusal and "Hugging Face directory" not in refusal  # none has it, either
+    assert "no architecture of llama.cpp" in refusal
+    assert "Hugging Face directory" not in refusal  # which cannot hold it either
     assert not Path("new").exists() and not Path("new.gguf").exists()
     said(capsys, "convert", "s", "copy", status=0)  # a run, as it is
     small_models.assert_close(small_models.weights(open_model("s")), small_models.weights(open_model("copy")))
 
 
-# Disks that fail, and kills
+# Failing disks and kills
 
 
 @pytest.mark.parametrize("target, dtype", [("new", "f32"), ("new", "bf16"), ("new.gguf", "q8_0")])
@@ -473,7 +463,7 @@ def test_a_write_that_fails_leaves_nothing(here, monkeypatch, target, dtype):
         assert open_model(target).tokenizer is not None
         if not disk.failed:
             break
-        assert disk.failed.startswith(("fsync", "mkdir")), disk.failed  # of folders that are there
+        assert disk.failed.startswith(("fsync", "mkdir")), disk.failed  # of folders that exist
         shutil.rmtree(target) if dtype != "q8_0" else [Path(name).unlink() for name in ("new.gguf", "new.Modelfile")]
     assert failed > 10
 

@@ -1,4 +1,4 @@
-"""Recomputation in backward: the bits of a model that saves its activations, in less memory."""
+"""Recomputation in backward: the same bits as with saved activations, in less memory."""
 
 import tracemalloc
 
@@ -14,7 +14,6 @@ from slm_np.nn.arena import ALIGN, planned_bytes
 from slm_np.nn.dropout import model_dropout
 from slm_np.nn.gradient_check import shrunk
 from slm_np.nn.model import Model, plan
-from slm_np.ops.device import CPU
 from slm_np.presets import PRESETS, preset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +40,7 @@ def ids(config, seed, steps=T):
 
 
 def gradient(config, recompute, key=None, compute_dtype=None, lora=None):
-    """(losses, gradients) of two micro-batches whose gradients add up, in an arena that held NaN."""
+    """(losses, gradients) of two micro-batches. Their gradients add up, and the arena holds NaN before each."""
     model = Model(config, 3, compute_dtype=compute_dtype, recompute=recompute, lora=lora)
     weights = model.parameters.weights  # biases that are not zero, norms that are not one
     weights += 0.3 * np.random.default_rng(3).standard_normal(weights.size, weights.dtype)
@@ -62,13 +61,6 @@ def assert_same_gradient(config, **options):
     assert losses == again and np.isfinite(losses).all()
     np.testing.assert_array_equal(saved, recomputed)
     assert np.isfinite(saved).all() and saved.any()
-
-
-@pytest.fixture
-def numpy_kernels():
-    CPU.use_kernels("numpy")
-    yield
-    CPU.use_kernels()
 
 
 @every_model
@@ -124,8 +116,8 @@ def test_states_and_activations_of_a_model_that_saves_are_refused():
 
 
 @every_model
-def test_a_layer_more_takes_the_memory_of_its_input(name):
-    """From the layer on at which every mixer of the pattern has occurred."""
+def test_one_more_layer_takes_the_memory_of_its_input(name):
+    """Counted from where every mixer of the pattern has occurred."""
     config = MODELS[name]
     n = len(config.pattern)
     sizes = []
@@ -140,21 +132,21 @@ def multiplications(monkeypatch, call):
     """Multiplications in the matmuls of call()."""
     counts = []
 
-    def counting(function, times, place):
+    def counting(function, times, indices):
         def counted(*args):
-            counts.append(times * len(args[place[0]]) * args[place[1]].size)
+            counts.append(times * len(args[indices[0]]) * args[indices[1]].size)
             return function(*args)
 
         return counted
 
     with monkeypatch.context() as patch:
-        for name, times, place in (
+        for name, times, indices in (  # of an array with a row per token, and of the weight
             ("linear_forward", 1, (1, 2)),
             ("linear_backward", 2, (3, 5)),
             ("linear_backward_input", 1, (1, 2)),
             ("linear_backward_weight", 1, (2, 0)),
         ):
-            patch.setattr(ops, name, counting(getattr(ops, name), times, place))
+            patch.setattr(ops, name, counting(getattr(ops, name), times, indices))
         call()
     return sum(counts)
 

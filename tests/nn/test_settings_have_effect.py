@@ -8,9 +8,9 @@ import pytest
 from slm_np.config import ModelConfig
 from slm_np.errors import UserError
 from slm_np.nn.model import Model
-from slm_np.ops.device import CPU
 from slm_np.presets import preset
 
+pytestmark = pytest.mark.usefixtures("numpy_kernels")
 SMALL = dict(vocab_size=20, block_size=8, n_layer=3, n_head=2, n_embd=8, n_hidden=12)
 MODELS = [
     dict(),
@@ -53,13 +53,6 @@ VALUES = dict(
     init=["normal", "uniform"],
     init_std=[0.5],
 )
-
-
-@pytest.fixture(autouse=True)
-def numpy_kernels():
-    CPU.use_kernels("numpy")
-    yield
-    CPU.use_kernels()
 
 
 def result(config):
