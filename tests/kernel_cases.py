@@ -286,7 +286,7 @@ def head_norm(n, heads, kv_heads, width, scale=1.0):
 
 
 def rotary(batch, steps, heads, width, start=0, more=0, rotated=0):
-    """more: columns after the heads that turn.   rotated: columns of a head that turn, if not all do"""
+    """more: columns after the rotated heads.   rotated: rotated columns of a head, 0 for all"""
 
     def run(kernels, x, cos, sin, dout):
         kernels.rotary_forward(x, cos, sin, heads, width)

@@ -149,7 +149,7 @@ def shortened(verb, words, seconds):
 
 
 def runs_here(verb, words):
-    """Whether it is an slm_np command without GPU or network, and does not convert a model that is not there."""
+    """Whether it is an slm_np command that needs no GPU, no network and no model of another program."""
     from_hub = any(word.startswith("HuggingFaceTB/") for word in words)
     return verb not in (None, "convert") and not from_hub and not {"cuda", "gpt2", *download.SOURCES} & set(words)
 

@@ -462,7 +462,7 @@ def test_fields_without_effect_are_ignored(kind):
         quantization_config=None,
         something_new=[1],
     )
-    if kind in ("gpt2", "gpt_neo", "gpt_neox"):  # which always have as many key-value heads as heads
+    if kind in ("gpt2", "gpt_neo", "gpt_neox"):  # they always have as many key-value heads as heads
         others |= dict(num_key_value_heads=2, head_dim=32)
     without = dict(attention_dropout=0.1) if kind in ("gpt_neo", "gpt_neox") else {}
     assert config_of(kind, **others) == config_of(kind, **without)

@@ -215,7 +215,7 @@ HYBRID = ModelConfig(
 )
 
 
-SLIDING = ModelConfig(  # windows and a ring of keys that does not divide by them
+SLIDING = ModelConfig(  # the ring of keys is not a multiple of the window
     pattern="LAN",
     n_layer=4,
     n_embd=48,
@@ -338,7 +338,7 @@ def test_a_mixer_that_the_compiled_step_does_not_know(one_thread, monkeypatch):
 
 
 def test_a_window_of_one_layer_slides_exactly(one_thread):
-    """The logits of a model of one local layer depend on the newest `window` tokens only, wherever they stand."""
+    """The logits of a model of one local layer depend on the newest `window` tokens only, at any position."""
     model, tokens = made(pattern="L", n_layer=1, window=4), random_tokens(2, 5 * T)
     for make_step in (CompiledStep, GenericStep):
         decoder = Decoder(model, 2, make_step)

@@ -45,7 +45,7 @@ def gpu(cupy):  # noqa: F811
 
 
 def made(gpu, dtype=np.float64, options=None, **settings):
-    """A model with large weights, so that logits differ. options: of the Model"""
+    """A model with large weights, so that logits differ. options: further arguments of Model"""
     defaults = dict(vocab_size=V, block_size=T, n_layer=2, n_embd=16)
     if not set("ALN").isdisjoint(settings.get("pattern", "A")):
         defaults["n_head"] = 4
@@ -94,7 +94,7 @@ def test_beyond_the_context(gpu, kind, monkeypatch):
 
 
 def test_a_window_beyond_the_context(gpu):
-    """A token attends to the newest ones of the window, wherever the ring has them."""
+    """A token attends to the newest tokens of its window, wherever the ring holds them."""
     model, tokens = made(gpu, pattern="L", window=4, n_layer=1), tokens_of(2, 2 * T + 3)
     for position, logits in enumerate(decoded(Decoder(model, 2), tokens, 6).swapaxes(0, 1), 6):
         expected = host(model.logits(tokens[:, max(0, position - T) : position]))[:, -1]
@@ -111,7 +111,7 @@ def test_replayed_steps_have_the_bits_of_plain_ones(gpu):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
 def test_frozen_weights_in_16_bits_are_decoded_by_a_graph(gpu, name):
-    """The samples of a run that trains adapters."""
+    """As for the samples of a run that trains adapters."""
     options, tokens = dict(compute_dtype=BF16, lora=LoraConfig(lora_rank=2)), tokens_of(2, T)
     model = made(gpu, np.float32, options, **CHOICES[name])
     expected, decoder = host(model.logits(tokens)), Decoder(model, 2)

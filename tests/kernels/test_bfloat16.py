@@ -672,7 +672,7 @@ def check_gemms_and_a_model(exact):
 
 
 def check_float_windows():
-    """Attention in float32 with windows, whose tiles have another height than with AVX-512."""
+    """Attention in float32 with windows. Its tiles have another height than those of AVX-512."""
     steps, settings = 150, (2, 1, 150, None)
     for window in (1, 31, 70, 100):
         qkv, dout = normal(steps, 4 * 6), normal(steps, 2 * 6, seed=1)

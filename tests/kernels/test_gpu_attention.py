@@ -204,7 +204,7 @@ def test_attention_sees_neither_the_future_nor_other_sequences(cupy, dtype):  # 
 @pytest.mark.parametrize("window", [2, 9, 40, 100])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_a_step_reaches_the_queries_of_its_window(cupy, dtype, window):  # noqa: F811
-    """Step 20 changes, and with it the `window` queries from itself on, and the keys that these see."""
+    """A change of step 20 reaches the `window` queries from this step on, and the keys that they see."""
     steps, change, width = 150, 20, 16
     before, dout = inputs(1, steps, 1, 1, width, dtype)
     after = before.copy()

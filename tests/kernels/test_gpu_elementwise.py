@@ -120,7 +120,7 @@ def test_norms_in_16_bits(width, short):
 @SHORT
 @pytest.mark.parametrize("width", [7, 72])
 def test_norms_of_heads_in_16_bits(width, short):
-    """All but the weights and statistics is of 16 bits."""
+    """All arrays but the weights and statistics have 16 bits."""
     rows, heads, kv_heads = 37, 3, 2
     shape = rows, (heads + 2 * kv_heads) * width
     qkv, dout = stored(normal(*shape), short), stored(normal(*shape, seed=1), short)

@@ -230,7 +230,7 @@ def test_the_jacobian_of_softmax_cross_entropy():
 
 
 def test_the_jacobian_of_head_norm():
-    """That of rmsnorm for each head of queries and keys, with a weight each, and one for values."""
+    """That of rmsnorm for each query and key head, with the weight of queries or keys, and the identity for values."""
     eps, out, rstd, dx, dweights = 0.1, np.empty_like(X), np.empty((3, 3)), X.copy(), np.zeros((2, 2))
     weights = rng.standard_normal((2, 2))  # of heads of two columns: two queries, a key and a value
     numpy_kernels.head_norm_forward(out, rstd, X, *weights, 2, 1, eps)

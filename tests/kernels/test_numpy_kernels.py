@@ -289,7 +289,10 @@ def test_scalars_may_be_arrays_of_one_element():
 @pytest.mark.parametrize("local", [0, 1, 4, 9, 20])
 @pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (np.float64, 1e-13)], ids=["float32", "float64"])
 def test_decoding_equals_attention_over_the_whole_sequence(dtype, tolerance, local):
-    """As long as the cache holds all tokens; after that, it equals attention over the newest. local: a window of it"""
+    """As long as the cache holds all tokens; after that, it equals attention over the newest.
+
+    local: the attention window, 0 for none
+    """
     batch, steps, slots, heads, kv_heads, width = 2, 13, 9, 4, 2, 5
     qkv = normal(batch, steps, (heads + 2 * kv_heads) * width).astype(dtype)
     keys, values = np.full((2, batch, kv_heads, slots, width), np.nan, dtype)

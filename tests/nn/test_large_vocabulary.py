@@ -1,4 +1,4 @@
-"""A vocabulary of 151,936 tokens (Qwen): logits exist for a chunk of rows only."""
+"""A vocabulary of 151,936 tokens, as Qwen's: logits exist for one chunk of rows at a time."""
 
 import tracemalloc
 
@@ -23,17 +23,17 @@ BUDGET = 128 << 20  # bytes of a chunk's logits
 
 @pytest.mark.parametrize("dtype", [None, BF16], ids=["fp32", "bf16"])
 def test_the_arena_has_no_logits_of_all_tokens(dtype):
-    """From one token count to twice that, it grows by less than a sixth of the logits of these tokens."""
+    """With 4,096 more tokens, it grows by less than a sixth of their logits."""
     few, many = (planned_bytes(plan(CONFIG, batch, 1024), np.float32, dtype) for batch in (4, 8))
     assert many - few < 4 * 4096 * V / 6
-    n_bytes = {r.name: r.shape[0] * r.shape[1] for r in plan(CONFIG, 8, 1024) if "logits" in r.name}
-    assert set(n_bytes) == {"head.logits", "head.dlogits"}
-    assert BUDGET / 2 < 4 * n_bytes["head.logits"] <= BUDGET
+    sizes = {r.name: r.shape[0] * r.shape[1] for r in plan(CONFIG, 8, 1024) if "logits" in r.name}
+    assert set(sizes) == {"head.logits", "head.dlogits"}
+    assert BUDGET / 2 < 4 * sizes["head.logits"] <= BUDGET
 
 
 @pytest.mark.parametrize("size, rows", [(11, (16 << 20) // 44), (8192, 512), (50257, 512), (65536, 512)])
 def test_smaller_vocabularies_keep_their_chunks(size, rows):
-    """On which the bits of a run depend."""
+    """The bits of a run depend on them."""
     assert head.chunk_rows(size) == rows
 
 
@@ -50,7 +50,7 @@ def test_logits_that_do_not_fit_are_refused(monkeypatch):
 
 @pytest.mark.slow
 def test_an_update():
-    """Two chunks. The gradient of rows of the embedding that no token reads is that of plain NumPy."""
+    """Two chunks. Rows of the embedding that no token reads get the gradient of plain NumPy."""
     if CPU.free_bytes() is not None and CPU.free_bytes() < 6 << 30:
         pytest.skip("needs 6 GiB of memory")
     model = Model(CONFIG, 1)

@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_skips_the_update_and_clears_the_recurrent_sta
     ids=["gpt2", "llama", "mamba", "recompute"],
 )
 def test_adapters_are_trained_by_replayed_graphs(data, settings):
-    """A frozen weight exists in 16 bits only, and reading it allocates nothing."""
+    """Frozen weights exist in 16 bits only. A step that reads them can be captured, and has the same bits."""
     found = []
     for captured in (True, False):
         plain = trainer(data, **settings)

@@ -206,7 +206,7 @@ def test_new_tokens_start_as_the_mean_of_the_others(folder):
     found = model.parameters.weight["embedding.weight"]
     np.testing.assert_array_equal(found[:256], known)
     np.testing.assert_allclose(found[256], known.mean(0), rtol=1e-5)
-    assert not list(base.parts.tensors())  # their memory is freed
+    assert not list(base.parts.tensors())  # fill frees their memory
 
 
 def test_new_rows_and_columns_are_the_mean_of_the_others():

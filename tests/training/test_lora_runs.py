@@ -104,7 +104,7 @@ def test_resuming_gives_the_bits_of_an_unbroken_run(folder):
     assert finetune(out="resumed", updates=4) == 0
     assert small.status("finetune", "--resume", "resumed", "--base", "base", "--max-iters", 8) == 0
     a, b = (checkpoint.load_checkpoint(f"{name}/checkpoint-8") for name in ("unbroken", "resumed"))
-    # A run of 4 updates has another schedule than one of 8, so only its shape is compared with the unbroken one.
+    # A run of 4 updates has another schedule than one of 8, so only the names of tensors are the same.
     assert a.model.keys() == b.model.keys() and a.optimizer.keys() == b.optimizer.keys()
     shutil.copytree("unbroken", "cut")
     shutil.rmtree("cut/checkpoint-8")
@@ -144,7 +144,7 @@ def test_the_recipe_of_adapters():
 
 @pytest.mark.parametrize("adapters", [True, False])
 def test_a_base_of_another_program(folder, adapters, capsys):
-    """A directory of Hugging Face: its recipe is one of ours, its context shorter, and exports keep the original."""
+    """A Hugging Face directory: the recipe is our default, and exports keep the context that the run shortens."""
     Path("foreign").mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path("base") / name, "foreign")

@@ -1,4 +1,4 @@
-"""`--recompute` in runs: the bits of runs without it, also where a resumed run changes it."""
+"""`--recompute` in runs: the same bits as without it, even if it changes when a run resumes."""
 
 import pytest
 import small
@@ -10,7 +10,8 @@ TRANSFORMER = dict(n_layer=3, dropout=0.2, grad_accumulation_steps=2)
 RECURRENT = dict(n_layer=3, pattern="MS", positions="none", feed_forward="none", carry_state=True)
 
 
-def train(verb, *words):
+def command(verb, *words):
+    """Run a command, which must succeed."""
     assert small.status(verb, *words) == 0
 
 
@@ -28,17 +29,17 @@ def assert_same_run(one, other):
 @pytest.mark.parametrize("began", [True, None], ids=["with", "without"])
 def test_a_resumed_run_may_change_it(tmp_path, data, settings, began):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train("train", *small.flags(data, **settings, out_dir=whole, recompute=None if began else True))
-    train("train", *small.flags(data, **settings, out_dir=halves, recompute=began, max_iters=4, lr_decay_iters=12))
-    train("train", "--resume", halves, "--max-iters", 12, "--no-recompute" if began else "--recompute")
+    command("train", *small.flags(data, **settings, out_dir=whole, recompute=None if began else True))
+    command("train", *small.flags(data, **settings, out_dir=halves, recompute=began, max_iters=4, lr_decay_iters=12))
+    command("train", "--resume", halves, "--max-iters", 12, "--no-recompute" if began else "--recompute")
     assert_same_run(whole, halves)
 
 
 def test_finetuning_has_the_same_bits(tmp_path, data):
-    train("train", *small.flags(data, n_layer=3, max_iters=4, out_dir=tmp_path / "base"))
+    command("train", *small.flags(data, n_layer=3, max_iters=4, out_dir=tmp_path / "base"))
     words = "--base", tmp_path / "base", "--data", data, "--max-iters", 12, "--dropout", 0.2, "--eval-iters", 2
-    train("finetune", *words, "--out-dir", tmp_path / "saved")
-    train("finetune", *words, "--out-dir", tmp_path / "recomputed", "--recompute")
+    command("finetune", *words, "--out-dir", tmp_path / "saved")
+    command("finetune", *words, "--out-dir", tmp_path / "recomputed", "--recompute")
     assert_same_run(tmp_path / "saved", tmp_path / "recomputed")
 
 
@@ -51,7 +52,7 @@ def test_too_little_memory_names_it(tmp_path, data, capsys, monkeypatch):
 
 
 def test_too_little_memory_for_finetuning_names_what_can_change(tmp_path, data, capsys, monkeypatch):
-    train("train", *small.flags(data, n_layer=3, max_iters=0, out_dir=tmp_path / "base"))
+    command("train", *small.flags(data, n_layer=3, max_iters=0, out_dir=tmp_path / "base"))
     monkeypatch.setattr(CPU, "free_bytes", lambda: 4096)
     assert small.status("finetune", "--base", tmp_path / "base", "--data", data, "--out-dir", tmp_path / "new") == 2
     said = capsys.readouterr().err

@@ -320,7 +320,7 @@ def test_an_older_run_that_lost_its_tokenizer_gets_it_from_the_data(chatting, ca
     before = (chatting / "tokenizer.json").read_bytes()
     for path in [chatting / "tokenizer.json", *chatting.glob("checkpoint-*/tokenizer.json")]:
         path.unlink()
-    assert sources.load(chatting).tokenizer is None  # unknown that it had one
+    assert sources.load(chatting).tokenizer is None  # its settings do not say that it had one
     small.resume(small.trainer(chatting.parent / "rows.jsonl", vocab_size=257), chatting)
     assert "tokenizer.json is missing; made again from the data" in capsys.readouterr().err
     assert (chatting / "tokenizer.json").read_bytes() == before
