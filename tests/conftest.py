@@ -52,6 +52,17 @@ def numpy_kernels():
     CPU.use_kernels()
 
 
+@pytest.fixture(scope="session")
+def transformers():
+    """The library transformers, the oracle of tests, quiet and with one thread of PyTorch."""
+    library = pytest.importorskip("transformers", reason="transformers, the oracle of these tests, is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch, which transformers needs, is not installed")
+    torch.set_num_threads(1)
+    library.logging.set_verbosity_error()
+    library.logging.disable_progress_bar()
+    return library
+
+
 @pytest.fixture(params=["numpy", pytest.param("numba", marks=pytest.mark.slow)])
 def kernel_set(request):
     """Run a test on both kernel sets of the CPU. Compiling the fast one in float64 takes minutes, hence slow."""

@@ -3,6 +3,7 @@
 import importlib
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,17 @@ def status(verb, *words):
     except SystemExit as end:
         return end.code
     return 0
+
+
+def refusal(capsys, verb, *words):
+    """What a command prints on stderr: one line, with exit status 2 and without changing a file."""
+    capsys.readouterr()
+    before = tree(".")
+    assert status(verb, *words) == 2
+    printed = capsys.readouterr()
+    assert re.fullmatch(r"slm_np: [^\n]+\n", printed.err), printed.err
+    assert printed.out == "" and tree(".") == before, "files were left behind"
+    return printed.err
 
 
 def rows(run):

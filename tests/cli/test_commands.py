@@ -53,17 +53,6 @@ def edited(raw, old, new):
     return without.replace(old, new)
 
 
-def error_line(capsys, verb, *words):
-    """What a command prints on stderr: one line, with exit status 2 and without changing a file."""
-    capsys.readouterr()
-    before = small.tree(".")
-    assert small.status(verb, *words) == 2
-    printed = capsys.readouterr()
-    assert re.fullmatch(r"slm_np: [^\n]+\n", printed.err), printed.err
-    assert printed.out == "" and small.tree(".") == before, "files were left behind"
-    return printed.err
-
-
 # Help
 
 
@@ -212,7 +201,7 @@ BAD_SETTINGS = [
     "words, named", BAD_SETTINGS, ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else ""
 )
 def test_bad_settings(folder, capsys, words, named):
-    assert named in error_line(capsys, "train", "--data", "text.txt", "--out-dir", "new", *words)
+    assert named in small.refusal(capsys, "train", "--data", "text.txt", "--out-dir", "new", *words)
 
 
 def test_bad_data(folder, capsys):
@@ -224,7 +213,7 @@ def test_bad_data(folder, capsys):
     Path("odd.bin").write_bytes(b"123")
 
     def refused(*words):
-        return error_line(capsys, "train", *small.flags(words[0], out_dir="new"), *words[1:])
+        return small.refusal(capsys, "train", *small.flags(words[0], out_dir="new"), *words[1:])
 
     assert "tezt.txt does not exist; did you mean text.txt" in refused("tezt.txt")
     assert "two\\nlines.txt does not exist" in refused("two\nlines.txt")
@@ -259,7 +248,7 @@ def test_a_model_too_large_is_refused_before_it_is_allocated(folder, capsys):
         2**20,
     ]
     Path("long.txt").write_bytes(b"long enough " * 100_000)
-    assert "GiB of memory, and" in error_line(
+    assert "GiB of memory, and" in small.refusal(
         capsys, "train", "--data", "long.txt", "--val-data", "long.txt", "--out-dir", "new", *huge
     )
     beyond_64_bits = [
@@ -274,25 +263,25 @@ def test_a_model_too_large_is_refused_before_it_is_allocated(folder, capsys):
         "--batch-size",
         2**16,
     ]
-    assert "GiB of memory, and" in error_line(
+    assert "GiB of memory, and" in small.refusal(
         capsys, "train", "--data", "long.txt", "--val-data", "long.txt", "--out-dir", "new", *beyond_64_bits
     )
-    assert "GiB of memory, and" in error_line(
+    assert "GiB of memory, and" in small.refusal(
         capsys, "train", "--data", "text.txt", "--out-dir", "new", "--batch-size", 2**20, "--n-embd", 4096
     )
-    assert "ask for fewer" in error_line(capsys, "generate", "--model", "bytes", "--num-samples", 10**10)
+    assert "ask for fewer" in small.refusal(capsys, "generate", "--model", "bytes", "--num-samples", 10**10)
 
 
 def test_a_directory_that_already_holds_something(folder, capsys):
-    assert "bytes already holds a run; resume it with --resume bytes" in error_line(
+    assert "bytes already holds a run; resume it with --resume bytes" in small.refusal(
         capsys, "train", "--data", "text.txt", "--out-dir", "bytes"
     )
-    assert "text.txt is a file" in error_line(capsys, "train", "--data", "text.txt", "--out-dir", "text.txt")
-    assert ": not a directory; choose another --out-dir" in error_line(
+    assert "text.txt is a file" in small.refusal(capsys, "train", "--data", "text.txt", "--out-dir", "text.txt")
+    assert ": not a directory; choose another --out-dir" in small.refusal(
         capsys, "train", *small.flags("text.txt", out_dir="text.txt/run")
     )
     Path("runs").write_text("not a folder", encoding="utf-8")
-    assert "cannot create" in error_line(capsys, "train", *small.flags("text.txt"))
+    assert "cannot create" in small.refusal(capsys, "train", *small.flags("text.txt"))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +293,7 @@ def test_a_directory_that_already_holds_something(folder, capsys):
     ],
 )
 def test_nothing_to_resume(folder, capsys, words, named):
-    assert named in error_line(capsys, "train", *words)
+    assert named in small.refusal(capsys, "train", *words)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +315,7 @@ def test_nothing_to_resume(folder, capsys, words, named):
 def test_damaged_runs(folder, capsys, name, damage, named):
     path = Path("bytes") / name
     path.write_bytes(damage(path.read_bytes()))
-    assert named in error_line(capsys, "generate", "--model", "bytes", "-n", 3)
+    assert named in small.refusal(capsys, "generate", "--model", "bytes", "-n", 3)
 
 
 def test_a_run_without_its_settings_is_a_model_of_hugging_face(folder, capsys):
@@ -337,7 +326,7 @@ def test_a_run_without_its_settings_is_a_model_of_hugging_face(folder, capsys):
     assert small.status("generate", "--model", "bytes", *words) == 0
     found = capsys.readouterr()
     assert found.out == text and "Hugging Face, llama" in found.err
-    assert "run.json missing: bytes is not a run of slm_np; restore that file, or start one" in error_line(
+    assert "run.json missing: bytes is not a run of slm_np; restore that file, or start one" in small.refusal(
         capsys, "train", "--resume", "bytes"
     )
 
@@ -372,12 +361,12 @@ def test_damaged_checkpoints_are_skipped_and_refused_if_there_is_no_other(folder
     ],
 )
 def test_bad_generation_settings(folder, capsys, words, named):
-    assert named in error_line(capsys, "generate", "--model", "bytes", *words)
+    assert named in small.refusal(capsys, "generate", "--model", "bytes", *words)
 
 
 def test_no_run_to_generate_with(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "there is no run in runs/" in error_line(capsys, "generate")
+    assert "there is no run in runs/" in small.refusal(capsys, "generate")
 
 
 def test_bad_input_in_a_process_of_its_own(folder):
@@ -461,12 +450,12 @@ def test_bad_config_files(folder, capsys, text, named):
         for word in (f"--{name.replace('_', '-')}", value)
         if not text.startswith("n-layer")
     ]
-    assert named in error_line(capsys, "train", *config_file(text), *words)
+    assert named in small.refusal(capsys, "train", *config_file(text), *words)
 
 
 def test_a_missing_config_file(folder, capsys):
-    assert "--config none.toml cannot be read" in error_line(capsys, "train", "-c", "none.toml")
-    assert "--config bytes cannot be read" in error_line(capsys, "train", "-c", "bytes")
+    assert "--config none.toml cannot be read" in small.refusal(capsys, "train", "-c", "none.toml")
+    assert "--config bytes cannot be read" in small.refusal(capsys, "train", "-c", "bytes")
 
 
 def test_settings_come_from_the_file_and_flags_win(folder):
@@ -638,7 +627,7 @@ def test_samples_and_stops(folder, capsys):
 
 
 def test_a_prompt_outside_the_vocabulary(folder, capsys):
-    said = error_line(capsys, "generate", "--model", "char", "--prompt", "the Zoo")
+    said = small.refusal(capsys, "generate", "--model", "char", "--prompt", "the Zoo")
     known = json.loads(Path("char/tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     assert "'Z'" in said and f"the {len(known)} characters of the tokenizer" in said and "abcdeghilmnorstw" in said
 

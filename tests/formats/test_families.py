@@ -165,16 +165,6 @@ ALONE = {
 }
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    found = pytest.importorskip("transformers", reason="transformers, the oracle of these tests, is not installed")
-    torch = pytest.importorskip("torch", reason="PyTorch, which transformers needs, is not installed")
-    torch.set_num_threads(1)
-    found.logging.set_verbosity_error()
-    found.logging.disable_progress_bar()
-    return found
-
-
 def theirs(transformers, name, seed=0):
     """A model of transformers in which all weights are random, including norms and biases."""
     import torch

@@ -259,7 +259,7 @@ DAMAGE = {
     "no base": (
         "adapter",
         lambda folder: edit_json(folder / "adapter_config.json", base_model_name_or_path=...),
-        "the base",
+        "has None for 'base_model_name_or_path'; write the path of the base there",
     ),
     "another kind of adapter": (
         "adapter",

@@ -57,12 +57,9 @@ CASES = [(base, targets) for base, all_targets in OURS.items() for targets in al
 
 
 @pytest.fixture(scope="module")
-def oracle():
-    found = pytest.importorskip("peft", reason="PEFT, the oracle of these tests, is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return found
+def oracle(transformers):
+    """The package PEFT."""
+    return pytest.importorskip("peft", reason="PEFT, the oracle of these tests, is not installed")
 
 
 def base_model(name, path):

@@ -74,15 +74,6 @@ def made(folder, monkeypatch):
     return make
 
 
-@pytest.fixture(scope="module")
-def transformers():
-    """The library, offline and silent."""
-    library = pytest.importorskip("transformers", reason="transformers is not installed: it reads our runs")
-    pytest.importorskip("torch", reason="PyTorch is not installed: transformers computes with it")
-    library.logging.set_verbosity_error()
-    return library
-
-
 def opened(transformers, run):
     """(model, tokenizer) of transformers for a run."""
     model, found = transformers.AutoModelForCausalLM.from_pretrained(run, output_loading_info=True)

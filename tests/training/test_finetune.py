@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import shutil
 import signal
 import time
@@ -81,13 +80,8 @@ def finetune(*words, data="new.txt", out="tuned"):
 
 
 def sentence(capsys, *words):
-    """The message of finetune, which must be one line with exit status 2 and leave no file behind."""
-    capsys.readouterr()
-    before = small.tree(".")
-    assert small.status("finetune", *words) == 2
-    said = capsys.readouterr()
-    assert re.fullmatch(r"slm_np: [^\n]+\n", said.err) and said.out == "" and small.tree(".") == before, said
-    return said.err
+    """The line with which finetune refuses its arguments."""
+    return small.refusal(capsys, "finetune", *words)
 
 
 # Masked targets

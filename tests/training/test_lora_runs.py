@@ -167,13 +167,8 @@ def test_a_base_of_another_program(folder, adapters, capsys):
 
 
 def sentence(capsys, *words):
-    """The message of finetune, which must be one line with exit status 2 and leave no file behind."""
-    capsys.readouterr()
-    before = small.tree(".")
-    assert small.status("finetune", *words) == 2
-    said = capsys.readouterr()
-    assert re.fullmatch(r"slm_np: [^\n]+\n", said.err) and said.out == "" and small.tree(".") == before, said
-    return said.err
+    """The line with which finetune refuses its arguments."""
+    return small.refusal(capsys, "finetune", *words)
 
 
 @pytest.mark.parametrize(
