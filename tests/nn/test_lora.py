@@ -208,6 +208,16 @@ def test_recomputing_gives_the_same_bits():
         np.testing.assert_array_equal(found, expected)
 
 
+def test_micro_batches_add_up_to_the_gradient_of_their_batch():
+    model = adapted(CONFIGS["mixed"])
+    tokens, targets = batch(model.config, size=4)
+    loss, expected = model.loss_and_gradient(tokens, targets), model.parameters.gradients.copy()
+    model.parameters.gradients.fill(0)
+    halves = [model.loss_and_gradient(tokens[rows], targets[rows], targets.size) for rows in (slice(0, 2), slice(2, 4))]
+    assert sum(halves) == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(model.parameters.gradients, expected, rtol=0, atol=1e-14)
+
+
 def test_results_do_not_depend_on_chunks_of_the_feed_forward(monkeypatch):
     model = adapted(CONFIGS["attention"])
     _, expected = gradient(model)
@@ -247,7 +257,7 @@ def test_bfloat16_is_close_to_float32_on_any_number_of_threads(config, bfloat16)
     assert np.linalg.norm(found[0][1] - exact) < 0.02 * np.linalg.norm(exact)
 
 
-def test_frozen_weights_rest_in_two_bytes(bfloat16):
+def test_frozen_weights_are_kept_in_two_bytes(bfloat16):
     model = adapted(dataclasses.replace(SMALL, n_layer=12), np.float32, BF16)
     parameters, frozen = model.parameters, model.parameters.cast_only
     assert set(frozen) == {tensor.name for tensor in parameters.tensors if tensor.matmul and not tensor.trained}

@@ -112,8 +112,14 @@ def test_resuming_gives_the_bits_of_an_unbroken_run(folder):
     small.assert_same_state("unbroken", "cut", 8)
 
 
-def test_the_number_of_micro_batches_does_not_matter_much_and_patience_stops(folder):
-    assert finetune("--batch-size", 2, "--grad-accumulation-steps", 2) == 0
+def test_adapters_are_trained_in_micro_batches(folder):
+    words = ["--batch-size", 2, "--grad-accumulation-steps", 2, "--learning-rate", 0.002]
+    assert finetune(*words, updates=20) == 0
+    first, *_, last = [row["val_loss"] for row in small.rows("tuned") if "val_loss" in row]
+    assert last < first - 0.001
+
+
+def test_patience_stops_a_run(folder):
     assert finetune("--patience", 1, "--learning-rate", 0, "--min-lr", 0, out="stopped", updates=40) == 0
     assert checkpoint.newest_checkpoint("stopped").step == 4
 
