@@ -60,10 +60,10 @@ def test_a_saved_model_is_loaded(tmp_path, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_file_in_another_layout_is_read_and_translated(tmp_path, name):
-    """Our layout, as versions write it that do not know the family, or the layout of another family."""
+    """The file may be in our layout, as a version writes it that does not know the family."""
     run, weights = run_and_weights(name)
     layout, others = layout_of(run), [OurLayout(), *families(run.model)]
-    assert len(others) == {"none": 1, "gpt_neo": 2, "llama": 2}.get(name, len(others))
+    assert len(others) == (1 if name == "none" else 2)
     for other in others:
         checkpoint.save_best(tmp_path, weights, METADATA, other)
         assert_equal(checkpoint.load_best(tmp_path, layout=layout)[0], weights)
