@@ -231,7 +231,7 @@ def test_ids_of_vocabularies_of_llama_cpp(vocabularies, name):
 @pytest.mark.parametrize(
     "name", ["llama-spm", "phi-3", *(pytest.param(one, marks=pytest.mark.slow) for one in ("qwen2", "llama-bpe"))]
 )
-def test_vocabularies_come_back_to_llama_cpp(vocabularies, tmp_path, name):
+def test_llama_cpp_runs_vocabularies_that_were_read_and_written(vocabularies, tmp_path, name):
     """Read, written with a model, and run by llama.cpp."""
     header = gguf_header.read_header(vocabularies / f"ggml-vocab-{name}.gguf")
     tokenizer = gguf_tokenizer.from_metadata(header, len(header.metadata["tokenizer.ggml.tokens"]))

@@ -104,7 +104,7 @@ def test_every_pair_of_formats(models, kind, target, dtype, here):
     assert (sources.format_of(target) == sources.RUN) == (target == "out" and dtype == "f32")
 
 
-def test_conversions_to_and_fro_keep_every_bit(models, here):
+def test_conversions_back_and_forth_keep_every_bit(models, here):
     path = models["run"]
     for target in ("a", "b/x.gguf", "c", "d/x.gguf", "e"):
         path = convert(path, target).path
@@ -131,7 +131,7 @@ def test_a_run_before_its_first_evaluation_is_converted(here):
 
 @pytest.mark.parametrize("kind", ["GGUF q8_0", "llama2.c", "run"])
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_transformers_computes_the_same_of_a_directory(models, here, kind, dtype):
+def test_transformers_computes_the_same_from_a_directory(models, here, kind, dtype):
     transformers = pytest.importorskip("transformers", reason="transformers is the oracle of this test")
     torch = pytest.importorskip("torch", reason="transformers needs PyTorch")
     convert(models[kind], "out", dtype=dtype)
@@ -177,7 +177,7 @@ def test_an_adapter_alone_and_merged(adapted, here, capsys):
 
 
 @pytest.mark.parametrize("base", ["alone", "adapted"])
-def test_a_model_with_an_adapter_is_a_base_as_others_are(adapted, here, capsys, base):
+def test_a_model_with_an_adapter_can_be_a_base(adapted, here, capsys, base):
     convert(adapted, "alone")
     merged = small_models.weights(open_model(base))
     words = ["--data", "text.txt", "--max-iters", 1, "--batch-size", 2, "--block-size", 8, "--learning-rate", 1e-9]
@@ -321,7 +321,7 @@ def test_a_tokenizer_can_be_given(here, capsys, models):
     assert not Path("other").exists()
 
 
-def test_evaluate_needs_data_of_a_foreign_model(models, here, capsys):
+def test_evaluating_a_foreign_model_needs_data(models, here, capsys):
     assert "no validation data; name a text with --data" in said(capsys, "evaluate", "--model", models["GGUF f32"])
 
 
@@ -425,7 +425,7 @@ def test_a_model_that_cannot_be_resumed_can_be_finetuned(models, here, capsys):
         ("stories.bin", "stories"),
     ],
 )
-def test_the_name_of_a_target_that_is_not_given(source, name):
+def test_the_default_name_of_a_target(source, name):
     assert conversion.name_of(source) == name
 
 
@@ -463,7 +463,7 @@ def test_a_write_that_fails_leaves_nothing(here, monkeypatch, target, dtype):
         assert open_model(target).tokenizer is not None
         if not disk.failed:
             break
-        assert disk.failed.startswith(("fsync", "mkdir")), disk.failed  # of folders that exist
+        assert disk.failed.startswith(("fsync", "mkdir")), disk.failed  # folders that already exist
         shutil.rmtree(target) if dtype != "q8_0" else [Path(name).unlink() for name in ("new.gguf", "new.Modelfile")]
     assert failed > 10
 

@@ -49,8 +49,8 @@ def test_logits_that_do_not_fit_are_refused(monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_update():
-    """Two chunks. Rows of the embedding that no token reads get the gradient of plain NumPy."""
+def test_an_update_with_two_chunks():
+    """Rows of the embedding that no token reads get the gradient of plain NumPy."""
     if CPU.free_bytes() is not None and CPU.free_bytes() < 6 << 30:
         pytest.skip("needs 6 GiB of memory")
     model = Model(CONFIG, 1)

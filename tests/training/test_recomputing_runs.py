@@ -43,7 +43,7 @@ def test_finetuning_has_the_same_bits(tmp_path, data):
     assert_same_run(tmp_path / "saved", tmp_path / "recomputed")
 
 
-def test_too_little_memory_names_it(tmp_path, data, capsys, monkeypatch):
+def test_too_little_memory_suggests_recomputing(tmp_path, data, capsys, monkeypatch):
     monkeypatch.setattr(CPU, "free_bytes", lambda: 4096)
     for n_layer, recompute, named in ((3, None, True), (3, True, False), (1, None, False)):
         words = small.flags(data, out_dir=tmp_path / "run", n_layer=n_layer, recompute=recompute)
