@@ -121,6 +121,11 @@ def remedy(error, otherwise=""):
     return ", or ".join(filter(None, (helps, otherwise)))
 
 
+def fault_in(error):
+    """What a parser's error says about a file, without advice for programmers ("use sys.set_int_max_str_digits()")."""
+    return str(error).partition("; use ")[0]
+
+
 def _reason(error):
     return (error.strerror or str(error)).lower()
 

@@ -49,6 +49,7 @@ class Result:
     late: bool = False  # it did not end within the limit, but stopped when it was asked to
     hung: bool = False  # it had to be killed
     orphans: bool = False  # its children outlived it
+    cut: bool = False  # its terminal was closed, so that nobody can read the rest
 
     def tail(self):
         """The end of what it wrote to stderr, in one line."""

@@ -87,6 +87,8 @@ def attempt(case, context, folder):
 
 def as_told(result, condition):
     """The `Result`, of which no sentence is asked where stderr cannot be read."""
+    if result.cut:
+        result.err = "slm_np: (cannot be read)"
     if condition not in ("stdin-closed", "stdout-closed", "stdout-full", "stdout-vanished", "stdout-blocked", *NARROW):
         result.err = result.err or "slm_np: (cannot be read)"
     return result
@@ -146,6 +148,7 @@ def run(verb, words, condition, folder):
             file.seek(0)
             setattr(result, name, file.read().decode("utf-8", "replace"))
         result.err += getattr(process, "shown", b"").decode("utf-8", "replace")
+        result.cut = getattr(process, "cut", False)
     return result
 
 
@@ -207,5 +210,5 @@ def close_terminal(process, master):
         os.write(master, LINE + b"\x04")  # what the user types: a line, then Ctrl-D
         while STEP not in shown and select.select([master], [], [], max(0, deadline - time.perf_counter()))[0]:
             shown += os.read(master, 4096)
-    process.shown = shown
+    process.shown, process.cut = shown, STEP in shown
     os.close(master)

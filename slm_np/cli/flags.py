@@ -11,7 +11,7 @@ import sys
 import textwrap
 
 from slm_np.config import TrainConfig, flag
-from slm_np.errors import UserError, imported, near
+from slm_np.errors import UserError, fault_in, imported, near
 from slm_np.paths import expanded, is_run
 from slm_np.presets import PRESETS
 from slm_np.version import __version__
@@ -236,7 +236,9 @@ def read_toml(path, kinds):
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}); name a TOML file") from None
     except (ValueError, RecursionError) as error:  # also: bytes that are not UTF-8, endless digits, deep nesting
-        raise UserError(f"--config {path} is not TOML ({error}); write lines such as max-iters = 1000") from None
+        raise UserError(
+            f"--config {path} is not TOML ({fault_in(error)}); write lines such as max-iters = 1000"
+        ) from None
     known = {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
     values = {}
     for key, value in fields.items():

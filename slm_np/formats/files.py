@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_np.errors import UserError, remedy
+from slm_np.errors import UserError, fault_in, remedy
 from slm_np.paths import is_run, sync
 
 BLOCK = 1 << 24  # bytes per write, so that a signal need not wait for gigabytes
@@ -148,4 +148,4 @@ def read_json(path):
             raise ValueError("the top level is not an object")
         return fields
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); fix it by hand, or {RESTORE}") from None
+        raise UserError(f"{path} is not valid JSON ({fault_in(error)}); fix it by hand, or {RESTORE}") from None

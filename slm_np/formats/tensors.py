@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from slm_np.errors import UserError
+from slm_np.errors import UserError, fault_in
 from slm_np.formats.checksum import crc32, with_checksum
 from slm_np.formats.files import RESTORE, saving, write_chunks
 from slm_np.ops.device import host, put
@@ -109,7 +109,8 @@ def _reading(path):
         ) from error
     except (SafetensorError, ValueError, KeyError, RecursionError) as error:  # KeyError: a type that NumPy lacks
         raise UserError(
-            f"{path} is cut short, damaged, or not a safetensors file that this version can read ({error}); {RESTORE}"
+            f"{path} is cut short, damaged, or not a safetensors file that this version can read ({fault_in(error)}); "
+            f"{RESTORE}"
         ) from None
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from slm_np.arguments import shown
 from slm_np.dtypes import bf16_to_f32, f32_to_bf16
-from slm_np.errors import UserError
+from slm_np.errors import UserError, fault_in
 from slm_np.formats.files import read_json
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -43,7 +43,7 @@ class WeightFile:
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
         except (SafetensorError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} is cut short or not a safetensors file ({error}); {AGAIN}") from None
+            raise UserError(f"{path} is cut short or not a safetensors file ({fault_in(error)}); {AGAIN}") from None
 
     @property
     def names(self):

@@ -426,7 +426,7 @@ def config_file(text):
     [
         ("max-iters = ", "is not TOML"),
         ("a = " + "[" * 10_000, "is not TOML"),
-        ("max-iters = " + "1" * 5000, "is not TOML"),
+        ("max-iters = " + "1" * 5000, "value has 5000 digits); write lines"),
         ("max_itres = 5", "did you mean max_iters"),
         ("max-iters = 'five'", "--max-iters must be of type int"),
         ("bias = 1", "--bias must be of type bool"),
