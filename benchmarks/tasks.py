@@ -16,6 +16,7 @@ class Task(NamedTuple):
     updates: int  # of the original recipe in the budget of the task
     model: dict = {}  # changes to the preset: track R keeps them
     train: dict = {}
+    original: dict = {}  # further changes, which make it the recipe that the preset started from
 
 
 def tail(text):
@@ -43,6 +44,16 @@ LLAMA_2M = dict(
     n_hidden=432,
     block_size=256,
 )
+NANOGPT = dict(
+    batch_size=12,
+    learning_rate=1e-3,
+    min_lr=1e-4,
+    warmup_iters=100,
+    lr_schedule="cosine",
+    beta1=0.9,
+    beta2=0.99,
+    weight_decay=0.1,
+)
 LONG_RECIPE = dict(
     batch_size=16,
     learning_rate=2e-3,
@@ -54,8 +65,8 @@ LONG_RECIPE = dict(
 )
 
 TASKS = {
-    "shakespeare-char": Task("shakespeare-char", "char", "tail", "nats", 2000),
-    "shakespeare-char-blocks": Task("shakespeare-char", "char", "blocks", "nats", 2000),
+    "shakespeare-char": Task("shakespeare-char", "char", "tail", "nats", 2000, original=NANOGPT),
+    "shakespeare-char-blocks": Task("shakespeare-char", "char", "blocks", "nats", 2000, original=NANOGPT),
     "shakespeare-bytes": Task("slim", "byte", "tail", "bits", 2600, LLAMA_2M, LONG_RECIPE),
     "tinystories": Task("slim", "bpe:4096", "tail", "bits", 1000, dict(head="tied"), LONG_RECIPE),
     "tinystories-gpt2": Task("gpt2-stories", "gpt2", "tail", "bits", 25),

@@ -36,13 +36,6 @@ from slm_np.errors import UserError, command, near
 ENGINES = ("slm_np", "torch", "ngram")
 CONFIDENCE = 3.09  # standard errors: p < 0.001 on one side
 NETWORK = ("model.", "tokenizer")  # what only track F may change
-# The recipes that the presets started from, by task: what the rows of PyTorch run.
-ORIGINAL = {
-    name: dict(
-        lr_schedule="cosine", beta1=0.9, beta2=0.99, learning_rate=1e-3, min_lr=1e-4, warmup_iters=100, batch_size=12
-    )
-    for name in ("shakespeare-char", "shakespeare-char-blocks")
-}
 
 
 def changes(text):
@@ -61,20 +54,15 @@ def changes(text):
 
 def settings(task, recipe, given, files, updates, seed, dtype):
     """(preset, changes of its model, of its training) of a run."""
-    model, train = dict(task.model), dict(task.train)
+    model, train = dict(task.model), dict(task.train, tokenizer=task.tokenizer)
     if recipe == "original":
-        train |= ORIGINAL.get(task_name(task), {})
+        train |= task.original
     for name, value in given.items():
         (model if name.startswith("model.") else train)[name.removeprefix("model.")] = value
     train |= dict(max_iters=updates, seed=seed, dtype=dtype)
-    train |= {"tokenizer": task.tokenizer} | {key: train[key] for key in ("tokenizer",) if key in train}
     if files:
         train |= dict(data=str(files[0]), val_data=str(files[1]))
     return task.preset, model, train
-
-
-def task_name(task):
-    return next(name for name, one in TASKS.items() if one is task)
 
 
 # The child: one run
@@ -217,6 +205,8 @@ def main(argv=None):
     task, given = TASKS[args.task], changes(args.change)
     if args.track == "R" and (fixed := [name for name in given if name.startswith(NETWORK)]):
         raise UserError(f"--track R fixes {fixed[0]}; use --track F to change the network or the tokenizer")
+    if args.recipe == "original" and not task.original:
+        raise UserError(f"--task {args.task} has no original recipe of other authors; use --recipe preset")
     if task.split and not args.data:
         raise UserError(f"--task {args.task} needs --data FILE")
     try:
@@ -275,7 +265,8 @@ def counted(task, files):
     """The result of counting n-grams of the best order."""
     from ngram import counted
 
-    losses, seconds = counted(*(path.read_bytes() for path in files), task.tokenizer)
+    tokenizer = "char" if task.tokenizer == "char" else "byte"
+    losses, seconds = counted(*(path.read_bytes() for path in files), tokenizer)
     loss = min(losses) / (math.log(2) if task.unit == "bits" else 1)
     return dict(loss=loss, seconds=seconds, flops=0, updates=0, dtype="none")
 
