@@ -49,12 +49,11 @@ def trained(trainer):
     return time.perf_counter() - started
 
 
-def trained_in_torch(trainer, weights, bfloat16):
+def trained_in_torch(trainer, weights, bfloat16, compiled=False):
     """Train the PyTorch twin on the trainer's batches, from its initial weights.
 
-    Returns (seconds that the updates took, function that returns losses as of `windows_loss`).
+    Returns (seconds that the updates took, the twin).
     """
-    import torch
     import torch_twin
 
     config, twin = trainer.config, torch_twin.Twin(trainer.model.config).load(weights)
@@ -66,6 +65,7 @@ def trained_in_torch(trainer, weights, bfloat16):
         weight_decay=config.weight_decay,
         decay=config.decay,
         grad_clip=config.grad_clip,
+        compiled=compiled,
         bfloat16=bfloat16,
     )
     started = time.perf_counter()
@@ -76,7 +76,12 @@ def trained_in_torch(trainer, weights, bfloat16):
             group["lr"] = learning_rate(config, step, trainer.schedule_progress)
         peer.train_step(trainer.tokens, trainer.targets)
     seconds = time.perf_counter() - started
-    twin.eval()
+    return seconds, twin.eval()
+
+
+def losses_of(twin):
+    """A function that returns losses as of `windows_loss`."""
+    import torch
 
     def losses(tokens, targets):
         with torch.no_grad():
@@ -84,7 +89,7 @@ def trained_in_torch(trainer, weights, bfloat16):
             targets = torch.as_tensor(targets).long().flatten()
             return torch.nn.functional.cross_entropy(logits, targets, reduction="none").view(tokens.shape).numpy()
 
-    return seconds, losses
+    return losses
 
 
 @command
@@ -104,8 +109,8 @@ def main(argv=None):
         weights = {name: array.copy() for name, array in trainer.model.parameters.weight.items()}
         report(seed, "slm_np", trained(trainer), trainer.model.losses, corpus, trainer.tokens.shape)
         if args.against:
-            seconds, losses = trained_in_torch(trainer, weights, args.dtype == "bf16")
-            report(seed, "PyTorch", seconds, losses, corpus, trainer.tokens.shape)
+            seconds, twin = trained_in_torch(trainer, weights, args.dtype == "bf16")
+            report(seed, "PyTorch", seconds, losses_of(twin), corpus, trainer.tokens.shape)
 
 
 def report(seed, engine, seconds, losses, corpus, shape):

@@ -2,6 +2,8 @@
 
 from itertools import chain
 
+import numpy as np
+
 from slm_np.data.bpe_process import learned
 from slm_np.data.library_tokenizer import LibraryTokenizer, tokenizers_library
 from slm_np.data.meter import metered
@@ -16,7 +18,7 @@ SAMPLE = 1 << 27  # bytes of a corpus to train on, so that the distinct words of
 
 def check_packages(name):
     """UserError if a package that the tokenizer `name`, bpe:N or gpt2, needs is missing."""
-    if name == "gpt2":
+    if name in ("gpt2", "gpt2-trimmed"):
         imported("tiktoken", f"--tokenizer {name}", "slm_np[gpt2]")
     tokenizers_library(f"--tokenizer {name}")
 
@@ -74,6 +76,29 @@ def gpt2():
     tokens = sorted(ranks, key=ranks.get)
     merges = [" ".join(map(name, _last_pair(token, ranks))) for token in tokens if len(token) > 1]
     return _gpt2_style({name(token): ranks[token] for token in tokens}, merges, "gpt2")
+
+
+def gpt2_trimmed(texts, progress=True):
+    """GPT-2's tokenizer with the tokens that a corpus uses, all bytes, and the tokens that these are merged from.
+
+    texts: functions () -> fresh iterable of blocks of bytes. On the corpus it gives the tokens of GPT-2: byte-pair
+    encoding makes the same merges, as all that occur on the way are kept. Other text is spelled with shorter tokens.
+    The names and the order of the tokens are those of GPT-2, so ids map to GPT-2's by name.
+    """
+    whole, used = gpt2(), set()
+    for text in texts:
+        size = sum(map(len, text())) if progress else 0
+        for ids in whole.encode_blocks(metered(text(), size, "trimming the vocabulary", progress)):
+            used.update(np.unique(ids).tolist())
+    fields = whole.to_json()["model"]
+    kept, merges = {name for name, id in fields["vocab"].items() if id in used or len(name) == 1}, []
+    for merge in reversed(fields["merges"]):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if "".join(parts) in kept:
+            kept.update(parts)
+            merges.append(" ".join(parts))
+    names = sorted(kept, key=fields["vocab"].get)
+    return _gpt2_style({name: id for id, name in enumerate(names)}, merges[::-1], "gpt2-trimmed")
 
 
 def _last_pair(token, ranks):

@@ -250,7 +250,7 @@ def _existing_tokenizer(name):
 
     UserError for a bad name. A missing package is reported here too, before the text is downloaded or read.
     """
-    if name == "gpt2" or name.startswith("bpe:"):
+    if name in ("gpt2", "gpt2-trimmed") or name.startswith("bpe:"):
         bpe.check_packages(name)
     elif name not in ("byte", "char"):
         return make_tokenizer(name, [], False)

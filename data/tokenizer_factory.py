@@ -14,7 +14,7 @@ from slm_np.data.tokenizer import used_like
 from slm_np.errors import UserError, near
 from slm_np.paths import expanded
 
-TOKENIZERS = ("byte", "char", "bpe:N", "gpt2", "file:PATH")
+TOKENIZERS = ("byte", "char", "bpe:N", "gpt2", "gpt2-trimmed", "file:PATH")
 SMALLEST, LARGEST = 257, 1 << 20  # vocabularies of bpe:N. The smallest has the bytes and the end-of-text token
 
 
@@ -22,7 +22,8 @@ def make_tokenizer(name, texts, progress=True):
     """The `Tokenizer` with that name in `TOKENIZERS`.
 
     texts: functions () -> fresh iterable of blocks of bytes, to learn from: char takes all their characters, bpe:N a
-    vocabulary of N tokens; the last is the end-of-text token. The others ignore them.
+    vocabulary of N tokens, gpt2-trimmed GPT-2's tokens that they have; the last is the end-of-text token. The others
+    ignore them.
     UserError for an unknown name, an N out of range, a missing package, GPT-2's vocabulary out of reach, or a bad file.
     """
     kind, colon, value = name.partition(":")
@@ -35,6 +36,8 @@ def make_tokenizer(name, texts, progress=True):
         )
     if name == "gpt2":
         return bpe.gpt2()
+    if name == "gpt2-trimmed":
+        return bpe.gpt2_trimmed(texts, progress)
     if kind == "file" and value:
         return load_tokenizer(expanded(value))
     if kind == "bpe":
