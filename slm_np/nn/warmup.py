@@ -73,7 +73,7 @@ def training(twin):
 
 
 def update(twin):
-    """The kernels of AdamW, on the model's buffers."""
+    """The kernels of the optimizers, on the model's buffers."""
     kernels, parameters = twin.device.kernels, twin.parameters
     partial = np.zeros(kernels.square_sum_blocks(parameters.weights.size))
     kernels.square_sum(partial, parameters.gradients)
@@ -92,4 +92,5 @@ def update(twin):
         0.05,
         1e-8,
     )
+    kernels.momentum(np.zeros_like(parameters.weights), parameters.gradients, 1.0, 0.95)
     parameters.update_cast_copies()
