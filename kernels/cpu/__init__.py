@@ -13,7 +13,7 @@ from .activation import (
     swiglu_backward,
     swiglu_forward,
 )
-from .adamw import adamw, momentum, square_sum, square_sum_blocks
+from .adamw import adamw, square_sum, square_sum_blocks
 from .attention import attention_backward, attention_forward, attention_scratch, attention_step
 from .bfloat16 import convert
 from .compilation import prepare
@@ -38,6 +38,7 @@ from .norm import (
     rmsnorm_backward,
     rmsnorm_forward,
 )
+from .orthogonal import orthogonal_update
 from .recurrence import (
     batch_major,
     linear_recurrence_backward,

@@ -1,4 +1,4 @@
-"""AdamW and momentum in one pass over flat memory, and the squared gradient norm.
+"""AdamW in one pass over flat memory, and the squared gradient norm.
 
 The norm is summed in blocks of fixed size, so it does not depend on the number of threads.
 """
@@ -134,22 +134,3 @@ def adamw(
         correction2,
         eps,
     )
-
-
-@row
-def momentum_block(mean, gradients, gradient_scale, beta, one_minus_beta):
-    """m = beta m + (1 - beta) g,   g = beta m + (1 - beta) g"""
-    for i in range(mean.size):
-        g = gradients[i] * gradient_scale * one_minus_beta
-        m = beta * mean[i] + g
-        mean[i], gradients[i] = m, beta * m + g
-
-
-@kernel
-def _momentum(block, mean, gradients, gradient_scale, beta):
-    part, dtype = slice(block * BLOCK, min(mean.size, block * BLOCK + BLOCK)), mean.dtype.type
-    momentum_block(mean[part], gradients[part], dtype(gradient_scale), dtype(beta), dtype(1 - beta))
-
-
-def momentum(mean, gradients, gradient_scale, beta):
-    _momentum(-(-mean.size // BLOCK), mean, gradients, gradient_scale, beta)

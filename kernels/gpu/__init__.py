@@ -10,7 +10,7 @@ from .activation import (
     swiglu_backward,
     swiglu_forward,
 )
-from .adamw import adamw, clip_scale, momentum, square_sum, square_sum_blocks
+from .adamw import adamw, clip_scale, square_sum, square_sum_blocks
 from .attention import attention_backward, attention_forward, attention_scratch
 from .attention_step import attention_step
 from .convert import convert
@@ -30,6 +30,7 @@ from .linear import (
 )
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from .orthogonal import orthogonal_update
 from .recurrence import (
     batch_major,
     linear_recurrence_backward,

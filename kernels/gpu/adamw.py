@@ -1,4 +1,4 @@
-"""AdamW and momentum in one sweep over flat buffers, and the gradient's norm, which clips or skips an update."""
+"""AdamW in one sweep over flat buffers, and the gradient's norm, which clips or skips an update on the device."""
 
 from .source import Kernel, grid
 from .vector import VECTOR, variants, vector_size
@@ -81,33 +81,6 @@ extern "C" __global__ void adamw(Real* weights, Real* gradients, Real* mean, Rea
     variants=[types for t in ("float", "double") for types in variants(Real=t)],
 )
 
-# A gradient scale that is not finite leaves the momentum unchanged and zeroes the gradients.
-momentum_kernel = Kernel(
-    "momentum",
-    VECTOR
-    + r"""
-extern "C" __global__ void momentum(Real* mean, Real* gradients, size_t n, Scalar<Real> gradient_scale, Real beta,
-                                    Real one_minus_beta) {
-    const Real scale = gradient_scale();
-    const bool finite = scale - scale == 0;
-    for (size_t i = first_element(); i < n; i += element_stride()) {
-        Vector<Real> look_ahead = {};
-        if (finite) {
-            Vector<Real> m = vector(mean + i);
-            const Vector<Real> gradient = vector(gradients + i);
-            for (int j = 0; j < VEC; ++j) {
-                const Real g = gradient.at[j] * scale * one_minus_beta;
-                m.at[j] = beta * m.at[j] + g;
-                look_ahead.at[j] = beta * m.at[j] + g;
-            }
-            vector(mean + i) = m;
-        }
-        vector(gradients + i) = look_ahead;
-    }
-}""",
-    variants=[types for t in ("float", "double") for types in variants(Real=t)],
-)
-
 
 def square_sum_blocks(size):
     """Elements of `partial` for so many gradients: one sum per block, then the total."""
@@ -178,16 +151,5 @@ def adamw(
             eps,
         ),
         Real=weights,
-        VEC=vec,
-    )
-
-
-def momentum(mean, gradients, gradient_scale, beta):
-    """gradient_scale: as of `adamw`"""
-    vec = vector_size(mean.size, mean, gradients)
-    momentum_kernel(
-        grid(mean.size // vec),
-        (mean, gradients, mean.size, gradient_scale, beta, 1 - beta),
-        Real=mean,
         VEC=vec,
     )

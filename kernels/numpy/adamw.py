@@ -1,4 +1,4 @@
-"""AdamW and momentum over flat arrays, and the sum of squares of a gradient. Blocks keep temporaries in the cache."""
+"""AdamW over flat arrays, and the sum of squares for the gradient's norm. Blocks keep temporaries in the cache."""
 
 import numpy as np
 
@@ -46,16 +46,3 @@ def adamw(
         v += (1 - beta2) * g * g
         w -= rate / correction1 * m / (np.sqrt(v) / correction2**0.5 + eps)
     gradients.fill(0)
-
-
-def momentum(mean, gradients, gradient_scale, beta):
-    """With g the scaled gradient: m = beta m + (1 - beta) g,   gradients = beta m + (1 - beta) g
-
-    The second is where the momentum will be after another such gradient (Nesterov).
-    """
-    for start in range(0, mean.size, BLOCK):
-        g, m = (x[start : start + BLOCK] for x in (gradients, mean))  # views
-        g *= (1 - beta) * gradient_scale
-        m *= beta
-        m += g
-        g += beta * m

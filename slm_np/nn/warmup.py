@@ -92,5 +92,17 @@ def update(twin):
         0.05,
         1e-8,
     )
-    kernels.momentum(np.zeros_like(parameters.weights), parameters.gradients, 1.0, 0.95)
+    kernels.orthogonal_update(
+        parameters.weights,
+        parameters.gradients,
+        np.zeros_like(parameters.weights),
+        np.zeros((1, 5), np.int64),
+        1.0,
+        1e-3,
+        0.1,
+        0.95,
+        0.2,
+        1.01,
+        np.zeros((3, 3)),
+    )
     parameters.update_cast_copies()

@@ -23,7 +23,7 @@ def optimizer_of(model, config):
     if config.optimizer == "adamw":
         return AdamW(model.parameters, **settings)
     made = Muon(model.parameters, model.config, config.matrix_rate, **settings)
-    if not made.matrices:
+    if not len(made.matrices):
         raise UserError("--optimizer muon has no effect, as no matrix of the blocks is trained; leave it out")
     return made
 
