@@ -214,9 +214,7 @@ def update_matrix(
     real, width, total = weights.dtype.type, padded(n, COLUMNS), np.float64(0)
     for r in range(m):
         part, x = slice(start + r * columns, start + r * columns + n), s.x[r * width : r * width + n]
-        total += look_ahead_row(
-            x, gradients[part], mean[part], real(gradient_scale), real(beta), real(1 - beta)
-        )
+        total += look_ahead_row(x, gradients[part], mean[part], real(gradient_scale), real(beta), real(1 - beta))
         s.x[r * width + n : (r + 1) * width] = 0
     s.x[m * width :] = 0
     scale_by(s.x, 1 / (margin * math.sqrt(total)) if total > 0 else np.float64(0))

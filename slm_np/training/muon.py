@@ -9,9 +9,9 @@ from slm_np import arguments
 from slm_np.nn.lora import linear_of, parts_of
 from slm_np.training.optimizer import AdamW
 
-# The first three of Polar Express (Amsel et al. 2025, https://arxiv.org/abs/2505.16932). They bring singular values
-# from 0.05 on, the largest being 1, to 1 within a third.
-COEFFICIENTS = np.array([(8.157, -22.483, 15.879), (4.043, -2.809, 0.5), (3.892, -2.772, 0.506)])
+# The optimal polynomials for singular values from 0.01 to 1, by the method of Polar Express (Amsel et al. 2025,
+# https://arxiv.org/abs/2505.16932). They bring these to 1 within 0.27.
+COEFFICIENTS = np.array([(8.093, -23.62, 17.446), (3.637, -2.722, 0.537), (2.661, -1.977, 0.453)])
 MARGIN = 1.01  # of the norm, so that rounding leaves no singular value above 1
 MOMENTUM = 0.95
 RMS = 0.2  # of the elements of an update at a rate of 1: about that of AdamW's updates
@@ -30,7 +30,7 @@ class Muon(AdamW):
     m = mu m + (1 - mu) g,   u = mu m + (1 - mu) g,   w = (1 - f rate decay) w - f rate 0.2 sqrt(max(m, n)) O(u)
 
     where O(u) = U V^T of u = U S V^T, and f is `matrix_rate`. Queries, keys and values, and gate and up, are matrices
-    of their own. The other parameters, errors and the clipping of g are those of AdamW.
+    of their own. The state matrix of a linear recurrence is no linear layer. The other parameters, errors and the clipping of g are those of AdamW.
 
     config: ModelConfig of the model
     """
@@ -54,10 +54,11 @@ class Muon(AdamW):
     def _split(self):
         """(the table of matrices for `orthogonal_update`, large ones first; [(start, stop), ...] of the other elements)"""
         tensors, matrices, others, start = {t.name: t for t in self.parameters.tensors}, [], [], 0
-        for name, weight in self.parameters.trained.items():
-            stop, linear = start + weight.size, linear_of(tensors[name])
+        for tensor, weight in self.parameters.trained.items():
+            stop, linear = start + weight.size, linear_of(tensors[tensor])
             if linear:
-                parts = parts_of(self.config, (linear[1], weight.shape), PARTS)
+                layer = linear[1], weight.shape
+                parts = [part for name in PARTS for part in parts_of(self.config, layer, (name,))]
                 columns = [(part.start, part.stop) for part in parts] or [(0, weight.shape[1])]
                 matrices += [(start, *weight.shape, *one) for one in columns]
             elif others and others[-1][1] == start:
