@@ -478,8 +478,7 @@ class TrainConfig:
     )
     optimizer: str = setting(
         "adamw",
-        "adamw; or muon, which orthogonalizes the updates of the matrices in the blocks, at about a third more time with "
-        "small batches",
+        "adamw; or muon, which orthogonalizes the updates of the matrices in the blocks and learns more per update",
         choices=("adamw", "muon"),
     )
     matrix_rate: float = setting(

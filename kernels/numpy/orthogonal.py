@@ -57,12 +57,10 @@ def orthogonalized(u, margin, coefficients):
     norm = np.linalg.norm(u.astype(np.float64))
     if norm == 0:
         return u
-    x, wide, q = (u / (margin * norm)).astype(u.dtype), u.shape[0] <= u.shape[1], None
+    x, wide = (u / (margin * norm)).astype(u.dtype), u.shape[0] <= u.shape[1]
     gram = x @ x.T if wide else x.T @ x
+    q = one = np.eye(len(gram), dtype=u.dtype)
     for a, b, c in coefficients.tolist():
-        if q is not None:
-            gram = gram @ p @ p
-        p = b * gram + c * (gram @ gram)
-        p.reshape(-1)[:: len(p) + 1] += a
-        q = p if q is None else p @ q
+        p = a * one + b * gram + c * (gram @ gram)
+        q, gram = p @ q, gram @ p @ p
     return q @ x if wide else x @ q

@@ -29,8 +29,9 @@ class Muon(AdamW):
 
     m = mu m + (1 - mu) g,   u = mu m + (1 - mu) g,   w = (1 - f rate decay) w - f rate 0.2 sqrt(max(m, n)) O(u)
 
-    where O(u) = U V^T of u = U S V^T, and f is `matrix_rate`. Queries, keys and values, and gate and up, are matrices
-    of their own. The state matrix of a linear recurrence is no linear layer. The other parameters, errors and the clipping of g are those of AdamW.
+    where O(u) is about U V^T of u = U S V^T, and f is `matrix_rate`. Queries, keys and values, and gate and up, are
+    matrices of their own. The state matrix of a linear recurrence is not a linear layer. The other parameters, errors
+    and the clipping of g are those of AdamW.
 
     config: ModelConfig of the model
     """
@@ -52,7 +53,7 @@ class Muon(AdamW):
         self.matrices, self.others = self._split()
 
     def _split(self):
-        """(the table of matrices for `orthogonal_update`, large ones first; [(start, stop), ...] of the other elements)"""
+        """(the table of matrices for `orthogonal_update`, large ones first; [(start, stop), ...] of all others)"""
         tensors, matrices, others, start = {t.name: t for t in self.parameters.tensors}, [], [], 0
         for tensor, weight in self.parameters.trained.items():
             stop, linear = start + weight.size, linear_of(tensors[tensor])
