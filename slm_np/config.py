@@ -482,7 +482,7 @@ class TrainConfig:
         choices=("adamw", "muon"),
     )
     matrix_rate: float = setting(
-        2.0, "learning rate of these matrices with --optimizer muon, as a multiple of the others'", low=0.0, high=1e3
+        2.5, "learning rate of these matrices with --optimizer muon, as a multiple of the others'", low=0.0, high=1e3
     )
     weight_decay: float = setting(0.1, "decoupled weight decay", low=0.0, high=10.0)
     decay: str = setting("matrices", "which tensors decay: those with two axes, or all", choices=("matrices", "all"))
