@@ -73,7 +73,7 @@ def training(twin):
 
 
 def update(twin):
-    """The kernels of the optimizers, on the model's buffers."""
+    """The kernels of AdamW, on the model's buffers."""
     kernels, parameters = twin.device.kernels, twin.parameters
     partial = np.zeros(kernels.square_sum_blocks(parameters.weights.size))
     kernels.square_sum(partial, parameters.gradients)
@@ -92,7 +92,13 @@ def update(twin):
         0.05,
         1e-8,
     )
-    kernels.orthogonal_update(
+    parameters.update_cast_copies()
+
+
+def muon(twin):
+    """The kernel that Muon has beside those of AdamW."""
+    parameters = twin.parameters
+    twin.device.kernels.orthogonal_update(
         parameters.weights,
         parameters.gradients,
         np.zeros_like(parameters.weights),
@@ -105,4 +111,3 @@ def update(twin):
         1.01,
         np.zeros((3, 3)),
     )
-    parameters.update_cast_copies()
