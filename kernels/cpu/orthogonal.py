@@ -166,7 +166,7 @@ def move(weights, start, columns, m, n, a, a_row, b, b_row, k, shrink, step, pan
 
 @row
 def factor(s, m, n, coefficients):
-    """The matrix Q (k, k) for which Q x or, if x has more rows than columns, x Q is orthogonal. It lies in s.q or s.p.
+    """The matrix Q (k, k) for which Q x or, if x has more rows than columns, x Q is orthogonal: s.q or s.product.
 
     See `orthogonalized` in kernels/numpy/orthogonal.py.
     """
@@ -179,8 +179,9 @@ def factor(s, m, n, coefficients):
         multiply_columns(gram, s.x, width, m, k, side, s.panel, s.rows)
     for i in range(len(coefficients)):
         if i > 0:
-            multiply_symmetric(square, gram, p, k, side, s.panel)
-            multiply_symmetric(gram, square, p, k, side, s.panel)
+            for _ in range(2):
+                multiply_symmetric(square, gram, p, k, side, s.panel)
+                gram, square = square, gram
         multiply_symmetric(square, gram, gram, k, side, s.panel)
         a, b, c = real(coefficients[i, 0]), real(coefficients[i, 1]), real(coefficients[i, 2])
         if i == 0:
@@ -219,10 +220,9 @@ def update_matrix(
     s.x[m * width :] = 0
     scale_by(s.x, 1 / (margin * math.sqrt(total)) if total > 0 else np.float64(0))
     q, side = factor(s, m, n, coefficients), padded(min(m, n), COLUMNS)
-    if m <= n:
-        move(weights, start, columns, m, n, q, side, s.x, width, m, real(shrink), real(step), s.panel, s.tile)
-    else:
-        move(weights, start, columns, m, n, s.x, width, q, side, n, real(shrink), real(step), s.panel, s.tile)
+    left, left_row, right, right_row = (q, side, s.x, width) if m <= n else (s.x, width, q, side)
+    shrink, step = real(shrink), real(step)
+    move(weights, start, columns, m, n, left, left_row, right, right_row, min(m, n), shrink, step, s.panel, s.tile)
 
 
 @kernel
