@@ -477,6 +477,14 @@ class TrainConfig:
     lr_schedule: str = setting(
         "cosine", "learning rate after warmup", choices=("constant", "cosine", "linear", "stable-decay")
     )
+    optimizer: str = setting(
+        "adamw",
+        "adamw; or muon, which orthogonalizes the updates of the matrices in the blocks and learns more per update",
+        choices=("adamw", "muon"),
+    )
+    matrix_rate: float = setting(
+        2.5, "learning rate of these matrices with --optimizer muon, as a multiple of the others'", low=0.0, high=1e3
+    )
     weight_decay: float = setting(0.1, "decoupled weight decay", low=0.0, high=10.0)
     decay: str = setting("matrices", "which tensors decay: those with two axes, or all", choices=("matrices", "all"))
     beta1: float = setting(0.9, "AdamW's decay rate of the first moment", low=0.0, high=0.999999)
@@ -535,6 +543,8 @@ class TrainConfig:
             found |= dict.fromkeys(("min_lr", "lr_decay_iters"), "with --lr-schedule constant")
         if self.max_time:
             found["lr_decay_iters"] = f"with --max-time {self.max_time}"
+        if self.optimizer != "muon":
+            found["matrix_rate"] = f"with --optimizer {self.optimizer}"
         if not self.weight_decay:
             found["decay"] = "with --weight-decay 0"
         return found

@@ -43,13 +43,14 @@ def call_all(configs):
     from slm_np.dtypes import BF16
     from slm_np.inference.decoder import decoding, sampling
     from slm_np.nn.model import Model
-    from slm_np.nn.warmup import training, twin_config
+    from slm_np.nn.warmup import muon, training, twin_config
     from slm_np.ops.device import CPU
 
     for config in configs:
         for dtype in {None, BF16} if CPU.resolve_dtype("auto") == "bf16" else {None}:
             twin = Model(twin_config(config), compute_dtype=dtype)
             training(twin)
+            muon(twin)
             sampling(twin)
             decoding(twin)
 

@@ -592,6 +592,36 @@ def adamw(size, n_decayed):
     return Case(f"adamw {size} decayed {n_decayed}", arrays, run)
 
 
+def orthogonal_update(rows, columns, *parts, before=0, after=0):
+    """Two updates of a weight whose matrices are `parts` of its columns, between other elements of the flat buffers."""
+    size = before + rows * columns + after
+    matrices = np.array([(before, rows, columns, first, stop) for first, stop in parts or [(0, columns)]])
+
+    def run(kernels, weights, gradients, more, mean):
+        for _ in range(2):
+            kernels.orthogonal_update(
+                weights,
+                gradients,
+                mean,
+                matrices,
+                0.7,
+                0.02,
+                0.3,
+                0.9,
+                0.2,
+                1.01,
+                np.array([(8.1, -23.6, 17.4), (3.6, -2.7, 0.5), (2.7, -2.0, 0.5)]),
+            )
+            left = kernels.numpy(gradients)[before : before + rows * columns].reshape(rows, columns)
+            assert all((left[:, first:stop] == 0).all() for *_, first, stop in matrices)
+            gradients[...] = more
+        return dict(weights=weights, gradients=gradients, mean=mean)
+
+    arrays = {name: normal(size, seed=i) for i, name in enumerate(("weights", "gradients", "more", "mean"))}
+    label = " ".join(f"{first}-{stop}" for first, stop in parts)
+    return Case(f"orthogonal_update {rows}x{columns} {label}".strip(), arrays, run)
+
+
 def square_sum(size):
     def run(kernels, x):
         partial = kernels.full(kernels.square_sum_blocks(size), np.nan, np.float64)
@@ -782,6 +812,14 @@ CASES = [
     adamw(1, 0),
     adamw(1000, 333),
     adamw(70000, 40000),
+    orthogonal_update(16, 16),
+    orthogonal_update(1, 9, before=3),
+    orthogonal_update(9, 1, after=3),
+    orthogonal_update(33, 70, before=5, after=2),
+    orthogonal_update(70, 33),
+    orthogonal_update(34, 99, (0, 34), (34, 67), (67, 99), before=7),
+    orthogonal_update(20, 90, (45, 90), (0, 45)),
+    orthogonal_update(130, 48, (0, 40)),
     square_sum(1),
     square_sum(100003),
 ]

@@ -38,6 +38,7 @@ from .norm import (
     rmsnorm_backward,
     rmsnorm_forward,
 )
+from .orthogonal import orthogonal_update
 from .recurrence import (
     batch_major,
     linear_recurrence_backward,

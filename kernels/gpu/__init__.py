@@ -30,6 +30,7 @@ from .linear import (
 )
 from .loss import softmax_cross_entropy_backward, softmax_cross_entropy_forward
 from .norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from .orthogonal import orthogonal_update
 from .recurrence import (
     batch_major,
     linear_recurrence_backward,

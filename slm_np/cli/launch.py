@@ -312,7 +312,8 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
     describe(run, corpus, memory)
     said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
     print("\n".join([said, *changes_when_resumed(trainer, previous, storage.path)]), file=sys.stderr)
-    warmup.prepare(trainer.model, warmup.training, *([sampling] if corpus.tokenizer else []))
+    runs = [warmup.training, *[warmup.muon] * (run.train.optimizer == "muon"), *[sampling] * bool(corpus.tokenizer)]
+    warmup.prepare(trainer.model, *runs)
     if run.base and (line := estimate(trainer)):
         print(line, file=sys.stderr)
     command = f"slm_np.{'finetune' if run.base else 'train'}"

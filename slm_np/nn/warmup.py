@@ -93,3 +93,21 @@ def update(twin):
         1e-8,
     )
     parameters.update_cast_copies()
+
+
+def muon(twin):
+    """The kernel that Muon has beside those of AdamW."""
+    parameters = twin.parameters
+    twin.device.kernels.orthogonal_update(
+        parameters.weights,
+        parameters.gradients,
+        np.zeros_like(parameters.weights),
+        np.zeros((1, 5), np.int64),
+        1.0,
+        1e-3,
+        0.1,
+        0.95,
+        0.2,
+        1.01,
+        np.zeros((3, 3)),
+    )

@@ -106,21 +106,7 @@ class DeviceStep(Step):
             optimizer.beta2,
             *((scaler.growth, scaler.backoff, scaler.interval, scaler.lowest) if scaler else (1, 1, 0, 1)),
         )
-        optimizer.kernels.adamw(
-            p.weights,
-            p.gradients,
-            optimizer.mean,
-            optimizer.square,
-            p.n_decayed,
-            self.scalar("clip"),
-            self.scalar("rate"),
-            optimizer.weight_decay,
-            optimizer.beta1,
-            optimizer.beta2,
-            self.scalar("correction1"),
-            self.scalar("correction2"),
-            optimizer.eps,
-        )
+        optimizer.launch(*map(self.scalar, ("clip", "rate", "correction1", "correction2")))
         self.spectral.launch(self.max_spectral_norm)
         p.update_cast_copies()
         if self.states:

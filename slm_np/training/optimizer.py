@@ -89,23 +89,37 @@ class AdamW(arguments.Fixed):
             self.parameters.gradients.fill(0)
             return norm
         self.updates += 1
+        scale = min(1.0, self.grad_clip / (norm + 1e-6)) if self.grad_clip else 1.0
+        self.launch(scale, rate, 1 - self.beta1**self.updates, 1 - self.beta2**self.updates)
+        self.parameters.update_cast_copies()
+        return norm
+
+    def launch(self, gradient_scale, rate, correction1, correction2):
+        """Update the weights and zero the gradients. correction1, correction2: 1 - beta1^t, 1 - beta2^t
+
+        All are numbers or, on a GPU, device arrays of one element. There a gradient_scale that is not finite leaves
+        weights and moments unchanged.
+        """
+        self.sweep(0, self.parameters.weights.size, gradient_scale, rate, correction1, correction2)
+
+    def sweep(self, start, stop, gradient_scale, rate, correction1, correction2):
+        """`launch` for the elements [start, stop) of the flat buffers."""
+        p, part = self.parameters, slice(start, stop)
         self.kernels.adamw(
-            self.parameters.weights,
-            self.parameters.gradients,
-            self.mean,
-            self.square,
-            self.parameters.n_decayed,
-            min(1.0, self.grad_clip / (norm + 1e-6)) if self.grad_clip else 1.0,
+            p.weights[part],
+            p.gradients[part],
+            self.mean[part],
+            self.square[part],
+            min(max(0, p.n_decayed - start), stop - start),
+            gradient_scale,
             rate,
             self.weight_decay,
             self.beta1,
             self.beta2,
-            1 - self.beta1**self.updates,
-            1 - self.beta2**self.updates,
+            correction1,
+            correction2,
             self.eps,
         )
-        self.parameters.update_cast_copies()
-        return norm
 
     def state(self):
         """Both moments as named tensors, `mean.NAME` and `square.NAME`.

@@ -9,10 +9,23 @@ from slm_np.nn.model import Model, States
 from slm_np.ops.device import device
 from slm_np.training.batches import evaluation_batches, training_batches
 from slm_np.training.host_step import HostStep
+from slm_np.training.muon import Muon
 from slm_np.training.optimizer import AdamW
 from slm_np.training.precision import compute_dtype, resolved
 from slm_np.training.schedule import learning_rate
 from slm_np.training.spectral import SpectralNorms
+
+
+def optimizer_of(model, config):
+    """The optimizer that a TrainConfig names, of a model. UserError if it has no effect on the model."""
+    names = ("learning_rate", "weight_decay", "beta1", "beta2", "grad_clip")
+    settings = {name: getattr(config, name) for name in names}
+    if config.optimizer == "adamw":
+        return AdamW(model.parameters, **settings)
+    made = Muon(model.parameters, model.config, config.matrix_rate, **settings)
+    if not len(made.matrices):
+        raise UserError("--optimizer muon has no effect, as no matrix of the blocks is trained; leave it out")
+    return made
 
 
 def step_class(device):
@@ -60,14 +73,7 @@ class TrainingState:
         )
         if run.lora and not fresh:
             self.model.parameters.initialize(config.seed, trained_only=True)
-        self.optimizer = AdamW(
-            self.model.parameters,
-            config.learning_rate,
-            config.weight_decay,
-            config.beta1,
-            config.beta2,
-            grad_clip=config.grad_clip,
-        )
+        self.optimizer = optimizer_of(self.model, config)
         self.spectral = SpectralNorms(self.model.parameters)
         self.states = States(self.model, config.batch_size) if config.carry_state else None  # recurrent state
         self.stepper = step_class(self.model.device)(

@@ -15,6 +15,7 @@ from slm_np.nn import warmup
 from slm_np.nn.model import Model
 from slm_np.ops.device import CPU
 from slm_np.presets import PRESETS, preset
+from slm_np.training.muon import Muon
 from slm_np.training.optimizer import AdamW
 
 pytestmark = pytest.mark.skipif(CPU.kernel_set != "numba", reason="the NumPy kernels are not compiled")
@@ -67,13 +68,14 @@ def test_other_attention_runs_on_what_was_prepared(changes, compute_dtype):
 def check_prepared(config, compute_dtype):
     """Assert that a model compiles nothing after `warmup.prepare`."""
     model = Model(config, compute_dtype=compute_dtype)
-    warmup.prepare(model, warmup.training, sampling, decoding)
+    warmup.prepare(model, warmup.training, warmup.muon, sampling, decoding)
     tokens = np.random.default_rng(0).integers(0, 256, (5, config.block_size), dtype=np.int32)
     states = None if config.has_attention else model.states(5)
-    listener, optimizer = Compiled(), AdamW(model.parameters, 1e-3)
+    listener, optimizers = Compiled(), (AdamW(model.parameters, 1e-3), Muon(model.parameters, config))
     with event.install_listener("numba:compile", listener):
         model.loss_and_gradient(tokens, tokens, key=(1, 2, 3), states=states)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         model.loss(tokens[:1, :1], tokens[:1, :1])
         model.full_precision().loss(tokens, tokens)
         model.logits(tokens)

@@ -44,6 +44,8 @@ BYTE_SSM = dict(
     max_spectral_norm=0.2,
 )
 
+MUON = dict(optimizer="muon", positions="rotary", feed_forward="swiglu", n_kv_head=1, decay="all")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -72,7 +74,7 @@ def capture(trainer, on):
 # Updates
 
 
-@pytest.mark.parametrize("settings", [GPT2, RECURRENT], ids=["gpt2", "recurrent"])
+@pytest.mark.parametrize("settings", [GPT2, RECURRENT, MUON], ids=["gpt2", "recurrent", "muon"])
 def test_ten_steps_equal_the_cpus(data, settings):
     cpu, gpu = trainer(data, device="cpu", **settings), trainer(data, **settings)
     np.testing.assert_allclose(steps(gpu, 10), steps(cpu, 10), rtol=2e-4)
@@ -85,7 +87,9 @@ def test_ten_steps_equal_the_cpus(data, settings):
     assert gpu.estimate_loss() == pytest.approx(cpu.estimate_loss(), rel=1e-3)
 
 
-@pytest.mark.parametrize("settings", [GPT2, dict(dtype="bf16"), dict(dtype="fp16")], ids=["gpt2", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "settings", [GPT2, dict(dtype="bf16"), dict(dtype="fp16"), MUON], ids=["gpt2", "bf16", "fp16", "muon"]
+)
 def test_replayed_graphs_give_the_bits_of_single_launches(data, settings):
     replayed, launched = trainer(data, **settings), trainer(data, **settings)
     capture(launched, False)
@@ -106,6 +110,22 @@ def test_recomputation_gives_the_same_bits(data, settings):
     assert steps(recomputing, 4) == steps(saving, 4)
     assert recomputing.stepper.batch.graph
     np.testing.assert_array_equal(host(recomputing.model.parameters.weights), host(saving.model.parameters.weights))
+
+
+def test_a_loss_that_is_not_finite_moves_no_matrix(data):
+    made = trainer(data, **MUON)
+    made.step()
+    p, optimizer = made.model.parameters, made.optimizer
+    kept = [host(x).copy() for x in (p.weights, optimizer.mean)]
+    norm = p.weight["norm.weight"]
+    whole = host(norm).copy()
+    for _ in range(2):
+        norm.fill(np.nan)
+        made.step()
+        put(norm, whole)
+    assert made.stepper.read().skipped == 2 and not host(p.gradients).any()
+    for x, before in zip((p.weights, optimizer.mean), kept):
+        np.testing.assert_array_equal(host(x), before)
 
 
 def test_a_loss_that_is_not_finite_skips_the_update_and_clears_the_recurrent_state(data):
@@ -155,8 +175,9 @@ def test_adapters_are_trained_by_replayed_graphs(data, settings):
 
 
 @fake_only
-def test_a_step_neither_synchronizes_nor_allocates(data):
-    made = trainer(data, **RECURRENT, grad_accumulation_steps=2)
+@pytest.mark.parametrize("settings", [dict(RECURRENT, grad_accumulation_steps=2), MUON], ids=["recurrent", "muon"])
+def test_a_step_neither_synchronizes_nor_allocates(data, settings):
+    made = trainer(data, **settings)
     made.step()  # the first one allocates scratch and the first singular vectors
     before = vars(fake_cupy.counts).copy()
     for captured in (False, True, True):
@@ -171,8 +192,8 @@ def test_a_step_neither_synchronizes_nor_allocates(data):
 @fake_only
 @pytest.mark.parametrize(
     "settings, expected",
-    [(GPT2, 0), (LLAMA, 0), (BYTE_SSM, 0), (dict(MAMBA, n_layer=2), 2)],
-    ids=["gpt2", "llama", "byte-ssm", "mamba"],
+    [(GPT2, 0), (LLAMA, 0), (BYTE_SSM, 0), (MUON, 0), (dict(MAMBA, n_layer=2), 2)],
+    ids=["gpt2", "llama", "byte-ssm", "muon", "mamba"],
 )
 def test_a_step_launches_almost_none_of_cupys_own_kernels(data, settings, expected):
     """CuPy compiles them with the headers of the CUDA toolkit. Mamba's layers need one each: zeros before the scan."""
