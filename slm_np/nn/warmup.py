@@ -42,6 +42,8 @@ def twin_config(config):
         block_size=4,
         n_embd=4,
         n_head=2 if config.has_attention else ModelConfig.n_head,
+        head_dim=4 if config.rotary_dim else 0,
+        rotary_dim=2 if config.rotary_dim else 0,  # a part of the head has kernels of its own
         qkv_bias=config.qkv_bias,
         qk_norm=config.qk_norm,
         positions=config.positions,
