@@ -106,7 +106,7 @@ class DeviceStep(Step):
             optimizer.beta2,
             *((scaler.growth, scaler.backoff, scaler.interval, scaler.lowest) if scaler else (1, 1, 0, 1)),
         )
-        optimizer.launch(*map(self.scalar, ("clip", "rate", "correction1", "correction2")))
+        optimizer._launch(*map(self.scalar, ("clip", "rate", "correction1", "correction2")))
         self.spectral.launch(self.max_spectral_norm)
         p.update_cast_copies()
         if self.states:

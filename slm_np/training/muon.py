@@ -73,10 +73,10 @@ class Muon(AdamW):
     def __getstate__(self):
         return {name: value for name, value in super().__getstate__().items() if name not in ("matrices", "others")}
 
-    def launch(self, gradient_scale, rate, correction1, correction2):
+    def _launch(self, gradient_scale, rate, correction1, correction2):
         p = self.parameters
         for start, stop in self.others:
-            self.sweep(start, stop, gradient_scale, rate, correction1, correction2)
+            self._sweep(start, stop, gradient_scale, rate, correction1, correction2)
         self.kernels.orthogonal_update(
             p.weights,
             p.gradients,

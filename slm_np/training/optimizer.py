@@ -90,20 +90,20 @@ class AdamW(arguments.Fixed):
             return norm
         self.updates += 1
         scale = min(1.0, self.grad_clip / (norm + 1e-6)) if self.grad_clip else 1.0
-        self.launch(scale, rate, 1 - self.beta1**self.updates, 1 - self.beta2**self.updates)
+        self._launch(scale, rate, 1 - self.beta1**self.updates, 1 - self.beta2**self.updates)
         self.parameters.update_cast_copies()
         return norm
 
-    def launch(self, gradient_scale, rate, correction1, correction2):
+    def _launch(self, gradient_scale, rate, correction1, correction2):
         """Update the weights and zero the gradients. correction1, correction2: 1 - beta1^t, 1 - beta2^t
 
         All are numbers or, on a GPU, device arrays of one element. There a gradient_scale that is not finite leaves
         weights and moments unchanged.
         """
-        self.sweep(0, self.parameters.weights.size, gradient_scale, rate, correction1, correction2)
+        self._sweep(0, self.parameters.weights.size, gradient_scale, rate, correction1, correction2)
 
-    def sweep(self, start, stop, gradient_scale, rate, correction1, correction2):
-        """`launch` for the elements [start, stop) of the flat buffers."""
+    def _sweep(self, start, stop, gradient_scale, rate, correction1, correction2):
+        """`_launch` for the elements [start, stop) of the flat buffers."""
         p, part = self.parameters, slice(start, stop)
         self.kernels.adamw(
             p.weights[part],
