@@ -5,7 +5,6 @@ Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. The kernel `orth
 
 import numpy as np
 
-from slm_np import arguments
 from slm_np.nn.lora import linear_of, parts_of
 from slm_np.training.optimizer import AdamW
 
@@ -33,7 +32,7 @@ class Muon(AdamW):
     matrices of their own. The state matrix of a linear recurrence is not a linear layer. The other parameters, errors
     and the clipping of g are those of AdamW.
 
-    config: ModelConfig of the model
+    config: ModelConfig of the model.   matrix_rate: in the range of `TrainConfig`, which checks it
     """
 
     FIXED = (*AdamW.FIXED, "config", "matrices", "others")
@@ -42,11 +41,6 @@ class Muon(AdamW):
         self.config = config
         super().__init__(parameters, **settings)
         self.matrix_rate = matrix_rate
-
-    def __setattr__(self, name, value):
-        if name == "matrix_rate":
-            value = arguments.real(name, value, 0.0, 1e3)
-        super().__setattr__(name, value)
 
     def _bind(self):
         super()._bind()

@@ -10,7 +10,7 @@ import small
 from configs import config_of
 from thread_counts import over_threads, several
 
-from slm_np.config import LoraConfig
+from slm_np.config import LoraConfig, TrainConfig
 from slm_np.errors import UserError
 from slm_np.nn.model import Model
 from slm_np.ops.device import CPU
@@ -308,6 +308,5 @@ def test_a_matrix_rate_needs_muon(data, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("wrong", [-1.0, math.nan, 2e3, "1"], ids=str)
 def test_wrong_matrix_rates_are_refused(wrong):
-    model = made()
-    with pytest.raises(UserError, match="matrix_rate"):
-        Muon(model.parameters, model.config, wrong)
+    with pytest.raises(UserError, match="matrix-rate"):
+        TrainConfig(optimizer="muon", matrix_rate=wrong)
