@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import checkout  # noqa: F401
+from quality import MODELS
+
 from slm_np.errors import UserError
 
 BLOCK = 4096  # bytes of a block of `blocks`
@@ -33,17 +36,6 @@ def blocks(text):
 
 
 SPLITS = dict(tail=tail, blocks=blocks)
-LLAMA_2M = dict(
-    positions="rotary",
-    norm="rmsnorm",
-    feed_forward="swiglu",
-    head="tied",
-    n_layer=4,
-    n_head=8,
-    n_embd=256,
-    n_hidden=432,
-    block_size=256,
-)
 NANOGPT = dict(
     batch_size=12,
     learning_rate=1e-3,
@@ -67,11 +59,11 @@ LONG_RECIPE = dict(
 TASKS = {
     "shakespeare-char": Task("shakespeare-char", "char", "tail", "nats", 2000, original=NANOGPT),
     "shakespeare-char-blocks": Task("shakespeare-char", "char", "blocks", "nats", 2000, original=NANOGPT),
-    "shakespeare-bytes": Task("slim", "byte", "tail", "bits", 2600, LLAMA_2M, LONG_RECIPE),
+    "shakespeare-bytes": Task("slim", "byte", "tail", "bits", 2600, MODELS["llama"], LONG_RECIPE),
     "tinystories": Task("slim", "bpe:4096", "tail", "bits", 1000, dict(head="tied"), LONG_RECIPE),
     "tinystories-gpt2": Task("gpt2-stories", "gpt2", "tail", "bits", 25),
     "stories": Task("stories", "byte", "", "bits", 5300),
-    "mamba-bytes": Task("mamba", "byte", "tail", "bits", 1700, dict(n_layer=5, n_embd=264), dict(batch_size=16)),
+    "mamba-bytes": Task("mamba", "byte", "tail", "bits", 1700, MODELS["mamba"], dict(batch_size=16)),
 }
 
 

@@ -47,7 +47,7 @@ def _lines(lines):
             return "is a vocabulary of tiktoken", TRANSFORMERS
         return "is a list of merges", GPT2
     if "[UNK]" in lines:
-        return "is a list of word pieces", BERT
+        return "is a WordPiece vocabulary", BERT
     return None
 
 

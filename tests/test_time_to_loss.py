@@ -71,6 +71,18 @@ def test_splits_hold_out_a_tenth(benchmark, tmp_path):
         assert Counter(train + held) == Counter(text)
 
 
+def test_every_task_is_a_recipe_that_trains(benchmark):
+    from slm_np.presets import preset
+
+    for name, task in benchmark.TASKS.items():
+        for recipe in ("preset", *["original"] * bool(task.original)):
+            given, files = {"learning_rate": 3e-3, "optimizer": "muon"}, ("train.txt", "held-out.txt")
+            base, model, train = benchmark.settings(task, recipe, given, files, 7, 5, "fp32")
+            config, made = preset(base, model, train)
+            assert (made.max_iters, made.seed, made.learning_rate, made.tokenizer) == (7, 5, 3e-3, task.tokenizer)
+            assert config.vocab_size and task.unit in ("nats", "bits"), name
+
+
 def run(*words, cwd):
     script = Path(__file__).parent.parent / "benchmarks" / "time_to_loss.py"
     return subprocess.run(

@@ -180,7 +180,7 @@ def _become(function, cwd, streams, setup, env):
             most = address_space() + MEMORY
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        tqdm.set_lock(threading.RLock())  # its own one is shared by all children: one that is killed would keep it
+        tqdm.set_lock(threading.RLock())  # its default lock is shared: a killed child would keep it
         end = setup() if setup else None
         try:
             function()

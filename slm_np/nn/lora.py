@@ -97,21 +97,30 @@ def has_whole_qkv(config):
     return config.positions == "learned" and config.has_qkv_bias or config.parallel
 
 
-def parts_of(config, linear, targets):
-    """The Parts of a linear layer that have adapters. linear: its name and the shape of its weight."""
+def columns_of(config, linear):
+    """{name in TARGETS: (first column, one behind the last)} of a linear layer that is several side by side, else {}.
+
+    linear: its name and the shape of its weight
+    """
     name, (_, columns) = linear
     if name == "attention.qkv":
-        if WHOLE in targets or has_whole_qkv(config) and set(targets) >= {"q", "k", "v"}:
-            return (Part(name, 0, columns),)
         query, key = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
-        stops = {"q": (0, query), "k": (query, query + key), "v": (query + key, columns)}
-    elif name == "feed_forward.input" and config.feed_forward == "swiglu":
-        stops = {"gate": (0, columns // 2), "up": (columns // 2, columns)}
-    else:
-        wanted = "up" if name == "feed_forward.input" else next(t for t, layer in TARGETS.items() if layer == name)
-        return (Part(name, 0, columns),) if wanted in targets else ()
-    prefix = name.partition(".")[0]
-    return tuple(Part(f"{prefix}.{part}", *stops[part]) for part in stops if part in targets)
+        return {"q": (0, query), "k": (query, query + key), "v": (query + key, columns)}
+    if name == "feed_forward.input" and config.feed_forward == "swiglu":
+        return {"gate": (0, columns // 2), "up": (columns // 2, columns)}
+    return {}
+
+
+def parts_of(config, linear, targets):
+    """The Parts of a linear layer that have adapters. linear: as of `columns_of`"""
+    name, (_, columns) = linear
+    if name == "attention.qkv" and (WHOLE in targets or has_whole_qkv(config) and set(targets) >= {"q", "k", "v"}):
+        return (Part(name, 0, columns),)
+    several, prefix = columns_of(config, linear), name.partition(".")[0]
+    if several:
+        return tuple(Part(f"{prefix}.{part}", *span) for part, span in several.items() if part in targets)
+    wanted = "up" if name == "feed_forward.input" else next(t for t, layer in TARGETS.items() if layer == name)
+    return (Part(name, 0, columns),) if wanted in targets else ()
 
 
 def adapters(config, lora, tensors):

@@ -596,7 +596,7 @@ class Model(arguments.Fixed):
         """Logits of every token, (B, T, V), without dropout. tokens: (B, T) integers below V."""
         tokens = self._ids("tokens", tokens, ("B", "T"))
         needed = tokens.size * self.config.vocab_size * self.dtype.itemsize
-        self.device.check_memory(needed, f"the logits of {counted(tokens.size, 'token')}", "use fewer")
+        self.device.check_memory(needed, f"the matrix of logits of {counted(tokens.size, 'token')}", "use fewer")
         warmup.prepare(self, warmup.evaluation)
         activations = self._plan(*tokens.shape, recompute=True)
         normed = model_forward(self, activations, tokens, model_dropout(self.config))

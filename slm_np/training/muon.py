@@ -5,7 +5,7 @@ Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. The kernel `orth
 
 import numpy as np
 
-from slm_np.nn.lora import linear_of, parts_of
+from slm_np.nn.lora import columns_of, linear_of
 from slm_np.training.optimizer import AdamW
 
 # The optimal polynomials for singular values from 0.01 to 1, by the method of Polar Express (Amsel et al. 2025,
@@ -14,7 +14,6 @@ COEFFICIENTS = np.array([(8.093, -23.62, 17.446), (3.637, -2.722, 0.537), (2.661
 MARGIN = 1.01  # of the norm, so that rounding leaves no singular value above 1
 MOMENTUM = 0.95
 RMS = 0.2  # of the elements of an update at a rate of 1: about that of AdamW's updates
-PARTS = ("q", "k", "v", "gate", "up")  # matrices that one tensor holds side by side
 
 
 def _work(matrix):
@@ -52,10 +51,8 @@ class Muon(AdamW):
         for tensor, weight in self.parameters.trained.items():
             stop, linear = start + weight.size, linear_of(tensors[tensor])
             if linear:
-                layer = linear[1], weight.shape
-                parts = [part for name in PARTS for part in parts_of(self.config, layer, (name,))]
-                columns = [(part.start, part.stop) for part in parts] or [(0, weight.shape[1])]
-                matrices += [(start, *weight.shape, *one) for one in columns]
+                columns = columns_of(self.config, (linear[1], weight.shape)).values() or [(0, weight.shape[1])]
+                matrices += [(start, *weight.shape, *span) for span in columns]
             elif others and others[-1][1] == start:
                 others[-1] = others[-1][0], stop
             else:

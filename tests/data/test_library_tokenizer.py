@@ -519,7 +519,7 @@ def test_a_file_of_a_newer_library_names_the_remedy(tmp_path):
 
 OTHER_FILES = {
     "tokenizer.model": (b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", "model of SentencePiece", "AutoTokenizer"),
-    "vocab.txt": (b"[PAD]\n[UNK]\nthe\n##s\n", "list of word pieces", "BertWordPieceTokenizer"),
+    "vocab.txt": (b"[PAD]\n[UNK]\nthe\n##s\n", "is a WordPiece vocabulary", "BertWordPieceTokenizer"),
     "merges.txt": (b"#version: 0.2\nt h\nth e\n", "list of merges", "ByteLevelBPETokenizer"),
     "vocab.json": (b'{"the": 0, "cat": 1}', "vocabulary without merges", "ByteLevelBPETokenizer"),
     "cl100k_base.tiktoken": (b"IQ== 0\nIg== 1\nIw== 2\n", "vocabulary of tiktoken", "AutoTokenizer"),

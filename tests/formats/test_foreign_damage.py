@@ -239,7 +239,7 @@ DAMAGE = {
     "a big-endian GGUF file": (
         "model.gguf",
         lambda path: rewrite(path, lambda raw: raw[:4] + raw[4:8][::-1] + raw[8:]),
-        "is a GGUF file big-endian; only little-endian",
+        "is a big-endian GGUF file; only little-endian",
     ),
     "version 1 of GGUF": (
         "model.gguf",

@@ -311,7 +311,7 @@ def replaced(file, at, layout, *values):
     [
         (0, "4s", b"GGML", "is not a GGUF file: it does not start with GGUF"),
         (4, "I", 1, "of version 1; only little-endian files of the versions 2 and 3"),
-        (4, "I", 3 << 24, "is a GGUF file big-endian"),
+        (4, "I", 3 << 24, "is a big-endian GGUF file"),
         (8, "Q", 1 << 60, "tensors do not fit into"),
         (16, "Q", 1 << 62, "metadata entries do not fit into"),
         (24, "Q", 1 << 63, "ends within a key of the metadata"),
@@ -337,7 +337,7 @@ def test_files_that_are_not_gguf(tmp_path):
         ({"llama.block_count": 3}, "lacks the tensor blk.2.attn_norm.weight"),
         ({"llama.block_count": "two"}, "has llama.block_count 'two', and only a whole number"),
         ({"llama.block_count": 0}, "has llama.block_count 0"),
-        ({"llama.embedding_length": 96}, r"of shape \(257, 64\), and its metadata ask for \(257, 96\)"),
+        ({"llama.embedding_length": 96}, r"of shape \(257, 64\), but its metadata says \(257, 96\)"),
         ({"llama.attention.head_count": 0}, "has llama.attention.head_count 0"),
         ({"llama.attention.head_count_kv": [2, 1]}, "has llama.attention.head_count_kv"),
         ({"llama.attention.value_length": 8}, "only the same as attention.key_length is supported"),
@@ -377,7 +377,7 @@ def test_tensors_that_are_wrong(tmp_path):
     extra = {"blk.0.ffn_gate_exps.weight": (np.zeros((2, 2), np.float32), None)}
     check_refused(rewritten(file, extra), "has the tensor 'blk.0.ffn_gate_exps.weight', which is not supported")
     shape = {"blk.0.attn_k.weight": (np.zeros((64, 64), np.float32), None)}
-    check_refused(rewritten(file, shape), r"of shape \(64, 64\), and its metadata ask for \(32, 64\)")
+    check_refused(rewritten(file, shape), r"of shape \(64, 64\), but its metadata says \(32, 64\)")
     integers = {"blk.0.attn_k.weight": (np.zeros((32, 64), np.int8), None)}
     check_refused(
         rewritten(file, integers), "has tensors of type I8, such as blk.0.attn_k.weight, which cannot be read"

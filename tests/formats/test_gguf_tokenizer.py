@@ -157,7 +157,7 @@ def test_kinds_of_models_that_llama_cpp_lacks():
     model = dict(
         type="WordPiece", unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=9, vocab=vocab
     )
-    with pytest.raises(UserError, match="cannot run a tokenizer of word pieces"):
+    with pytest.raises(UserError, match="cannot run a tokenizer of WordPiece tokens"):
         written(LibraryTokenizer(tokenizer_json(words, decoder, model)))
     unigram = dict(type="Unigram", unk_id=0, vocab=[["<unk>", 0.0], ["a", -1.0]], byte_fallback=False)
     with pytest.raises(UserError, match="cannot run a tokenizer of Unigram"):

@@ -44,7 +44,7 @@ def test_chunks_of_the_largest_vocabularies_have_enough_rows():
 def test_logits_that_do_not_fit_are_refused(monkeypatch):
     model = Model(config_of(vocab_size=256, block_size=64, n_layer=1, n_embd=8, n_head=1))
     monkeypatch.setattr(CPU, "free_bytes", lambda: 1 << 18)
-    with pytest.raises(UserError, match="the logits of 512 tokens needs .* GiB of memory"):
+    with pytest.raises(UserError, match="the matrix of logits of 512 tokens needs .* GiB of memory"):
         model.logits(np.zeros((8, 64), int))
 
 

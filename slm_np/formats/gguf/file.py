@@ -78,7 +78,7 @@ def _check_tensors(header, mappings):
             raise UserError(f"{header.path} lacks the tensor {name}; {AGAIN}")
         if found.shape != shape:
             raise UserError(
-                f"{header.path} has the tensor {name} of shape {found.shape}, and its metadata ask for {shape}; {AGAIN}"
+                f"{header.path} has the tensor {name} of shape {found.shape}, but its metadata says {shape}; {AGAIN}"
             )
     kinds = {}
     for name, tensor in header.tensors.items():

@@ -86,14 +86,15 @@ def _header(path, cursor, gguf):
     cursor.take(4, "its version")
     version = cursor.number("I", "its version")
     if version not in VERSIONS:
-        kind = "big-endian" if version >= 1 << 16 and not version & 0xFFFF else f"of version {version}"
-        raise UserError(f"{path} is a GGUF file {kind}; only little-endian files of the versions 2 and 3 are supported")
+        is_swapped = version >= 1 << 16 and not version & 0xFFFF
+        kind = "big-endian GGUF file" if is_swapped else f"GGUF file of version {version}"
+        raise UserError(f"{path} is a {kind}; only little-endian files of the versions 2 and 3 are supported")
     n_tensors, n_entries = cursor.count(24, "tensors"), cursor.count(13, "metadata entries")
     metadata, tensors = {}, {}
     for _ in range(n_entries):
         key = cursor.string("a key of the metadata")
         if key in metadata:
-            raise _Damaged(f"the metadata have {_shown(key)} twice")
+            raise _Damaged(f"the metadata contains {_shown(key)} twice")
         metadata[key] = cursor.value(cursor.number("I", _shown(key)), _shown(key))
     if metadata.get("split.count", 1) not in (0, 1):
         raise UserError(

@@ -62,7 +62,7 @@ def to_metadata(tokenizer, vocab_size, named, ends):
 def check_kind(kind):
     """UserError unless llama.cpp has tokenizers of the type `kind` of tokenizer.json."""
     if kind != "BPE":
-        words = {"WordLevel": "characters or words", "Unigram": "Unigram", "WordPiece": "word pieces"}
+        words = {"WordLevel": "characters or words", "Unigram": "Unigram", "WordPiece": "WordPiece tokens"}
         raise UserError(
             f"llama.cpp cannot run a tokenizer of {words.get(kind, kind)}, so the model cannot become a GGUF file; "
             "train one with --tokenizer byte or bpe:N, or convert to a Hugging Face directory"
