@@ -1,0 +1,274 @@
+"""The engine of the stories: a plot tells through a `Teller`, which writes a new story or reads one in the same calls.
+
+The syntax of a template:
+    {hero}          the word that has this role, drawn from the role's list where it first occurs
+    {hero.he}       a field of that word; {Hero} and {hero.He} capitalize the first letter
+    {a toy.full}    the word after "a" or "an"; {A toy.full} capitalizes the article
+    (x|y)           x or y, equally likely
+    <soon>          a phrase of words.PHRASES; <Soon> capitalizes each of its options
+"""
+
+import functools
+import re
+from typing import NamedTuple
+
+from slm_np.data.stories.words import LISTS, PHRASES, ROLES
+
+ENDS = re.compile(r'(?<=[.!?])\s|(?<=[.!?]")\s')  # the white space after a sentence
+
+
+class StoryError(ValueError):
+    """A text that no plot tells. position: of the first character that does not fit; reason: what is wrong there."""
+
+    def __init__(self, position, reason):
+        super().__init__(f"{reason} (character {position})")
+        self.position, self.reason = position, reason
+
+
+class Question(NamedTuple):
+    """A question that a reader of the story can answer."""
+
+    question: str
+    answer: str
+    kind: str  # before, after, or the first word of the question
+
+
+class Story(NamedTuple):
+    """A story and what it tells."""
+
+    text: str  # with the blank line after it
+    bits: float  # of information: log2 of the number of equally likely stories
+    plot: str
+    facts: dict  # {role: word, and role.look: adjective}
+    questions: tuple  # of `Question`s
+
+
+class Mention:
+    """Where a template mentions the word of a role."""
+
+    def __init__(self, article, role, field):
+        self.article = article
+        self.role, self.field = role[0].lower() + role[1:], field[0].lower() + field[1:]
+        self.capital = not article and (role[0].isupper() or field[0].isupper())
+        self.after = []  # the parts after it, to the end of the template
+        self.list = LISTS[ROLES[self.role]]
+        self.options = self.list.pairs if self.field in ("full", "look") else self.list.entries
+
+    def spelled(self, entry):
+        """The text of this mention for an `Entry`."""
+        text = entry.__dict__[self.field]
+        if self.article:
+            return f"{self.article}n {text}" if starts_with_vowel(text) else f"{self.article} {text}"
+        return text[0].upper() + text[1:] if self.capital else text
+
+    def first(self, entry):
+        """What drawing this entry tells first, as parts."""
+        return [self.spelled(entry)]
+
+
+class Choice:
+    """Where a template offers several texts."""
+
+    def __init__(self, options):
+        self.options = options  # a list of parts each
+        self.after = []
+
+    def first(self, option):
+        return option
+
+
+@functools.cache
+def starts_with_vowel(text):
+    """Whether "an" is before this text."""
+    return bool(re.match("[aeio]|u(?!ni|se)|hour|honest", text))
+
+
+@functools.cache
+def parsed(template):
+    """The parts of a template: strings, `Mention`s and `Choice`s."""
+    while "<" in template:
+        template = re.sub("<(.*?)>", lambda match: phrase(match[1]), template)
+    stack = [[[]]]  # for each open parenthesis its options so far
+    for token in re.findall(r"[^{}()|]+|{.*?}|.", template):
+        if token == "(":
+            stack.append([[]])
+        elif token == "|":
+            stack[-1].append([])
+        elif token == ")":
+            options = stack.pop()
+            stack[-1][-1].append(Choice(options))
+        elif token[0] == "{":
+            article, role, field = re.fullmatch(r"{(?:([aA]) )?(\w+)(?:\.(\w+))?}", token).groups()
+            stack[-1][-1].append(Mention(article or "", role, field or "word"))
+        else:
+            stack[-1][-1].append(token)
+    [[parts]] = stack
+    _link(parts, [])
+    return parts
+
+
+@functools.cache
+def alternatives(templates):
+    """The `Choice` between several templates."""
+    return Choice(list(map(parsed, templates)))
+
+
+def phrase(name):
+    """The text of a phrase; a capital in its name capitalizes its options."""
+    text = PHRASES[name[0].lower() + name[1:]]
+    if name[0].islower():
+        return text
+    return re.sub(r"(^\(?|\|)([a-z])", lambda match: match[1] + match[2].upper(), text)
+
+
+def _link(parts, after):
+    """Tell every mention and choice of these parts what comes after it."""
+    for n, part in enumerate(parts):
+        if part.__class__ is not str:
+            part.after = parts[n + 1 :] + after
+            if part.__class__ is Choice:
+                for option in part.options:
+                    _link(option, part.after)
+
+
+class Teller:
+    """What a plot tells through. Subclasses decide what a choice yields (`pick`) and what happens to text (`say`)."""
+
+    def __init__(self):
+        self.cast = {}  # {role: Entry}
+        self.taken = set()  # their words, which no other role may have
+        self.asked = []  # (question, answer) as templates
+        self.gap = ""  # before the next sentence
+        self.outcomes = 1  # how many stories are as likely as this one
+
+    # What plots call
+
+    def __call__(self, template):
+        """Tell a sentence or several."""
+        if self.gap:
+            self.say(self.gap)
+        self.gap = " "
+        self.tell(parsed(template))
+
+    def choose(self, *templates):
+        """Tell one of the templates. Returns its number."""
+        if self.gap:
+            self.say(self.gap)
+        self.gap = " "
+        choice = alternatives(templates)
+        option = self.pick(choice.options, choice)
+        self.tell(choice.options[option])
+        return option
+
+    def paragraph(self):
+        """Start a new paragraph."""
+        self.gap = "\n"
+
+    def ask(self, question, answer):
+        """Note a question that has exactly this answer at the end of the story."""
+        self.asked.append((question, answer))
+
+    def __getitem__(self, role):
+        """The `Entry` of a role that was mentioned; KeyError otherwise."""
+        return self.cast[role]
+
+    # How it is told
+
+    def tell(self, parts):
+        for part in parts:
+            kind = part.__class__
+            if kind is str:
+                self.say(part)
+            elif kind is Mention:
+                entry = self.cast.get(part.role)
+                self.say(part.spelled(self.draw(part) if entry is None else entry))
+            else:
+                self.tell(part.options[self.pick(part.options, part)])
+
+    def draw(self, mention):
+        """Give a role its word: one that no other role has."""
+        options = mention.options
+        if not self.taken.isdisjoint(mention.list.words):
+            options = [entry for entry in options if entry.word not in self.taken]
+        entry = self.cast[mention.role] = options[self.pick(options, mention)]
+        self.taken.add(entry.word)
+        return entry
+
+    def facts(self):
+        found = {role: entry.word for role, entry in self.cast.items()}
+        found.update((f"{role}.look", entry.look) for role, entry in self.cast.items() if entry.look)
+        return found
+
+    def questions(self):
+        """The `Question`s asked, in their words."""
+
+        def text(template):
+            return "".join(p if p.__class__ is str else p.spelled(self.cast[p.role]) for p in parsed(template))
+
+        return tuple(Question(text(question), text(answer), kind_of(question)) for question, answer in self.asked)
+
+
+def kind_of(question):
+    """The kind of a question: before, after, or its first word."""
+    found = re.match("What happened (before|after)", question)
+    return found[1] if found else re.match("[A-Za-z]+", question)[0].lower()
+
+
+class Writer(Teller):
+    """Writes a story: each choice takes the remainder of `integer` by the number of options."""
+
+    def __init__(self, integer):
+        super().__init__()
+        self.integer, self.parts = integer, []
+        self.say = self.parts.append
+
+    def pick(self, options, part):
+        n = len(options)
+        self.outcomes *= n
+        self.integer, option = divmod(self.integer, n)
+        return option
+
+    def text(self):
+        return "".join(self.parts)
+
+
+class Reader(Teller):
+    """Reads a story: each choice is the only option that fits the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.at = text, 0
+
+    def say(self, part):
+        if not self.text.startswith(part, self.at):
+            common = next((n for n, (a, b) in enumerate(zip(part, self.text[self.at :])) if a != b), len(part))
+            raise StoryError(
+                self.at + common, f"expected {part[common:]!r}, found {self.text[self.at + common :][:20]!r}"
+            )
+        self.at += len(part)
+
+    def pick(self, options, part):
+        fitting = [n for n, option in enumerate(options) if self.fits(part.first(option) + part.after)]
+        if len(fitting) != 1:
+            raise StoryError(self.at, f"{len(fitting)} options fit {self.text[self.at : self.at + 20]!r}")
+        self.outcomes *= len(options)
+        return fitting[0]
+
+    def fits(self, parts):
+        """Whether the text goes on with what is known of these parts: up to the first undrawn role or choice."""
+        known, complete = "", True
+        for part in parts:
+            if part.__class__ is Mention and part.role in self.cast:
+                known += part.spelled(self.cast[part.role])
+            elif part.__class__ is str:
+                known += part
+            else:
+                complete = False
+                break
+        stop = self.at + len(known)
+        whole_word = not (complete and known[-1:].isalpha() and self.text[stop : stop + 1].isalpha())
+        return whole_word and self.text.startswith(known, self.at)
+
+    def end(self):
+        if self.at != len(self.text):
+            raise StoryError(self.at, f"expected the end, found {self.text[self.at : self.at + 20]!r}")
