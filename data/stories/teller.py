@@ -61,9 +61,11 @@ class Mention:
             return f"{self.article}n {text}" if starts_with_vowel(text) else f"{self.article} {text}"
         return text[0].upper() + text[1:] if self.capital else text
 
-    def first(self, entry):
-        """What drawing this entry tells first, as parts."""
-        return [self.spelled(entry)]
+    @functools.cache
+    def pattern(self):
+        """A regular expression of all that it can spell."""
+        texts = sorted({self.spelled(entry) for entry in self.options}, reverse=True)  # the longer one first
+        return re.compile(f"(?:{'|'.join(map(re.escape, texts))})(?![A-Za-z])")
 
 
 class Choice:
@@ -72,9 +74,6 @@ class Choice:
     def __init__(self, options):
         self.options = options  # a list of parts each
         self.after = []
-
-    def first(self, option):
-        return option
 
 
 @functools.cache
@@ -248,26 +247,39 @@ class Reader(Teller):
         self.at += len(part)
 
     def pick(self, options, part):
-        fitting = [n for n, option in enumerate(options) if self.fits(part.first(option) + part.after)]
+        fitting = [n for n, option in enumerate(options) if self.could_be(option, part)]
         if len(fitting) != 1:
             raise StoryError(self.at, f"{len(fitting)} options fit {self.text[self.at : self.at + 20]!r}")
         self.outcomes *= len(options)
         return fitting[0]
 
-    def fits(self, parts):
-        """Whether the text goes on with what is known of these parts: up to the first undrawn role or choice."""
-        known, complete = "", True
-        for part in parts:
-            if part.__class__ is Mention and part.role in self.cast:
-                known += part.spelled(self.cast[part.role])
-            elif part.__class__ is str:
-                known += part
-            else:
-                complete = False
-                break
-        stop = self.at + len(known)
-        whole_word = not (complete and known[-1:].isalpha() and self.text[stop : stop + 1].isalpha())
-        return whole_word and self.text.startswith(known, self.at)
+    def could_be(self, option, part):
+        """Whether the text goes on with this option and with what comes after it in its template."""
+        if part.__class__ is Choice:
+            return self.fits(option + part.after, self.at)
+        self.cast[part.role] = option
+        try:
+            return self.fits([part, *part.after], self.at)
+        finally:
+            del self.cast[part.role]
+
+    def fits(self, parts, at):
+        """Whether the text from `at` on can be these parts; a role without a word may have any of its list."""
+        for n, part in enumerate(parts):
+            kind = part.__class__
+            if kind is Choice:
+                return any(self.fits(option + parts[n + 1 :], at) for option in part.options)
+            if kind is Mention and part.role not in self.cast:
+                found = part.pattern().match(self.text, at)
+                if not found:
+                    return False
+                at = found.end()
+                continue
+            known = part if kind is str else part.spelled(self.cast[part.role])
+            if not self.text.startswith(known, at):
+                return False
+            at += len(known)
+        return not (at < len(self.text) and self.text[at - 1 : at + 1].isalpha())
 
     def end(self):
         if self.at != len(self.text):

@@ -10,7 +10,7 @@ class Entry:
 
     def __init__(self, word, look="", **fields):
         self.word = self.key = word
-        self.look = look
+        self.look = look  # "" if it has none
         self.full = f"{look} {word}" if look else word
         self.__dict__.update(fields)
 
@@ -82,6 +82,16 @@ LISTS = dict(
         WordList("mother\ngrandmother\naunt", **SHE),
         WordList("father\ngrandfather\nuncle", **HE),
     ),
+    pet=WordList("""
+        dog: brown, black, white, spotted, small, big, friendly, old
+        puppy: brown, black, white, spotted, small, fluffy, playful, clumsy
+        cat: gray, black, white, striped, fat, fluffy, old, sleepy
+        kitten: gray, black, white, striped, tiny, fluffy, playful, hungry
+        rabbit: gray, brown, white, spotted, small, fluffy, timid, hungry
+        hamster: brown, white, golden, spotted, tiny, fluffy, round, sleepy
+        parrot: green, blue, red, gray, noisy, clever, old, hungry
+        turtle: green, brown, spotted, small, slow, old, shy, hungry
+    """),
     pet_name=names(
         "Biscuit Bramble Bubbles Button Cocoa Cookie Domino Fluffy Ginger Honey Jingles Lucky Marble Mittens Muffin "
         "Nibbles Nutmeg Patch Peanut Pebbles Pepper Pickles Poppy Pudding Rusty Scruffy Shadow Smoky Snowball Socks "
@@ -107,13 +117,132 @@ LISTS = dict(
         toy horse: {COLORS}, wooden, little
         toy plane: {COLORS}, paper, wooden
     """),
+    # a treat that is baked or made, one that can be cut in half
+    treat=WordList("""
+        cake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry
+        pie: apple, cherry, plum, peach, berry, pumpkin, pear, lemon
+        sandwich: cheese, ham, egg, jam, tomato, butter, chicken, tuna
+        muffin: banana, blueberry, chocolate, carrot, lemon, nut, pumpkin, raisin
+        bun: honey, cinnamon, raisin, sugar, butter, nut, milk, poppy seed
+        tart: apple, cherry, plum, peach, berry, lemon, pear, grape
+        pancake: apple, banana, blueberry, chocolate, pumpkin, potato, oat, honey
+        waffle: apple, banana, blueberry, chocolate, pumpkin, nut, oat, honey
+    """),
+    soup=WordList("""
+        soup: tomato, pea, bean, potato, carrot, chicken, onion, pumpkin, noodle, corn, fish, mushroom
+        stew: tomato, bean, potato, carrot, chicken, beef, fish, mushroom
+    """),
+    fruit=WordList("""
+        apple: red, green, ripe, juicy, shiny, sweet; some=apples
+        pear: green, yellow, ripe, juicy, soft, sweet; some=pears
+        peach: ripe, juicy, soft, sweet, golden; some=peaches
+        plum: purple, blue, ripe, juicy, soft, sweet; some=plums
+        banana: yellow, green, ripe, long, soft, sweet; some=bananas
+        orange: ripe, juicy, round, sweet; some=oranges
+        cherry: red, black, ripe, juicy, shiny, sweet; some=cherries
+        strawberry: red, ripe, juicy, sweet; some=strawberries
+        melon: green, yellow, ripe, juicy, round, sweet; some=melons
+    """),
+    # where something of any size can be in a house
+    spot=WordList("""
+        under the bed
+        under the table
+        under the stairs
+        under the bench
+        behind the sofa
+        behind the door
+        behind the curtain
+        behind the armchair
+        behind the piano
+        behind the bookcase
+        in the closet
+        in the attic
+        in the cellar
+        in the hall
+        next to the stove
+        next to the fireplace
+    """),
+    container=WordList("""
+        basket: old, big, little, round, brown, deep, straw, white
+        box: old, big, little, wooden, brown, deep, green, paper
+        bag: old, big, little, brown, blue, red, green, paper
+        chest: old, big, little, wooden, brown, deep, green, heavy
+        suitcase: old, big, little, brown, blue, red, green, heavy
+        bucket: old, big, little, tin, blue, red, yellow, deep
+        crate: old, big, little, wooden, brown, deep, green, heavy
+        barrel: old, big, little, wooden, brown, deep, green, heavy
+    """),
+    clothes=WordList(f"""
+        scarf: {COLORS}, striped, warm, soft, long, woolen, thick
+        hat: {COLORS}, striped, warm, soft, pointed, woolen, thick
+        sweater: {COLORS}, striped, warm, soft, long, woolen, thick
+        shawl: {COLORS}, striped, warm, soft, long, woolen, thick
+        blanket: {COLORS}, striped, warm, soft, long, woolen, thick
+        vest: {COLORS}, striped, warm, soft, long, woolen, thick
+    """),
+    instrument=WordList("""
+        drum: old, little, red, blue, shiny, new; sound=Boom, boom
+        flute: old, little, silver, wooden, shiny, new; sound=Toot, toot
+        trumpet: old, little, golden, silver, shiny, new; sound=Toot, toot
+        horn: old, little, golden, silver, shiny, new; sound=Toot, toot
+        fiddle: old, little, brown, wooden, shiny, new; sound=Squeak, squeak
+        violin: old, little, brown, wooden, shiny, new; sound=Squeak, squeak
+        guitar: old, little, red, brown, wooden, new; sound=Plink, plonk
+        banjo: old, little, red, brown, wooden, new; sound=Plink, plonk
+        piano: old, little, black, brown, white, new; sound=Plink, plonk
+        harp: old, little, golden, brown, wooden, new; sound=Plink, plonk
+    """),
+    weather=WordList("sunny\nrainy\nwindy\ncloudy\nsnowy\ncold\nwarm\nfoggy"),
+    sad=WordList("sad\nunhappy\nupset\nmiserable\ngloomy\ntearful\nheartbroken\ndownhearted"),
+    glad=WordList("happy\nglad\npleased\ndelighted\njoyful\nthankful\noverjoyed\ncontent"),
+    scared=WordList("scared\nafraid\nfrightened\nnervous\nuneasy\nworried\nalarmed\nterrified"),
+    cross=WordList("angry\ncross\nannoyed\ngrumpy\nmad\nsulky"),
 )
 
-ROLES = dict(hero="name", friend="name", trait="trait", elder="elder", pet="pet_name", toy="toy")
+# {role: the list that it draws from}
+ROLES = dict(
+    hero="name",
+    friend="name",
+    neighbor="name",
+    trait="trait",
+    elder="elder",
+    pet="pet",
+    pet_name="pet_name",
+    toy="toy",
+    treat="treat",
+    soup="soup",
+    fruit="fruit",
+    spot="spot",
+    other_spot="spot",
+    container="container",
+    clothes="clothes",
+    instrument="instrument",
+    weather="weather",
+    sad="sad",
+    glad="glad",
+    scared="scared",
+    cross="cross",
+)
 
 # Phrases that plots share, without anything to remember.
 PHRASES = dict(
-    soon="(soon|before long|in a little while|after a while|a little later|not long after)",
-    then="(then|next|after that|a moment later|right away|at once)",
-    said="(said|called|cried|shouted)",
+    # when
+    soon="(soon|before long|in a little while|after a while|a little later|not long after|in no time|a bit later)",
+    then="(then|next|after that|a moment later|with that|right after that|straight away|at once)",
+    finally="(at last|in the end|finally|at long last)",
+    night="(that night|that evening|at bedtime|before bed|late that day|when the stars came out|as the sun went down|"
+    "after supper)",
+    # where {hero} lives
+    somewhere="(by the sea|near the woods|on a farm|at the edge of town|on a quiet street|in a small village|"
+    "on a green hill|next to a park)",
+    # how
+    very="(very|so|really|quite)",
+    kindly="(kindly|gently|softly|warmly|cheerfully|with a smile|with a nod|in a friendly voice)",
+    happily="(happily|merrily|gladly|cheerfully|brightly|with a big smile|with a laugh|with a happy sigh)",
+    sadly="(sadly|quietly|softly|unhappily|glumly|with a sigh|in a small voice|in a low voice)",
+    # what they say
+    yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure)",
+    thanks="(thank you|thank you so much|thank you very much|thanks|thanks a lot|many thanks|a thousand thanks|"
+    "oh, thank you)",
+    smiled="(smiled|laughed|nodded|grinned)",
 )
