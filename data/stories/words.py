@@ -192,6 +192,46 @@ LISTS = dict(
         piano: old, little, black, brown, white, new; sound=Plink, plonk
         harp: old, little, golden, brown, wooden, new; sound=Plink, plonk
     """),
+    # dogs of all kinds
+    dog=WordList("""
+        dog: brown, black, white, spotted, small, big, friendly, shaggy
+        puppy: brown, black, white, spotted, small, fluffy, playful, clumsy
+        poodle: brown, black, white, gray, small, fluffy, friendly, lively
+        terrier: brown, black, white, gray, small, shaggy, friendly, lively
+        spaniel: brown, black, white, golden, small, shaggy, friendly, lively
+        beagle: brown, spotted, small, friendly, lively, playful, clumsy, fat
+        sheepdog: black, white, gray, big, shaggy, friendly, lively, fluffy
+        hound: brown, black, gray, spotted, big, friendly, lively, lazy
+    """),
+    # what is needed for baking
+    ingredient=WordList("flour\nsugar\nbutter\nmilk\nhoney\ncream\nbaking powder\nsalt"),
+    # what keeps a light in the dark
+    light=WordList("""
+        lantern: old, big, little, red, yellow, bright
+        flashlight: old, big, little, red, yellow, bright
+        lamp: old, big, little, red, yellow, bright
+        candle: old, big, little, red, yellow, white
+    """),
+    # what a tent in a room is made of
+    cover=WordList(f"""
+        blanket: {COLORS}, big, old, woolen, striped
+        sheet: {COLORS}, big, old, cotton, striped
+        quilt: {COLORS}, big, old, patchwork, striped
+        tablecloth: {COLORS}, big, old, cotton, striped
+        curtain: {COLORS}, big, old, cotton, striped
+        bedspread: {COLORS}, big, old, cotton, striped
+    """),
+    # what a small thing can be kept in
+    vessel=WordList("""
+        vase: old, blue, white, tall, little, painted
+        teapot: old, blue, white, round, little, painted
+        jar: old, blue, brown, tall, little, glass
+        cup: old, blue, white, broken, little, painted
+        mug: old, blue, white, brown, little, painted
+        bowl: old, blue, white, brown, little, wooden
+        pot: old, blue, black, brown, little, copper
+        tin: old, blue, red, round, little, painted
+    """),
     weather=WordList("sunny\nrainy\nwindy\ncloudy\nsnowy\ncold\nwarm\nfoggy"),
     sad=WordList("sad\nunhappy\nupset\nmiserable\ngloomy\ntearful\nheartbroken\ndownhearted"),
     glad=WordList("happy\nglad\npleased\ndelighted\njoyful\nthankful\noverjoyed\ncontent"),
@@ -217,6 +257,11 @@ ROLES = dict(
     container="container",
     clothes="clothes",
     instrument="instrument",
+    dog="dog",
+    ingredient="ingredient",
+    light="light",
+    cover="cover",
+    vessel="vessel",
     weather="weather",
     sad="sad",
     glad="glad",
@@ -229,7 +274,7 @@ PHRASES = dict(
     # when
     soon="(soon|before long|in a little while|after a while|a little later|not long after|in no time|a bit later)",
     then="(then|next|after that|a moment later|with that|right after that|straight away|at once)",
-    finally="(at last|in the end|finally|at long last)",
+    at_last="(at last|in the end|finally|at long last)",
     night="(that night|that evening|at bedtime|before bed|late that day|when the stars came out|as the sun went down|"
     "after supper)",
     # where {hero} lives
