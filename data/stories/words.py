@@ -33,7 +33,8 @@ class WordList:
         self.words = frozenset(entry.word for entry in entries)
 
 
-def names(words, **fields):
+def entries(words, **fields):
+    """The list of some single words."""
     return WordList("\n".join(words.split()), **fields)
 
 
@@ -51,12 +52,12 @@ HE = dict(he="he", him="him", his="his", himself="himself", girl="boy", son="son
 MASS = dict(was="was", it="it", them="it", some="some", this="this")
 MANY = dict(was="were", it="they", them="them", some="some", this="these")
 
-GIRLS = names(
+GIRLS = entries(
     "Alice Anna Bella Clara Daisy Ella Emily Emma Grace Hannah Jane Julia Kate Laura Lily Lisa Lucy Mary Mia Molly "
     "Nancy Nina Nora Olivia Rachel Rosa Ruby Sally Sarah Sophie Susan Zoe",
     **SHE,
 )
-BOYS = names(
+BOYS = entries(
     "Adam Andy Ben Billy Bobby Charlie Daniel David Eric Frank George Harry Henry Jack Jacob James John Leo Luke Mark "
     "Max Michael Nick Noah Oliver Oscar Paul Peter Sam Simon Tim Tom",
     **HE,
@@ -68,16 +69,10 @@ LISTS = dict(
     girl=GIRLS,
     boy=BOYS,
     # kind: how such a child goes about things
-    trait=WordList("""
-        careful; kind=quiet
-        patient; kind=quiet
-        quiet; kind=quiet
-        gentle; kind=quiet
-        brave; kind=bold
-        curious; kind=bold
-        lively; kind=bold
-        cheerful; kind=bold
-    """),
+    trait=joined(
+        entries("careful patient quiet gentle calm shy thoughtful polite", kind="quiet"),
+        entries("brave curious lively cheerful bold playful merry eager", kind="bold"),
+    ),
     elder=joined(
         WordList("mother\ngrandmother\naunt", **SHE),
         WordList("father\ngrandfather\nuncle", **HE),
@@ -92,7 +87,7 @@ LISTS = dict(
         parrot: green, blue, red, gray, noisy, clever, old, hungry
         turtle: green, brown, spotted, small, slow, old, shy, hungry
     """),
-    pet_name=names(
+    pet_name=entries(
         "Biscuit Bramble Bubbles Button Cocoa Cookie Domino Fluffy Ginger Honey Jingles Lucky Marble Mittens Muffin "
         "Nibbles Nutmeg Patch Peanut Pebbles Pepper Pickles Poppy Pudding Rusty Scruffy Shadow Smoky Snowball Socks "
         "Sparky Waffles"
@@ -149,18 +144,34 @@ LISTS = dict(
         under the table
         under the stairs
         under the bench
+        under the desk
+        under the sofa
+        under the window
+        under the piano
         behind the sofa
         behind the door
         behind the curtain
         behind the armchair
         behind the piano
         behind the bookcase
+        behind the stove
+        behind the cupboard
         in the closet
         in the attic
         in the cellar
         in the hall
+        in the kitchen
+        in the bathroom
+        in the bedroom
+        in the pantry
+        in the garage
+        in the living room
         next to the stove
         next to the fireplace
+        next to the bookcase
+        next to the front door
+        next to the back door
+        next to the window
     """),
     container=WordList("""
         basket: old, big, little, round, brown, deep, straw, white
@@ -232,11 +243,17 @@ LISTS = dict(
         pot: old, blue, black, brown, little, copper
         tin: old, blue, red, round, little, painted
     """),
-    weather=WordList("sunny\nrainy\nwindy\ncloudy\nsnowy\ncold\nwarm\nfoggy"),
-    sad=WordList("sad\nunhappy\nupset\nmiserable\ngloomy\ntearful\nheartbroken\ndownhearted"),
-    glad=WordList("happy\nglad\npleased\ndelighted\njoyful\nthankful\noverjoyed\ncontent"),
-    scared=WordList("scared\nafraid\nfrightened\nnervous\nuneasy\nworried\nalarmed\nterrified"),
-    cross=WordList("angry\ncross\nannoyed\ngrumpy\nmad\nsulky"),
+    weather=entries("sunny rainy windy cloudy snowy cold warm foggy stormy frosty misty chilly mild breezy gray hot"),
+    sad=entries(
+        "sad unhappy upset miserable gloomy tearful heartbroken downhearted troubled glum sorrowful disappointed hopeless worried dejected down"
+    ),
+    glad=entries(
+        "happy glad pleased delighted joyful thankful overjoyed content grateful thrilled merry jolly cheery satisfied carefree lighthearted"
+    ),
+    scared=entries(
+        "scared afraid frightened nervous uneasy worried alarmed terrified anxious fearful shaky startled tense panicky jumpy spooked"
+    ),
+    cross=entries("angry cross annoyed grumpy mad sulky grouchy furious"),
 )
 
 # {role: the list that it draws from}
@@ -269,22 +286,39 @@ ROLES = dict(
     cross="cross",
 )
 
-# Phrases that plots share, without anything to remember.
+# Phrases that plots share, without anything to remember. All options of a phrase fit wherever the first one fits.
 PHRASES = dict(
     # when
-    soon="(soon|before long|in a little while|after a while|a little later|not long after|in no time|a bit later)",
+    soon="(soon|before long|in a little while|after a while|a little later|not long after|in no time|a bit later|"
+    "a short time later|shortly after|a few minutes later|a minute later|five minutes later|ten minutes later|"
+    "half an hour later|an hour later)",
     then="(then|next|after that|a moment later|with that|right after that|straight away|at once)",
     at_last="(at last|in the end|finally|at long last)",
     night="(that night|that evening|at bedtime|before bed|late that day|when the stars came out|as the sun went down|"
-    "after supper)",
+    "after supper|at the end of the day|when it got dark|when the moon rose|after the sun had set|"
+    "when the day was over|that same evening|when it was time for bed|after dinner)",
     # where {hero} lives
     somewhere="(by the sea|near the woods|on a farm|at the edge of town|on a quiet street|in a small village|"
-    "on a green hill|next to a park)",
+    "on a green hill|next to a park|in a small town|in a big city|in an old house|in a red house|in a white house|"
+    "in a little cottage|near a lake|by a river|near a school|next to a bakery|above a bakery|above a shop|"
+    "near the mountains|in a green valley|at the end of a lane|on a long street|beside an old mill|behind a church|"
+    "near a bridge|by a pond|near the beach|across from a park|near a market|next to a garden)",
     # how
     very="(very|so|really|quite)",
-    kindly="(kindly|gently|softly|warmly|cheerfully|with a smile|with a nod|in a friendly voice)",
-    happily="(happily|merrily|gladly|cheerfully|brightly|with a big smile|with a laugh|with a happy sigh)",
-    sadly="(sadly|quietly|softly|unhappily|glumly|with a sigh|in a small voice|in a low voice)",
+    kindly="(kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|"
+    "eagerly|right away|at once|with a smile|with a nod|with a grin|with a laugh|with a wink|with a kind smile|"
+    "with a warm smile|with a big smile|with a quick nod|in a kind voice|in a warm voice|in a calm voice|"
+    "in a friendly voice|in a soft voice|in a gentle voice|with kind eyes|with twinkling eyes)",
+    happily="(happily|merrily|gladly|cheerfully|brightly|joyfully|loudly|proudly|warmly|eagerly|excitedly|"
+    "with a smile|with a laugh|with a grin|with a giggle|with a cheer|with a big smile|with a wide grin|"
+    "with a happy sigh|with a little dance|with a little jump|with shining eyes|with sparkling eyes|"
+    "with rosy cheeks|with great joy|with a happy laugh|with a happy smile|with a happy grin|in a happy voice|"
+    "in a loud voice|in a cheerful voice|in a glad voice)",
+    sadly="(sadly|quietly|softly|unhappily|glumly|gloomily|weakly|faintly|with a sigh|with a sniff|with a sob|"
+    "with a frown|with a deep sigh|with a little sigh|with a long sigh|with a sad sigh|with a little sob|"
+    "with a loud sniff|in a small voice|in a low voice|in a sad voice|in a weak voice|in a shaky voice|"
+    "in a tiny voice|in a quiet voice|in a soft voice|with wet eyes|with sad eyes|with teary eyes|"
+    "with a trembling lip|with a lump in the throat|with drooping shoulders)",
     # what they say
     yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure)",
     thanks="(thank you|thank you so much|thank you very much|thanks|thanks a lot|many thanks|a thousand thanks|"
