@@ -254,6 +254,239 @@ LISTS = dict(
         "scared afraid frightened nervous uneasy worried alarmed terrified anxious fearful shaky startled tense panicky jumpy spooked"
     ),
     cross=entries("angry cross annoyed grumpy mad sulky grouchy furious"),
+    # Outdoors: animals with what they like to eat and where they live
+    wild=WordList("""
+        duckling: little, yellow, brown, fluffy, gray, wet; eats=oats; home=the duck pond; house=box
+        squirrel: little, red, gray, brown, young, thin; eats=nuts; home=the oak tree; house=box
+        rabbit: little, white, gray, brown, young, wild; eats=clover; home=the burrow; house=hutch
+        kitten: little, white, gray, black, striped, thin; eats=fish; home=the barn; house=basket
+        puppy: little, white, brown, black, spotted, thin; eats=meat; home=the farm; house=basket
+        lamb: little, white, black, young, woolly, thin; eats=hay; home=the meadow; house=stall
+        hedgehog: little, brown, gray, young, prickly, thin; eats=worms; home=the hedge; house=box
+        sparrow: little, brown, gray, young, thin, wild; eats=seeds; home=the nest; house=cage
+        mouse: little, white, gray, brown, young, thin; eats=cheese; home=the mouse hole; house=jar
+        turtle: little, green, brown, young, spotted, wild; eats=lettuce; home=the river; house=tub
+        fawn: little, brown, young, spotted, thin, wild; eats=leaves; home=the forest; house=pen
+        crow: little, black, gray, young, thin, wild; eats=bread; home=the tall pine; house=cage
+    """),
+    # animals that are kept, with what they are given
+    kept=WordList("""
+        goldfish: little, fat, shiny, pretty, hungry; eats=flakes; house=bowl
+        hamster: little, golden, brown, white, hungry; eats=seeds; house=cage
+        pony: little, brown, black, white, hungry; eats=hay; house=stable
+        parrot: green, red, blue, gray, hungry; eats=nuts; house=cage
+        goat: little, brown, black, white, hungry; eats=grass; house=shed
+        rabbit: gray, brown, white, fat, hungry; eats=carrots; house=hutch
+        turtle: little, green, brown, old, hungry; eats=lettuce; house=tank
+        hen: fat, brown, black, white, hungry; eats=corn; house=coop
+        kitten: gray, black, white, striped, hungry; eats=fish; house=basket
+        puppy: brown, black, white, spotted, hungry; eats=meat; house=kennel
+    """),
+    trap=WordList("""
+        fence: old, wooden, wire, broken, high
+        net: old, fishing, torn, green, strong
+        bush: thorny, thick, wild, green, berry
+        ditch: deep, muddy, narrow, wet, cold
+        hole: deep, muddy, narrow, dark, cold
+        drain: deep, muddy, narrow, dark, old
+    """),
+    # places out of doors
+    open_place=WordList("""
+        meadow: green, wide, sunny, quiet, big; at=in
+        park: green, old, sunny, quiet, big; at=in
+        garden: green, old, sunny, quiet, big; at=in
+        orchard: green, old, sunny, quiet, big; at=in
+        hill: green, high, sunny, windy, big; at=on
+        beach: white, wide, sunny, windy, long; at=on
+        field: green, wide, sunny, windy, big; at=in
+        dune: white, high, sunny, windy, big; at=on
+    """),
+    water=WordList("""
+        river: wide, quiet, clear, blue, little
+        stream: quick, quiet, clear, cold, little
+        lake: wide, quiet, clear, blue, little
+        pond: green, quiet, clear, round, little
+        canal: long, quiet, straight, old, little
+        brook: quick, quiet, clear, cold, little
+        creek: quick, quiet, clear, cold, little
+        bay: wide, quiet, clear, blue, little
+    """),
+    landmark=WordList("""
+        bridge: old, wooden, stone, narrow, white, broken
+        well: old, deep, stone, dry, mossy, round
+        log: old, hollow, mossy, big, fallen, rotten
+        rock: big, gray, mossy, round, white, pointed
+        hut: old, little, wooden, empty, crooked, green
+        gate: old, iron, wooden, white, broken, green
+        tower: old, tall, stone, round, empty, gray
+        bench: old, wooden, stone, green, mossy, broken
+        stump: old, big, rotten, mossy, broad, hollow
+        signpost: old, crooked, wooden, white, broken, tall
+        windmill: old, tall, wooden, white, broken, gray
+        cave: little, dark, deep, mossy, empty, narrow
+    """),
+    shelter=WordList("""
+        barn: old, red, big, empty, wooden, dark
+        shed: old, little, green, empty, wooden, dark
+        cave: deep, little, dry, empty, big, dark
+        mill: old, white, big, empty, wooden, dark
+        boathouse: old, little, blue, empty, wooden, dark
+        cabin: old, little, brown, empty, wooden, dark
+        chapel: old, little, white, empty, stone, dark
+        stable: old, little, brown, empty, wooden, dark
+    """),
+    tree=WordList("""
+        oak: tall, old, big, crooked, leafy
+        maple: tall, old, big, red, leafy
+        pine: tall, old, big, crooked, dark
+        birch: tall, old, big, slim, white
+        willow: tall, old, big, crooked, leafy
+        elm: tall, old, big, crooked, leafy
+        beech: tall, old, big, broad, leafy
+        walnut tree: tall, old, big, crooked, leafy
+    """),
+    # things out of doors
+    flyer=WordList(f"""
+        dragon kite: {COLORS}, paper, striped
+        fish kite: {COLORS}, paper, striped
+        bird kite: {COLORS}, paper, striped
+        star kite: {COLORS}, paper, striped
+        butterfly kite: {COLORS}, paper, striped
+        box kite: {COLORS}, paper, striped
+        snake kite: {COLORS}, paper, striped
+        ship kite: {COLORS}, paper, striped
+    """),
+    boat=WordList(f"""
+        sailboat: {COLORS}, wooden, little
+        steamboat: {COLORS}, tin, little
+        tugboat: {COLORS}, tin, little
+        ferry: {COLORS}, wooden, little
+        pirate ship: {COLORS}, wooden, little
+        raft: {COLORS}, wooden, little
+        canoe: {COLORS}, wooden, little
+        lifeboat: {COLORS}, tin, little
+    """),
+    tool=WordList("""
+        stick: long, strong, straight, thin
+        rake: long, old, wooden, garden
+        broom: long, old, brown, garden
+        pole: long, strong, straight, thin
+        oar: long, strong, old, wooden
+        fishing rod: long, strong, old, thin
+        hoe: long, old, wooden, garden
+        branch: long, strong, straight, dry
+    """),
+    wear=WordList(f"""
+        coat: {COLORS}, new
+        jacket: {COLORS}, new
+        sweater: {COLORS}, new
+        raincoat: {COLORS}, new
+        shirt: {COLORS}, new
+        scarf: {COLORS}, new
+        cap: {COLORS}, new
+        hat: {COLORS}, new
+    """),
+    color=WordList("red\nblue\ngreen\nyellow\norange\npurple\nwhite\npink"),
+    number=WordList("three\nfour\nfive\nsix\nseven\neight\nnine\nten"),
+    day=WordList("Monday\nTuesday\nWednesday\nThursday\nFriday\nSaturday\nSunday"),
+    # what children build, and of what
+    building=WordList("""
+        hut: little, big, secret, round; at=in
+        fort: little, big, secret, round; at=in
+        playhouse: little, big, secret, round; at=in
+        castle: little, big, secret, round; at=in
+        tower: little, big, tall, round; at=in
+        doghouse: little, big, square, round; at=in
+    """),
+    weak=WordList("leaves\nstraw\nreeds\ntwigs\npaper\nsand\ncardboard\nhay"),
+    strong=WordList("boards\nlogs\nstones\nbricks\nplanks\nbeams\nrocks\ntiles"),
+    crop=WordList("""
+        pumpkin: big, round, sweet, golden; many=pumpkins; dish=pie
+        carrot: big, long, sweet, orange; many=carrots; dish=soup
+        bean: big, long, green, tender; many=beans; dish=stew
+        tomato: big, round, juicy, red; many=tomatoes; dish=soup
+        cucumber: big, long, green, juicy; many=cucumbers; dish=salad
+        radish: big, round, crisp, red; many=radishes; dish=salad
+        onion: big, round, white, golden; many=onions; dish=soup
+        potato: big, round, brown, golden; many=potatoes; dish=soup
+        melon: big, round, sweet, juicy; many=melons; dish=salad
+        beet: big, round, sweet, red; many=beets; dish=soup
+        cabbage: big, round, green, crisp; many=cabbages; dish=stew
+        turnip: big, round, white, sweet; many=turnips; dish=stew
+    """),
+    present=WordList(f"""
+        teapot: {COLORS}, silver, pretty
+        scarf: {COLORS}, silk, pretty
+        candle: {COLORS}, round, pretty
+        cup: {COLORS}, silver, pretty
+        basket: {COLORS}, straw, pretty
+        vase: {COLORS}, glass, pretty
+        lamp: {COLORS}, glass, pretty
+        plate: {COLORS}, silver, pretty
+        umbrella: {COLORS}, silk, pretty
+        necklace: {COLORS}, silver, pretty
+        cushion: {COLORS}, silk, pretty
+        mirror: {COLORS}, silver, pretty
+    """),
+    prize=WordList("""
+        cup: golden, silver, shiny, big
+        medal: golden, silver, shiny, big
+        ribbon: golden, silver, red, blue
+        trophy: golden, silver, shiny, big
+        crown: golden, silver, shiny, paper
+        badge: golden, silver, shiny, red
+    """),
+    school_thing=WordList(f"""
+        pencil: {COLORS}
+        crayon: {COLORS}
+        eraser: {COLORS}
+        ruler: {COLORS}
+        paintbrush: {COLORS}
+        notebook: {COLORS}
+        marker: {COLORS}
+        pen: {COLORS}
+    """),
+    # what a class draws
+    subject=WordList("""
+        house: little, big, red, blue, yellow, white
+        castle: little, big, gray, blue, golden, white
+        ship: little, big, red, blue, golden, white
+        dragon: little, big, red, green, golden, purple
+        horse: little, big, brown, black, golden, white
+        whale: little, big, gray, blue, happy, white
+        flower: little, big, red, blue, yellow, white
+        rocket: little, big, red, blue, silver, white
+        tree: little, big, green, crooked, tall, old
+        snowman: little, big, fat, round, happy, white
+    """),
+    teacher=WordList(
+        "Miss Baker\nMiss Carter\nMiss Cook\nMiss Fisher\nMiss Miller\nMiss Parker\nMiss Taylor\nMiss Turner"
+    ),
+    fragile=WordList(f"""
+        flowerpot: {COLORS}, clay, pretty
+        lantern: {COLORS}, glass, pretty
+        birdhouse: {COLORS}, wooden, pretty
+        jug: {COLORS}, clay, pretty
+        vase: {COLORS}, glass, pretty
+        bowl: {COLORS}, clay, pretty
+        lamp: {COLORS}, glass, pretty
+        window box: {COLORS}, wooden, pretty
+    """),
+    chore=WordList("""
+        rake the leaves; did=raked the leaves
+        sweep the path; did=swept the path
+        water the roses; did=watered the roses
+        pick the apples; did=picked the apples
+        paint the fence; did=painted the fence
+        feed the hens; did=fed the hens
+        weed the garden; did=weeded the garden
+        carry the wood; did=carried the wood
+        wash the windows; did=washed the windows
+        clean the shed; did=cleaned the shed
+        stack the boxes; did=stacked the boxes
+        brush the pony; did=brushed the pony
+    """),
+    event=WordList("circus\nfair\nparade\npuppet show\nmarket\nfestival\npicnic\nball game"),
 )
 
 # {role: the list that it draws from}
@@ -284,6 +517,37 @@ ROLES = dict(
     glad="glad",
     scared="scared",
     cross="cross",
+    # outdoors
+    beast="wild",
+    kept="kept",
+    trap="trap",
+    place="open_place",
+    water="water",
+    mark="landmark",
+    next_mark="landmark",
+    last_mark="landmark",
+    shelter="shelter",
+    tree="tree",
+    flyer="flyer",
+    boat="boat",
+    tool="tool",
+    wear="wear",
+    color="color",
+    number="number",
+    day="day",
+    building="building",
+    weak="weak",
+    strong="strong",
+    crop="crop",
+    present="present",
+    prize="prize",
+    school_thing="school_thing",
+    subject="subject",
+    other_subject="subject",
+    teacher="teacher",
+    fragile="fragile",
+    chore="chore",
+    event="event",
 )
 
 # Phrases that plots share, without anything to remember. All options of a phrase fit wherever the first one fits.
@@ -324,4 +588,14 @@ PHRASES = dict(
     thanks="(thank you|thank you so much|thank you very much|thanks|thanks a lot|many thanks|a thousand thanks|"
     "oh, thank you)",
     smiled="(smiled|laughed|nodded|grinned)",
+    # outdoors: how they move and talk, and what it is like
+    went="(went|walked|ran|hurried|strolled|hiked|set off|wandered)",
+    rushed="(ran|hurried|rushed|raced)",
+    cried="(cried|called|shouted|exclaimed)",
+    told="(said|answered|replied|explained)",
+    fine="(sunny|bright|warm|clear|lovely|beautiful|fine|mild)",
+    daytime="(morning|afternoon|day)",
+    season="(spring|summer|fall)",
+    near="(near|next to|beside|close to|not far from)",
+    nicely="(nice|fine|good|great|wonderful|lovely|splendid|perfect)",
 )
