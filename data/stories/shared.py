@@ -6,28 +6,25 @@ def opening(t):
     t.choose(
         "{hero} was {a trait} {hero.girl} who lived <somewhere> with {hero.his} {elder}.",
         "Once upon a time, {a trait} {hero.girl} named {hero} lived <somewhere> with {hero.his} {elder}.",
-        "There once was {a trait} {hero.girl} named {hero}, who lived <somewhere> with {hero.his} {elder}.",
+        "{hero}, {a trait} {hero.girl}, lived <somewhere> with {hero.his} {elder}.",
         "{hero} lived <somewhere> with {hero.his} {elder}. {Hero.He} was {a trait} {hero.girl}.",
     )
 
 
-def met(t):
-    """{friend}, who lives near {hero}."""
-    t(
-        "{Hero.His} best friend was {a friend.girl} named {friend}, who lived "
-        "(next door|across the street|just around the corner|two houses away)."
-    )
+def visitor(t):
+    """{friend} comes to {hero}."""
+    t("<Soon>, {hero.his} <friendly> friend {friend} <came>.")
 
 
-def thanks(t, helper):
-    """{hero} thanks the role `helper`, and feels {glad}."""
+def thank(t, helper):
+    """{hero} thanks the role `helper`."""
     t(f'"<Thanks>, {{{helper}}}!" said {{hero}} <happily>.')
 
 
-def bedtime(t):
+def ending(t):
     """{hero} tells {elder} about the day and falls asleep {glad}."""
     t(
-        "<Night>, {hero} (told {hero.his} {elder} (everything|all about it|the whole story)|"
-        "(sat|talked) with {hero.his} {elder} (for a while|for a long time|by the window)), "
-        "and {hero.he} fell asleep (feeling|and was still|quite|very) {glad}."
+        "<Night>, {hero} (told {hero.his} {elder} (everything|all about it|the whole story|what had happened)|"
+        "gave {hero.his} {elder} <hug>), "
+        "(and {hero.he} fell asleep|then fell asleep|went to bed|lay down to sleep) (feeling|and felt) <very> {glad}."
     )

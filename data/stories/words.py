@@ -583,10 +583,31 @@ PHRASES = dict(
     "with a loud sniff|in a small voice|in a low voice|in a sad voice|in a weak voice|in a shaky voice|"
     "in a tiny voice|in a quiet voice|in a soft voice|with wet eyes|with sad eyes|with teary eyes|"
     "with a trembling lip|with a lump in the throat|with drooping shoulders)",
+    # what happens, in many words
+    day="{weather} (morning|afternoon|day|evening)",
+    gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should be)",
+    felt="(felt|was)",
+    looked="(looked|searched|peeked|peered|hunted|looked hard|looked twice|searched and searched)",
+    found_nothing="(found nothing|saw nothing|found only dust|found only an old sock|found only a lost button|"
+    "found only crumbs|found only a coin|found only a pencil|found only a ribbon|found only a slipper|"
+    "found only a spoon|found only an old newspaper|saw only shadows|saw only cobwebs|saw only a spider|saw only a fly)",
+    hurried="(ran|hurried|rushed|raced|went|walked|dashed|marched)",
+    friendly="(best|good|dear|close|old|kind|funny|loyal|cheerful|clever|trusty|merry|jolly|sweet|true|lively)",
+    came="(came by|came over|came to play|came to visit|stopped by|dropped by|rang the bell|knocked on the door|"
+    "knocked on the window|tapped on the window|looked in at the door|looked in at the window|walked in|ran in|"
+    "came through the gate|came up the path)",
+    thought="(thought|thought hard|thought for a moment|thought for a while|thought and thought|thought about it|"
+    "scratched {hero.his} head|rubbed {hero.his} chin|rubbed {hero.his} nose|closed {hero.his} eyes|"
+    "looked at the floor|looked at the ceiling|looked up|sat down to think|stood still|took a deep breath)",
+    hug="(a hug|a big hug|a warm hug|a long hug|a tight hug|a quick hug|a kiss|a big kiss|a pat on the back|"
+    "a high five|a big smile|a warm smile|a wide smile|a proud smile|a little bow|a deep bow)",
+    tasty="(delicious|tasty|yummy|wonderful|perfect|lovely|very good|so good|really good|just right|fresh and warm|"
+    "soft and warm|sweet and soft|the best ever|better than ever|gone in no time)",
     # what they say
     yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure)",
-    thanks="(thank you|thank you so much|thank you very much|thanks|thanks a lot|many thanks|a thousand thanks|"
-    "oh, thank you)",
+    thanks="(thank you|thank you so much|thank you very much|thank you for your help|thank you, thank you|thanks|"
+    "thanks a lot|thanks so much|thanks for everything|many thanks|a thousand thanks|a million thanks|oh, thank you|"
+    "oh, thanks|you are so kind|you are the best)",
     smiled="(smiled|laughed|nodded|grinned)",
     # outdoors: how they move and talk, and what it is like
     went="(went|walked|ran|hurried|strolled|hiked|set off|wandered)",
