@@ -1,6 +1,6 @@
 """Plots at home: family, pets, food and toys."""
 
-from slm_np.data.stories.shared import ending, opening, thank, visitor
+from slm_np.data.stories.shared import bedtime, opening, thanks, visitor
 
 
 def lost_toy(t):
@@ -21,8 +21,8 @@ def lost_toy(t):
     t('{hero} <thought>. "{Spot}!" {hero.he} (said|cried|called|shouted).')
     t("They <hurried> there, and there it was, ")
     t.paragraph()
-    thank(t, "friend")
-    ending(t)
+    thanks(t, "friend")
+    bedtime(t)
     t.ask("What did {hero} lose?", "The {toy.full}.")
     t.ask("Who helped {hero} to look?", "{friend}.")
     t.ask("Where did {hero} look first?", "{Other_spot}.")

@@ -4,10 +4,18 @@
 def opening(t):
     """Who the story is about: {hero}, {trait} and {elder}, who lives with {hero}."""
     t.choose(
-        "{hero} was {a trait} {hero.girl} who lived <somewhere> with {hero.his} {elder}.",
-        "Once upon a time, {a trait} {hero.girl} named {hero} lived <somewhere> with {hero.his} {elder}.",
-        "{hero}, {a trait} {hero.girl}, lived <somewhere> with {hero.his} {elder}.",
-        "{hero} lived <somewhere> with {hero.his} {elder}. {Hero.He} was {a trait} {hero.girl}.",
+        "{hero} was {a trait} {hero.girl} who lived <somewhere> with {hero.his} <dear> {elder}.",
+        "Once upon a time, {a trait} {hero.girl} named {hero} lived <somewhere> with {hero.his} <dear> {elder}.",
+        "{hero}, {a trait} {hero.girl}, lived <somewhere> with {hero.his} <dear> {elder}.",
+        "{hero} lived <somewhere> with {hero.his} <dear> {elder}. {Hero.He} was {a trait} {hero.girl}.",
+    )
+
+
+def met(t):
+    """{friend}, whom {hero} knows."""
+    t(
+        "{Hero.His} <friendly> friend was {a friend.girl} named {friend}, who lived "
+        "(next door|across the street|just around the corner|not far away)."
     )
 
 
@@ -16,15 +24,15 @@ def visitor(t):
     t("<Soon>, {hero.his} <friendly> friend {friend} <came>.")
 
 
-def thank(t, helper):
+def thanks(t, helper):
     """{hero} thanks the role `helper`."""
     t(f'"<Thanks>, {{{helper}}}!" said {{hero}} <happily>.')
 
 
-def ending(t):
-    """{hero} tells {elder} about the day and falls asleep {glad}."""
-    t(
-        "<Night>, {hero} (told {hero.his} {elder} (everything|all about it|the whole story|what had happened)|"
-        "gave {hero.his} {elder} <hug>), "
-        "(and {hero.he} fell asleep|then fell asleep|went to bed|lay down to sleep) (feeling|and felt) <very> {glad}."
+def bedtime(t):
+    """{hero} tells {elder} about the day, and feels {glad}."""
+    t.choose(
+        "<Night>, {hero} told {hero.his} {elder} (everything|all about it|the whole story|what had happened) "
+        "and fell asleep (feeling|and felt) <very> {glad}.",
+        "<Night>, {hero} gave {hero.his} {elder} <hug>. {Hero.He} <felt> <very> {glad}.",
     )

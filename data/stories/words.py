@@ -584,7 +584,9 @@ PHRASES = dict(
     "in a tiny voice|in a quiet voice|in a soft voice|with wet eyes|with sad eyes|with teary eyes|"
     "with a trembling lip|with a lump in the throat|with drooping shoulders)",
     # what happens, in many words
-    day="{weather} (morning|afternoon|day|evening)",
+    day="{weather} (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
+    meal="(breakfast|lunch|dinner|school|a snack|a nap|a bath|a short walk)",
+    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise)",
     gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should be)",
     felt="(felt|was)",
     looked="(looked|searched|peeked|peered|hunted|looked hard|looked twice|searched and searched)",
