@@ -63,6 +63,27 @@ BOYS = entries(
     **HE,
 )
 COLORS = "red, blue, green, yellow, orange, purple, white, black, brown, pink"
+# Adjectives that fit all words of a list
+BRIGHT = COLORS + ", striped, spotted, new, old, big, little"
+WILD = "little, young, tiny, thin, shy, hungry, lost, small, wild, timid, wet, tired, weak, lonely, pretty, dirty"
+KEPT = "little, young, brown, black, white, spotted, hungry, small, old, pretty, gray, fat, gentle, tame, shy, clever"
+FISH = "little, young, spotted, hungry, small, old, pretty, fat, quiet, lively, shy, tame, tiny, round, slow, shiny"
+BIRD = "green, red, blue, gray, white, yellow, hungry, small, old, pretty, fat, noisy, tame, shy, clever, loud"
+PLACE = (
+    "green, wide, sunny, quiet, big, windy, little, empty, lovely, old, pretty, peaceful, large, small, sandy, grassy"
+)
+WATER = (
+    "clear, quiet, blue, cold, little, calm, cool, deep, wide, pretty, green, lovely, peaceful, shallow, long, sunny"
+)
+LANDMARK = (
+    "old, big, little, mossy, gray, broken, lonely, strange, huge, crooked, black, dark, dusty, tiny, brown, white"
+)
+SHELTER = "old, big, little, empty, dark, dry, small, dusty, gray, white, quiet, warm, lonely, brown, crooked, large"
+TREE = "tall, old, big, crooked, leafy, huge, broad, dark, lonely, mighty, slim, young, green, shady, giant, bent"
+TOOL = "long, old, strong, light, thin, wooden, brown, heavy"
+SIZE = "little, big, tall, round, tiny, huge, secret, large, small, square, cozy, fine, funny, strong, pretty, wide"
+CROP = "big, tasty, fine, fresh, ripe, huge, plump, sweet, tender, large, lovely, perfect, heavy, pretty, juicy, giant"
+DRAWN = COLORS + ", big, little, happy, tiny, huge, funny"
 
 LISTS = dict(
     name=joined(GIRLS, BOYS),
@@ -255,222 +276,259 @@ LISTS = dict(
     ),
     cross=entries("angry cross annoyed grumpy mad sulky grouchy furious"),
     # Outdoors: animals with what they like to eat and where they live
-    wild=WordList("""
-        duckling: little, yellow, brown, fluffy, gray, wet; eats=oats; home=the duck pond; house=box
-        squirrel: little, red, gray, brown, young, thin; eats=nuts; home=the oak tree; house=box
-        rabbit: little, white, gray, brown, young, wild; eats=clover; home=the burrow; house=hutch
-        kitten: little, white, gray, black, striped, thin; eats=fish; home=the barn; house=basket
-        puppy: little, white, brown, black, spotted, thin; eats=meat; home=the farm; house=basket
-        lamb: little, white, black, young, woolly, thin; eats=hay; home=the meadow; house=stall
-        hedgehog: little, brown, gray, young, prickly, thin; eats=worms; home=the hedge; house=box
-        sparrow: little, brown, gray, young, thin, wild; eats=seeds; home=the nest; house=cage
-        mouse: little, white, gray, brown, young, thin; eats=cheese; home=the mouse hole; house=jar
-        turtle: little, green, brown, young, spotted, wild; eats=lettuce; home=the river; house=tub
-        fawn: little, brown, young, spotted, thin, wild; eats=leaves; home=the forest; house=pen
-        crow: little, black, gray, young, thin, wild; eats=bread; home=the tall pine; house=cage
+    wild=WordList(f"""
+        duckling: {WILD}; eats=oats; home=the duck pond; house=box
+        squirrel: {WILD}; eats=nuts; home=the oak tree; house=box
+        rabbit: {WILD}; eats=clover; home=its burrow; house=hutch
+        kitten: {WILD}; eats=fish; home=the barn; house=basket
+        puppy: {WILD}; eats=meat; home=the farm; house=basket
+        lamb: {WILD}; eats=hay; home=the meadow; house=stall
+        hedgehog: {WILD}; eats=worms; home=the hedge; house=box
+        sparrow: {WILD}; eats=seeds; home=its nest; house=cage
+        mouse: {WILD}; eats=cheese; home=its mouse hole; house=jar
+        turtle: {WILD}; eats=lettuce; home=the river; house=tub
+        fawn: {WILD}; eats=leaves; home=the forest; house=pen
+        crow: {WILD}; eats=bread; home=the tall pine; house=cage
+        gosling: {WILD}; eats=grass; home=the lake; house=tub
+        robin: {WILD}; eats=berries; home=the orchard; house=cage
+        goat: {WILD}; eats=carrots; home=the hill; house=stall
+        chipmunk: {WILD}; eats=acorns; home=the hollow log; house=box
     """),
     # animals that are kept, with what they are given
-    kept=WordList("""
-        goldfish: little, fat, shiny, pretty, hungry; eats=flakes; house=bowl
-        hamster: little, golden, brown, white, hungry; eats=seeds; house=cage
-        pony: little, brown, black, white, hungry; eats=hay; house=stable
-        parrot: green, red, blue, gray, hungry; eats=nuts; house=cage
-        goat: little, brown, black, white, hungry; eats=grass; house=shed
-        rabbit: gray, brown, white, fat, hungry; eats=carrots; house=hutch
-        turtle: little, green, brown, old, hungry; eats=lettuce; house=tank
-        hen: fat, brown, black, white, hungry; eats=corn; house=coop
-        kitten: gray, black, white, striped, hungry; eats=fish; house=basket
-        puppy: brown, black, white, spotted, hungry; eats=meat; house=kennel
+    kept=WordList(f"""
+        goldfish: {FISH}; eats=flakes; house=bowl
+        hamster: {KEPT}; eats=seeds; house=cage
+        pony: {KEPT}; eats=hay; house=stable
+        parrot: {BIRD}; eats=nuts; house=cage
+        goat: {KEPT}; eats=grass; house=shed
+        rabbit: {KEPT}; eats=carrots; house=hutch
+        turtle: {FISH}; eats=lettuce; house=tank
+        hen: {KEPT}; eats=corn; house=coop
+        kitten: {KEPT}; eats=fish; house=basket
+        puppy: {KEPT}; eats=meat; house=kennel
     """),
     trap=WordList("""
-        fence: old, wooden, wire, broken, high
-        net: old, fishing, torn, green, strong
-        bush: thorny, thick, wild, green, berry
-        ditch: deep, muddy, narrow, wet, cold
-        hole: deep, muddy, narrow, dark, cold
-        drain: deep, muddy, narrow, dark, old
+        fence: old, wooden, wire, broken, high, rusty, garden, crooked
+        net: old, fishing, torn, green, strong, dirty, tennis, heavy
+        bush: thorny, thick, wild, green, rose, prickly, berry, big
+        ditch: deep, muddy, narrow, wet, cold, dirty, slippery, dark
+        hole: deep, muddy, narrow, dark, cold, dirty, slippery, round
+        drain: deep, muddy, narrow, dark, old, dirty, slippery, rusty
+        pit: deep, muddy, narrow, dark, cold, dirty, slippery, sandy
+        hedge: thorny, thick, wild, green, rose, prickly, garden, big
     """),
     # places out of doors
-    open_place=WordList("""
-        meadow: green, wide, sunny, quiet, big; at=in
-        park: green, old, sunny, quiet, big; at=in
-        garden: green, old, sunny, quiet, big; at=in
-        orchard: green, old, sunny, quiet, big; at=in
-        hill: green, high, sunny, windy, big; at=on
-        beach: white, wide, sunny, windy, long; at=on
-        field: green, wide, sunny, windy, big; at=in
-        dune: white, high, sunny, windy, big; at=on
+    open_place=WordList(f"""
+        meadow: {PLACE}; at=in
+        park: {PLACE}; at=in
+        garden: {PLACE}; at=in
+        orchard: {PLACE}; at=in
+        hill: {PLACE}; at=on
+        beach: {PLACE}; at=on
+        field: {PLACE}; at=in
+        playground: {PLACE}; at=on
+        valley: {PLACE}; at=in
+        schoolyard: {PLACE}; at=in
+        courtyard: {PLACE}; at=in
+        lawn: {PLACE}; at=on
     """),
-    water=WordList("""
-        river: wide, quiet, clear, blue, little
-        stream: quick, quiet, clear, cold, little
-        lake: wide, quiet, clear, blue, little
-        pond: green, quiet, clear, round, little
-        canal: long, quiet, straight, old, little
-        brook: quick, quiet, clear, cold, little
-        creek: quick, quiet, clear, cold, little
-        bay: wide, quiet, clear, blue, little
+    water=WordList(f"""
+        river: {WATER}
+        stream: {WATER}
+        lake: {WATER}
+        pond: {WATER}
+        canal: {WATER}
+        brook: {WATER}
+        creek: {WATER}
+        bay: {WATER}
     """),
-    landmark=WordList("""
-        bridge: old, wooden, stone, narrow, white, broken
-        well: old, deep, stone, dry, mossy, round
-        log: old, hollow, mossy, big, fallen, rotten
-        rock: big, gray, mossy, round, white, pointed
-        hut: old, little, wooden, empty, crooked, green
-        gate: old, iron, wooden, white, broken, green
-        tower: old, tall, stone, round, empty, gray
-        bench: old, wooden, stone, green, mossy, broken
-        stump: old, big, rotten, mossy, broad, hollow
-        signpost: old, crooked, wooden, white, broken, tall
-        windmill: old, tall, wooden, white, broken, gray
-        cave: little, dark, deep, mossy, empty, narrow
+    landmark=WordList(f"""
+        bridge: {LANDMARK}
+        well: {LANDMARK}
+        log: {LANDMARK}
+        rock: {LANDMARK}
+        hut: {LANDMARK}
+        gate: {LANDMARK}
+        tower: {LANDMARK}
+        bench: {LANDMARK}
+        stump: {LANDMARK}
+        signpost: {LANDMARK}
+        windmill: {LANDMARK}
+        cave: {LANDMARK}
+        fence: {LANDMARK}
+        wall: {LANDMARK}
+        wagon: {LANDMARK}
+        statue: {LANDMARK}
     """),
-    shelter=WordList("""
-        barn: old, red, big, empty, wooden, dark
-        shed: old, little, green, empty, wooden, dark
-        cave: deep, little, dry, empty, big, dark
-        mill: old, white, big, empty, wooden, dark
-        boathouse: old, little, blue, empty, wooden, dark
-        cabin: old, little, brown, empty, wooden, dark
-        chapel: old, little, white, empty, stone, dark
-        stable: old, little, brown, empty, wooden, dark
+    shelter=WordList(f"""
+        barn: {SHELTER}
+        shed: {SHELTER}
+        cave: {SHELTER}
+        mill: {SHELTER}
+        boathouse: {SHELTER}
+        cabin: {SHELTER}
+        chapel: {SHELTER}
+        stable: {SHELTER}
     """),
-    tree=WordList("""
-        oak: tall, old, big, crooked, leafy
-        maple: tall, old, big, red, leafy
-        pine: tall, old, big, crooked, dark
-        birch: tall, old, big, slim, white
-        willow: tall, old, big, crooked, leafy
-        elm: tall, old, big, crooked, leafy
-        beech: tall, old, big, broad, leafy
-        walnut tree: tall, old, big, crooked, leafy
+    tree=WordList(f"""
+        oak: {TREE}
+        maple: {TREE}
+        pine: {TREE}
+        birch: {TREE}
+        willow: {TREE}
+        elm: {TREE}
+        beech: {TREE}
+        walnut tree: {TREE}
+        chestnut tree: {TREE}
+        poplar: {TREE}
+        spruce: {TREE}
+        cedar: {TREE}
+        pear tree: {TREE}
+        linden: {TREE}
+        ash tree: {TREE}
+        plum tree: {TREE}
     """),
     # things out of doors
     flyer=WordList(f"""
-        dragon kite: {COLORS}, paper, striped
-        fish kite: {COLORS}, paper, striped
-        bird kite: {COLORS}, paper, striped
-        star kite: {COLORS}, paper, striped
-        butterfly kite: {COLORS}, paper, striped
-        box kite: {COLORS}, paper, striped
-        snake kite: {COLORS}, paper, striped
-        ship kite: {COLORS}, paper, striped
+        dragon kite: {BRIGHT}
+        fish kite: {BRIGHT}
+        bird kite: {BRIGHT}
+        star kite: {BRIGHT}
+        butterfly kite: {BRIGHT}
+        box kite: {BRIGHT}
+        snake kite: {BRIGHT}
+        ship kite: {BRIGHT}
+        balloon: {BRIGHT}
+        toy plane: {BRIGHT}
+        toy rocket: {BRIGHT}
+        paper plane: {BRIGHT}
     """),
     boat=WordList(f"""
-        sailboat: {COLORS}, wooden, little
-        steamboat: {COLORS}, tin, little
-        tugboat: {COLORS}, tin, little
-        ferry: {COLORS}, wooden, little
-        pirate ship: {COLORS}, wooden, little
-        raft: {COLORS}, wooden, little
-        canoe: {COLORS}, wooden, little
-        lifeboat: {COLORS}, tin, little
+        sailboat: {BRIGHT}
+        steamboat: {BRIGHT}
+        tugboat: {BRIGHT}
+        ferry: {BRIGHT}
+        pirate ship: {BRIGHT}
+        raft: {BRIGHT}
+        canoe: {BRIGHT}
+        lifeboat: {BRIGHT}
     """),
-    tool=WordList("""
-        stick: long, strong, straight, thin
-        rake: long, old, wooden, garden
-        broom: long, old, brown, garden
-        pole: long, strong, straight, thin
-        oar: long, strong, old, wooden
-        fishing rod: long, strong, old, thin
-        hoe: long, old, wooden, garden
-        branch: long, strong, straight, dry
+    tool=WordList(f"""
+        stick: {TOOL}
+        rake: {TOOL}
+        broom: {TOOL}
+        pole: {TOOL}
+        oar: {TOOL}
+        fishing rod: {TOOL}
+        hoe: {TOOL}
+        branch: {TOOL}
     """),
     wear=WordList(f"""
-        coat: {COLORS}, new
-        jacket: {COLORS}, new
-        sweater: {COLORS}, new
-        raincoat: {COLORS}, new
-        shirt: {COLORS}, new
-        scarf: {COLORS}, new
-        cap: {COLORS}, new
-        hat: {COLORS}, new
+        coat: {BRIGHT}
+        jacket: {BRIGHT}
+        sweater: {BRIGHT}
+        raincoat: {BRIGHT}
+        shirt: {BRIGHT}
+        scarf: {BRIGHT}
+        cap: {BRIGHT}
+        hat: {BRIGHT}
     """),
-    color=WordList("red\nblue\ngreen\nyellow\norange\npurple\nwhite\npink"),
-    number=WordList("three\nfour\nfive\nsix\nseven\neight\nnine\nten"),
-    day=WordList("Monday\nTuesday\nWednesday\nThursday\nFriday\nSaturday\nSunday"),
+    color=entries("red blue green yellow orange purple white pink"),
+    number=entries("three four five six seven eight nine ten"),
     # what children build, and of what
-    building=WordList("""
-        hut: little, big, secret, round; at=in
-        fort: little, big, secret, round; at=in
-        playhouse: little, big, secret, round; at=in
-        castle: little, big, secret, round; at=in
-        tower: little, big, tall, round; at=in
-        doghouse: little, big, square, round; at=in
+    building=WordList(f"""
+        hut: {SIZE}; at=in
+        fort: {SIZE}; at=in
+        playhouse: {SIZE}; at=in
+        castle: {SIZE}; at=in
+        tower: {SIZE}; at=in
+        doghouse: {SIZE}; at=in
+        cabin: {SIZE}; at=in
+        shed: {SIZE}; at=in
     """),
-    weak=WordList("leaves\nstraw\nreeds\ntwigs\npaper\nsand\ncardboard\nhay"),
-    strong=WordList("boards\nlogs\nstones\nbricks\nplanks\nbeams\nrocks\ntiles"),
-    crop=WordList("""
-        pumpkin: big, round, sweet, golden; many=pumpkins; dish=pie
-        carrot: big, long, sweet, orange; many=carrots; dish=soup
-        bean: big, long, green, tender; many=beans; dish=stew
-        tomato: big, round, juicy, red; many=tomatoes; dish=soup
-        cucumber: big, long, green, juicy; many=cucumbers; dish=salad
-        radish: big, round, crisp, red; many=radishes; dish=salad
-        onion: big, round, white, golden; many=onions; dish=soup
-        potato: big, round, brown, golden; many=potatoes; dish=soup
-        melon: big, round, sweet, juicy; many=melons; dish=salad
-        beet: big, round, sweet, red; many=beets; dish=soup
-        cabbage: big, round, green, crisp; many=cabbages; dish=stew
-        turnip: big, round, white, sweet; many=turnips; dish=stew
+    weak=entries("leaves straw reeds twigs paper sand cardboard hay"),
+    strong=entries("boards logs stones bricks planks beams rocks tiles"),
+    crop=WordList(f"""
+        pumpkin: {CROP}; many=pumpkins; dish=pie
+        carrot: {CROP}; many=carrots; dish=soup
+        bean: {CROP}; many=beans; dish=stew
+        tomato: {CROP}; many=tomatoes; dish=soup
+        cucumber: {CROP}; many=cucumbers; dish=salad
+        radish: {CROP}; many=radishes; dish=salad
+        onion: {CROP}; many=onions; dish=soup
+        potato: {CROP}; many=potatoes; dish=soup
+        melon: {CROP}; many=melons; dish=salad
+        beet: {CROP}; many=beets; dish=soup
+        cabbage: {CROP}; many=cabbages; dish=stew
+        turnip: {CROP}; many=turnips; dish=stew
+        strawberry: {CROP}; many=strawberries; dish=jam
+        pepper: {CROP}; many=peppers; dish=salad
+        squash: {CROP}; many=squashes; dish=pie
+        leek: {CROP}; many=leeks; dish=soup
     """),
     present=WordList(f"""
-        teapot: {COLORS}, silver, pretty
-        scarf: {COLORS}, silk, pretty
-        candle: {COLORS}, round, pretty
-        cup: {COLORS}, silver, pretty
-        basket: {COLORS}, straw, pretty
-        vase: {COLORS}, glass, pretty
-        lamp: {COLORS}, glass, pretty
-        plate: {COLORS}, silver, pretty
-        umbrella: {COLORS}, silk, pretty
-        necklace: {COLORS}, silver, pretty
-        cushion: {COLORS}, silk, pretty
-        mirror: {COLORS}, silver, pretty
+        teapot: {BRIGHT}
+        scarf: {BRIGHT}
+        candle: {BRIGHT}
+        cup: {BRIGHT}
+        basket: {BRIGHT}
+        vase: {BRIGHT}
+        lamp: {BRIGHT}
+        plate: {BRIGHT}
+        umbrella: {BRIGHT}
+        necklace: {BRIGHT}
+        cushion: {BRIGHT}
+        mirror: {BRIGHT}
     """),
     prize=WordList("""
-        cup: golden, silver, shiny, big
-        medal: golden, silver, shiny, big
-        ribbon: golden, silver, red, blue
-        trophy: golden, silver, shiny, big
-        crown: golden, silver, shiny, paper
-        badge: golden, silver, shiny, red
+        cup: golden, silver, shiny, big, small, red, blue, pretty
+        medal: golden, silver, shiny, big, small, red, blue, pretty
+        ribbon: golden, silver, shiny, big, small, red, blue, pretty
+        trophy: golden, silver, shiny, big, small, red, blue, pretty
+        crown: golden, silver, shiny, big, small, red, blue, pretty
+        badge: golden, silver, shiny, big, small, red, blue, pretty
     """),
     school_thing=WordList(f"""
-        pencil: {COLORS}
-        crayon: {COLORS}
-        eraser: {COLORS}
-        ruler: {COLORS}
-        paintbrush: {COLORS}
-        notebook: {COLORS}
-        marker: {COLORS}
-        pen: {COLORS}
+        pencil: {BRIGHT}
+        crayon: {BRIGHT}
+        eraser: {BRIGHT}
+        ruler: {BRIGHT}
+        paintbrush: {BRIGHT}
+        notebook: {BRIGHT}
+        marker: {BRIGHT}
+        pen: {BRIGHT}
     """),
     # what a class draws
-    subject=WordList("""
-        house: little, big, red, blue, yellow, white
-        castle: little, big, gray, blue, golden, white
-        ship: little, big, red, blue, golden, white
-        dragon: little, big, red, green, golden, purple
-        horse: little, big, brown, black, golden, white
-        whale: little, big, gray, blue, happy, white
-        flower: little, big, red, blue, yellow, white
-        rocket: little, big, red, blue, silver, white
-        tree: little, big, green, crooked, tall, old
-        snowman: little, big, fat, round, happy, white
+    subject=WordList(f"""
+        house: {DRAWN}
+        castle: {DRAWN}
+        ship: {DRAWN}
+        dragon: {DRAWN}
+        horse: {DRAWN}
+        whale: {DRAWN}
+        flower: {DRAWN}
+        rocket: {DRAWN}
+        tree: {DRAWN}
+        snowman: {DRAWN}
+        lion: {DRAWN}
+        rainbow: {DRAWN}
+        king: {DRAWN}
+        clown: {DRAWN}
+        giraffe: {DRAWN}
+        butterfly: {DRAWN}
     """),
     teacher=WordList(
         "Miss Baker\nMiss Carter\nMiss Cook\nMiss Fisher\nMiss Miller\nMiss Parker\nMiss Taylor\nMiss Turner"
     ),
     fragile=WordList(f"""
-        flowerpot: {COLORS}, clay, pretty
-        lantern: {COLORS}, glass, pretty
-        birdhouse: {COLORS}, wooden, pretty
-        jug: {COLORS}, clay, pretty
-        vase: {COLORS}, glass, pretty
-        bowl: {COLORS}, clay, pretty
-        lamp: {COLORS}, glass, pretty
-        window box: {COLORS}, wooden, pretty
+        flowerpot: {BRIGHT}
+        lantern: {BRIGHT}
+        birdhouse: {BRIGHT}
+        jug: {BRIGHT}
+        vase: {BRIGHT}
+        bowl: {BRIGHT}
+        lamp: {BRIGHT}
+        window box: {BRIGHT}
     """),
     chore=WordList("""
         rake the leaves; did=raked the leaves
@@ -485,8 +543,12 @@ LISTS = dict(
         clean the shed; did=cleaned the shed
         stack the boxes; did=stacked the boxes
         brush the pony; did=brushed the pony
+        cut the grass; did=cut the grass
+        dig up the beets; did=dug up the beets
+        dust the shelves; did=dusted the shelves
+        polish the spoons; did=polished the spoons
     """),
-    event=WordList("circus\nfair\nparade\npuppet show\nmarket\nfestival\npicnic\nball game"),
+    event=WordList("circus\nfair\nparade\npuppet show\nmarket\nfestival\nconcert\nball game"),
 )
 
 # {role: the list that it draws from}
@@ -612,13 +674,30 @@ PHRASES = dict(
     "oh, thanks|you are so kind|you are the best)",
     smiled="(smiled|laughed|nodded|grinned)",
     # outdoors: how they move and talk, and what it is like
-    went="(went|walked|ran|hurried|strolled|hiked|set off|wandered)",
-    rushed="(ran|hurried|rushed|raced)",
-    cried="(cried|called|shouted|exclaimed)",
-    told="(said|answered|replied|explained)",
-    fine="(sunny|bright|warm|clear|lovely|beautiful|fine|mild)",
-    daytime="(morning|afternoon|day)",
-    season="(spring|summer|fall)",
-    near="(near|next to|beside|close to|not far from)",
-    nicely="(nice|fine|good|great|wonderful|lovely|splendid|perfect)",
+    went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|headed|"
+    "hopped)",
+    rushed="(ran|hurried|rushed|raced|dashed|sped|bolted|sprinted)",
+    cried="(cried|called|shouted|yelled|exclaimed|gasped|wailed|said)",
+    told="(said|answered|replied|explained|declared|announced|remarked|added)",
+    one_day="One (sunny|bright|warm|clear|lovely|beautiful|fine|mild|cool|fresh|quiet|calm|golden|pleasant|breezy|"
+    "gorgeous) (spring|summer|fall|April|May|June|July|August|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|"
+    "September) (morning|afternoon|day)",
+    good="(best|good|dear|old|close|new|kind|funny|clever|jolly|cheerful|trusty|true|loyal|nice|merry)",
+    rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge)",
+    gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
+    "smoothly|bit by bit|with care|with both hands)",
+    boldly="(quickly|boldly|bravely|swiftly|eagerly|cheerfully|nimbly|proudly|fearlessly|happily|merrily|skillfully|"
+    "easily|lightly|readily|gladly)",
+    had_fun="(sang songs|told jokes|played tag|picked flowers|chased butterflies|looked for bugs|counted clouds|"
+    "made daisy chains|played catch|whistled tunes|told stories|collected leaves|watched the birds|ran races|"
+    "played hide-and-seek|blew bubbles)",
+    nice="(nice|fine|good|great|wonderful|lovely|splendid|perfect|beautiful|marvelous|fantastic|excellent|amazing|"
+    "delightful|super|terrific)",
+    a_moment="(for a moment|for a while|for a minute|for a little while|for a bit|for a short time|long and hard|"
+    "with closed eyes)",
+    near="(near|next to|beside|close to|not far from|across from|behind|in front of)",
+    oh_no="(oh no|oh dear|oh my|dear me|look|help|goodness|good heavens)",
+    let_us_help="(I will help you|let me help you|we can fix this|I have an idea|we will find a way|leave it to me|"
+    "I know what to do|that is no problem)",
+    hugged="(hugged|kissed|thanked|praised|patted|squeezed|embraced|cuddled)",
 )
