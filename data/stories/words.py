@@ -1,7 +1,8 @@
 """The words of the stories: lists with the adjectives that fit each word, the roles that draw from them, and phrases.
 
 A line of a list is `word: adjective, adjective, ...; field=text; field=text`. Adjectives and fields are optional. An
-entry with adjectives has the fields `look` and `full` ("red", "red kite") where it is drawn with one.
+entry with adjectives has the fields `look` and `full` ("red", "red kite") where it is drawn with one. A star shows where
+the adjective goes, if not before the word ("under the * bed").
 """
 
 
@@ -9,9 +10,12 @@ class Entry:
     """A word and its fields, as attributes: `word`, `key` (the word again), `look`, `full` and those of its line."""
 
     def __init__(self, word, look="", **fields):
-        self.word = self.key = word
+        self.word = self.key = word.replace("* ", "")
         self.look = look  # "" if it has none
-        self.full = f"{look} {word}" if look else word
+        if "* " in word:
+            self.full = word.replace("*", look) if look else self.word
+        else:
+            self.full = f"{look} {word}" if look else word
         self.__dict__.update(fields)
 
 
@@ -49,17 +53,15 @@ def joined(*lists):
 
 SHE = dict(he="she", him="her", his="her", himself="herself", girl="girl", son="daughter", brother="sister")
 HE = dict(he="he", him="him", his="his", himself="himself", girl="boy", son="son", brother="brother")
-MASS = dict(was="was", it="it", them="it", some="some", this="this")
-MANY = dict(was="were", it="they", them="them", some="some", this="these")
 
 GIRLS = entries(
-    "Alice Anna Bella Clara Daisy Ella Emily Emma Grace Hannah Jane Julia Kate Laura Lily Lisa Lucy Mary Mia Molly "
-    "Nancy Nina Nora Olivia Rachel Rosa Ruby Sally Sarah Sophie Susan Zoe",
+    "Amy Ann Anna Bella Beth Clara Daisy Ella Emma Eva Grace Holly Jane Jill Julia Kate Laura Lily Lisa Lucy Mary Mia "
+    "Molly Nina Nora Rosa Ruby Sally Sara Sue Tina Zoe",
     **SHE,
 )
 BOYS = entries(
-    "Adam Andy Ben Billy Bobby Charlie Daniel David Eric Frank George Harry Henry Jack Jacob James John Leo Luke Mark "
-    "Max Michael Nick Noah Oliver Oscar Paul Peter Sam Simon Tim Tom",
+    "Adam Andy Ben Bill Bob Carl Dan Dave Eric Frank Fred Jack Jake Jim Joe John Josh Leo Luke Mark Matt Max Mike Nick "
+    "Noah Owen Paul Pete Sam Ted Tim Tom",
     **HE,
 )
 COLORS = "red, blue, green, yellow, orange, purple, white, black, brown, pink"
@@ -95,8 +97,8 @@ LISTS = dict(
         entries("brave curious lively cheerful bold playful merry eager", kind="bold"),
     ),
     elder=joined(
-        WordList("mother\ngrandmother\naunt", **SHE),
-        WordList("father\ngrandfather\nuncle", **HE),
+        WordList("mom\ngrandma\naunt", **SHE),
+        WordList("dad\ngrandpa\nuncle", **HE),
     ),
     pet=WordList("""
         dog: brown, black, white, spotted, small, big, friendly, old
@@ -114,24 +116,30 @@ LISTS = dict(
         "Sparky Waffles"
     ),
     toy=WordList(f"""
-        kite: {COLORS}, paper, long
-        ball: {COLORS}, rubber, striped
-        drum: {COLORS}, tin, shiny
-        top: {COLORS}, wooden, shiny
-        whistle: {COLORS}, tin, wooden
-        sled: {COLORS}, wooden, fast
-        wagon: {COLORS}, wooden, little
-        balloon: {COLORS}, round, shiny
-        yo-yo: {COLORS}, wooden, shiny
-        robot: {COLORS}, tin, shiny
-        train: {COLORS}, wooden, little
-        puppet: {COLORS}, wooden, funny
-        teddy bear: {COLORS}, soft, fluffy
-        doll: wooden, little, pretty, rag, tiny, old
-        toy boat: {COLORS}, wooden, little
-        toy car: {COLORS}, shiny, fast
-        toy horse: {COLORS}, wooden, little
-        toy plane: {COLORS}, paper, wooden
+        kite: {COLORS}, paper, long, striped, new, old, pretty
+        ball: {COLORS}, rubber, big, striped, new, old, round
+        drum: {COLORS}, tin, shiny, striped, new, old, loud
+        top: {COLORS}, wooden, shiny, striped, new, old, little
+        whistle: {COLORS}, tin, wooden, shiny, new, old, loud
+        sled: {COLORS}, wooden, fast, shiny, new, old, little
+        wagon: {COLORS}, wooden, little, shiny, new, old, heavy
+        yo-yo: {COLORS}, wooden, shiny, striped, new, old, little
+        robot: {COLORS}, tin, shiny, funny, new, old, little
+        train: {COLORS}, wooden, little, shiny, new, old, long
+        puppet: {COLORS}, wooden, funny, striped, new, old, little
+        doll: wooden, little, pretty, rag, tiny, old, new, soft, funny, fat, thin, straw, paper, china, glass, painted
+        truck: {COLORS}, wooden, shiny, heavy, new, old, little
+        plane: {COLORS}, paper, wooden, shiny, new, old, little
+        scooter: {COLORS}, wooden, shiny, fast, new, old, little
+        hoop: {COLORS}, wooden, shiny, striped, new, old, big
+        mask: {COLORS}, paper, shiny, striped, new, old, funny
+        crown: {COLORS}, paper, shiny, golden, new, old, little
+        cape: {COLORS}, shiny, silk, striped, new, old, long
+        toy car: {COLORS}, wooden, shiny, fast, new, old, little
+        toy boat: {COLORS}, wooden, little, shiny, new, old, tin
+        toy horse: {COLORS}, wooden, little, shiny, new, old, pretty
+        teddy bear: {COLORS}, soft, fluffy, fat, new, old, little
+        jump rope: {COLORS}, long, thick, striped, new, old, pretty
     """),
     # a treat that is baked or made, one that can be cut in half
     treat=WordList("""
@@ -161,38 +169,38 @@ LISTS = dict(
     """),
     # where something of any size can be in a house
     spot=WordList("""
-        under the bed
-        under the table
-        under the stairs
-        under the bench
-        under the desk
-        under the sofa
-        under the window
-        under the piano
-        behind the sofa
-        behind the door
-        behind the curtain
-        behind the armchair
-        behind the piano
-        behind the bookcase
-        behind the stove
-        behind the cupboard
-        in the closet
-        in the attic
-        in the cellar
-        in the hall
-        in the kitchen
-        in the bathroom
-        in the bedroom
-        in the pantry
-        in the garage
-        in the living room
-        next to the stove
-        next to the fireplace
-        next to the bookcase
-        next to the front door
-        next to the back door
-        next to the window
+        under the * bed: old, big, little, soft, wooden, white, high, warm
+        under the * table: old, big, little, round, wooden, white, long, low
+        under the * stairs: old, steep, wooden, dark, white, narrow, back, cellar
+        under the * bench: old, big, little, long, wooden, white, low, broken
+        under the * desk: old, big, little, brown, wooden, white, long, dusty
+        under the * sofa: old, big, little, brown, green, blue, soft, dusty
+        under the * window: big, little, round, high, open, wide, kitchen, bedroom
+        under the * piano: old, big, little, brown, black, white, dusty, heavy
+        behind the * sofa: old, big, little, brown, green, blue, soft, dusty
+        behind the * door: old, big, little, brown, green, blue, heavy, front
+        behind the * curtain: old, long, thick, white, green, blue, red, dusty
+        behind the * armchair: old, big, little, brown, green, blue, soft, dusty
+        behind the * piano: old, big, little, brown, black, white, dusty, heavy
+        behind the * bookcase: old, big, tall, brown, white, high, heavy, dusty
+        behind the * stove: old, big, little, black, white, warm, heavy, iron
+        behind the * cupboard: old, big, tall, brown, white, high, heavy, dusty
+        in the * closet: old, big, little, dark, empty, dusty, narrow, hall
+        in the * attic: old, big, little, dark, empty, dusty, cold, quiet
+        in the * cellar: old, big, little, dark, empty, dusty, cold, damp
+        in the * hall: old, big, long, dark, empty, wide, cold, narrow
+        in the * kitchen: old, big, little, bright, empty, sunny, warm, busy
+        in the * bathroom: old, big, little, bright, empty, clean, warm, blue
+        in the * bedroom: old, big, little, bright, empty, sunny, warm, blue
+        in the * pantry: old, big, little, dark, empty, dusty, cold, narrow
+        in the * garage: old, big, little, dark, empty, dusty, cold, damp
+        in the * living room: old, big, little, bright, empty, sunny, warm, quiet
+        next to the * stove: old, big, little, black, white, warm, heavy, iron
+        next to the * fireplace: old, big, little, black, warm, stone, brick, white
+        next to the * bookcase: old, big, tall, brown, white, high, heavy, dusty
+        next to the * window: big, little, round, high, open, wide, kitchen, bedroom
+        next to the * armchair: old, big, little, brown, green, blue, soft, dusty
+        next to the * cupboard: old, big, tall, brown, white, high, heavy, dusty
     """),
     container=WordList("""
         basket: old, big, little, round, brown, deep, straw, white
@@ -647,7 +655,8 @@ PHRASES = dict(
     "with a trembling lip|with a lump in the throat|with drooping shoulders)",
     # what happens, in many words
     day="{weather} (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
-    meal="(breakfast|lunch|dinner|school|a snack|a nap|a bath|a short walk)",
+    meal="(breakfast|lunch|dinner|school|a snack|a nap|a bath|a walk|a short nap|a long nap|a warm bath|a big lunch|"
+    "a short walk|a long walk|the dishes were done|the table was set)",
     dear="(dear|kind|loving|busy|funny|friendly|gentle|wise)",
     gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should be)",
     felt="(felt|was)",
@@ -663,10 +672,19 @@ PHRASES = dict(
     thought="(thought|thought hard|thought for a moment|thought for a while|thought and thought|thought about it|"
     "scratched {hero.his} head|rubbed {hero.his} chin|rubbed {hero.his} nose|closed {hero.his} eyes|"
     "looked at the floor|looked at the ceiling|looked up|sat down to think|stood still|took a deep breath)",
-    hug="(a hug|a big hug|a warm hug|a long hug|a tight hug|a quick hug|a kiss|a big kiss|a pat on the back|"
-    "a high five|a big smile|a warm smile|a wide smile|a proud smile|a little bow|a deep bow)",
+    hug="(a hug|a little hug|a big hug|a warm hug|a long hug|a tight hug|a quick hug|a kiss|a big kiss|a pat on the back|"
+    "a high five|a big smile|a warm smile|a wide smile|a proud smile|a happy smile|a kiss on the cheek)",
     tasty="(delicious|tasty|yummy|wonderful|perfect|lovely|very good|so good|really good|just right|fresh and warm|"
     "soft and warm|sweet and soft|the best ever|better than ever|gone in no time)",
+    state="(safe and sound|a little dusty|covered in dust|upside down|as good as new|all alone|just as before|"
+    "quite safe|a bit dusty|next to a sock|next to a slipper|full of dust|right where it was left|"
+    "in plain sight|waiting for {hero}|looking lonely)",
+    a_while="(until dinner|until supper|until bedtime|until dark|until noon|for an hour|for two hours|for a long time|"
+    "for a while|all day|all day long|for hours|for hours and hours|again and again|the whole day|the rest of the day)",
+    cheer="(do not worry|do not cry|cheer up|do not give up|do not be sad|I will help you|let me help you|I can help|"
+    "we will find a way|let us think|never mind|it will be all right|I know what to do|leave it to me|I have an idea|"
+    "we can do it)",
+    oh="(oh no|oh dear|oh my|no, no|how awful|how sad|what a pity|what bad luck)",
     # what they say
     yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure)",
     thanks="(thank you|thank you so much|thank you very much|thank you for your help|thank you, thank you|thanks|"
