@@ -64,6 +64,7 @@ BOYS = entries(
     "Noah Owen Paul Pete Sam Ted Tim Tom",
     **HE,
 )
+FUR = "gray, black, white, brown, golden, spotted, small, young, fat, thin, shy"
 COLORS = "red, blue, green, yellow, orange, purple, white, black, brown, pink"
 # Adjectives that fit all words of a list
 BRIGHT = COLORS + ", striped, spotted, new, old, big, little"
@@ -71,12 +72,8 @@ WILD = "little, young, tiny, thin, shy, hungry, lost, small, wild, timid, wet, t
 KEPT = "little, young, brown, black, white, spotted, hungry, small, old, pretty, gray, fat, gentle, tame, shy, clever"
 FISH = "little, young, spotted, hungry, small, old, pretty, fat, quiet, lively, shy, tame, tiny, round, slow, shiny"
 BIRD = "green, red, blue, gray, white, yellow, hungry, small, old, pretty, fat, noisy, tame, shy, clever, loud"
-PLACE = (
-    "green, wide, sunny, quiet, big, windy, little, empty, lovely, old, pretty, peaceful, large, small, sandy, grassy"
-)
-WATER = (
-    "clear, quiet, blue, cold, little, calm, cool, deep, wide, pretty, green, lovely, peaceful, shallow, long, sunny"
-)
+PLACE = "green, wide, sunny, quiet, big, windy, little, empty, lovely, old, pretty, peaceful, large, small, sandy, grassy"
+WATER = "clear, quiet, blue, cold, little, calm, cool, deep, wide, pretty, green, lovely, peaceful, shallow, long, sunny"
 LANDMARK = (
     "old, big, little, mossy, gray, broken, lonely, strange, huge, crooked, black, dark, dusty, tiny, brown, white"
 )
@@ -100,15 +97,15 @@ LISTS = dict(
         WordList("mom\ngrandma\naunt", **SHE),
         WordList("dad\ngrandpa\nuncle", **HE),
     ),
-    pet=WordList("""
-        dog: brown, black, white, spotted, small, big, friendly, old
-        puppy: brown, black, white, spotted, small, fluffy, playful, clumsy
-        cat: gray, black, white, striped, fat, fluffy, old, sleepy
-        kitten: gray, black, white, striped, tiny, fluffy, playful, hungry
-        rabbit: gray, brown, white, spotted, small, fluffy, timid, hungry
-        hamster: brown, white, golden, spotted, tiny, fluffy, round, sleepy
-        parrot: green, blue, red, gray, noisy, clever, old, hungry
-        turtle: green, brown, spotted, small, slow, old, shy, hungry
+    pet=WordList(f"""
+        dog: {FUR}, big, old, shaggy, lazy, hungry
+        puppy: {FUR}, fluffy, tiny, playful, clumsy, hungry
+        cat: {FUR}, striped, old, fluffy, lazy, hungry
+        kitten: {FUR}, striped, fluffy, tiny, playful, hungry
+        rabbit: {FUR}, big, old, fluffy, lazy, hungry
+        hamster: {FUR}, striped, old, fluffy, tiny, hungry
+        parrot: {COLORS}, noisy, old, fat, clever, young, hungry
+        mouse: {FUR}, striped, old, tiny, lazy, hungry
     """),
     pet_name=entries(
         "Biscuit Bramble Bubbles Button Cocoa Cookie Domino Fluffy Ginger Honey Jingles Lucky Marble Mittens Muffin "
@@ -141,31 +138,27 @@ LISTS = dict(
         teddy bear: {COLORS}, soft, fluffy, fat, new, old, little
         jump rope: {COLORS}, long, thick, striped, new, old, pretty
     """),
-    # a treat that is baked or made, one that can be cut in half
+    # a treat that can be cut in half
     treat=WordList("""
-        cake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry
-        pie: apple, cherry, plum, peach, berry, pumpkin, pear, lemon
-        sandwich: cheese, ham, egg, jam, tomato, butter, chicken, tuna
-        muffin: banana, blueberry, chocolate, carrot, lemon, nut, pumpkin, raisin
-        bun: honey, cinnamon, raisin, sugar, butter, nut, milk, poppy seed
-        tart: apple, cherry, plum, peach, berry, lemon, pear, grape
-        pancake: apple, banana, blueberry, chocolate, pumpkin, potato, oat, honey
-        waffle: apple, banana, blueberry, chocolate, pumpkin, nut, oat, honey
+        cake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry, coconut, banana, sponge, coffee, almond, berry, orange, ginger
+        pie: apple, cherry, plum, peach, berry, pumpkin, pear, lemon, grape, meat, cheese, pecan, banana, fish, fig, potato
+        sandwich: cheese, ham, egg, jam, tomato, butter, chicken, tuna, salad, honey, turkey, bacon, cucumber, toast, sausage, salmon
+        muffin: banana, blueberry, chocolate, carrot, lemon, nut, pumpkin, raisin, apple, honey, cherry, coconut, corn, oat, orange, peach
+        bun: honey, cinnamon, raisin, sugar, butter, nut, milk, poppy seed, cherry, cheese, chocolate, coconut, jam, lemon, apple, almond
+        tart: apple, cherry, plum, peach, berry, lemon, pear, grape, apricot, nut, honey, chocolate, tomato, onion, cheese, orange
+        pancake: apple, banana, blueberry, chocolate, pumpkin, potato, oat, honey, berry, cherry, corn, nut, lemon, coconut, cheese, butter
+        waffle: apple, banana, blueberry, chocolate, pumpkin, nut, oat, honey, berry, cherry, corn, lemon, coconut, cheese, butter, sugar
+    """),
+    # what is baked for a birthday and cut into pieces
+    bake=WordList("""
+        cake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry, coconut, banana, sponge, coffee, almond, berry, orange, ginger
+        pie: apple, cherry, plum, peach, berry, pumpkin, pear, lemon, grape, apricot, cream, pecan, banana, blueberry, fig, nut
+        tart: apple, cherry, plum, peach, berry, lemon, pear, grape, apricot, nut, honey, chocolate, cream, fig, almond, orange
+        cheesecake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry, coconut, banana, coffee, almond, berry, orange, ginger, peach
     """),
     soup=WordList("""
-        soup: tomato, pea, bean, potato, carrot, chicken, onion, pumpkin, noodle, corn, fish, mushroom
-        stew: tomato, bean, potato, carrot, chicken, beef, fish, mushroom
-    """),
-    fruit=WordList("""
-        apple: red, green, ripe, juicy, shiny, sweet; some=apples
-        pear: green, yellow, ripe, juicy, soft, sweet; some=pears
-        peach: ripe, juicy, soft, sweet, golden; some=peaches
-        plum: purple, blue, ripe, juicy, soft, sweet; some=plums
-        banana: yellow, green, ripe, long, soft, sweet; some=bananas
-        orange: ripe, juicy, round, sweet; some=oranges
-        cherry: red, black, ripe, juicy, shiny, sweet; some=cherries
-        strawberry: red, ripe, juicy, sweet; some=strawberries
-        melon: green, yellow, ripe, juicy, round, sweet; some=melons
+        soup: tomato, pea, bean, potato, carrot, chicken, onion, pumpkin, noodle, corn, fish, mushroom, cabbage, leek, spinach, turkey
+        stew: tomato, bean, potato, carrot, chicken, beef, fish, mushroom, pumpkin, lamb, onion, cabbage, pea, turkey, corn, pepper
     """),
     # where something of any size can be in a house
     spot=WordList("""
@@ -202,23 +195,25 @@ LISTS = dict(
         next to the * armchair: old, big, little, brown, green, blue, soft, dusty
         next to the * cupboard: old, big, tall, brown, white, high, heavy, dusty
     """),
-    container=WordList("""
-        basket: old, big, little, round, brown, deep, straw, white
-        box: old, big, little, wooden, brown, deep, green, paper
-        bag: old, big, little, brown, blue, red, green, paper
-        chest: old, big, little, wooden, brown, deep, green, heavy
-        suitcase: old, big, little, brown, blue, red, green, heavy
-        bucket: old, big, little, tin, blue, red, yellow, deep
-        crate: old, big, little, wooden, brown, deep, green, heavy
-        barrel: old, big, little, wooden, brown, deep, green, heavy
+    container=WordList(f"""
+        basket: {COLORS}, old, big, little, round, deep, straw
+        box: {COLORS}, old, big, little, round, deep, wooden
+        bag: {COLORS}, old, big, little, cloth, deep, paper
+        chest: {COLORS}, old, big, little, heavy, deep, wooden
+        suitcase: {COLORS}, old, big, little, heavy, deep, leather
+        bucket: {COLORS}, old, big, little, tin, deep, wooden
+        crate: {COLORS}, old, big, little, heavy, deep, wooden
+        barrel: {COLORS}, old, big, little, heavy, deep, wooden
     """),
     clothes=WordList(f"""
         scarf: {COLORS}, striped, warm, soft, long, woolen, thick
         hat: {COLORS}, striped, warm, soft, pointed, woolen, thick
         sweater: {COLORS}, striped, warm, soft, long, woolen, thick
         shawl: {COLORS}, striped, warm, soft, long, woolen, thick
-        blanket: {COLORS}, striped, warm, soft, long, woolen, thick
         vest: {COLORS}, striped, warm, soft, long, woolen, thick
+        cap: {COLORS}, striped, warm, soft, pointed, woolen, thick
+        cape: {COLORS}, striped, warm, soft, long, woolen, thick
+        blanket: {COLORS}, striped, warm, soft, long, woolen, thick
     """),
     instrument=WordList("""
         drum: old, little, red, blue, shiny, new; sound=Boom, boom
@@ -233,45 +228,98 @@ LISTS = dict(
         harp: old, little, golden, brown, wooden, new; sound=Plink, plonk
     """),
     # dogs of all kinds
-    dog=WordList("""
-        dog: brown, black, white, spotted, small, big, friendly, shaggy
-        puppy: brown, black, white, spotted, small, fluffy, playful, clumsy
-        poodle: brown, black, white, gray, small, fluffy, friendly, lively
-        terrier: brown, black, white, gray, small, shaggy, friendly, lively
-        spaniel: brown, black, white, golden, small, shaggy, friendly, lively
-        beagle: brown, spotted, small, friendly, lively, playful, clumsy, fat
-        sheepdog: black, white, gray, big, shaggy, friendly, lively, fluffy
-        hound: brown, black, gray, spotted, big, friendly, lively, lazy
+    dog=WordList(f"""
+        dog: {FUR}, big, old, shaggy, lively, friendly
+        puppy: {FUR}, fluffy, tiny, playful, clumsy, friendly
+        poodle: {FUR}, big, old, curly, lively, friendly
+        terrier: {FUR}, big, old, shaggy, lively, friendly
+        spaniel: {FUR}, big, old, curly, lively, friendly
+        beagle: {FUR}, big, old, clumsy, lively, friendly
+        sheepdog: {FUR}, big, old, shaggy, lively, friendly
+        hound: {FUR}, big, old, clumsy, lively, friendly
     """),
+    # pets that hide, with what they like to eat
+    hider=WordList(f"""
+        cat: {FUR}, striped, old, fluffy, lazy, hungry; eats=fish
+        kitten: {FUR}, striped, fluffy, tiny, playful, hungry; eats=cream
+        rabbit: {FUR}, big, old, fluffy, lazy, hungry; eats=lettuce
+        hamster: {FUR}, striped, old, fluffy, tiny, hungry; eats=corn
+        mouse: {FUR}, striped, old, tiny, lazy, hungry; eats=cheese
+        turtle: {FUR}, striped, old, tiny, lazy, hungry; eats=salad
+        puppy: {FUR}, fluffy, tiny, playful, clumsy, hungry; eats=ham
+        canary: {COLORS}, spotted, old, fat, thin, young, hungry; eats=seeds
+    """),
+    illness=WordList("a cold\na fever\na cough\na sore throat\na headache\na stomachache\na toothache\nan earache"),
     # what is needed for baking
     ingredient=WordList("flour\nsugar\nbutter\nmilk\nhoney\ncream\nbaking powder\nsalt"),
     # what keeps a light in the dark
-    light=WordList("""
-        lantern: old, big, little, red, yellow, bright
-        flashlight: old, big, little, red, yellow, bright
-        lamp: old, big, little, red, yellow, bright
-        candle: old, big, little, red, yellow, white
+    light=WordList(f"""
+        lantern: {COLORS}, old, big, little, bright, tin, round
+        flashlight: {COLORS}, old, big, little, bright, new, heavy
+        lamp: {COLORS}, old, big, little, bright, tin, round
+        candle: {COLORS}, old, big, little, bright, long, thick
     """),
     # what a tent in a room is made of
     cover=WordList(f"""
-        blanket: {COLORS}, big, old, woolen, striped
-        sheet: {COLORS}, big, old, cotton, striped
-        quilt: {COLORS}, big, old, patchwork, striped
-        tablecloth: {COLORS}, big, old, cotton, striped
-        curtain: {COLORS}, big, old, cotton, striped
-        bedspread: {COLORS}, big, old, cotton, striped
+        blanket: {COLORS}, big, old, new, striped, woolen, thick
+        sheet: {COLORS}, big, old, new, striped, cotton, thin
+        quilt: {COLORS}, big, old, new, striped, patchwork, thick
+        tablecloth: {COLORS}, big, old, new, striped, cotton, thin
+        curtain: {COLORS}, big, old, new, striped, cotton, thin
+        bedspread: {COLORS}, big, old, new, striped, woolen, thick
+        rug: {COLORS}, big, old, new, striped, woolen, thick
+        carpet: {COLORS}, big, old, new, striped, woolen, thick
     """),
     # what a small thing can be kept in
-    vessel=WordList("""
-        vase: old, blue, white, tall, little, painted
-        teapot: old, blue, white, round, little, painted
-        jar: old, blue, brown, tall, little, glass
-        cup: old, blue, white, broken, little, painted
-        mug: old, blue, white, brown, little, painted
-        bowl: old, blue, white, brown, little, wooden
-        pot: old, blue, black, brown, little, copper
-        tin: old, blue, red, round, little, painted
+    vessel=WordList(f"""
+        vase: {COLORS}, old, tall, little, round, painted, clay
+        teapot: {COLORS}, old, tall, little, round, painted, clay
+        jar: {COLORS}, old, tall, little, round, painted, glass
+        cup: {COLORS}, old, tall, little, round, painted, tin
+        mug: {COLORS}, old, tall, little, round, painted, tin
+        bowl: {COLORS}, old, deep, little, round, painted, wooden
+        pot: {COLORS}, old, deep, little, round, painted, copper
+        can: {COLORS}, old, tall, little, round, painted, tin
     """),
+    # what soup is carried in
+    pot=WordList(f"""
+        pot: {COLORS}, old, big, little, round, heavy, copper
+        jar: {COLORS}, old, big, little, round, heavy, glass
+        bowl: {COLORS}, old, big, little, round, deep, wooden
+        kettle: {COLORS}, old, big, little, round, heavy, copper
+        can: {COLORS}, old, big, little, round, heavy, tin
+        jug: {COLORS}, old, big, little, round, heavy, clay
+        pan: {COLORS}, old, big, little, round, heavy, iron
+        bucket: {COLORS}, old, big, little, round, deep, tin
+    """),
+    # what dirty things and dogs are washed in
+    tub=WordList(f"""
+        tub: {COLORS}, old, big, round, deep, tin, wooden
+        bucket: {COLORS}, old, big, round, deep, tin, wooden
+        barrel: {COLORS}, old, big, round, deep, tin, wooden
+        sink: {COLORS}, old, big, round, deep, tin, stone
+        basin: {COLORS}, old, big, round, deep, tin, stone
+        bathtub: {COLORS}, old, big, round, deep, tin, stone
+    """),
+    # whom a story in a book is about
+    tale=WordList("""
+        dragon: green, red, black, golden, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, little, huge, magic
+        giant: green, red, blue, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy, huge, shy
+        pirate: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy, bearded, famous
+        king: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, bearded, rich, famous
+        knight: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy, black, famous
+        wizard: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, bearded, white, famous
+        princess: shy, proud, tall, silly, young, kind, lonely, friendly, sleepy, hungry, lazy, clever, brave, poor, rich, famous
+        fox: red, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, magic, thin, little
+        bear: brown, white, black, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy, fat, huge
+        whale: blue, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, magic, fat, huge
+        robot: blue, red, silver, silly, new, old, lonely, friendly, sleepy, rusty, lazy, clever, brave, clumsy, noisy, huge
+        ghost: white, green, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, shy, clumsy, noisy, little
+    """),
+    # furniture that holds up a tent
+    frame=WordList("chairs\ntables\nstools\nbenches\nboxes\nbarrels\narmchairs\nladders"),
+    room=WordList("kitchen\nattic\nhall\nbedroom\nliving room\nplayroom\ncellar\ngarage"),
+    key_kind=WordList("key: little, old, rusty, golden, silver, iron, brass, black"),
     weather=entries("sunny rainy windy cloudy snowy cold warm foggy stormy frosty misty chilly mild breezy gray hot"),
     sad=entries(
         "sad unhappy upset miserable gloomy tearful heartbroken downhearted troubled glum sorrowful disappointed hopeless worried dejected down"
@@ -488,7 +536,7 @@ LISTS = dict(
         cushion: {BRIGHT}
         mirror: {BRIGHT}
     """),
-    prize=WordList("""
+    prize=WordList(f"""
         cup: golden, silver, shiny, big, small, red, blue, pretty
         medal: golden, silver, shiny, big, small, red, blue, pretty
         ribbon: golden, silver, shiny, big, small, red, blue, pretty
@@ -582,6 +630,18 @@ ROLES = dict(
     light="light",
     cover="cover",
     vessel="vessel",
+    illness="illness",
+    other_glad="glad",
+    other_treat="treat",
+    other_toy="toy",
+    hider="hider",
+    bake="bake",
+    pot="pot",
+    tub="tub",
+    tale="tale",
+    frame="frame",
+    room="room",
+    key="key_kind",
     weather="weather",
     sad="sad",
     glad="glad",
@@ -685,6 +745,13 @@ PHRASES = dict(
     "we will find a way|let us think|never mind|it will be all right|I know what to do|leave it to me|I have an idea|"
     "we can do it)",
     oh="(oh no|oh dear|oh my|no, no|how awful|how sad|what a pity|what bad luck)",
+    aloud="(softly|gently|quietly|loudly|slowly|firmly|again|again and again|at last|twice|three times|"
+    "in a soft voice|in a low voice|in a loud voice|in a quiet voice|in a clear voice)",
+    so_well="(well|very well|so well|really well|better and better|like a dream|without a mistake|with great skill)",
+    worked="(stirred|mixed|baked)",
+    busy="(in the kitchen|in the garden|at the table|by the window|in the big chair|on the stairs|at the desk|"
+    "in the yard|on the porch|on the sofa|in the hall|by the stove|near the door|at the front door|on the bed|"
+    "by the fire)",
     # what they say
     yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure)",
     thanks="(thank you|thank you so much|thank you very much|thank you for your help|thank you, thank you|thanks|"
@@ -692,30 +759,31 @@ PHRASES = dict(
     "oh, thanks|you are so kind|you are the best)",
     smiled="(smiled|laughed|nodded|grinned)",
     # outdoors: how they move and talk, and what it is like
+    one_day="One (sunny|bright|warm|clear|lovely|beautiful|fine|mild|cool|fresh|quiet|calm|golden|pleasant|breezy|"
+    "gorgeous|glorious|hazy|dry|mellow|balmy|peaceful|still|splendid|cloudless|delightful|wonderful|pretty|nice|perfect|"
+    "cheerful|sparkling) (spring|summer|fall|April|May|June|July|August|September|Monday|Tuesday|Wednesday|Thursday|"
+    "Friday|Saturday|Sunday) (morning|afternoon)",
     went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|headed|"
     "hopped)",
-    rushed="(ran|hurried|rushed|raced|dashed|sped|bolted|sprinted)",
     cried="(cried|called|shouted|yelled|exclaimed|gasped|wailed|said)",
     told="(said|answered|replied|explained|declared|announced|remarked|added)",
-    one_day="One (sunny|bright|warm|clear|lovely|beautiful|fine|mild|cool|fresh|quiet|calm|golden|pleasant|breezy|"
-    "gorgeous) (spring|summer|fall|April|May|June|July|August|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|"
-    "September) (morning|afternoon|day)",
-    good="(best|good|dear|old|close|new|kind|funny|clever|jolly|cheerful|trusty|true|loyal|nice|merry)",
     rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge)",
     gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
-    "smoothly|bit by bit|with care|with both hands)",
+    "smoothly|silently|delicately|thoughtfully|warily|skillfully|gingerly|firmly|kindly|wisely|deftly|evenly)",
     boldly="(quickly|boldly|bravely|swiftly|eagerly|cheerfully|nimbly|proudly|fearlessly|happily|merrily|skillfully|"
-    "easily|lightly|readily|gladly)",
-    had_fun="(sang songs|told jokes|played tag|picked flowers|chased butterflies|looked for bugs|counted clouds|"
-    "made daisy chains|played catch|whistled tunes|told stories|collected leaves|watched the birds|ran races|"
-    "played hide-and-seek|blew bubbles)",
+    "easily|lightly|readily|gladly|promptly|briskly|speedily|deftly|smartly|firmly|calmly|confidently|joyfully|"
+    "playfully|rapidly|smoothly|steadily|courageously|daringly|instantly)",
+    had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|told (long|short|silly|funny|old|new|strange|clever) "
+    "(jokes|stories|riddles|tales)|picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|"
+    "chased (red|blue|yellow|white|orange|big|little|pretty) butterflies|watched (big|little|brown|black|blue|busy|noisy|"
+    "pretty) birds|collected (red|yellow|green|brown|big|little|pretty|dry) leaves|blew (big|little|round|shiny|pretty|"
+    "huge|tiny|funny) bubbles|ran (long|short|quick|wild|silly|funny|merry|exciting) races|played (tag|catch|leapfrog|"
+    "hopscotch|hide-and-seek|pirates|soccer|marbles)|counted (big|little|white|gray|fluffy|round|funny|pretty) clouds|"
+    "found (big|little|red|black|green|shiny|funny|pretty) beetles|whistled (old|new|silly|happy|sweet|loud|long|merry) "
+    "tunes|drew (big|little|silly|funny|pretty|happy|strange|round) faces in the sand|built (big|little|tall|round|funny|"
+    "pretty|tiny|huge) castles|jumped over (big|little|old|mossy|round|gray|rotten|fallen) logs|"
+    "rolled down (big|little|steep|green|soft|grassy|long|tall) hills)",
     nice="(nice|fine|good|great|wonderful|lovely|splendid|perfect|beautiful|marvelous|fantastic|excellent|amazing|"
     "delightful|super|terrific)",
-    a_moment="(for a moment|for a while|for a minute|for a little while|for a bit|for a short time|long and hard|"
-    "with closed eyes)",
-    near="(near|next to|beside|close to|not far from|across from|behind|in front of)",
-    oh_no="(oh no|oh dear|oh my|dear me|look|help|goodness|good heavens)",
-    let_us_help="(I will help you|let me help you|we can fix this|I have an idea|we will find a way|leave it to me|"
-    "I know what to do|that is no problem)",
-    hugged="(hugged|kissed|thanked|praised|patted|squeezed|embraced|cuddled)",
+    body="(knee|foot|hand|elbow|ankle|toe|arm|leg)",
 )
