@@ -7,9 +7,9 @@ def flyer_in_tree(t):
     """A toy that flies is caught in a tree: a quiet child uses a tool, a bold one climbs."""
     opening(t)
     t("<one_day>, {hero.he} <went> to the {place.full} with {hero.his} <friendly> friend {friend} and {a flyer.full}.")
-    t("<Soon>, a <rough> wind blew the {flyer} into {a tree.full}. {hero} <felt> <very> {sad}.")
+    t("<Soon>, a <rough> wind blew the {flyer} into {a tree.full}. {hero} <became> <very> {sad}.")
     t.paragraph()
-    t('"Do not be {sad}. <Cheer>," said {friend} <kindly>.')
+    t('"Do not be {sad}. <Cheer>," {friend} <spoke> <kindly>.')
     if t["trait"].kind == "quiet":
         t("{Friend.He} had {a tool.full}, and {hero}, who was {trait}, <gently> freed the {flyer} with the {tool}.")
         t.ask("What did {friend} have?", "{A tool.full}.")
@@ -35,9 +35,9 @@ def lost_in_the_woods(t):
     opening(t)
     t("<one_day>, {hero.he} <went> into the woods with {hero.his} <friendly> friend {friend}.")
     t("They passed {a mark.full}, then {a next_mark.full}, and <had_fun>.")
-    t("<Soon>, it got (dark|foggy|late|misty), and they were lost. {friend} <felt> <very> {scared}.")
+    t("<Soon>, it got (dark|foggy|late|misty), and they were lost. {friend} <became> <very> {scared}.")
     t.paragraph()
-    t('"Do not be {scared}. <Cheer>," said {hero} <kindly>.')
+    t('"Do not be {scared}. <Cheer>," {hero} <spoke> <kindly>.')
     if t["trait"].kind == "quiet":
         t('{Hero.He} was {trait} and <thought>. "We came from the {next_mark}," {hero.he} <told>.')
         t.ask("How did {hero} find the way?", "{Hero.He} thought about it.")

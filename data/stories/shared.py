@@ -32,7 +32,7 @@ def thanks(t, helper):
 def bedtime(t):
     """{hero} tells {elder} about the day, and feels {glad}."""
     t.choose(
-        "<Night>, {hero} told {hero.his} {elder} (everything|all about it|the whole story|what had happened) "
-        "and fell asleep (feeling|and felt) <very> {glad}.",
-        "<Night>, {hero} gave {hero.his} {elder} <hug>. {Hero.He} <felt> <very> {glad}.",
+        "<Night>, {hero} told {hero.his} {elder} (everything|all about it|the whole story|what had happened).",
+        "<Night>, {hero} gave {hero.his} {elder} <hug>.",
     )
+    t("{Hero.He} <felt> <very> {glad}.")

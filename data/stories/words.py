@@ -42,6 +42,11 @@ def entries(words, **fields):
     return WordList("\n".join(words.split()), **fields)
 
 
+def both(looks, more):
+    """The adjectives that have one of each of two lists."""
+    return ", ".join(f"{look} {other}" for look in looks.split(", ") for other in more.split(", "))
+
+
 def joined(*lists):
     """One list of the entries of several."""
     found = WordList("")
@@ -67,22 +72,52 @@ BOYS = entries(
 FUR = "gray, black, white, brown, golden, spotted, small, young, fat, thin, shy"
 COLORS = "red, blue, green, yellow, orange, purple, white, black, brown, pink"
 # Adjectives that fit all words of a list
-BRIGHT = COLORS + ", striped, spotted, new, old, big, little"
-WILD = "little, young, tiny, thin, shy, hungry, lost, small, wild, timid, wet, tired, weak, lonely, pretty, dirty"
-KEPT = "little, young, brown, black, white, spotted, hungry, small, old, pretty, gray, fat, gentle, tame, shy, clever"
-FISH = "little, young, spotted, hungry, small, old, pretty, fat, quiet, lively, shy, tame, tiny, round, slow, shiny"
-BIRD = "green, red, blue, gray, white, yellow, hungry, small, old, pretty, fat, noisy, tame, shy, clever, loud"
-PLACE = "green, wide, sunny, quiet, big, windy, little, empty, lovely, old, pretty, peaceful, large, small, sandy, grassy"
-WATER = "clear, quiet, blue, cold, little, calm, cool, deep, wide, pretty, green, lovely, peaceful, shallow, long, sunny"
-LANDMARK = (
-    "old, big, little, mossy, gray, broken, lonely, strange, huge, crooked, black, dark, dusty, tiny, brown, white"
+BRIGHT = both("big, little, new, old, pretty, fine, nice, lovely", COLORS + ", striped, spotted")
+WILD = both("little, young, tiny, thin, small, pretty, poor, sweet", "wild, shy, hungry, tired, wet, cold, timid, weak")
+KEPT = both(
+    "little, young, big, small, old, pretty, fat, clever", "brown, black, white, spotted, gray, hungry, tame, shy"
 )
-SHELTER = "old, big, little, empty, dark, dry, small, dusty, gray, white, quiet, warm, lonely, brown, crooked, large"
-TREE = "tall, old, big, crooked, leafy, huge, broad, dark, lonely, mighty, slim, young, green, shady, giant, bent"
-TOOL = "long, old, strong, light, thin, wooden, brown, heavy"
-SIZE = "little, big, tall, round, tiny, huge, secret, large, small, square, cozy, fine, funny, strong, pretty, wide"
-CROP = "big, tasty, fine, fresh, ripe, huge, plump, sweet, tender, large, lovely, perfect, heavy, pretty, juicy, giant"
-DRAWN = COLORS + ", big, little, happy, tiny, huge, funny"
+FISH = both(
+    "little, young, big, small, old, pretty, fat, clever", "spotted, hungry, quiet, tame, shy, shiny, round, slow"
+)
+BIRD = both("little, young, big, small, old, pretty, fat, clever", "green, red, blue, gray, white, yellow, tame, loud")
+WIRE = both(
+    "old, big, long, strong, dirty, heavy, large, ugly", "broken, rusty, torn, green, gray, crooked, wire, garden"
+)
+THORNY = both(
+    "old, big, thick, wild, tall, huge, broad, large", "green, thorny, prickly, rose, berry, dark, wet, brown"
+)
+MUDDY = both(
+    "old, big, deep, long, narrow, huge, small, large", "muddy, dirty, slippery, wet, cold, dark, black, dusty"
+)
+PLACE = both(
+    "big, little, wide, lovely, empty, pretty, old, large", "green, sunny, windy, quiet, peaceful, grassy, sandy, shady"
+)
+WATER = both(
+    "calm, little, wide, lovely, pretty, deep, long, quiet", "blue, clear, green, cold, cool, sunny, peaceful, muddy"
+)
+LANDMARK = both(
+    "old, big, little, broken, lonely, strange, huge, tiny", "mossy, gray, black, dusty, brown, white, dark, crooked"
+)
+SHELTER = both(
+    "old, big, little, empty, small, lonely, large, strange", "dark, dry, dusty, gray, white, brown, quiet, crooked"
+)
+TREE = both(
+    "tall, old, big, huge, broad, mighty, young, slim", "green, crooked, leafy, shady, dark, bent, lonely, gnarled"
+)
+TOOL = both(
+    "long, strong, light, thin, heavy, big, good, sturdy", "old, wooden, brown, straight, smooth, rough, gray, new"
+)
+SIZE = both(
+    "little, big, tiny, huge, small, large, fine, tall", "round, square, secret, cozy, crooked, strong, funny, pretty"
+)
+CROP = both(
+    "big, fine, huge, plump, large, lovely, heavy, giant", "tasty, fresh, ripe, sweet, tender, juicy, crisp, red"
+)
+DRAWN = both("big, little, happy, tiny, huge, funny, jolly, pretty", COLORS)
+PRIZE = both(
+    "big, little, pretty, fine, shiny, small, lovely, nice", "golden, silver, red, blue, green, white, purple, yellow"
+)
 
 LISTS = dict(
     name=joined(GIRLS, BOYS),
@@ -363,15 +398,15 @@ LISTS = dict(
         kitten: {KEPT}; eats=fish; house=basket
         puppy: {KEPT}; eats=meat; house=kennel
     """),
-    trap=WordList("""
-        fence: old, wooden, wire, broken, high, rusty, garden, crooked
-        net: old, fishing, torn, green, strong, dirty, tennis, heavy
-        bush: thorny, thick, wild, green, rose, prickly, berry, big
-        ditch: deep, muddy, narrow, wet, cold, dirty, slippery, dark
-        hole: deep, muddy, narrow, dark, cold, dirty, slippery, round
-        drain: deep, muddy, narrow, dark, old, dirty, slippery, rusty
-        pit: deep, muddy, narrow, dark, cold, dirty, slippery, sandy
-        hedge: thorny, thick, wild, green, rose, prickly, garden, big
+    trap=WordList(f"""
+        fence: {WIRE}
+        net: {WIRE}
+        bush: {THORNY}
+        ditch: {MUDDY}
+        hole: {MUDDY}
+        drain: {MUDDY}
+        pit: {MUDDY}
+        hedge: {THORNY}
     """),
     # places out of doors
     open_place=WordList(f"""
@@ -537,12 +572,12 @@ LISTS = dict(
         mirror: {BRIGHT}
     """),
     prize=WordList(f"""
-        cup: golden, silver, shiny, big, small, red, blue, pretty
-        medal: golden, silver, shiny, big, small, red, blue, pretty
-        ribbon: golden, silver, shiny, big, small, red, blue, pretty
-        trophy: golden, silver, shiny, big, small, red, blue, pretty
-        crown: golden, silver, shiny, big, small, red, blue, pretty
-        badge: golden, silver, shiny, big, small, red, blue, pretty
+        cup: {PRIZE}
+        medal: {PRIZE}
+        ribbon: {PRIZE}
+        trophy: {PRIZE}
+        crown: {PRIZE}
+        badge: {PRIZE}
     """),
     school_thing=WordList(f"""
         pencil: {BRIGHT}
@@ -698,7 +733,8 @@ PHRASES = dict(
     "near the mountains|in a green valley|at the end of a lane|on a long street|beside an old mill|behind a church|"
     "near a bridge|by a pond|near the beach|across from a park|near a market|next to a garden)",
     # how
-    very="(very|so|really|quite)",
+    very="(very|so|really|quite|rather|truly|most|deeply|extremely|terribly|awfully|incredibly|especially|unusually|pretty|"
+    "fairly)",
     kindly="(kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|"
     "eagerly|right away|at once|with a smile|with a nod|with a grin|with a laugh|with a wink|with a kind smile|"
     "with a warm smile|with a big smile|with a quick nod|in a kind voice|in a warm voice|in a calm voice|"
@@ -717,7 +753,7 @@ PHRASES = dict(
     day="{weather} (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
     meal="(breakfast|lunch|dinner|school|a snack|a nap|a bath|a walk|a short nap|a long nap|a warm bath|a big lunch|"
     "a short walk|a long walk|the dishes were done|the table was set)",
-    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise)",
+    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise|good|old|jolly|clever|cheerful|merry|patient|strong)",
     gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should be)",
     felt="(felt|was)",
     looked="(looked|searched|peeked|peered|hunted|looked hard|looked twice|searched and searched)",
@@ -748,7 +784,8 @@ PHRASES = dict(
     aloud="(softly|gently|quietly|loudly|slowly|firmly|again|again and again|at last|twice|three times|"
     "in a soft voice|in a low voice|in a loud voice|in a quiet voice|in a clear voice)",
     so_well="(well|very well|so well|really well|better and better|like a dream|without a mistake|with great skill)",
-    worked="(stirred|mixed|baked)",
+    as_new="(as good as new|as clean as before|fresh and clean|soft and clean|clean and dry|without a spot|cleaner than ever|"
+    "as if nothing had happened)",
     busy="(in the kitchen|in the garden|at the table|by the window|in the big chair|on the stairs|at the desk|"
     "in the yard|on the porch|on the sofa|in the hall|by the stove|near the door|at the front door|on the bed|"
     "by the fire)",
@@ -766,6 +803,8 @@ PHRASES = dict(
     went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|headed|"
     "hopped)",
     cried="(cried|called|shouted|yelled|exclaimed|gasped|wailed|said)",
+    spoke="(said|answered|replied|called|cried|exclaimed|declared|added)",
+    became="(felt|was|looked|seemed|grew|became|got|turned)",
     told="(said|answered|replied|explained|declared|announced|remarked|added)",
     rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge)",
     gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
