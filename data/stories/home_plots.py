@@ -8,7 +8,7 @@ def lost_toy(t):
     opening(t)
     t("{Hero.His} favorite (toy|thing) was {a toy.full}.")
     t("One <day>, {hero.he} (left|forgot) it {spot.full}.")
-    t("After <meal>, the {toy} was <gone>, and {hero} <felt> {sad}.")
+    t("After <meal>, the {toy} was <gone>, and {hero} <felt> <very> {sad}.")
     if t["trait"].kind == "quiet":
         t("{Hero.He} (looked|searched|peeked|peered) (carefully|slowly|calmly|quietly) {other_spot.full},")
     else:
@@ -38,7 +38,7 @@ def birthday_baking(t):
     """Something to bake with is missing on a birthday, and a friend has it."""
     opening(t)
     t("One <day>, {hero.he} (wanted|planned|hoped|decided) to bake {a bake.full} for {hero.his} {elder}'s birthday.")
-    t("But the {vessel.full} for the {ingredient} was empty, and {hero} <felt> {sad}.")
+    t("But the {vessel.full} for the {ingredient} was empty, and {hero} <felt> <very> {sad}.")
     t.paragraph()
     if t["trait"].kind == "quiet":
         t(
@@ -85,7 +85,7 @@ def muddy_dog(t):
     )
     t("There were (muddy|dirty|brown|wet) (prints|tracks|spots|marks) all over the {cover.full} {spot.full}!")
     t.paragraph()
-    t("{Hero.His} {elder} <felt> {cross}. " '"<Oh>! Who did this to my {cover}?" {elder.he} (said|asked|cried|called).')
+    t('{Hero.His} {elder} <felt> {cross}. "<Oh>! Who did this to my {cover}?" {elder.he} (said|asked|cried|called).')
     t('{hero} <thought>. "{pet_name} did, but I will wash it," {hero.he} said <sadly>.')
     if t["trait"].kind == "quiet":
         t("{Hero.He} (calmly|slowly|quietly|carefully) filled {a tub.full} with (warm|hot) water")

@@ -15,7 +15,9 @@ def flyer_in_tree(t):
         t.ask("What did {friend} have?", "{A tool.full}.")
         t.ask("How did {hero} get the {flyer} back?", "With the {tool}.")
     else:
-        t("But {hero} was {trait} and <boldly> climbed up. {Hero.He} freed the {flyer}, but tore {hero.his} {wear.full}.")
+        t(
+            "But {hero} was {trait} and <boldly> climbed up. {Hero.He} freed the {flyer}, but tore {hero.his} {wear.full}."
+        )
         t("{friend} <gently> mended the {wear}.")
         t.ask("What did {hero} tear?", "{Hero.His} {wear.full}.")
         t.ask("Who mended the {wear}?", "{friend}.")
@@ -66,18 +68,24 @@ def stuck_animal(t):
     opening(t)
     t("<one_day>, {hero.he} <went> out and found {a beast.full}. It was (stuck|caught|trapped) in {a trap.full}.")
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <gently> talked to the {beast} (until it was calm|to calm it down|for a while|for a bit).")
+        t(
+            "{hero} was {trait} and <gently> talked to the {beast} (until it was calm|to calm it down|for a while|for a bit)."
+        )
         t("Then {hero.he} freed it from the {trap} and took it home in {hero.his} {wear.full}.")
     else:
         t("{hero} was {trait} and <boldly> (reached|crawled|climbed|went) right into the {trap}.")
         t("{Hero.He} freed the {beast} and took it home in {hero.his} {wear.full}.")
     t.paragraph()
-    t('"(We can keep it|It can stay|Let us feed it|We will help it) until it is well," said {hero.his} {elder} <kindly>.')
+    t(
+        '"(We can keep it|It can stay|Let us feed it|We will help it) until it is well," said {hero.his} {elder} <kindly>.'
+    )
     t("They put it in {a container.full} and gave it {beast.eats} <a_while>.")
     t("After {number} days, the {beast} was well. {hero} <felt> {sad} to lose it, but put on the {wear},")
     t("took the {container} to {beast.home} and <gently> let the {beast} go.")
     t.paragraph()
-    t("{number} days later, {hero} was not {sad} anymore: The {beast} came back for {beast.eats}! {Hero.He} was {glad}.")
+    t(
+        "{number} days later, {hero} was not {sad} anymore: The {beast} came back for {beast.eats}! {Hero.He} was {glad}."
+    )
     bedtime(t)
     t.ask("What animal did {hero} find?", "{A beast.full}.")
     t.ask("Where was the {beast} stuck?", "In {a trap.full}.")

@@ -718,68 +718,74 @@ ROLES = dict(
 # Phrases that plots share, without anything to remember. All options of a phrase fit wherever the first one fits.
 PHRASES = dict(
     # when
-    soon="(soon|before long|in a little while|after a while|a little later|not long after|in no time|a bit later|"
-    "a short time later|shortly after|a few minutes later|a minute later|five minutes later|ten minutes later|"
-    "half an hour later|an hour later)",
+    soon="((soon|before long|in a little while|after a while|a little later|not long after|in no time|a bit later|a "
+    "short time later|shortly after|in a moment|in a short time|a moment later|half an hour later|an hour later|"
+    "some time later)|(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
+    "fifty) minutes later)",
     then="(then|next|after that|a moment later|with that|right after that|straight away|at once)",
     at_last="(at last|in the end|finally|at long last)",
     night="(that night|that evening|at bedtime|before bed|late that day|when the stars came out|as the sun went down|"
     "after supper|at the end of the day|when it got dark|when the moon rose|after the sun had set|"
     "when the day was over|that same evening|when it was time for bed|after dinner)",
     # where {hero} lives
-    somewhere="(by the sea|near the woods|on a farm|at the edge of town|on a quiet street|in a small village|"
-    "on a green hill|next to a park|in a small town|in a big city|in an old house|in a red house|in a white house|"
-    "in a little cottage|near a lake|by a river|near a school|next to a bakery|above a bakery|above a shop|"
-    "near the mountains|in a green valley|at the end of a lane|on a long street|beside an old mill|behind a church|"
-    "near a bridge|by a pond|near the beach|across from a park|near a market|next to a garden)",
+    somewhere="((by the sea|near the woods|on a farm|at the edge of town|on a quiet street|in a small village|on a green "
+    "hill|next to a park|in a small town|in a big city|at the end of a lane|across from a school|near a lake|by a "
+    "river|near a school|next to a bakery|above a bakery|above a shop|near the mountains|in a green valley|behind "
+    "a barn|on a long street|beside an old mill|behind a church|near a bridge|by a pond|near the beach|across from "
+    "a park|near a market|next to a garden|near a station|by a stream)|in a (little|big|small|red|white|blue|green|"
+    "brown|yellow|gray|tall|narrow|quiet|cozy|sunny|crooked) (house|cottage|cabin|farmhouse))",
     # how
-    very="(very|so|really|quite|rather|truly|most|deeply|extremely|terribly|awfully|incredibly|especially|unusually|pretty|"
-    "fairly)",
-    kindly="(kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|"
-    "eagerly|right away|at once|with a smile|with a nod|with a grin|with a laugh|with a wink|with a kind smile|"
-    "with a warm smile|with a big smile|with a quick nod|in a kind voice|in a warm voice|in a calm voice|"
-    "in a friendly voice|in a soft voice|in a gentle voice|with kind eyes|with twinkling eyes)",
-    happily="(happily|merrily|gladly|cheerfully|brightly|joyfully|loudly|proudly|warmly|eagerly|excitedly|"
-    "with a smile|with a laugh|with a grin|with a giggle|with a cheer|with a big smile|with a wide grin|"
-    "with a happy sigh|with a little dance|with a little jump|with shining eyes|with sparkling eyes|"
-    "with rosy cheeks|with great joy|with a happy laugh|with a happy smile|with a happy grin|in a happy voice|"
-    "in a loud voice|in a cheerful voice|in a glad voice)",
-    sadly="(sadly|quietly|softly|unhappily|glumly|gloomily|weakly|faintly|with a sigh|with a sniff|with a sob|"
-    "with a frown|with a deep sigh|with a little sigh|with a long sigh|with a sad sigh|with a little sob|"
-    "with a loud sniff|in a small voice|in a low voice|in a sad voice|in a weak voice|in a shaky voice|"
-    "in a tiny voice|in a quiet voice|in a soft voice|with wet eyes|with sad eyes|with teary eyes|"
-    "with a trembling lip|with a lump in the throat|with drooping shoulders)",
+    very="(very|so|really|quite|truly|ever so|so very|very, very)",
+    kindly="((kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|eagerly|"
+    "thoughtfully|firmly|quietly|bravely|merrily|readily|gladly|tenderly|lovingly|wisely|lightly|happily|simply|"
+    "honestly|earnestly|freely|promptly|nicely|encouragingly)|with a (kind|warm|big|little|quick|wide|friendly|"
+    "gentle|happy|bright|shy|soft|sweet|broad|merry|clever) (smile|nod|grin|laugh))",
+    happily="((happily|merrily|gladly|cheerfully|brightly|joyfully|loudly|proudly|warmly|eagerly|excitedly|gratefully|"
+    "sweetly|softly|quickly|politely)|with a (happy|merry|glad|cheerful|bright|joyful|loud|proud|warm|big|wide|"
+    "broad|great|little|quick|sweet) (smile|laugh|grin|cheer))",
+    sadly="((sadly|quietly|softly|unhappily|glumly|gloomily|weakly|faintly|miserably|tearfully|bitterly|hopelessly|"
+    "sorrowfully|mournfully|wearily|timidly)|with a (deep|little|long|sad|loud|soft|heavy|shaky|quiet|small|big|"
+    "tired|tiny|weak|faint|great) (sigh|sob|sniff|moan)|in a (small|low|sad|weak|shaky|tiny|quiet|soft|thin|faint|"
+    "hoarse|timid|trembling|tired|hollow|choked) voice)",
     # what happens, in many words
     day="{weather} (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
-    meal="(breakfast|lunch|dinner|school|a snack|a nap|a bath|a walk|a short nap|a long nap|a warm bath|a big lunch|"
-    "a short walk|a long walk|the dishes were done|the table was set)",
+    meal="((breakfast|lunch|dinner|school|a snack|a nap|a bath|a walk)|a (short|long|little|quick|quiet|nice|lovely|"
+    "pleasant) (nap|walk|rest|bath))",
     dear="(dear|kind|loving|busy|funny|friendly|gentle|wise|good|old|jolly|clever|cheerful|merry|patient|strong)",
-    gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should be)",
+    gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should be|"
+    "nowhere around|nowhere in sight|out of sight|not there anymore|no longer there|suddenly gone|simply gone|no "
+    "longer around)",
     felt="(felt|was)",
     looked="(looked|searched|peeked|peered|hunted|looked hard|looked twice|searched and searched)",
-    found_nothing="(found nothing|saw nothing|found only dust|found only an old sock|found only a lost button|"
-    "found only crumbs|found only a coin|found only a pencil|found only a ribbon|found only a slipper|"
-    "found only a spoon|found only an old newspaper|saw only shadows|saw only cobwebs|saw only a spider|saw only a fly)",
+    found_nothing="(found|saw) only (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a little) (sock|button|coin|pencil|"
+    "ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe)",
     hurried="(ran|hurried|rushed|raced|went|walked|dashed|marched)",
     friendly="(best|good|dear|close|old|kind|funny|loyal|cheerful|clever|trusty|merry|jolly|sweet|true|lively)",
-    came="(came by|came over|came to play|came to visit|stopped by|dropped by|rang the bell|knocked on the door|"
+    came="((came by|came over|came to play|came to visit|stopped by|dropped by|rang the bell|knocked on the door|"
     "knocked on the window|tapped on the window|looked in at the door|looked in at the window|walked in|ran in|"
-    "came through the gate|came up the path)",
-    thought="(thought|thought hard|thought for a moment|thought for a while|thought and thought|thought about it|"
-    "scratched {hero.his} head|rubbed {hero.his} chin|rubbed {hero.his} nose|closed {hero.his} eyes|"
-    "looked at the floor|looked at the ceiling|looked up|sat down to think|stood still|took a deep breath)",
-    hug="(a hug|a little hug|a big hug|a warm hug|a long hug|a tight hug|a quick hug|a kiss|a big kiss|a pat on the back|"
-    "a high five|a big smile|a warm smile|a wide smile|a proud smile|a happy smile|a kiss on the cheek)",
-    tasty="(delicious|tasty|yummy|wonderful|perfect|lovely|very good|so good|really good|just right|fresh and warm|"
-    "soft and warm|sweet and soft|the best ever|better than ever|gone in no time)",
-    state="(safe and sound|a little dusty|covered in dust|upside down|as good as new|all alone|just as before|"
-    "quite safe|a bit dusty|next to a sock|next to a slipper|full of dust|right where it was left|"
-    "in plain sight|waiting for {hero}|looking lonely)",
-    a_while="(until dinner|until supper|until bedtime|until dark|until noon|for an hour|for two hours|for a long time|"
-    "for a while|all day|all day long|for hours|for hours and hours|again and again|the whole day|the rest of the day)",
-    cheer="(do not worry|do not cry|cheer up|do not give up|do not be sad|I will help you|let me help you|I can help|"
-    "we will find a way|let us think|never mind|it will be all right|I know what to do|leave it to me|I have an idea|"
-    "we can do it)",
+    "came inside|came upstairs)|came (running|skipping|walking|hopping|racing|strolling|marching|rushing) (in|by|"
+    "over|along|up the path|down the street|through the gate|around the corner))",
+    thought="((thought|thought hard|thought for a moment|thought for a while|thought and thought|thought about it|closed "
+    "{hero.his} eyes|looked at the floor|looked at the ceiling|looked up|sat down to think|stood still|took a deep "
+    "breath|frowned|shut {hero.his} eyes|waited a moment)|(scratched|rubbed|touched|tapped) {hero.his} (head|chin|"
+    "nose|ear|forehead|cheek|knee|neck))",
+    hug="a (little|big|warm|long|quick|sweet|loving|gentle) (hug|kiss|smile|pat on the back)",
+    tasty="((delicious|tasty|yummy|wonderful|perfect|lovely|excellent|splendid)|(very|so|really|just) (good|sweet|nice|"
+    "fine)|(the best|the sweetest|the finest|the nicest) (ever|of all)|(warm|fresh|soft|sweet) and (tasty|"
+    "delicious|good|light))",
+    state="((safe and sound|a little dusty|covered in dust|upside down|as good as new|all alone|just as before|quite "
+    "safe|a bit dusty|full of dust|right where it was left|in plain sight|waiting for {hero}|looking lonely|just "
+    "fine|still there)|(next to|beside|close to|right by) (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a "
+    "little) (sock|button|coin|pencil|ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe))",
+    a_while="((until dinner|until supper|until bedtime|until dark|until noon|for hours|for a long time|for a while|all day|"
+    "all day long|the whole day|for hours and hours|again and again|the rest of the day|without a break|without a "
+    "rest)|for (about|almost|more than|nearly|over|exactly|at least|close to) (ten minutes|twenty minutes|thirty "
+    "minutes|half an hour|an hour|two hours|three hours|four hours))",
+    cheer="(do not worry|do not cry|cheer up|do not give up|do not be sad|I will help you|let me help you|I can help|we "
+    "will find a way|let us think|never mind|it will be all right|I know what to do|leave it to me|I have an idea|"
+    "we can do it|we can fix this|it is not so bad|we will see|all will be well|everything will be fine|it will be "
+    "fine|stay calm|just wait|keep calm|be patient|be brave|chin up|there, there|I am here|no need to cry|no need "
+    "to worry)",
     oh="(oh no|oh dear|oh my|no, no|how awful|how sad|what a pity|what bad luck)",
     aloud="(softly|gently|quietly|loudly|slowly|firmly|again|again and again|at last|twice|three times|"
     "in a soft voice|in a low voice|in a loud voice|in a quiet voice|in a clear voice)",
@@ -791,9 +797,9 @@ PHRASES = dict(
     "by the fire)",
     # what they say
     yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure)",
-    thanks="(thank you|thank you so much|thank you very much|thank you for your help|thank you, thank you|thanks|"
-    "thanks a lot|thanks so much|thanks for everything|many thanks|a thousand thanks|a million thanks|oh, thank you|"
-    "oh, thanks|you are so kind|you are the best)",
+    thanks="((thank you|thanks|oh, thank you|oh, thanks|many thanks|a thousand thanks|a million thanks|you are the best)|"
+    "(thank you|thanks) (so much|very much|a lot|again|for everything|for this|for your help|for your kindness)|"
+    "you are (so|very|really|too) (kind|good|nice|sweet))",
     smiled="(smiled|laughed|nodded|grinned)",
     # outdoors: how they move and talk, and what it is like
     one_day="One (sunny|bright|warm|clear|lovely|beautiful|fine|mild|cool|fresh|quiet|calm|golden|pleasant|breezy|"
