@@ -30,9 +30,10 @@ def thanks(t, helper):
 
 
 def bedtime(t):
-    """{hero} tells {elder} about the day, and feels {glad}."""
-    t.choose(
-        "<Night>, {hero} told {hero.his} {elder} (everything|all about it|the whole story|what had happened).",
-        "<Night>, {hero} gave {hero.his} {elder} <hug>.",
-    )
-    t("{Hero.He} <felt> <very> {glad}.")
+    """{hero} is close to {elder}, and feels {glad}."""
+    t("<Night>, {hero} gave {hero.his} {elder} <hug> and <felt> <very> {glad}.")
+
+
+def night(t):
+    """{hero} feels {glad}: an ending of stories in which {elder} has a part."""
+    t("<Night>, {hero} <felt> <very> {glad}.")

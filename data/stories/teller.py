@@ -113,11 +113,26 @@ def alternatives(templates):
 
 
 def phrase(name):
-    """The text of a phrase; a capital in its name capitalizes its options."""
+    """The text of a phrase; a capital in its name capitalizes each of its options."""
     text = PHRASES[name[0].lower() + name[1:]]
-    if name[0].islower():
-        return text
-    return re.sub(r"(^\(?|\|)([a-z])", lambda match: match[1] + match[2].upper(), text)
+    return text if name[0].islower() else capitalized(text)
+
+
+def capitalized(text):
+    """A template with a capital where any of its texts begins."""
+    found, groups, begins = [], [], True  # groups: for each open parenthesis whether the text can begin there
+    for letter in text:
+        if letter == "(":
+            groups.append(begins)
+        elif letter == "|":
+            begins = groups[-1]
+        elif letter == ")":
+            groups.pop()
+            begins = False
+        else:
+            letter, begins = letter.upper() if begins else letter, False
+        found.append(letter)
+    return "".join(found)
 
 
 def _link(parts, after):

@@ -351,6 +351,8 @@ LISTS = dict(
         robot: blue, red, silver, silly, new, old, lonely, friendly, sleepy, rusty, lazy, clever, brave, clumsy, noisy, huge
         ghost: white, green, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, shy, clumsy, noisy, little
     """),
+    # what mends a toy
+    glue=WordList("glue\ntape\nstring\nwire\nwax\nthread\npaste\ncement"),
     # furniture that holds up a tent
     frame=WordList("chairs\ntables\nstools\nbenches\nboxes\nbarrels\narmchairs\nladders"),
     room=WordList("kitchen\nattic\nhall\nbedroom\nliving room\nplayroom\ncellar\ngarage"),
@@ -387,7 +389,7 @@ LISTS = dict(
     """),
     # animals that are kept, with what they are given
     kept=WordList(f"""
-        goldfish: {FISH}; eats=flakes; house=bowl
+        cat: {KEPT}; eats=fish; house=basket
         hamster: {KEPT}; eats=seeds; house=cage
         pony: {KEPT}; eats=hay; house=stable
         parrot: {BIRD}; eats=nuts; house=cage
@@ -524,8 +526,11 @@ LISTS = dict(
         cap: {BRIGHT}
         hat: {BRIGHT}
     """),
-    color=entries("red blue green yellow orange purple white pink"),
-    number=entries("three four five six seven eight nine ten"),
+    color=entries("red blue green yellow orange purple white pink brown gray black golden silver tan violet scarlet"),
+    number=entries(
+        "three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+    ),
+    body=entries("knee foot hand elbow ankle toe arm leg"),
     # what children build, and of what
     building=WordList(f"""
         hut: {SIZE}; at=in
@@ -658,6 +663,7 @@ ROLES = dict(
     spot="spot",
     other_spot="spot",
     container="container",
+    other_container="container",
     clothes="clothes",
     instrument="instrument",
     dog="dog",
@@ -677,6 +683,7 @@ ROLES = dict(
     frame="frame",
     room="room",
     key="key_kind",
+    glue="glue",
     weather="weather",
     sad="sad",
     glad="glad",
@@ -690,7 +697,6 @@ ROLES = dict(
     water="water",
     mark="landmark",
     next_mark="landmark",
-    last_mark="landmark",
     shelter="shelter",
     tree="tree",
     flyer="flyer",
@@ -699,7 +705,7 @@ ROLES = dict(
     wear="wear",
     color="color",
     number="number",
-    day="day",
+    body="body",
     building="building",
     weak="weak",
     strong="strong",
@@ -786,33 +792,90 @@ PHRASES = dict(
     "we can do it|we can fix this|it is not so bad|we will see|all will be well|everything will be fine|it will be "
     "fine|stay calm|just wait|keep calm|be patient|be brave|chin up|there, there|I am here|no need to cry|no need "
     "to worry)",
-    oh="(oh no|oh dear|oh my|no, no|how awful|how sad|what a pity|what bad luck)",
+    oh="(oh no|oh dear|oh my|no, no|how awful|how sad|what a pity|what bad luck|oh|oh, no, no|my goodness|goodness me|"
+    "dear me|oh goodness|good grief|what now)",
     aloud="(softly|gently|quietly|loudly|slowly|firmly|again|again and again|at last|twice|three times|"
     "in a soft voice|in a low voice|in a loud voice|in a quiet voice|in a clear voice)",
     so_well="(well|very well|so well|really well|better and better|like a dream|without a mistake|with great skill)",
-    as_new="(as good as new|as clean as before|fresh and clean|soft and clean|clean and dry|without a spot|cleaner than ever|"
-    "as if nothing had happened)",
-    busy="(in the kitchen|in the garden|at the table|by the window|in the big chair|on the stairs|at the desk|"
-    "in the yard|on the porch|on the sofa|in the hall|by the stove|near the door|at the front door|on the bed|"
-    "by the fire)",
+    as_new="(as (good|fresh|bright|fine|nice|pretty|soft|clean) as (new|before|ever|can be)|(fresh|soft|bright|nice) and "
+    "clean|clean (again|at last|once more|and dry))",
+    busy="(at|near|by|beside) the (window|table|door|stove|gate|fence|sink|big desk|piano|bookcase|back door|front door|"
+    "fireplace|garden wall|kitchen table|apple tree)",
+    home_day="(Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
+    mixed="((mixed|stirred|kneaded|whisked|beat|shook|measured|rolled) and (baked|poured|tasted|sifted|waited|decorated|"
+    "sang|hummed))",
+    how_washed="with a (big|small|soft|hard|new|old|wet|long) (brush|sponge|rag|cloth|mop|towel|piece of soap|bar of soap)",
+    sounds="a (loud|soft|strange|low|high|sudden|long|short|scary|odd|deep|dull|faint|sharp|slow|weird) "
+    "(bump|thump|scratch|squeak|creak|rattle|clank|crash|knock|hiss|rustle|groan|bang|tap|moan|thud)",
+    quietly="(slowly|quietly|calmly|carefully|softly|gently|patiently|silently)",
+    quickly="(quickly|bravely|boldly|eagerly|loudly|proudly|cheerfully|merrily)",
+    sternly="(sternly|loudly|crossly|sharply|angrily|with a frown|in a loud voice|with folded arms)",
+    ate="(ate|nibbled|munched|gobbled) (it (all|slowly|quickly|happily)|a (little|lot|bit|mouthful))",
+    in_bed="(a|one|the) (little|long|short|soft) (song|story|tune|poem)",
+    reached="(reached|grabbed|stretched|snatched) ((far|deep|right|straight) in|with (one hand|both hands|one arm|both arms))",
+    called="(called|coaxed|whistled to|sang to|talked to|whispered to|hummed to|begged)",
+    stormy="(stormy|windy|rainy|dark|cold|foggy|quiet|snowy|moonless|cloudy|misty|frosty|chilly|warm|black|starry)",
+    suddenly="(suddenly|all at once|at midnight|in the dark|before long|after bedtime|late at night|in the middle of the "
+    "night|just before midnight|just after midnight|at ten o'clock|at eleven o'clock|at one o'clock|at two o'clock|"
+    "at three o'clock|at four o'clock)",
+    laughed="(laughed|giggled|smiled|grinned|sighed|cheered|clapped|chuckled) (softly|loudly|quietly|happily|at last|"
+    "with relief|again and again|in surprise)",
+    soundly="(soundly|deeply|peacefully|quietly|calmly|well|tightly|happily) (until (morning|dawn|sunrise|six o'clock|"
+    "seven o'clock|eight o'clock|nine o'clock|breakfast))",
+    morning="(good morning|wake up|rise and shine|breakfast is ready|good morning, children|it is morning|the sun is up|"
+    "time to get up)",
+    mine="(it is mine|that is mine|give it to me|let go|I want it|I had it first|it is my turn|hands off)",
+    pulled="(pulled|tugged|tore|yanked|jerked|dragged|twisted|shook) (harder|hard|and pushed|and shouted|back and forth|"
+    "with all their might|from both sides|faster and faster)",
+    turns="(take turns|play one after the other|share it|each play for an hour|each have it half a day|play together|be "
+    "fair|toss a coin)",
+    recover="(better|much better|fine again|well again|healthy again|strong again|almost well|a lot better)",
+    lonely_bed="(stayed in bed|lay in bed|had to rest|could not play|could not go out|had to stay home|stayed at home|had to "
+    "lie down)",
+    mistake="(too (short|long|wide|narrow|tight|loose|thin|thick)|full of (holes|knots|loops|gaps)|(crooked|uneven|lumpy|"
+    "wrinkled))",
+    cold_day="(cold|chilly|frosty|snowy|icy|windy|freezing|stormy)",
+    tumble="(fell down|came down|fell over|collapsed|crashed down|slid down|sank to the floor|tumbled down)",
+    rainy="(rained|poured|drizzled|stormed|snowed|hailed|thundered|was wet outside)",
+    worn="wore it (every day|all winter|day and night|with pride|at once|all the time|the whole winter|everywhere)",
+    practiced="practiced (every (day|morning|evening|afternoon)|(early|late) (every day|each day)|for (an hour|two hours|"
+    "half an hour|twenty minutes) (every|each) day)",
+    in_a="(a week|two weeks|three weeks|a month|two months|ten days|twelve days|twenty days)",
+    played="(fast|slow|long|short|happy|merry|lovely|pretty|old|new|sweet|jolly|bright|simple|cheerful|funny) (song|tune|"
+    "dance|march|waltz|piece|melody|ballad)",
+    clapped="(clapped|cheered|danced|sang along|hummed along|tapped the floor|stamped the floor|jumped up) (loudly|happily|"
+    "wildly|merrily|with joy|with delight|again and again|from start to end)",
+    please="(please teach|teach|can you teach|could you teach)",
+    looked_in="(looked|searched|peeked|peered|hunted|dug|rummaged|felt) (deep in|around in|at once in|together in)",
     # what they say
-    yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure)",
+    wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|not so fast|"
+    "go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
+    welcome="(welcome|hello|hello there|hi|hi there|good day|welcome home|there you are)",
+    yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure|yes, yes|yes, of course|yes, gladly|very "
+    "well|fine|good idea|sure thing|okay)",
     thanks="((thank you|thanks|oh, thank you|oh, thanks|many thanks|a thousand thanks|a million thanks|you are the best)|"
     "(thank you|thanks) (so much|very much|a lot|again|for everything|for this|for your help|for your kindness)|"
     "you are (so|very|really|too) (kind|good|nice|sweet))",
     smiled="(smiled|laughed|nodded|grinned)",
     # outdoors: how they move and talk, and what it is like
-    one_day="One (sunny|bright|warm|clear|lovely|beautiful|fine|mild|cool|fresh|quiet|calm|golden|pleasant|breezy|"
-    "gorgeous|glorious|hazy|dry|mellow|balmy|peaceful|still|splendid|cloudless|delightful|wonderful|pretty|nice|perfect|"
-    "cheerful|sparkling) (spring|summer|fall|April|May|June|July|August|September|Monday|Tuesday|Wednesday|Thursday|"
-    "Friday|Saturday|Sunday) (morning|afternoon)",
+    fine="(sunny|bright|warm|clear|lovely|beautiful|fine|mild|cool|fresh|quiet|calm|golden|pleasant|breezy|gorgeous|"
+    "glorious|hazy|dry|mellow|balmy|peaceful|still|splendid|cloudless|delightful|wonderful|pretty|nice|perfect|"
+    "cheerful|sparkling)",
+    one_day="One <fine> (spring|summer|fall|April|May|June|July|August|September|October|Monday|Tuesday|Wednesday|"
+    "Thursday|Friday|Saturday|Sunday) (morning|afternoon)",
+    next_day="(the next day|the next morning|a day later|one day later|the following day|the following morning|"
+    "the day after|two days later)",
     went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|headed|"
-    "hopped)",
+    "hopped|bounded|scampered|scurried|sauntered|tramped|trudged|strode|sped|danced|bustled|bounced|paraded|roamed|"
+    "rambled|ambled|sprinted)",
     cried="(cried|called|shouted|yelled|exclaimed|gasped|wailed|said)",
     spoke="(said|answered|replied|called|cried|exclaimed|declared|added)",
-    became="(felt|was|looked|seemed|grew|became|got|turned)",
+    became="(felt|was|looked|seemed|became|got)",
     told="(said|answered|replied|explained|declared|announced|remarked|added)",
-    rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge)",
+    rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|howling|"
+    "roaring|icy|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|frosty)",
+    wind="(wind|gust|gale|breeze)",
+    pal="(friend|playmate|classmate|cousin|pal|buddy|neighbor|schoolmate)",
     gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
     "smoothly|silently|delicately|thoughtfully|warily|skillfully|gingerly|firmly|kindly|wisely|deftly|evenly)",
     boldly="(quickly|boldly|bravely|swiftly|eagerly|cheerfully|nimbly|proudly|fearlessly|happily|merrily|skillfully|"
@@ -830,5 +893,4 @@ PHRASES = dict(
     "rolled down (big|little|steep|green|soft|grassy|long|tall) hills)",
     nice="(nice|fine|good|great|wonderful|lovely|splendid|perfect|beautiful|marvelous|fantastic|excellent|amazing|"
     "delightful|super|terrific)",
-    body="(knee|foot|hand|elbow|ankle|toe|arm|leg)",
 )
