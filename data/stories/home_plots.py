@@ -160,7 +160,7 @@ def take_turns(t):
     opening(t)
     t("One <day>, {hero.his} <friendly> friend {friend} <came>. {Hero.His} {elder} gave them {a toy.full}.")
     t('"<Mine>!" said {hero}. "<Mine>!" said {friend}.')
-    t("They <pulled>, and the {toy} broke. They were <very> {sad}.")
+    t("They <pulled>, and the {toy} came apart. They <felt> <very> {sad}.")
     t.paragraph()
     t('"<Cheer>," said {hero.his} {elder} <kindly>, and mended it with {glue} <busy>.')
     if t["trait"].kind == "quiet":
@@ -172,15 +172,15 @@ def take_turns(t):
         t("So {hero} had the {toy} <a_while>, and then {friend} had it <a_while>.")
         t.ask("Who had the {toy} first?", "{hero}.")
     t.paragraph()
-    t("<Soon>, they (ate|shared|split|finished) {a treat.full}, too. The {treat} was <tasty>.")
+    t("After that, they (ate|shared|split|finished) {a treat.full}. The {treat} was <tasty>.")
     night(t)
     t.ask("Who mended the {toy}?", "{Hero.His} {elder}.")
     t.ask("What did they both want?", "The {toy.full}.")
     t.ask("What was the {toy} mended with?", "With {glue}.")
-    t.ask("Why did the {toy} break?", "They both pulled it.")
+    t.ask("Why did the {toy} come apart?", "They both pulled it.")
     t.ask("How did they feel about the {toy}?", "{Sad}.")
     t.ask("What did they eat?", "{A treat.full}.")
-    t.ask("What happened after the {toy} broke?", "{Hero.His} {elder} mended it.")
+    t.ask("What happened after the {toy} came apart?", "{Hero.His} {elder} mended it.")
 
 
 def sick_friend(t):
@@ -201,7 +201,7 @@ def sick_friend(t):
     t.ask("Who was sick first?", "{friend}.")
     t.ask("Who helped {hero} to make the {soup}?", "{Hero.His} {elder}.")
     t.ask("What was the story about?", "{A tale.full}.")
-    t.ask("What did {hero} take to {friend}?", "{A soup.full}.")
+    t.ask("What did {hero} take to {friend}?", "{Soup.full}.")
     t.ask("Where was the {soup}?", "In the {pot.full}.")
     t.ask("Why did {friend} feel {sad}?", "{Friend.He} had {illness}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
@@ -221,7 +221,7 @@ def knitted_gift(t):
         t("{hero} knitted <quickly> <a_while>, but {hero.his} first {clothes} was <mistake>.")
     t('"<Cheer>," said {friend} <kindly>. So {hero} began again, with {color} wool from {a container.full}.')
     t.paragraph()
-    t("<Soon>, {hero} gave {hero.his} {elder} {a color} {clothes} and <hug>.")
+    t("<Days_later>, {hero} gave {hero.his} {elder} {a color} {clothes} and <hug>.")
     t("{Hero.His} {elder} <worn>. {hero} <felt> <very> {glad}, and the {container} was empty.")
     t.ask("Who taught {hero} to knit?", "{friend}.")
     t.ask("Who was cold?", "{Hero.His} {elder}.")
@@ -241,8 +241,8 @@ def blanket_fort(t):
     t("In it they (ate|shared|split|finished) {a treat.full} and told a story about {a tale.full}.")
     t.paragraph()
     fell = t.choose(
-        "<Suddenly>, {pet_name}, {hero}'s {pet.full}, jumped on the {cover}, and the tent <tumble>.",
-        "<Suddenly>, {pet_name}, {hero}'s {pet.full}, ran into the {frame}, and the tent <tumble>.",
+        "<Soon>, {pet_name}, {hero}'s {pet.full}, jumped on the {cover}, and the tent <tumble>.",
+        "<Soon>, {pet_name}, {hero}'s {pet.full}, ran into the {frame}, and the tent <tumble>.",
     )
     t('"<Oh>!" said {friend} <sadly>. {Friend.He} <felt> <very> {sad}.')
     if t["trait"].kind == "quiet":
@@ -266,26 +266,105 @@ def blanket_fort(t):
 
 
 def new_neighbor(t):
-    """A new child next door misses something, and it is still in the moving van's boxes."""
+    """A new child next door misses a toy, and it is in the last place that they look."""
     opening(t)
-    t("One <day>, a <friendly> {friend.girl} named {friend} moved into the house next door.")
+    t("One <day>, a <friendly> {friend.girl} named {friend} moved in next door.")
     if t["trait"].kind == "quiet":
-        t("{hero} baked {a bake.full} with {hero.his} {elder} and <quietly> brought it over.")
+        t("{hero} and {hero.his} {elder} baked {a bake.full}, and {hero} <quietly> took it over.")
     else:
-        t("{hero} baked {a bake.full} with {hero.his} {elder} and <quickly> ran over with it.")
+        t("{hero} and {hero.his} {elder} baked {a bake.full}, and {hero} <quickly> ran over with it.")
     t('"<Welcome>! I am {hero}," {hero.he} said <kindly>.')
     t.paragraph()
-    t('"I am {friend}," said {friend} <sadly>. {Friend.He} <felt> <very> {sad}. "My {toy.full} is <gone>."')
-    t('"<Cheer>," said {hero} <kindly>. They <looked_in> {a container.full}, but <found_nothing>.')
-    t("<Then>, {hero} <hurried> to {a other_container.full} {spot.full}, and the {toy} was (in it|inside|at the bottom|on top).")
+    t('"I lost my {toy.full}," said {friend} <sadly>. {Friend.He} <felt> <very> {sad}.')
+    t('"<Cheer>," said {hero} <kindly>. They <dug> in {a container.full}, but <found_nothing>.')
+    t("<Soon>, {hero} <hurried> to {a other_container.full} {spot.full}, and there was the {toy}!")
     t.paragraph()
-    t('"<Thanks>, {hero}!" said {friend} <happily>. They (ate|shared|split|finished) the {bake}. It was <tasty>.')
-    night(t)
+    t('"<Thanks>, {hero}!" said {friend} <happily>.')
+    t("They (ate|shared|split|finished) the {bake} and played <a_while>. {hero} <felt> <very> {glad}.")
+    t.ask("Who moved in next door?", "{friend}.")
+    t.ask("Who helped {hero} to bake?", "{Hero.His} {elder}.")
+    t.ask("What did {friend} lose?", "The {toy.full}.")
+    t.ask("What did {hero} take to {friend}?", "{A bake.full}.")
+    t.ask("Where was the {toy}?", "In the {other_container.full}.")
+    t.ask("Where did they look first?", "In the {container.full}.")
+    t.ask("Why was {friend} {sad}?", "{Friend.He} lost the {toy}.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+    t.ask("What happened after they found the {toy}?", "They ate the {bake}.")
 
 
 def first_music(t):
     """An instrument sounds awful, until it is practiced."""
     opening(t)
+    t("One <day>, {hero.he} found {a instrument.full} {spot.full} and played it.")
+    t("It sounded <sounded>! {Hero.His} {elder} covered {elder.his} ears, and {hero} <felt> <very> {sad}.")
+    t.paragraph()
+    visitor(t)
+    t('"<Cheer>," said {friend} <kindly>. "Just practice."')
+    if t["trait"].kind == "quiet":
+        t("So {hero} <quietly> practiced on the {instrument} <a_while> every (day|morning|evening|afternoon).")
+    else:
+        t("So {hero} <quickly> practiced on the {instrument} <a_while> every (day|morning|evening|afternoon).")
+    t.paragraph()
+    t("<Days_later>, {hero} played a <played> for {friend} and {hero.his} {elder}.")
+    t("They <clapped>, and {hero} <felt> <very> {glad}.")
+    t('"<Praise>!" said {hero.his} {elder} <happily>, and put the {instrument} {spot} again.')
+    t.ask("Who told {hero} to practice?", "{friend}.")
+    t.ask("Who covered {elder.his} ears?", "{Hero.His} {elder}.")
+    t.ask("What did {hero} find?", "{A instrument.full}.")
+    t.ask("Where did {hero} find the {instrument}?", "{Spot}.")
+    t.ask("Why was {hero} {sad}?", "The {instrument} sounded bad.")
+    t.ask("How did {hero} feel in the end?", "{Glad}.")
+    t.ask("How did {hero} learn to play?", "{Hero.He} practiced.")
+    t.ask("What happened after {hero} played for them?", "They <clapped>.")
+
+
+def old_box(t):
+    """Something locked is found; its key is in something else, and in it is a toy of long ago."""
+    opening(t)
+    t("One <day>, {hero} found {a container.full} {spot.full}, but it was locked.")
+    t('"I lost the key," said {hero.his} {elder} <sadly>.')
+    t.paragraph()
+    visitor(t)
+    if t["trait"].kind == "quiet":
+        t("They <quietly> (looked|searched|peeked|peered) {other_spot.full}, but <found_nothing>.")
+    else:
+        t("They <quickly> (ran|rushed|raced|dashed) to look {other_spot.full}, but <found_nothing>.")
+    t("{hero} <felt> <very> {sad}.")
+    t("Then {friend} (shook|turned over|picked up|lifted) {a vessel.full}, and out fell {a key.full}!")
+    thanks(t, "friend")
+    t.paragraph()
+    t("The {key} fit, and in the {container} was {a toy.full}.")
+    t('"My {toy}!" said {hero.his} {elder} <happily>. "I had it when I was (five|six|seven|eight)."')
+    t("They all played with it <a_while>. {hero} <felt> <very> {glad}.")
+    t.ask("Who found the {key}?", "{friend}.")
+    t.ask("Who had lost the key?", "{Hero.His} {elder}.")
+    t.ask("Whose {toy} was in the {container}?", "{Hero.His} {elder}'s.")
+    t.ask("What was in the {container}?", "{A toy.full}.")
+    t.ask("Where was the {key}?", "In the {vessel.full}.")
+    t.ask("Where did {hero} find the {container}?", "{Spot}.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+    t.ask("What happened after they found the {key}?", "They opened the {container}.")
+
+
+def messy_room(t):
+    """What is needed cannot be found in a mess; tidying up finds it, and a toy as well."""
+    opening(t)
+    t("{Hero.His} room was (a mess|a big mess|messy|untidy|in a mess|full of junk|upside down|a terrible mess).")
+    t("One <cold_day> <home_day>, {hero.his} <friendly> friend {friend} <came>.")
+    t('"Let us (play|go|run|race) outside!" said {friend} <happily>. But {hero} could not find {hero.his} {clothes.full}.')
+    if t["trait"].kind == "quiet":
+        t("{Hero.He} <quietly> (looked|searched|peeked|peered) {spot.full}, but <found_nothing>.")
+    else:
+        t("{Hero.He} <quickly> (ran|rushed|raced|dashed) to look {spot.full}, but <found_nothing>.")
+    t("{hero} <felt> <very> {sad}.")
+    t.paragraph()
+    t('"<Cheer>," said {friend} <kindly>. "Let us tidy up."')
+    t("They put <junk> into {a container.full} <a_while>.")
+    t("<At_last>, {other_spot.full}, there was the {clothes}, and next to it a long-lost {toy.full}!")
+    t.paragraph()
+    thanks(t, "friend")
+    t("They (ran|raced|went|hurried) outside with the {toy}, and {hero} was not {sad} anymore.")
+    bedtime(t)
 
 
 PLOTS = dict(
@@ -298,4 +377,8 @@ PLOTS = dict(
     sick_friend=sick_friend,
     knitted_gift=knitted_gift,
     blanket_fort=blanket_fort,
+    new_neighbor=new_neighbor,
+    first_music=first_music,
+    old_box=old_box,
+    messy_room=messy_room,
 )

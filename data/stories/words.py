@@ -250,17 +250,19 @@ LISTS = dict(
         cape: {COLORS}, striped, warm, soft, long, woolen, thick
         blanket: {COLORS}, striped, warm, soft, long, woolen, thick
     """),
-    instrument=WordList("""
-        drum: old, little, red, blue, shiny, new; sound=Boom, boom
-        flute: old, little, silver, wooden, shiny, new; sound=Toot, toot
-        trumpet: old, little, golden, silver, shiny, new; sound=Toot, toot
-        horn: old, little, golden, silver, shiny, new; sound=Toot, toot
-        fiddle: old, little, brown, wooden, shiny, new; sound=Squeak, squeak
-        violin: old, little, brown, wooden, shiny, new; sound=Squeak, squeak
-        guitar: old, little, red, brown, wooden, new; sound=Plink, plonk
-        banjo: old, little, red, brown, wooden, new; sound=Plink, plonk
-        piano: old, little, black, brown, white, new; sound=Plink, plonk
-        harp: old, little, golden, brown, wooden, new; sound=Plink, plonk
+    instrument=WordList(f"""
+        drum: {COLORS}, old, little, shiny, new, tin, loud
+        flute: {COLORS}, old, little, shiny, new, wooden, silver
+        trumpet: {COLORS}, old, little, shiny, new, silver, golden
+        horn: {COLORS}, old, little, shiny, new, silver, golden
+        fiddle: {COLORS}, old, little, shiny, new, wooden, fine
+        violin: {COLORS}, old, little, shiny, new, wooden, fine
+        guitar: {COLORS}, old, little, shiny, new, wooden, fine
+        banjo: {COLORS}, old, little, shiny, new, wooden, fine
+        recorder: {COLORS}, old, little, shiny, new, wooden, plastic
+        clarinet: {COLORS}, old, little, shiny, new, wooden, fine
+        accordion: {COLORS}, old, little, shiny, new, heavy, fine
+        ukulele: {COLORS}, old, little, shiny, new, wooden, fine
     """),
     # dogs of all kinds
     dog=WordList(f"""
@@ -352,20 +354,23 @@ LISTS = dict(
         ghost: white, green, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, shy, clumsy, noisy, little
     """),
     # what mends a toy
-    glue=WordList("glue\ntape\nstring\nwire\nwax\nthread\npaste\ncement"),
+    glue=WordList("glue\ntape\nstring\nwire\nribbon\nthread\npaste\nneedle and thread"),
     # furniture that holds up a tent
     frame=WordList("chairs\ntables\nstools\nbenches\nboxes\nbarrels\narmchairs\nladders"),
     room=WordList("kitchen\nattic\nhall\nbedroom\nliving room\nplayroom\ncellar\ngarage"),
     key_kind=WordList("key: little, old, rusty, golden, silver, iron, brass, black"),
     weather=entries("sunny rainy windy cloudy snowy cold warm foggy stormy frosty misty chilly mild breezy gray hot"),
     sad=entries(
-        "sad unhappy upset miserable gloomy tearful heartbroken downhearted troubled glum sorrowful disappointed hopeless worried dejected down"
+        "sad unhappy upset miserable gloomy tearful discouraged downhearted troubled "
+        "glum sorrowful disappointed distressed worried dejected down"
     ),
     glad=entries(
-        "happy glad pleased delighted joyful thankful overjoyed content grateful thrilled merry jolly cheery satisfied carefree lighthearted"
+        "happy glad pleased joyful thankful content grateful merry jolly "
+        "cheery satisfied carefree lighthearted peaceful lucky proud"
     ),
     scared=entries(
-        "scared afraid frightened nervous uneasy worried alarmed terrified anxious fearful shaky startled tense panicky jumpy spooked"
+        "scared afraid frightened nervous uneasy worried alarmed timid anxious "
+        "fearful shaky startled tense restless jumpy spooked"
     ),
     cross=entries("angry cross annoyed grumpy mad sulky grouchy furious"),
     # Outdoors: animals with what they like to eat and where they live
@@ -663,6 +668,8 @@ ROLES = dict(
     spot="spot",
     other_spot="spot",
     container="container",
+    old_toy="toy",
+    item="clothes",
     other_container="container",
     clothes="clothes",
     instrument="instrument",
@@ -743,9 +750,9 @@ PHRASES = dict(
     # how
     very="(very|so|really|quite|truly|ever so|so very|very, very)",
     kindly="((kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|eagerly|"
-    "thoughtfully|firmly|quietly|bravely|merrily|readily|gladly|tenderly|lovingly|wisely|lightly|happily|simply|"
-    "honestly|earnestly|freely|promptly|nicely|encouragingly)|with a (kind|warm|big|little|quick|wide|friendly|"
-    "gentle|happy|bright|shy|soft|sweet|broad|merry|clever) (smile|nod|grin|laugh))",
+    "thoughtfully|firmly|quietly|bravely|merrily|at once|gladly|tenderly|lovingly|wisely|lightly|happily|cheerily|"
+    "reassuringly|earnestly|comfortingly|promptly|nicely|encouragingly)|with a (kind|warm|big|little|quick|wide|friendly|"
+    "gentle|happy|bright|shy|soft|sweet|broad|merry|calm) (smile|nod|grin|laugh))",
     happily="((happily|merrily|gladly|cheerfully|brightly|joyfully|loudly|proudly|warmly|eagerly|excitedly|gratefully|"
     "sweetly|softly|quickly|politely)|with a (happy|merry|glad|cheerful|bright|joyful|loud|proud|warm|big|wide|"
     "broad|great|little|quick|sweet) (smile|laugh|grin|cheer))",
@@ -847,6 +854,12 @@ PHRASES = dict(
     "wildly|merrily|with joy|with delight|again and again|from start to end)",
     please="(please teach|teach|can you teach|could you teach)",
     looked_in="(looked|searched|peeked|peered|hunted|dug|rummaged|felt) (deep in|around in|at once in|together in)",
+    days_later="(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty) (days|weeks) later",
+    sounded="(like (an old|an angry|a hungry|a sick|a lonely|a sleepy|a big|a sad) (cat|goose|pig|cow|frog|door|owl|goat)|"
+    "(awful|terrible|horrible|dreadful|loud and bad|harsh|shrill|flat))",
+    dug="(dug|looked|searched|reached|hunted|rummaged|groped|felt) (deep|around|about|again)",
+    praise="(bravo|well done|how lovely|wonderful|that was great|what a song|good job|so beautiful)",
+    junk="(old|dirty|torn|lost|broken|dusty|loose|empty) (socks|books|boxes|bottles|shirts|papers|crayons|blocks)",
     # what they say
     wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|not so fast|"
     "go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
