@@ -3,101 +3,375 @@
 from slm_np.data.stories.shared import bedtime, opening, thanks
 
 
+def comfort(t, helper, feeling):
+    """The role `helper` comforts somebody who has the role `feeling`."""
+    t(f'"Do not be {{{feeling}}}. <Cheer>," {{{helper}}} <spoke> <kindly>.')
+
+
 def flyer_in_tree(t):
     """A toy that flies is caught in a tree: a quiet child uses a tool, a bold one climbs."""
     opening(t)
-    t("<one_day>, {hero.he} <went> to the {place.full} with {hero.his} <friendly> friend {friend} and {a flyer.full}.")
-    t("<Soon>, a <rough> wind blew the {flyer} into {a tree.full}. {hero} <became> <very> {sad}.")
+    t("<one_day>, {hero.he} <went> to the {place.full} with {hero.his} <friendly> <pal> {friend} and {a flyer.full}.")
+    t("<Soon>, a <rough> <wind> blew it into {a tree.full}. {hero} <became> <very> {sad}.")
     t.paragraph()
-    t('"Do not be {sad}. <Cheer>," {friend} <spoke> <kindly>.')
+    comfort(t, "friend", "sad")
     if t["trait"].kind == "quiet":
         t("{Friend.He} had {a tool.full}, and {hero}, who was {trait}, <gently> freed the {flyer} with the {tool}.")
         t.ask("What did {friend} have?", "{A tool.full}.")
         t.ask("How did {hero} get the {flyer} back?", "With the {tool}.")
     else:
-        t(
-            "But {hero} was {trait} and <boldly> climbed up. {Hero.He} freed the {flyer}, but tore {hero.his} {wear.full}."
-        )
-        t("{friend} <gently> mended the {wear}.")
+        t("{hero}, who was {trait}, <boldly> got the {flyer}, but tore {hero.his} {wear.full}. {friend} <gently> mended the {wear}.")
         t.ask("What did {hero} tear?", "{Hero.His} {wear.full}.")
         t.ask("Who mended the {wear}?", "{friend}.")
     t.paragraph()
     thanks(t, "friend")
-    t("They went far from the {tree} and <had_fun> {place.at} the {place}. {hero} was {glad}.")
+    t("They left the {tree} and <had_fun> {place.at} the {place}. {hero} was {glad}.")
     bedtime(t)
     t.ask("Where did the wind blow the {flyer}?", "Into {a tree.full}.")
     t.ask("Why was {hero} {sad}?", "Because the {flyer} was in the {tree}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
     t.ask("Where did {hero} and {friend} go that day?", "To the {place.full}.")
     t.ask("Who went to the {place} with {hero}?", "{friend}.")
+    t.ask("What happened before {hero} was {sad}?", "The wind blew the {flyer} into the {tree}.")
 
 
 def lost_in_the_woods(t):
     """Two children lose their way, and go back from landmark to landmark."""
     opening(t)
-    t("<one_day>, {hero.he} <went> into the woods with {hero.his} <friendly> friend {friend}.")
+    t("<one_day>, {hero.he} <went> into the woods with {hero.his} <friendly> <pal> {friend}.")
     t("They passed {a mark.full}, then {a next_mark.full}, and <had_fun>.")
-    t("<Soon>, it got (dark|foggy|late|misty), and they were lost. {friend} <became> <very> {scared}.")
+    t("<Soon>, they were lost. {friend} <became> <very> {scared}.")
     t.paragraph()
-    t('"Do not be {scared}. <Cheer>," {hero} <spoke> <kindly>.')
+    comfort(t, "hero", "scared")
     if t["trait"].kind == "quiet":
-        t('{Hero.He} was {trait} and <thought>. "We came from the {next_mark}," {hero.he} <told>.')
+        t("{Hero.He} was {trait} and <thought>. They had come from the {next_mark}!")
         t.ask("How did {hero} find the way?", "{Hero.He} thought about it.")
     else:
-        t('{Hero.He} was {trait} and <boldly> climbed a tree. "I see the {next_mark}," {hero.he} <told>.')
+        t("{Hero.He} was {trait} and <boldly> climbed a tree. There was the {next_mark}!")
         t.ask("How did {hero} find the way?", "{Hero.He} climbed a tree.")
-    t(
-        "They <went> to the {next_mark} and on to the {mark}. There stood {hero}'s {elder} with "
-        "{a treat.full} and {a wear.full}."
-    )
+    t("They <went> back to it and <went> on to the {mark}. There was {hero}'s {elder} with {a treat.full}.")
     t.paragraph()
-    t("{friend} was not {scared} anymore and ate the {treat} <happily>. {hero} put on the {wear} and was {glad}.")
+    t("{friend} ate the {treat} <happily>, and {hero} <became> {glad}.")
     bedtime(t)
     t.ask("What did they pass first?", "{A mark.full}.")
     t.ask("What did they pass after the {mark}?", "{A next_mark.full}.")
     t.ask("Why was {friend} {scared}?", "Because they were lost.")
     t.ask("Where were they lost?", "In the woods.")
-    t.ask("Who stood at the {mark}?", "{hero}'s {elder}.")
+    t.ask("Who was waiting at the {mark}?", "{hero}'s {elder}.")
     t.ask("What did {friend} eat?", "{A treat.full}.")
-    t.ask("Who put on {a wear.full}?", "{hero}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
 def stuck_animal(t):
     """A wild animal is stuck; it is freed, fed until it is well, and brought home."""
     opening(t)
-    t("<one_day>, {hero.he} <went> out and found {a beast.full}. It was (stuck|caught|trapped) in {a trap.full}.")
+    t("<one_day>, {hero.he} <went> out with {hero.his} <friendly> <pal> {friend}.")
+    t("<Soon>, they found {a beast.full} in {a trap.full}. It was stuck, and {friend} <became> <very> {sad}.")
+    t.paragraph()
+    comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
-        t(
-            "{hero} was {trait} and <gently> talked to the {beast} (until it was calm|to calm it down|for a while|for a bit)."
-        )
-        t("Then {hero.he} freed it from the {trap} and took it home in {hero.his} {wear.full}.")
+        t("{Hero.He} was {trait}, <gently> freed it from the {trap} and laid it on {hero.his} {wear.full}.")
     else:
-        t("{hero} was {trait} and <boldly> (reached|crawled|climbed|went) right into the {trap}.")
-        t("{Hero.He} freed the {beast} and took it home in {hero.his} {wear.full}.")
+        t("{Hero.He} was {trait}, <boldly> jumped into the {trap} and laid it on {hero.his} {wear.full}.")
+    t("It slept on the {wear}, and for {number} days they <gently> fed it {beast.eats}.")
     t.paragraph()
-    t(
-        '"(We can keep it|It can stay|Let us feed it|We will help it) until it is well," said {hero.his} {elder} <kindly>.'
-    )
-    t("They put it in {a container.full} and gave it {beast.eats} <a_while>.")
-    t("After {number} days, the {beast} was well. {hero} <felt> {sad} to lose it, but put on the {wear},")
-    t("took the {container} to {beast.home} and <gently> let the {beast} go.")
-    t.paragraph()
-    t(
-        "{number} days later, {hero} was not {sad} anymore: The {beast} came back for {beast.eats}! {Hero.He} was {glad}."
-    )
+    t("When it was strong, they <went> to {beast.home} and <gently> let it go. {hero} was {glad}.")
+    t("The {beast} came back every (week|month|spring|summer|fall|winter|Monday|Friday).")
     bedtime(t)
-    t.ask("What animal did {hero} find?", "{A beast.full}.")
+    t.ask("What animal did they find?", "{A beast.full}.")
     t.ask("Where was the {beast} stuck?", "In {a trap.full}.")
     t.ask("What did the {beast} eat?", "{Beast.eats}.")
-    t.ask("Where did {hero} let the {beast} go?", "At {beast.home}.")
-    t.ask("Why was {hero} {sad}?", "Because {hero.he} had to let the {beast} go.")
-    t.ask("How did {hero} feel when the {beast} came back?", "{Glad}.")
+    t.ask("Where did they let the {beast} go?", "At {beast.home}.")
+    t.ask("Why was {friend} {sad}?", "Because the {beast} was stuck.")
     t.ask("Who freed the {beast}?", "{hero}.")
+    t.ask("How many days did they feed the {beast}?", "{Number}.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+
+
+def hut_of_straw(t):
+    """What is built of weak stuff falls down; what is built of strong stuff stays."""
+    opening(t)
+    t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} built {a building.full} of {weak}.")
+    t("But <night>, a <rough> <wind> blew it into {a tree.full}. {friend} <became> <very> {sad}.")
+    t.paragraph()
+    comfort(t, "hero", "sad")
+    if t["trait"].kind == "quiet":
+        t("{Hero.He} was {trait} and <thought>. The {weak} had been too light!")
+        t("They <gently> built a new {building} of {strong}, and it took {number} (hours|days|weeks|mornings).")
+        t.ask("What did {hero} do first after the wind?", "{Hero.He} thought.")
+    else:
+        t("{Hero.He} was {trait} and <boldly> cleared away the {weak}.")
+        t("They <gently> built a new {building} of {strong}, and it took {number} (hours|days|weeks|mornings).")
+        t.ask("What did {hero} do first after the wind?", "{Hero.He} cleared away the {weak}.")
+    t.paragraph()
+    t("A <rough> <wind> shook the {tree}, but not the {strong}. {hero} was {glad}, and they <had_fun>.")
+    bedtime(t)
+    t.ask("What did they build?", "{A building.full}.")
+    t.ask("What did they build it of first?", "{Weak}.")
+    t.ask("What did they build it of later?", "{Strong}.")
+    t.ask("Where did the wind blow it?", "Into {a tree.full}.")
+    t.ask("Why was {friend} {sad}?", "Because the wind blew the {building} away.")
+    t.ask("What happened before they took {strong}?", "The wind blew the {building} away.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+
+
+def the_race(t):
+    """A friend falls in a race, and a prize is not the most important thing."""
+    opening(t)
+    t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} ran a race to {a tree.full} for {a prize.full}.")
+    t("<Soon>, {friend} fell over {a mark.full}, hurt {friend.his} {body} and <became> <very> {sad}.")
+    t.paragraph()
+    if t["trait"].kind == "quiet":
+        comfort(t, "hero", "sad")
+        t("{Hero.He} was {trait} and <gently> put {hero.his} {wear.full} around the {body}.")
+        t("With the {wear}, they <went> from the {mark} to the {tree} and shared the {prize}.")
+        t.ask("What did {hero} put around {friend}'s {body}?", "{Hero.His} {wear.full}.")
+        t.ask("Who got the {prize}?", "Both of them.")
+    else:
+        t("{hero} was {trait} and <boldly> ran to the {tree}, but then {hero.he} <went> back to the {mark}.")
+        comfort(t, "hero", "sad")
+        t("{Hero.He} gave {friend} the {prize} and <gently> washed the {body}.")
+        t.ask("Who got to the {tree} first?", "{hero}.")
+        t.ask("Who got the {prize} in the end?", "{friend}.")
+    t.paragraph()
+    t('"<Thanks>, {hero}!" {friend} <spoke> <happily>. {hero} was {glad}, and they <had_fun>.')
+    bedtime(t)
+    t.ask("Where did they run to?", "To {a tree.full}.")
+    t.ask("What did {friend} fall over?", "{A mark.full}.")
+    t.ask("What was the prize?", "{A prize.full}.")
+    t.ask("What did {friend} hurt?", "{Friend.His} {body}.")
+    t.ask("Why was {friend} {sad}?", "Because {friend.he} fell and hurt {friend.his} {body}.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+
+
+def lost_coins(t):
+    """A pocket has a hole; the coins are found, and buy what they were for."""
+    opening(t)
+    t("<one_day>, {hero.he} <went> to town with {number} coins to buy {hero.his} {elder} {a present.full}.")
+    t("<Soon>, the coins fell out of {hero.his} {wear.full}. {Hero.He} <became> <very> {sad}.")
+    t.paragraph()
+    t('"Do not be {sad}. <Cheer>," {hero.his} <friendly> <pal> {friend} <spoke> <kindly>.')
+    if t["trait"].kind == "quiet":
+        t("{hero} was {trait}, <gently> looked around and found all {number} near {a mark.full}.")
+        t.ask("Who found the coins?", "{hero}.")
+    else:
+        t("{hero} was {trait} and <boldly> asked everybody, and {friend} found all {number} near {a mark.full}.")
+        t.ask("Who found the coins?", "{friend}.")
+    t("From the {mark} they <went> to the shop, and {hero.he} bought the {present}.")
+    t.paragraph()
+    thanks(t, "friend")
+    t("{Hero.His} {elder} (put|set|laid) the {present} on the table, <gently> mended the {wear} and was {glad}.")
+    t('"It is <nice>," {elder.he} <spoke> <happily>. {hero} was {glad}, too.')
+    bedtime(t)
+    t.ask("What did {hero} buy?", "{A present.full}.")
+    t.ask("Who was the {present} for?", "{hero}'s {elder}.")
+    t.ask("Where were the coins found?", "Near {a mark.full}.")
+    t.ask("Why was {hero} {sad}?", "Because the coins were gone.")
+    t.ask("How many coins did {hero} have?", "{Number}.")
+    t.ask("What did the coins fall out of?", "{hero}'s {wear.full}.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+
+
+def boat_adrift(t):
+    """A toy boat drifts away: a quiet child makes waves, a bold one gets wet."""
+    opening(t)
+    t("<one_day>, {hero.he} <went> to {a water.full} with {hero.his} <friendly> <pal> {friend} and {a boat.full}.")
+    t("<Soon>, a <rough> <wind> blew it far out. {hero} <became> <very> {sad}.")
+    t.paragraph()
+    comfort(t, "friend", "sad")
+    if t["trait"].kind == "quiet":
+        t("{hero} was {trait} and <gently> threw {number} stones behind it. The waves pushed it back!")
+        t.ask("How did {hero} get the {boat} back?", "{Hero.He} threw stones behind it.")
+        t.ask("How many stones did {hero} throw?", "{Number}.")
+    else:
+        t("{hero} was {trait} and <boldly> swam after it in {hero.his} {wear.full}. {friend} <gently> dried the {wear}.")
+        t.ask("How did {hero} get the {boat} back?", "{Hero.He} swam after it.")
+        t.ask("Who dried the {wear}?", "{friend}.")
+    t.paragraph()
+    thanks(t, "friend")
+    t("{hero} was {glad}. They tied a {color} string to the {boat} and <had_fun> by the {water}.")
+    bedtime(t)
+    t.ask("What did {hero} take to the {water}?", "{A boat.full}.")
+    t.ask("Where did they go?", "To {a water.full}.")
+    t.ask("What color was the string?", "{Color}.")
+    t.ask("Why was {hero} {sad}?", "Because the wind blew the {boat} far out.")
+    t.ask("Who comforted {hero}?", "{friend}.")
+    t.ask("What happened after they got the {boat} back?", "They tied a string to it.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+
+
+def thunderstorm(t):
+    """A storm frightens a friend; it passes, and the path home is muddy."""
+    opening(t)
+    t("<one_day>, {hero.he} <went> to the {place.full} with {hero.his} <friendly> <pal> {friend}, and they <had_fun>.")
+    t("<Soon>, a <rough> storm came. They hid in {a shelter.full}, and {friend} <became> <very> {scared}.")
+    t.paragraph()
+    comfort(t, "hero", "scared")
+    if t["trait"].kind == "quiet":
+        t("{Hero.He} was {trait} and <gently> broke {a treat.full} in two. They ate the {treat} <happily>.")
+        t.ask("What did they eat?", "{A treat.full}.")
+        t.ask("Who broke the {treat} in two?", "{hero}.")
+    else:
+        t("{Hero.He} was {trait} and <boldly> gave {friend} {hero.his} {wear.full}. {friend} put on the {wear} <happily>.")
+        t.ask("What did {hero} give to {friend}?", "{Hero.His} {wear.full}.")
+        t.ask("Who put on the {wear}?", "{friend}.")
+    t.paragraph()
+    t("<Soon>, the sun came out. They left the {shelter} and <went> home from the {place}.")
+    t("The path was muddy now, so their (shoes|socks|boots|feet|legs|knees|pants|sleeves) got dirty, but {hero} was {glad}.")
+    bedtime(t)
+    t.ask("Where did they hide?", "In {a shelter.full}.")
+    t.ask("Why did they hide?", "Because a storm came.")
+    t.ask("Who was {scared}?", "{friend}.")
+    t.ask("Where did they go that day?", "To the {place.full}.")
+    t.ask("What happened after the storm?", "The sun came out.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+
+
+def shared_lunch(t):
+    """A friend's lunch is eaten by an animal; lunch is shared, and shared back."""
+    opening(t)
+    t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} sat under {a tree.full} and <had_fun>.")
+    t("<Soon>, {a beast.full} ate {friend.his} {treat.full}. {friend} <became> <very> {sad}.")
+    t.paragraph()
+    comfort(t, "hero", "sad")
+    if t["trait"].kind == "quiet":
+        t("{Hero.He} was {trait} and <gently> gave the {beast} {beast.eats}, then cut {hero.his} {other_treat.full} in two.")
+        t.ask("Who gave the {beast} {beast.eats}?", "{hero}.")
+    else:
+        t("{Hero.He} was {trait} and <boldly> chased the {beast} away, then cut {hero.his} {other_treat.full} in two.")
+        t.ask("Who chased the {beast} away?", "{hero}.")
+    t('"<Thanks>, {hero}!" {friend} <spoke> <happily> and ate the {other_treat}.')
+    t.paragraph()
+    t("<Next_day>, {friend} brought a new {treat} to the {tree} and shared it. {hero} was {glad}.")
+    bedtime(t)
+    t.ask("What did {hero} cut in two?", "{Hero.His} {other_treat.full}.")
+    t.ask("What animal ate {friend}'s {treat}?", "{A beast.full}.")
+    t.ask("Where did they sit?", "Under {a tree.full}.")
+    t.ask("Why was {friend} {sad}?", "Because the {treat} was gone.")
+    t.ask("Whose {treat} was eaten?", "{friend}'s.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+
+
+def kept_promise(t):
+    """A child keeps a promise although there is something nicer to do."""
+    opening(t)
+    t("<one_day>, {hero.he} promised to feed {a kept.full}. It belonged to {hero.his} <friendly> <pal> {friend}.")
+    t("<Soon>, there was {a event} in town, and {hero} <became> <very> {sad}.")
+    t.paragraph()
+    comfort(t, "elder", "sad")
+    if t["trait"].kind == "quiet":
+        t("{hero} was {trait} and <thought>. Then {hero.he} <went> to the {kept} and not to the {event}.")
+        t.ask("What did {hero} do before {hero.he} went to the {kept}?", "{Hero.He} thought.")
+    else:
+        t("{hero} was {trait}, but on the way to the {event}, {hero.he} <boldly> turned around and <went> to the {kept}.")
+        t.ask("What did {hero} do on the way to the {event}?", "{Hero.He} turned around.")
+    t("It was stuck in {a trap.full}! {hero} <gently> freed it from the {trap} and gave it {kept.eats}.")
+    t.paragraph()
+    t('<Next_day>, {friend} came back. "<Thanks>, {hero}!" {friend.he} <spoke> <happily>.')
+    t("They fed the {kept} more {kept.eats}, <went> to the {event} and <had_fun>. {hero} was {glad}.")
+    bedtime(t)
+    t.ask("What animal did {hero} feed?", "{A kept.full}.")
+    t.ask("Whose {kept} was it?", "{friend}'s.")
+    t.ask("What did {hero} give to the {kept}?", "{Kept.eats}.")
+    t.ask("Where was the {kept} stuck?", "In {a trap.full}.")
+    t.ask("Why was {hero} {sad}?", "Because {hero.he} could not go to the {event}.")
+    t.ask("Where did they go in the end?", "To the {event}.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+
+
+def first_day_at_school(t):
+    """A child is afraid of a new school, and makes a friend by helping."""
+    opening(t)
+    t("One <fine> (Monday|Tuesday|Wednesday|Thursday|Friday|August|September|fall) morning, {hero.he} <went> to a new school.")
+    t("{Hero.He} <became> <very> {scared}. {teacher}, a <dear> teacher, showed {hero.him} the class.")
+    t.paragraph()
+    t('"Do not be {scared}. <Cheer>," a {friend.girl} named {friend} <spoke> <kindly>.')
+    t("<Soon>, {friend} could not find {friend.his} {school_thing.full}.")
+    if t["trait"].kind == "quiet":
+        t("{hero}, who was {trait}, <gently> looked around and saw the {school_thing} under the desk.")
+        t.ask("Where was the {school_thing}?", "Under the desk.")
+    else:
+        t("{hero}, who was {trait}, <boldly> asked {teacher} and got the {school_thing} back for {friend.him}.")
+        t.ask("Who did {hero} ask?", "{teacher}.")
+    t('"<Thanks>, {hero}!" {friend} <spoke> <happily>.')
+    t.paragraph()
+    t("{friend} drew {a subject.full}, and {hero} drew {a other_subject.full}.")
+    t("{teacher} <gently> hung the {subject} and the {other_subject} on the wall. {hero} was {glad}.")
+    bedtime(t)
+    t.ask("Why was {hero} {scared}?", "Because the school was new.")
+    t.ask("What did {friend} lose?", "{Friend.His} {school_thing.full}.")
+    t.ask("What did {friend} draw?", "{A subject.full}.")
+    t.ask("What did {hero} draw?", "{A other_subject.full}.")
+    t.ask("Who was the teacher?", "{teacher}.")
+    t.ask("Where did {hero} go that morning?", "To a new school.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+
+
+def broken_pot(t):
+    """Something of a neighbor is broken; it is owned up to, and made good by work."""
+    opening(t)
+    t("<one_day>, {hero.he} <had_fun> near the house of {hero.his} <friendly> neighbor {friend}.")
+    t("<Soon>, {hero.he} ran into {a fragile.full}, and it broke. {hero} <became> <very> {scared}.")
+    t.paragraph()
+    if t["trait"].kind == "quiet":
+        t('{Hero.He} was {trait} and <thought>. "I broke your {fragile}," {hero.he} told {friend} <sadly>.')
+        t.ask("What did {hero} do before {hero.he} told {friend}?", "{Hero.He} thought.")
+    else:
+        t('{Hero.He} was {trait} and <boldly> rang the bell. "I broke your {fragile}," {hero.he} told {friend} <sadly>.')
+        t.ask("What did {hero} do before {hero.he} told {friend}?", "{Hero.He} rang the bell.")
+    comfort(t, "friend", "scared")
+    t('"You can {chore}." So for {number} days, {hero} <gently> {chore.did} for {friend.him}.')
+    t.paragraph()
+    t("Then they made a new {fragile} and shared {a treat.full}. {hero} ate the {treat} <happily> and was {glad}.")
+    bedtime(t)
+    t.ask("What did {hero} break?", "{A fragile.full}.")
+    t.ask("Whose {fragile} was it?", "{friend}'s.")
+    t.ask("Why was {hero} {scared}?", "Because {hero.he} broke the {fragile}.")
+    t.ask("What did they share?", "{A treat.full}.")
+    t.ask("How many days did {hero} work?", "{Number}.")
+    t.ask("Who was {hero}'s neighbor?", "{friend}.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
+
+
+def slow_seed(t):
+    """A seed takes its time: a quiet child waters it, a bold one digs it up."""
+    opening(t)
+    t("<one_day>, {hero.he} planted a seed near {a mark.full} to grow {a crop.full}.")
+    t("After {number} days, there was nothing to see, and {hero} <became> <very> {sad}.")
+    t.paragraph()
+    t('"Do not be {sad}. <Cheer>," {hero.his} <friendly> <pal> {friend} <spoke> <kindly>.')
+    if t["trait"].kind == "quiet":
+        t("{hero} was {trait}, <went> to the {mark} every morning and <gently> watered the seed.")
+        t.ask("What did {hero} do every morning?", "{Hero.He} watered the seed.")
+    else:
+        t("{hero} was {trait} and <boldly> dug up the seed near the {mark}. {friend} <gently> put it back.")
+        t.ask("What did {hero} do with the seed?", "{Hero.He} dug it up.")
+    t.paragraph()
+    t("<Soon>, a <rough> rain fell, then the sun shone, and the {crop} grew and grew.")
+    t("With {a tool.full}, they <gently> got it home. The {tool} broke, but the {crop} was <nice>, and {hero} was {glad}.")
+    t("They made {crop} {crop.dish} and ate it <happily>.")
+    bedtime(t)
+    t.ask("What did {hero} grow?", "{A crop.full}.")
+    t.ask("Where did {hero} plant the seed?", "Near {a mark.full}.")
+    t.ask("Why was {hero} {sad}?", "Because there was nothing to see.")
+    t.ask("What did they make?", "{Crop} {crop.dish}.")
+    t.ask("What broke?", "The {tool}.")
+    t.ask("What happened after the rain?", "The sun shone.")
+    t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
 PLOTS = dict(
     flyer_in_tree=flyer_in_tree,
     lost_in_the_woods=lost_in_the_woods,
     stuck_animal=stuck_animal,
+    hut_of_straw=hut_of_straw,
+    the_race=the_race,
+    lost_coins=lost_coins,
+    boat_adrift=boat_adrift,
+    thunderstorm=thunderstorm,
+    shared_lunch=shared_lunch,
+    kept_promise=kept_promise,
+    first_day_at_school=first_day_at_school,
+    broken_pot=broken_pot,
+    slow_seed=slow_seed,
 )
