@@ -86,10 +86,10 @@ def muddy_dog(t):
         t("{Hero.He} <quietly> put the {dog} in {a tub.full} and washed it <how_washed>.")
     else:
         t("{Hero.He} <quickly> took the {dog} into {a tub.full} and washed it <how_washed>.")
-    t("Then {hero.he} washed the {cover} <a_while>.")
+    t("Then {hero.he} washed the {cover} <a_while>. <Soon>, it was <as_new>, and {pet_name} was clean.")
     t.paragraph()
-    t("<At_last>, {pet_name} was clean, and the {cover} was <as_new>.")
-    bedtime(t)
+    t('"<Praise>!" said {hero.his} {elder} <happily>.')
+    night(t)
     t.ask("Who jumped into the puddle?", "{pet_name}.")
     t.ask("Whose {dog} was {pet_name}?", "{hero}'s.")
     t.ask("What got dirty?", "The {cover.full}.")
@@ -187,7 +187,9 @@ def sick_friend(t):
     """A friend is ill and gets soup and a story, and later gives the same back."""
     opening(t)
     t("One <day>, {hero.his} <friendly> friend {friend} had {illness}, <felt> <very> {sad} and <lonely_bed>.")
-    t("So {hero} and {hero.his} {elder} made {soup.full} <busy>, and {hero} (took|brought|carried) it to {friend} in {a pot.full}.")
+    t(
+        "So {hero} and {hero.his} {elder} made {soup.full} <busy>, and {hero} (took|brought|carried) it to {friend} in {a pot.full}."
+    )
     t.paragraph()
     t('"<Thanks>, {hero}!" said {friend} <sadly>.')
     if t["trait"].kind == "quiet":
@@ -196,7 +198,7 @@ def sick_friend(t):
         t("{hero} jumped up and <quickly> played {friend.him} a (long|short|funny|wild) story about {a tale.full}.")
     t("The {soup} was <tasty>, and <soon>, {friend} was <recover>.")
     t.paragraph()
-    t("(A week|Two weeks|Ten days|A month) later, {hero} had {illness}. Now {friend} <came> with {soup.full} in the {pot}.")
+    t("<Days_later>, {hero} had {illness}. Now {friend} <came> with {soup.full} in the {pot}.")
     t("{Friend.He} told {hero.him} the story about the {tale} again, and {hero} <felt> <very> {glad}.")
     t.ask("Who was sick first?", "{friend}.")
     t.ask("Who helped {hero} to make the {soup}?", "{Hero.His} {elder}.")
@@ -249,7 +251,7 @@ def blanket_fort(t):
         t('"<Cheer>," said {hero} <kindly>, and <quietly> put four {frame} under the {cover}.')
     else:
         t('"<Cheer>," said {hero} <kindly>, and <quickly> put four {frame} under the {cover}.')
-    t("(Now|This time|From then on), the tent stood <a_while>, and the {pet} lay in it and got a bit of the {treat}.")
+    t("Now the tent stood <a_while>, and the {pet} got a bit of the {treat}.")
     t.paragraph()
     bedtime(t)
     if fell == 0:
@@ -315,7 +317,7 @@ def first_music(t):
     t.ask("Why was {hero} {sad}?", "The {instrument} sounded bad.")
     t.ask("How did {hero} feel in the end?", "{Glad}.")
     t.ask("How did {hero} learn to play?", "{Hero.He} practiced.")
-    t.ask("What happened after {hero} played for them?", "They <clapped>.")
+    t.ask("What happened before {hero} played for them?", "{hero} practiced.")
 
 
 def old_box(t):
@@ -351,7 +353,9 @@ def messy_room(t):
     opening(t)
     t("{Hero.His} room was (a mess|a big mess|messy|untidy|in a mess|full of junk|upside down|a terrible mess).")
     t("One <cold_day> <home_day>, {hero.his} <friendly> friend {friend} <came>.")
-    t('"Let us (play|go|run|race) outside!" said {friend} <happily>. But {hero} could not find {hero.his} {clothes.full}.')
+    t(
+        '"Let us (play|go|run|race) outside!" said {friend} <happily>. But {hero} could not find {hero.his} {clothes.full}.'
+    )
     if t["trait"].kind == "quiet":
         t("{Hero.He} <quietly> (looked|searched|peeked|peered) {spot.full}, but <found_nothing>.")
     else:

@@ -4,10 +4,10 @@
 def opening(t):
     """Who the story is about: {hero}, {trait} and {elder}, who lives with {hero}."""
     t.choose(
-        "{hero} was {a trait} {hero.girl} who lived <somewhere> with {hero.his} <dear> {elder}.",
-        "Once upon a time, {a trait} {hero.girl} named {hero} lived <somewhere> with {hero.his} <dear> {elder}.",
-        "{hero}, {a trait} {hero.girl}, lived <somewhere> with {hero.his} <dear> {elder}.",
-        "{hero} lived <somewhere> with {hero.his} <dear> {elder}. {Hero.He} was {a trait} {hero.girl}.",
+        "{hero} was {a trait} {hero.girl} of <age> who lived <somewhere> with {hero.his} <dear> {elder}.",
+        "Once upon a time, {a trait} {hero.girl} of <age> named {hero} lived <somewhere> with {hero.his} <dear> {elder}.",
+        "{hero}, {a trait} {hero.girl} of <age>, lived <somewhere> with {hero.his} <dear> {elder}.",
+        "{hero} lived <somewhere> with {hero.his} <dear> {elder}. {Hero.He} was {a trait} {hero.girl} of <age>.",
     )
 
 
@@ -26,7 +26,7 @@ def visitor(t):
 
 def thanks(t, helper):
     """{hero} thanks the role `helper`."""
-    t(f'"<Thanks>, {{{helper}}}!" said {{hero}} <happily>.')
+    t(f'"<Thanks>, {{{helper}}}!" (said|cried) {{hero}} <happily>.')
 
 
 def bedtime(t):

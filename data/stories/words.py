@@ -118,6 +118,10 @@ DRAWN = both("big, little, happy, tiny, huge, funny, jolly, pretty", COLORS)
 PRIZE = both(
     "big, little, pretty, fine, shiny, small, lovely, nice", "golden, silver, red, blue, green, white, purple, yellow"
 )
+EVENT = both(
+    "big, great, little, famous, lovely, new, grand, fine",
+    "merry, noisy, colorful, funny, village, summer, street, children's",
+)
 
 LISTS = dict(
     name=joined(GIRLS, BOYS),
@@ -125,8 +129,16 @@ LISTS = dict(
     boy=BOYS,
     # kind: how such a child goes about things
     trait=joined(
-        entries("careful patient quiet gentle calm shy thoughtful polite", kind="quiet"),
-        entries("brave curious lively cheerful bold playful merry eager", kind="bold"),
+        entries(
+            "careful patient quiet gentle calm shy thoughtful polite modest cautious peaceful sensible steady wise "
+            "tidy timid",
+            kind="quiet",
+        ),
+        entries(
+            "brave curious lively cheerful bold playful merry eager daring fearless energetic confident cheeky noisy "
+            "jolly adventurous",
+            kind="bold",
+        ),
     ),
     elder=joined(
         WordList("mom\ngrandma\naunt", **SHE),
@@ -359,7 +371,10 @@ LISTS = dict(
     frame=WordList("chairs\ntables\nstools\nbenches\nboxes\nbarrels\narmchairs\nladders"),
     room=WordList("kitchen\nattic\nhall\nbedroom\nliving room\nplayroom\ncellar\ngarage"),
     key_kind=WordList("key: little, old, rusty, golden, silver, iron, brass, black"),
-    weather=entries("sunny rainy windy cloudy snowy cold warm foggy stormy frosty misty chilly mild breezy gray hot"),
+    weather=entries(
+        "sunny rainy windy cloudy snowy cold warm foggy stormy frosty misty chilly mild breezy gray hot bright dark wet "
+        "dry cool icy dull lovely pleasant clear drizzly muggy freezing overcast beautiful fine"
+    ),
     sad=entries(
         "sad unhappy upset miserable gloomy tearful discouraged downhearted troubled "
         "glum sorrowful disappointed distressed worried dejected down"
@@ -649,7 +664,16 @@ LISTS = dict(
         dust the shelves; did=dusted the shelves
         polish the spoons; did=polished the spoons
     """),
-    event=WordList("circus\nfair\nparade\npuppet show\nmarket\nfestival\nconcert\nball game"),
+    event=WordList(f"""
+        circus: {EVENT}
+        fair: {EVENT}
+        parade: {EVENT}
+        puppet show: {EVENT}
+        market: {EVENT}
+        festival: {EVENT}
+        concert: {EVENT}
+        ball game: {EVENT}
+    """),
 )
 
 # {role: the list that it draws from}
@@ -738,8 +762,11 @@ PHRASES = dict(
     then="(then|next|after that|a moment later|with that|right after that|straight away|at once)",
     at_last="(at last|in the end|finally|at long last)",
     night="(that night|that evening|at bedtime|before bed|late that day|when the stars came out|as the sun went down|"
-    "after supper|at the end of the day|when it got dark|when the moon rose|after the sun had set|"
-    "when the day was over|that same evening|when it was time for bed|after dinner)",
+    "after supper|at the end of the day|when it got dark|when the moon rose|after the sun had set|when the day was "
+    "over|that same evening|when it was time for bed|after dinner|when the first star came out|when the lamps were "
+    "lit|when the birds went to sleep|when the house was quiet|when the sky turned dark|after sunset|at sunset|at "
+    "dusk|at nightfall|late in the evening|later that day|later that evening|that very night|after a good supper|"
+    "after a warm supper|after a big dinner)",
     # where {hero} lives
     somewhere="((by the sea|near the woods|on a farm|at the edge of town|on a quiet street|in a small village|on a green "
     "hill|next to a park|in a small town|in a big city|at the end of a lane|across from a school|near a lake|by a "
@@ -768,12 +795,13 @@ PHRASES = dict(
     gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should be|"
     "nowhere around|nowhere in sight|out of sight|not there anymore|no longer there|suddenly gone|simply gone|no "
     "longer around)",
-    felt="(felt|was)",
+    felt="(felt|was|looked|seemed)",
     looked="(looked|searched|peeked|peered|hunted|looked hard|looked twice|searched and searched)",
     found_nothing="(found|saw) only (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a little) (sock|button|coin|pencil|"
     "ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe)",
     hurried="(ran|hurried|rushed|raced|went|walked|dashed|marched)",
-    friendly="(best|good|dear|close|old|kind|funny|loyal|cheerful|clever|trusty|merry|jolly|sweet|true|lively)",
+    friendly="(best|good|dear|close|old|kind|funny|loyal|cheerful|clever|trusty|merry|jolly|sweet|true|lively|faithful|"
+    "helpful|honest|generous|gentle|smart|wise|happy|playful|polite|silly|bright|caring|patient|thoughtful|brave)",
     came="((came by|came over|came to play|came to visit|stopped by|dropped by|rang the bell|knocked on the door|"
     "knocked on the window|tapped on the window|looked in at the door|looked in at the window|walked in|ran in|"
     "came inside|came upstairs)|came (running|skipping|walking|hopping|racing|strolling|marching|rushing) (in|by|"
@@ -782,7 +810,8 @@ PHRASES = dict(
     "{hero.his} eyes|looked at the floor|looked at the ceiling|looked up|sat down to think|stood still|took a deep "
     "breath|frowned|shut {hero.his} eyes|waited a moment)|(scratched|rubbed|touched|tapped) {hero.his} (head|chin|"
     "nose|ear|forehead|cheek|knee|neck))",
-    hug="a (little|big|warm|long|quick|sweet|loving|gentle) (hug|kiss|smile|pat on the back)",
+    hug="a (little|big|warm|long|quick|sweet|loving|gentle|soft|happy|great|tender|proud|shy|nice|friendly) (hug|kiss|"
+    "smile|pat on the back)",
     tasty="((delicious|tasty|yummy|wonderful|perfect|lovely|excellent|splendid)|(very|so|really|just) (good|sweet|nice|"
     "fine)|(the best|the sweetest|the finest|the nicest) (ever|of all)|(warm|fresh|soft|sweet) and (tasty|"
     "delicious|good|light))",
@@ -816,7 +845,8 @@ PHRASES = dict(
     "(bump|thump|scratch|squeak|creak|rattle|clank|crash|knock|hiss|rustle|groan|bang|tap|moan|thud)",
     quietly="(slowly|quietly|calmly|carefully|softly|gently|patiently|silently)",
     quickly="(quickly|bravely|boldly|eagerly|loudly|proudly|cheerfully|merrily)",
-    sternly="(sternly|loudly|crossly|sharply|angrily|with a frown|in a loud voice|with folded arms)",
+    sternly="((sternly|loudly|crossly|sharply|angrily|firmly|gruffly|coldly)|with a (dark|deep|big|long|angry|stern|sharp|"
+    "cross) frown|in a (loud|deep|cold|sharp|stern|cross|gruff|hard) voice)",
     ate="(ate|nibbled|munched|gobbled) (it (all|slowly|quickly|happily)|a (little|lot|bit|mouthful))",
     in_bed="(a|one|the) (little|long|short|soft) (song|story|tune|poem)",
     reached="(reached|grabbed|stretched|snatched) ((far|deep|right|straight) in|with (one hand|both hands|one arm|both arms))",
@@ -837,13 +867,14 @@ PHRASES = dict(
     turns="(take turns|play one after the other|share it|each play for an hour|each have it half a day|play together|be "
     "fair|toss a coin)",
     recover="(better|much better|fine again|well again|healthy again|strong again|almost well|a lot better)",
-    lonely_bed="(stayed in bed|lay in bed|had to rest|could not play|could not go out|had to stay home|stayed at home|had to "
-    "lie down)",
+    lonely_bed="(stayed|lay|had to stay|had to rest|rested|had to lie|had to lie down|was) (in bed|at home|in the house|under "
+    "a blanket)",
     mistake="(too (short|long|wide|narrow|tight|loose|thin|thick)|full of (holes|knots|loops|gaps)|(crooked|uneven|lumpy|"
     "wrinkled))",
     cold_day="(cold|chilly|frosty|snowy|icy|windy|freezing|stormy)",
     tumble="(fell down|came down|fell over|collapsed|crashed down|slid down|sank to the floor|tumbled down)",
-    rainy="(rained|poured|drizzled|stormed|snowed|hailed|thundered|was wet outside)",
+    rainy="(rained|poured|drizzled|stormed|snowed|hailed|thundered|was (wet|cold|stormy|windy|foggy|muddy|icy|rainy) "
+    "outside)",
     worn="wore it (every day|all winter|day and night|with pride|at once|all the time|the whole winter|everywhere)",
     practiced="practiced (every (day|morning|evening|afternoon)|(early|late) (every day|each day)|for (an hour|two hours|"
     "half an hour|twenty minutes) (every|each) day)",
@@ -860,6 +891,7 @@ PHRASES = dict(
     dug="(dug|looked|searched|reached|hunted|rummaged|groped|felt) (deep|around|about|again)",
     praise="(bravo|well done|how lovely|wonderful|that was great|what a song|good job|so beautiful)",
     junk="(old|dirty|torn|lost|broken|dusty|loose|empty) (socks|books|boxes|bottles|shirts|papers|crayons|blocks)",
+    age="(five|six|seven|eight|nine|ten|eleven|twelve)",
     # what they say
     wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|not so fast|"
     "go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
@@ -867,7 +899,7 @@ PHRASES = dict(
     yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure|yes, yes|yes, of course|yes, gladly|very "
     "well|fine|good idea|sure thing|okay)",
     thanks="((thank you|thanks|oh, thank you|oh, thanks|many thanks|a thousand thanks|a million thanks|you are the best)|"
-    "(thank you|thanks) (so much|very much|a lot|again|for everything|for this|for your help|for your kindness)|"
+    "(thank you|thanks) (so much|very much|again|once more|for everything|for this|for your help|for your kindness)|"
     "you are (so|very|really|too) (kind|good|nice|sweet))",
     smiled="(smiled|laughed|nodded|grinned)",
     # outdoors: how they move and talk, and what it is like
@@ -882,12 +914,12 @@ PHRASES = dict(
     "hopped|bounded|scampered|scurried|sauntered|tramped|trudged|strode|sped|danced|bustled|bounced|paraded|roamed|"
     "rambled|ambled|sprinted)",
     cried="(cried|called|shouted|yelled|exclaimed|gasped|wailed|said)",
-    spoke="(said|answered|replied|called|cried|exclaimed|declared|added)",
+    spoke="(said|answered|replied|called|cried|exclaimed|declared|added|whispered|murmured|laughed|announced)",
     became="(felt|was|looked|seemed|became|got)",
     told="(said|answered|replied|explained|declared|announced|remarked|added)",
     rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|howling|"
     "roaring|icy|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|frosty)",
-    wind="(wind|gust|gale|breeze)",
+    wind="(wind|gust|gale|storm)",
     pal="(friend|playmate|classmate|cousin|pal|buddy|neighbor|schoolmate)",
     gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
     "smoothly|silently|delicately|thoughtfully|warily|skillfully|gingerly|firmly|kindly|wisely|deftly|evenly)",
@@ -906,4 +938,8 @@ PHRASES = dict(
     "rolled down (big|little|steep|green|soft|grassy|long|tall) hills)",
     nice="(nice|fine|good|great|wonderful|lovely|splendid|perfect|beautiful|marvelous|fantastic|excellent|amazing|"
     "delightful|super|terrific)",
+    sorry="(sorry|forgive me|I am sorry|I am (so|very|really|truly|terribly|deeply|awfully) sorry|please (forgive me|do not be angry|"
+    "listen to me|hear me)|it was (me|my fault|an accident|not nice of me))",
+    knocked_over="(knocked over|ran into|fell over|kicked over|bumped into|pushed over|tripped over|dropped)",
+    clothing="(shoes|socks|boots|feet|legs|knees|pants|sleeves|hands|toes|coats|faces|arms|fingers|noses|ankles)",
 )
