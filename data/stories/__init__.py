@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from slm_np.data.stories.home_plots import PLOTS as HOME_PLOTS
+from slm_np.data.stories import skimmer
 from slm_np.data.stories.teller import Question, Reader, Story, StoryError, Writer
 from slm_np.data.stories.words import LISTS
 
@@ -90,6 +91,15 @@ def read(text):
 def bits_of(text):
     """The information of one story in bits, recovered from its text alone; `StoryError` if it is none."""
     return read(text).bits
+
+
+def sentences(text):
+    """[(sentence, accepted)] of a text that may be wrong, for the plot that accepts most of its sentences.
+
+    A sentence is accepted if the plot can tell it after the accepted sentences before. So a wrong name, thing, place or
+    feeling makes a sentence wrong; one that does not fit is skipped, and reading goes on with what is established.
+    """
+    return skimmer.sentences(text, list(PLOTS.values())) if text.strip() else []
 
 
 def _story(text, plot, teller):

@@ -14,9 +14,6 @@ from typing import NamedTuple
 
 from slm_np.data.stories.words import LISTS, PHRASES, ROLES
 
-ENDS = re.compile(r'(?<=[.!?])\s|(?<=[.!?]")\s')  # the white space after a sentence
-
-
 class StoryError(ValueError):
     """A text that no plot tells. position: of the first character that does not fit; reason: what is wrong there."""
 
@@ -61,10 +58,18 @@ class Mention:
             return f"{self.article}n {text}" if starts_with_vowel(text) else f"{self.article} {text}"
         return text[0].upper() + text[1:] if self.capital else text
 
-    @functools.cache
+    @functools.cached_property
+    def spellings(self):
+        """{text: entries that this mention spells so}"""
+        found = {}
+        for entry in self.list.pairs:
+            found.setdefault(self.spelled(entry), []).append(entry)
+        return found
+
+    @functools.cached_property
     def pattern(self):
         """A regular expression of all that it can spell."""
-        texts = sorted({self.spelled(entry) for entry in self.options}, reverse=True)  # the longer one first
+        texts = sorted(self.spellings, reverse=True)  # the longer one first
         return re.compile(f"(?:{'|'.join(map(re.escape, texts))})(?![A-Za-z])")
 
 
@@ -194,10 +199,13 @@ class Teller:
             if kind is str:
                 self.say(part)
             elif kind is Mention:
-                entry = self.cast.get(part.role)
-                self.say(part.spelled(self.draw(part) if entry is None else entry))
+                self.mention(part)
             else:
                 self.tell(part.options[self.pick(part.options, part)])
+
+    def mention(self, mention):
+        entry = self.cast.get(mention.role)
+        self.say(mention.spelled(self.draw(mention) if entry is None else entry))
 
     def draw(self, mention):
         """Give a role its word: one that no other role has."""
@@ -285,7 +293,7 @@ class Reader(Teller):
             if kind is Choice:
                 return any(self.fits(option + parts[n + 1 :], at) for option in part.options)
             if kind is Mention and part.role not in self.cast:
-                found = part.pattern().match(self.text, at)
+                found = part.pattern.match(self.text, at)
                 if not found:
                     return False
                 at = found.end()

@@ -16,6 +16,7 @@ class Entry:
             self.full = word.replace("*", look) if look else self.word
         else:
             self.full = f"{look} {word}" if look else word
+        self.kinds = tuple(fields.items()) or self.key  # what a plot can tell apart
         self.__dict__.update(fields)
 
 
@@ -72,7 +73,9 @@ BOYS = entries(
 FUR = "gray, black, white, brown, golden, spotted, small, young, fat, thin, shy"
 COLORS = "red, blue, green, yellow, orange, purple, white, black, brown, pink"
 # Adjectives that fit all words of a list
-BRIGHT = both("big, little, new, old, pretty, fine, nice, lovely", COLORS + ", striped, spotted")
+BRIGHT = both(
+    "big, little, new, old, pretty, fine, nice, lovely", COLORS + ", striped, spotted, gray, golden, plain, bright"
+)
 WILD = both("little, young, tiny, thin, small, pretty, poor, sweet", "wild, shy, hungry, tired, wet, cold, timid, weak")
 KEPT = both(
     "little, young, big, small, old, pretty, fat, clever", "brown, black, white, spotted, gray, hungry, tame, shy"
@@ -112,7 +115,7 @@ SIZE = both(
     "little, big, tiny, huge, small, large, fine, tall", "round, square, secret, cozy, crooked, strong, funny, pretty"
 )
 CROP = both(
-    "big, fine, huge, plump, large, lovely, heavy, giant", "tasty, fresh, ripe, sweet, tender, juicy, crisp, red"
+    "big, fine, huge, plump, large, lovely, heavy, giant", "tasty, fresh, ripe, sweet, tender, juicy, crisp, perfect"
 )
 DRAWN = both("big, little, happy, tiny, huge, funny, jolly, pretty", COLORS)
 PRIZE = both(
@@ -419,6 +422,12 @@ LISTS = dict(
         hen: {KEPT}; eats=corn; house=coop
         kitten: {KEPT}; eats=fish; house=basket
         puppy: {KEPT}; eats=meat; house=kennel
+        donkey: {KEPT}; eats=hay; house=stable
+        guinea pig: {KEPT}; eats=lettuce; house=cage
+        mouse: {KEPT}; eats=cheese; house=cage
+        canary: {BIRD}; eats=seeds; house=cage
+        duck: {BIRD}; eats=oats; house=coop
+        sheep: {KEPT}; eats=grass; house=shed
     """),
     trap=WordList(f"""
         fence: {WIRE}
@@ -429,6 +438,10 @@ LISTS = dict(
         drain: {MUDDY}
         pit: {MUDDY}
         hedge: {THORNY}
+        pipe: {MUDDY}
+        thicket: {THORNY}
+        gate: {WIRE}
+        den: {MUDDY}
     """),
     # places out of doors
     open_place=WordList(f"""
@@ -444,6 +457,10 @@ LISTS = dict(
         schoolyard: {PLACE}; at=in
         courtyard: {PLACE}; at=in
         lawn: {PLACE}; at=on
+        pasture: {PLACE}; at=in
+        square: {PLACE}; at=on
+        farmyard: {PLACE}; at=in
+        clearing: {PLACE}; at=in
     """),
     water=WordList(f"""
         river: {WATER}
@@ -454,6 +471,10 @@ LISTS = dict(
         brook: {WATER}
         creek: {WATER}
         bay: {WATER}
+        pool: {WATER}
+        lagoon: {WATER}
+        harbor: {WATER}
+        inlet: {WATER}
     """),
     landmark=WordList(f"""
         bridge: {LANDMARK}
@@ -482,6 +503,14 @@ LISTS = dict(
         cabin: {SHELTER}
         chapel: {SHELTER}
         stable: {SHELTER}
+        tent: {SHELTER}
+        hut: {SHELTER}
+        garage: {SHELTER}
+        cottage: {SHELTER}
+        tunnel: {SHELTER}
+        tower: {SHELTER}
+        greenhouse: {SHELTER}
+        lighthouse: {SHELTER}
     """),
     tree=WordList(f"""
         oak: {TREE}
@@ -515,6 +544,10 @@ LISTS = dict(
         toy plane: {BRIGHT}
         toy rocket: {BRIGHT}
         paper plane: {BRIGHT}
+        toy helicopter: {BRIGHT}
+        owl kite: {BRIGHT}
+        moon kite: {BRIGHT}
+        bee kite: {BRIGHT}
     """),
     boat=WordList(f"""
         sailboat: {BRIGHT}
@@ -525,6 +558,14 @@ LISTS = dict(
         raft: {BRIGHT}
         canoe: {BRIGHT}
         lifeboat: {BRIGHT}
+        rowboat: {BRIGHT}
+        paper boat: {BRIGHT}
+        houseboat: {BRIGHT}
+        fishing boat: {BRIGHT}
+        speedboat: {BRIGHT}
+        gondola: {BRIGHT}
+        submarine: {BRIGHT}
+        motorboat: {BRIGHT}
     """),
     tool=WordList(f"""
         stick: {TOOL}
@@ -535,6 +576,14 @@ LISTS = dict(
         fishing rod: {TOOL}
         hoe: {TOOL}
         branch: {TOOL}
+        shovel: {TOOL}
+        net: {TOOL}
+        cane: {TOOL}
+        paddle: {TOOL}
+        mop: {TOOL}
+        ski pole: {TOOL}
+        walking stick: {TOOL}
+        umbrella: {TOOL}
     """),
     wear=WordList(f"""
         coat: {BRIGHT}
@@ -545,6 +594,14 @@ LISTS = dict(
         scarf: {BRIGHT}
         cap: {BRIGHT}
         hat: {BRIGHT}
+        vest: {BRIGHT}
+        poncho: {BRIGHT}
+        hood: {BRIGHT}
+        parka: {BRIGHT}
+        cardigan: {BRIGHT}
+        cloak: {BRIGHT}
+        sweatshirt: {BRIGHT}
+        cape: {BRIGHT}
     """),
     color=entries("red blue green yellow orange purple white pink brown gray black golden silver tan violet scarlet"),
     number=entries(
@@ -561,9 +618,19 @@ LISTS = dict(
         doghouse: {SIZE}; at=in
         cabin: {SIZE}; at=in
         shed: {SIZE}; at=in
+        clubhouse: {SIZE}; at=in
+        cottage: {SIZE}; at=in
+        birdhouse: {SIZE}; at=in
+        tent: {SIZE}; at=in
+        garage: {SIZE}; at=in
+        stable: {SIZE}; at=in
+        palace: {SIZE}; at=in
+        lighthouse: {SIZE}; at=in
     """),
-    weak=entries("leaves straw reeds twigs paper sand cardboard hay"),
-    strong=entries("boards logs stones bricks planks beams rocks tiles"),
+    weak=entries("leaves straw reeds twigs paper sand cardboard hay grass feathers petals moss bark ferns cloth wool"),
+    strong=entries(
+        "boards logs stones bricks planks beams rocks tiles poles posts slabs iron steel concrete timber clay"
+    ),
     crop=WordList(f"""
         pumpkin: {CROP}; many=pumpkins; dish=pie
         carrot: {CROP}; many=carrots; dish=soup
@@ -595,6 +662,10 @@ LISTS = dict(
         necklace: {BRIGHT}
         cushion: {BRIGHT}
         mirror: {BRIGHT}
+        bowl: {BRIGHT}
+        clock: {BRIGHT}
+        shawl: {BRIGHT}
+        fan: {BRIGHT}
     """),
     prize=WordList(f"""
         cup: {PRIZE}
@@ -603,6 +674,16 @@ LISTS = dict(
         trophy: {PRIZE}
         crown: {PRIZE}
         badge: {PRIZE}
+        flag: {PRIZE}
+        pennant: {PRIZE}
+        ring: {PRIZE}
+        star: {PRIZE}
+        bell: {PRIZE}
+        shield: {PRIZE}
+        belt: {PRIZE}
+        whistle: {PRIZE}
+        pin: {PRIZE}
+        banner: {PRIZE}
     """),
     school_thing=WordList(f"""
         pencil: {BRIGHT}
@@ -613,6 +694,14 @@ LISTS = dict(
         notebook: {BRIGHT}
         marker: {BRIGHT}
         pen: {BRIGHT}
+        book: {BRIGHT}
+        folder: {BRIGHT}
+        glue stick: {BRIGHT}
+        compass: {BRIGHT}
+        lunch box: {BRIGHT}
+        pencil case: {BRIGHT}
+        bookmark: {BRIGHT}
+        brush: {BRIGHT}
     """),
     # what a class draws
     subject=WordList(f"""
@@ -634,7 +723,8 @@ LISTS = dict(
         butterfly: {DRAWN}
     """),
     teacher=WordList(
-        "Miss Baker\nMiss Carter\nMiss Cook\nMiss Fisher\nMiss Miller\nMiss Parker\nMiss Taylor\nMiss Turner"
+        "Miss Baker\nMiss Carter\nMiss Cook\nMiss Fisher\nMiss Miller\nMiss Parker\nMiss Taylor\nMiss Turner\n"
+        "Miss Bell\nMiss Clark\nMiss Foster\nMiss Hill\nMiss Hunter\nMiss Mason\nMiss Shepherd\nMiss Weaver"
     ),
     fragile=WordList(f"""
         flowerpot: {BRIGHT}
@@ -645,6 +735,14 @@ LISTS = dict(
         bowl: {BRIGHT}
         lamp: {BRIGHT}
         window box: {BRIGHT}
+        plate: {BRIGHT}
+        cup: {BRIGHT}
+        mug: {BRIGHT}
+        teapot: {BRIGHT}
+        pitcher: {BRIGHT}
+        mirror: {BRIGHT}
+        clock: {BRIGHT}
+        jar: {BRIGHT}
     """),
     chore=WordList("""
         rake the leaves; did=raked the leaves
@@ -673,6 +771,14 @@ LISTS = dict(
         festival: {EVENT}
         concert: {EVENT}
         ball game: {EVENT}
+        carnival: {EVENT}
+        rodeo: {EVENT}
+        magic show: {EVENT}
+        boat race: {EVENT}
+        dance: {EVENT}
+        play: {EVENT}
+        bake sale: {EVENT}
+        flower show: {EVENT}
     """),
 )
 
@@ -920,7 +1026,7 @@ PHRASES = dict(
     rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|howling|"
     "roaring|icy|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|frosty)",
     wind="(wind|gust|gale|storm)",
-    pal="(friend|playmate|classmate|cousin|pal|buddy|neighbor|schoolmate)",
+    pal="(friend|playmate|classmate|cousin|pal|buddy|neighbor|schoolmate|teammate|companion|chum|partner)",
     gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
     "smoothly|silently|delicately|thoughtfully|warily|skillfully|gingerly|firmly|kindly|wisely|deftly|evenly)",
     boldly="(quickly|boldly|bravely|swiftly|eagerly|cheerfully|nimbly|proudly|fearlessly|happily|merrily|skillfully|"
@@ -942,4 +1048,6 @@ PHRASES = dict(
     "listen to me|hear me)|it was (me|my fault|an accident|not nice of me))",
     knocked_over="(knocked over|ran into|fell over|kicked over|bumped into|pushed over|tripped over|dropped)",
     clothing="(shoes|socks|boots|feet|legs|knees|pants|sleeves|hands|toes|coats|faces|arms|fingers|noses|ankles)",
+    promised="(a promise is a promise|you gave your word|keep your word|keep your promise|you can go later|you have to wait|"
+    "first do what you promised|think of your promise)",
 )

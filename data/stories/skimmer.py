@@ -1,0 +1,182 @@
+"""Reads a text that may be no story: which of its sentences a plot tells, given those that it tells before.
+
+A sentence that does not fit is skipped, in the text and in the plot. What it would have told stays open: a role gets its
+word from a later sentence, and a branch of the plot is tried in each way.
+"""
+
+import re
+
+from slm_np.data.stories.teller import Choice, Mention, Teller
+
+ENDS = re.compile(r'(?<=[.!?])\s+|(?<=[.!?]")\s+')  # the white space after a sentence
+PLOTS_TRIED = 4  # plots whose branches are tried
+
+
+class _End(Exception):
+    """The text has no more sentences."""
+
+
+class Skimmer(Teller):
+    """Reads a text sentence by sentence.
+
+    spans: (start, stop) of each sentence   decisions: numbers of the options to take where the text does not tell
+    """
+
+    def __init__(self, text, spans, decisions=()):
+        super().__init__()
+        self.text, self.spans, self.decisions = text, spans, decisions
+        self.accepted = [False] * len(spans)
+        self.offered = []  # how many options each decision had
+        self.sentence, (self.at, self.stop) = 0, spans[0]
+        self.skips = False  # until the end of the plot's sentence
+        self.told = ""  # the plot's last two characters
+        self.entries = {}  # {role: entries that it can be}
+        self.before = {}  # the same before this sentence
+
+    def __getitem__(self, role):
+        from slm_np.data.stories.words import LISTS, ROLES
+
+        groups = {}
+        for entry in self.entries.get(role) or LISTS[ROLES[role]].pairs:
+            groups.setdefault(entry.kinds, []).append(entry)
+        found = list(groups.values())
+        self.entries[role] = found[self.decide(len(found))] if len(found) > 1 else found[0]
+        return self.entries[role][0]
+
+    def say(self, part):
+        text, at = self.told + part, len(self.told)
+        for end in ENDS.finditer(text, at):
+            self.expect(text[at : end.start()])
+            self.end_sentence()
+            at = end.end()
+        self.expect(text[at:])
+        self.told = text[-2:]
+
+    def expect(self, part):
+        if not self.skips:
+            if self.text.startswith(part, self.at) and self.at + len(part) <= self.stop:
+                self.at += len(part)
+            else:
+                self.skip()
+
+    def skip(self):
+        """The sentence is wrong: what it told is open again."""
+        self.skips, self.entries = True, dict(self.before)
+
+    def end_sentence(self):
+        if self.at != self.stop:
+            self.skip()
+        self.accepted[self.sentence] = not self.skips
+        self.sentence += 1
+        if self.sentence == len(self.spans):
+            raise _End
+        self.at, self.stop = self.spans[self.sentence]
+        self.skips, self.before = False, dict(self.entries)
+
+    def mention(self, mention):
+        self.told = "x"
+        if self.skips:
+            return
+        entries, text = self.entries.get(mention.role), None
+        if entries is None:
+            found = mention.pattern.match(self.text, self.at, self.stop)
+            if found:
+                taken = {entries[0].word for entries in self.entries.values() if len({e.word for e in entries}) == 1}
+                text = found[0]
+                entries = [entry for entry in mention.spellings[text] if entry.word not in taken]
+        else:
+            texts = {mention.spelled(entry) for entry in entries}
+            text = max((text for text in texts if self.text.startswith(text, self.at)), key=len, default=None)
+            entries = [entry for entry in entries if mention.spelled(entry) == text]
+        if text and entries:
+            self.entries[mention.role] = entries
+            self.at += len(text)
+        else:
+            self.skip()
+
+    def choose(self, *templates):
+        self.in_branch = True
+        return super().choose(*templates)
+
+    def pick(self, options, choice):
+        branch, self.in_branch = getattr(self, "in_branch", False), False
+        fitting = range(len(options))
+        if not self.skips:
+            fitting = [n for n in fitting if self.fits(options[n] + choice.after, self.at)]
+            if len(fitting) == 1:
+                return fitting[0]
+            if not fitting:
+                self.skip()
+                fitting = range(len(options))
+        if branch or not self.skips:
+            return fitting[self.decide(len(fitting))]
+        return 0
+
+    def decide(self, n):
+        number = len(self.offered)
+        self.offered.append(n)
+        return self.decisions[number] if number < len(self.decisions) else 0
+
+    def fits(self, parts, at):
+        """Whether the sentence from `at` on can be these parts, up to their first end of a sentence."""
+        for n, part in enumerate(parts):
+            kind = part.__class__
+            if kind is Choice:
+                return any(self.fits(option + parts[n + 1 :], at) for option in part.options)
+            if kind is str:
+                end = ENDS.search(part)
+                known = part[: end.start()] if end else part
+                if not self.text.startswith(known, at):
+                    return False
+                at += len(known)
+                if end:
+                    return at == self.stop
+            else:
+                entries = self.entries.get(part.role)
+                texts = {part.spelled(entry) for entry in entries} if entries else ()
+                found = None if entries else part.pattern.match(self.text, at)
+                text = found[0] if found else max((t for t in texts if self.text.startswith(t, at)), key=len, default=None)
+                if not text:
+                    return False
+                at += len(text)
+        return True
+
+    def read(self, plot):
+        """Let a plot tell. Returns self."""
+        try:
+            plot(self)
+            self.accepted[self.sentence] = self.at == self.stop and not self.skips
+        except _End:
+            pass
+        return self
+
+
+def skimmed(text, plot, spans):
+    """The `Skimmer` with which a plot tells most sentences of a text."""
+    best, number = Skimmer(text, spans).read(plot), 0
+    while number < len(best.offered):
+        decisions = [*best.decisions, *[0] * number][:number]
+        for option in range(1, best.offered[number]):
+            other = Skimmer(text, spans, [*decisions, option]).read(plot)
+            if sum(other.accepted) > sum(best.accepted):
+                best = other
+        number += 1
+    return best
+
+
+def sentences(text, plots):
+    """[(sentence, whether a plot tells it)] of a text, for the plot that tells most of them. plots: functions (Teller)"""
+    starts = [0, *(end.end() for end in ENDS.finditer(text.rstrip()))]
+    stops = [*(end.start() for end in ENDS.finditer(text.rstrip())), len(text.rstrip())]
+    spans = list(zip(starts, stops))
+    first = sorted(plots, key=lambda plot: -sum(Skimmer(text, spans).read(plot).accepted))
+    found = [skimmed(text, plot, spans) for plot in first[:PLOTS_TRIED]]
+    accepted = max((reader.accepted for reader in found), key=sum)
+    merged = []
+    for (start, stop), right in zip(spans, accepted):
+        if merged and text[start].islower():  # "she said" after words in quotes
+            (begin, _), whole = merged.pop()
+            merged.append(((begin, stop), whole and right))
+        else:
+            merged.append(((start, stop), right))
+    return [(text[start:stop], right) for (start, stop), right in merged]
