@@ -16,16 +16,16 @@ def flyer_in_tree(t):
     t.paragraph()
     comfort(t, "friend", "sad")
     if t["trait"].kind == "quiet":
-        t("{Friend.He} had {a tool.full}, and {hero}, who was {trait}, <gently> freed the {flyer} with the {tool}.")
+        t("{Friend.He} had {a tool.full}. {hero} was {trait} and <gently> used the {tool} to get it down.")
         t.ask("What did {friend} have?", "{A tool.full}.")
         t.ask("How did {hero} get the {flyer} back?", "With the {tool}.")
     else:
-        t("{hero}, who was {trait}, <boldly> got the {flyer}, but tore {hero.his} {wear.full}. {friend} <gently> mended the {wear}.")
+        t("{hero} was {trait} and <boldly> climbed up, but tore {hero.his} {wear.full}. {friend} <gently> mended the {wear}.")
         t.ask("What did {hero} tear?", "{Hero.His} {wear.full}.")
         t.ask("Who mended the {wear}?", "{friend}.")
     t.paragraph()
     thanks(t, "friend")
-    t("They left the {tree} and <had_fun> {place.at} the {place}. {hero} was {glad}.")
+    t("They left the {tree}, took the {flyer} back to the {place} and <had_fun>. {hero} was {glad}.")
     bedtime(t)
     t.ask("Where did the wind blow the {flyer}?", "Into {a tree.full}.")
     t.ask("Why was {hero} {sad}?", "Because the {flyer} was in the {tree}.")
@@ -65,18 +65,20 @@ def lost_in_the_woods(t):
 def stuck_animal(t):
     """A wild animal is stuck; it is freed, fed until it is well, and brought home."""
     opening(t)
-    t("<one_day>, {hero.he} <went> out with {hero.his} <friendly> <pal> {friend}.")
-    t("<Soon>, they found {a beast.full} in {a trap.full}. It was stuck, and {friend} <became> <very> {sad}.")
+    t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} found {a beast.full}.")
+    t("It was stuck in {a trap.full}, and {friend} <became> <very> {sad}.")
     t.paragraph()
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
         t("{Hero.He} was {trait}, <gently> freed it from the {trap} and laid it on {hero.his} {wear.full}.")
+        t.ask("What did {hero} lay the {beast} on?", "{Hero.His} {wear.full}.")
     else:
-        t("{Hero.He} was {trait}, <boldly> jumped into the {trap} and laid it on {hero.his} {wear.full}.")
-    t("It slept on the {wear}, and for {number} days they <gently> fed it {beast.eats}.")
+        t("{Hero.He} was {trait}, <boldly> went into the {trap} and came out with it in {hero.his} {wear.full}.")
+        t.ask("What did {hero} carry the {beast} in?", "{Hero.His} {wear.full}.")
+    t("It slept on the {wear}, and for {number} (days|weeks|months) they <gently> fed it {beast.eats}.")
     t.paragraph()
-    t("When it was strong, they <went> to {beast.home} and <gently> let it go. {hero} was {glad}.")
-    t("The {beast} came back every (week|month|spring|summer|fall|winter|Monday|Friday).")
+    t("When it was <very> (strong|healthy|lively|fat), they <went> to {beast.home} and let it go. {hero} was {glad}.")
+    t("The {beast} came to visit every (week|month|spring|summer|fall|winter|Monday|Friday).")
     bedtime(t)
     t.ask("What animal did they find?", "{A beast.full}.")
     t.ask("Where was the {beast} stuck?", "In {a trap.full}.")
@@ -84,7 +86,6 @@ def stuck_animal(t):
     t.ask("Where did they let the {beast} go?", "At {beast.home}.")
     t.ask("Why was {friend} {sad}?", "Because the {beast} was stuck.")
     t.ask("Who freed the {beast}?", "{hero}.")
-    t.ask("How many days did they feed the {beast}?", "{Number}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
@@ -97,21 +98,19 @@ def hut_of_straw(t):
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
         t("{Hero.He} was {trait} and <thought>. The {weak} had been too light!")
-        t("They <gently> built a new {building} of {strong}, and it took {number} (hours|days|weeks|mornings).")
-        t.ask("What did {hero} do first after the wind?", "{Hero.He} thought.")
+        t.ask("What did {hero} do first after the {building} was gone?", "{Hero.He} thought.")
     else:
-        t("{Hero.He} was {trait} and <boldly> cleared away the {weak}.")
-        t("They <gently> built a new {building} of {strong}, and it took {number} (hours|days|weeks|mornings).")
-        t.ask("What did {hero} do first after the wind?", "{Hero.He} cleared away the {weak}.")
+        t("{Hero.He} was {trait} and <boldly> took the {weak} away.")
+        t.ask("What did {hero} do first after the {building} was gone?", "{Hero.He} took the {weak} away.")
+    t("For {number} (hours|days|weeks|mornings), they <gently> built a new {building} of {strong}.")
     t.paragraph()
     t("A <rough> <wind> shook the {tree}, but not the {strong}. {hero} was {glad}, and they <had_fun>.")
     bedtime(t)
     t.ask("What did they build?", "{A building.full}.")
     t.ask("What did they build it of first?", "{Weak}.")
     t.ask("What did they build it of later?", "{Strong}.")
-    t.ask("Where did the wind blow it?", "Into {a tree.full}.")
-    t.ask("Why was {friend} {sad}?", "Because the wind blew the {building} away.")
-    t.ask("What happened before they took {strong}?", "The wind blew the {building} away.")
+    t.ask("Where did the {building} land?", "In {a tree.full}.")
+    t.ask("Why was {friend} {sad}?", "Because the {building} was gone.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
@@ -119,7 +118,7 @@ def the_race(t):
     """A friend falls in a race, and a prize is not the most important thing."""
     opening(t)
     t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} ran a race to {a tree.full} for {a prize.full}.")
-    t("<Soon>, {friend} fell over {a mark.full}, hurt {friend.his} {body} and <became> <very> {sad}.")
+    t("<Soon>, {friend} fell near {a mark.full}, hurt {friend.his} {body} and <became> <very> {sad}.")
     t.paragraph()
     if t["trait"].kind == "quiet":
         comfort(t, "hero", "sad")
@@ -130,14 +129,14 @@ def the_race(t):
     else:
         t("{hero} was {trait} and <boldly> ran to the {tree}, but then {hero.he} <went> back to the {mark}.")
         comfort(t, "hero", "sad")
-        t("{Hero.He} gave {friend} the {prize} and <gently> washed the {body}.")
+        t("{Hero.He} <gently> washed the {body} and gave {friend} the {prize}.")
         t.ask("Who got to the {tree} first?", "{hero}.")
         t.ask("Who got the {prize} in the end?", "{friend}.")
     t.paragraph()
     t('"<Thanks>, {hero}!" {friend} <spoke> <happily>. {hero} was {glad}, and they <had_fun>.')
     bedtime(t)
     t.ask("Where did they run to?", "To {a tree.full}.")
-    t.ask("What did {friend} fall over?", "{A mark.full}.")
+    t.ask("Where did {friend} fall?", "Near {a mark.full}.")
     t.ask("What was the prize?", "{A prize.full}.")
     t.ask("What did {friend} hurt?", "{Friend.His} {body}.")
     t.ask("Why was {friend} {sad}?", "Because {friend.he} fell and hurt {friend.his} {body}.")
@@ -145,30 +144,29 @@ def the_race(t):
 
 
 def lost_coins(t):
-    """A pocket has a hole; the coins are found, and buy what they were for."""
+    """Coins are lost and found again, and buy what they were for."""
     opening(t)
-    t("<one_day>, {hero.he} <went> to town with {number} coins to buy {hero.his} {elder} {a present.full}.")
-    t("<Soon>, the coins fell out of {hero.his} {wear.full}. {Hero.He} <became> <very> {sad}.")
+    t("<one_day>, {hero.he} <went> to buy {a present.full} for {hero.his} {elder}.")
+    t("<Soon>, {number} coins fell out of {hero.his} {wear.full}. {hero} <became> <very> {sad}.")
     t.paragraph()
     t('"Do not be {sad}. <Cheer>," {hero.his} <friendly> <pal> {friend} <spoke> <kindly>.')
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait}, <gently> looked around and found all {number} near {a mark.full}.")
+        t("{hero} was {trait}, <gently> looked around with {friend} and found all {number} near {a mark.full}.")
         t.ask("Who found the coins?", "{hero}.")
     else:
-        t("{hero} was {trait} and <boldly> asked everybody, and {friend} found all {number} near {a mark.full}.")
+        t("{hero} was {trait} and <boldly> ran back, and {friend} found all {number} near {a mark.full}.")
         t.ask("Who found the coins?", "{friend}.")
-    t("From the {mark} they <went> to the shop, and {hero.he} bought the {present}.")
+    t("They left the {mark} and <went> to the shop, and {hero} bought the {present}.")
     t.paragraph()
-    thanks(t, "friend")
-    t("{Hero.His} {elder} (put|set|laid) the {present} on the table, <gently> mended the {wear} and was {glad}.")
-    t('"It is <nice>," {elder.he} <spoke> <happily>. {hero} was {glad}, too.')
+    t('{Hero.His} {elder} <gently> mended the {wear}. "The {present} is <nice>," {elder.he} <spoke> <happily>.')
+    t("{hero} was {glad}.")
     bedtime(t)
     t.ask("What did {hero} buy?", "{A present.full}.")
     t.ask("Who was the {present} for?", "{hero}'s {elder}.")
     t.ask("Where were the coins found?", "Near {a mark.full}.")
     t.ask("Why was {hero} {sad}?", "Because the coins were gone.")
-    t.ask("How many coins did {hero} have?", "{Number}.")
-    t.ask("What did the coins fall out of?", "{hero}'s {wear.full}.")
+    t.ask("How many coins fell out of the {wear}?", "{Number}.")
+    t.ask("Who mended the {wear}?", "{hero}'s {elder}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
@@ -201,9 +199,9 @@ def boat_adrift(t):
 
 
 def thunderstorm(t):
-    """A storm frightens a friend; it passes, and the path home is muddy."""
+    """A storm frightens a friend; it passes and leaves mud."""
     opening(t)
-    t("<one_day>, {hero.he} <went> to the {place.full} with {hero.his} <friendly> <pal> {friend}, and they <had_fun>.")
+    t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} <went> to the {place.full} and <had_fun>.")
     t("<Soon>, a <rough> storm came. They hid in {a shelter.full}, and {friend} <became> <very> {scared}.")
     t.paragraph()
     comfort(t, "hero", "scared")
@@ -216,8 +214,8 @@ def thunderstorm(t):
         t.ask("What did {hero} give to {friend}?", "{Hero.His} {wear.full}.")
         t.ask("Who put on the {wear}?", "{friend}.")
     t.paragraph()
-    t("<Soon>, the sun came out. They left the {shelter} and <went> home from the {place}.")
-    t("The path was muddy now, so their (shoes|socks|boots|feet|legs|knees|pants|sleeves) got dirty, but {hero} was {glad}.")
+    t("<Soon>, the sun came out, and they <went> from the {shelter} back to the {place}.")
+    t("It was muddy now, and their <clothing> got dirty, but {hero} was {glad}.")
     bedtime(t)
     t.ask("Where did they hide?", "In {a shelter.full}.")
     t.ask("Why did they hide?", "Because a storm came.")
@@ -230,8 +228,8 @@ def thunderstorm(t):
 def shared_lunch(t):
     """A friend's lunch is eaten by an animal; lunch is shared, and shared back."""
     opening(t)
-    t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} sat under {a tree.full} and <had_fun>.")
-    t("<Soon>, {a beast.full} ate {friend.his} {treat.full}. {friend} <became> <very> {sad}.")
+    t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} <went> to {a tree.full} and <had_fun>.")
+    t("<Soon>, {a beast.full} ate {friend}'s {treat.full}. {friend} <became> <very> {sad}.")
     t.paragraph()
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
@@ -246,7 +244,7 @@ def shared_lunch(t):
     bedtime(t)
     t.ask("What did {hero} cut in two?", "{Hero.His} {other_treat.full}.")
     t.ask("What animal ate {friend}'s {treat}?", "{A beast.full}.")
-    t.ask("Where did they sit?", "Under {a tree.full}.")
+    t.ask("Where did they go?", "To {a tree.full}.")
     t.ask("Why was {friend} {sad}?", "Because the {treat} was gone.")
     t.ask("Whose {treat} was eaten?", "{friend}'s.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
@@ -255,51 +253,54 @@ def shared_lunch(t):
 def kept_promise(t):
     """A child keeps a promise although there is something nicer to do."""
     opening(t)
-    t("<one_day>, {hero.he} promised to feed {a kept.full}. It belonged to {hero.his} <friendly> <pal> {friend}.")
-    t("<Soon>, there was {a event} in town, and {hero} <became> <very> {sad}.")
+    t("<one_day>, {hero.he} promised {hero.his} <friendly> <pal> {friend} to feed {friend.his} {kept.full}.")
+    t("<Soon>, there was {a event.full} in town, and {hero} <became> <very> {sad}.")
     t.paragraph()
-    comfort(t, "elder", "sad")
+    t('"Do not be {sad}. <Promised>," {hero.his} {elder} <spoke> <kindly>.')
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <thought>. Then {hero.he} <went> to the {kept} and not to the {event}.")
-        t.ask("What did {hero} do before {hero.he} went to the {kept}?", "{Hero.He} thought.")
+        t("{hero} was {trait} and <thought>. Then {hero.he} <went> past the {event} and <gently> fed the {kept}.")
+        t.ask("What did {hero} do before {hero.he} fed the {kept}?", "{Hero.He} thought.")
     else:
-        t("{hero} was {trait}, but on the way to the {event}, {hero.he} <boldly> turned around and <went> to the {kept}.")
-        t.ask("What did {hero} do on the way to the {event}?", "{Hero.He} turned around.")
-    t("It was stuck in {a trap.full}! {hero} <gently> freed it from the {trap} and gave it {kept.eats}.")
+        t("{hero} was {trait} and <went> to the {event}, but then <boldly> turned around and <gently> fed the {kept}.")
+        t.ask("What did {hero} do before {hero.he} fed the {kept}?", "{Hero.He} turned around.")
+    t("It ate the {kept.eats} <happily>.")
     t.paragraph()
-    t('<Next_day>, {friend} came back. "<Thanks>, {hero}!" {friend.he} <spoke> <happily>.')
-    t("They fed the {kept} more {kept.eats}, <went> to the {event} and <had_fun>. {hero} was {glad}.")
+    t('<Next_day>, {friend} came. "<Thanks>, {hero}!" {friend.he} <spoke> <happily>.')
+    t("They <went> to the {event} and <had_fun>. {hero} was {glad}.")
     bedtime(t)
     t.ask("What animal did {hero} feed?", "{A kept.full}.")
     t.ask("Whose {kept} was it?", "{friend}'s.")
-    t.ask("What did {hero} give to the {kept}?", "{Kept.eats}.")
-    t.ask("Where was the {kept} stuck?", "In {a trap.full}.")
-    t.ask("Why was {hero} {sad}?", "Because {hero.he} could not go to the {event}.")
+    t.ask("What did the {kept} eat?", "{Kept.eats}.")
+    t.ask("Why was {hero} {sad}?", "Because of the {event}.")
     t.ask("Where did they go in the end?", "To the {event}.")
+    t.ask("Who came after {hero} fed the {kept}?", "{friend}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
 def first_day_at_school(t):
     """A child is afraid of a new school, and makes a friend by helping."""
     opening(t)
-    t("One <fine> (Monday|Tuesday|Wednesday|Thursday|Friday|August|September|fall) morning, {hero.he} <went> to a new school.")
-    t("{Hero.He} <became> <very> {scared}. {teacher}, a <dear> teacher, showed {hero.him} the class.")
+    t(
+        "One <fine> (Monday|Tuesday|Wednesday|Thursday|Friday|August|September|fall) morning, {hero.he} <went> to a new "
+        "school and <became> <very> {scared}."
+    )
+    t('"Do not be {scared}. <Cheer>," {hero.his} <dear> teacher {teacher} <spoke> <kindly>.')
     t.paragraph()
-    t('"Do not be {scared}. <Cheer>," a {friend.girl} named {friend} <spoke> <kindly>.')
-    t("<Soon>, {friend} could not find {friend.his} {school_thing.full}.")
+    t("<Soon>, {friend}, who sat (next to|in front of|behind|across from) {hero.him}, lost {friend.his} {school_thing.full}.")
     if t["trait"].kind == "quiet":
-        t("{hero}, who was {trait}, <gently> looked around and saw the {school_thing} under the desk.")
+        t("{hero} was {trait}, <gently> looked around and found the {school_thing} under the desk.")
         t.ask("Where was the {school_thing}?", "Under the desk.")
     else:
-        t("{hero}, who was {trait}, <boldly> asked {teacher} and got the {school_thing} back for {friend.him}.")
-        t.ask("Who did {hero} ask?", "{teacher}.")
+        t("{hero} was {trait}, <boldly> crawled under the desk and found the {school_thing}.")
+        t.ask("Where was the {school_thing}?", "Under the desk.")
     t('"<Thanks>, {hero}!" {friend} <spoke> <happily>.')
     t.paragraph()
     t("{friend} drew {a subject.full}, and {hero} drew {a other_subject.full}.")
-    t("{teacher} <gently> hung the {subject} and the {other_subject} on the wall. {hero} was {glad}.")
+    t("{teacher} <gently> hung up the {subject} and the {other_subject}. {hero} was {glad}.")
     bedtime(t)
     t.ask("Why was {hero} {scared}?", "Because the school was new.")
     t.ask("What did {friend} lose?", "{Friend.His} {school_thing.full}.")
+    t.ask("Who found the {school_thing}?", "{hero}.")
     t.ask("What did {friend} draw?", "{A subject.full}.")
     t.ask("What did {hero} draw?", "{A other_subject.full}.")
     t.ask("Who was the teacher?", "{teacher}.")
@@ -308,55 +309,53 @@ def first_day_at_school(t):
 
 
 def broken_pot(t):
-    """Something of a neighbor is broken; it is owned up to, and made good by work."""
+    """Something of a friend is broken; it is owned up to, and made good by work."""
     opening(t)
-    t("<one_day>, {hero.he} <had_fun> near the house of {hero.his} <friendly> neighbor {friend}.")
-    t("<Soon>, {hero.he} ran into {a fragile.full}, and it broke. {hero} <became> <very> {scared}.")
+    t("<one_day>, {hero.he} <went> to {hero.his} <friendly> <pal> {friend} and <had_fun>.")
+    t("<Soon>, {hero} <knocked_over> {a fragile.full}. It broke, and {hero} <became> <very> {scared}.")
     t.paragraph()
     if t["trait"].kind == "quiet":
-        t('{Hero.He} was {trait} and <thought>. "I broke your {fragile}," {hero.he} told {friend} <sadly>.')
+        t('{Hero.He} was {trait} and <thought>. "<Sorry>. I broke your {fragile}," {hero.he} told {friend} <sadly>.')
         t.ask("What did {hero} do before {hero.he} told {friend}?", "{Hero.He} thought.")
     else:
-        t('{Hero.He} was {trait} and <boldly> rang the bell. "I broke your {fragile}," {hero.he} told {friend} <sadly>.')
-        t.ask("What did {hero} do before {hero.he} told {friend}?", "{Hero.He} rang the bell.")
-    comfort(t, "friend", "scared")
-    t('"You can {chore}." So for {number} days, {hero} <gently> {chore.did} for {friend.him}.')
+        t('{Hero.He} was {trait} and <boldly> ran to {friend}. "<Sorry>. I broke your {fragile}," {hero.he} said <sadly>.')
+        t.ask("What did {hero} do after the {fragile} broke?", "{Hero.He} ran to {friend}.")
+    t('"Do not be {scared}. You can {chore}," {friend} <spoke> <kindly>.')
+    t("So {hero} <gently> {chore.did} for {number} (hours|days|weeks|mornings).")
     t.paragraph()
-    t("Then they made a new {fragile} and shared {a treat.full}. {hero} ate the {treat} <happily> and was {glad}.")
+    t("Then {friend} gave {hero.him} {a treat.full}. {hero} ate the {treat} <happily> and was {glad}.")
     bedtime(t)
     t.ask("What did {hero} break?", "{A fragile.full}.")
     t.ask("Whose {fragile} was it?", "{friend}'s.")
     t.ask("Why was {hero} {scared}?", "Because {hero.he} broke the {fragile}.")
-    t.ask("What did they share?", "{A treat.full}.")
-    t.ask("How many days did {hero} work?", "{Number}.")
-    t.ask("Who was {hero}'s neighbor?", "{friend}.")
+    t.ask("What did {hero} get from {friend}?", "{A treat.full}.")
+    t.ask("Who gave {hero} {a treat.full}?", "{friend}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
 def slow_seed(t):
     """A seed takes its time: a quiet child waters it, a bold one digs it up."""
     opening(t)
-    t("<one_day>, {hero.he} planted a seed near {a mark.full} to grow {a crop.full}.")
-    t("After {number} days, there was nothing to see, and {hero} <became> <very> {sad}.")
+    t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} planted a seed near {a mark.full}.")
+    t("<Next_day>, {hero} <became> <very> {sad}. It did not grow!")
     t.paragraph()
-    t('"Do not be {sad}. <Cheer>," {hero.his} <friendly> <pal> {friend} <spoke> <kindly>.')
+    comfort(t, "friend", "sad")
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait}, <went> to the {mark} every morning and <gently> watered the seed.")
-        t.ask("What did {hero} do every morning?", "{Hero.He} watered the seed.")
+        t("{hero} was {trait}, <went> to the {mark} every (morning|evening|day|week) and <gently> watered the seed.")
+        t.ask("What did {hero} do with the seed?", "{Hero.He} watered it.")
     else:
         t("{hero} was {trait} and <boldly> dug up the seed near the {mark}. {friend} <gently> put it back.")
         t.ask("What did {hero} do with the seed?", "{Hero.He} dug it up.")
+    t("A <rough> rain fell, the sun shone, and after {number} (days|weeks|months), there was {a crop.full}!")
     t.paragraph()
-    t("<Soon>, a <rough> rain fell, then the sun shone, and the {crop} grew and grew.")
-    t("With {a tool.full}, they <gently> got it home. The {tool} broke, but the {crop} was <nice>, and {hero} was {glad}.")
-    t("They made {crop} {crop.dish} and ate it <happily>.")
+    thanks(t, "friend")
+    t("{hero} was {glad}. They <gently> made {crop} {crop.dish} and ate it <happily>.")
     bedtime(t)
-    t.ask("What did {hero} grow?", "{A crop.full}.")
-    t.ask("Where did {hero} plant the seed?", "Near {a mark.full}.")
-    t.ask("Why was {hero} {sad}?", "Because there was nothing to see.")
-    t.ask("What did they make?", "{Crop} {crop.dish}.")
-    t.ask("What broke?", "The {tool}.")
-    t.ask("What happened after the rain?", "The sun shone.")
+    t.ask("What grew from the seed?", "{A crop.full}.")
+    t.ask("Where did they plant the seed?", "Near {a mark.full}.")
+    t.ask("Why was {hero} {sad}?", "Because the seed did not grow.")
+    t.ask("What did they eat?", "{Crop} {crop.dish}.")
+    t.ask("Who planted the seed with {hero}?", "{friend}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
