@@ -1,15 +1,17 @@
 """Reads a text that may be no story: which of its sentences a plot tells, given those that it tells before.
 
 A sentence that does not fit is skipped, in the text and in the plot. What it would have told stays open: a role gets its
-word from a later sentence, and a branch of the plot is tried in each way.
+word from a later sentence, and a branch of the plot is tried in each way. So is a sentence too many or too few.
 """
 
 import re
 
-from slm_np.data.stories.teller import Choice, Mention, Teller
+from slm_np.data.stories.teller import Choice, Teller
+from slm_np.data.stories.words import LISTS, ROLES
 
 ENDS = re.compile(r'(?<=[.!?])\s+|(?<=[.!?]")\s+')  # the white space after a sentence
 PLOTS_TRIED = 4  # plots whose branches are tried
+STEPS = 1, 2, 0  # sentences of the text that a wrong sentence of the plot may take
 
 
 class _End(Exception):
@@ -29,13 +31,12 @@ class Skimmer(Teller):
         self.offered = []  # how many options each decision had
         self.sentence, (self.at, self.stop) = 0, spans[0]
         self.skips = False  # until the end of the plot's sentence
+        self.branches = False  # whether the next choice is one of `choose`
         self.told = ""  # the plot's last two characters
         self.entries = {}  # {role: entries that it can be}
         self.before = {}  # the same before this sentence
 
     def __getitem__(self, role):
-        from slm_np.data.stories.words import LISTS, ROLES
-
         groups = {}
         for entry in self.entries.get(role) or LISTS[ROLES[role]].pairs:
             groups.setdefault(entry.kinds, []).append(entry)
@@ -66,9 +67,9 @@ class Skimmer(Teller):
     def end_sentence(self):
         if self.at != self.stop:
             self.skip()
-        self.accepted[self.sentence] = not self.skips
-        self.sentence += 1
-        if self.sentence == len(self.spans):
+        self.accepted[self.sentence] = self.accepted[self.sentence] or not self.skips
+        self.sentence += STEPS[self.decide(len(STEPS))] if self.skips else 1
+        if self.sentence >= len(self.spans):
             raise _End
         self.at, self.stop = self.spans[self.sentence]
         self.skips, self.before = False, dict(self.entries)
@@ -95,11 +96,11 @@ class Skimmer(Teller):
             self.skip()
 
     def choose(self, *templates):
-        self.in_branch = True
+        self.branches = True
         return super().choose(*templates)
 
     def pick(self, options, choice):
-        branch, self.in_branch = getattr(self, "in_branch", False), False
+        branches, self.branches = self.branches, False
         fitting = range(len(options))
         if not self.skips:
             fitting = [n for n in fitting if self.fits(options[n] + choice.after, self.at)]
@@ -108,7 +109,7 @@ class Skimmer(Teller):
             if not fitting:
                 self.skip()
                 fitting = range(len(options))
-        if branch or not self.skips:
+        if branches or not self.skips:
             return fitting[self.decide(len(fitting))]
         return 0
 
@@ -135,7 +136,9 @@ class Skimmer(Teller):
                 entries = self.entries.get(part.role)
                 texts = {part.spelled(entry) for entry in entries} if entries else ()
                 found = None if entries else part.pattern.match(self.text, at)
-                text = found[0] if found else max((t for t in texts if self.text.startswith(t, at)), key=len, default=None)
+                text = (
+                    found[0] if found else max((t for t in texts if self.text.startswith(t, at)), key=len, default=None)
+                )
                 if not text:
                     return False
                 at += len(text)
