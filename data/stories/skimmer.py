@@ -10,7 +10,6 @@ from slm_np.data.stories.teller import Choice, Teller
 from slm_np.data.stories.words import LISTS, ROLES
 
 ENDS = re.compile(r'(?<=[.!?])\s+|(?<=[.!?]")\s+')  # the white space after a sentence
-PLOTS_TRIED = 4  # plots whose branches are tried
 STEPS = 1, 2, 0  # sentences of the text that a wrong sentence of the plot may take
 
 
@@ -172,9 +171,10 @@ def sentences(text, plots):
     starts = [0, *(end.end() for end in ENDS.finditer(text.rstrip()))]
     stops = [*(end.start() for end in ENDS.finditer(text.rstrip())), len(text.rstrip())]
     spans = list(zip(starts, stops))
-    first = sorted(plots, key=lambda plot: -sum(Skimmer(text, spans).read(plot).accepted))
-    found = [skimmed(text, plot, spans) for plot in first[:PLOTS_TRIED]]
-    accepted = max((reader.accepted for reader in found), key=sum)
+    accepted = [False] * len(spans)
+    for plot in sorted(plots, key=lambda plot: -sum(Skimmer(text, spans).read(plot).accepted)):
+        if not all(accepted):
+            accepted = max(accepted, skimmed(text, plot, spans).accepted, key=sum)
     merged = []
     for (start, stop), right in zip(spans, accepted):
         if merged and text[start].islower():  # "she said" after words in quotes
