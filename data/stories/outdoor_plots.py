@@ -20,7 +20,9 @@ def flyer_in_tree(t):
         t.ask("What did {friend} have?", "{A tool.full}.")
         t.ask("How did {hero} get the {flyer} back?", "With the {tool}.")
     else:
-        t("{hero} was {trait} and <boldly> climbed up, but tore {hero.his} {wear.full}. {friend} <gently> mended the {wear}.")
+        t(
+            "{hero} was {trait} and <boldly> climbed up, but tore {hero.his} {wear.full}. {friend} <gently> mended the {wear}."
+        )
         t.ask("What did {hero} tear?", "{Hero.His} {wear.full}.")
         t.ask("Who mended the {wear}?", "{friend}.")
     t.paragraph()
@@ -75,11 +77,12 @@ def stuck_animal(t):
     else:
         t("{Hero.He} was {trait}, <boldly> went into the {trap} and came out with it in {hero.his} {wear.full}.")
         t.ask("What did {hero} carry the {beast} in?", "{Hero.His} {wear.full}.")
-    t("It slept on the {wear}, and for {number} (days|weeks|months) they <gently> fed it {beast.eats}.")
+    t("It slept on the {wear}, and for {number} (days|weeks) they <gently> fed it {beast.eats}.")
     t.paragraph()
     t("When it was <very> (strong|healthy|lively|fat), they <went> to {beast.home} and let it go. {hero} was {glad}.")
     t("The {beast} came to visit every (week|month|spring|summer|fall|winter|Monday|Friday).")
     bedtime(t)
+    t.ask("What happened before {friend} was {sad}?", "They found {a beast.full}.")
     t.ask("What animal did they find?", "{A beast.full}.")
     t.ask("Where was the {beast} stuck?", "In {a trap.full}.")
     t.ask("What did the {beast} eat?", "{Beast.eats}.")
@@ -109,6 +112,7 @@ def hut_of_straw(t):
     t.ask("What did they build?", "{A building.full}.")
     t.ask("What did they build it of first?", "{Weak}.")
     t.ask("What did they build it of later?", "{Strong}.")
+    t.ask("What happened before {friend} was {sad}?", "The {building} was blown into the {tree}.")
     t.ask("Where did the {building} land?", "In {a tree.full}.")
     t.ask("Why was {friend} {sad}?", "Because the {building} was gone.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
@@ -123,7 +127,7 @@ def the_race(t):
     if t["trait"].kind == "quiet":
         comfort(t, "hero", "sad")
         t("{Hero.He} was {trait} and <gently> put {hero.his} {wear.full} around the {body}.")
-        t("With the {wear}, they <went> from the {mark} to the {tree} and shared the {prize}.")
+        t("With the {wear}, {friend} <went> from the {mark} to the {tree}, and they shared the {prize}.")
         t.ask("What did {hero} put around {friend}'s {body}?", "{Hero.His} {wear.full}.")
         t.ask("Who got the {prize}?", "Both of them.")
     else:
@@ -139,6 +143,7 @@ def the_race(t):
     t.ask("Where did {friend} fall?", "Near {a mark.full}.")
     t.ask("What was the prize?", "{A prize.full}.")
     t.ask("What did {friend} hurt?", "{Friend.His} {body}.")
+    t.ask("What happened before {friend} was {sad}?", "{Friend.He} fell.")
     t.ask("Why was {friend} {sad}?", "Because {friend.he} fell and hurt {friend.his} {body}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
@@ -167,6 +172,7 @@ def lost_coins(t):
     t.ask("Why was {hero} {sad}?", "Because the coins were gone.")
     t.ask("How many coins fell out of the {wear}?", "{Number}.")
     t.ask("Who mended the {wear}?", "{hero}'s {elder}.")
+    t.ask("What happened after they left the {mark}?", "{hero} bought the {present}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
@@ -182,12 +188,14 @@ def boat_adrift(t):
         t.ask("How did {hero} get the {boat} back?", "{Hero.He} threw stones behind it.")
         t.ask("How many stones did {hero} throw?", "{Number}.")
     else:
-        t("{hero} was {trait} and <boldly> swam after it in {hero.his} {wear.full}. {friend} <gently> dried the {wear}.")
+        t(
+            "{hero} was {trait} and <boldly> swam after it in {hero.his} {wear.full}. {friend} <gently> dried the {wear}."
+        )
         t.ask("How did {hero} get the {boat} back?", "{Hero.He} swam after it.")
         t.ask("Who dried the {wear}?", "{friend}.")
     t.paragraph()
     thanks(t, "friend")
-    t("{hero} was {glad}. They tied a {color} string to the {boat} and <had_fun> by the {water}.")
+    t("{Hero.He} was {glad}. They tied {a color} string to the {boat} and <had_fun> by the {water}.")
     bedtime(t)
     t.ask("What did {hero} take to the {water}?", "{A boat.full}.")
     t.ask("Where did they go?", "To {a water.full}.")
@@ -210,7 +218,9 @@ def thunderstorm(t):
         t.ask("What did they eat?", "{A treat.full}.")
         t.ask("Who broke the {treat} in two?", "{hero}.")
     else:
-        t("{Hero.He} was {trait} and <boldly> gave {friend} {hero.his} {wear.full}. {friend} put on the {wear} <happily>.")
+        t(
+            "{Hero.He} was {trait} and <boldly> gave {friend} {hero.his} {wear.full}. {friend} put on the {wear} <happily>."
+        )
         t.ask("What did {hero} give to {friend}?", "{Hero.His} {wear.full}.")
         t.ask("Who put on the {wear}?", "{friend}.")
     t.paragraph()
@@ -233,7 +243,9 @@ def shared_lunch(t):
     t.paragraph()
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
-        t("{Hero.He} was {trait} and <gently> gave the {beast} {beast.eats}, then cut {hero.his} {other_treat.full} in two.")
+        t(
+            "{Hero.He} was {trait} and <gently> gave the {beast} {beast.eats}, then cut {hero.his} {other_treat.full} in two."
+        )
         t.ask("Who gave the {beast} {beast.eats}?", "{hero}.")
     else:
         t("{Hero.He} was {trait} and <boldly> chased the {beast} away, then cut {hero.his} {other_treat.full} in two.")
@@ -246,6 +258,7 @@ def shared_lunch(t):
     t.ask("What animal ate {friend}'s {treat}?", "{A beast.full}.")
     t.ask("Where did they go?", "To {a tree.full}.")
     t.ask("Why was {friend} {sad}?", "Because the {treat} was gone.")
+    t.ask("What happened before {friend} was {sad}?", "The {beast} ate the {treat}.")
     t.ask("Whose {treat} was eaten?", "{friend}'s.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
@@ -271,9 +284,9 @@ def kept_promise(t):
     t.ask("What animal did {hero} feed?", "{A kept.full}.")
     t.ask("Whose {kept} was it?", "{friend}'s.")
     t.ask("What did the {kept} eat?", "{Kept.eats}.")
-    t.ask("Why was {hero} {sad}?", "Because of the {event}.")
+    t.ask("Why was {hero} {sad}?", "Because {hero.he} could not go to the {event} yet.")
     t.ask("Where did they go in the end?", "To the {event}.")
-    t.ask("Who came after {hero} fed the {kept}?", "{friend}.")
+    t.ask("What happened after {friend} came?", "They went to the {event}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
@@ -286,21 +299,23 @@ def first_day_at_school(t):
     )
     t('"Do not be {scared}. <Cheer>," {hero.his} <dear> teacher {teacher} <spoke> <kindly>.')
     t.paragraph()
-    t("<Soon>, {friend}, who sat (next to|in front of|behind|across from) {hero.him}, lost {friend.his} {school_thing.full}.")
+    t(
+        "<Soon>, {friend}, who sat (next to|in front of|behind|across from) {hero.him}, lost {friend.his} {school_thing.full}."
+    )
     if t["trait"].kind == "quiet":
         t("{hero} was {trait}, <gently> looked around and found the {school_thing} under the desk.")
-        t.ask("Where was the {school_thing}?", "Under the desk.")
     else:
         t("{hero} was {trait}, <boldly> crawled under the desk and found the {school_thing}.")
-        t.ask("Where was the {school_thing}?", "Under the desk.")
+    t.ask("Where was the {school_thing}?", "Under the desk.")
     t('"<Thanks>, {hero}!" {friend} <spoke> <happily>.')
     t.paragraph()
     t("{friend} drew {a subject.full}, and {hero} drew {a other_subject.full}.")
-    t("{teacher} <gently> hung up the {subject} and the {other_subject}. {hero} was {glad}.")
+    t("{teacher} <gently> hung the {subject} and the {other_subject} on the wall. {hero} was {glad}.")
     bedtime(t)
     t.ask("Why was {hero} {scared}?", "Because the school was new.")
     t.ask("What did {friend} lose?", "{Friend.His} {school_thing.full}.")
     t.ask("Who found the {school_thing}?", "{hero}.")
+    t.ask("What happened after {hero} found the {school_thing}?", "{friend} thanked {hero.him}.")
     t.ask("What did {friend} draw?", "{A subject.full}.")
     t.ask("What did {hero} draw?", "{A other_subject.full}.")
     t.ask("Who was the teacher?", "{teacher}.")
@@ -318,7 +333,9 @@ def broken_pot(t):
         t('{Hero.He} was {trait} and <thought>. "<Sorry>. I broke your {fragile}," {hero.he} told {friend} <sadly>.')
         t.ask("What did {hero} do before {hero.he} told {friend}?", "{Hero.He} thought.")
     else:
-        t('{Hero.He} was {trait} and <boldly> ran to {friend}. "<Sorry>. I broke your {fragile}," {hero.he} said <sadly>.')
+        t(
+            '{Hero.He} was {trait} and <boldly> ran to {friend}. "<Sorry>. I broke your {fragile}," {hero.he} said <sadly>.'
+        )
         t.ask("What did {hero} do after the {fragile} broke?", "{Hero.He} ran to {friend}.")
     t('"Do not be {scared}. You can {chore}," {friend} <spoke> <kindly>.')
     t("So {hero} <gently> {chore.did} for {number} (hours|days|weeks|mornings).")
@@ -330,6 +347,7 @@ def broken_pot(t):
     t.ask("Why was {hero} {scared}?", "Because {hero.he} broke the {fragile}.")
     t.ask("What did {hero} get from {friend}?", "{A treat.full}.")
     t.ask("Who gave {hero} {a treat.full}?", "{friend}.")
+    t.ask("What happened before {hero} was {scared}?", "The {fragile} broke.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 
@@ -346,16 +364,17 @@ def slow_seed(t):
     else:
         t("{hero} was {trait} and <boldly> dug up the seed near the {mark}. {friend} <gently> put it back.")
         t.ask("What did {hero} do with the seed?", "{Hero.He} dug it up.")
-    t("A <rough> rain fell, the sun shone, and after {number} (days|weeks|months), there was {a crop.full}!")
+    t("A <rough> rain fell, the sun shone, and after {number} (days|weeks), there was {a crop.full}!")
     t.paragraph()
     thanks(t, "friend")
-    t("{hero} was {glad}. They <gently> made {crop} {crop.dish} and ate it <happily>.")
+    t("{Hero.He} was {glad}. They <gently> made {crop} {crop.dish} and ate it <happily>.")
     bedtime(t)
     t.ask("What grew from the seed?", "{A crop.full}.")
     t.ask("Where did they plant the seed?", "Near {a mark.full}.")
     t.ask("Why was {hero} {sad}?", "Because the seed did not grow.")
     t.ask("What did they eat?", "{Crop} {crop.dish}.")
     t.ask("Who planted the seed with {hero}?", "{friend}.")
+    t.ask("What happened after the rain fell?", "The sun shone.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
 
 

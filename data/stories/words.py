@@ -393,41 +393,41 @@ LISTS = dict(
     cross=entries("angry cross annoyed grumpy mad sulky grouchy furious"),
     # Outdoors: animals with what they like to eat and where they live
     wild=WordList(f"""
-        duckling: {WILD}; eats=oats; home=the duck pond; house=box
-        squirrel: {WILD}; eats=nuts; home=the oak tree; house=box
-        rabbit: {WILD}; eats=clover; home=its burrow; house=hutch
-        kitten: {WILD}; eats=fish; home=the barn; house=basket
-        puppy: {WILD}; eats=meat; home=the farm; house=basket
-        lamb: {WILD}; eats=hay; home=the meadow; house=stall
-        hedgehog: {WILD}; eats=worms; home=the hedge; house=box
-        sparrow: {WILD}; eats=seeds; home=its nest; house=cage
-        mouse: {WILD}; eats=cheese; home=its mouse hole; house=jar
-        turtle: {WILD}; eats=lettuce; home=the river; house=tub
-        fawn: {WILD}; eats=leaves; home=the forest; house=pen
-        crow: {WILD}; eats=bread; home=the tall pine; house=cage
-        gosling: {WILD}; eats=grass; home=the lake; house=tub
-        robin: {WILD}; eats=berries; home=the orchard; house=cage
-        goat: {WILD}; eats=carrots; home=the hill; house=stall
-        chipmunk: {WILD}; eats=acorns; home=the hollow log; house=box
+        duckling: {WILD}; eats=oats; home=the duck pond
+        squirrel: {WILD}; eats=nuts; home=the oak tree
+        rabbit: {WILD}; eats=clover; home=its burrow
+        kitten: {WILD}; eats=fish; home=the barn
+        puppy: {WILD}; eats=meat; home=the farm
+        lamb: {WILD}; eats=hay; home=the meadow
+        hedgehog: {WILD}; eats=worms; home=the hedge
+        sparrow: {WILD}; eats=seeds; home=its nest
+        mouse: {WILD}; eats=cheese; home=its mouse hole
+        turtle: {WILD}; eats=lettuce; home=the river
+        fawn: {WILD}; eats=leaves; home=the forest
+        crow: {WILD}; eats=bread; home=the tall pine
+        gosling: {WILD}; eats=grass; home=the lake
+        robin: {WILD}; eats=berries; home=the orchard
+        goat: {WILD}; eats=carrots; home=the hill
+        chipmunk: {WILD}; eats=acorns; home=the hollow log
     """),
     # animals that are kept, with what they are given
     kept=WordList(f"""
-        cat: {KEPT}; eats=fish; house=basket
-        hamster: {KEPT}; eats=seeds; house=cage
-        pony: {KEPT}; eats=hay; house=stable
-        parrot: {BIRD}; eats=nuts; house=cage
-        goat: {KEPT}; eats=grass; house=shed
-        rabbit: {KEPT}; eats=carrots; house=hutch
-        turtle: {FISH}; eats=lettuce; house=tank
-        hen: {KEPT}; eats=corn; house=coop
-        kitten: {KEPT}; eats=fish; house=basket
-        puppy: {KEPT}; eats=meat; house=kennel
-        donkey: {KEPT}; eats=hay; house=stable
-        guinea pig: {KEPT}; eats=lettuce; house=cage
-        mouse: {KEPT}; eats=cheese; house=cage
-        canary: {BIRD}; eats=seeds; house=cage
-        duck: {BIRD}; eats=oats; house=coop
-        sheep: {KEPT}; eats=grass; house=shed
+        cat: {KEPT}; eats=fish
+        hamster: {KEPT}; eats=seeds
+        pony: {KEPT}; eats=hay
+        parrot: {BIRD}; eats=nuts
+        goat: {KEPT}; eats=grass
+        rabbit: {KEPT}; eats=carrots
+        turtle: {FISH}; eats=lettuce
+        hen: {KEPT}; eats=corn
+        kitten: {KEPT}; eats=fish
+        puppy: {KEPT}; eats=meat
+        donkey: {KEPT}; eats=hay
+        guinea pig: {KEPT}; eats=lettuce
+        mouse: {KEPT}; eats=cheese
+        canary: {BIRD}; eats=seeds
+        duck: {BIRD}; eats=oats
+        sheep: {KEPT}; eats=grass
     """),
     trap=WordList(f"""
         fence: {WIRE}
@@ -445,22 +445,22 @@ LISTS = dict(
     """),
     # places out of doors
     open_place=WordList(f"""
-        meadow: {PLACE}; at=in
-        park: {PLACE}; at=in
-        garden: {PLACE}; at=in
-        orchard: {PLACE}; at=in
-        hill: {PLACE}; at=on
-        beach: {PLACE}; at=on
-        field: {PLACE}; at=in
-        playground: {PLACE}; at=on
-        valley: {PLACE}; at=in
-        schoolyard: {PLACE}; at=in
-        courtyard: {PLACE}; at=in
-        lawn: {PLACE}; at=on
-        pasture: {PLACE}; at=in
-        square: {PLACE}; at=on
-        farmyard: {PLACE}; at=in
-        clearing: {PLACE}; at=in
+        meadow: {PLACE}
+        park: {PLACE}
+        garden: {PLACE}
+        orchard: {PLACE}
+        hill: {PLACE}
+        beach: {PLACE}
+        field: {PLACE}
+        playground: {PLACE}
+        valley: {PLACE}
+        schoolyard: {PLACE}
+        courtyard: {PLACE}
+        lawn: {PLACE}
+        pasture: {PLACE}
+        square: {PLACE}
+        farmyard: {PLACE}
+        clearing: {PLACE}
     """),
     water=WordList(f"""
         river: {WATER}
@@ -508,7 +508,7 @@ LISTS = dict(
         garage: {SHELTER}
         cottage: {SHELTER}
         tunnel: {SHELTER}
-        tower: {SHELTER}
+        castle: {SHELTER}
         greenhouse: {SHELTER}
         lighthouse: {SHELTER}
     """),
@@ -591,17 +591,17 @@ LISTS = dict(
         sweater: {BRIGHT}
         raincoat: {BRIGHT}
         shirt: {BRIGHT}
-        scarf: {BRIGHT}
-        cap: {BRIGHT}
-        hat: {BRIGHT}
+        blazer: {BRIGHT}
         vest: {BRIGHT}
         poncho: {BRIGHT}
-        hood: {BRIGHT}
         parka: {BRIGHT}
         cardigan: {BRIGHT}
         cloak: {BRIGHT}
         sweatshirt: {BRIGHT}
         cape: {BRIGHT}
+        jersey: {BRIGHT}
+        pullover: {BRIGHT}
+        anorak: {BRIGHT}
     """),
     color=entries("red blue green yellow orange purple white pink brown gray black golden silver tan violet scarlet"),
     number=entries(
@@ -610,26 +610,26 @@ LISTS = dict(
     body=entries("knee foot hand elbow ankle toe arm leg"),
     # what children build, and of what
     building=WordList(f"""
-        hut: {SIZE}; at=in
-        fort: {SIZE}; at=in
-        playhouse: {SIZE}; at=in
-        castle: {SIZE}; at=in
-        tower: {SIZE}; at=in
-        doghouse: {SIZE}; at=in
-        cabin: {SIZE}; at=in
-        shed: {SIZE}; at=in
-        clubhouse: {SIZE}; at=in
-        cottage: {SIZE}; at=in
-        birdhouse: {SIZE}; at=in
-        tent: {SIZE}; at=in
-        garage: {SIZE}; at=in
-        stable: {SIZE}; at=in
-        palace: {SIZE}; at=in
-        lighthouse: {SIZE}; at=in
+        hut: {SIZE}
+        fort: {SIZE}
+        playhouse: {SIZE}
+        castle: {SIZE}
+        tower: {SIZE}
+        doghouse: {SIZE}
+        cabin: {SIZE}
+        shed: {SIZE}
+        clubhouse: {SIZE}
+        cottage: {SIZE}
+        birdhouse: {SIZE}
+        tent: {SIZE}
+        hideout: {SIZE}
+        stable: {SIZE}
+        den: {SIZE}
+        pavilion: {SIZE}
     """),
     weak=entries("leaves straw reeds twigs paper sand cardboard hay grass feathers petals moss bark ferns cloth wool"),
     strong=entries(
-        "boards logs stones bricks planks beams rocks tiles poles posts slabs iron steel concrete timber clay"
+        "boards logs stones bricks planks beams rocks tiles poles posts slabs crates pipes timbers boulders blocks"
     ),
     crop=WordList(f"""
         pumpkin: {CROP}; many=pumpkins; dish=pie
@@ -1024,7 +1024,7 @@ PHRASES = dict(
     became="(felt|was|looked|seemed|became|got)",
     told="(said|answered|replied|explained|declared|announced|remarked|added)",
     rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|howling|"
-    "roaring|icy|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|frosty)",
+    "roaring|wintry|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|frosty)",
     wind="(wind|gust|gale|storm)",
     pal="(friend|playmate|classmate|cousin|pal|buddy|neighbor|schoolmate|teammate|companion|chum|partner)",
     gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
@@ -1032,22 +1032,28 @@ PHRASES = dict(
     boldly="(quickly|boldly|bravely|swiftly|eagerly|cheerfully|nimbly|proudly|fearlessly|happily|merrily|skillfully|"
     "easily|lightly|readily|gladly|promptly|briskly|speedily|deftly|smartly|firmly|calmly|confidently|joyfully|"
     "playfully|rapidly|smoothly|steadily|courageously|daringly|instantly)",
-    had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|told (long|short|silly|funny|old|new|strange|clever) "
-    "(jokes|stories|riddles|tales)|picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|"
-    "chased (red|blue|yellow|white|orange|big|little|pretty) butterflies|watched (big|little|brown|black|blue|busy|noisy|"
-    "pretty) birds|collected (red|yellow|green|brown|big|little|pretty|dry) leaves|blew (big|little|round|shiny|pretty|"
-    "huge|tiny|funny) bubbles|ran (long|short|quick|wild|silly|funny|merry|exciting) races|played (tag|catch|leapfrog|"
-    "hopscotch|hide-and-seek|pirates|soccer|marbles)|counted (big|little|white|gray|fluffy|round|funny|pretty) clouds|"
-    "found (big|little|red|black|green|shiny|funny|pretty) beetles|whistled (old|new|silly|happy|sweet|loud|long|merry) "
-    "tunes|drew (big|little|silly|funny|pretty|happy|strange|round) faces in the sand|built (big|little|tall|round|funny|"
-    "pretty|tiny|huge) castles|jumped over (big|little|old|mossy|round|gray|rotten|fallen) logs|"
+    had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|"
+    "told (long|short|silly|funny|old|new|strange|clever) (jokes|stories|riddles|tales)|"
+    "picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|"
+    "chased (red|blue|yellow|white|orange|big|little|pretty) butterflies|"
+    "watched (big|little|brown|black|blue|busy|noisy|pretty) birds|"
+    "collected (red|yellow|green|brown|big|little|pretty|dry) leaves|"
+    "blew (big|little|round|shiny|pretty|huge|tiny|funny) bubbles|"
+    "ran (long|short|quick|wild|silly|funny|merry|exciting) races|"
+    "played (tag|catch|leapfrog|hopscotch|hide-and-seek|pirates|soccer|marbles)|"
+    "counted (big|little|white|gray|fluffy|round|funny|pretty) clouds|"
+    "found (big|little|red|black|green|shiny|funny|pretty) beetles|"
+    "whistled (old|new|silly|happy|sweet|loud|long|merry) tunes|"
+    "drew (big|little|silly|funny|pretty|happy|strange|round) faces in the dirt|"
+    "built (big|little|tall|round|funny|pretty|tiny|huge) castles|"
+    "jumped over (big|little|old|mossy|round|gray|rotten|fallen) logs|"
     "rolled down (big|little|steep|green|soft|grassy|long|tall) hills)",
     nice="(nice|fine|good|great|wonderful|lovely|splendid|perfect|beautiful|marvelous|fantastic|excellent|amazing|"
     "delightful|super|terrific)",
-    sorry="(sorry|forgive me|I am sorry|I am (so|very|really|truly|terribly|deeply|awfully) sorry|please (forgive me|do not be angry|"
-    "listen to me|hear me)|it was (me|my fault|an accident|not nice of me))",
+    sorry="(sorry|forgive me|I am sorry|I am (so|very|really|truly|terribly|deeply|awfully) sorry|"
+    "please (forgive me|do not be angry|listen to me|hear me)|it was (me|my fault|an accident|bad luck))",
     knocked_over="(knocked over|ran into|fell over|kicked over|bumped into|pushed over|tripped over|dropped)",
     clothing="(shoes|socks|boots|feet|legs|knees|pants|sleeves|hands|toes|coats|faces|arms|fingers|noses|ankles)",
-    promised="(a promise is a promise|you gave your word|keep your word|keep your promise|you can go later|you have to wait|"
-    "first do what you promised|think of your promise)",
+    promised="(a promise is a promise|you gave your word|keep your word|keep your promise|you can go later|"
+    "you have to wait|first do what you promised|think of your promise)",
 )
