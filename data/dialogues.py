@@ -13,7 +13,7 @@ import json
 import re
 from typing import NamedTuple
 
-from slm_np.data import old_stories as stories
+from slm_np.data import stories
 
 LONGEST = 250  # bytes of a conversation under the default chat template
 MARKERS = len("Q: \nA: \n")  # bytes that the template adds to a question and its answer

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from slm_np.data import dialogues, stories
 from slm_np.data.files import checksummed, read_json_or_empty, sha256_of, verified
 from slm_np.data.meter import metered
+from slm_np.data.stories import home_plots, outdoor_plots, shared, teller, words
 from slm_np.data.text_files import Text
 from slm_np.errors import UserError
 from slm_np.paths import published
@@ -31,9 +32,10 @@ class Writer(NamedTuple):
     modules: tuple  # their source determines the text
 
 
+STORIES = stories, teller, words, shared, home_plots, outdoor_plots
 WRITERS = dict(
-    stories=Writer(stories.write, ".txt", (stories,)),
-    dialogues=Writer(dialogues.write, ".jsonl", (dialogues, stories)),
+    stories=Writer(stories.write, ".txt", STORIES),
+    dialogues=Writer(dialogues.write, ".jsonl", (dialogues, *STORIES)),
 )
 
 

@@ -438,7 +438,31 @@ def test_answers_counts_exact_answers(run, capsys):
     assert out.count("answered '") == 1 and "0 of 2 answered exactly: 0.0%" in out
 
 
-@pytest.mark.parametrize("name, flag", [("prompts", []), ("answers", ["--model"])])
+def test_story_quality_samples_and_judges_stories(run, capsys, tmp_path, monkeypatch):
+    story_quality = importlib.import_module("story_quality")
+    monkeypatch.setattr(story_quality, "SPLIT_BYTES", dict(train=5000))
+    monkeypatch.setattr(story_quality, "MAX_TOKENS", 20)
+    flags = ["--model", run, "--stories", "3", "--json", str(tmp_path / "found.json")]
+    story_quality.main(flags)
+    out = capsys.readouterr().out
+    assert "stories that the grammar writes      0 of     3    0.0%" in out
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert (found["stories"], found["whole"], found["memorized"]) == (3, 0, 0) and found["texts"][0] in out
+    assert "--stories" in refusal(story_quality.main, [*flags[:2], "--stories", "0"], capsys)
+
+
+def test_story_quality_counts_whole_wrong_and_memorized_stories(monkeypatch):
+    story_quality = importlib.import_module("story_quality")
+    stories = story_quality.stories
+    monkeypatch.setattr(story_quality, "SPLIT_BYTES", dict(train=5000))
+    (known, _), (new, _) = next(stories.write(1, 1)), next(stories.write(1, 9))
+    wrong = new.replace(stories.read(new).facts["hero"], "Gertrude", 1)
+    n_sentences = sum(len(stories.sentences(text)) for text in (known, new, wrong))
+    found = story_quality.judged([text[:-2] for text in (known, new, wrong)] + [""])
+    assert found == dict(stories=4, whole=2, sentences=n_sentences, accepted=n_sentences - 1, memorized=1)
+
+
+@pytest.mark.parametrize("name, flag", [("prompts", []), ("answers", ["--model"]), ("story_quality", ["--model"])])
 def test_scripts_refuse_a_missing_run(name, flag, capsys, tmp_path):
     message = refusal(importlib.import_module(name).main, [*flag, str(tmp_path / "none")], capsys)
     assert str(tmp_path / "none") in message

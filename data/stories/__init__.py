@@ -10,15 +10,11 @@ import math
 
 import numpy as np
 
-from slm_np.data.stories.home_plots import PLOTS as HOME_PLOTS
 from slm_np.data.stories import skimmer
+from slm_np.data.stories.home_plots import PLOTS as HOME_PLOTS
+from slm_np.data.stories.outdoor_plots import PLOTS as OUTDOOR_PLOTS
 from slm_np.data.stories.teller import Question, Reader, Story, StoryError, Writer
 from slm_np.data.stories.words import LISTS
-
-try:
-    from slm_np.data.stories.outdoor_plots import PLOTS as OUTDOOR_PLOTS
-except ImportError:
-    OUTDOOR_PLOTS = {}
 
 PLOTS = HOME_PLOTS | OUTDOOR_PLOTS  # {name: function (Teller)}
 WORDS = {name: tuple(sorted(words.words)) for name, words in LISTS.items()}
