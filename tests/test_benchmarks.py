@@ -456,3 +456,14 @@ def test_amx_stress_refuses_bad_flags_and_machines_without_amx(capsys, monkeypat
     monkeypatch.setattr(amx_stress.amx, "refusal", lambda: "this processor has no amx-tile")
     assert "--seconds is 0" in refusal(amx_stress.main, ["--seconds", "0"], capsys)
     assert "AMX is unavailable: this processor has no amx-tile" in refusal(amx_stress.main, [], capsys)
+
+
+def test_stories_vocabulary_keeps_the_most_frequent_words(capsys, tmp_path):
+    script = importlib.import_module("stories_vocabulary")
+    script.main(["--size", "700", "--bytes", "50000", "--out", str(tmp_path / "few.txt")])
+    lines = (tmp_path / "few.txt").read_text(encoding="utf-8").split("\n")
+    assert 690 - 257 < len(lines) - 1 <= 700 - 257 and lines[-1] == ""
+    found = re.findall(r"(\w+): ([\d.]+) bytes/token, ([\d.]+)% of the words", capsys.readouterr().out)
+    assert [name for name, *_ in found] == ["stories", "dialogues"]
+    assert all(float(rate) > 1.8 and 50 < float(share) < 99 for _, rate, share in found)
+    assert "--size is 256" in refusal(script.main, ["--size", "256"], capsys)
