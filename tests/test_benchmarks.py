@@ -431,11 +431,22 @@ def test_prompts_continues_every_prompt(run, capsys):
     assert all(f"{prompt}|" in out for prompt in prompts.PROMPTS) and out.startswith(f"== {run}, step 2")
 
 
-def test_answers_counts_exact_answers(run, capsys):
+def test_answers_counts_exact_answers(run, capsys, tmp_path):
     answers = importlib.import_module("answers")
-    answers.main(["--model", run, "--questions", "2", "--wrong", "1"])
+    answers.main(["--model", run, "--questions", "2", "--wrong", "1", "--json", str(tmp_path / "rows.json")])
     out = capsys.readouterr().out
-    assert out.count("answered '") == 1 and "0 of 2 answered exactly: 0.0%" in out
+    assert out.count("answered '") == 1 and "0 of 2 answered exactly: 0.0%" in out and "plot" not in out
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert {by: sum(row["asked"] for row in rows if row["by"] == by) for by in ("all", "kind", "plot")} == dict(
+        all=2, kind=2, plot=2
+    )
+    assert all(row["exact"] == 0 for row in rows)
+    answers.main(["--model", run, "--questions", "1", "--wrong", "0", "--plots"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:4] in ("kind", "plot")] == [
+        "kind",
+        "plot",
+    ]
+    assert "--questions is 0" in refusal(answers.main, ["--model", run, "--questions", "0"], capsys)
 
 
 @pytest.mark.parametrize("name, flag", [("prompts", []), ("answers", ["--model"])])
