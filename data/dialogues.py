@@ -16,7 +16,7 @@ KINDS = ("who", "whose", "what", "where", "why", "how", "before", "after")
 MOST = 4  # questions of a dialogue
 LONGEST = 246  # words and punctuation marks of a dialogue: less than 256, since a rare word may have several tokens
 MARKERS = 6  # of them, which the default chat template adds to a question and its answer: "Q:", "A:", two line ends
-PIECE = re.compile(r"[A-Za-z]+|[^\sA-Za-z]+")
+WORD = re.compile(r"[A-Za-z]+|[^\sA-Za-z]+")
 # Second words of the random key, whose first word is the seed: no corpus of stories has these stories.
 STORIES, CHOICES = 1 << 64, 2 << 64
 
@@ -38,12 +38,12 @@ def dialogue(story, choose):
     text, turns, left = " ".join(story.text.split()), [], {}  # left: {kind: questions not yet asked}
     for question in dict.fromkeys(story.questions):
         left.setdefault(question.kind, []).append(question)
-    size, kind = pieces(text), KINDS[choose(len(KINDS))]
+    size, kind = n_words(text), KINDS[choose(len(KINDS))]
     for _ in range(1 + choose(MOST)):
         if kind not in left:
             break
         turn = left[kind].pop(choose(len(left[kind])))
-        size += pieces(turn.question) + pieces(turn.answer) + MARKERS
+        size += n_words(turn.question) + n_words(turn.answer) + MARKERS
         if size > LONGEST:
             break
         turns.append(turn)
@@ -52,9 +52,9 @@ def dialogue(story, choose):
     return Dialogue(text, tuple(turns), story.plot) if turns else None
 
 
-def pieces(text):
+def n_words(text):
     """The number of words and of runs of other characters in a text."""
-    return len(PIECE.findall(text))
+    return len(WORD.findall(text))
 
 
 def dialogues(seed):

@@ -51,7 +51,7 @@ def test_who_is_a_person_of_the_story_and_not_always_the_first_one(some):
 
 
 def swaps(story, rng):
-    """Yield (role, old word, new word) for each role: a word of its list with the same adjective, pronouns and so on."""
+    """Yield (role, old word, new word) for each role: a word of its list with the same adjective and pronouns."""
     for role, old in story.facts.items():
         if role not in ROLES or not old.isalpha():
             continue
