@@ -14,7 +14,7 @@ import numpy as np
 from slm_np.data.segments import ESCAPED, decoded, segments
 from slm_np.data.tokenizer import Tokenizer
 from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, joined_merges, tokenizer_json
-from slm_np.data.word_patterns import SPACES, WORD
+from slm_np.data.word_patterns import LLAMA3, WORD_AND_LINE_END
 
 VOCABULARY = Path(__file__).with_name("stories_vocabulary.txt")
 CACHE = 1 << 24  # size of the cache of words. A word counts its characters and `WORD_COST`
@@ -22,35 +22,45 @@ WORD_COST = 128
 LETTERS = byte_letters()
 BYTES = {letter: byte for byte, letter in enumerate(LETTERS)}
 
-# GPT-2's words. It tells letters from numbers outside of ASCII, which changes no id: no merge has such a character.
-GPT2_WORD = re.compile(
-    rf"'(?:[stmd]|re|ve|ll)| ?[^\W\d_]+| ?\d+| ?(?:_|[^\w{SPACES}])+|[{SPACES}]+(?![^{SPACES}])|[{SPACES}]+"
+# `LLAMA3` where each character outside of ASCII is replaced by a letter, a number, white space or a sign: Python has no
+# \p{L} and \p{N}. U+017F stays, since (?i:'s) matches it.
+OUTSIDE = re.compile("[^\0-\x7f\u017f]")
+LETTER, NUMBER, SPACE, SIGN = "\xe9\xb2\xa0\xa7"
+L, N, S = f"A-Za-z\u017f{LETTER}", f"0-9{NUMBER}", f"\t-\r {SPACE}"
+WORD = re.compile(
+    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n{L}{N}]?[{L}]+|[{N}]{{1,3}}"
+    rf"| ?[^{S}{L}{N}]+[\r\n]*|[{S}]*[\r\n]+|[{S}]+(?![^{S}])|[{S}]+"
 )
 
 
 class PlainBPE(Tokenizer):
-    """Ids: the 256 values of a byte, a token for each of `merges`, and the end-of-text token.
+    """Ids: the 256 values of a byte, `tokens`, and the end-of-text token.
 
-    merges: "left right" strings in the letters of GPT-2's vocabulary (see `byte_letters`), in the order in which they
-    apply within GPT-2's words. ValueError if one is malformed, has a token that is not there, gives one that already
-    is, or has a byte outside of ASCII.
+    tokens: strings in the letters of GPT-2's vocabulary (see `byte_letters`). "left right" is merged from two earlier
+    tokens, and such merges apply in their order. A token without a space is only found as a whole word. Words are those
+    of Llama 3, and a word that is a token stays whole.
+    ValueError if a token comes twice, is empty, or is merged from tokens that are not there. TypeError for other
+    letters.
     """
 
-    def __init__(self, merges):
-        self.merges = tuple(merges)
-        self._tokens = [bytes([byte]) for byte in range(256)]  # the bytes of each id
-        self._pairs, ids = {}, dict(BYTES)  # {(left id, right id): id}, {token in letters: id}
-        for id, merge in enumerate(self.merges, 256):
-            left, right = merge.split(" ")
-            if left + right in ids or not {left, right} <= ids.keys():
-                raise ValueError(f"{merge!r} cannot be the merge {id - 256}")
-            self._pairs[ids[left], ids[right]] = ids[left + right] = id
-            self._tokens.append(self._tokens[ids[left]] + self._tokens[ids[right]])
-        if not all(map(bytes.isascii, self._tokens[256:])):
-            raise ValueError("merges are of ASCII")
-        self.end_of_text = len(self._tokens)
+    def __init__(self, tokens):
+        self.tokens = tuple(tokens)
+        self._bytes = [bytes([byte]) for byte in range(256)]  # of each id
+        self._ids, self._pairs = dict(zip(self._bytes, range(256))), {}  # {bytes: id}, {(left id, right id): id}
+        for id, token in enumerate(self.tokens, 256):
+            parts = [bytes(map(BYTES.get, part)) for part in token.split(" ")]
+            whole = b"".join(parts)
+            if len(parts) == 2 and self._ids.keys() >= set(parts):
+                self._pairs[self._ids[parts[0]], self._ids[parts[1]]] = id
+            elif len(parts) > 1:
+                raise ValueError(f"the token {token!r} is merged from tokens that are not there")
+            if whole in self._ids or not whole:
+                raise ValueError(f"the token {token!r} comes twice, or is empty")
+            self._ids[whole] = id
+            self._bytes.append(whole)
+        self.end_of_text = len(self._bytes)
         self.vocab_size = self.end_of_text + 1
-        self._tokens.append(b"")
+        self._bytes.append(b"")
         self._words, self._words_size = {}, 0  # {word: its ids as bytes}, and its size as `CACHE` counts it
 
     @classmethod
@@ -60,29 +70,29 @@ class PlainBPE(Tokenizer):
 
     @classmethod
     def from_json(cls, fields):
-        """The tokenizer with the merges of a tokenizer.json, or None if it has other ids.
+        """The tokenizer with the tokens and merges of a tokenizer.json, or None if no `PlainBPE` can have them.
 
         The other fields may differ from those of `to_json`.
         """
         vocab = fields["model"]["vocab"]
         if any(vocab.get(letter) != byte for letter, byte in BYTES.items()):
             return None
+        merges = {merge.replace(" ", ""): merge for merge in joined_merges(fields["model"])}
         try:
-            found = cls(joined_merges(fields["model"]))
-        except ValueError:
+            return cls(merges.get(name, name) for name in sorted(vocab, key=vocab.get)[len(BYTES) :])
+        except (ValueError, TypeError):
             return None
-        return found if len(vocab) == found.end_of_text else None
 
     def with_end(self):
         return self
 
     def encode_blocks(self, blocks, begins=True):
         for segment in segments(decoded(blocks)):
-            words = WORD.findall(segment)
-            for word in set(words).difference(self._words):
-                self._words[word] = np.array(self._encoded(word), self.dtype).tobytes()
-                self._words_size += len(word) + WORD_COST
-            ids = b"".join(map(self._words.__getitem__, words))
+            parts = WORD_AND_LINE_END.findall(segment)
+            for part in set(parts).difference(self._words):
+                self._words[part] = np.array(self._encoded(part), self.dtype).tobytes()
+                self._words_size += len(part) + WORD_COST
+            ids = b"".join(map(self._words.__getitem__, parts))
             if self._words_size > CACHE:
                 self._words, self._words_size = {}, 0
             yield np.frombuffer(ids, self.dtype)
@@ -91,18 +101,31 @@ class PlainBPE(Tokenizer):
         """A list of ids. A byte that is not UTF-8 separates words."""
         found = []
         for part in ESCAPED.split(text):
-            words = [part] if ESCAPED.match(part) else GPT2_WORD.findall(part)
-            for word in words:
-                found += merged(word.encode("utf-8", "surrogateescape"), self._pairs)
+            for word in [part] if ESCAPED.match(part) else words_of(part):
+                data = word.encode("utf-8", "surrogateescape")
+                found += [self._ids[data]] if data in self._ids else merged(data, self._pairs)
         return found
 
     def decode(self, ids):
-        return b"".join(map(self._tokens.__getitem__, self._checked(ids).tolist()))
+        return b"".join(map(self._bytes.__getitem__, self._checked(ids).tolist()))
 
     def to_json(self):
-        names = [*LETTERS, *(merge.replace(" ", "") for merge in self.merges)]
-        vocab = {name: id for id, name in enumerate(names)}
-        return tokenizer_json(byte_level(True), byte_level(True), bpe_model(vocab, list(self.merges)), self.end_of_text)
+        vocab = {name: id for id, name in enumerate([*LETTERS, *(token.replace(" ", "") for token in self.tokens)])}
+        model = bpe_model(vocab, [token for token in self.tokens if " " in token])
+        words = dict(type="Split", pattern=dict(Regex=LLAMA3), behavior="Isolated", invert=False)
+        steps = dict(type="Sequence", pretokenizers=[words, byte_level(False)])
+        return tokenizer_json(steps, byte_level(True), dict(model, ignore_merges=True), self.end_of_text)
+
+
+def words_of(text):
+    """The words of a text by the expression `LLAMA3`."""
+    return [text[found.start() : found.end()] for found in WORD.finditer(OUTSIDE.sub(_kind, text))]
+
+
+def _kind(match):
+    """A character of the same kind as the one that `OUTSIDE` matched."""
+    letter = match[0]
+    return LETTER if letter.isalpha() else NUMBER if letter.isnumeric() else SPACE if letter.isspace() else SIGN
 
 
 def merged(word, pairs):

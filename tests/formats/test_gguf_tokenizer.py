@@ -68,9 +68,9 @@ def test_without_end_of_text_no_token_of_a_text_ends_it():
 
 
 def test_plain_byte_pairs_come_back_as_they_were():
-    tokenizer = PlainBPE(["a b", "ab c"])
+    tokenizer = PlainBPE(["a b", "whole", "ab c"])
     found = written(tokenizer, vocab_size=300)
-    assert (found["model"], found["pre"], found["merges"]) == ("gpt2", "gpt-2", ["a b", "ab c"])
+    assert (found["model"], found["pre"], found["merges"]) == ("gpt2", "llama-bpe", ["a b", "ab c"])
     again = from_metadata(header_of(found), 300)
     assert type(again) is PlainBPE and again.to_json() == tokenizer.to_json()
 
