@@ -3,7 +3,7 @@
     python benchmarks/stories_vocabulary.py [--size 2048] [--bytes 4000000] [--out FILE]
 
 It is learned from the start of the training splits of `stories` and `dialogues`, the latter under the default chat
-template. The most frequent words are tokens. The first merges of byte-pair encoding, at least an eighth of all tokens,
+template. The most frequent words are tokens. The first merges of byte-pair encoding, at least a 16th of all tokens,
 spell other words.
 Prints how well the vocabulary encodes the validation splits. FILE is data/stories_vocabulary.txt by default: a token a
 line in the letters of GPT-2's vocabulary, those that are merged as "left right". Run it again after each change of a
@@ -26,7 +26,7 @@ from slm_np.data.tokenizer_json import joined_merges
 from slm_np.errors import UserError, command
 
 OTHERS = 257  # tokens that are not learned: the bytes and the end-of-text token
-MERGED = 8  # at least one of so many learned tokens is merged
+MERGED = 16  # at least one of so many learned tokens is merged
 
 
 def texts(split, n_bytes):

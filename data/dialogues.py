@@ -14,7 +14,7 @@ from slm_np.data import stories
 
 KINDS = ("who", "whose", "what", "where", "why", "how", "before", "after")
 MOST = 4  # questions of a dialogue
-LONGEST = 246  # words and punctuation marks of a dialogue: less than 256, since a rare word may have several tokens
+LONGEST = 242  # words and punctuation marks of a dialogue: less than 256, since a rare word may have several tokens
 MARKERS = 6  # of them, which the default chat template adds to a question and its answer: "Q:", "A:", two line ends
 WORD = re.compile(r"[A-Za-z]+|[^\sA-Za-z]+")
 # Second words of the random key, whose first word is the seed: no corpus of stories has these stories.
@@ -29,16 +29,16 @@ class Dialogue(NamedTuple):
     plot: str
 
 
-def dialogue(story, choose):
-    """The `Dialogue` about a `stories.Story`. choose: function (n) -> number below n, all equally likely.
+def dialogue(story, kind, choose):
+    """The `Dialogue` about a `stories.Story` whose first question is of a kind. choose: function (n) -> number below n.
 
-    The kind of the first question is drawn from `KINDS`, so that no kind is rare. None if the story has no question of
-    that kind, or is too long for it.
+    Each further question is of a kind that is drawn from those left. None if the story has no question of the first
+    kind, or is too long for it.
     """
     text, turns, left = " ".join(story.text.split()), [], {}  # left: {kind: questions not yet asked}
     for question in dict.fromkeys(story.questions):
         left.setdefault(question.kind, []).append(question)
-    size, kind = n_words(text), KINDS[choose(len(KINDS))]
+    size = n_words(text)
     for _ in range(1 + choose(MOST)):
         if kind not in left:
             break
@@ -58,7 +58,11 @@ def n_words(text):
 
 
 def dialogues(seed):
-    """Endless `Dialogue`s. Dialogue k depends on `seed` and k only."""
+    """Endless `Dialogue`s. Dialogue k depends on `seed` and k only.
+
+    The kind of a first question is drawn from `KINDS`, and the next story that has one is taken, so no kind is rare.
+    """
+    kind = ""
     for story, integer in zip(stories.tales(STORIES + seed), stories.random_integers(CHOICES + seed)):
 
         def choose(n):
@@ -66,9 +70,11 @@ def dialogues(seed):
             integer, option = divmod(integer, n)
             return option
 
-        found = dialogue(story, choose)
+        kind = kind or KINDS[choose(len(KINDS))]
+        found = dialogue(story, kind, choose)
         if found:
             yield found
+            kind = ""
 
 
 def messages(dialogue):
