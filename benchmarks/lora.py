@@ -203,12 +203,14 @@ def matmul_rate(tokens):
 def dialogues(args):
     """Finetune on `dialogues`; print exact answers before and after; export to GGUF and chat with it."""
     base, run, file = smollm2(), Path(args.out_dir), Path(args.out_dir) / "model.gguf"
-    print("before:", answers.score(base, args.questions)[1], flush=True)
+    print("before:", answers.line(answers.score(base, args.questions)[1]), flush=True)
     words = ["--base", base, "--data", "dialogues", "--out-dir", run, "--lora-rank", RANK, "--lora-alpha", ALPHA]
     words += ["--fit-time", args.time, "--learning-rate", args.learning_rate, "--block-size", args.steps]
     words += ["--batch-size", args.batch, "--eval-iters", 4]
     call("finetune", *words)
-    print("after:", answers.score(run, args.questions)[1], flush=True)
+    rows = answers.score(run, args.questions)[1]
+    print(answers.table(rows, ("kind",)))
+    print("after:", answers.line(rows), flush=True)
     call("convert", run, file, "--dtype", "q8_0", "--merge")
     print("in llama.cpp:", chat(file, next(answers.questions())[0]))
 

@@ -56,7 +56,7 @@ def load_corpus(
                  corpus.py); or token files: a .bin file, or a folder with train.bin (see token_files.py)
     val_data     the same for validation. Default: the validation split of a corpus known by name, else the last tenth
                  of the bytes of `data`, from the start of a document on
-    tokenizer    byte, char, bpe:N, gpt2, file:PATH, or a `Tokenizer`
+    tokenizer    byte, char, stories, bpe:N, gpt2, gpt2-trimmed, file:PATH, or a `Tokenizer`
     documents    what separates documents: marker, blank-line, line or csv:COLUMN (see documents.py). Rows of JSON are
                  documents
     limit_bytes  take this many bytes of `data`, to the end of a document; 0 takes all
@@ -252,7 +252,7 @@ def _existing_tokenizer(name):
     """
     if name in ("gpt2", "gpt2-trimmed") or name.startswith("bpe:"):
         bpe.check_packages(name)
-    elif name not in ("byte", "char"):
+    elif name not in ("byte", "char", "stories"):
         return make_tokenizer(name, [], False)
     return None
 

@@ -10,11 +10,13 @@ from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.data.foreign_tokenizers import described
 from slm_np.data.library_tokenizer import LibraryTokenizer
 from slm_np.data.meter import metered
+from slm_np.data.plain_bpe import PlainBPE
 from slm_np.data.tokenizer import used_like
+from slm_np.data.tokenizer_json import joined_merges
 from slm_np.errors import UserError, near
 from slm_np.paths import expanded
 
-TOKENIZERS = ("byte", "char", "bpe:N", "gpt2", "gpt2-trimmed", "file:PATH")
+TOKENIZERS = ("byte", "char", "stories", "bpe:N", "gpt2", "gpt2-trimmed", "file:PATH")
 SMALLEST, LARGEST = 257, 1 << 20  # vocabularies of bpe:N. The smallest has the bytes and the end-of-text token
 
 
@@ -22,8 +24,8 @@ def make_tokenizer(name, texts, progress=True):
     """The `Tokenizer` with that name in `TOKENIZERS`.
 
     texts: functions () -> fresh iterable of blocks of bytes, to learn from: char takes all their characters, bpe:N a
-    vocabulary of N tokens, gpt2-trimmed GPT-2's tokens that they have; the last is the end-of-text token. The others
-    ignore them.
+    vocabulary of N tokens, gpt2-trimmed GPT-2's tokens that they have; the last is the end-of-text token. The others,
+    of which stories is the vocabulary of the embedded corpora, ignore them.
     UserError for an unknown name, an N out of range, a missing package, GPT-2's vocabulary out of reach, or a bad file.
     """
     kind, colon, value = name.partition(":")
@@ -34,6 +36,8 @@ def make_tokenizer(name, texts, progress=True):
         return CharTokenizer.learn(
             *(metered(text(), size, "collecting characters", progress) for text, size in zip(texts, sizes))
         )
+    if name == "stories":
+        return PlainBPE.stories()
     if name == "gpt2":
         return bpe.gpt2()
     if name == "gpt2-trimmed":
@@ -71,10 +75,13 @@ def load_tokenizer(path):
 
 def tokenizer_from(fields, name):
     """The tokenizer with the fields of a tokenizer.json, which errors call `name`."""
-    kind, vocab, end = fields["model"].get("type"), fields["model"]["vocab"], bool(fields.get("added_tokens"))
-    own = None
+    model, end = fields["model"], bool(fields.get("added_tokens"))
+    kind, vocab, own = model.get("type"), model["vocab"], None
     if kind == "BPE" and len(vocab) == 256:
         own = ByteTokenizer(end)
+    elif kind == "BPE":
+        own = PlainBPE.from_json(fields)
+        fields = dict(fields, model=dict(model, merges=joined_merges(model))) if own else fields
     elif kind == "WordLevel" and all(len(token) == 1 for token in vocab):
         own = CharTokenizer("".join(sorted(vocab, key=vocab.get)), end)
     # A newer library may have added fields. The tokenizer is ours if it contains everything that we would write.

@@ -58,6 +58,11 @@ def bpe_model(vocab, merges):
     )
 
 
+def joined_merges(model):
+    """The merges of a byte-pair model as "left right" strings. Newer files have [left, right] instead."""
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+
+
 def leading_token(fields):
     """The name of the special token that the post-processor puts before a text, or None.
 

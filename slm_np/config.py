@@ -411,8 +411,8 @@ class TrainConfig:
     val_data: str = setting("", "what to validate on; without it the last tenth of the data", many=True, path=True)
     tokenizer: str = setting(
         "byte",
-        "byte, char (the characters of the corpus), bpe:N (N tokens learned from it), gpt2, "
-        "gpt2-trimmed (those of GPT-2's tokens that the corpus uses), or file:PATH; "
+        "byte, char (the characters of the corpus), stories (the words of the embedded corpora), bpe:N (N tokens "
+        "learned from the corpus), gpt2, gpt2-trimmed (those of GPT-2's tokens that the corpus uses), or file:PATH; "
         "a .bin token file needs none",
     )
     documents: str = setting(

@@ -43,6 +43,7 @@ from slm_np import (
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
 from slm_np.data.chat_template import Template
+from slm_np.data.plain_bpe import PlainBPE
 from slm_np.inference.decoder import uncompiled_step
 from slm_np.nn.dropout import model_dropout
 from slm_np.ops.device import CPU
@@ -719,7 +720,9 @@ def call_text_of(c, **given):
         "data",
     ),
     val_data=Argument({"path": lambda c: c.world.text, **values("", None)}, values(3, [], [None], "no such file")),
-    tokenizer=argument(["byte", np.str_("char"), ByteTokenizer()], [None, "bite", 3, b"byte", ByteTokenizer]),
+    tokenizer=argument(
+        ["byte", np.str_("char"), "stories", ByteTokenizer()], [None, "bite", 3, b"byte", ByteTokenizer]
+    ),
     documents=argument(["marker", np.str_("marker")], [None, "none", 3]),
     limit_bytes=whole([0, 500], 0, 1 << 50),
     threads=whole([0, 1], 0, 1024),
@@ -754,7 +757,7 @@ def call_first(c, n):
 
 
 def tokenizers(c):
-    return [ByteTokenizer(), ByteTokenizer(end=True), CharTokenizer(LETTERS)][c.rng.integers(3)]
+    return [ByteTokenizer(), ByteTokenizer(end=True), CharTokenizer(LETTERS), PlainBPE.stories()][c.rng.integers(4)]
 
 
 @entry(

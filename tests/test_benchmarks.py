@@ -431,11 +431,22 @@ def test_prompts_continues_every_prompt(run, capsys):
     assert all(f"{prompt}|" in out for prompt in prompts.PROMPTS) and out.startswith(f"== {run}, step 2")
 
 
-def test_answers_counts_exact_answers(run, capsys):
+def test_answers_counts_exact_answers(run, capsys, tmp_path):
     answers = importlib.import_module("answers")
-    answers.main(["--model", run, "--questions", "2", "--wrong", "1"])
+    answers.main(["--model", run, "--questions", "2", "--wrong", "1", "--json", str(tmp_path / "rows.json")])
     out = capsys.readouterr().out
-    assert out.count("answered '") == 1 and "0 of 2 answered exactly: 0.0%" in out
+    assert out.count("answered '") == 1 and "0 of 2 answered exactly: 0.0%" in out and "plot" not in out
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert {by: sum(row["asked"] for row in rows if row["by"] == by) for by in ("all", "kind", "plot")} == dict(
+        all=2, kind=2, plot=2
+    )
+    assert all(row["exact"] == 0 for row in rows)
+    answers.main(["--model", run, "--questions", "1", "--wrong", "0", "--plots"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:4] in ("kind", "plot")] == [
+        "kind",
+        "plot",
+    ]
+    assert "--questions is 0" in refusal(answers.main, ["--model", run, "--questions", "0"], capsys)
 
 
 def test_story_quality_samples_and_judges_stories(run, capsys, tmp_path, monkeypatch):
@@ -480,3 +491,14 @@ def test_amx_stress_refuses_bad_flags_and_machines_without_amx(capsys, monkeypat
     monkeypatch.setattr(amx_stress.amx, "refusal", lambda: "this processor has no amx-tile")
     assert "--seconds is 0" in refusal(amx_stress.main, ["--seconds", "0"], capsys)
     assert "AMX is unavailable: this processor has no amx-tile" in refusal(amx_stress.main, [], capsys)
+
+
+def test_stories_vocabulary_keeps_the_most_frequent_words(capsys, tmp_path):
+    script = importlib.import_module("stories_vocabulary")
+    script.main(["--size", "700", "--bytes", "50000", "--out", str(tmp_path / "few.txt")])
+    lines = (tmp_path / "few.txt").read_text(encoding="utf-8").split("\n")
+    assert 690 - 257 < len(lines) - 1 <= 700 - 257 and lines[-1] == ""
+    found = re.findall(r"(\w+): ([\d.]+) bytes/token, ([\d.]+)% of the words", capsys.readouterr().out)
+    assert [name for name, *_ in found] == ["stories", "dialogues"]
+    assert all(float(rate) > 1.8 and 50 < float(share) < 99 for _, rate, share in found)
+    assert "--size is 256" in refusal(script.main, ["--size", "256"], capsys)

@@ -188,6 +188,8 @@ def test_a_wheel_trains_in_a_clean_environment_from_another_folder(source_tree, 
         sources = [path.relative_to(ROOT) for name in CODE for path in (ROOT / name).rglob("*.py")]
         expected = [path if path.parts[0] == "slm_np" else "slm_np" / path for path in sources]
         assert sorted(name for name in names if name.endswith(".py")) == sorted(path.as_posix() for path in expected)
+        kinds = {Path(name).suffix for name in names if ".dist-info/" not in name}
+        assert "slm_np/data/stories_vocabulary.txt" in names and kinds == {".py", ".txt"}
         assert {name.split("/")[0] for name in names} == {"slm_np", wheel.name.rsplit("-", 3)[0] + ".dist-info"}
         assert not any(info.external_attr >> 28 == 0xA for info in archive.infolist())  # links
         [metadata_text] = [archive.read(name).decode() for name in names if name.endswith("METADATA")]

@@ -162,7 +162,7 @@ def next_commands(corpus, directory):
     """The lines that say what can be done with a finished run."""
     lines, run, stories = [], quoted(directory), corpus.source == "stories"
     if corpus.tokenizer is not None and corpus.train.mask is None:
-        label, prompt = ("another story", ' --prompt "Mia loved"') if stories else ("more text", "")
+        label, prompt = ("another story", ' --prompt "Once upon a time"') if stories else ("more text", "")
         lines.append(f"{label}: python -m slm_np.generate --model {run}{prompt}")
     if corpus.tokenizer is not None:
         lines.append(f"chat with it: python -m slm_np.chat --model {run}")

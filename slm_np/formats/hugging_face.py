@@ -19,6 +19,7 @@ from slm_np.arguments import shown
 from slm_np.config import SamplingConfig
 from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.library_tokenizer import LibraryTokenizer
+from slm_np.data.plain_bpe import PlainBPE
 from slm_np.data.tokenizer_factory import load_tokenizer
 from slm_np.data.tokenizer_json import END_OF_TEXT, bpe_model, byte_level, leading_token, tokenizer_json
 from slm_np.errors import UserError, near
@@ -163,7 +164,7 @@ def _with_ends(tokenizer, path, fields):
 
     The ends are those of generation_config.json, else those of config.json, whose `fields` are given.
     """
-    if not isinstance(tokenizer, LibraryTokenizer):  # none, or bytes and characters, which are ours
+    if not isinstance(tokenizer, (LibraryTokenizer, PlainBPE)):  # none, or bytes and characters, which are ours
         return tokenizer
     ends = _optional_json(path / "generation_config.json").get("eos_token_id") or fields.get("eos_token_id")
     ends = [ends] if type(ends) is int else ends or []

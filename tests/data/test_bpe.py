@@ -314,7 +314,7 @@ def test_a_missing_package_leaves_the_finished_store(tmp_path, monkeypatch):
     [
         ("bites", "'bites' is unknown; did you mean byte"),
         ("gpt-2", "did you mean gpt2"),
-        ("words", "known are byte, char, bpe:N, gpt2, gpt2-trimmed, file:PATH"),
+        ("words", "known are byte, char, stories, bpe:N, gpt2, gpt2-trimmed, file:PATH"),
         ("file:", "did you mean file:PATH"),
         ("bpe", "whole number N from 257"),
         ("bpe:", "whole number"),

@@ -3,164 +3,123 @@
 import hashlib
 import itertools
 import json
-import math
+import random
 import re
 from collections import Counter
 
 import pytest
 
-from slm_np.data import dialogues, stories
+from slm_np.data import dialogues, embedded, stories
 from slm_np.data.chat_template import DEFAULT, check_messages
+from slm_np.data.plain_bpe import PlainBPE
+from slm_np.data.stories.words import LISTS, ROLES
 
 MEGABYTE = 1_000_000
-GOLDEN = "1d4f927a5ab1b385472057ba1ee00a101d2a7eda24fe75706b79379fae51edba"
-
-# Patterns of a question, of what answers it in the story, and of the answer. X and Y stand for words of the question,
-# "a b" for two words of the story. The patterns use the English of the stories and not the roles of the writer.
-PATTERNS = [
-    line.split(" => ")
-    for line in r"""
-What was X like\? => ^X was (\w+ and \w+)\. => (He|She) was {}.
-Where did X live\? => ^X lived by the (a b)\. => By the {}.
-Who lived by the X\? => ^(\w+) lived by the \w+ X\. => {}.
-Whose home was by the X\? => ^(\w+) lived by the \w+ X\. => {}'s.
-Who loved the X\? => ^(\w+) loved the \w+ X\. => {}.
-(What|Which animal) did X love\? => ^X loved the (a b)\. => The {}.
-Who kept the X\? => ^(\w+) kept the \w+ X at home\. => {}.
-Whose X was at home\? => ^(\w+) kept the \w+ X at home\. => {}'s.
-What did X keep at home\? => ^X kept the (a b) at home\. => The {}.
-(What was the day like|How was the day)\? => One (\w+) day, => It was {}.
-What colour was the X\? => [Tt]he (\w+) X\b => It was {}.
-How did (they|gran|the \w+|\w+) feel\? => felt (\w+ and \w+)\b => (He|She|It|They) felt {}.
-Who (lost|packed|gave away|played by) the X\? => ^(\w+) .* s?he (lost|packed|played by) the \w+ X\b => {}.
-Whose X (was lost|did \w+ (find|get))\? => ^(\w+) .* s?he (lost|packed) the \w+ X\b => {}'s.
-What did X (lose|pack|give away)\? => ^X .* s?he (?:lost|packed) the (a b)\. => The {}.
-Who found the X\? => X\. (\w+) found it => {}.
-Who helped X\? => (\w+) found it .* X felt => {}.
-What (was lost|did \w+ find)\? => s?he lost the (a b)\. \w+ found it => The {}.
-Where did \w+ find the X\? => X\. \w+ found it by the (a b)\. => By the {}.
-Who (got|was given) the X\? => (?=.* got the \w+ X from)(\w+) |made the \w+ X for (\w+)\. => {}.
-Who (gave|brought) X the Y\? => s?he got the \w+ Y from (\w+)\. => {}.
-Whose (present|gift) was the X\? => s?he got the \w+ X from (\w+)\. => {}'s.
-What did X get from Y\? => ^X .* s?he got the (a b) from Y\. => The {}.
-What did Y give X\? => ^X .* s?he got the (a b) from Y\. => The {}.
-Where did X take the Y\? => ^X .* got the \w+ Y from .* and took it to the (a b)\. => To the {}.
-Who felt X\? => (\w+) sat by .* felt \w+ and X, => {}.
-Who got half of the X\? => X\. (\w+) sat by => {}.
-Where (did|was) X( sit)?\? => X sat by the (a b) and => By the {}.
-Who saw the X\? => (?=.* s?he saw the \w+ X stuck)^(\w+) |(\w+) saw that it was the \w+ X\. => {}.
-Who (freed the \w+|pulled the \w+ out)\? => (\w+) pulled it out => {}.
-(What|Which animal) did X see\? => ^X .*s?he saw the (a b) stuck|X saw that it was the (a b)\. => The {}.
-(What|Which animal) was stuck\? => the (a b) stuck => The {}.
-Where was the X stuck\? => X stuck under the (a b)\. => Under the {}.
-Who wished to draw\? => ^(\w+) .*s?he wished to draw => {}.
-Who (lent \w+|owned) the X\? => (\w+) lent \w+ the \w+ X, => {}.
-Whose X was it\? => (\w+) lent \w+ the \w+ X, => {}'s.
-(What|Which animal) did X wish to draw\? => ^X .*s?he wished to draw the (a b)\. => The {}.
-What did X lend Y\? => ^Y .*X lent \w+ the (a b), => The {}.
-Who (went to see|saw) gran\? => ^(\w+) .* s?he saw gran => {}.
-Who brought the X\? => ^(\w+) .* S?[Hh]e brought the \w+ X, => {}.
-Whose gran lived by the X\? => ^(\w+) .* saw gran by the \w+ X\. => {}'s.
-What did (gran get|\w+ bring)\? => brought the (a b), => The {}.
-Where (was|did \w+ see) gran\? => saw gran by the (a b)\. => By the {}.
-Who had the X\? => (\w+) had the \w+ X inside => {}.
-Whose X was inside\? => (\w+) had the \w+ X inside => {}'s.
-What did X have\? => X had the (a b) inside => The {}.
-Where did X play\? => ^X .* played by the (a b), => By the {}.
-Who made the X\? => ^(\w+) .* s?he made the \w+ X for => {}.
-Who was the X for\? => made the \w+ X for (\w+)\. => {}.
-Whose work was the X\? => ^(\w+) .* s?he made the \w+ X for => {}'s.
-What did X make\? => ^X .* s?he made the (a b) for => The {}.
-What did X (get|put by the \w+)\? => made the (a b) for X\. X felt => The {}.
-Where did X put the Y\? => made the \w+ Y for X\. X felt .* put it by the (a b)\. => By the {}.
-Who heard (a|the) noise\? => ^(\w+) .* heard a noise => {}.
-(What|Which animal) made the noise\? => saw that it was the (a b)\. => The {}.
-Who put (a|the) seed by the X\? => ^(\w+) .* put a seed by the \w+ X\. => {}.
-Who made (a|the) fence\? => so (\w+) made a fence => {}.
-Whose seed was it\? => ^(\w+) .* put a seed => {}'s.
-(What|Which animal) sat on the seed\? => The (a b) sat on it => The {}.
-Where was the X\? => (?:(?:noise|seed) by|X\. \w+ found it by) the (a b)\b|noise by the (a b) and .* X\. => By the {}.
-""".strip().split("\n")
-]
+GOLDEN = ""
+QUESTION = re.compile(r"[A-Z][A-Za-z', -]*\?")
 
 
 @pytest.fixture(scope="module")
 def some():
-    return list(itertools.islice(dialogues.dialogues(5), 2000))
+    return list(itertools.islice(dialogues.dialogues(1), 2000))
 
 
-def answer_in(story, question):
-    """(number of the pattern, pattern of the answer) from the text alone."""
-    story, found = re.sub(r"^(One [a-z ]*day,) (\w+) ", r"\2 came. \1 he ", story), []  # now each starts with a name
-    for number, (question_pattern, story_pattern, answer) in enumerate(PATTERNS):
-        match = re.fullmatch(re.sub(r"\b[XY]\b", lambda word: rf"(?P<{word[0]}>\w+)", question_pattern), question)
-        if match:
-            for name, word in match.groupdict().items():
-                story_pattern = re.sub(rf"\b{name}\b", word, story_pattern)
-            shown = re.search(story_pattern.replace("a b", r"\w+ \w+"), story)
-            if shown:
-                found.append((number, answer.format(next(group for group in shown.groups() if group))))
-    assert len(found) == 1, (question, story, found)
-    return found[0]
+def words_of(text):
+    return set(re.findall("[a-z]+", text.lower().replace("'s", "")))
 
 
-def test_every_answer_can_be_read_in_the_story(some):
-    seen = Counter()
+def test_every_fact_of_an_answer_is_in_its_story(some):
+    drawn = words_of(" ".join(entry.full for entries in LISTS.values() for entry in (*entries.pairs, *entries.entries)))
+    answered = Counter()
     for dialogue in some:
         for turn in dialogue.turns:
-            number, answer = answer_in(dialogue.story, turn.question)
-            assert re.fullmatch(answer, turn.answer), (dialogue.story, turn)
-            seen[number] += 1
-    assert set(seen) == set(range(len(PATTERNS)))  # every pattern is used
+            assert re.fullmatch(r"[A-Z][^?\n]*[.!]", turn.answer) and QUESTION.fullmatch(turn.question), turn
+            facts = words_of(turn.answer) & drawn
+            assert facts <= words_of(dialogue.story), (facts - words_of(dialogue.story), turn, dialogue.story)
+            answered[bool(facts)] += 1
+    assert answered[True] > 5 * answered[False]
 
 
-def test_pronouns_match_the_names(some):
+def test_the_first_name_of_a_story_is_a_bad_guess(some):
+    guessed = Counter()
     for dialogue in some:
-        for turn in dialogue.turns:
-            named = re.search(r"(?:did|was) ([A-Z]\w+)", turn.question)
-            if named and turn.answer.startswith(("He ", "She ")):
-                assert turn.answer.startswith("She ") == (named[1] in stories.WORDS["girl"])
+        names = [word for word in re.findall("[A-Z][a-z]+", dialogue.story) if word in stories.WORDS["name"]]
+        guessed.update(names[0] in turn.answer for turn in dialogue.turns if turn.kind == "who")
+    assert guessed[True] < 0.6 * guessed.total()
 
 
-def test_no_question_has_two_answers(some):
-    for dialogue in some:
-        for source in ("name", "thing", "animal", "place"):
-            words = [word for role, word in dialogue.facts.items() if dialogues.ROLES.get(role) == source]
-            assert len(set(words)) == len(words) and all(re.search(rf"\b{word}\b", dialogue.story) for word in words)
-        assert len({turn.question for turn in dialogue.turns}) == len(dialogue.turns)
+def swaps(story, rng):
+    """Yield (role, old word, new word) for each role: a word of its list with the same adjective and pronouns."""
+    for role, old in story.facts.items():
+        if role not in ROLES or not old.isalpha():
+            continue
+        options = LISTS[ROLES[role]].pairs if story.facts.get(f"{role}.look") else LISTS[ROLES[role]].entries
+        told = dict(word=old, key=old) | (
+            {"look": story.facts[f"{role}.look"]} if f"{role}.look" in story.facts else {}
+        )
+        known = next(vars(entry) for entry in options if told.items() <= vars(entry).items())
+        same = {key: value for key, value in known.items() if key not in ("word", "key", "full") and value != old}
+        for entry in rng.sample(options, len(options)):
+            if same.items() <= vars(entry).items() and entry.word.isalpha() and entry.word not in story.facts.values():
+                yield role, old, entry.word
+                break
 
 
-def test_all_kinds_of_questions_occur_and_guessing_fails(some):
+def replaced(old, new, text):
+    """The text with a word instead of another one, in the same case."""
+    for before, after in ((old, new), (old.capitalize(), new.capitalize())):
+        text = re.sub(rf"\b{before}\b", after, text)
+    return text
+
+
+def test_an_answer_changes_with_the_fact_it_tells():
+    """Replaced everywhere in a story, a word is replaced in its questions and answers, and nothing else is."""
+    rng, changed, refused = random.Random(5), Counter(), 0
+    for story in itertools.islice(stories.tales(6), 300):
+        for role, old, new in swaps(story, rng):
+            try:
+                other = stories.read(replaced(old, new, story.text))
+            except stories.StoryError:  # "a" before a vowel, or a word that a template has, too
+                refused += 1
+                continue
+            assert (other.plot, other.facts[role]) == (story.plot, new)
+            for before, after in zip(story.questions, other.questions, strict=True):
+                assert after.question == replaced(old, new, before.question)
+                assert after.answer == replaced(old, new, before.answer)
+                changed[before.kind] += before.answer != after.answer
+    assert changed.total() > 2 * refused
+    assert all(changed[kind] > 10 for kind in ("who", "what", "where", "how")), changed
+
+
+def test_kinds_and_answers_are_spread(some):
     turns = [turn for dialogue in some for turn in dialogue.turns]
     kinds = Counter(turn.kind for turn in turns)
-    assert set(kinds) == {"who", "whose", "what", "where", "how", "color"} and min(kinds.values()) > 0.09 * len(turns)
+    assert kinds.keys() == set(dialogues.KINDS) and min(kinds.values()) > 0.04 * len(turns), kinds
     for kind, count in kinds.items():
         answers = Counter(turn.answer for turn in turns if turn.kind == kind)
-        assert max(answers.values()) < 0.06 * count
-        assert -sum(n / count * math.log2(n / count) for n in answers.values()) > 5
-    assert {dialogue.facts["plot"] for dialogue in some} == set(dialogues.PLOTS)
-    answers = [
-        (turn.answer, dialogue.facts["hero"]) for dialogue in some for turn in dialogue.turns if turn.kind == "who"
+        assert answers.most_common(1)[0][1] < 0.15 * count, (kind, answers.most_common(3))
+    assert {dialogue.plot for dialogue in some} == set(stories.PLOTS)
+
+
+def test_no_question_comes_twice_in_a_dialogue(some):
+    assert all(len({turn.question for turn in one.turns}) == len(one.turns) for one in some)
+    assert {len(one.turns) for one in some} == {1, 2, 3, 4}
+
+
+def test_a_dialogue_fits_a_context_of_256_tokens(some):
+    tokenizer = PlainBPE.stories()
+    sizes = [
+        sum(len(tokenizer.encode(span)) for span, _ in DEFAULT.spans(dialogues.messages(dialogue))) for dialogue in some
     ]
-    heroes = sum(answer == hero + "." for answer, hero in answers)
-    assert 0.4 < heroes / kinds["who"] < 0.7  # so the first name of the story is a bad guess
+    assert max(sizes) + 1 <= 256  # with the end-of-text token
+    assert sum(len(dialogue.turns) for dialogue in some) > 2 * len(some)
 
 
-def test_a_whole_dialogue_fits_a_context_of_256_bytes(some):
-    sizes = [sum(len(span) for span, _ in DEFAULT.spans(dialogues.messages(dialogue))) for dialogue in some]
-    assert max(sizes) <= dialogues.LONGEST < 256
-    assert {len(dialogue.turns) for dialogue in some} == {1, 2, 3, 4}
-
-
-def test_stories_are_clean_english_in_the_words_of_the_corpus_stories(some):
-    vocabulary = set(re.findall("[a-z]+", "".join(text for text, _ in stories.write(MEGABYTE, 3)).lower()))
-    new = Counter(
-        word for dialogue in some for word in re.findall("[a-z]+", dialogue.story.lower()) if word not in vocabulary
-    )
-    assert len(new) < 15, new
-    for dialogue in some:
-        assert re.fullmatch(r"([A-Z][A-Za-z ,]+\.( |$))+", dialogue.story)
-        assert "  " not in dialogue.story and not re.search(r" [.,]|[{}()\[\]|<>]", dialogue.story)
+def test_a_story_is_one_line_of_a_whole_new_story(some):
+    corpus = {" ".join(text.split()) for seed in embedded.SEEDS.values() for text, _ in stories.write(MEGABYTE, seed)}
+    told = {" ".join(story.text.split()) for story in itertools.islice(stories.tales(dialogues.STORIES + 1), 3000)}
+    for dialogue in some[:300]:
+        assert dialogue.story in told and dialogue.story not in corpus and "\n" not in dialogue.story
 
 
 def test_a_seed_gives_the_same_rows_on_every_machine():
@@ -188,13 +147,11 @@ def test_write_stops_after_the_row_that_reaches_the_size(n):
 
 def test_rows_are_generated_lazily():
     endless = dialogues.write(10**15, 7)
-    assert list(itertools.islice(endless, 20)) == list(itertools.islice(dialogues.write(10_000, 7), 20))
+    assert list(itertools.islice(endless, 20)) == list(itertools.islice(dialogues.write(30_000, 7), 20))
 
 
 def test_seeds_have_no_story_in_common():
-    first, second = ([line for line, _ in dialogues.write(MEGABYTE, seed)] for seed in (1, 2))
+    first, second = (
+        [dialogue.story for dialogue in itertools.islice(dialogues.dialogues(seed), 1000)] for seed in (1, 2)
+    )
     assert len(set(first)) == len(first) and not set(first) & set(second)
-    stories_of = [
-        {json.loads(line)["messages"][0]["content"].rsplit(". ", 1)[0] for line in lines} for lines in (first, second)
-    ]
-    assert not stories_of[0] & stories_of[1]

@@ -24,6 +24,7 @@ from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import Template
 from slm_np.data.jinja_template import JinjaTemplate
 from slm_np.data.library_tokenizer import LibraryTokenizer
+from slm_np.data.plain_bpe import PlainBPE
 from slm_np.data.tokenizer_factory import tokenizer_from
 from slm_np.errors import UserError
 from slm_np.formats import hugging_face, llama2c
@@ -161,6 +162,7 @@ def stories(test_data):
 TOKENIZERS = dict(
     bytes=lambda request: ByteTokenizer(),
     bytes_with_end=lambda request: ByteTokenizer(end=True),
+    plain=lambda request: PlainBPE.stories(),
     bpe=lambda request: bpe.train(400, [lambda: [("".join(TEXTS) * 3).encode()]], False),
     stories=lambda request: stories(request.getfixturevalue("test_data")),
     **{names[0]: lambda request, name=names[0]: bpe_like(name) for names in gguf_words.NAMES.values()},

@@ -7,6 +7,7 @@ import pytest
 from slm_np.data import bpe
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.library_tokenizer import LibraryTokenizer
+from slm_np.data.plain_bpe import PlainBPE
 from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, end_of_text_token, tokenizer_json
 from slm_np.errors import UserError
 from slm_np.formats.gguf import sentencepiece as gguf_sentencepiece
@@ -64,6 +65,14 @@ def test_without_end_of_text_no_token_of_a_text_ends_it():
     found = written(ByteTokenizer())
     assert (found["bos_token_id"], found["eos_token_id"], found["add_bos_token"]) == (255, 255, False)
     assert from_metadata(header_of(found), 256).more_ends == ()
+
+
+def test_plain_byte_pairs_come_back_as_they_were():
+    tokenizer = PlainBPE(["a b", "whole", "ab c"])
+    found = written(tokenizer, vocab_size=300)
+    assert (found["model"], found["pre"], found["merges"]) == ("gpt2", "llama-bpe", ["a b", "ab c"])
+    again = from_metadata(header_of(found), 300)
+    assert type(again) is PlainBPE and again.to_json() == tokenizer.to_json()
 
 
 def test_a_prompt_starts_like_ours():

@@ -14,6 +14,7 @@ from special_tokens import special
 from slm_np.config import ModelConfig, SamplingConfig
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.chat_template import Template
+from slm_np.data.plain_bpe import PlainBPE
 from slm_np.dtypes import bf16_to_f32, f32_to_bf16
 from slm_np.errors import UserError
 from slm_np.formats import hugging_face, llama2c, weight_files
@@ -273,6 +274,13 @@ def test_a_round_trip_keeps_the_smaller_files(tmp_path):
     (tmp_path / "model/generation_config.json").unlink()
     found = hugging_face.read(tmp_path / "model")
     assert found.tokenizer is None and found.sampling == SamplingConfig()
+
+
+def test_plain_byte_pairs_get_the_ends_of_the_directory(tmp_path):
+    hugging_face.write(parts(PlainBPE(["a b", "ab c"])), tmp_path / "model")
+    (tmp_path / "model/generation_config.json").write_text('{"eos_token_id": [258, 7]}', encoding="utf-8")
+    found = hugging_face.read(tmp_path / "model").tokenizer
+    assert type(found) is PlainBPE and (found.prompt_start, found.ends) == ((), {258, 7})
 
 
 def test_sampling_out_of_range_is_refused(directory):

@@ -11,6 +11,7 @@ from slm_np import AdamW, Decoder, Model, ModelConfig, SamplingConfig, TrainConf
 from slm_np.data import growing
 from slm_np.data.byte_tokenizer import ByteTokenizer
 from slm_np.data.char_tokenizer import CharTokenizer
+from slm_np.data.plain_bpe import PlainBPE
 from slm_np.dtypes import BF16
 from slm_np.inference.decoder import uncompiled_step
 from slm_np.ops.device import CPU
@@ -114,7 +115,7 @@ def test_corpora_tokenizers_and_settings(tmp_path, copied):
     other = copied(corpus)
     assert other.fingerprint == corpus.fingerprint and len(other.train) == len(corpus.train)
     np.testing.assert_array_equal(other.train.ids, corpus.train.ids)
-    for tokenizer in (corpus.tokenizer, ByteTokenizer(end=True), CharTokenizer("abc ")):
+    for tokenizer in (corpus.tokenizer, ByteTokenizer(end=True), CharTokenizer("abc "), PlainBPE.stories()):
         same = copied(tokenizer)
         np.testing.assert_array_equal(
             same.encode("a cab" if same.vocab_size == 4 else "a red ball"),

@@ -11,7 +11,14 @@ other tokens there, if the tokenizer brings text into that form.
 from slm_np.arguments import shown
 from slm_np.data.library_tokenizer import steps_of
 from slm_np.data.tokenizer_factory import tokenizer_from
-from slm_np.data.tokenizer_json import bpe_model, byte_letters, byte_level, end_of_text_token, leading_token
+from slm_np.data.tokenizer_json import (
+    bpe_model,
+    byte_letters,
+    byte_level,
+    end_of_text_token,
+    joined_merges,
+    leading_token,
+)
 from slm_np.errors import UserError
 from slm_np.formats.gguf import sentencepiece
 from slm_np.formats.gguf.words import BY_NAME, NAMES, pre_tokenizer, words_of
@@ -55,7 +62,7 @@ def to_metadata(tokenizer, vocab_size, named, ends):
         found = sentencepiece.to_metadata(fields, tokens, kinds)
     else:
         found = dict(model="gpt2", pre=_name_of_words(fields), tokens=tokens, token_type=kinds)
-        found["merges"] = [" ".join(_pair(merge)) for merge in model["merges"]] or [NEVER_MERGED]
+        found["merges"] = joined_merges(model) or [NEVER_MERGED]
     return found | _special(tokenizer, fields, ids, named, ends)
 
 
@@ -65,7 +72,7 @@ def check_kind(kind):
         words = {"WordLevel": "characters or words", "Unigram": "Unigram", "WordPiece": "WordPiece tokens"}
         raise UserError(
             f"llama.cpp cannot run a tokenizer of {words.get(kind, kind)}, so the model cannot become a GGUF file; "
-            "train one with --tokenizer byte or bpe:N, or convert to a Hugging Face directory"
+            "train one with --tokenizer byte, stories or bpe:N, or convert to a Hugging Face directory"
         )
 
 
@@ -84,10 +91,6 @@ def _tokens(ids, added, model, vocab_size):
     if len(set(tokens)) < len(tokens):
         raise UserError("the tokenizer has two tokens of one name, which llama.cpp refuses; give another tokenizer")
     return tokens, kinds
-
-
-def _pair(merge):
-    return merge.split(" ") if isinstance(merge, str) else merge
 
 
 def _name_of_words(fields):
