@@ -373,7 +373,6 @@ LISTS = dict(
     # furniture that holds up a tent
     frame=WordList("chairs\ntables\nstools\nbenches\nboxes\nbarrels\narmchairs\nladders"),
     room=WordList("kitchen\nattic\nhall\nbedroom\nliving room\nplayroom\ncellar\ngarage"),
-    key_kind=WordList("key: little, old, rusty, golden, silver, iron, brass, black"),
     weather=entries(
         "sunny rainy windy cloudy snowy cold warm foggy stormy frosty misty chilly mild breezy gray hot bright dark wet "
         "dry cool icy dull lovely pleasant clear drizzly muggy freezing overcast beautiful fine"
@@ -819,7 +818,6 @@ ROLES = dict(
     tale="tale",
     frame="frame",
     room="room",
-    key="key_kind",
     glue="glue",
     weather="weather",
     sad="sad",
@@ -1016,15 +1014,15 @@ PHRASES = dict(
     "Thursday|Friday|Saturday|Sunday) (morning|afternoon)",
     next_day="(the next day|the next morning|a day later|one day later|the following day|the following morning|"
     "the day after|two days later)",
-    went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|headed|"
-    "hopped|bounded|scampered|scurried|sauntered|tramped|trudged|strode|sped|danced|bustled|bounced|paraded|roamed|"
-    "rambled|ambled|sprinted)",
+    went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|"
+    "headed|hopped|bounded|scampered|scurried|sauntered|tramped|trudged|strode|sped|danced|bustled|bounced|paraded|"
+    "roamed|rambled|ambled|sprinted)",
     cried="(cried|called|shouted|yelled|exclaimed|gasped|wailed|said)",
     spoke="(said|answered|replied|called|cried|exclaimed|declared|added|whispered|murmured|laughed|announced)",
     became="(felt|was|looked|seemed|became|got)",
-    told="(said|answered|replied|explained|declared|announced|remarked|added)",
-    rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|howling|"
-    "roaring|wintry|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|frosty)",
+    rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|"
+    "howling|roaring|wintry|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|"
+    "frosty)",
     wind="(wind|gust|gale|storm)",
     pal="(friend|playmate|classmate|cousin|pal|buddy|neighbor|schoolmate|teammate|companion|chum|partner)",
     gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
@@ -1032,22 +1030,16 @@ PHRASES = dict(
     boldly="(quickly|boldly|bravely|swiftly|eagerly|cheerfully|nimbly|proudly|fearlessly|happily|merrily|skillfully|"
     "easily|lightly|readily|gladly|promptly|briskly|speedily|deftly|smartly|firmly|calmly|confidently|joyfully|"
     "playfully|rapidly|smoothly|steadily|courageously|daringly|instantly)",
-    had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|"
-    "told (long|short|silly|funny|old|new|strange|clever) (jokes|stories|riddles|tales)|"
-    "picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|"
-    "chased (red|blue|yellow|white|orange|big|little|pretty) butterflies|"
-    "watched (big|little|brown|black|blue|busy|noisy|pretty) birds|"
-    "collected (red|yellow|green|brown|big|little|pretty|dry) leaves|"
-    "blew (big|little|round|shiny|pretty|huge|tiny|funny) bubbles|"
-    "ran (long|short|quick|wild|silly|funny|merry|exciting) races|"
-    "played (tag|catch|leapfrog|hopscotch|hide-and-seek|pirates|soccer|marbles)|"
-    "counted (big|little|white|gray|fluffy|round|funny|pretty) clouds|"
-    "found (big|little|red|black|green|shiny|funny|pretty) beetles|"
-    "whistled (old|new|silly|happy|sweet|loud|long|merry) tunes|"
-    "drew (big|little|silly|funny|pretty|happy|strange|round) faces in the dirt|"
-    "built (big|little|tall|round|funny|pretty|tiny|huge) castles|"
-    "jumped over (big|little|old|mossy|round|gray|rotten|fallen) logs|"
-    "rolled down (big|little|steep|green|soft|grassy|long|tall) hills)",
+    had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|told (long|short|silly|funny|old|new|strange|"
+    "clever) (jokes|stories|riddles|tales)|picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|"
+    "chased (red|blue|yellow|white|orange|big|little|pretty) butterflies|watched (big|little|brown|black|blue|busy|"
+    "noisy|pretty) birds|collected (red|yellow|green|brown|big|little|pretty|dry) leaves|blew (big|little|round|"
+    "shiny|pretty|huge|tiny|funny) bubbles|ran (long|short|quick|wild|silly|funny|merry|exciting) races|played (tag|"
+    "catch|leapfrog|hopscotch|hide-and-seek|pirates|soccer|marbles)|counted (big|little|white|gray|fluffy|round|"
+    "funny|pretty) clouds|found (big|little|red|black|green|shiny|funny|pretty) beetles|whistled (old|new|silly|"
+    "happy|sweet|loud|long|merry) tunes|drew (big|little|silly|funny|pretty|happy|strange|round) faces in the dirt|"
+    "built (big|little|tall|round|funny|pretty|tiny|huge) castles|jumped over (big|little|old|mossy|round|gray|"
+    "rotten|fallen) logs|rolled down (big|little|steep|green|soft|grassy|long|tall) hills)",
     nice="(nice|fine|good|great|wonderful|lovely|splendid|perfect|beautiful|marvelous|fantastic|excellent|amazing|"
     "delightful|super|terrific)",
     sorry="(sorry|forgive me|I am sorry|I am (so|very|really|truly|terribly|deeply|awfully) sorry|"
@@ -1056,4 +1048,8 @@ PHRASES = dict(
     clothing="(shoes|socks|boots|feet|legs|knees|pants|sleeves|hands|toes|coats|faces|arms|fingers|noses|ankles)",
     promised="(a promise is a promise|you gave your word|keep your word|keep your promise|you can go later|"
     "you have to wait|first do what you promised|think of your promise)",
+    several="(three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
+    "eighteen)",
+    visit_time="(day|week|month|morning|evening|spring|summer|fall|winter|Monday|Tuesday|Wednesday|Thursday|Friday|"
+    "Saturday|Sunday)",
 )
