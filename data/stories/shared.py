@@ -21,7 +21,12 @@ def met(t):
 
 def visitor(t):
     """{friend} comes to {hero}."""
-    t("<Soon>, {hero.his} <friendly> friend {friend} <came>.")
+    t("<Soon>, {hero.his} <friendly> <pal> {friend} <came>.")
+
+
+def comfort(t, helper, feeling):
+    """The role `helper` comforts somebody who has the role `feeling`."""
+    t(f'"Do not be {{{feeling}}}. <Cheer>," {{{helper}}} <spoke> <kindly>.')
 
 
 def thanks(t, helper):

@@ -620,7 +620,7 @@ LISTS = dict(
         clubhouse: {SIZE}
         cottage: {SIZE}
         birdhouse: {SIZE}
-        tent: {SIZE}
+        house: {SIZE}
         hideout: {SIZE}
         stable: {SIZE}
         den: {SIZE}
@@ -715,7 +715,7 @@ LISTS = dict(
         tree: {DRAWN}
         snowman: {DRAWN}
         lion: {DRAWN}
-        rainbow: {DRAWN}
+        robot: {DRAWN}
         king: {DRAWN}
         clown: {DRAWN}
         giraffe: {DRAWN}
@@ -996,6 +996,16 @@ PHRASES = dict(
     praise="(bravo|well done|how lovely|wonderful|that was great|what a song|good job|so beautiful)",
     junk="(old|dirty|torn|lost|broken|dusty|loose|empty) (socks|books|boxes|bottles|shirts|papers|crayons|blocks)",
     age="(five|six|seven|eight|nine|ten|eleven|twelve)",
+    wet_day="(rainy|wet|stormy|gray|muddy|drizzly|showery|damp) "
+    "(Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|morning)",
+    muddy="(muddy|dirty|brown|wet|big|dark|ugly|black)",
+    little_head="(little|tiny|small|soft|shy|curious|hungry|careful) (head|nose|ear|face)",
+    came_out="(jumped|climbed|crept|ran|rolled|hopped|crawled|tumbled) (out|free) (at once|at last|happily|safely)",
+    told_story="(long|short|scary|funny|silly|strange|true|secret)",
+    so_warm="(warm|soft|cozy|pretty|perfect|beautiful|lovely|just right)",
+    old_key="(little|rusty|golden|silver|heavy|brass|black|shiny|long|thin|copper|tiny|bright|dusty|green|white)",
+    felt_all="(felt|were|looked|seemed)",
+    mess="(a mess|a big mess|messy|untidy|in a mess|full of junk|upside down|a terrible mess)",
     # what they say
     wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|not so fast|"
     "go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
@@ -1017,7 +1027,6 @@ PHRASES = dict(
     went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|"
     "headed|hopped|bounded|scampered|scurried|sauntered|tramped|trudged|strode|sped|danced|bustled|bounced|paraded|"
     "roamed|rambled|ambled|sprinted)",
-    cried="(cried|called|shouted|yelled|exclaimed|gasped|wailed|said)",
     spoke="(said|answered|replied|called|cried|exclaimed|declared|added|whispered|murmured|laughed|announced)",
     became="(felt|was|looked|seemed|became|got)",
     rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|"
@@ -1043,7 +1052,7 @@ PHRASES = dict(
     nice="(nice|fine|good|great|wonderful|lovely|splendid|perfect|beautiful|marvelous|fantastic|excellent|amazing|"
     "delightful|super|terrific)",
     sorry="(sorry|forgive me|I am sorry|I am (so|very|really|truly|terribly|deeply|awfully) sorry|"
-    "please (forgive me|do not be angry|listen to me|hear me)|it was (me|my fault|an accident|bad luck))",
+    "please (forgive me|do not be angry|listen to me|hear me)|it was (me|my fault|an accident|my mistake))",
     knocked_over="(knocked over|ran into|fell over|kicked over|bumped into|pushed over|tripped over|dropped)",
     clothing="(shoes|socks|boots|feet|legs|knees|pants|sleeves|hands|toes|coats|faces|arms|fingers|noses|ankles)",
     promised="(a promise is a promise|you gave your word|keep your word|keep your promise|you can go later|"
@@ -1052,4 +1061,5 @@ PHRASES = dict(
     "eighteen)",
     visit_time="(day|week|month|morning|evening|spring|summer|fall|winter|Monday|Tuesday|Wednesday|Thursday|Friday|"
     "Saturday|Sunday)",
+    rain="(heavy|warm|long|gentle|soft|steady|cool|summer|strong|big|fine|light|lovely|loud|good|welcome)",
 )
