@@ -69,19 +69,19 @@ def stuck_animal(t):
     """A wild animal is stuck; it is freed, fed until it is well, and brought home."""
     opening(t)
     t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} found {a beast.full}.")
-    t("It was (stuck|caught|trapped|sitting) in {a trap.full}, and {friend} <became> <very> {sad}.")
+    t("It was (stuck|caught|trapped|jammed) in {a trap.full}, and {friend} <became> <very> {sad}.")
     t.paragraph()
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
         t("{Hero.He} was {trait}, <gently> freed it from the {trap} and laid it on {hero.his} {wear.full}.")
         t.ask("What did {hero} lay the {beast} on?", "{Hero.His} {wear.full}.")
     else:
-        t("{Hero.He} was {trait}, <boldly> went into the {trap} and came out with it in {hero.his} {wear.full}.")
-        t.ask("What did {hero} carry the {beast} in?", "{Hero.His} {wear.full}.")
+        t("{Hero.He} was {trait}, <boldly> pulled it out of the {trap} and wrapped it in {hero.his} {wear.full}.")
+        t.ask("What did {hero} wrap the {beast} in?", "{Hero.His} {wear.full}.")
     t("It slept on the {wear}, and for <several> (days|weeks) they <gently> fed it {beast.eats}.")
     t.paragraph()
     t(
-        "When it was <very> (strong|healthy|lively|fat|big|well|quick|hungry), they <went> to {beast.home} and let "
+        "When it was <very> (strong|healthy|lively|fat|big|well|merry|hungry), they <went> to {beast.home} and let "
         "it go. {hero} was {glad}."
     )
     t("The {beast} came to visit every <visit_time>.")
@@ -381,7 +381,7 @@ def slow_seed(t):
         t("{hero} was {trait} and <boldly> dug up the seed near the {mark}. {friend} <gently> put it back.")
         t.ask("What did {hero} do with the seed?", "{Hero.He} dug it up.")
     t(
-        "A <rough> rain fell, the sun shone (brightly|warmly|again|all day), and after <several> (days|weeks), there "
+        "A <rain> rain fell, the sun shone (brightly|warmly|again|all day), and after <several> (days|weeks), there "
         "was {a crop.full}!"
     )
     t.paragraph()
