@@ -877,7 +877,8 @@ PHRASES = dict(
     "river|near a school|next to a bakery|above a bakery|above a shop|near the mountains|in a green valley|behind "
     "a barn|on a long street|beside an old mill|behind a church|near a bridge|by a pond|near the beach|across from "
     "a park|near a market|next to a garden|near a station|by a stream)|in a (little|big|small|red|white|blue|green|"
-    "brown|yellow|gray|tall|narrow|quiet|cozy|sunny|crooked) (house|cottage|cabin|farmhouse))",
+    "brown|yellow|gray|tall|narrow|quiet|cozy|sunny|crooked) (house|cottage|cabin|farmhouse)|"
+    "near a (little|big|quiet|blue|green|deep|wide|cold|pretty|lovely|dark|wild|small|clear|sunny|long) (lake|river|forest|pond|park|wood|canal|beach))",
     # how
     very="(very|so|really|quite|truly|ever so|so very|very, very)",
     kindly="((kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|eagerly|"
@@ -895,7 +896,8 @@ PHRASES = dict(
     day="{weather} (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
     meal="((breakfast|lunch|dinner|school|a snack|a nap|a bath|a walk)|a (short|long|little|quick|quiet|nice|lovely|"
     "pleasant) (nap|walk|rest|bath))",
-    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise|good|old|jolly|clever|cheerful|merry|patient|strong)",
+    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise|good|old|jolly|clever|cheerful|merry|patient|strong|"
+    "brave|calm|caring|sweet|tall|lively|smart|playful|quiet|helpful|honest|thoughtful|happy|generous|cheery|polite)",
     gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should be|"
     "nowhere around|nowhere in sight|out of sight|not there anymore|no longer there|suddenly gone|simply gone|no "
     "longer around)",
@@ -1006,6 +1008,19 @@ PHRASES = dict(
     old_key="(little|rusty|golden|silver|heavy|brass|black|shiny|long|thin|copper|tiny|bright|dusty|green|white)",
     felt_all="(felt|were|looked|seemed)",
     mess="(a mess|a big mess|messy|untidy|in a mess|full of junk|upside down|a terrible mess)",
+    played_inside="(sang (old|new|silly|happy|sweet|loud|long|merry) (songs|tunes|rounds|ballads)|"
+    "told (long|short|silly|funny|old|new|strange|clever) (jokes|stories|riddles|tales)|"
+    "drew (big|little|silly|funny|pretty|happy|strange|round) (faces|cats|dogs|houses|ships|trees|stars|birds)|"
+    "built (big|little|tall|round|funny|pretty|tiny|huge) (towers|castles|bridges|houses)|"
+    "folded (red|blue|green|yellow|white|pink|big|little) paper (hats|boats|birds|stars)|"
+    "danced (fast|slow|wild|silly|happy|funny|old|new) (dances|waltzes|polkas|jigs)|"
+    "whistled (old|new|silly|happy|sweet|loud|long|merry) (songs|tunes|marches|melodies)|"
+    "played (cards|checkers|dominoes|pirates|school|hide-and-seek|store|house))",
+    game="(tag|catch|pirates|leapfrog|hide-and-seek|soccer|knights|explorers)",
+    deeply="(soundly|deeply|peacefully|quietly|calmly|well|happily|safely)",
+    bit="(bit|crumb|little piece|small piece|big piece|mouthful|large piece|bite)",
+    in_the_morning="(in the morning|the next morning|at sunrise|at dawn|at breakfast|when the sun came up|"
+    "when the rooster crowed|after a long sleep)",
     # what they say
     wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|not so fast|"
     "go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
