@@ -31,7 +31,7 @@ def comfort(t, helper, feeling):
 
 def thanks(t, helper):
     """{hero} thanks the role `helper`."""
-    t(f'"<Thanks>, {{{helper}}}!" (said|cried) {{hero}} <happily>.')
+    t(f'"<Thanks>, {{{helper}}}!" <spoke> {{hero}} <happily>.')
 
 
 def bedtime(t):
