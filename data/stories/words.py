@@ -859,147 +859,152 @@ ROLES = dict(
 # Phrases that plots share, without anything to remember. All options of a phrase fit wherever the first one fits.
 PHRASES = dict(
     # when
-    soon="((soon|before long|in a little while|after a while|a little later|not long after|in no time|a bit later|a "
-    "short time later|shortly after|in a moment|in a short time|a moment later|half an hour later|an hour later|"
+    soon="((soon|before long|in a little while|after a while|a little later|not long after|in no time|a bit later|"
+    "a short time later|shortly after|in a moment|in a short time|a moment later|half an hour later|an hour later|"
     "some time later)|(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
     "fifty) minutes later)",
     then="(then|next|after that|a moment later|with that|right after that|straight away|at once)",
     at_last="(at last|in the end|finally|at long last)",
     night="(that night|that evening|at bedtime|before bed|late that day|when the stars came out|as the sun went down|"
-    "after supper|at the end of the day|when it got dark|when the moon rose|after the sun had set|when the day was "
-    "over|that same evening|when it was time for bed|after dinner|when the first star came out|when the lamps were "
-    "lit|when the birds went to sleep|when the house was quiet|when the sky turned dark|after sunset|at sunset|at "
-    "dusk|at nightfall|late in the evening|later that day|later that evening|that very night|after a good supper|"
-    "after a warm supper|after a big dinner)",
+    "after supper|at the end of the day|when it got dark|when the moon rose|after the sun had set|"
+    "when the day was over|that same evening|when it was time for bed|after dinner|when the first star came out|"
+    "when the lamps were lit|when the birds went to sleep|when the house was quiet|when the sky turned dark|"
+    "after sunset|at sunset|at dusk|at nightfall|late in the evening|later that day|later that evening|"
+    "that very night|after a good supper|after a warm supper|after a big dinner)",
     # where {hero} lives
-    somewhere="((by the sea|near the woods|on a farm|at the edge of town|on a quiet street|in a small village|on a green "
-    "hill|next to a park|in a small town|in a big city|at the end of a lane|across from a school|near a lake|by a "
-    "river|near a school|next to a bakery|above a bakery|above a shop|near the mountains|in a green valley|behind "
-    "a barn|on a long street|beside an old mill|behind a church|near a bridge|by a pond|near the beach|across from "
-    "a park|near a market|next to a garden|near a station|by a stream)|in a (little|big|small|red|white|blue|green|"
-    "brown|yellow|gray|tall|narrow|quiet|cozy|sunny|crooked) (house|cottage|cabin|farmhouse)|"
-    "near a (little|big|quiet|blue|green|deep|wide|cold|pretty|lovely|dark|wild|small|clear|sunny|long) (lake|river|forest|pond|park|wood|canal|beach))",
+    somewhere="((by the sea|near the woods|on a farm|at the edge of town|on a quiet street|in a small village|"
+    "on a green hill|next to a park|in a small town|in a big city|at the end of a lane|across from a school|"
+    "near a lake|by a river|near a school|next to a bakery|above a bakery|above a shop|near the mountains|"
+    "in a green valley|behind a barn|on a long street|beside an old mill|behind a church|near a bridge|by a pond|"
+    "near the beach|across from a park|near a market|next to a garden|near a station|by a stream)|in a (little|big|"
+    "small|red|white|blue|green|brown|yellow|gray|tall|narrow|quiet|cozy|sunny|crooked) (house|cottage|cabin|"
+    "farmhouse)|near a (little|big|quiet|blue|green|deep|wide|cold|pretty|lovely|dark|wild|small|clear|sunny|"
+    "long) (lake|river|forest|pond|park|wood|canal|beach))",
     # how
     very="(very|so|really|quite|truly|ever so|so very|very, very)",
-    kindly="((kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|eagerly|"
-    "thoughtfully|firmly|quietly|bravely|merrily|at once|gladly|tenderly|lovingly|wisely|lightly|happily|cheerily|"
-    "reassuringly|earnestly|comfortingly|promptly|nicely|encouragingly)|with a (kind|warm|big|little|quick|wide|friendly|"
-    "gentle|happy|bright|shy|soft|sweet|broad|merry|calm) (smile|nod|grin|laugh))",
+    kindly="((kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|"
+    "eagerly|thoughtfully|firmly|quietly|bravely|merrily|at once|gladly|tenderly|lovingly|wisely|lightly|happily|"
+    "cheerily|reassuringly|earnestly|comfortingly|promptly|nicely|encouragingly)|with a (kind|warm|big|little|quick|"
+    "wide|friendly|gentle|happy|bright|shy|soft|sweet|broad|merry|calm) (smile|nod|grin|laugh))",
     happily="((happily|merrily|gladly|cheerfully|brightly|joyfully|loudly|proudly|warmly|eagerly|excitedly|gratefully|"
-    "sweetly|softly|quickly|politely)|with a (happy|merry|glad|cheerful|bright|joyful|loud|proud|warm|big|wide|"
-    "broad|great|little|quick|sweet) (smile|laugh|grin|cheer))",
+    "sweetly|softly|quickly|politely)|with a (happy|merry|glad|cheerful|bright|joyful|loud|proud|warm|big|wide|broad|"
+    "great|little|quick|sweet) (smile|laugh|grin|cheer))",
     sadly="((sadly|quietly|softly|unhappily|glumly|gloomily|weakly|faintly|miserably|tearfully|bitterly|hopelessly|"
-    "sorrowfully|mournfully|wearily|timidly)|with a (deep|little|long|sad|loud|soft|heavy|shaky|quiet|small|big|"
-    "tired|tiny|weak|faint|great) (sigh|sob|sniff|moan)|in a (small|low|sad|weak|shaky|tiny|quiet|soft|thin|faint|"
-    "hoarse|timid|trembling|tired|hollow|choked) voice)",
+    "sorrowfully|mournfully|wearily|timidly)|with a (deep|little|long|sad|loud|soft|heavy|shaky|quiet|small|big|tired|"
+    "tiny|weak|faint|great) (sigh|sob|sniff|moan)|in a (small|low|sad|weak|shaky|tiny|quiet|soft|thin|faint|hoarse|"
+    "timid|trembling|tired|hollow|choked) voice)",
     # what happens, in many words
     day="{weather} (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
     meal="((breakfast|lunch|dinner|school|a snack|a nap|a bath|a walk)|a (short|long|little|quick|quiet|nice|lovely|"
     "pleasant) (nap|walk|rest|bath))",
-    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise|good|old|jolly|clever|cheerful|merry|patient|strong|"
-    "brave|calm|caring|sweet|tall|lively|smart|playful|quiet|helpful|honest|thoughtful|happy|generous|cheery|polite)",
+    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise|good|old|jolly|clever|cheerful|merry|patient|strong|brave|"
+    "calm|caring|sweet|tall|lively|smart|playful|quiet|helpful|honest|thoughtful|happy|generous|cheery|polite)",
     gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should be|"
-    "nowhere around|nowhere in sight|out of sight|not there anymore|no longer there|suddenly gone|simply gone|no "
-    "longer around)",
+    "nowhere around|nowhere in sight|out of sight|not there anymore|no longer there|suddenly gone|simply gone|"
+    "no longer around)",
     felt="(felt|was|looked|seemed)",
     looked="(looked|searched|peeked|peered|hunted|looked hard|looked twice|searched and searched)",
-    found_nothing="(found|saw) only (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a little) (sock|button|coin|pencil|"
-    "ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe)",
+    found_nothing="(found|saw) only (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a little) (sock|button|"
+    "coin|pencil|ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe)",
     hurried="(ran|hurried|rushed|raced|went|walked|dashed|marched)",
-    friendly="(best|good|dear|close|old|kind|funny|loyal|cheerful|clever|trusty|merry|jolly|sweet|true|lively|faithful|"
-    "helpful|honest|generous|gentle|smart|wise|happy|playful|polite|silly|bright|caring|patient|thoughtful|brave)",
+    friendly="(best|good|dear|close|old|kind|funny|loyal|cheerful|clever|trusty|merry|jolly|sweet|true|lively|"
+    "faithful|helpful|honest|generous|gentle|smart|wise|happy|playful|polite|silly|bright|caring|patient|thoughtful|"
+    "brave)",
     came="((came by|came over|came to play|came to visit|stopped by|dropped by|rang the bell|knocked on the door|"
     "knocked on the window|tapped on the window|looked in at the door|looked in at the window|walked in|ran in|"
-    "came inside|came upstairs)|came (running|skipping|walking|hopping|racing|strolling|marching|rushing) (in|by|"
-    "over|along|up the path|down the street|through the gate|around the corner))",
-    thought="((thought|thought hard|thought for a moment|thought for a while|thought and thought|thought about it|closed "
-    "{hero.his} eyes|looked at the floor|looked at the ceiling|looked up|sat down to think|stood still|took a deep "
-    "breath|frowned|shut {hero.his} eyes|waited a moment)|(scratched|rubbed|touched|tapped) {hero.his} (head|chin|"
-    "nose|ear|forehead|cheek|knee|neck))",
+    "came inside|came upstairs)|came (running|skipping|walking|hopping|racing|strolling|marching|rushing) (in|by|over|"
+    "along|up the path|down the street|through the gate|around the corner))",
+    thought="((thought|thought hard|thought for a moment|thought for a while|thought and thought|thought about it|"
+    "closed {hero.his} eyes|looked at the floor|looked at the ceiling|looked up|sat down to think|stood still|"
+    "took a deep breath|frowned|shut {hero.his} eyes|waited a moment)|(scratched|rubbed|touched|"
+    "tapped) {hero.his} (head|chin|nose|ear|forehead|cheek|knee|neck))",
     hug="a (little|big|warm|long|quick|sweet|loving|gentle|soft|happy|great|tender|proud|shy|nice|friendly) (hug|kiss|"
     "smile|pat on the back)",
-    tasty="((delicious|tasty|yummy|wonderful|perfect|lovely|excellent|splendid)|(very|so|really|just) (good|sweet|nice|"
-    "fine)|(the best|the sweetest|the finest|the nicest) (ever|of all)|(warm|fresh|soft|sweet) and (tasty|"
+    tasty="((delicious|tasty|yummy|wonderful|perfect|lovely|excellent|splendid)|(very|so|really|just) (good|sweet|"
+    "nice|fine)|(the best|the sweetest|the finest|the nicest) (ever|of all)|(warm|fresh|soft|sweet) and (tasty|"
     "delicious|good|light))",
-    state="((safe and sound|a little dusty|covered in dust|upside down|as good as new|all alone|just as before|quite "
-    "safe|a bit dusty|full of dust|right where it was left|in plain sight|waiting for {hero}|looking lonely|just "
-    "fine|still there)|(next to|beside|close to|right by) (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a "
-    "little) (sock|button|coin|pencil|ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe))",
-    a_while="((until dinner|until supper|until bedtime|until dark|until noon|for hours|for a long time|for a while|all day|"
-    "all day long|the whole day|for hours and hours|again and again|the rest of the day|without a break|without a "
-    "rest)|for (about|almost|more than|nearly|over|exactly|at least|close to) (ten minutes|twenty minutes|thirty "
-    "minutes|half an hour|an hour|two hours|three hours|four hours))",
-    cheer="(do not worry|do not cry|cheer up|do not give up|do not be sad|I will help you|let me help you|I can help|we "
-    "will find a way|let us think|never mind|it will be all right|I know what to do|leave it to me|I have an idea|"
-    "we can do it|we can fix this|it is not so bad|we will see|all will be well|everything will be fine|it will be "
-    "fine|stay calm|just wait|keep calm|be patient|be brave|chin up|there, there|I am here|no need to cry|no need "
-    "to worry)",
+    state="((safe and sound|a little dusty|covered in dust|upside down|as good as new|all alone|just as before|"
+    "quite safe|a bit dusty|full of dust|right where it was left|in plain sight|waiting for {hero}|looking lonely|"
+    "just fine|still there)|(next to|beside|close to|right by) (an old|a lost|a tiny|a dusty|a torn|a broken|a single|"
+    "a little) (sock|button|coin|pencil|ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe))",
+    a_while="((until dinner|until supper|until bedtime|until dark|until noon|for hours|for a long time|for a while|"
+    "all day|all day long|the whole day|for hours and hours|again and again|the rest of the day|without a break|"
+    "without a rest)|for (about|almost|more than|nearly|over|exactly|at least|close to) (ten minutes|twenty minutes|"
+    "thirty minutes|half an hour|an hour|two hours|three hours|four hours))",
+    cheer="(do not worry|do not cry|cheer up|do not give up|do not be sad|I will help you|let me help you|I can help|"
+    "we will find a way|let us think|never mind|it will be all right|I know what to do|leave it to me|I have an idea|"
+    "we can do it|we can fix this|it is not so bad|we will see|all will be well|everything will be fine|"
+    "it will be fine|stay calm|just wait|keep calm|be patient|be brave|chin up|there, there|I am here|no need to cry|"
+    "no need to worry)",
     oh="(oh no|oh dear|oh my|no, no|how awful|how sad|what a pity|what bad luck|oh|oh, no, no|my goodness|goodness me|"
     "dear me|oh goodness|good grief|what now)",
     aloud="(softly|gently|quietly|loudly|slowly|firmly|again|again and again|at last|twice|three times|"
     "in a soft voice|in a low voice|in a loud voice|in a quiet voice|in a clear voice)",
     so_well="(well|very well|so well|really well|better and better|like a dream|without a mistake|with great skill)",
-    as_new="(as (good|fresh|bright|fine|nice|pretty|soft|clean) as (new|before|ever|can be)|(fresh|soft|bright|nice) and "
-    "clean|clean (again|at last|once more|and dry))",
-    busy="(at|near|by|beside) the (window|table|door|stove|gate|fence|sink|big desk|piano|bookcase|back door|front door|"
-    "fireplace|garden wall|kitchen table|apple tree)",
+    as_new="(as (good|fresh|bright|fine|nice|pretty|soft|clean) as (new|before|ever|can be)|(fresh|soft|bright|"
+    "nice) and clean|clean (again|at last|once more|and dry))",
+    busy="(at|near|by|beside) the (window|table|door|stove|gate|fence|sink|big desk|piano|bookcase|back door|"
+    "front door|fireplace|garden wall|kitchen table|apple tree)",
     home_day="(Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
-    mixed="((mixed|stirred|kneaded|whisked|beat|shook|measured|rolled) and (baked|poured|tasted|sifted|waited|decorated|"
-    "sang|hummed))",
-    how_washed="with a (big|small|soft|hard|new|old|wet|long) (brush|sponge|rag|cloth|mop|towel|piece of soap|bar of soap)",
-    sounds="a (loud|soft|strange|low|high|sudden|long|short|scary|odd|deep|dull|faint|sharp|slow|weird) "
-    "(bump|thump|scratch|squeak|creak|rattle|clank|crash|knock|hiss|rustle|groan|bang|tap|moan|thud)",
+    mixed="((mixed|stirred|kneaded|whisked|beat|shook|measured|rolled) and (baked|poured|tasted|sifted|waited|"
+    "decorated|sang|hummed))",
+    how_washed="with a (big|small|soft|hard|new|old|wet|long) (brush|sponge|rag|cloth|mop|towel|piece of soap|"
+    "bar of soap)",
+    sounds="a (loud|soft|strange|low|high|sudden|long|short|scary|odd|deep|dull|faint|sharp|slow|weird) (bump|thump|"
+    "scratch|squeak|creak|rattle|clank|crash|knock|hiss|rustle|groan|bang|tap|moan|thud)",
     quietly="(slowly|quietly|calmly|carefully|softly|gently|patiently|silently)",
     quickly="(quickly|bravely|boldly|eagerly|loudly|proudly|cheerfully|merrily)",
-    sternly="((sternly|loudly|crossly|sharply|angrily|firmly|gruffly|coldly)|with a (dark|deep|big|long|angry|stern|sharp|"
-    "cross) frown|in a (loud|deep|cold|sharp|stern|cross|gruff|hard) voice)",
+    sternly="((sternly|loudly|crossly|sharply|angrily|firmly|gruffly|coldly)|with a (dark|deep|big|long|angry|stern|"
+    "sharp|cross) frown|in a (loud|deep|cold|sharp|stern|cross|gruff|hard) voice)",
     ate="(ate|nibbled|munched|gobbled) (it (all|slowly|quickly|happily)|a (little|lot|bit|mouthful))",
     in_bed="(a|one|the) (little|long|short|soft) (song|story|tune|poem)",
-    reached="(reached|grabbed|stretched|snatched) ((far|deep|right|straight) in|with (one hand|both hands|one arm|both arms))",
+    reached="(reached|grabbed|stretched|snatched) ((far|deep|right|straight) in|with (one hand|both hands|one arm|"
+    "both arms))",
     called="(called|coaxed|whistled to|sang to|talked to|whispered to|hummed to|begged)",
     stormy="(stormy|windy|rainy|dark|cold|foggy|quiet|snowy|moonless|cloudy|misty|frosty|chilly|warm|black|starry)",
-    suddenly="(suddenly|all at once|at midnight|in the dark|before long|after bedtime|late at night|in the middle of the "
-    "night|just before midnight|just after midnight|at ten o'clock|at eleven o'clock|at one o'clock|at two o'clock|"
-    "at three o'clock|at four o'clock)",
+    suddenly="(suddenly|all at once|at midnight|in the dark|before long|after bedtime|late at night|"
+    "in the middle of the night|just before midnight|just after midnight|at ten o'clock|at eleven o'clock|"
+    "at one o'clock|at two o'clock|at three o'clock|at four o'clock)",
     laughed="(laughed|giggled|smiled|grinned|sighed|cheered|clapped|chuckled) (softly|loudly|quietly|happily|at last|"
     "with relief|again and again|in surprise)",
     soundly="(soundly|deeply|peacefully|quietly|calmly|well|tightly|happily) (until (morning|dawn|sunrise|six o'clock|"
     "seven o'clock|eight o'clock|nine o'clock|breakfast))",
-    morning="(good morning|wake up|rise and shine|breakfast is ready|good morning, children|it is morning|the sun is up|"
-    "time to get up)",
+    morning="(good morning|wake up|rise and shine|breakfast is ready|good morning, children|it is morning|"
+    "the sun is up|time to get up)",
     mine="(it is mine|that is mine|give it to me|let go|I want it|I had it first|it is my turn|hands off)",
-    pulled="(pulled|tugged|tore|yanked|jerked|dragged|twisted|shook) (harder|hard|and pushed|and shouted|back and forth|"
-    "with all their might|from both sides|faster and faster)",
-    turns="(take turns|play one after the other|share it|each play for an hour|each have it half a day|play together|be "
-    "fair|toss a coin)",
+    pulled="(pulled|tugged|tore|yanked|jerked|dragged|twisted|shook) (harder|hard|and pushed|and shouted|"
+    "back and forth|with all their might|from both sides|faster and faster)",
+    turns="(take turns|play one after the other|share it|each play for an hour|each have it half a day|play together|"
+    "be fair|toss a coin)",
     recover="(better|much better|fine again|well again|healthy again|strong again|almost well|a lot better)",
-    lonely_bed="(stayed|lay|had to stay|had to rest|rested|had to lie|had to lie down|was) (in bed|at home|in the house|under "
-    "a blanket)",
-    mistake="(too (short|long|wide|narrow|tight|loose|thin|thick)|full of (holes|knots|loops|gaps)|(crooked|uneven|lumpy|"
-    "wrinkled))",
+    lonely_bed="(stayed|lay|had to stay|had to rest|rested|had to lie|had to lie down|was) (in bed|at home|"
+    "in the house|under a blanket)",
+    mistake="(too (short|long|wide|narrow|tight|loose|thin|thick)|full of (holes|knots|loops|gaps)|(crooked|uneven|"
+    "lumpy|wrinkled))",
     cold_day="(cold|chilly|frosty|snowy|icy|windy|freezing|stormy)",
     tumble="(fell down|came down|fell over|collapsed|crashed down|slid down|sank to the floor|tumbled down)",
-    rainy="(rained|poured|drizzled|stormed|snowed|hailed|thundered|was (wet|cold|stormy|windy|foggy|muddy|icy|rainy) "
-    "outside)",
+    rainy="(rained|poured|drizzled|stormed|snowed|hailed|thundered|was (wet|cold|stormy|windy|foggy|muddy|icy|"
+    "rainy) outside)",
     worn="wore it (every day|all winter|day and night|with pride|at once|all the time|the whole winter|everywhere)",
-    practiced="practiced (every (day|morning|evening|afternoon)|(early|late) (every day|each day)|for (an hour|two hours|"
-    "half an hour|twenty minutes) (every|each) day)",
+    practiced="practiced (every (day|morning|evening|afternoon)|(early|late) (every day|each day)|for (an hour|"
+    "two hours|half an hour|twenty minutes) (every|each) day)",
     in_a="(a week|two weeks|three weeks|a month|two months|ten days|twelve days|twenty days)",
-    played="(fast|slow|long|short|happy|merry|lovely|pretty|old|new|sweet|jolly|bright|simple|cheerful|funny) (song|tune|"
-    "dance|march|waltz|piece|melody|ballad)",
-    clapped="(clapped|cheered|danced|sang along|hummed along|tapped the floor|stamped the floor|jumped up) (loudly|happily|"
-    "wildly|merrily|with joy|with delight|again and again|from start to end)",
+    played="(fast|slow|long|short|happy|merry|lovely|pretty|old|new|sweet|jolly|bright|simple|cheerful|funny) (song|"
+    "tune|dance|march|waltz|piece|melody|ballad)",
+    clapped="(clapped|cheered|danced|sang along|hummed along|tapped the floor|stamped the floor|jumped up) (loudly|"
+    "happily|wildly|merrily|with joy|with delight|again and again|from start to end)",
     please="(please teach|teach|can you teach|could you teach)",
     looked_in="(looked|searched|peeked|peered|hunted|dug|rummaged|felt) (deep in|around in|at once in|together in)",
-    days_later="(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty) (days|weeks) later",
-    sounded="(like (an old|an angry|a hungry|a sick|a lonely|a sleepy|a big|a sad) (cat|goose|pig|cow|frog|door|owl|goat)|"
-    "(awful|terrible|horrible|dreadful|loud and bad|harsh|shrill|flat))",
+    days_later="(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty) (days|"
+    "weeks) later",
+    sounded="(like (an old|an angry|a hungry|a sick|a lonely|a sleepy|a big|a sad) (cat|goose|pig|cow|frog|door|owl|"
+    "goat)|(awful|terrible|horrible|dreadful|loud and bad|harsh|shrill|flat))",
     dug="(dug|looked|searched|reached|hunted|rummaged|groped|felt) (deep|around|about|again)",
     praise="(bravo|well done|how lovely|wonderful|that was great|what a song|good job|so beautiful)",
     junk="(old|dirty|torn|lost|broken|dusty|loose|empty) (socks|books|boxes|bottles|shirts|papers|crayons|blocks)",
     age="(five|six|seven|eight|nine|ten|eleven|twelve)",
-    wet_day="(rainy|wet|stormy|gray|muddy|drizzly|showery|damp) "
-    "(Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|morning)",
+    wet_day="(rainy|wet|stormy|gray|muddy|drizzly|showery|damp) (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|"
+    "Sunday|morning)",
     muddy="(muddy|dirty|brown|wet|big|dark|ugly|black)",
     little_head="(little|tiny|small|soft|shy|curious|hungry|careful) (head|nose|ear|face)",
     came_out="(jumped|climbed|crept|ran|rolled|hopped|crawled|tumbled) (out|free) (at once|at last|happily|safely)",
@@ -1008,28 +1013,27 @@ PHRASES = dict(
     old_key="(little|rusty|golden|silver|heavy|brass|black|shiny|long|thin|copper|tiny|bright|dusty|green|white)",
     felt_all="(felt|were|looked|seemed)",
     mess="(a mess|a big mess|messy|untidy|in a mess|full of junk|upside down|a terrible mess)",
-    played_inside="(sang (old|new|silly|happy|sweet|loud|long|merry) (songs|tunes|rounds|ballads)|"
-    "told (long|short|silly|funny|old|new|strange|clever) (jokes|stories|riddles|tales)|"
-    "drew (big|little|silly|funny|pretty|happy|strange|round) (faces|cats|dogs|houses|ships|trees|stars|birds)|"
-    "built (big|little|tall|round|funny|pretty|tiny|huge) (towers|castles|bridges|houses)|"
-    "folded (red|blue|green|yellow|white|pink|big|little) paper (hats|boats|birds|stars)|"
-    "danced (fast|slow|wild|silly|happy|funny|old|new) (dances|waltzes|polkas|jigs)|"
-    "whistled (old|new|silly|happy|sweet|loud|long|merry) (songs|tunes|marches|melodies)|"
-    "played (cards|checkers|dominoes|pirates|school|hide-and-seek|store|house))",
+    played_inside="(sang (old|new|silly|happy|sweet|loud|long|merry) (songs|tunes|rounds|ballads)|told (long|short|"
+    "silly|funny|old|new|strange|clever) (jokes|stories|riddles|tales)|drew (big|little|silly|funny|pretty|happy|"
+    "strange|round) (faces|cats|dogs|houses|ships|trees|stars|birds)|built (big|little|tall|round|funny|pretty|tiny|"
+    "huge) (towers|castles|bridges|houses)|folded (red|blue|green|yellow|white|pink|big|little) paper (hats|boats|"
+    "birds|stars)|danced (fast|slow|wild|silly|happy|funny|old|new) (dances|waltzes|polkas|jigs)|whistled (old|new|"
+    "silly|happy|sweet|loud|long|merry) (songs|tunes|marches|melodies)|played (cards|checkers|dominoes|pirates|school|"
+    "hide-and-seek|store|house))",
     game="(tag|catch|pirates|leapfrog|hide-and-seek|soccer|knights|explorers)",
     deeply="(soundly|deeply|peacefully|quietly|calmly|well|happily|safely)",
     bit="(bit|crumb|little piece|small piece|big piece|mouthful|large piece|bite)",
     in_the_morning="(in the morning|the next morning|at sunrise|at dawn|at breakfast|when the sun came up|"
     "when the rooster crowed|after a long sleep)",
     # what they say
-    wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|not so fast|"
-    "go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
+    wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|"
+    "not so fast|go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
     welcome="(welcome|hello|hello there|hi|hi there|good day|welcome home|there you are)",
-    yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure|yes, yes|yes, of course|yes, gladly|very "
-    "well|fine|good idea|sure thing|okay)",
-    thanks="((thank you|thanks|oh, thank you|oh, thanks|many thanks|a thousand thanks|a million thanks|you are the best)|"
-    "(thank you|thanks) (so much|very much|again|once more|for everything|for this|for your help|for your kindness)|"
-    "you are (so|very|really|too) (kind|good|nice|sweet))",
+    yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure|yes, yes|yes, of course|yes, gladly|"
+    "very well|fine|good idea|sure thing|okay)",
+    thanks="((thank you|thanks|oh, thank you|oh, thanks|many thanks|a thousand thanks|a million thanks|"
+    "you are the best)|(thank you|thanks) (so much|very much|again|once more|for everything|for this|for your help|"
+    "for your kindness)|you are (so|very|really|too) (kind|good|nice|sweet))",
     smiled="(smiled|laughed|nodded|grinned)",
     # outdoors: how they move and talk, and what it is like
     fine="(sunny|bright|warm|clear|lovely|beautiful|fine|mild|cool|fresh|quiet|calm|golden|pleasant|breezy|gorgeous|"
@@ -1039,14 +1043,13 @@ PHRASES = dict(
     "Thursday|Friday|Saturday|Sunday) (morning|afternoon)",
     next_day="(the next day|the next morning|a day later|one day later|the following day|the following morning|"
     "the day after|two days later)",
-    went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|"
-    "headed|hopped|bounded|scampered|scurried|sauntered|tramped|trudged|strode|sped|danced|bustled|bounced|paraded|"
-    "roamed|rambled|ambled|sprinted)",
+    went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|headed|"
+    "hopped|bounded|scampered|scurried|sauntered|tramped|trudged|strode|sped|danced|bustled|bounced|paraded|roamed|"
+    "rambled|ambled|sprinted)",
     spoke="(said|answered|replied|called|cried|exclaimed|declared|added|whispered|murmured|laughed|announced)",
     became="(felt|was|looked|seemed|became|got)",
-    rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|"
-    "howling|roaring|wintry|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|"
-    "frosty)",
+    rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|howling|"
+    "roaring|wintry|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|frosty)",
     wind="(wind|gust|gale|storm)",
     pal="(friend|playmate|classmate|cousin|pal|buddy|neighbor|schoolmate|teammate|companion|chum|partner)",
     gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
@@ -1055,19 +1058,19 @@ PHRASES = dict(
     "easily|lightly|readily|gladly|promptly|briskly|speedily|deftly|smartly|firmly|calmly|confidently|joyfully|"
     "playfully|rapidly|smoothly|steadily|courageously|daringly|instantly)",
     had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|told (long|short|silly|funny|old|new|strange|"
-    "clever) (jokes|stories|riddles|tales)|picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|"
-    "chased (red|blue|yellow|white|orange|big|little|pretty) butterflies|watched (big|little|brown|black|blue|busy|"
-    "noisy|pretty) birds|collected (red|yellow|green|brown|big|little|pretty|dry) leaves|blew (big|little|round|"
-    "shiny|pretty|huge|tiny|funny) bubbles|ran (long|short|quick|wild|silly|funny|merry|exciting) races|played (tag|"
-    "catch|leapfrog|hopscotch|hide-and-seek|pirates|soccer|marbles)|counted (big|little|white|gray|fluffy|round|"
-    "funny|pretty) clouds|found (big|little|red|black|green|shiny|funny|pretty) beetles|whistled (old|new|silly|"
-    "happy|sweet|loud|long|merry) tunes|drew (big|little|silly|funny|pretty|happy|strange|round) faces in the dirt|"
-    "built (big|little|tall|round|funny|pretty|tiny|huge) castles|jumped over (big|little|old|mossy|round|gray|"
-    "rotten|fallen) logs|rolled down (big|little|steep|green|soft|grassy|long|tall) hills)",
+    "clever) (jokes|stories|riddles|tales)|picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|chased (red|"
+    "blue|yellow|white|orange|big|little|pretty) butterflies|watched (big|little|brown|black|blue|busy|noisy|"
+    "pretty) birds|collected (red|yellow|green|brown|big|little|pretty|dry) leaves|blew (big|little|round|shiny|"
+    "pretty|huge|tiny|funny) bubbles|ran (long|short|quick|wild|silly|funny|merry|exciting) races|played (tag|catch|"
+    "leapfrog|hopscotch|hide-and-seek|pirates|soccer|marbles)|counted (big|little|white|gray|fluffy|round|funny|"
+    "pretty) clouds|found (big|little|red|black|green|shiny|funny|pretty) beetles|whistled (old|new|silly|happy|sweet|"
+    "loud|long|merry) tunes|drew (big|little|silly|funny|pretty|happy|strange|round) faces in the dirt|built (big|"
+    "little|tall|round|funny|pretty|tiny|huge) castles|jumped over (big|little|old|mossy|round|gray|rotten|"
+    "fallen) logs|rolled down (big|little|steep|green|soft|grassy|long|tall) hills)",
     nice="(nice|fine|good|great|wonderful|lovely|splendid|perfect|beautiful|marvelous|fantastic|excellent|amazing|"
     "delightful|super|terrific)",
-    sorry="(sorry|forgive me|I am sorry|I am (so|very|really|truly|terribly|deeply|awfully) sorry|"
-    "please (forgive me|do not be angry|listen to me|hear me)|it was (me|my fault|an accident|my mistake))",
+    sorry="(sorry|forgive me|I am sorry|I am (so|very|really|truly|terribly|deeply|awfully) sorry|please (forgive me|"
+    "do not be angry|listen to me|hear me)|it was (me|my fault|an accident|my mistake))",
     knocked_over="(knocked over|ran into|fell over|kicked over|bumped into|pushed over|tripped over|dropped)",
     clothing="(shoes|socks|boots|feet|legs|knees|pants|sleeves|hands|toes|coats|faces|arms|fingers|noses|ankles)",
     promised="(a promise is a promise|you gave your word|keep your word|keep your promise|you can go later|"
