@@ -13,9 +13,9 @@ def lost_toy(t):
     visitor(t)
     comfort(t, "friend", "sad")
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <gently> (looked|searched|peeked|peered) {other_spot.full}, but <found_nothing>.")
+        t("{hero} was {trait} and <quietly> (looked|searched|peeked|peered) {other_spot.full}, but <found_nothing>.")
     else:
-        t("{hero} was {trait} and <boldly> (ran|rushed|raced|dashed) to look {other_spot.full}, but <found_nothing>.")
+        t("{hero} was {trait} and <quickly> (ran|rushed|raced|dashed) to look {other_spot.full}, but <found_nothing>.")
     t('"It is not {other_spot}," {friend} said <sadly>. "{Spot}!" {hero} cried <happily>.')
     t("They <hurried> to look, and there was the {toy}, <state>.")
     t.paragraph()
@@ -35,26 +35,26 @@ def birthday_baking(t):
     """Something to bake with is missing on a birthday, and a friend has it."""
     opening(t)
     t("<one_day>, {hero.he} wanted to bake {a bake.full} for {hero.his} {elder}'s birthday.")
-    t("But the {vessel.full} for the {ingredient} was empty, and {hero} <became> <very> {sad}.")
+    t("But the {store.full} for the {ingredient} was empty, and {hero} <became> <very> {sad}.")
     t.paragraph()
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <gently> walked to {hero.his} <friendly> <pal> {friend}, who was <busy>.")
+        t("{hero} was {trait} and <quietly> walked to {hero.his} <friendly> <pal> {friend}, who was <busy>.")
         t('"May I have some {ingredient}?" {hero.he} asked <sadly>.')
     else:
-        t("{hero} was {trait} and <boldly> ran to {hero.his} <friendly> <pal> {friend}, who was <busy>.")
+        t("{hero} was {trait} and <quickly> ran to {hero.his} <friendly> <pal> {friend}, who was <busy>.")
         t('"I need some {ingredient}!" {hero.he} cried <happily>.')
-    t('"Do not be {sad}. <Cheer>," {friend} <spoke> <kindly>, and filled the {vessel}.')
+    t('"Do not be {sad}. <Cheer>," {friend} <spoke> <kindly>, and filled the {store}.')
     t.paragraph()
     t("{hero} <mixed> <a_while>. The {bake} was <tasty>. They all <played_inside>, and {hero} was {glad}.")
     bedtime(t)
     t.ask("What did {hero} bake?", "{A bake.full}.")
     t.ask("Whose birthday was it?", "{Hero.His} {elder}'s.")
     t.ask("What was missing?", "The {ingredient}.")
-    t.ask("Who filled the {vessel}?", "{friend}.")
-    t.ask("Why did {hero} go to {friend}?", "Because the {vessel} was empty.")
-    t.ask("How did {hero} feel when the {vessel} was empty?", "{Sad}.")
+    t.ask("Who filled the {store}?", "{friend}.")
+    t.ask("Why did {hero} go to {friend}?", "Because the {store} was empty.")
+    t.ask("How did {hero} feel when the {store} was empty?", "{Sad}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
-    t.ask("What happened before {hero} baked?", "{friend} filled the {vessel}.")
+    t.ask("What happened before {hero} baked?", "{friend} filled the {store}.")
 
 
 def muddy_dog(t):
@@ -67,9 +67,9 @@ def muddy_dog(t):
     t.paragraph()
     t('"I can wash it," said {hero} <sadly>.')
     if t["trait"].kind == "quiet":
-        t("{Hero.He} was {trait} and <gently> washed the {dog} in {a tub.full} <how_washed>.")
+        t("{Hero.He} was {trait} and <quietly> washed the {dog} in {a tub.full} <how_washed>.")
     else:
-        t("{Hero.He} was {trait}, <boldly> jumped into {a tub.full} with the {dog} and washed it <how_washed>.")
+        t("{Hero.He} was {trait}, <quickly> jumped into {a tub.full} with the {dog} and washed it <how_washed>.")
     t("Then {hero.he} washed the {cover} in the {tub} <a_while>.")
     t.paragraph()
     t("<Soon>, it lay {spot} again, <as_new>. {hero} was {glad}.")
@@ -92,10 +92,10 @@ def shy_pet(t):
     t("Its name was {pet_name}. It <felt> <very> {scared} and hid {spot.full}.")
     t.paragraph()
     if t["trait"].kind == "bold":
-        t("{hero} was {trait} and <boldly> <reached> for it, but it did not come.")
+        t("{hero} was {trait} and <quickly> <reached>, but it did not come.")
         t.ask("What happened after {pet_name} hid?", "{hero} reached for it.")
     else:
-        t("{hero} was {trait} and <gently> <called> it, but it did not come.")
+        t("{hero} was {trait} and <quietly> <called> it, but it did not come.")
         t.ask("What happened after {pet_name} hid?", "{hero} tried to get it out.")
     t('"<Wait>. {pet_name} is {scared}," {hero.his} {elder} <spoke> <kindly>.')
     t("So {hero} put some {hider.eats} in {a vessel.full} and waited <a_while>.")
@@ -120,11 +120,11 @@ def night_noise(t):
     t.paragraph()
     comfort(t, "hero", "scared")
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <gently> took {a light.full} there.")
+        t("{hero} was {trait} and <quietly> took {a light.full} there.")
     else:
-        t("{hero} was {trait} and <boldly> took {a light.full} there.")
+        t("{hero} was {trait} and <quickly> took {a light.full} there.")
     t("{Spot}, in the light of the {light}, they saw {pet_name}, {hero}'s {pet.full}, stuck in {a container.full}!")
-    t("They opened the {container}, and the {pet} <came_out>. {hero} was {glad}, and {friend} <laughed>.")
+    t("They tipped the {container}, and the {pet} <came_out>. {hero} was {glad}, and {friend} <laughed>.")
     t.paragraph()
     t("They gave {pet_name} a <bit> of {a treat.full}, finished the {treat} and slept <soundly>.")
     t("<In_the_morning>, {hero} gave {hero.his} {elder} <hug> and <felt> <very> {glad}.")
@@ -150,11 +150,11 @@ def take_turns(t):
         '"Do not be {sad}. <Cheer>," {hero.his} {elder} <spoke> <kindly>, and mended it with {glue}.'
     )
     if t["trait"].kind == "quiet":
-        t("The {glue} held <so_well>. {hero} was {trait} and <gently> gave the {toy} to {friend}.")
+        t("The {glue} held <tight>. {hero} was {trait} and <quietly> gave the {toy} to {friend}.")
         t("{friend} had it <a_while>, then {hero} had it <a_while>.")
         t.ask("Who had the {toy} first?", "{friend}.")
     else:
-        t("The {glue} held <so_well>. {hero} was {trait} and <boldly> took the {toy}.")
+        t("The {glue} held <tight>. {hero} was {trait} and <quickly> took the {toy}.")
         t("{hero} had it <a_while>, then {friend} had it <a_while>.")
         t.ask("Who had the {toy} first?", "{hero}.")
     t.paragraph()
@@ -179,13 +179,13 @@ def sick_friend(t):
     t.paragraph()
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
-        t("{Hero.He} was {trait} and <gently> read {friend.him} a story about {a tale.full}.")
+        t("{Hero.He} was {trait} and <quietly> read {friend.him} a story about {a tale.full}.")
     else:
-        t("{Hero.He} was {trait} and <boldly> played {friend.him} a story about {a tale.full}.")
+        t("{Hero.He} was {trait} and <quickly> played {friend.him} a story about {a tale.full}.")
     t('"<Thanks>, {hero}!" {friend} said <happily>. The {soup} was <tasty>, and <soon>, {friend.he} was well.')
     t.paragraph()
-    t("<Days_later>, {hero} had {illness}, too. {friend} <came> with {soup.full} in the {pot}.")
-    t("{Friend.He} told {hero.him} <told_story> (jokes|stories|tales|riddles) about the {tale}, and they <played_inside>.")
+    t("<Days_later>, {hero} had {illness}, too. {friend} <came_with> with {soup.full} in the {pot}.")
+    t("{Friend.He} told {hero.him} <told_story> (jokes|stories|tales|riddles) about the {tale}, and <soon>, {hero} was well.")
     t.ask("Who was sick first?", "{friend}.")
     t.ask("Who made the first {soup}?", "{Hero.His} {elder}.")
     t.ask("What was the story about?", "{A tale.full}.")
@@ -200,22 +200,21 @@ def knitted_gift(t):
     """Something warm is knitted for one who is cold; the first try is no good."""
     opening(t)
     t("One <cold_day> <home_day>, {hero.his} {elder} was cold, and {hero} wanted to knit {a clothes.full}.")
-    t("{Hero.He} <hurried> to {hero.his} <friendly> <pal> {friend}, who had {color} wool in {a container.full}.")
+    t("{Hero.He} <hurried> to {hero.his} <friendly> <pal> {friend}, who had (soft|thick|fine|warm|fluffy|good|strong|new) wool in {a container.full}.")
     t.paragraph()
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <gently> knitted <a_while>, but the {clothes} was <mistake>.")
+        t("{hero} was {trait} and <quietly> knitted <a_while>, but the {clothes} was <mistake>.")
     else:
-        t("{hero} was {trait} and <boldly> knitted <a_while>, but the {clothes} was <mistake>.")
+        t("{hero} was {trait} and <quickly> knitted <a_while>, but the {clothes} was <mistake>.")
     t("{Hero.He} <became> <very> {sad}.")
     comfort(t, "friend", "sad")
     t("They took more wool from the {container}, <played_inside> and knitted <a_while>.")
     t.paragraph()
-    t("<Days_later>, {hero} gave {hero.his} {elder} the {color} {clothes}. It was <so_warm>, and {hero} was {glad}.")
+    t("<Days_later>, {hero} gave {hero.his} {elder} the {clothes}. It was <so_warm>, and {hero} was {glad}.")
     bedtime(t)
     t.ask("Who had wool?", "{friend}.")
     t.ask("Who was cold?", "{Hero.His} {elder}.")
     t.ask("What did {hero} knit?", "{A clothes.full}.")
-    t.ask("What color was the wool?", "{Color}.")
     t.ask("Where was the wool?", "In {a container.full}.")
     t.ask("Why did {hero} want to knit?", "Because {hero.his} {elder} was cold.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
@@ -225,7 +224,7 @@ def knitted_gift(t):
 def blanket_fort(t):
     """It is wet outside, so two build a tent in the house; it falls down and is built again."""
     opening(t)
-    t("One <wet_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} built a tent {spot.full}.")
+    t("One <wet_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} built a tent {room.full}.")
     t("It was made of {a cover.full} and two {frame}. In it they told a <told_story> story about {a tale.full}.")
     t.paragraph()
     fell = t.choose(
@@ -235,11 +234,11 @@ def blanket_fort(t):
     t("{friend} <became> <very> {sad}.")
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
-        t("{Hero.He} was {trait} and <gently> put <several> {frame} under the {cover}.")
+        t("{Hero.He} was {trait} and <quietly> put (three|four|five|six) more {frame} under the {cover}.")
     else:
-        t("{Hero.He} was {trait} and <boldly> put <several> {frame} under the {cover}.")
+        t("{Hero.He} was {trait} and <quickly> put (three|four|five|six) more {frame} under the {cover}.")
     t.paragraph()
-    t("The {pet} lay {spot}, too, and they told of the {tale} <a_while>. {hero} was {glad}.")
+    t("The {pet} lay {room}, too, and they told of the {tale} <a_while>. {hero} was {glad}.")
     bedtime(t)
     if fell == 0:
         t.ask("Why did the tent fall down?", "Because {pet_name} jumped on the {cover}.")
@@ -248,7 +247,7 @@ def blanket_fort(t):
     t.ask("Who built a tent with {hero}?", "{friend}.")
     t.ask("Whose {pet} was {pet_name}?", "{hero}'s.")
     t.ask("What was the tent made of?", "{A cover.full} and some {frame}.")
-    t.ask("Where was the tent?", "{Spot}.")
+    t.ask("Where was the tent?", "{Room}.")
     t.ask("How did {friend} feel about the tent?", "{Sad}.")
     t.ask("What was the story about?", "{A tale.full}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
@@ -258,11 +257,11 @@ def blanket_fort(t):
 def new_neighbor(t):
     """A new child next door misses a toy, and it is in the last place that they look."""
     opening(t)
-    t("<one_day>, a <friendly> {friend.girl} named {friend} moved in next door.")
+    t("<one_day>, a <nice_child> {friend.girl} named {friend} moved in next door.")
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <gently> brought over {a bake.full} from {hero.his} {elder}.")
+        t("{hero} was {trait} and <quietly> brought over {a bake.full} from {hero.his} {elder}.")
     else:
-        t("{hero} was {trait} and <boldly> ran over with {a bake.full} from {hero.his} {elder}.")
+        t("{hero} was {trait} and <quickly> ran over with {a bake.full} from {hero.his} {elder}.")
     t('"<Welcome>! I am {hero}," {hero.he} said <kindly>.')
     t.paragraph()
     t('"I am {friend}, and I lost my {toy.full}," said {friend} <sadly>. {Friend.He} <felt> <very> {sad}.')
@@ -293,12 +292,12 @@ def first_music(t):
     visitor(t)
     comfort(t, "friend", "sad")
     if t["trait"].kind == "quiet":
-        t("So {hero}, who was {trait}, <gently> practiced on the {instrument} <a_while> every <visit_time>.")
+        t("So {hero}, who was {trait}, <quietly> practiced on the {instrument} <a_while> every <every_day>.")
     else:
-        t("So {hero}, who was {trait}, <boldly> practiced on the {instrument} <a_while> every <visit_time>.")
+        t("So {hero}, who was {trait}, <quickly> practiced on the {instrument} <a_while> every <every_day>.")
     t.paragraph()
     t("<Days_later>, {hero} played a <played> for {friend} and {hero.his} {elder}. They <clapped>.")
-    t("{hero} <gently> put the {instrument} {spot} again and was {glad}.")
+    t("{hero} <quietly> put the {instrument} {spot} again and was {glad}.")
     bedtime(t)
     t.ask("Who comforted {hero}?", "{friend}.")
     t.ask("Who covered {elder.his} ears?", "{Hero.His} {elder}.")
@@ -313,28 +312,28 @@ def first_music(t):
 def old_box(t):
     """Something locked is found; its key is in something else, and in it is a toy of long ago."""
     opening(t)
-    t("<one_day>, {hero.he} found {a container.full} {spot.full}. It was locked.")
+    t("<one_day>, {hero.he} found {a chest.full} {spot.full}. It was locked.")
     t('"I lost the key when I was <age>," said {hero.his} {elder} <sadly>. {Elder.He} <felt> <very> {sad}.')
     t.paragraph()
     comfort(t, "hero", "sad")
     visitor(t)
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <gently> moved {a vessel.full}. Out of the {vessel} fell a <old_key> key!")
+        t("{hero} was {trait} and <quietly> moved {a vessel.full}. Out of the {vessel} fell a <old_key> key!")
     else:
-        t("{hero} was {trait} and <boldly> shook {a vessel.full}. Out of the {vessel} fell a <old_key> key!")
-    t("They <hurried> back to the {container} {spot}. The key fit, and in it was {a toy.full}.")
+        t("{hero} was {trait} and <quickly> shook {a vessel.full}. Out of the {vessel} fell a <old_key> key!")
+    t("They <hurried> back to the {chest} {spot}. The key fit, and in it was {a toy.full}.")
     t.paragraph()
     t('"My {toy}!" cried {hero.his} {elder} <happily>. They all <played_inside>, and {hero} was {glad}.')
     bedtime(t)
     t.ask("Who lost the key?", "{Hero.His} {elder}.")
     t.ask("Who came to {hero}?", "{friend}.")
     t.ask("Whose {toy} was it?", "{Hero.His} {elder}'s.")
-    t.ask("What was in the {container}?", "{A toy.full}.")
+    t.ask("What was in the {chest}?", "{A toy.full}.")
     t.ask("Where was the key?", "In the {vessel.full}.")
-    t.ask("Where did {hero} find the {container}?", "{Spot}.")
+    t.ask("Where did {hero} find the {chest}?", "{Spot}.")
     t.ask("Why was {hero.his} {elder} {sad}?", "Because {elder.he} lost the key.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
-    t.ask("What happened after {hero} found the key?", "They opened the {container}.")
+    t.ask("What happened after {hero} found the key?", "They opened the {chest}.")
 
 
 def messy_room(t):
@@ -347,13 +346,13 @@ def messy_room(t):
     comfort(t, "friend", "sad")
     t("They put <junk> into {a container.full}.")
     if t["trait"].kind == "quiet":
-        t("{hero}, who was {trait}, <gently> swept {spot.full}.")
+        t("{hero}, who was {trait}, <quietly> swept {spot.full}.")
     else:
-        t("{hero}, who was {trait}, <boldly> crawled around {spot.full}.")
+        t("{hero}, who was {trait}, <quickly> crawled around {spot.full}.")
     t("There, {spot}, was the {clothes}, and next to it a lost {toy.full}!")
     t.paragraph()
     thanks(t, "friend")
-    t("They closed the {container} and played <game> outside with the {toy} <a_while>. {hero} was {glad}.")
+    t("They closed the {container}, took the {toy} outside and played <game> <a_while>. {hero} was {glad}.")
     bedtime(t)
     t.ask("Who helped {hero} to tidy up?", "{friend}.")
     t.ask("Whose {clothes} was missing?", "{hero}'s.")

@@ -36,7 +36,7 @@ def thanks(t, helper):
 
 def bedtime(t):
     """{hero} is close to {elder}, and feels {glad}."""
-    t("<Night>, {hero} gave {hero.his} {elder} <hug> and <felt> <very> {glad}.")
+    t("<Night>, {hero} gave {hero.his} {elder} <hug> and still (felt|looked|seemed) <very> {glad}.")
 
 
 def night(t):

@@ -263,7 +263,7 @@ LISTS = dict(
         vest: {COLORS}, striped, warm, soft, long, woolen, thick
         cap: {COLORS}, striped, warm, soft, pointed, woolen, thick
         cape: {COLORS}, striped, warm, soft, long, woolen, thick
-        blanket: {COLORS}, striped, warm, soft, long, woolen, thick
+        jacket: {COLORS}, striped, warm, soft, long, woolen, thick
     """),
     instrument=WordList(f"""
         drum: {COLORS}, old, little, shiny, new, tin, loud
@@ -347,11 +347,31 @@ LISTS = dict(
     # what dirty things and dogs are washed in
     tub=WordList(f"""
         tub: {COLORS}, old, big, round, deep, tin, wooden
-        bucket: {COLORS}, old, big, round, deep, tin, wooden
-        barrel: {COLORS}, old, big, round, deep, tin, wooden
-        sink: {COLORS}, old, big, round, deep, tin, stone
-        basin: {COLORS}, old, big, round, deep, tin, stone
+        washtub: {COLORS}, old, big, round, deep, tin, wooden
         bathtub: {COLORS}, old, big, round, deep, tin, stone
+        barrel: {COLORS}, old, big, round, deep, tin, wooden
+        trough: {COLORS}, old, big, long, deep, tin, stone
+        pool: blue, little, big, round, deep, wide, rubber, plastic, green, garden, white, old, new, yellow, square, cold
+    """),
+    # what flour and milk are kept in
+    store=WordList(f"""
+        jar: {COLORS}, old, tall, little, round, painted, glass
+        can: {COLORS}, old, tall, little, round, painted, tin
+        bowl: {COLORS}, old, deep, little, round, painted, wooden
+        pot: {COLORS}, old, deep, little, round, painted, clay
+        mug: {COLORS}, old, tall, little, round, painted, tin
+        jug: {COLORS}, old, tall, little, round, painted, clay
+        box: {COLORS}, old, tall, little, round, painted, wooden
+        crock: {COLORS}, old, tall, little, round, painted, clay
+    """),
+    # what can be locked
+    chest=WordList(f"""
+        chest: {COLORS}, old, big, little, heavy, deep, wooden
+        trunk: {COLORS}, old, big, little, heavy, deep, wooden
+        suitcase: {COLORS}, old, big, little, heavy, deep, leather
+        box: {COLORS}, old, big, little, heavy, deep, wooden
+        case: {COLORS}, old, big, little, heavy, deep, leather
+        cabinet: {COLORS}, old, big, little, heavy, tall, wooden
     """),
     # whom a story in a book is about
     tale=WordList("""
@@ -371,8 +391,17 @@ LISTS = dict(
     # what mends a toy
     glue=WordList("glue\ntape\nstring\nwire\nribbon\nthread\npaste\nneedle and thread"),
     # furniture that holds up a tent
-    frame=WordList("chairs\ntables\nstools\nbenches\nboxes\nbarrels\narmchairs\nladders"),
-    room=WordList("kitchen\nattic\nhall\nbedroom\nliving room\nplayroom\ncellar\ngarage"),
+    frame=WordList("chairs\ntables\nstools\nbenches\nboxes\ncrates\narmchairs\nbroomsticks"),
+    room=WordList("""
+        in the * attic: old, big, little, dark, empty, dusty, cold, quiet
+        in the * cellar: old, big, little, dark, empty, dusty, cold, damp
+        in the * hall: old, big, long, dark, empty, wide, cold, narrow
+        in the * kitchen: old, big, little, bright, empty, sunny, warm, busy
+        in the * bedroom: old, big, little, bright, empty, sunny, warm, blue
+        in the * garage: old, big, little, dark, empty, dusty, cold, damp
+        in the * living room: old, big, little, bright, empty, sunny, warm, quiet
+        in the * playroom: old, big, little, bright, empty, sunny, warm, quiet
+    """),
     weather=entries(
         "sunny rainy windy cloudy snowy cold warm foggy stormy frosty misty chilly mild breezy gray hot bright dark wet "
         "dry cool icy dull lovely pleasant clear drizzly muggy freezing overcast beautiful fine"
@@ -383,7 +412,7 @@ LISTS = dict(
     ),
     glad=entries(
         "happy glad pleased joyful thankful content grateful merry jolly "
-        "cheery satisfied carefree lighthearted peaceful lucky proud"
+        "cheery satisfied carefree lighthearted peaceful hopeful proud"
     ),
     scared=entries(
         "scared afraid frightened nervous uneasy worried alarmed timid anxious "
@@ -815,6 +844,8 @@ ROLES = dict(
     bake="bake",
     pot="pot",
     tub="tub",
+    store="store",
+    chest="chest",
     tale="tale",
     frame="frame",
     room="room",
@@ -886,7 +917,7 @@ PHRASES = dict(
     "eagerly|thoughtfully|firmly|quietly|bravely|merrily|at once|gladly|tenderly|lovingly|wisely|lightly|happily|"
     "cheerily|reassuringly|earnestly|comfortingly|promptly|nicely|encouragingly)|with a (kind|warm|big|little|quick|"
     "wide|friendly|gentle|happy|bright|shy|soft|sweet|broad|merry|calm) (smile|nod|grin|laugh))",
-    happily="((happily|merrily|gladly|cheerfully|brightly|joyfully|loudly|proudly|warmly|eagerly|excitedly|gratefully|"
+    happily="((happily|merrily|gladly|cheerfully|brightly|joyfully|fondly|proudly|warmly|eagerly|excitedly|gratefully|"
     "sweetly|softly|quickly|politely)|with a (happy|merry|glad|cheerful|bright|joyful|loud|proud|warm|big|wide|broad|"
     "great|little|quick|sweet) (smile|laugh|grin|cheer))",
     sadly="((sadly|quietly|softly|unhappily|glumly|gloomily|weakly|faintly|miserably|tearfully|bitterly|hopelessly|"
@@ -924,7 +955,7 @@ PHRASES = dict(
     "nice|fine)|(the best|the sweetest|the finest|the nicest) (ever|of all)|(warm|fresh|soft|sweet) and (tasty|"
     "delicious|good|light))",
     state="((safe and sound|a little dusty|covered in dust|upside down|as good as new|all alone|just as before|"
-    "quite safe|a bit dusty|full of dust|right where it was left|in plain sight|waiting for {hero}|looking lonely|"
+    "quite safe|a bit dusty|full of dust|right where it was left|in plain sight|all in one piece|looking lonely|"
     "just fine|still there)|(next to|beside|close to|right by) (an old|a lost|a tiny|a dusty|a torn|a broken|a single|"
     "a little) (sock|button|coin|pencil|ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe))",
     a_while="((until dinner|until supper|until bedtime|until dark|until noon|for hours|for a long time|for a while|"
@@ -950,23 +981,24 @@ PHRASES = dict(
     "decorated|sang|hummed))",
     how_washed="with a (big|small|soft|hard|new|old|wet|long) (brush|sponge|rag|cloth|mop|towel|piece of soap|"
     "bar of soap)",
-    sounds="a (loud|soft|strange|low|high|sudden|long|short|scary|odd|deep|dull|faint|sharp|slow|weird) (bump|thump|"
+    sounds="a (loud|soft|strange|low|high|sudden|long|short|scary|weak|deep|dull|faint|sharp|slow|weird) (bump|thump|"
     "scratch|squeak|creak|rattle|clank|crash|knock|hiss|rustle|groan|bang|tap|moan|thud)",
-    quietly="(slowly|quietly|calmly|carefully|softly|gently|patiently|silently)",
-    quickly="(quickly|bravely|boldly|eagerly|loudly|proudly|cheerfully|merrily)",
+    quietly="(slowly|quietly|calmly|carefully|softly|gently|patiently|silently|cautiously|steadily|peacefully|thoughtfully|"
+    "noiselessly|lightly|attentively|tenderly)",
+    quickly="(quickly|bravely|boldly|eagerly|swiftly|cheerfully|merrily|happily|energetically|daringly|nimbly|briskly|"
+    "excitedly|joyfully|fearlessly|speedily)",
     sternly="((sternly|loudly|crossly|sharply|angrily|firmly|gruffly|coldly)|with a (dark|deep|big|long|angry|stern|"
     "sharp|cross) frown|in a (loud|deep|cold|sharp|stern|cross|gruff|hard) voice)",
     ate="(ate|nibbled|munched|gobbled) (it (all|slowly|quickly|happily)|a (little|lot|bit|mouthful))",
     in_bed="(a|one|the) (little|long|short|soft) (song|story|tune|poem)",
-    reached="(reached|grabbed|stretched|snatched) ((far|deep|right|straight) in|with (one hand|both hands|one arm|"
-    "both arms))",
+    reached="(reached|grabbed|snatched|stretched) for it with (one hand|both hands|one arm|both arms)",
     called="(called|coaxed|whistled to|sang to|talked to|whispered to|hummed to|begged)",
     stormy="(stormy|windy|rainy|dark|cold|foggy|quiet|snowy|moonless|cloudy|misty|frosty|chilly|warm|black|starry)",
     suddenly="(suddenly|all at once|at midnight|in the dark|before long|after bedtime|late at night|"
     "in the middle of the night|just before midnight|just after midnight|at ten o'clock|at eleven o'clock|"
     "at one o'clock|at two o'clock|at three o'clock|at four o'clock)",
-    laughed="(laughed|giggled|smiled|grinned|sighed|cheered|clapped|chuckled) (softly|loudly|quietly|happily|at last|"
-    "with relief|again and again|in surprise)",
+    laughed="(laughed|giggled|chuckled|cheered) (softly|loudly|happily|merrily|with relief|in surprise|with joy|for a "
+    "while)",
     soundly="(soundly|deeply|peacefully|quietly|calmly|well|tightly|happily) (until (morning|dawn|sunrise|six o'clock|"
     "seven o'clock|eight o'clock|nine o'clock|breakfast))",
     morning="(good morning|wake up|rise and shine|breakfast is ready|good morning, children|it is morning|"
@@ -995,8 +1027,7 @@ PHRASES = dict(
     "happily|wildly|merrily|with joy|with delight|again and again|from start to end)",
     please="(please teach|teach|can you teach|could you teach)",
     looked_in="(looked|searched|peeked|peered|hunted|dug|rummaged|felt) (deep in|around in|at once in|together in)",
-    days_later="(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty) (days|"
-    "weeks) later",
+    days_later="(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen) (days|weeks) later",
     sounded="(like (an old|an angry|a hungry|a sick|a lonely|a sleepy|a big|a sad) (cat|goose|pig|cow|frog|door|owl|"
     "goat)|(awful|terrible|horrible|dreadful|loud and bad|harsh|shrill|flat))",
     dug="(dug|looked|searched|reached|hunted|rummaged|groped|felt) (deep|around|about|again)",
@@ -1025,6 +1056,12 @@ PHRASES = dict(
     bit="(bit|crumb|little piece|small piece|big piece|mouthful|large piece|bite)",
     in_the_morning="(in the morning|the next morning|at sunrise|at dawn|at breakfast|when the sun came up|"
     "when the rooster crowed|after a long sleep)",
+    tight="(well|very well|fast|tight|firmly|at once|like iron|like new)",
+    came_with="came (running|walking|hopping|racing|strolling|marching|rushing|hurrying) (in|by|over|along|up the path|down "
+    "the street|through the gate|around the corner)",
+    nice_child="(kind|funny|cheerful|clever|merry|jolly|sweet|lively|helpful|honest|gentle|smart|happy|playful|polite|silly)",
+    every_day="(morning|afternoon|evening|day|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|weekend|second day|"
+    "third day|school day|holiday)",
     # what they say
     wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|"
     "not so fast|go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
@@ -1046,7 +1083,7 @@ PHRASES = dict(
     went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|headed|"
     "hopped|bounded|scampered|scurried|sauntered|tramped|trudged|strode|sped|danced|bustled|bounced|paraded|roamed|"
     "rambled|ambled|sprinted)",
-    spoke="(said|answered|replied|called|cried|exclaimed|declared|added|whispered|murmured|laughed|announced)",
+    spoke="(said|called|cried|exclaimed|declared|announced|whispered|murmured)",
     became="(felt|was|looked|seemed|became|got)",
     rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|howling|"
     "roaring|wintry|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|frosty)",
