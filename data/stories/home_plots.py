@@ -146,9 +146,7 @@ def take_turns(t):
     t('"<Mine>!" {hero} said <sternly>. "<Mine>!" {friend} said <sternly>.')
     t("They <pulled>, and the {toy} broke. {hero} and {friend} were <very> {sad}.")
     t.paragraph()
-    t(
-        '"Do not be {sad}. <Cheer>," {hero.his} {elder} <spoke> <kindly>, and mended it with {glue}.'
-    )
+    t('"Do not be {sad}. <Cheer>," {hero.his} {elder} <spoke> <kindly>, and mended it with {glue}.')
     if t["trait"].kind == "quiet":
         t("The {glue} held <tight>. {hero} was {trait} and <quietly> gave the {toy} to {friend}.")
         t("{friend} had it <a_while>, then {hero} had it <a_while>.")
@@ -182,10 +180,13 @@ def sick_friend(t):
         t("{Hero.He} was {trait} and <quietly> read {friend.him} a story about {a tale.full}.")
     else:
         t("{Hero.He} was {trait} and <quickly> played {friend.him} a story about {a tale.full}.")
-    t('"<Thanks>, {hero}!" {friend} said <happily>. The {soup} was <tasty>, and <soon>, {friend.he} was well.')
+    t('"<Thanks>, {hero}!" {friend} said <happily>. The {soup} was <tasty>, and <days_later>, {friend.he} was well.')
     t.paragraph()
     t("<Days_later>, {hero} had {illness}, too. {friend} <came_with> with {soup.full} in the {pot}.")
-    t("{Friend.He} told {hero.him} <told_story> (jokes|stories|tales|riddles) about the {tale}, and <soon>, {hero} was well.")
+    t(
+        "{Friend.He} told {hero.him} <told_story> (jokes|stories|tales|riddles) about the {tale}, and <days_later>, "
+        "{hero} was well."
+    )
     t.ask("Who was sick first?", "{friend}.")
     t.ask("Who made the first {soup}?", "{Hero.His} {elder}.")
     t.ask("What was the story about?", "{A tale.full}.")
@@ -200,7 +201,10 @@ def knitted_gift(t):
     """Something warm is knitted for one who is cold; the first try is no good."""
     opening(t)
     t("One <cold_day> <home_day>, {hero.his} {elder} was cold, and {hero} wanted to knit {a clothes.full}.")
-    t("{Hero.He} <hurried> to {hero.his} <friendly> <pal> {friend}, who had (soft|thick|fine|warm|fluffy|good|strong|new) wool in {a container.full}.")
+    t(
+        "{Hero.He} <hurried> to {hero.his} <friendly> <pal> {friend}, who had (soft|thick|fine|warm|fluffy|good|strong|new) wool in "
+        "{a container.full}."
+    )
     t.paragraph()
     if t["trait"].kind == "quiet":
         t("{hero} was {trait} and <quietly> knitted <a_while>, but the {clothes} was <mistake>.")

@@ -5,7 +5,8 @@ def opening(t):
     """Who the story is about: {hero}, {trait} and {elder}, who lives with {hero}."""
     t.choose(
         "{hero} was {a trait} {hero.girl} of <age> who lived <somewhere> with {hero.his} <dear> {elder}.",
-        "Once upon a time, {a trait} {hero.girl} of <age> named {hero} lived <somewhere> with {hero.his} <dear> {elder}.",
+        "Once upon a time, {a trait} {hero.girl} of <age> named {hero} lived <somewhere> with {hero.his} <dear> "
+        "{elder}.",
         "{hero}, {a trait} {hero.girl} of <age>, lived <somewhere> with {hero.his} <dear> {elder}.",
         "{hero} lived <somewhere> with {hero.his} <dear> {elder}. {Hero.He} was {a trait} {hero.girl} of <age>.",
     )
