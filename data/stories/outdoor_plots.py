@@ -1,11 +1,6 @@
 """Plots out of doors: in the garden, the woods and the town, by the water and at school."""
 
-from slm_np.data.stories.shared import bedtime, opening, thanks
-
-
-def comfort(t, helper, feeling):
-    """The role `helper` comforts somebody who has the role `feeling`."""
-    t(f'"Do not be {{{feeling}}}. <Cheer>," {{{helper}}} <spoke> <kindly>.')
+from slm_np.data.stories.shared import bedtime, comfort, opening, thanks
 
 
 def flyer_in_tree(t):
@@ -21,7 +16,8 @@ def flyer_in_tree(t):
         t.ask("How did {hero} get the {flyer} back?", "With the {tool}.")
     else:
         t(
-            "{hero} was {trait} and <boldly> climbed up, but tore {hero.his} {wear.full}. {friend} <gently> mended the {wear}."
+            "{hero} was {trait} and <boldly> climbed up, but tore {hero.his} {wear.full}. {friend} <gently> mended "
+            "the {wear}."
         )
         t.ask("What did {hero} tear?", "{Hero.His} {wear.full}.")
         t.ask("Who mended the {wear}?", "{friend}.")
@@ -68,19 +64,22 @@ def stuck_animal(t):
     """A wild animal is stuck; it is freed, fed until it is well, and brought home."""
     opening(t)
     t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} found {a beast.full}.")
-    t("It was stuck in {a trap.full}, and {friend} <became> <very> {sad}.")
+    t("It was (stuck|caught|trapped|jammed) in {a trap.full}, and {friend} <became> <very> {sad}.")
     t.paragraph()
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
         t("{Hero.He} was {trait}, <gently> freed it from the {trap} and laid it on {hero.his} {wear.full}.")
         t.ask("What did {hero} lay the {beast} on?", "{Hero.His} {wear.full}.")
     else:
-        t("{Hero.He} was {trait}, <boldly> went into the {trap} and came out with it in {hero.his} {wear.full}.")
-        t.ask("What did {hero} carry the {beast} in?", "{Hero.His} {wear.full}.")
-    t("It slept on the {wear}, and for {number} (days|weeks) they <gently> fed it {beast.eats}.")
+        t("{Hero.He} was {trait}, <boldly> pulled it out of the {trap} and wrapped it in {hero.his} {wear.full}.")
+        t.ask("What did {hero} wrap the {beast} in?", "{Hero.His} {wear.full}.")
+    t("It slept on the {wear}, and for <several> (days|weeks) they <gently> fed it {beast.eats}.")
     t.paragraph()
-    t("When it was <very> (strong|healthy|lively|fat), they <went> to {beast.home} and let it go. {hero} was {glad}.")
-    t("The {beast} came to visit every (week|month|spring|summer|fall|winter|Monday|Friday).")
+    t(
+        "When it was <very> (strong|healthy|lively|fat|big|well|merry|hungry), they <went> to {beast.home} and let "
+        "it go. {hero} was {glad}."
+    )
+    t("The {beast} came to visit every <visit_time>.")
     bedtime(t)
     t.ask("What happened before {friend} was {sad}?", "They found {a beast.full}.")
     t.ask("What animal did they find?", "{A beast.full}.")
@@ -105,7 +104,7 @@ def hut_of_straw(t):
     else:
         t("{Hero.He} was {trait} and <boldly> took the {weak} away.")
         t.ask("What did {hero} do first after the {building} was gone?", "{Hero.He} took the {weak} away.")
-    t("For {number} (hours|days|weeks|mornings), they <gently> built a new {building} of {strong}.")
+    t("For <several> (hours|days|weeks|mornings), they <gently> built a new {building} of {strong}.")
     t.paragraph()
     t("A <rough> <wind> shook the {tree}, but not the {strong}. {hero} was {glad}, and they <had_fun>.")
     bedtime(t)
@@ -184,12 +183,13 @@ def boat_adrift(t):
     t.paragraph()
     comfort(t, "friend", "sad")
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <gently> threw {number} stones behind it. The waves pushed it back!")
+        t("{hero} was {trait} and <gently> threw <several> stones behind it. The waves pushed it back!")
         t.ask("How did {hero} get the {boat} back?", "{Hero.He} threw stones behind it.")
-        t.ask("How many stones did {hero} throw?", "{Number}.")
+        t.ask("Who threw stones?", "{hero}.")
     else:
         t(
-            "{hero} was {trait} and <boldly> swam after it in {hero.his} {wear.full}. {friend} <gently> dried the {wear}."
+            "{hero} was {trait} and <boldly> swam after it in {hero.his} {wear.full}. {friend} <gently> dried the "
+            "{wear}."
         )
         t.ask("How did {hero} get the {boat} back?", "{Hero.He} swam after it.")
         t.ask("Who dried the {wear}?", "{friend}.")
@@ -219,7 +219,8 @@ def thunderstorm(t):
         t.ask("Who broke the {treat} in two?", "{hero}.")
     else:
         t(
-            "{Hero.He} was {trait} and <boldly> gave {friend} {hero.his} {wear.full}. {friend} put on the {wear} <happily>."
+            "{Hero.He} was {trait} and <boldly> gave {friend} {hero.his} {wear.full}. {friend} put on the {wear} "
+            "<happily>."
         )
         t.ask("What did {hero} give to {friend}?", "{Hero.His} {wear.full}.")
         t.ask("Who put on the {wear}?", "{friend}.")
@@ -244,7 +245,8 @@ def shared_lunch(t):
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
         t(
-            "{Hero.He} was {trait} and <gently> gave the {beast} {beast.eats}, then cut {hero.his} {other_treat.full} in two."
+            "{Hero.He} was {trait} and <gently> gave the {beast} {beast.eats}, then cut {hero.his} "
+            "{other_treat.full} in two."
         )
         t.ask("Who gave the {beast} {beast.eats}?", "{hero}.")
     else:
@@ -278,7 +280,7 @@ def kept_promise(t):
         t.ask("What did {hero} do before {hero.he} fed the {kept}?", "{Hero.He} turned around.")
     t("It ate the {kept.eats} <happily>.")
     t.paragraph()
-    t('<Next_day>, {friend} came. "<Thanks>, {hero}!" {friend.he} <spoke> <happily>.')
+    t('<Next_day>, {friend} (came|came back|came home|returned). "<Thanks>, {hero}!" {friend.he} <spoke> <happily>.')
     t("They <went> to the {event} and <had_fun>. {hero} was {glad}.")
     bedtime(t)
     t.ask("What animal did {hero} feed?", "{A kept.full}.")
@@ -294,13 +296,15 @@ def first_day_at_school(t):
     """A child is afraid of a new school, and makes a friend by helping."""
     opening(t)
     t(
-        "One <fine> (Monday|Tuesday|Wednesday|Thursday|Friday|August|September|fall) morning, {hero.he} <went> to a new "
+        "One <fine> (Monday|Tuesday|Wednesday|Thursday|Friday|August|September|fall) morning, {hero.he} <went> to a "
+        "new "
         "school and <became> <very> {scared}."
     )
     t('"Do not be {scared}. <Cheer>," {hero.his} <dear> teacher {teacher} <spoke> <kindly>.')
     t.paragraph()
     t(
-        "<Soon>, {friend}, who sat (next to|in front of|behind|across from) {hero.him}, lost {friend.his} {school_thing.full}."
+        "<Soon>, {friend}, who sat (next to|in front of|behind|across from|near|close to|beside|not far from) "
+        "{hero.him}, lost {friend.his} {school_thing.full}."
     )
     if t["trait"].kind == "quiet":
         t("{hero} was {trait}, <gently> looked around and found the {school_thing} under the desk.")
@@ -310,7 +314,10 @@ def first_day_at_school(t):
     t('"<Thanks>, {hero}!" {friend} <spoke> <happily>.')
     t.paragraph()
     t("{friend} drew {a subject.full}, and {hero} drew {a other_subject.full}.")
-    t("{teacher} <gently> hung the {subject} and the {other_subject} on the wall. {hero} was {glad}.")
+    t(
+        "{teacher} <gently> hung the {subject} and the {other_subject} on the (wall|door|window|board). {hero} was "
+        "{glad}."
+    )
     bedtime(t)
     t.ask("Why was {hero} {scared}?", "Because the school was new.")
     t.ask("What did {friend} lose?", "{Friend.His} {school_thing.full}.")
@@ -334,11 +341,12 @@ def broken_pot(t):
         t.ask("What did {hero} do before {hero.he} told {friend}?", "{Hero.He} thought.")
     else:
         t(
-            '{Hero.He} was {trait} and <boldly> ran to {friend}. "<Sorry>. I broke your {fragile}," {hero.he} said <sadly>.'
+            '{Hero.He} was {trait} and <boldly> ran to {friend}. "<Sorry>. I broke your {fragile}," {hero.he} said '
+            "<sadly>."
         )
         t.ask("What did {hero} do after the {fragile} broke?", "{Hero.He} ran to {friend}.")
     t('"Do not be {scared}. You can {chore}," {friend} <spoke> <kindly>.')
-    t("So {hero} <gently> {chore.did} for {number} (hours|days|weeks|mornings).")
+    t("So {hero} <gently> {chore.did} for <several> (hours|days|weeks|mornings).")
     t.paragraph()
     t("Then {friend} gave {hero.him} {a treat.full}. {hero} ate the {treat} <happily> and was {glad}.")
     bedtime(t)
@@ -355,7 +363,10 @@ def slow_seed(t):
     """A seed takes its time: a quiet child waters it, a bold one digs it up."""
     opening(t)
     t("<one_day>, {hero.he} and {hero.his} <friendly> <pal> {friend} planted a seed near {a mark.full}.")
-    t("<Next_day>, {hero} <became> <very> {sad}. It did not grow!")
+    t(
+        "<Next_day>, {hero} <became> <very> {sad}. (It did not grow|Nothing grew|Nothing happened|There was nothing "
+        "to see)!"
+    )
     t.paragraph()
     comfort(t, "friend", "sad")
     if t["trait"].kind == "quiet":
@@ -364,7 +375,10 @@ def slow_seed(t):
     else:
         t("{hero} was {trait} and <boldly> dug up the seed near the {mark}. {friend} <gently> put it back.")
         t.ask("What did {hero} do with the seed?", "{Hero.He} dug it up.")
-    t("A <rough> rain fell, the sun shone, and after {number} (days|weeks), there was {a crop.full}!")
+    t(
+        "A <rain> rain fell, the sun shone (brightly|warmly|again|all day), and after <several> (days|weeks), there "
+        "was {a crop.full}!"
+    )
     t.paragraph()
     thanks(t, "friend")
     t("{Hero.He} was {glad}. They <gently> made {crop} {crop.dish} and ate it <happily>.")

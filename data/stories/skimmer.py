@@ -1,7 +1,7 @@
 """Reads a text that may be no story: which of its sentences a plot tells, given those that it tells before.
 
-A sentence that does not fit is skipped, in the text and in the plot. What it would have told stays open: a role gets its
-word from a later sentence, and a branch of the plot is tried in each way. So is a sentence too many or too few.
+A sentence that does not fit is skipped, in the text and in the plot. What it would have told stays open: a role gets
+its word from a later sentence, and a branch of the plot is tried in each way. So is a sentence too many or too few.
 """
 
 import re
@@ -167,7 +167,7 @@ def skimmed(text, plot, spans):
 
 
 def sentences(text, plots):
-    """[(sentence, whether a plot tells it)] of a text, for the plot that tells most of them. plots: functions (Teller)"""
+    """[(sentence, whether a plot tells it)] of a text, for the one of `plots` that tells most of them."""
     starts = [0, *(end.end() for end in ENDS.finditer(text.rstrip()))]
     stops = [*(end.start() for end in ENDS.finditer(text.rstrip())), len(text.rstrip())]
     spans = list(zip(starts, stops))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from slm_np.data.stories.words import LISTS, PHRASES, ROLES
 
+
 class StoryError(ValueError):
     """A text that no plot tells. position: of the first character that does not fit; reason: what is wrong there."""
 

@@ -1,9 +1,12 @@
 """The words of the stories: lists with the adjectives that fit each word, the roles that draw from them, and phrases.
 
-A line of a list is `word: adjective, adjective, ...; field=text; field=text`. Adjectives and fields are optional. An
-entry with adjectives has the fields `look` and `full` ("red", "red kite") where it is drawn with one. A star shows where
-the adjective goes, if not before the word ("under the * bed").
+A line of a list is `word / word: adjective, adjective, ...; field=text; field=text`: words with what fits all of them.
+Adjectives and fields are optional. A line may be wrapped after a comma or a slash. An entry with adjectives has the
+fields `look` and `full` ("red", "red kite") where it is drawn with one. A star shows where the adjective goes, if not
+before the word ("under the * bed").
 """
+
+import re
 
 
 class Entry:
@@ -28,12 +31,13 @@ class WordList:
 
     def __init__(self, lines, **common):
         entries, pairs = [], []
-        for line in filter(None, map(str.strip, lines.split("\n"))):
+        for line in filter(None, map(str.strip, re.sub(r"([,/])\s*\n", r"\1 ", lines).split("\n"))):
             described, *fields = line.split(";")
-            word, _, looks = map(str.strip, described.partition(":"))
+            words, _, looks = described.partition(":")
             fields = common | dict(map(str.strip, field.split("=")) for field in fields)
-            entries.append(Entry(word, **fields))
-            pairs += [Entry(word, look.strip(), **fields) for look in looks.split(",")]
+            for word in map(str.strip, words.split("/")):
+                entries.append(Entry(word, **fields))
+                pairs += [Entry(word, look.strip(), **fields) for look in looks.split(",")]
         self.entries, self.pairs = tuple(entries), tuple(pairs)
         self.words = frozenset(entry.word for entry in entries)
 
@@ -70,8 +74,7 @@ BOYS = entries(
     "Noah Owen Paul Pete Sam Ted Tim Tom",
     **HE,
 )
-FUR = "gray, black, white, brown, golden, spotted, small, young, fat, thin, shy"
-COLORS = "red, blue, green, yellow, orange, purple, white, black, brown, pink"
+COLORS = "red, blue, green, yellow, orange, purple, white, black, brown, pink, violet"
 # Adjectives that fit all words of a list
 BRIGHT = both(
     "big, little, new, old, pretty, fine, nice, lovely", COLORS + ", striped, spotted, gray, golden, plain, bright"
@@ -126,6 +129,17 @@ EVENT = both(
     "merry, noisy, colorful, funny, village, summer, street, children's",
 )
 
+FURRY = both("big, small, young, old, fat, thin, shy, lively", "gray, black, white, brown, golden, spotted, fluffy")
+FEATHERED = both("big, small, young, old, fat, thin, shy, lively", "red, blue, green, yellow, white, gray, spotted")
+SHELLED = both("big, small, young, old, fat, thin, shy, slow", "green, brown, black, gray, yellow, spotted, striped")
+KNITTED = both("warm, soft, long, thick, big, new, pretty, fine", COLORS)
+DEEP = both("old, big, little, deep, round, new, plain, pretty", COLORS)
+HEAVY = both("old, big, little, deep, heavy, new, plain, pretty", COLORS)
+CLAY = both("old, big, little, tall, round, new, plain, pretty", COLORS)
+CLOTH = both("old, big, soft, thick, clean, new, plain, pretty", COLORS)
+LIGHT = both("old, big, little, bright, round, new, plain, pretty", COLORS)
+SOUNDING = both("old, big, little, shiny, dusty, new, fine, pretty", COLORS)
+
 LISTS = dict(
     name=joined(GIRLS, BOYS),
     girl=GIRLS,
@@ -148,67 +162,55 @@ LISTS = dict(
         WordList("dad\ngrandpa\nuncle", **HE),
     ),
     pet=WordList(f"""
-        dog: {FUR}, big, old, shaggy, lazy, hungry
-        puppy: {FUR}, fluffy, tiny, playful, clumsy, hungry
-        cat: {FUR}, striped, old, fluffy, lazy, hungry
-        kitten: {FUR}, striped, fluffy, tiny, playful, hungry
-        rabbit: {FUR}, big, old, fluffy, lazy, hungry
-        hamster: {FUR}, striped, old, fluffy, tiny, hungry
-        parrot: {COLORS}, noisy, old, fat, clever, young, hungry
-        mouse: {FUR}, striped, old, tiny, lazy, hungry
+        dog / puppy / cat / kitten / rabbit / hamster / mouse: {FURRY}
+        parrot: {FEATHERED}
     """),
     pet_name=entries(
         "Biscuit Bramble Bubbles Button Cocoa Cookie Domino Fluffy Ginger Honey Jingles Lucky Marble Mittens Muffin "
         "Nibbles Nutmeg Patch Peanut Pebbles Pepper Pickles Poppy Pudding Rusty Scruffy Shadow Smoky Snowball Socks "
-        "Sparky Waffles"
+        "Sparky Waffles Buddy Bandit Barney Bingo Blacky Caramel Chip Clover Cricket Dusty Flash Freckles Goldie "
+        "Hazel Jelly Jumbo Kiki Lulu Mango Mocha Noodle Olive Pancake Pippin Pixie Rocket Rosie Sandy Spike Tiger "
+        "Toffee Whiskers"
     ),
     toy=WordList(f"""
-        kite: {COLORS}, paper, long, striped, new, old, pretty
-        ball: {COLORS}, rubber, big, striped, new, old, round
-        drum: {COLORS}, tin, shiny, striped, new, old, loud
-        top: {COLORS}, wooden, shiny, striped, new, old, little
-        whistle: {COLORS}, tin, wooden, shiny, new, old, loud
-        sled: {COLORS}, wooden, fast, shiny, new, old, little
-        wagon: {COLORS}, wooden, little, shiny, new, old, heavy
-        yo-yo: {COLORS}, wooden, shiny, striped, new, old, little
-        robot: {COLORS}, tin, shiny, funny, new, old, little
-        train: {COLORS}, wooden, little, shiny, new, old, long
-        puppet: {COLORS}, wooden, funny, striped, new, old, little
-        doll: wooden, little, pretty, rag, tiny, old, new, soft, funny, fat, thin, straw, paper, china, glass, painted
-        truck: {COLORS}, wooden, shiny, heavy, new, old, little
-        plane: {COLORS}, paper, wooden, shiny, new, old, little
-        scooter: {COLORS}, wooden, shiny, fast, new, old, little
-        hoop: {COLORS}, wooden, shiny, striped, new, old, big
-        mask: {COLORS}, paper, shiny, striped, new, old, funny
-        crown: {COLORS}, paper, shiny, golden, new, old, little
-        cape: {COLORS}, shiny, silk, striped, new, old, long
-        toy car: {COLORS}, wooden, shiny, fast, new, old, little
-        toy boat: {COLORS}, wooden, little, shiny, new, old, tin
-        toy horse: {COLORS}, wooden, little, shiny, new, old, pretty
-        teddy bear: {COLORS}, soft, fluffy, fat, new, old, little
-        jump rope: {COLORS}, long, thick, striped, new, old, pretty
+        kite / ball / drum / top / whistle / sled / wagon / yo-yo / robot / train / puppet / doll / truck / plane /
+            scooter / hoop / mask / crown / cape / toy car / toy boat / toy horse / teddy bear / jump rope: {BRIGHT}
     """),
     # a treat that can be cut in half
     treat=WordList("""
-        cake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry, coconut, banana, sponge, coffee, almond, berry, orange, ginger
-        pie: apple, cherry, plum, peach, berry, pumpkin, pear, lemon, grape, meat, cheese, pecan, banana, fish, fig, potato
-        sandwich: cheese, ham, egg, jam, tomato, butter, chicken, tuna, salad, honey, turkey, bacon, cucumber, toast, sausage, salmon
-        muffin: banana, blueberry, chocolate, carrot, lemon, nut, pumpkin, raisin, apple, honey, cherry, coconut, corn, oat, orange, peach
-        bun: honey, cinnamon, raisin, sugar, butter, nut, milk, poppy seed, cherry, cheese, chocolate, coconut, jam, lemon, apple, almond
-        tart: apple, cherry, plum, peach, berry, lemon, pear, grape, apricot, nut, honey, chocolate, tomato, onion, cheese, orange
-        pancake: apple, banana, blueberry, chocolate, pumpkin, potato, oat, honey, berry, cherry, corn, nut, lemon, coconut, cheese, butter
-        waffle: apple, banana, blueberry, chocolate, pumpkin, nut, oat, honey, berry, cherry, corn, lemon, coconut, cheese, butter, sugar
+        cake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry, coconut, banana, sponge, coffee, almond,
+            berry, orange, ginger
+        pie: apple, cherry, plum, peach, berry, pumpkin, pear, lemon, grape, meat, cheese, pecan, banana, fish, fig,
+            potato
+        sandwich: cheese, ham, egg, jam, tomato, butter, chicken, tuna, salad, honey, turkey, bacon, cucumber, toast,
+            sausage, salmon
+        muffin: banana, blueberry, chocolate, carrot, lemon, nut, pumpkin, raisin, apple, honey, cherry, coconut,
+            corn, oat, orange, peach
+        bun: honey, cinnamon, raisin, sugar, butter, nut, milk, poppy seed, cherry, cheese, chocolate, coconut, jam,
+            lemon, apple, almond
+        tart: apple, cherry, plum, peach, berry, lemon, pear, grape, apricot, nut, honey, chocolate, tomato, onion,
+            cheese, orange
+        pancake: apple, banana, blueberry, chocolate, pumpkin, potato, oat, honey, berry, cherry, corn, nut, lemon,
+            coconut, cheese, butter
+        waffle: apple, banana, blueberry, chocolate, pumpkin, nut, oat, honey, berry, cherry, corn, lemon, coconut,
+            cheese, butter, sugar
     """),
     # what is baked for a birthday and cut into pieces
     bake=WordList("""
-        cake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry, coconut, banana, sponge, coffee, almond, berry, orange, ginger
-        pie: apple, cherry, plum, peach, berry, pumpkin, pear, lemon, grape, apricot, cream, pecan, banana, blueberry, fig, nut
-        tart: apple, cherry, plum, peach, berry, lemon, pear, grape, apricot, nut, honey, chocolate, cream, fig, almond, orange
-        cheesecake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry, coconut, banana, coffee, almond, berry, orange, ginger, peach
+        cake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry, coconut, banana, sponge, coffee, almond,
+            berry, orange, ginger
+        pie: apple, cherry, plum, peach, berry, pumpkin, pear, lemon, grape, apricot, cream, pecan, banana, blueberry,
+            fig, nut
+        tart: apple, cherry, plum, peach, berry, lemon, pear, grape, apricot, nut, honey, chocolate, cream, fig,
+            almond, orange
+        cheesecake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry, coconut, banana, coffee, almond, berry,
+            orange, ginger, peach
     """),
     soup=WordList("""
-        soup: tomato, pea, bean, potato, carrot, chicken, onion, pumpkin, noodle, corn, fish, mushroom, cabbage, leek, spinach, turkey
-        stew: tomato, bean, potato, carrot, chicken, beef, fish, mushroom, pumpkin, lamb, onion, cabbage, pea, turkey, corn, pepper
+        soup: tomato, pea, bean, potato, carrot, chicken, onion, pumpkin, noodle, corn, fish, mushroom, cabbage, leek,
+            spinach, turkey
+        stew: tomato, bean, potato, carrot, chicken, beef, fish, mushroom, pumpkin, lamb, onion, cabbage, pea, turkey,
+            corn, pepper
     """),
     # where something of any size can be in a house
     spot=WordList("""
@@ -217,174 +219,128 @@ LISTS = dict(
         under the * stairs: old, steep, wooden, dark, white, narrow, back, cellar
         under the * bench: old, big, little, long, wooden, white, low, broken
         under the * desk: old, big, little, brown, wooden, white, long, dusty
-        under the * sofa: old, big, little, brown, green, blue, soft, dusty
-        under the * window: big, little, round, high, open, wide, kitchen, bedroom
-        under the * piano: old, big, little, brown, black, white, dusty, heavy
-        behind the * sofa: old, big, little, brown, green, blue, soft, dusty
+        under the * sofa / behind the * sofa / behind the * armchair / next to the * armchair: old, big, little,
+            brown, green, blue, soft, dusty
+        under the * window / next to the * window: big, little, round, high, open, wide, kitchen, bedroom
+        under the * piano / behind the * piano: old, big, little, brown, black, white, dusty, heavy
         behind the * door: old, big, little, brown, green, blue, heavy, front
         behind the * curtain: old, long, thick, white, green, blue, red, dusty
-        behind the * armchair: old, big, little, brown, green, blue, soft, dusty
-        behind the * piano: old, big, little, brown, black, white, dusty, heavy
-        behind the * bookcase: old, big, tall, brown, white, high, heavy, dusty
-        behind the * stove: old, big, little, black, white, warm, heavy, iron
-        behind the * cupboard: old, big, tall, brown, white, high, heavy, dusty
+        behind the * bookcase / behind the * cupboard / next to the * bookcase / next to the * cupboard: old, big,
+            tall, brown, white, high, heavy, dusty
+        behind the * stove / next to the * stove: old, big, little, black, white, warm, heavy, iron
         in the * closet: old, big, little, dark, empty, dusty, narrow, hall
         in the * attic: old, big, little, dark, empty, dusty, cold, quiet
-        in the * cellar: old, big, little, dark, empty, dusty, cold, damp
+        in the * cellar / in the * garage: old, big, little, dark, empty, dusty, cold, damp
         in the * hall: old, big, long, dark, empty, wide, cold, narrow
         in the * kitchen: old, big, little, bright, empty, sunny, warm, busy
         in the * bathroom: old, big, little, bright, empty, clean, warm, blue
         in the * bedroom: old, big, little, bright, empty, sunny, warm, blue
         in the * pantry: old, big, little, dark, empty, dusty, cold, narrow
-        in the * garage: old, big, little, dark, empty, dusty, cold, damp
         in the * living room: old, big, little, bright, empty, sunny, warm, quiet
-        next to the * stove: old, big, little, black, white, warm, heavy, iron
         next to the * fireplace: old, big, little, black, warm, stone, brick, white
-        next to the * bookcase: old, big, tall, brown, white, high, heavy, dusty
-        next to the * window: big, little, round, high, open, wide, kitchen, bedroom
-        next to the * armchair: old, big, little, brown, green, blue, soft, dusty
-        next to the * cupboard: old, big, tall, brown, white, high, heavy, dusty
     """),
     container=WordList(f"""
-        basket: {COLORS}, old, big, little, round, deep, straw
-        box: {COLORS}, old, big, little, round, deep, wooden
-        bag: {COLORS}, old, big, little, cloth, deep, paper
-        chest: {COLORS}, old, big, little, heavy, deep, wooden
-        suitcase: {COLORS}, old, big, little, heavy, deep, leather
-        bucket: {COLORS}, old, big, little, tin, deep, wooden
-        crate: {COLORS}, old, big, little, heavy, deep, wooden
-        barrel: {COLORS}, old, big, little, heavy, deep, wooden
+        basket / box / bag / chest / suitcase / bucket / crate / barrel: {DEEP}
     """),
     clothes=WordList(f"""
-        scarf: {COLORS}, striped, warm, soft, long, woolen, thick
-        hat: {COLORS}, striped, warm, soft, pointed, woolen, thick
-        sweater: {COLORS}, striped, warm, soft, long, woolen, thick
-        shawl: {COLORS}, striped, warm, soft, long, woolen, thick
-        vest: {COLORS}, striped, warm, soft, long, woolen, thick
-        cap: {COLORS}, striped, warm, soft, pointed, woolen, thick
-        cape: {COLORS}, striped, warm, soft, long, woolen, thick
-        blanket: {COLORS}, striped, warm, soft, long, woolen, thick
+        scarf / hat / sweater / shawl / vest / cap / cape / jacket: {KNITTED}
     """),
     instrument=WordList(f"""
-        drum: {COLORS}, old, little, shiny, new, tin, loud
-        flute: {COLORS}, old, little, shiny, new, wooden, silver
-        trumpet: {COLORS}, old, little, shiny, new, silver, golden
-        horn: {COLORS}, old, little, shiny, new, silver, golden
-        fiddle: {COLORS}, old, little, shiny, new, wooden, fine
-        violin: {COLORS}, old, little, shiny, new, wooden, fine
-        guitar: {COLORS}, old, little, shiny, new, wooden, fine
-        banjo: {COLORS}, old, little, shiny, new, wooden, fine
-        recorder: {COLORS}, old, little, shiny, new, wooden, plastic
-        clarinet: {COLORS}, old, little, shiny, new, wooden, fine
-        accordion: {COLORS}, old, little, shiny, new, heavy, fine
-        ukulele: {COLORS}, old, little, shiny, new, wooden, fine
+        drum / flute / trumpet / horn / fiddle / violin / guitar / banjo / recorder / clarinet / accordion /
+            ukulele: {SOUNDING}
     """),
     # dogs of all kinds
     dog=WordList(f"""
-        dog: {FUR}, big, old, shaggy, lively, friendly
-        puppy: {FUR}, fluffy, tiny, playful, clumsy, friendly
-        poodle: {FUR}, big, old, curly, lively, friendly
-        terrier: {FUR}, big, old, shaggy, lively, friendly
-        spaniel: {FUR}, big, old, curly, lively, friendly
-        beagle: {FUR}, big, old, clumsy, lively, friendly
-        sheepdog: {FUR}, big, old, shaggy, lively, friendly
-        hound: {FUR}, big, old, clumsy, lively, friendly
+        dog / puppy / poodle / terrier / spaniel / beagle / sheepdog / hound: {FURRY}
     """),
     # pets that hide, with what they like to eat
     hider=WordList(f"""
-        cat: {FUR}, striped, old, fluffy, lazy, hungry; eats=fish
-        kitten: {FUR}, striped, fluffy, tiny, playful, hungry; eats=cream
-        rabbit: {FUR}, big, old, fluffy, lazy, hungry; eats=lettuce
-        hamster: {FUR}, striped, old, fluffy, tiny, hungry; eats=corn
-        mouse: {FUR}, striped, old, tiny, lazy, hungry; eats=cheese
-        turtle: {FUR}, striped, old, tiny, lazy, hungry; eats=salad
-        puppy: {FUR}, fluffy, tiny, playful, clumsy, hungry; eats=ham
-        canary: {COLORS}, spotted, old, fat, thin, young, hungry; eats=seeds
+        cat: {FURRY}; eats=fish
+        kitten: {FURRY}; eats=cream
+        rabbit: {FURRY}; eats=lettuce
+        hamster: {FURRY}; eats=corn
+        mouse: {FURRY}; eats=cheese
+        puppy: {FURRY}; eats=ham
+        canary: {FEATHERED}; eats=seeds
+        turtle: {SHELLED}; eats=salad
     """),
     illness=WordList("a cold\na fever\na cough\na sore throat\na headache\na stomachache\na toothache\nan earache"),
     # what is needed for baking
     ingredient=WordList("flour\nsugar\nbutter\nmilk\nhoney\ncream\nbaking powder\nsalt"),
     # what keeps a light in the dark
     light=WordList(f"""
-        lantern: {COLORS}, old, big, little, bright, tin, round
-        flashlight: {COLORS}, old, big, little, bright, new, heavy
-        lamp: {COLORS}, old, big, little, bright, tin, round
-        candle: {COLORS}, old, big, little, bright, long, thick
+        lantern / flashlight / lamp / candle: {LIGHT}
     """),
     # what a tent in a room is made of
     cover=WordList(f"""
-        blanket: {COLORS}, big, old, new, striped, woolen, thick
-        sheet: {COLORS}, big, old, new, striped, cotton, thin
-        quilt: {COLORS}, big, old, new, striped, patchwork, thick
-        tablecloth: {COLORS}, big, old, new, striped, cotton, thin
-        curtain: {COLORS}, big, old, new, striped, cotton, thin
-        bedspread: {COLORS}, big, old, new, striped, woolen, thick
-        rug: {COLORS}, big, old, new, striped, woolen, thick
-        carpet: {COLORS}, big, old, new, striped, woolen, thick
+        blanket / sheet / quilt / tablecloth / curtain / bedspread / rug / carpet: {CLOTH}
     """),
     # what a small thing can be kept in
     vessel=WordList(f"""
-        vase: {COLORS}, old, tall, little, round, painted, clay
-        teapot: {COLORS}, old, tall, little, round, painted, clay
-        jar: {COLORS}, old, tall, little, round, painted, glass
-        cup: {COLORS}, old, tall, little, round, painted, tin
-        mug: {COLORS}, old, tall, little, round, painted, tin
-        bowl: {COLORS}, old, deep, little, round, painted, wooden
-        pot: {COLORS}, old, deep, little, round, painted, copper
-        can: {COLORS}, old, tall, little, round, painted, tin
+        vase / teapot / jar / cup / mug / bowl / pot / can: {CLAY}
     """),
     # what soup is carried in
     pot=WordList(f"""
-        pot: {COLORS}, old, big, little, round, heavy, copper
-        jar: {COLORS}, old, big, little, round, heavy, glass
-        bowl: {COLORS}, old, big, little, round, deep, wooden
-        kettle: {COLORS}, old, big, little, round, heavy, copper
-        can: {COLORS}, old, big, little, round, heavy, tin
-        jug: {COLORS}, old, big, little, round, heavy, clay
-        pan: {COLORS}, old, big, little, round, heavy, iron
-        bucket: {COLORS}, old, big, little, round, deep, tin
+        pot / jar / bowl / kettle / can / jug / pan / bucket: {CLAY}
     """),
     # what dirty things and dogs are washed in
     tub=WordList(f"""
-        tub: {COLORS}, old, big, round, deep, tin, wooden
-        bucket: {COLORS}, old, big, round, deep, tin, wooden
-        barrel: {COLORS}, old, big, round, deep, tin, wooden
-        sink: {COLORS}, old, big, round, deep, tin, stone
-        basin: {COLORS}, old, big, round, deep, tin, stone
-        bathtub: {COLORS}, old, big, round, deep, tin, stone
+        tub / washtub / bathtub / barrel / trough / pool: {DEEP}
+    """),
+    # what flour and milk are kept in
+    store=WordList(f"""
+        jar / can / bowl / pot / mug / jug / box / crock: {CLAY}
+    """),
+    # what can be locked
+    chest=WordList(f"""
+        chest / trunk / suitcase / box / case / cabinet: {HEAVY}
     """),
     # whom a story in a book is about
     tale=WordList("""
-        dragon: green, red, black, golden, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, little, huge, magic
-        giant: green, red, blue, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy, huge, shy
-        pirate: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy, bearded, famous
-        king: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, bearded, rich, famous
-        knight: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy, black, famous
-        wizard: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, bearded, white, famous
-        princess: shy, proud, tall, silly, young, kind, lonely, friendly, sleepy, hungry, lazy, clever, brave, poor, rich, famous
-        fox: red, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, magic, thin, little
-        bear: brown, white, black, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy, fat, huge
-        whale: blue, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, magic, fat, huge
-        robot: blue, red, silver, silly, new, old, lonely, friendly, sleepy, rusty, lazy, clever, brave, clumsy, noisy, huge
-        ghost: white, green, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, shy, clumsy, noisy, little
+        dragon: green, red, black, golden, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, little,
+            huge, magic
+        giant: green, red, blue, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy,
+            huge, shy
+        pirate: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy,
+            bearded, famous
+        king: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, bearded,
+            rich, famous
+        knight: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy,
+            black, famous
+        wizard: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, bearded,
+            white, famous
+        princess: shy, proud, tall, silly, young, kind, lonely, friendly, sleepy, hungry, lazy, clever, brave, poor,
+            rich, famous
+        fox: red, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, magic, thin,
+            little
+        bear: brown, white, black, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy,
+            fat, huge
+        whale: blue, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, magic,
+            fat, huge
+        robot: blue, red, silver, silly, new, old, lonely, friendly, sleepy, rusty, lazy, clever, brave, clumsy,
+            noisy, huge
+        ghost: white, green, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, shy, clumsy,
+            noisy, little
     """),
     # what mends a toy
     glue=WordList("glue\ntape\nstring\nwire\nribbon\nthread\npaste\nneedle and thread"),
     # furniture that holds up a tent
-    frame=WordList("chairs\ntables\nstools\nbenches\nboxes\nbarrels\narmchairs\nladders"),
-    room=WordList("kitchen\nattic\nhall\nbedroom\nliving room\nplayroom\ncellar\ngarage"),
-    key_kind=WordList("key: little, old, rusty, golden, silver, iron, brass, black"),
-    weather=entries(
-        "sunny rainy windy cloudy snowy cold warm foggy stormy frosty misty chilly mild breezy gray hot bright dark wet "
-        "dry cool icy dull lovely pleasant clear drizzly muggy freezing overcast beautiful fine"
-    ),
+    frame=WordList("chairs\ntables\nstools\nbenches\nboxes\ncrates\narmchairs\nbroomsticks"),
+    room=WordList("""
+        in the * attic: old, big, little, dark, empty, dusty, cold, quiet
+        in the * cellar / in the * garage: old, big, little, dark, empty, dusty, cold, damp
+        in the * hall: old, big, long, dark, empty, wide, cold, narrow
+        in the * kitchen: old, big, little, bright, empty, sunny, warm, busy
+        in the * bedroom: old, big, little, bright, empty, sunny, warm, blue
+        in the * living room / in the * playroom: old, big, little, bright, empty, sunny, warm, quiet
+    """),
     sad=entries(
         "sad unhappy upset miserable gloomy tearful discouraged downhearted troubled "
         "glum sorrowful disappointed distressed worried dejected down"
     ),
     glad=entries(
         "happy glad pleased joyful thankful content grateful merry jolly "
-        "cheery satisfied carefree lighthearted peaceful lucky proud"
+        "cheery satisfied carefree lighthearted peaceful hopeful proud"
     ),
     scared=entries(
         "scared afraid frightened nervous uneasy worried alarmed timid anxious "
@@ -412,196 +368,62 @@ LISTS = dict(
     """),
     # animals that are kept, with what they are given
     kept=WordList(f"""
-        cat: {KEPT}; eats=fish
+        cat / kitten: {KEPT}; eats=fish
         hamster: {KEPT}; eats=seeds
-        pony: {KEPT}; eats=hay
+        pony / donkey: {KEPT}; eats=hay
         parrot: {BIRD}; eats=nuts
-        goat: {KEPT}; eats=grass
+        goat / sheep: {KEPT}; eats=grass
         rabbit: {KEPT}; eats=carrots
         turtle: {FISH}; eats=lettuce
         hen: {KEPT}; eats=corn
-        kitten: {KEPT}; eats=fish
         puppy: {KEPT}; eats=meat
-        donkey: {KEPT}; eats=hay
         guinea pig: {KEPT}; eats=lettuce
         mouse: {KEPT}; eats=cheese
         canary: {BIRD}; eats=seeds
         duck: {BIRD}; eats=oats
-        sheep: {KEPT}; eats=grass
     """),
     trap=WordList(f"""
-        fence: {WIRE}
-        net: {WIRE}
-        bush: {THORNY}
-        ditch: {MUDDY}
-        hole: {MUDDY}
-        drain: {MUDDY}
-        pit: {MUDDY}
-        hedge: {THORNY}
-        pipe: {MUDDY}
-        thicket: {THORNY}
-        gate: {WIRE}
-        den: {MUDDY}
+        fence / net / gate: {WIRE}
+        bush / hedge / thicket: {THORNY}
+        ditch / hole / drain / pit / pipe / den: {MUDDY}
     """),
     # places out of doors
     open_place=WordList(f"""
-        meadow: {PLACE}
-        park: {PLACE}
-        garden: {PLACE}
-        orchard: {PLACE}
-        hill: {PLACE}
-        beach: {PLACE}
-        field: {PLACE}
-        playground: {PLACE}
-        valley: {PLACE}
-        schoolyard: {PLACE}
-        courtyard: {PLACE}
-        lawn: {PLACE}
-        pasture: {PLACE}
-        square: {PLACE}
-        farmyard: {PLACE}
-        clearing: {PLACE}
+        meadow / park / garden / orchard / hill / beach / field / playground / valley / schoolyard / courtyard /
+            lawn / pasture / square / farmyard / clearing: {PLACE}
     """),
     water=WordList(f"""
-        river: {WATER}
-        stream: {WATER}
-        lake: {WATER}
-        pond: {WATER}
-        canal: {WATER}
-        brook: {WATER}
-        creek: {WATER}
-        bay: {WATER}
-        pool: {WATER}
-        lagoon: {WATER}
-        harbor: {WATER}
-        inlet: {WATER}
+        river / stream / lake / pond / canal / brook / creek / bay / pool / lagoon / harbor / inlet: {WATER}
     """),
     landmark=WordList(f"""
-        bridge: {LANDMARK}
-        well: {LANDMARK}
-        log: {LANDMARK}
-        rock: {LANDMARK}
-        hut: {LANDMARK}
-        gate: {LANDMARK}
-        tower: {LANDMARK}
-        bench: {LANDMARK}
-        stump: {LANDMARK}
-        signpost: {LANDMARK}
-        windmill: {LANDMARK}
-        cave: {LANDMARK}
-        fence: {LANDMARK}
-        wall: {LANDMARK}
-        wagon: {LANDMARK}
-        statue: {LANDMARK}
+        bridge / well / log / rock / hut / gate / tower / bench / stump / signpost / windmill / cave / fence / wall /
+            wagon / statue: {LANDMARK}
     """),
     shelter=WordList(f"""
-        barn: {SHELTER}
-        shed: {SHELTER}
-        cave: {SHELTER}
-        mill: {SHELTER}
-        boathouse: {SHELTER}
-        cabin: {SHELTER}
-        chapel: {SHELTER}
-        stable: {SHELTER}
-        tent: {SHELTER}
-        hut: {SHELTER}
-        garage: {SHELTER}
-        cottage: {SHELTER}
-        tunnel: {SHELTER}
-        castle: {SHELTER}
-        greenhouse: {SHELTER}
-        lighthouse: {SHELTER}
+        barn / shed / cave / mill / boathouse / cabin / chapel / stable / tent / hut / garage / cottage / tunnel /
+            castle / greenhouse / lighthouse: {SHELTER}
     """),
     tree=WordList(f"""
-        oak: {TREE}
-        maple: {TREE}
-        pine: {TREE}
-        birch: {TREE}
-        willow: {TREE}
-        elm: {TREE}
-        beech: {TREE}
-        walnut tree: {TREE}
-        chestnut tree: {TREE}
-        poplar: {TREE}
-        spruce: {TREE}
-        cedar: {TREE}
-        pear tree: {TREE}
-        linden: {TREE}
-        ash tree: {TREE}
-        plum tree: {TREE}
+        oak / maple / pine / birch / willow / elm / beech / walnut tree / chestnut tree / poplar / spruce / cedar /
+            pear tree / linden / ash tree / plum tree: {TREE}
     """),
     # things out of doors
     flyer=WordList(f"""
-        dragon kite: {BRIGHT}
-        fish kite: {BRIGHT}
-        bird kite: {BRIGHT}
-        star kite: {BRIGHT}
-        butterfly kite: {BRIGHT}
-        box kite: {BRIGHT}
-        snake kite: {BRIGHT}
-        ship kite: {BRIGHT}
-        balloon: {BRIGHT}
-        toy plane: {BRIGHT}
-        toy rocket: {BRIGHT}
-        paper plane: {BRIGHT}
-        toy helicopter: {BRIGHT}
-        owl kite: {BRIGHT}
-        moon kite: {BRIGHT}
-        bee kite: {BRIGHT}
+        dragon kite / fish kite / bird kite / star kite / butterfly kite / box kite / snake kite / ship kite /
+            balloon / toy plane / toy rocket / paper plane / toy helicopter / owl kite / moon kite /
+            bee kite: {BRIGHT}
     """),
     boat=WordList(f"""
-        sailboat: {BRIGHT}
-        steamboat: {BRIGHT}
-        tugboat: {BRIGHT}
-        ferry: {BRIGHT}
-        pirate ship: {BRIGHT}
-        raft: {BRIGHT}
-        canoe: {BRIGHT}
-        lifeboat: {BRIGHT}
-        rowboat: {BRIGHT}
-        paper boat: {BRIGHT}
-        houseboat: {BRIGHT}
-        fishing boat: {BRIGHT}
-        speedboat: {BRIGHT}
-        gondola: {BRIGHT}
-        submarine: {BRIGHT}
-        motorboat: {BRIGHT}
+        sailboat / steamboat / tugboat / ferry / pirate ship / raft / canoe / lifeboat / rowboat / paper boat /
+            houseboat / fishing boat / speedboat / gondola / submarine / motorboat: {BRIGHT}
     """),
     tool=WordList(f"""
-        stick: {TOOL}
-        rake: {TOOL}
-        broom: {TOOL}
-        pole: {TOOL}
-        oar: {TOOL}
-        fishing rod: {TOOL}
-        hoe: {TOOL}
-        branch: {TOOL}
-        shovel: {TOOL}
-        net: {TOOL}
-        cane: {TOOL}
-        paddle: {TOOL}
-        mop: {TOOL}
-        ski pole: {TOOL}
-        walking stick: {TOOL}
-        umbrella: {TOOL}
+        stick / rake / broom / pole / oar / fishing rod / hoe / branch / shovel / net / cane / paddle / mop /
+            ski pole / walking stick / umbrella: {TOOL}
     """),
     wear=WordList(f"""
-        coat: {BRIGHT}
-        jacket: {BRIGHT}
-        sweater: {BRIGHT}
-        raincoat: {BRIGHT}
-        shirt: {BRIGHT}
-        blazer: {BRIGHT}
-        vest: {BRIGHT}
-        poncho: {BRIGHT}
-        parka: {BRIGHT}
-        cardigan: {BRIGHT}
-        cloak: {BRIGHT}
-        sweatshirt: {BRIGHT}
-        cape: {BRIGHT}
-        jersey: {BRIGHT}
-        pullover: {BRIGHT}
-        anorak: {BRIGHT}
+        coat / jacket / sweater / raincoat / shirt / blazer / vest / poncho / parka / cardigan / cloak / sweatshirt /
+            cape / jersey / pullover / anorak: {BRIGHT}
     """),
     color=entries("red blue green yellow orange purple white pink brown gray black golden silver tan violet scarlet"),
     number=entries(
@@ -610,22 +432,8 @@ LISTS = dict(
     body=entries("knee foot hand elbow ankle toe arm leg"),
     # what children build, and of what
     building=WordList(f"""
-        hut: {SIZE}
-        fort: {SIZE}
-        playhouse: {SIZE}
-        castle: {SIZE}
-        tower: {SIZE}
-        doghouse: {SIZE}
-        cabin: {SIZE}
-        shed: {SIZE}
-        clubhouse: {SIZE}
-        cottage: {SIZE}
-        birdhouse: {SIZE}
-        tent: {SIZE}
-        hideout: {SIZE}
-        stable: {SIZE}
-        den: {SIZE}
-        pavilion: {SIZE}
+        hut / fort / playhouse / castle / tower / doghouse / cabin / shed / clubhouse / cottage / birdhouse / house /
+            hideout / stable / den / pavilion: {SIZE}
     """),
     weak=entries("leaves straw reeds twigs paper sand cardboard hay grass feathers petals moss bark ferns cloth wool"),
     strong=entries(
@@ -650,99 +458,29 @@ LISTS = dict(
         leek: {CROP}; many=leeks; dish=soup
     """),
     present=WordList(f"""
-        teapot: {BRIGHT}
-        scarf: {BRIGHT}
-        candle: {BRIGHT}
-        cup: {BRIGHT}
-        basket: {BRIGHT}
-        vase: {BRIGHT}
-        lamp: {BRIGHT}
-        plate: {BRIGHT}
-        umbrella: {BRIGHT}
-        necklace: {BRIGHT}
-        cushion: {BRIGHT}
-        mirror: {BRIGHT}
-        bowl: {BRIGHT}
-        clock: {BRIGHT}
-        shawl: {BRIGHT}
-        fan: {BRIGHT}
+        teapot / scarf / candle / cup / basket / vase / lamp / plate / umbrella / necklace / cushion / mirror / bowl /
+            clock / shawl / fan: {BRIGHT}
     """),
     prize=WordList(f"""
-        cup: {PRIZE}
-        medal: {PRIZE}
-        ribbon: {PRIZE}
-        trophy: {PRIZE}
-        crown: {PRIZE}
-        badge: {PRIZE}
-        flag: {PRIZE}
-        pennant: {PRIZE}
-        ring: {PRIZE}
-        star: {PRIZE}
-        bell: {PRIZE}
-        shield: {PRIZE}
-        belt: {PRIZE}
-        whistle: {PRIZE}
-        pin: {PRIZE}
-        banner: {PRIZE}
+        cup / medal / ribbon / trophy / crown / badge / flag / pennant / ring / star / bell / shield / belt /
+            whistle / pin / banner: {PRIZE}
     """),
     school_thing=WordList(f"""
-        pencil: {BRIGHT}
-        crayon: {BRIGHT}
-        eraser: {BRIGHT}
-        ruler: {BRIGHT}
-        paintbrush: {BRIGHT}
-        notebook: {BRIGHT}
-        marker: {BRIGHT}
-        pen: {BRIGHT}
-        book: {BRIGHT}
-        folder: {BRIGHT}
-        glue stick: {BRIGHT}
-        compass: {BRIGHT}
-        lunch box: {BRIGHT}
-        pencil case: {BRIGHT}
-        bookmark: {BRIGHT}
-        brush: {BRIGHT}
+        pencil / crayon / eraser / ruler / paintbrush / notebook / marker / pen / book / folder / glue stick /
+            compass / lunch box / pencil case / bookmark / brush: {BRIGHT}
     """),
     # what a class draws
     subject=WordList(f"""
-        house: {DRAWN}
-        castle: {DRAWN}
-        ship: {DRAWN}
-        dragon: {DRAWN}
-        horse: {DRAWN}
-        whale: {DRAWN}
-        flower: {DRAWN}
-        rocket: {DRAWN}
-        tree: {DRAWN}
-        snowman: {DRAWN}
-        lion: {DRAWN}
-        rainbow: {DRAWN}
-        king: {DRAWN}
-        clown: {DRAWN}
-        giraffe: {DRAWN}
-        butterfly: {DRAWN}
+        house / castle / ship / dragon / horse / whale / flower / rocket / tree / snowman / lion / robot / king /
+            clown / giraffe / butterfly: {DRAWN}
     """),
     teacher=WordList(
         "Miss Baker\nMiss Carter\nMiss Cook\nMiss Fisher\nMiss Miller\nMiss Parker\nMiss Taylor\nMiss Turner\n"
         "Miss Bell\nMiss Clark\nMiss Foster\nMiss Hill\nMiss Hunter\nMiss Mason\nMiss Shepherd\nMiss Weaver"
     ),
     fragile=WordList(f"""
-        flowerpot: {BRIGHT}
-        lantern: {BRIGHT}
-        birdhouse: {BRIGHT}
-        jug: {BRIGHT}
-        vase: {BRIGHT}
-        bowl: {BRIGHT}
-        lamp: {BRIGHT}
-        window box: {BRIGHT}
-        plate: {BRIGHT}
-        cup: {BRIGHT}
-        mug: {BRIGHT}
-        teapot: {BRIGHT}
-        pitcher: {BRIGHT}
-        mirror: {BRIGHT}
-        clock: {BRIGHT}
-        jar: {BRIGHT}
+        flowerpot / lantern / birdhouse / jug / vase / bowl / lamp / window box / plate / cup / mug / teapot /
+            pitcher / mirror / clock / jar: {BRIGHT}
     """),
     chore=WordList("""
         rake the leaves; did=raked the leaves
@@ -763,22 +501,8 @@ LISTS = dict(
         polish the spoons; did=polished the spoons
     """),
     event=WordList(f"""
-        circus: {EVENT}
-        fair: {EVENT}
-        parade: {EVENT}
-        puppet show: {EVENT}
-        market: {EVENT}
-        festival: {EVENT}
-        concert: {EVENT}
-        ball game: {EVENT}
-        carnival: {EVENT}
-        rodeo: {EVENT}
-        magic show: {EVENT}
-        boat race: {EVENT}
-        dance: {EVENT}
-        play: {EVENT}
-        bake sale: {EVENT}
-        flower show: {EVENT}
+        circus / fair / parade / puppet show / market / festival / concert / ball game / carnival / rodeo /
+            magic show / boat race / dance / play / bake sale / flower show: {EVENT}
     """),
 )
 
@@ -786,7 +510,6 @@ LISTS = dict(
 ROLES = dict(
     hero="name",
     friend="name",
-    neighbor="name",
     trait="trait",
     elder="elder",
     pet="pet",
@@ -794,13 +517,9 @@ ROLES = dict(
     toy="toy",
     treat="treat",
     soup="soup",
-    fruit="fruit",
     spot="spot",
     other_spot="spot",
     container="container",
-    old_toy="toy",
-    item="clothes",
-    other_container="container",
     clothes="clothes",
     instrument="instrument",
     dog="dog",
@@ -809,19 +528,17 @@ ROLES = dict(
     cover="cover",
     vessel="vessel",
     illness="illness",
-    other_glad="glad",
     other_treat="treat",
-    other_toy="toy",
     hider="hider",
     bake="bake",
     pot="pot",
     tub="tub",
+    store="store",
+    chest="chest",
     tale="tale",
     frame="frame",
     room="room",
-    key="key_kind",
     glue="glue",
-    weather="weather",
     sad="sad",
     glad="glad",
     scared="scared",
@@ -862,11 +579,9 @@ ROLES = dict(
 PHRASES = dict(
     # when
     soon="((soon|before long|in a little while|after a while|a little later|not long after|in no time|a bit later|a "
-    "short time later|shortly after|in a moment|in a short time|a moment later|half an hour later|an hour later|"
-    "some time later)|(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
-    "fifty) minutes later)",
-    then="(then|next|after that|a moment later|with that|right after that|straight away|at once)",
-    at_last="(at last|in the end|finally|at long last)",
+    "short time later|shortly after|in a moment|in a short time|a moment later|half an hour later|an hour later|some "
+    "time later)|(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty) "
+    "minutes later)",
     night="(that night|that evening|at bedtime|before bed|late that day|when the stars came out|as the sun went down|"
     "after supper|at the end of the day|when it got dark|when the moon rose|after the sun had set|when the day was "
     "over|that same evening|when it was time for bed|after dinner|when the first star came out|when the lamps were "
@@ -874,157 +589,174 @@ PHRASES = dict(
     "dusk|at nightfall|late in the evening|later that day|later that evening|that very night|after a good supper|"
     "after a warm supper|after a big dinner)",
     # where {hero} lives
-    somewhere="((by the sea|near the woods|on a farm|at the edge of town|on a quiet street|in a small village|on a green "
-    "hill|next to a park|in a small town|in a big city|at the end of a lane|across from a school|near a lake|by a "
-    "river|near a school|next to a bakery|above a bakery|above a shop|near the mountains|in a green valley|behind "
-    "a barn|on a long street|beside an old mill|behind a church|near a bridge|by a pond|near the beach|across from "
-    "a park|near a market|next to a garden|near a station|by a stream)|in a (little|big|small|red|white|blue|green|"
-    "brown|yellow|gray|tall|narrow|quiet|cozy|sunny|crooked) (house|cottage|cabin|farmhouse))",
+    somewhere="((by the sea|near the woods|on a farm|at the edge of town|on a quiet street|in a small village|on a "
+    "green hill|next to a park|in a small town|in a big city|at the end of a lane|across from a school|near a lake|"
+    "by a river|near a school|next to a bakery|above a bakery|above a shop|near the mountains|in a green valley|"
+    "behind a barn|on a long street|beside an old mill|behind a church|near a bridge|by a pond|near the beach|across "
+    "from a park|near a market|next to a garden|near a station|by a stream)|in a (little|big|small|red|white|blue|"
+    "green|brown|yellow|gray|tall|narrow|quiet|cozy|sunny|crooked) (house|cottage|cabin|farmhouse)|near a (little|"
+    "big|quiet|blue|green|deep|wide|cold|pretty|lovely|dark|wild|small|clear|sunny|long) (lake|river|forest|pond|"
+    "park|wood|canal|beach))",
     # how
     very="(very|so|really|quite|truly|ever so|so very|very, very)",
-    kindly="((kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|eagerly|"
-    "thoughtfully|firmly|quietly|bravely|merrily|at once|gladly|tenderly|lovingly|wisely|lightly|happily|cheerily|"
-    "reassuringly|earnestly|comfortingly|promptly|nicely|encouragingly)|with a (kind|warm|big|little|quick|wide|friendly|"
-    "gentle|happy|bright|shy|soft|sweet|broad|merry|calm) (smile|nod|grin|laugh))",
-    happily="((happily|merrily|gladly|cheerfully|brightly|joyfully|loudly|proudly|warmly|eagerly|excitedly|gratefully|"
-    "sweetly|softly|quickly|politely)|with a (happy|merry|glad|cheerful|bright|joyful|loud|proud|warm|big|wide|"
-    "broad|great|little|quick|sweet) (smile|laugh|grin|cheer))",
+    kindly="((kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|"
+    "eagerly|thoughtfully|firmly|quietly|bravely|merrily|at once|gladly|tenderly|lovingly|wisely|lightly|happily|"
+    "cheerily|reassuringly|earnestly|comfortingly|promptly|nicely|encouragingly)|with a (kind|warm|big|little|quick|"
+    "wide|friendly|gentle|happy|bright|shy|soft|sweet|broad|merry|calm) (smile|nod|grin|laugh|wink|chuckle|giggle|"
+    "glance))",
+    happily="((happily|merrily|gladly|cheerfully|brightly|joyfully|fondly|proudly|warmly|eagerly|excitedly|"
+    "gratefully|sweetly|softly|quickly|politely)|with a (happy|merry|glad|cheerful|bright|joyful|loud|proud|warm|big|"
+    "wide|broad|great|little|quick|sweet) (smile|laugh|grin|cheer|giggle|chuckle|sigh|nod))",
     sadly="((sadly|quietly|softly|unhappily|glumly|gloomily|weakly|faintly|miserably|tearfully|bitterly|hopelessly|"
     "sorrowfully|mournfully|wearily|timidly)|with a (deep|little|long|sad|loud|soft|heavy|shaky|quiet|small|big|"
     "tired|tiny|weak|faint|great) (sigh|sob|sniff|moan)|in a (small|low|sad|weak|shaky|tiny|quiet|soft|thin|faint|"
     "hoarse|timid|trembling|tired|hollow|choked) voice)",
     # what happens, in many words
-    day="{weather} (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
     meal="((breakfast|lunch|dinner|school|a snack|a nap|a bath|a walk)|a (short|long|little|quick|quiet|nice|lovely|"
     "pleasant) (nap|walk|rest|bath))",
-    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise|good|old|jolly|clever|cheerful|merry|patient|strong)",
-    gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should be|"
-    "nowhere around|nowhere in sight|out of sight|not there anymore|no longer there|suddenly gone|simply gone|no "
+    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise|good|old|jolly|clever|cheerful|merry|patient|strong|"
+    "brave|calm|caring|sweet|tall|lively|smart|playful|quiet|helpful|honest|thoughtful|happy|generous|cheery|polite)",
+    gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should "
+    "be|nowhere around|nowhere in sight|out of sight|not there anymore|no longer there|suddenly gone|simply gone|no "
     "longer around)",
     felt="(felt|was|looked|seemed)",
     looked="(looked|searched|peeked|peered|hunted|looked hard|looked twice|searched and searched)",
-    found_nothing="(found|saw) only (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a little) (sock|button|coin|pencil|"
-    "ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe)",
+    found_nothing="(found|saw) only (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a little) (sock|button|"
+    "coin|pencil|ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe)",
     hurried="(ran|hurried|rushed|raced|went|walked|dashed|marched)",
-    friendly="(best|good|dear|close|old|kind|funny|loyal|cheerful|clever|trusty|merry|jolly|sweet|true|lively|faithful|"
-    "helpful|honest|generous|gentle|smart|wise|happy|playful|polite|silly|bright|caring|patient|thoughtful|brave)",
+    friendly="(best|good|dear|close|old|kind|funny|loyal|cheerful|clever|trusty|merry|jolly|sweet|true|lively|"
+    "faithful|helpful|honest|generous|gentle|smart|wise|happy|playful|polite|silly|bright|caring|patient|thoughtful|"
+    "brave)",
     came="((came by|came over|came to play|came to visit|stopped by|dropped by|rang the bell|knocked on the door|"
-    "knocked on the window|tapped on the window|looked in at the door|looked in at the window|walked in|ran in|"
-    "came inside|came upstairs)|came (running|skipping|walking|hopping|racing|strolling|marching|rushing) (in|by|"
-    "over|along|up the path|down the street|through the gate|around the corner))",
-    thought="((thought|thought hard|thought for a moment|thought for a while|thought and thought|thought about it|closed "
-    "{hero.his} eyes|looked at the floor|looked at the ceiling|looked up|sat down to think|stood still|took a deep "
-    "breath|frowned|shut {hero.his} eyes|waited a moment)|(scratched|rubbed|touched|tapped) {hero.his} (head|chin|"
-    "nose|ear|forehead|cheek|knee|neck))",
-    hug="a (little|big|warm|long|quick|sweet|loving|gentle|soft|happy|great|tender|proud|shy|nice|friendly) (hug|kiss|"
-    "smile|pat on the back)",
-    tasty="((delicious|tasty|yummy|wonderful|perfect|lovely|excellent|splendid)|(very|so|really|just) (good|sweet|nice|"
-    "fine)|(the best|the sweetest|the finest|the nicest) (ever|of all)|(warm|fresh|soft|sweet) and (tasty|"
+    "knocked on the window|tapped on the window|looked in at the door|looked in at the window|walked in|ran in|came "
+    "inside|came upstairs)|came (running|skipping|walking|hopping|racing|strolling|marching|rushing) (in|by|over|"
+    "along|up the path|down the street|through the gate|around the corner))",
+    thought="((thought|thought hard|thought for a moment|thought for a while|thought and thought|thought about it|"
+    "closed {hero.his} eyes|looked at the floor|looked at the ceiling|looked up|sat down to think|stood still|took a "
+    "deep breath|frowned|shut {hero.his} eyes|waited a moment)|(scratched|rubbed|touched|tapped) {hero.his} (head|"
+    "chin|nose|ear|forehead|cheek|knee|neck))",
+    hug="a (little|big|warm|long|quick|sweet|loving|gentle|soft|happy|great|tender|proud|shy|nice|friendly) (hug|"
+    "kiss|smile|pat on the back|squeeze|cuddle|wave|nod)",
+    tasty="((delicious|tasty|yummy|wonderful|perfect|lovely|excellent|splendid)|(very|so|really|just) (good|sweet|"
+    "nice|fine)|(the best|the sweetest|the finest|the nicest) (ever|of all)|(warm|fresh|soft|sweet) and (tasty|"
     "delicious|good|light))",
     state="((safe and sound|a little dusty|covered in dust|upside down|as good as new|all alone|just as before|quite "
-    "safe|a bit dusty|full of dust|right where it was left|in plain sight|waiting for {hero}|looking lonely|just "
-    "fine|still there)|(next to|beside|close to|right by) (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a "
+    "safe|a bit dusty|full of dust|right where it was left|in plain sight|all in one piece|looking lonely|just fine|"
+    "still there)|(next to|beside|close to|right by) (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a "
     "little) (sock|button|coin|pencil|ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe))",
-    a_while="((until dinner|until supper|until bedtime|until dark|until noon|for hours|for a long time|for a while|all day|"
-    "all day long|the whole day|for hours and hours|again and again|the rest of the day|without a break|without a "
-    "rest)|for (about|almost|more than|nearly|over|exactly|at least|close to) (ten minutes|twenty minutes|thirty "
-    "minutes|half an hour|an hour|two hours|three hours|four hours))",
-    cheer="(do not worry|do not cry|cheer up|do not give up|do not be sad|I will help you|let me help you|I can help|we "
-    "will find a way|let us think|never mind|it will be all right|I know what to do|leave it to me|I have an idea|"
+    a_while="((until dinner|until supper|until bedtime|until dark|until noon|for hours|for a long time|for a while|"
+    "all day|all day long|the whole day|for hours and hours|again and again|the rest of the day|without a break|"
+    "without a rest)|for (about|almost|more than|nearly|over|exactly|at least|close to) (ten minutes|twenty minutes|"
+    "thirty minutes|half an hour|an hour|two hours|three hours|four hours))",
+    cheer="(do not worry|do not cry|cheer up|do not give up|do not be sad|I will help you|let me help you|I can help|"
+    "we will find a way|let us think|never mind|it will be all right|I know what to do|leave it to me|I have an idea|"
     "we can do it|we can fix this|it is not so bad|we will see|all will be well|everything will be fine|it will be "
-    "fine|stay calm|just wait|keep calm|be patient|be brave|chin up|there, there|I am here|no need to cry|no need "
-    "to worry)",
-    oh="(oh no|oh dear|oh my|no, no|how awful|how sad|what a pity|what bad luck|oh|oh, no, no|my goodness|goodness me|"
-    "dear me|oh goodness|good grief|what now)",
-    aloud="(softly|gently|quietly|loudly|slowly|firmly|again|again and again|at last|twice|three times|"
-    "in a soft voice|in a low voice|in a loud voice|in a quiet voice|in a clear voice)",
-    so_well="(well|very well|so well|really well|better and better|like a dream|without a mistake|with great skill)",
-    as_new="(as (good|fresh|bright|fine|nice|pretty|soft|clean) as (new|before|ever|can be)|(fresh|soft|bright|nice) and "
-    "clean|clean (again|at last|once more|and dry))",
-    busy="(at|near|by|beside) the (window|table|door|stove|gate|fence|sink|big desk|piano|bookcase|back door|front door|"
-    "fireplace|garden wall|kitchen table|apple tree)",
+    "fine|stay calm|just wait|keep calm|be patient|be brave|chin up|there, there|I am here|no need to cry|no need to "
+    "worry|hush now|take heart|hold on|easy now|look up|smile|breathe|be strong|be happy|be calm|stay strong|stay "
+    "brave|keep smiling|trust me|wait and see|we will manage|we will fix it|we can help|I can fix it|I will fix it|"
+    "this will pass|it will pass|that can happen|it happens|no harm done|it is all right|it is fine|I understand|I "
+    "know|hush, hush|have no fear|have hope)",
+    oh="(oh no|oh dear|oh my|no, no|how awful|how sad|what a pity|what bad luck|oh|oh, no, no|my goodness|goodness "
+    "me|dear me|oh goodness|good grief|what now)",
+    as_new="(as (good|fresh|bright|fine|nice|pretty|soft|clean) as (new|before|ever|can be)|(fresh|soft|bright|nice) "
+    "and clean|clean (again|at last|once more|and dry))",
+    busy="(at|near|by|beside) the (window|table|door|stove|gate|fence|sink|big desk|piano|bookcase|back door|front "
+    "door|fireplace|garden wall|kitchen table|apple tree)",
     home_day="(Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
-    mixed="((mixed|stirred|kneaded|whisked|beat|shook|measured|rolled) and (baked|poured|tasted|sifted|waited|decorated|"
-    "sang|hummed))",
-    how_washed="with a (big|small|soft|hard|new|old|wet|long) (brush|sponge|rag|cloth|mop|towel|piece of soap|bar of soap)",
-    sounds="a (loud|soft|strange|low|high|sudden|long|short|scary|odd|deep|dull|faint|sharp|slow|weird) "
-    "(bump|thump|scratch|squeak|creak|rattle|clank|crash|knock|hiss|rustle|groan|bang|tap|moan|thud)",
-    quietly="(slowly|quietly|calmly|carefully|softly|gently|patiently|silently)",
-    quickly="(quickly|bravely|boldly|eagerly|loudly|proudly|cheerfully|merrily)",
-    sternly="((sternly|loudly|crossly|sharply|angrily|firmly|gruffly|coldly)|with a (dark|deep|big|long|angry|stern|sharp|"
-    "cross) frown|in a (loud|deep|cold|sharp|stern|cross|gruff|hard) voice)",
+    mixed="((mixed|stirred|kneaded|whisked|beat|shook|measured|rolled) and (baked|poured|tasted|sifted|waited|"
+    "decorated|sang|hummed))",
+    how_washed="with a (big|small|soft|hard|new|old|wet|long) (brush|sponge|rag|cloth|mop|towel|piece of soap|bar of "
+    "soap)",
+    sounds="a (loud|soft|strange|low|high|sudden|long|short|scary|weak|deep|dull|faint|sharp|slow|weird) (bump|thump|"
+    "scratch|squeak|creak|rattle|clank|crash|knock|hiss|rustle|groan|bang|tap|moan|thud)",
+    quietly="(slowly|quietly|calmly|carefully|softly|gently|patiently|silently|cautiously|steadily|peacefully|"
+    "thoughtfully|noiselessly|lightly|attentively|tenderly)",
+    quickly="(quickly|bravely|boldly|eagerly|swiftly|cheerfully|merrily|happily|energetically|daringly|nimbly|"
+    "briskly|excitedly|joyfully|fearlessly|speedily)",
+    sternly="((sternly|loudly|crossly|sharply|angrily|firmly|gruffly|coldly)|with a (dark|deep|big|long|angry|stern|"
+    "sharp|cross) frown|in a (loud|deep|cold|sharp|stern|cross|gruff|hard) voice)",
     ate="(ate|nibbled|munched|gobbled) (it (all|slowly|quickly|happily)|a (little|lot|bit|mouthful))",
-    in_bed="(a|one|the) (little|long|short|soft) (song|story|tune|poem)",
-    reached="(reached|grabbed|stretched|snatched) ((far|deep|right|straight) in|with (one hand|both hands|one arm|both arms))",
+    reached="(reached|grabbed|snatched|stretched) for it with (one hand|both hands|one arm|both arms)",
     called="(called|coaxed|whistled to|sang to|talked to|whispered to|hummed to|begged)",
     stormy="(stormy|windy|rainy|dark|cold|foggy|quiet|snowy|moonless|cloudy|misty|frosty|chilly|warm|black|starry)",
-    suddenly="(suddenly|all at once|at midnight|in the dark|before long|after bedtime|late at night|in the middle of the "
-    "night|just before midnight|just after midnight|at ten o'clock|at eleven o'clock|at one o'clock|at two o'clock|"
-    "at three o'clock|at four o'clock)",
-    laughed="(laughed|giggled|smiled|grinned|sighed|cheered|clapped|chuckled) (softly|loudly|quietly|happily|at last|"
-    "with relief|again and again|in surprise)",
-    soundly="(soundly|deeply|peacefully|quietly|calmly|well|tightly|happily) (until (morning|dawn|sunrise|six o'clock|"
-    "seven o'clock|eight o'clock|nine o'clock|breakfast))",
-    morning="(good morning|wake up|rise and shine|breakfast is ready|good morning, children|it is morning|the sun is up|"
-    "time to get up)",
+    suddenly="(suddenly|all at once|at midnight|in the dark|before long|after bedtime|late at night|in the middle of "
+    "the night|just before midnight|just after midnight|at ten o'clock|at eleven o'clock|at one o'clock|at two "
+    "o'clock|at three o'clock|at four o'clock)",
+    laughed="(laughed|giggled|chuckled|cheered) (softly|loudly|happily|merrily|with relief|in surprise|with joy|for "
+    "a while)",
+    soundly="(soundly|deeply|peacefully|quietly|calmly|well|tightly|happily) (until (morning|dawn|sunrise|six "
+    "o'clock|seven o'clock|eight o'clock|nine o'clock|breakfast))",
     mine="(it is mine|that is mine|give it to me|let go|I want it|I had it first|it is my turn|hands off)",
-    pulled="(pulled|tugged|tore|yanked|jerked|dragged|twisted|shook) (harder|hard|and pushed|and shouted|back and forth|"
-    "with all their might|from both sides|faster and faster)",
-    turns="(take turns|play one after the other|share it|each play for an hour|each have it half a day|play together|be "
-    "fair|toss a coin)",
-    recover="(better|much better|fine again|well again|healthy again|strong again|almost well|a lot better)",
-    lonely_bed="(stayed|lay|had to stay|had to rest|rested|had to lie|had to lie down|was) (in bed|at home|in the house|under "
-    "a blanket)",
-    mistake="(too (short|long|wide|narrow|tight|loose|thin|thick)|full of (holes|knots|loops|gaps)|(crooked|uneven|lumpy|"
-    "wrinkled))",
+    pulled="(pulled|tugged|tore|yanked|jerked|dragged|twisted|shook) (harder|hard|and pushed|and shouted|back and "
+    "forth|with all their might|from both sides|faster and faster)",
+    lonely_bed="(stayed|lay|had to stay|had to rest|rested|had to lie|had to lie down|was) (in bed|at home|in the "
+    "house|under a blanket)",
+    mistake="(too (short|long|wide|narrow|tight|loose|thin|thick)|full of (holes|knots|loops|gaps)|(crooked|uneven|"
+    "lumpy|wrinkled))",
     cold_day="(cold|chilly|frosty|snowy|icy|windy|freezing|stormy)",
     tumble="(fell down|came down|fell over|collapsed|crashed down|slid down|sank to the floor|tumbled down)",
-    rainy="(rained|poured|drizzled|stormed|snowed|hailed|thundered|was (wet|cold|stormy|windy|foggy|muddy|icy|rainy) "
-    "outside)",
-    worn="wore it (every day|all winter|day and night|with pride|at once|all the time|the whole winter|everywhere)",
-    practiced="practiced (every (day|morning|evening|afternoon)|(early|late) (every day|each day)|for (an hour|two hours|"
-    "half an hour|twenty minutes) (every|each) day)",
-    in_a="(a week|two weeks|three weeks|a month|two months|ten days|twelve days|twenty days)",
-    played="(fast|slow|long|short|happy|merry|lovely|pretty|old|new|sweet|jolly|bright|simple|cheerful|funny) (song|tune|"
-    "dance|march|waltz|piece|melody|ballad)",
-    clapped="(clapped|cheered|danced|sang along|hummed along|tapped the floor|stamped the floor|jumped up) (loudly|happily|"
-    "wildly|merrily|with joy|with delight|again and again|from start to end)",
-    please="(please teach|teach|can you teach|could you teach)",
-    looked_in="(looked|searched|peeked|peered|hunted|dug|rummaged|felt) (deep in|around in|at once in|together in)",
-    days_later="(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty) (days|weeks) later",
-    sounded="(like (an old|an angry|a hungry|a sick|a lonely|a sleepy|a big|a sad) (cat|goose|pig|cow|frog|door|owl|goat)|"
-    "(awful|terrible|horrible|dreadful|loud and bad|harsh|shrill|flat))",
+    played="(fast|slow|long|short|happy|merry|lovely|pretty|old|new|sweet|jolly|bright|simple|cheerful|funny) (song|"
+    "tune|dance|march|waltz|piece|melody|ballad)",
+    clapped="(clapped|cheered|danced|sang along|hummed along|tapped the floor|stamped the floor|jumped up) (loudly|"
+    "happily|wildly|merrily|with joy|with delight|again and again|from start to end)",
+    days_later="(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen) (days|weeks) later",
+    sounded="(like (an old|an angry|a hungry|a sick|a lonely|a sleepy|a big|a sad) (cat|goose|pig|cow|frog|door|owl|"
+    "goat)|(awful|terrible|horrible|dreadful|loud and bad|harsh|shrill|flat))",
     dug="(dug|looked|searched|reached|hunted|rummaged|groped|felt) (deep|around|about|again)",
     praise="(bravo|well done|how lovely|wonderful|that was great|what a song|good job|so beautiful)",
     junk="(old|dirty|torn|lost|broken|dusty|loose|empty) (socks|books|boxes|bottles|shirts|papers|crayons|blocks)",
     age="(five|six|seven|eight|nine|ten|eleven|twelve)",
+    wet_day="(rainy|wet|stormy|gray|muddy|drizzly|showery|damp) (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|"
+    "Sunday|morning)",
+    muddy="(muddy|dirty|brown|wet|big|dark|ugly|black)",
+    little_head="(little|tiny|small|soft|shy|curious|hungry|careful) (head|nose|ear|face)",
+    came_out="(jumped|climbed|crept|ran|rolled|hopped|crawled|tumbled) (out|free) (at once|at last|happily|safely)",
+    told_story="(long|short|scary|funny|silly|strange|true|secret)",
+    so_warm="(warm|soft|cozy|pretty|perfect|beautiful|lovely|just right)",
+    old_key="(little|rusty|golden|silver|heavy|brass|black|shiny|long|thin|copper|tiny|bright|dusty|green|white)",
+    mess="(a mess|a big mess|messy|untidy|in a mess|full of junk|upside down|a terrible mess)",
+    played_inside="(sang (old|new|silly|happy|sweet|loud|long|merry) (songs|tunes|rounds|ballads)|told (long|short|"
+    "silly|funny|old|new|strange|clever) (jokes|stories|riddles|tales)|drew (big|little|silly|funny|pretty|happy|"
+    "strange|round) (faces|cats|dogs|houses|ships|trees|stars|birds)|built (big|little|tall|round|funny|pretty|tiny|"
+    "huge) (towers|castles|bridges|houses)|folded (red|blue|green|yellow|white|pink|big|little) paper (hats|boats|"
+    "birds|stars)|danced (fast|slow|wild|silly|happy|funny|old|new) (dances|waltzes|polkas|jigs)|whistled (old|new|"
+    "silly|happy|sweet|loud|long|merry) (songs|tunes|marches|melodies)|played (cards|checkers|dominoes|pirates|"
+    "school|hide-and-seek|store|house))",
+    game="(tag|catch|pirates|leapfrog|hide-and-seek|soccer|knights|explorers)",
+    deeply="(soundly|deeply|peacefully|quietly|calmly|well|happily|safely)",
+    bit="(bit|crumb|little piece|small piece|big piece|mouthful|large piece|bite)",
+    in_the_morning="(in the morning|the next morning|at sunrise|at dawn|at breakfast|when the sun came up|when the "
+    "rooster crowed|after a long sleep)",
+    tight="(well|very well|fast|tight|firmly|at once|like iron|like new)",
+    came_with="came (running|walking|hopping|racing|strolling|marching|rushing|hurrying) (in|by|over|along|up the "
+    "path|down the street|through the gate|around the corner)",
+    nice_child="(kind|funny|cheerful|clever|merry|jolly|sweet|lively|helpful|honest|gentle|smart|happy|playful|"
+    "polite|silly)",
+    every_day="(morning|afternoon|evening|day|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|weekend|"
+    "second day|third day|school day|holiday)",
     # what they say
-    wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|not so fast|"
-    "go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
+    wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|not "
+    "so fast|go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
     welcome="(welcome|hello|hello there|hi|hi there|good day|welcome home|there you are)",
-    yes="(of course|sure|yes|gladly|all right|certainly|why not|with pleasure|yes, yes|yes, of course|yes, gladly|very "
-    "well|fine|good idea|sure thing|okay)",
-    thanks="((thank you|thanks|oh, thank you|oh, thanks|many thanks|a thousand thanks|a million thanks|you are the best)|"
-    "(thank you|thanks) (so much|very much|again|once more|for everything|for this|for your help|for your kindness)|"
-    "you are (so|very|really|too) (kind|good|nice|sweet))",
-    smiled="(smiled|laughed|nodded|grinned)",
+    thanks="((thank you|thanks|oh, thank you|oh, thanks|many thanks|a thousand thanks|a million thanks|you are the "
+    "best)|(thank you|thanks) (so much|very much|again|once more|for everything|for this|for your help|for your "
+    "kindness)|you are (so|very|really|too) (kind|good|nice|sweet))",
     # outdoors: how they move and talk, and what it is like
     fine="(sunny|bright|warm|clear|lovely|beautiful|fine|mild|cool|fresh|quiet|calm|golden|pleasant|breezy|gorgeous|"
     "glorious|hazy|dry|mellow|balmy|peaceful|still|splendid|cloudless|delightful|wonderful|pretty|nice|perfect|"
     "cheerful|sparkling)",
     one_day="One <fine> (spring|summer|fall|April|May|June|July|August|September|October|Monday|Tuesday|Wednesday|"
     "Thursday|Friday|Saturday|Sunday) (morning|afternoon)",
-    next_day="(the next day|the next morning|a day later|one day later|the following day|the following morning|"
-    "the day after|two days later)",
+    next_day="(the next day|the next morning|a day later|one day later|the following day|the following morning|the "
+    "day after|two days later)",
     went="(went|walked|ran|hurried|strolled|hiked|wandered|skipped|marched|rushed|raced|trotted|dashed|jogged|headed|"
     "hopped|bounded|scampered|scurried|sauntered|tramped|trudged|strode|sped|danced|bustled|bounced|paraded|roamed|"
     "rambled|ambled|sprinted)",
-    cried="(cried|called|shouted|yelled|exclaimed|gasped|wailed|said)",
-    spoke="(said|answered|replied|called|cried|exclaimed|declared|added|whispered|murmured|laughed|announced)",
+    spoke="(said|called|cried|exclaimed|declared|announced|whispered|murmured)",
     became="(felt|was|looked|seemed|became|got)",
-    told="(said|answered|replied|explained|declared|announced|remarked|added)",
-    rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|howling|"
-    "roaring|wintry|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|frosty)",
+    rough="(strong|sudden|wild|big|cold|rough|mighty|sharp|fierce|loud|quick|heavy|powerful|chilly|stiff|huge|"
+    "howling|roaring|wintry|great|swift|harsh|violent|nasty|terrible|freezing|mean|furious|whirling|whistling|brisk|"
+    "frosty)",
     wind="(wind|gust|gale|storm)",
     pal="(friend|playmate|classmate|cousin|pal|buddy|neighbor|schoolmate|teammate|companion|chum|partner)",
     gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
@@ -1032,28 +764,27 @@ PHRASES = dict(
     boldly="(quickly|boldly|bravely|swiftly|eagerly|cheerfully|nimbly|proudly|fearlessly|happily|merrily|skillfully|"
     "easily|lightly|readily|gladly|promptly|briskly|speedily|deftly|smartly|firmly|calmly|confidently|joyfully|"
     "playfully|rapidly|smoothly|steadily|courageously|daringly|instantly)",
-    had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|"
-    "told (long|short|silly|funny|old|new|strange|clever) (jokes|stories|riddles|tales)|"
-    "picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|"
-    "chased (red|blue|yellow|white|orange|big|little|pretty) butterflies|"
-    "watched (big|little|brown|black|blue|busy|noisy|pretty) birds|"
-    "collected (red|yellow|green|brown|big|little|pretty|dry) leaves|"
-    "blew (big|little|round|shiny|pretty|huge|tiny|funny) bubbles|"
-    "ran (long|short|quick|wild|silly|funny|merry|exciting) races|"
-    "played (tag|catch|leapfrog|hopscotch|hide-and-seek|pirates|soccer|marbles)|"
-    "counted (big|little|white|gray|fluffy|round|funny|pretty) clouds|"
-    "found (big|little|red|black|green|shiny|funny|pretty) beetles|"
-    "whistled (old|new|silly|happy|sweet|loud|long|merry) tunes|"
-    "drew (big|little|silly|funny|pretty|happy|strange|round) faces in the dirt|"
-    "built (big|little|tall|round|funny|pretty|tiny|huge) castles|"
-    "jumped over (big|little|old|mossy|round|gray|rotten|fallen) logs|"
+    had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|told (long|short|silly|funny|old|new|strange|"
+    "clever) (jokes|stories|riddles|tales)|picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|chased (red|"
+    "blue|yellow|white|orange|big|little|pretty) butterflies|watched (big|little|brown|black|blue|busy|noisy|pretty) "
+    "birds|collected (red|yellow|green|brown|big|little|pretty|dry) leaves|blew (big|little|round|shiny|pretty|huge|"
+    "tiny|funny) bubbles|ran (long|short|quick|wild|silly|funny|merry|exciting) races|played (tag|catch|leapfrog|"
+    "hopscotch|hide-and-seek|pirates|soccer|marbles)|counted (big|little|white|gray|fluffy|round|funny|pretty) "
+    "clouds|found (big|little|red|black|green|shiny|funny|pretty) beetles|whistled (old|new|silly|happy|sweet|loud|"
+    "long|merry) tunes|drew (big|little|silly|funny|pretty|happy|strange|round) faces in the dirt|built (big|little|"
+    "tall|round|funny|pretty|tiny|huge) castles|jumped over (big|little|old|mossy|round|gray|rotten|fallen) logs|"
     "rolled down (big|little|steep|green|soft|grassy|long|tall) hills)",
     nice="(nice|fine|good|great|wonderful|lovely|splendid|perfect|beautiful|marvelous|fantastic|excellent|amazing|"
     "delightful|super|terrific)",
-    sorry="(sorry|forgive me|I am sorry|I am (so|very|really|truly|terribly|deeply|awfully) sorry|"
-    "please (forgive me|do not be angry|listen to me|hear me)|it was (me|my fault|an accident|bad luck))",
+    sorry="(sorry|forgive me|I am sorry|I am (so|very|really|truly|terribly|deeply|awfully) sorry|please (forgive me|"
+    "do not be angry|listen to me|hear me)|it was (me|my fault|an accident|my mistake))",
     knocked_over="(knocked over|ran into|fell over|kicked over|bumped into|pushed over|tripped over|dropped)",
     clothing="(shoes|socks|boots|feet|legs|knees|pants|sleeves|hands|toes|coats|faces|arms|fingers|noses|ankles)",
-    promised="(a promise is a promise|you gave your word|keep your word|keep your promise|you can go later|"
-    "you have to wait|first do what you promised|think of your promise)",
+    promised="(a promise is a promise|you gave your word|keep your word|keep your promise|you can go later|you have "
+    "to wait|first do what you promised|think of your promise)",
+    several="(three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|"
+    "eighteen)",
+    visit_time="(day|week|month|morning|evening|spring|summer|fall|winter|Monday|Tuesday|Wednesday|Thursday|Friday|"
+    "Saturday|Sunday)",
+    rain="(heavy|warm|long|gentle|soft|steady|cool|summer|strong|big|fine|light|lovely|loud|good|welcome)",
 )
