@@ -1,6 +1,6 @@
 """Learn the vocabulary of `--tokenizer stories` from the embedded corpora, and write it.
 
-    python benchmarks/stories_vocabulary.py [--size 2048] [--bytes 4000000] [--out FILE]
+    python benchmarks/stories_vocabulary.py [--size 2304] [--bytes 4000000] [--out FILE]
 
 It is learned from the start of the training splits of `stories` and `dialogues`, the latter under the default chat
 template. The most frequent words are tokens. The first merges of byte-pair encoding, at least a 16th of all tokens,
@@ -11,6 +11,7 @@ corpus.
 """
 
 import argparse
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -41,12 +42,19 @@ def texts(split, n_bytes):
 
 
 def learned(corpora, size):
-    """The tokens of a `PlainBPE` of at most `size` tokens in all. corpora: lists of documents"""
-    counts, free = words_in(text for documents in corpora for text in documents), size - OTHERS
+    """The tokens of a `PlainBPE` of at most `size` tokens in all. corpora: lists of documents
+
+    No token has a sign and a line end. So a blank line is the same tokens after every sign, and as a prompt.
+    """
+    parts = [[part for text in documents for part in re.split(rb"(\n+)", text) if part] for documents in corpora]
+    counts, free = words_in(part for documents in parts for part in documents), size - OTHERS
     words = ["".join(LETTERS[byte] for byte in word.encode()) for word, _ in counts.most_common() if len(word) > 1]
     n_merges = max(free // MERGED, free - len(words))
-    trained = bpe.train(OTHERS + n_merges, [lambda documents=documents: documents for documents in corpora], False)
+    trained = bpe.train(OTHERS + n_merges, [lambda documents=documents: documents for documents in parts], False)
     merges = joined_merges(trained.to_json()["model"])
+    # Signs before a line end are no whole word, so they have to be merged.
+    merges += [" ".join(word) for word in words if len(word) == 2 and not re.search("[A-Za-z0-9]", word)]
+    merges = list(dict.fromkeys(merges))
     names = {merge.replace(" ", "") for merge in merges}
     return merges + [word for word in words if word not in names][: free - len(merges)]
 
@@ -68,7 +76,7 @@ def figures(tokenizer, documents):
 @command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Learn the vocabulary of --tokenizer stories.")
-    parser.add_argument("--size", type=int, default=2048, help="tokens at most (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=2304, help="tokens at most (default: %(default)s)")
     parser.add_argument(
         "--bytes", type=int, default=4_000_000, help="of each corpus to learn from (default: %(default)s)"
     )
