@@ -202,8 +202,8 @@ def knitted_gift(t):
     opening(t)
     t("One <cold_day> <home_day>, {hero.his} {elder} was cold, and {hero} wanted to knit {a clothes.full}.")
     t(
-        "{Hero.He} <hurried> to {hero.his} <friendly> <pal> {friend}, who had (soft|thick|fine|warm|fluffy|good|strong|new) wool in "
-        "{a container.full}."
+        "{Hero.He} <hurried> to {hero.his} <friendly> <pal> {friend}, who had "
+        "(soft|thick|fine|warm|fluffy|good|strong|new) wool in {a container.full}."
     )
     t.paragraph()
     if t["trait"].kind == "quiet":
