@@ -343,8 +343,8 @@ LISTS = dict(
         "cheery satisfied carefree lighthearted peaceful hopeful proud"
     ),
     scared=entries(
-        "scared afraid frightened nervous uneasy worried alarmed timid anxious "
-        "fearful shaky startled tense restless jumpy spooked"
+        "scared afraid frightened nervous uneasy worried alarmed concerned anxious "
+        "fearful shaky startled tense unsettled jumpy spooked"
     ),
     cross=entries("angry cross annoyed grumpy mad sulky grouchy furious"),
     # Outdoors: animals with what they like to eat and where they live
@@ -669,10 +669,6 @@ PHRASES = dict(
     "bar of soap)",
     sounds="a (loud|soft|strange|low|high|sudden|long|short|scary|weak|deep|dull|faint|sharp|slow|weird) (bump|thump|"
     "scratch|squeak|creak|rattle|clank|crash|knock|hiss|rustle|groan|bang|tap|moan|thud)",
-    quietly="(slowly|quietly|calmly|carefully|softly|gently|patiently|silently|cautiously|steadily|peacefully|"
-    "thoughtfully|noiselessly|lightly|attentively|tenderly)",
-    quickly="(quickly|bravely|boldly|eagerly|swiftly|cheerfully|merrily|happily|energetically|daringly|nimbly|"
-    "briskly|excitedly|joyfully|fearlessly|speedily)",
     sternly="((sternly|loudly|crossly|sharply|angrily|firmly|gruffly|coldly)|with a (dark|deep|big|long|short|"
     "stern|sharp|cross) frown|in a (loud|deep|cold|sharp|stern|cross|gruff|hard) voice)",
     ate="(ate|nibbled|munched|gobbled) (it (all|slowly|quickly|happily)|a (little|lot|bit|mouthful))",
@@ -703,7 +699,7 @@ PHRASES = dict(
     sounded="(like (an old|an angry|a hungry|a sick|a lonely|a sleepy|a big|a sad) (cat|goose|pig|cow|frog|door|owl|"
     "goat)|(awful|terrible|horrible|dreadful|loud and bad|harsh|shrill|flat))",
     dug="(dug|looked|searched|reached|hunted|rummaged|groped|felt) (deep|around|about|again)",
-    praise="(bravo|well done|how lovely|wonderful|that was great|what a song|good job|so beautiful)",
+    praise="(bravo|well done|how lovely|wonderful|good job|great work|how nice|very good)",
     junk="(old|dirty|torn|lost|broken|dusty|loose|empty) (socks|books|boxes|bottles|shirts|papers|crayons|blocks)",
     age="(five|six|seven|eight|nine|ten|eleven|twelve)",
     wet_day="(rainy|wet|stormy|gray|muddy|drizzly|showery|damp) (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|"
@@ -759,11 +755,12 @@ PHRASES = dict(
     "frosty)",
     wind="(wind|gust|gale|storm)",
     pal="(friend|playmate|classmate|cousin|pal|buddy|neighbor|schoolmate|teammate|companion|chum|partner)",
-    gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
-    "smoothly|silently|delicately|thoughtfully|warily|skillfully|gingerly|firmly|kindly|wisely|deftly|evenly)",
-    boldly="(quickly|boldly|bravely|swiftly|eagerly|cheerfully|nimbly|proudly|fearlessly|happily|merrily|skillfully|"
-    "easily|lightly|readily|gladly|promptly|briskly|speedily|deftly|smartly|firmly|calmly|confidently|joyfully|"
-    "playfully|rapidly|smoothly|steadily|courageously|daringly|instantly)",
+    gently="(slowly|softly|silently|lightly|tenderly|neatly|noiselessly|attentively|smoothly|delicately|lovingly|"
+    "seriously|diligently|nicely|properly|earnestly|kindly|sweetly|skillfully|deftly|mildly|warmly|faithfully|"
+    "thoroughly)",
+    boldly="(quickly|swiftly|happily|nimbly|briskly|excitedly|joyfully|speedily|proudly|gladly|promptly|rapidly|"
+    "smartly|readily|hastily|instantly|lightly|easily|skillfully|busily|heartily|willingly|cleverly|firmly|"
+    "vigorously|gleefully|enthusiastically|expertly|courageously|wildly|keenly|heroically)",
     had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|told (long|short|silly|funny|old|new|strange|"
     "clever) (jokes|stories|riddles|tales)|picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|chased (red|"
     "blue|yellow|white|orange|big|little|pretty) butterflies|watched (big|little|brown|black|blue|busy|noisy|pretty) "

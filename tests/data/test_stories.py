@@ -16,7 +16,7 @@ from slm_np.data.stories import home_plots, outdoor_plots, shared, skimmer, tell
 from slm_np.data.stories.words import LISTS, PHRASES, ROLES
 
 SIZE = 10_000_000
-GOLDEN = "5356cb1f0d09f3822b7e237fc963b9f587e6d67750a8238f354cb1389ac9707d"
+GOLDEN = "3d399543e59d6fd99823e87a4771830da003f840e067db3e066d210970baf1eb"
 KINDS = dict(
     feeling={"glad", "sad", "scared", "cross"},
     name={"name", "pet_name", "teacher"},
