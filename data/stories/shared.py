@@ -12,14 +12,6 @@ def opening(t):
     )
 
 
-def met(t):
-    """{friend}, whom {hero} knows."""
-    t(
-        "{Hero.His} <friendly> friend was {a friend.girl} named {friend}, who lived "
-        "(next door|across the street|just around the corner|not far away)."
-    )
-
-
 def visitor(t):
     """{friend} comes to {hero}."""
     t("<Soon>, {hero.his} <friendly> <pal> {friend} <came>.")
@@ -38,8 +30,3 @@ def thanks(t, helper):
 def bedtime(t):
     """{hero} is close to {elder}, and feels {glad}."""
     t("<Night>, {hero} gave {hero.his} {elder} <hug> and still (felt|looked|seemed) <very> {glad}.")
-
-
-def night(t):
-    """{hero} feels {glad}: an ending of stories in which {elder} has a part."""
-    t("<Night>, {hero} <felt> <very> {glad}.")

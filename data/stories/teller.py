@@ -291,7 +291,7 @@ class Reader(Teller):
 
     def pick(self, options, choice):
         fitting = [n for n, option in enumerate(options) if self.fits(option + choice.after, self.at)]
-        return fitting[self.only(fitting, len(options))]
+        return self.only(fitting, len(options))
 
     def draw(self, mention):
         fitting = [
@@ -299,17 +299,17 @@ class Reader(Teller):
             for entry in mention.drawn.get(mention.found(self.text, self.at), ())
             if entry.word not in self.taken and self.can_be(mention, entry)
         ]
-        entry = fitting[self.only(fitting, len(self.options(mention)))]
+        entry = self.only(fitting, len(self.options(mention)))
         self.cast[mention.role] = entry
         self.taken.add(entry.word)
         return entry
 
     def only(self, fitting, n):
-        """The number of the only one of n options that fits, 0; StoryError if several do, or none."""
+        """The only option that fits, one of n; StoryError if several do, or none."""
         if len(fitting) != 1:
             raise StoryError(self.at, f"{len(fitting)} options fit {self.text[self.at : self.at + 20]!r}")
         self.outcomes *= n
-        return 0
+        return fitting[0]
 
     def can_be(self, mention, entry):
         """Whether the text goes on with this entry and with what comes after it in its template."""

@@ -61,8 +61,8 @@ def joined(*lists):
     return found
 
 
-SHE = dict(he="she", him="her", his="her", himself="herself", girl="girl", son="daughter", brother="sister")
-HE = dict(he="he", him="him", his="his", himself="himself", girl="boy", son="son", brother="brother")
+SHE = dict(he="she", him="her", his="her", girl="girl")
+HE = dict(he="he", him="him", his="his", girl="boy")
 
 GIRLS = entries(
     "Amy Ann Anna Bella Beth Clara Daisy Ella Emma Eva Grace Holly Jane Jill Julia Kate Laura Lily Lisa Lucy Mary Mia "
