@@ -50,15 +50,15 @@ class KnownText(NamedTuple):
 # By the version of the writer, see `_version`. Any other text is written completely before it is read. So whoever
 # changes a writer may correct the entry, or remove it.
 KNOWN = {
-    "e761af2e0807a746": KnownText(
-        12_000_686,
-        7730307.818978291,
-        "dc5a08974c96d1d168ee2937ac467dfbff9c2468f356a6773b255bf1b9c4b738",
+    "7baba8e73656875b": KnownText(
+        12_000_531,
+        3008397.415490502,
+        "cd6a0b7efc248156e4939d00171cb07e9130efa7991ed61ccb9ea54b82067f78",
     ),
-    "ba540e86e79093c8": KnownText(
-        120_024,
-        77126.83472404654,
-        "f0a6aba7a6574c2663ea08eb1f01634298f89159c3eaa1e45f60a46554752e0e",
+    "618cb6e39bb4f8fb": KnownText(
+        120_121,
+        29997.704099216848,
+        "35734516a2a4da43da5c194cfac4ff81006faf7c1ff15dd0311a538ac570775b",
     ),
 }
 

@@ -13,9 +13,9 @@ def lost_toy(t):
     visitor(t)
     comfort(t, "friend", "sad")
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <quietly> (looked|searched|peeked|peered) {other_spot.full}, but <found_nothing>.")
+        t("{hero} was {trait} and <gently> (looked|searched|peeked|peered) {other_spot.full}, but <found_nothing>.")
     else:
-        t("{hero} was {trait} and <quickly> (ran|rushed|raced|dashed) to look {other_spot.full}, but <found_nothing>.")
+        t("{hero} was {trait} and <boldly> (ran|rushed|raced|dashed) to look {other_spot.full}, but <found_nothing>.")
     t('"It is not {other_spot}," {friend} said <sadly>. "{Spot}!" {hero} cried <happily>.')
     t("They <hurried> to look, and there was the {toy}, <state>.")
     t.paragraph()
@@ -38,10 +38,10 @@ def birthday_baking(t):
     t("But the {store.full} for the {ingredient} was empty, and {hero} <became> <very> {sad}.")
     t.paragraph()
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <quietly> walked to {hero.his} <friendly> <pal> {friend}, who was <busy>.")
+        t("{hero} was {trait} and <gently> walked to {hero.his} <friendly> <pal> {friend}, who was <busy>.")
         t('"May I have some {ingredient}?" {hero.he} asked <sadly>.')
     else:
-        t("{hero} was {trait} and <quickly> ran to {hero.his} <friendly> <pal> {friend}, who was <busy>.")
+        t("{hero} was {trait} and <boldly> ran to {hero.his} <friendly> <pal> {friend}, who was <busy>.")
         t('"I need some {ingredient}!" {hero.he} cried <happily>.')
     t('"Do not be {sad}. <Cheer>," {friend} <spoke> <kindly>, and filled the {store}.')
     t.paragraph()
@@ -67,9 +67,9 @@ def muddy_dog(t):
     t.paragraph()
     t('"I can wash it," said {hero} <sadly>.')
     if t["trait"].kind == "quiet":
-        t("{Hero.He} was {trait} and <quietly> washed the {dog} in {a tub.full} <how_washed>.")
+        t("{Hero.He} was {trait} and <gently> washed the {dog} in {a tub.full} <how_washed>.")
     else:
-        t("{Hero.He} was {trait}, <quickly> jumped into {a tub.full} with the {dog} and washed it <how_washed>.")
+        t("{Hero.He} was {trait}, <boldly> jumped into {a tub.full} with the {dog} and washed it <how_washed>.")
     t("Then {hero.he} washed the {cover} in the {tub} <a_while>.")
     t.paragraph()
     t("<Soon>, it lay {spot} again, <as_new>. {hero} was {glad}.")
@@ -92,10 +92,10 @@ def shy_pet(t):
     t("Its name was {pet_name}. It <felt> <very> {scared} and hid {spot.full}.")
     t.paragraph()
     if t["trait"].kind == "bold":
-        t("{hero} was {trait} and <quickly> <reached>, but it did not come.")
+        t("{hero} was {trait} and <boldly> <reached>, but it did not come.")
         t.ask("What happened after {pet_name} hid?", "{hero} reached for it.")
     else:
-        t("{hero} was {trait} and <quietly> <called> it, but it did not come.")
+        t("{hero} was {trait} and <gently> <called> it, but it did not come.")
         t.ask("What happened after {pet_name} hid?", "{hero} tried to get it out.")
     t('"<Wait>. {pet_name} is {scared}," {hero.his} {elder} <spoke> <kindly>.')
     t("So {hero} put some {hider.eats} in {a vessel.full} and waited <a_while>.")
@@ -120,9 +120,9 @@ def night_noise(t):
     t.paragraph()
     comfort(t, "hero", "scared")
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <quietly> took {a light.full} there.")
+        t("{hero} was {trait} and <gently> took {a light.full} there.")
     else:
-        t("{hero} was {trait} and <quickly> took {a light.full} there.")
+        t("{hero} was {trait} and <boldly> took {a light.full} there.")
     t("{Spot}, in the light of the {light}, they saw {pet_name}, {hero}'s {pet.full}, stuck in {a container.full}!")
     t("They tipped the {container}, and the {pet} <came_out>. {hero} was {glad}, and {friend} <laughed>.")
     t.paragraph()
@@ -148,11 +148,11 @@ def take_turns(t):
     t.paragraph()
     t('"Do not be {sad}. <Cheer>," {hero.his} {elder} <spoke> <kindly>, and mended it with {glue}.')
     if t["trait"].kind == "quiet":
-        t("The {glue} held <tight>. {hero} was {trait} and <quietly> gave the {toy} to {friend}.")
+        t("The {glue} held <tight>. {hero} was {trait} and <gently> gave the {toy} to {friend}.")
         t("{friend} had it <a_while>, then {hero} had it <a_while>.")
         t.ask("Who had the {toy} first?", "{friend}.")
     else:
-        t("The {glue} held <tight>. {hero} was {trait} and <quickly> took the {toy}.")
+        t("The {glue} held <tight>. {hero} was {trait} and <boldly> took the {toy}.")
         t("{hero} had it <a_while>, then {friend} had it <a_while>.")
         t.ask("Who had the {toy} first?", "{hero}.")
     t.paragraph()
@@ -177,9 +177,9 @@ def sick_friend(t):
     t.paragraph()
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
-        t("{Hero.He} was {trait} and <quietly> read {friend.him} a story about {a tale.full}.")
+        t("{Hero.He} was {trait} and <gently> read {friend.him} a story about {a tale.full}.")
     else:
-        t("{Hero.He} was {trait} and <quickly> played {friend.him} a story about {a tale.full}.")
+        t("{Hero.He} was {trait} and <boldly> played {friend.him} a story about {a tale.full}.")
     t('"<Thanks>, {hero}!" {friend} said <happily>. The {soup} was <tasty>, and <days_later>, {friend.he} was well.')
     t.paragraph()
     t("<Days_later>, {hero} had {illness}, too. {friend} <came_with> with {soup.full} in the {pot}.")
@@ -202,14 +202,14 @@ def knitted_gift(t):
     opening(t)
     t("One <cold_day> <home_day>, {hero.his} {elder} was cold, and {hero} wanted to knit {a clothes.full}.")
     t(
-        "{Hero.He} <hurried> to {hero.his} <friendly> <pal> {friend}, who had (soft|thick|fine|warm|fluffy|good|strong|new) wool in "
-        "{a container.full}."
+        "{Hero.He} <hurried> to {hero.his} <friendly> <pal> {friend}, who had "
+        "(soft|thick|fine|warm|fluffy|good|strong|new) wool in {a container.full}."
     )
     t.paragraph()
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <quietly> knitted <a_while>, but the {clothes} was <mistake>.")
+        t("{hero} was {trait} and <gently> knitted <a_while>, but the {clothes} was <mistake>.")
     else:
-        t("{hero} was {trait} and <quickly> knitted <a_while>, but the {clothes} was <mistake>.")
+        t("{hero} was {trait} and <boldly> knitted <a_while>, but the {clothes} was <mistake>.")
     t("{Hero.He} <became> <very> {sad}.")
     comfort(t, "friend", "sad")
     t("They took more wool from the {container}, <played_inside> and knitted <a_while>.")
@@ -238,9 +238,9 @@ def blanket_fort(t):
     t("{friend} <became> <very> {sad}.")
     comfort(t, "hero", "sad")
     if t["trait"].kind == "quiet":
-        t("{Hero.He} was {trait} and <quietly> put (three|four|five|six) more {frame} under the {cover}.")
+        t("{Hero.He} was {trait} and <gently> put (three|four|five|six) more {frame} under the {cover}.")
     else:
-        t("{Hero.He} was {trait} and <quickly> put (three|four|five|six) more {frame} under the {cover}.")
+        t("{Hero.He} was {trait} and <boldly> put (three|four|five|six) more {frame} under the {cover}.")
     t.paragraph()
     t("The {pet} lay {room}, too, and they told of the {tale} <a_while>. {hero} was {glad}.")
     bedtime(t)
@@ -263,9 +263,9 @@ def new_neighbor(t):
     opening(t)
     t("<one_day>, a <nice_child> {friend.girl} named {friend} moved in next door.")
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <quietly> brought over {a bake.full} from {hero.his} {elder}.")
+        t("{hero} was {trait} and <gently> brought over {a bake.full} from {hero.his} {elder}.")
     else:
-        t("{hero} was {trait} and <quickly> ran over with {a bake.full} from {hero.his} {elder}.")
+        t("{hero} was {trait} and <boldly> ran over with {a bake.full} from {hero.his} {elder}.")
     t('"<Welcome>! I am {hero}," {hero.he} said <kindly>.')
     t.paragraph()
     t('"I am {friend}, and I lost my {toy.full}," said {friend} <sadly>. {Friend.He} <felt> <very> {sad}.')
@@ -296,12 +296,12 @@ def first_music(t):
     visitor(t)
     comfort(t, "friend", "sad")
     if t["trait"].kind == "quiet":
-        t("So {hero}, who was {trait}, <quietly> practiced on the {instrument} <a_while> every <every_day>.")
+        t("So {hero}, who was {trait}, <gently> practiced on the {instrument} <a_while> every <every_day>.")
     else:
-        t("So {hero}, who was {trait}, <quickly> practiced on the {instrument} <a_while> every <every_day>.")
+        t("So {hero}, who was {trait}, <boldly> practiced on the {instrument} <a_while> every <every_day>.")
     t.paragraph()
     t("<Days_later>, {hero} played a <played> for {friend} and {hero.his} {elder}. They <clapped>.")
-    t("{hero} <quietly> put the {instrument} {spot} again and was {glad}.")
+    t("{hero} <gently> put the {instrument} {spot} again and was {glad}.")
     bedtime(t)
     t.ask("Who comforted {hero}?", "{friend}.")
     t.ask("Who covered {elder.his} ears?", "{Hero.His} {elder}.")
@@ -322,9 +322,9 @@ def old_box(t):
     comfort(t, "hero", "sad")
     visitor(t)
     if t["trait"].kind == "quiet":
-        t("{hero} was {trait} and <quietly> moved {a vessel.full}. Out of the {vessel} fell a <old_key> key!")
+        t("{hero} was {trait} and <gently> moved {a vessel.full}. Out of the {vessel} fell a <old_key> key!")
     else:
-        t("{hero} was {trait} and <quickly> shook {a vessel.full}. Out of the {vessel} fell a <old_key> key!")
+        t("{hero} was {trait} and <boldly> shook {a vessel.full}. Out of the {vessel} fell a <old_key> key!")
     t("They <hurried> back to the {chest} {spot}. The key fit, and in it was {a toy.full}.")
     t.paragraph()
     t('"My {toy}!" cried {hero.his} {elder} <happily>. They all <played_inside>, and {hero} was {glad}.')
@@ -350,9 +350,9 @@ def messy_room(t):
     comfort(t, "friend", "sad")
     t("They put <junk> into {a container.full}.")
     if t["trait"].kind == "quiet":
-        t("{hero}, who was {trait}, <quietly> swept {spot.full}.")
+        t("{hero}, who was {trait}, <gently> swept {spot.full}.")
     else:
-        t("{hero}, who was {trait}, <quickly> crawled around {spot.full}.")
+        t("{hero}, who was {trait}, <boldly> crawled around {spot.full}.")
     t("There, {spot}, was the {clothes}, and next to it a lost {toy.full}!")
     t.paragraph()
     thanks(t, "friend")

@@ -3,20 +3,13 @@
 
 def opening(t):
     """Who the story is about: {hero}, {trait} and {elder}, who lives with {hero}."""
+    # A name comes after a space, as elsewhere in the story: with learned tokens "Joe" and " Joe" are two.
     t.choose(
-        "{hero} was {a trait} {hero.girl} of <age> who lived <somewhere> with {hero.his} <dear> {elder}.",
+        "{A trait} {hero.girl} of <age> named {hero} lived <somewhere> with {hero.his} <dear> {elder}.",
         "Once upon a time, {a trait} {hero.girl} of <age> named {hero} lived <somewhere> with {hero.his} <dear> "
         "{elder}.",
-        "{hero}, {a trait} {hero.girl} of <age>, lived <somewhere> with {hero.his} <dear> {elder}.",
-        "{hero} lived <somewhere> with {hero.his} <dear> {elder}. {Hero.He} was {a trait} {hero.girl} of <age>.",
-    )
-
-
-def met(t):
-    """{friend}, whom {hero} knows."""
-    t(
-        "{Hero.His} <friendly> friend was {a friend.girl} named {friend}, who lived "
-        "(next door|across the street|just around the corner|not far away)."
+        "(Little|Young) {hero}, {a trait} {hero.girl} of <age>, lived <somewhere> with {hero.his} <dear> {elder}.",
+        "A {hero.girl} of <age> named {hero} lived <somewhere> with {hero.his} <dear> {elder}. {Hero.He} was {trait}.",
     )
 
 
@@ -37,9 +30,4 @@ def thanks(t, helper):
 
 def bedtime(t):
     """{hero} is close to {elder}, and feels {glad}."""
-    t("<Night>, {hero} gave {hero.his} {elder} <hug> and still (felt|looked|seemed) <very> {glad}.")
-
-
-def night(t):
-    """{hero} feels {glad}: an ending of stories in which {elder} has a part."""
-    t("<Night>, {hero} <felt> <very> {glad}.")
+    t("<Night>, {hero} gave {hero.his} {elder} <hug> and (still |)(felt|looked|seemed|was) <very> {glad}.")

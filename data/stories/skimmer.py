@@ -79,14 +79,12 @@ class Skimmer(Teller):
             return
         entries, text = self.entries.get(mention.role), None
         if entries is None:
-            found = mention.pattern.match(self.text, self.at, self.stop)
-            if found:
+            text = mention.found(self.text, self.at)
+            if text:
                 taken = {entries[0].word for entries in self.entries.values() if len({e.word for e in entries}) == 1}
-                text = found[0]
                 entries = [entry for entry in mention.spellings[text] if entry.word not in taken]
         else:
-            texts = {mention.spelled(entry) for entry in entries}
-            text = max((text for text in texts if self.text.startswith(text, self.at)), key=len, default=None)
+            text = longest(self.text, self.at, {mention.spelled(entry) for entry in entries})
             entries = [entry for entry in entries if mention.spelled(entry) == text]
         if text and entries:
             self.entries[mention.role] = entries
@@ -133,11 +131,10 @@ class Skimmer(Teller):
                     return at == self.stop
             else:
                 entries = self.entries.get(part.role)
-                texts = {part.spelled(entry) for entry in entries} if entries else ()
-                found = None if entries else part.pattern.match(self.text, at)
-                text = (
-                    found[0] if found else max((t for t in texts if self.text.startswith(t, at)), key=len, default=None)
-                )
+                if entries is None:
+                    text = part.found(self.text, at)
+                else:
+                    text = longest(self.text, at, {part.spelled(entry) for entry in entries})
                 if not text:
                     return False
                 at += len(text)
@@ -151,6 +148,11 @@ class Skimmer(Teller):
         except _End:
             pass
         return self
+
+
+def longest(text, at, options):
+    """The longest option that is in a text at a position; None if there is none."""
+    return max((option for option in options if text.startswith(option, at)), key=len, default=None)
 
 
 def skimmed(text, plot, spans):

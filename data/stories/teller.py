@@ -61,17 +61,32 @@ class Mention:
 
     @functools.cached_property
     def spellings(self):
-        """{text: entries that this mention spells so}"""
+        """{text: entries of the list that this mention spells so}"""
+        return self._by_text(self.list.pairs)
+
+    @functools.cached_property
+    def drawn(self):
+        """{text: options that this mention spells so}"""
+        return self._by_text(self.options)
+
+    def _by_text(self, entries):
         found = {}
-        for entry in self.list.pairs:
+        for entry in entries:
             found.setdefault(self.spelled(entry), []).append(entry)
         return found
 
     @functools.cached_property
-    def pattern(self):
-        """A regular expression of all that it can spell."""
-        texts = sorted(self.spellings, reverse=True)  # the longer one first
-        return re.compile(f"(?:{'|'.join(map(re.escape, texts))})(?![A-Za-z])")
+    def lengths(self):
+        """The lengths of its texts, the longest first."""
+        return sorted({len(text) for text in self.spellings}, reverse=True)
+
+    def found(self, text, at):
+        """The longest of its texts that is in `text` at a position, up to the end of a word; or None."""
+        for length in self.lengths:
+            known = text[at : at + length]
+            if known in self.spellings and not text[at + length : at + length + 1].isalpha():
+                return known
+        return None
 
 
 class Choice:
@@ -210,12 +225,16 @@ class Teller:
 
     def draw(self, mention):
         """Give a role its word: one that no other role has."""
-        options = mention.options
-        if not self.taken.isdisjoint(mention.list.words):
-            options = [entry for entry in options if entry.word not in self.taken]
+        options = self.options(mention)
         entry = self.cast[mention.role] = options[self.pick(options, mention)]
         self.taken.add(entry.word)
         return entry
+
+    def options(self, mention):
+        """The entries that a role can have."""
+        if self.taken.isdisjoint(mention.list.words):
+            return mention.options
+        return [entry for entry in mention.options if entry.word not in self.taken]
 
     def facts(self):
         found = {role: entry.word for role, entry in self.cast.items()}
@@ -270,22 +289,34 @@ class Reader(Teller):
             )
         self.at += len(part)
 
-    def pick(self, options, part):
-        fitting = [n for n, option in enumerate(options) if self.could_be(option, part)]
+    def pick(self, options, choice):
+        fitting = [n for n, option in enumerate(options) if self.fits(option + choice.after, self.at)]
+        return self.only(fitting, len(options))
+
+    def draw(self, mention):
+        fitting = [
+            entry
+            for entry in mention.drawn.get(mention.found(self.text, self.at), ())
+            if entry.word not in self.taken and self.can_be(mention, entry)
+        ]
+        entry = self.only(fitting, len(self.options(mention)))
+        self.cast[mention.role] = entry
+        self.taken.add(entry.word)
+        return entry
+
+    def only(self, fitting, n):
+        """The only option that fits, one of n; StoryError if several do, or none."""
         if len(fitting) != 1:
             raise StoryError(self.at, f"{len(fitting)} options fit {self.text[self.at : self.at + 20]!r}")
-        self.outcomes *= len(options)
+        self.outcomes *= n
         return fitting[0]
 
-    def could_be(self, option, part):
-        """Whether the text goes on with this option and with what comes after it in its template."""
-        if part.__class__ is Choice:
-            return self.fits(option + part.after, self.at)
-        self.cast[part.role] = option
-        try:
-            return self.fits([part, *part.after], self.at)
-        finally:
-            del self.cast[part.role]
+    def can_be(self, mention, entry):
+        """Whether the text goes on with this entry and with what comes after it in its template."""
+        self.cast[mention.role] = entry
+        fits = self.fits([mention, *mention.after], self.at)
+        del self.cast[mention.role]
+        return fits
 
     def fits(self, parts, at):
         """Whether the text from `at` on can be these parts; a role without a word may have any of its list."""
@@ -294,10 +325,10 @@ class Reader(Teller):
             if kind is Choice:
                 return any(self.fits(option + parts[n + 1 :], at) for option in part.options)
             if kind is Mention and part.role not in self.cast:
-                found = part.pattern.match(self.text, at)
-                if not found:
+                known = part.found(self.text, at)
+                if not known:
                     return False
-                at = found.end()
+                at += len(known)
                 continue
             known = part if kind is str else part.spelled(self.cast[part.role])
             if not self.text.startswith(known, at):

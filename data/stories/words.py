@@ -61,8 +61,8 @@ def joined(*lists):
     return found
 
 
-SHE = dict(he="she", him="her", his="her", himself="herself", girl="girl", son="daughter", brother="sister")
-HE = dict(he="he", him="him", his="his", himself="himself", girl="boy", son="son", brother="brother")
+SHE = dict(he="she", him="her", his="her", girl="girl")
+HE = dict(he="he", him="him", his="his", girl="boy")
 
 GIRLS = entries(
     "Amy Ann Anna Bella Beth Clara Daisy Ella Emma Eva Grace Holly Jane Jill Julia Kate Laura Lily Lisa Lucy Mary Mia "
@@ -343,8 +343,8 @@ LISTS = dict(
         "cheery satisfied carefree lighthearted peaceful hopeful proud"
     ),
     scared=entries(
-        "scared afraid frightened nervous uneasy worried alarmed timid anxious "
-        "fearful shaky startled tense restless jumpy spooked"
+        "scared afraid frightened nervous uneasy worried alarmed concerned anxious "
+        "fearful shaky startled tense unsettled jumpy spooked"
     ),
     cross=entries("angry cross annoyed grumpy mad sulky grouchy furious"),
     # Outdoors: animals with what they like to eat and where they live
@@ -605,8 +605,8 @@ PHRASES = dict(
     "wide|friendly|gentle|happy|bright|shy|soft|sweet|broad|merry|calm) (smile|nod|grin|laugh|wink|chuckle|giggle|"
     "glance))",
     happily="((happily|merrily|gladly|cheerfully|brightly|joyfully|fondly|proudly|warmly|eagerly|excitedly|"
-    "gratefully|sweetly|softly|quickly|politely)|with a (happy|merry|glad|cheerful|bright|joyful|loud|proud|warm|big|"
-    "wide|broad|great|little|quick|sweet) (smile|laugh|grin|cheer|giggle|chuckle|sigh|nod))",
+    "gratefully|sweetly|softly|quickly|politely)|with a (happy|merry|glad|cheerful|bright|joyful|lovely|proud|warm|"
+    "big|wide|broad|great|little|quick|sweet) (smile|laugh|grin|cheer|giggle|chuckle|sigh|nod))",
     sadly="((sadly|quietly|softly|unhappily|glumly|gloomily|weakly|faintly|miserably|tearfully|bitterly|hopelessly|"
     "sorrowfully|mournfully|wearily|timidly)|with a (deep|little|long|sad|loud|soft|heavy|shaky|quiet|small|big|"
     "tired|tiny|weak|faint|great) (sigh|sob|sniff|moan)|in a (small|low|sad|weak|shaky|tiny|quiet|soft|thin|faint|"
@@ -665,16 +665,12 @@ PHRASES = dict(
     home_day="(Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|day)",
     mixed="((mixed|stirred|kneaded|whisked|beat|shook|measured|rolled) and (baked|poured|tasted|sifted|waited|"
     "decorated|sang|hummed))",
-    how_washed="with a (big|small|soft|hard|new|old|wet|long) (brush|sponge|rag|cloth|mop|towel|piece of soap|bar of "
-    "soap)",
+    how_washed="with a (big|small|soft|hard|new|thick|wet|long) (brush|sponge|rag|cloth|mop|towel|piece of soap|"
+    "bar of soap)",
     sounds="a (loud|soft|strange|low|high|sudden|long|short|scary|weak|deep|dull|faint|sharp|slow|weird) (bump|thump|"
     "scratch|squeak|creak|rattle|clank|crash|knock|hiss|rustle|groan|bang|tap|moan|thud)",
-    quietly="(slowly|quietly|calmly|carefully|softly|gently|patiently|silently|cautiously|steadily|peacefully|"
-    "thoughtfully|noiselessly|lightly|attentively|tenderly)",
-    quickly="(quickly|bravely|boldly|eagerly|swiftly|cheerfully|merrily|happily|energetically|daringly|nimbly|"
-    "briskly|excitedly|joyfully|fearlessly|speedily)",
-    sternly="((sternly|loudly|crossly|sharply|angrily|firmly|gruffly|coldly)|with a (dark|deep|big|long|angry|stern|"
-    "sharp|cross) frown|in a (loud|deep|cold|sharp|stern|cross|gruff|hard) voice)",
+    sternly="((sternly|loudly|crossly|sharply|angrily|firmly|gruffly|coldly)|with a (dark|deep|big|long|short|"
+    "stern|sharp|cross) frown|in a (loud|deep|cold|sharp|stern|cross|gruff|hard) voice)",
     ate="(ate|nibbled|munched|gobbled) (it (all|slowly|quickly|happily)|a (little|lot|bit|mouthful))",
     reached="(reached|grabbed|snatched|stretched) for it with (one hand|both hands|one arm|both arms)",
     called="(called|coaxed|whistled to|sang to|talked to|whispered to|hummed to|begged)",
@@ -695,20 +691,20 @@ PHRASES = dict(
     "lumpy|wrinkled))",
     cold_day="(cold|chilly|frosty|snowy|icy|windy|freezing|stormy)",
     tumble="(fell down|came down|fell over|collapsed|crashed down|slid down|sank to the floor|tumbled down)",
-    played="(fast|slow|long|short|happy|merry|lovely|pretty|old|new|sweet|jolly|bright|simple|cheerful|funny) (song|"
-    "tune|dance|march|waltz|piece|melody|ballad)",
+    played="(fast|slow|long|short|happy|merry|lovely|pretty|wild|new|sweet|jolly|bright|simple|cheerful|funny) "
+    "(song|tune|dance|march|waltz|piece|melody|ballad)",
     clapped="(clapped|cheered|danced|sang along|hummed along|tapped the floor|stamped the floor|jumped up) (loudly|"
     "happily|wildly|merrily|with joy|with delight|again and again|from start to end)",
     days_later="(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen) (days|weeks) later",
     sounded="(like (an old|an angry|a hungry|a sick|a lonely|a sleepy|a big|a sad) (cat|goose|pig|cow|frog|door|owl|"
     "goat)|(awful|terrible|horrible|dreadful|loud and bad|harsh|shrill|flat))",
     dug="(dug|looked|searched|reached|hunted|rummaged|groped|felt) (deep|around|about|again)",
-    praise="(bravo|well done|how lovely|wonderful|that was great|what a song|good job|so beautiful)",
+    praise="(bravo|well done|how lovely|wonderful|good job|great work|how nice|very good)",
     junk="(old|dirty|torn|lost|broken|dusty|loose|empty) (socks|books|boxes|bottles|shirts|papers|crayons|blocks)",
     age="(five|six|seven|eight|nine|ten|eleven|twelve)",
     wet_day="(rainy|wet|stormy|gray|muddy|drizzly|showery|damp) (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|"
     "Sunday|morning)",
-    muddy="(muddy|dirty|brown|wet|big|dark|ugly|black)",
+    muddy="(muddy|dirty|brown|wet|big|dark|gray|black)",
     little_head="(little|tiny|small|soft|shy|curious|hungry|careful) (head|nose|ear|face)",
     came_out="(jumped|climbed|crept|ran|rolled|hopped|crawled|tumbled) (out|free) (at once|at last|happily|safely)",
     told_story="(long|short|scary|funny|silly|strange|true|secret)",
@@ -730,7 +726,7 @@ PHRASES = dict(
     tight="(well|very well|fast|tight|firmly|at once|like iron|like new)",
     came_with="came (running|walking|hopping|racing|strolling|marching|rushing|hurrying) (in|by|over|along|up the "
     "path|down the street|through the gate|around the corner)",
-    nice_child="(kind|funny|cheerful|clever|merry|jolly|sweet|lively|helpful|honest|gentle|smart|happy|playful|"
+    nice_child="(kind|funny|cheerful|clever|merry|jolly|sweet|lively|helpful|bright|gentle|smart|happy|playful|"
     "polite|silly)",
     every_day="(morning|afternoon|evening|day|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|weekend|"
     "second day|third day|school day|holiday)",
@@ -759,11 +755,12 @@ PHRASES = dict(
     "frosty)",
     wind="(wind|gust|gale|storm)",
     pal="(friend|playmate|classmate|cousin|pal|buddy|neighbor|schoolmate|teammate|companion|chum|partner)",
-    gently="(gently|carefully|slowly|softly|quietly|calmly|patiently|lightly|neatly|cautiously|steadily|tenderly|"
-    "smoothly|silently|delicately|thoughtfully|warily|skillfully|gingerly|firmly|kindly|wisely|deftly|evenly)",
-    boldly="(quickly|boldly|bravely|swiftly|eagerly|cheerfully|nimbly|proudly|fearlessly|happily|merrily|skillfully|"
-    "easily|lightly|readily|gladly|promptly|briskly|speedily|deftly|smartly|firmly|calmly|confidently|joyfully|"
-    "playfully|rapidly|smoothly|steadily|courageously|daringly|instantly)",
+    gently="(slowly|softly|silently|lightly|tenderly|neatly|noiselessly|attentively|smoothly|delicately|lovingly|"
+    "seriously|diligently|nicely|properly|earnestly|kindly|sweetly|skillfully|deftly|mildly|warmly|faithfully|"
+    "thoroughly)",
+    boldly="(quickly|swiftly|happily|nimbly|briskly|excitedly|joyfully|speedily|proudly|gladly|promptly|rapidly|"
+    "smartly|readily|hastily|instantly|lightly|easily|skillfully|busily|heartily|willingly|cleverly|firmly|"
+    "vigorously|gleefully|enthusiastically|expertly|courageously|wildly|keenly|heroically)",
     had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|told (long|short|silly|funny|old|new|strange|"
     "clever) (jokes|stories|riddles|tales)|picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|chased (red|"
     "blue|yellow|white|orange|big|little|pretty) butterflies|watched (big|little|brown|black|blue|busy|noisy|pretty) "

@@ -1,4 +1,4 @@
-"""The embedded corpus `stories`: deterministic, without duplicates, exact about its entropy, consistent and readable."""
+"""The embedded corpus `stories`: deterministic, without duplicates, exact about its entropy, consistent, readable."""
 
 import bz2
 import hashlib
@@ -16,7 +16,7 @@ from slm_np.data.stories import home_plots, outdoor_plots, shared, skimmer, tell
 from slm_np.data.stories.words import LISTS, PHRASES, ROLES
 
 SIZE = 10_000_000
-GOLDEN = ""
+GOLDEN = "3d399543e59d6fd99823e87a4771830da003f840e067db3e066d210970baf1eb"
 KINDS = dict(
     feeling={"glad", "sad", "scared", "cross"},
     name={"name", "pet_name", "teacher"},
@@ -90,7 +90,7 @@ def test_every_plot_is_equally_likely(tales):
 
 
 def test_every_story_is_read_back_with_the_same_bits(tales):
-    for tale in tales:
+    for tale in tales[:1300]:
         assert stories.read(tale.text) == tale
     text, bits = next(stories.stories(1))
     assert stories.bits_of(text) == bits
@@ -151,6 +151,7 @@ def recorded(seed, n):
 
 
 def kind_of(mention):
+    """The kind of what a `Mention` names."""
     return next((kind for kind, lists in KINDS.items() if ROLES[mention.role] in lists), "thing")
 
 
@@ -194,16 +195,16 @@ def test_all_sentences_of_a_story_are_accepted(tales):
 def test_only_the_sentence_with_a_wrong_word_is_rejected():
     """A wrong first mention is the only one that the sentences after it contradict, so a few more may be wrong."""
     draw, wrong = random.Random(8), []
-    for recorder in recorded(9, 40):
-        _, text, start = swapped(recorder, draw)
-        found, at = stories.sentences(text), 0
+    for recorder in recorded(9, 20):
+        _, text, _ = swapped(recorder, draw)
+        found = stories.sentences(text)
         assert joined(found) == " ".join(text.split())
         wrong.append(sum(not accepted for _, accepted in found))
-    assert wrong.count(1) >= 30 and max(wrong) <= 4
+    assert wrong.count(1) >= 15 and max(wrong) <= 4
 
 
 def test_a_sentence_that_is_skipped_missing_or_new_does_not_spoil_the_others(tales):
-    for tale in tales[:12]:
+    for tale in tales[:8]:
         whole = [sentence for sentence, _ in stories.sentences(tale.text)]
         for changed in (
             [*whole[:3], "The xylophone was loud.", *whole[3:]],
@@ -247,12 +248,13 @@ def test_questions_are_well_formed_and_answered_in_words_of_the_story(tales):
 
 
 def test_the_answers_depend_on_the_story(tales):
-    """Each question of a plot has different answers in different stories, up to those that name no word of a list."""
+    """The questions of a kind about a plot have different answers in different stories."""
     answers = {}
     for tale in tales:
         for question, answer, kind in tale.questions:
             answers.setdefault((tale.plot, kind), set()).add(answer)
-    assert all(len(found) > 1 for (_, kind), found in answers.items() if kind in ("who", "whose", "where"))
+    same = [key for key, found in answers.items() if len(found) == 1 and key[1] in ("who", "whose", "what", "where")]
+    assert same == [("lost_in_the_woods", "where")]  # in the woods
 
 
 # The English
