@@ -124,13 +124,13 @@ def _parameters(width, given):
 
 def _width(wanted, given):
     """The width whose blocks come nearest to the `wanted` number of parameters, of those that the heads divide."""
-    heads = 1 if given.get("head_dim") else given.get("n_head") or 1
+    heads = 1 if given.get("head_dim") else given.get("n_head") or given.get("n_kv_head") or 1
     fit = [width for width in WIDTHS if width % heads == 0] or WIDTHS
     return min(fit, key=lambda width: abs(math.log(_parameters(width, given) / wanted)))
 
 
 def _heads(width, given):
-    """As many heads as the width has of HEAD_COLUMNS, or fewer, that divide it and fit to the key-value heads."""
+    """As many heads as the width has of HEAD_COLUMNS, or fewer that divide it, in whole groups per key-value head."""
     columns = next(columns for widest, columns in HEAD_COLUMNS if width <= widest)
     columns, groups = max(columns, given.get("rotary_dim", 0)), given.get("n_kv_head") or 1
     if given.get("head_dim"):
