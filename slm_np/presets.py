@@ -127,7 +127,6 @@ PRESETS = {
             beta2=0.99,
             weight_decay=0.1,
             decay="matrices",
-            eval_interval=250,
             eval_iters=20,
         ),
     ),

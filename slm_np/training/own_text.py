@@ -57,7 +57,11 @@ def chosen(n_bytes, operations, given, where="this machine"):
         8, min(CONTEXTS[n_bytes >= SHORT], _power_of_two(text / CONTEXTS_IN_TEXT, math.floor))
     )
     most = math.inf if lengths(given) else MOST_PASSES * text  # tokens to read
-    batch = given.get("batch_size") or _sequences(min(most, operations / (6 * wanted)), context)
+    if given.get("epochs"):
+        planned = given["epochs"] * text
+    else:  # a number of updates says nothing of how large they should be
+        planned = LONG_RUN if "max_iters" in given else min(most, operations / (6 * wanted))
+    batch = given.get("batch_size") or _sequences(planned, context)
     update = batch * context * given.get("grad_accumulation_steps", 1)
     cost = 6 * (blocks + vocabulary * width) * (1 + NARROW / width)  # operations per token
     if given.get("epochs"):
