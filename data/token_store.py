@@ -122,6 +122,20 @@ def load_corpus(
     return text.load()
 
 
+def text_size(data, val_data="", tokenizer="byte", documents="marker", limit_bytes=0, binary=False):
+    """Bytes of the text `data` that `load_corpus` takes with these arguments, before a part is held out.
+
+    Files are downloaded and converted into the cache, where `load_corpus` finds them. Same errors.
+    """
+    check_documents(documents)
+    for flag, value in (("--data", data), ("--val-data", val_data)):
+        check_no_arrays(value, flag)
+    _existing_tokenizer(tokenizer)
+    whole = "" if val_data else "train"
+    parts = split_ranges(data, val_data, documents, limit_bytes, whole, usable_cache_dir(), True, False, binary)
+    return parts["train"].stop
+
+
 class TextCorpus:
     """A text and its token store. The parameters are those of `load_corpus`; cache: the folder of the cache."""
 

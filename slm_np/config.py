@@ -84,20 +84,27 @@ def check(settings):
     A field of another type that means the same gets its own type; see `typed`.
     """
     for field in dataclasses.fields(settings):
-        name, rule, kind = flag(field.name), field.metadata, type(field.default)
+        name, rule = flag(field.name), field.metadata
         value = typed(field, getattr(settings, field.name))
         object.__setattr__(settings, field.name, value)
         if rule["choices"] and value not in rule["choices"]:
             raise UserError(f"{name} {value!r} is unknown; {near(value, rule['choices'])}")
-        if kind in (int, float):
-            if not math.isfinite(value):
-                raise UserError(f"{name} is {value}; it must be a finite number")
-            if rule["low"] is not None and value < rule["low"]:
-                raise UserError(f"{name} is {value}; it must be at least {rule['low']}")
-            if rule["above"] is not None and value <= rule["above"]:
-                raise UserError(f"{name} is {value}; it must be greater than {rule['above']}")
-            if rule["high"] is not None and value > rule["high"]:
-                raise UserError(f"{name} is {value}; it must be at most {rule['high']}")
+        check_range(field, value)
+
+
+def check_range(field, value):
+    """Raise UserError if a number is not finite, or beyond the limits of its field. `value` has the field's type."""
+    name, rule = flag(field.name), field.metadata
+    if type(field.default) not in (int, float):
+        return
+    if not math.isfinite(value):
+        raise UserError(f"{name} is {value}; it must be a finite number")
+    if rule["low"] is not None and value < rule["low"]:
+        raise UserError(f"{name} is {value}; it must be at least {rule['low']}")
+    if rule["above"] is not None and value <= rule["above"]:
+        raise UserError(f"{name} is {value}; it must be greater than {rule['above']}")
+    if rule["high"] is not None and value > rule["high"]:
+        raise UserError(f"{name} is {value}; it must be at most {rule['high']}")
 
 
 def check_effect(settings, given):
@@ -497,12 +504,12 @@ class TrainConfig:
         high=1e9,
     )
     eval_interval: int = setting(
-        250, "updates between evaluations of both splits; 0 means a tenth of the run", low=0, high=10**9
+        0, "updates between evaluations of both splits; 0 means a tenth of the run", low=0, high=10**9
     )
     eval_iters: int = setting(20, "batches per split in an evaluation", low=1, high=10**6)
     log_interval: int = setting(10, "updates between rows of metrics.jsonl; the log has fewer lines", low=1, high=10**9)
     save_interval: int = setting(
-        250, "updates between checkpoints to resume from; 0 means a tenth of the run", low=0, high=10**9
+        0, "updates between checkpoints to resume from; 0 means a tenth of the run", low=0, high=10**9
     )
     patience: int = setting(
         0, "stop after this many evaluations without a lower validation loss; 0 disables", low=0, high=10**6

@@ -7,7 +7,7 @@ from slm_np.cli.settings import add_source, settings
 from slm_np.config import MIN_SHARE, LoraConfig, ModelConfig, TrainConfig
 from slm_np.errors import UserError, command
 from slm_np.training import finetuning
-from slm_np.training.finetuning import BLOCK_SIZE, CHANGEABLE, EPOCHS, INTERVAL, LORA_RATE, OTHERS, RATE_SHARE
+from slm_np.training.finetuning import BLOCK_SIZE, CHANGEABLE, EPOCHS, LORA_RATE, OTHERS, RATE_SHARE
 from slm_np.words import quoted
 
 FULL_RATE, ADAPTER_RATE = (share * OTHERS.learning_rate for share in (RATE_SHARE, LORA_RATE * RATE_SHARE))
@@ -18,9 +18,8 @@ and completion, the loss is masked to the assistant's tokens.
 
 Defaults that differ from train's: {EPOCHS:g} epochs; batch size, weight decay, clipping, seed and device of the base;
 a peak learning rate of {RATE_SHARE:g} times the base's and a lowest one of {MIN_SHARE:g} times that; warmup over a
-tenth of the run (at most 100 updates); an evaluation after each twentieth (at most every {INTERVAL} updates, as with
---max-time; with --fit-time after each tenth). With --lora-rank the rate is {LORA_RATE} times as high and weight decay
-0. For a base of another program: a rate of {FULL_RATE:g} or, with --lora-rank, {ADAPTER_RATE:g}; batches of
+tenth of the run (at most 100 updates). With --lora-rank the rate is {LORA_RATE} times as high and weight decay 0. For
+a base of another program: a rate of {FULL_RATE:g} or, with --lora-rank, {ADAPTER_RATE:g}; batches of
 {OTHERS.batch_size}, no weight decay, and a --block-size of {BLOCK_SIZE}, or its context if that is shorter."""
 
 

@@ -10,6 +10,7 @@ from slm_np.config import (
     TrainConfig,
     check_effect,
     check_lengths,
+    check_range,
     lengths,
     typed,
 )
@@ -36,9 +37,22 @@ STORIES_RECIPE = dict(
     beta2=0.95,
     weight_decay=0.1,
     decay="matrices",
-    eval_interval=0,
     eval_iters=10,
-    save_interval=0,
+)
+# What does not follow from the text. The rest is what a short text gets, until the text is known.
+OWN_TEXT_RECIPE = dict(
+    batch_size=16,
+    fit_time="3m",
+    optimizer="muon",
+    matrix_rate=2.0,
+    learning_rate=6e-3,
+    min_lr=3e-4,
+    lr_schedule="linear",
+    warmup_iters=40,
+    beta1=0.8,
+    beta2=0.95,
+    weight_decay=0.1,
+    decay="matrices",
 )
 
 PRESETS = {
@@ -46,6 +60,14 @@ PRESETS = {
         about="default: Llama style, about 1M parameters, bytes, the embedded corpus",
         model=dict(LLAMA, head="tied", n_layer=4, n_head=8, n_embd=128, n_hidden=384, block_size=256),
         train=STORIES_RECIPE,
+    ),
+    "own-text": dict(
+        about="your own text: size, tokenizer and recipe follow from the text and the time",
+        model=dict(
+            LLAMA, head="tied", n_layer=4, n_head=2, qk_norm=True, n_embd=64, n_hidden=160, block_size=128, dropout=0.2
+        ),
+        train=OWN_TEXT_RECIPE,
+        follows_text=True,
     ),
     "qwen3-tiny": dict(
         about="Qwen3 style on bytes: as stories, with norms of queries and keys, and 2 key-value heads",
@@ -105,7 +127,6 @@ PRESETS = {
             beta2=0.99,
             weight_decay=0.1,
             decay="matrices",
-            eval_interval=250,
             eval_iters=20,
         ),
     ),
@@ -123,8 +144,6 @@ PRESETS = {
             weight_decay=0.1,
             decay="matrices",
             grad_clip=0.5,
-            eval_interval=16,
-            save_interval=16,
             log_interval=1,
         ),
     ),
@@ -220,18 +239,24 @@ PRESETS = {
 }
 
 
+RECIPE_FIELDS = TrainConfig.__dataclass_fields__
 # The fields of ModelConfig that decide which others have an effect.
 STRUCTURE = ("pattern", "n_layer", "positions", "norm", "feed_forward", "residual", "head", "init")
 
 
-def preset(name, model=None, train=None):
+def preset(name, model=None, train=None, chosen=None):
     """(ModelConfig, TrainConfig) of the preset `name`, with {field: value} changes to either.
+
+    chosen: {field: value} of both that take the place of the preset's own, see `training.own_text.chosen`
 
     Values of the preset that the changes deprive of their effect are dropped: with pattern M, a number of heads; with
     max_iters, the preset's fit_time; with learning_rate, its min_lr. Raises UserError, with the closest names, if the
     name or a field is unknown, for a change without effect, and for more than one length of training.
     """
-    own, recipe = known(name)["model"], known(name)["train"]
+    own, recipe, chosen = known(name)["model"], known(name)["train"], arguments.settings("chosen", chosen)
+    recipe = recipe | {field: value for field, value in chosen.items() if field in RECIPE_FIELDS}
+    own = own | {field: value for field, value in chosen.items() if field not in RECIPE_FIELDS}
+    own = changes("chosen", own, ModelConfig)
     model, train = changes("model", model, ModelConfig), changes("train", train, TrainConfig)
     check_lengths(train)
     structure = {field: value for field, value in (own | model).items() if field in STRUCTURE}
@@ -246,19 +271,28 @@ def preset(name, model=None, train=None):
         recipe = {field: value for field, value in recipe.items() if field not in LENGTHS}
     if "learning_rate" in train:  # min_lr follows
         recipe = {field: value for field, value in recipe.items() if field != "min_lr"}
-    if train.get("fit_time"):  # the intervals fit the run, too
-        recipe = dict(eval_interval=0, save_interval=0) | recipe
     made = TrainConfig(**recipe | train)
     check_effect(made, train)
     return ModelConfig(**own | model), made
 
 
 def changes(name, value, kind):
-    """The {field: value} of an argument, None for none. Raises UserError if the dataclass lacks a field."""
+    """The {field: value} of an argument, None for none, each of its field's type.
+
+    Raises UserError if the dataclass lacks a field, or for a number beyond the limits of its field.
+    """
     found, fields = arguments.settings(name, value), kind.__dataclass_fields__
     for field in found:
         arguments.choice(f"the field in {name}", field, list(fields))
-    return {field: typed(fields[field], one) for field, one in found.items()}
+    found = {field: typed(fields[field], one) for field, one in found.items()}
+    for field, one in found.items():
+        check_range(fields[field], one)
+    return found
+
+
+def follows_text(name):
+    """Whether the preset `name` leaves settings to the text that it trains on. UserError if it is unknown."""
+    return known(name).get("follows_text", False)
 
 
 def generation_defaults(name):

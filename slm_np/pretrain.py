@@ -6,7 +6,7 @@ from slm_np.cli.resume import resume_training
 from slm_np.cli.settings import settings
 from slm_np.config import TrainConfig
 from slm_np.errors import UserError, command
-from slm_np.presets import PRESETS
+from slm_np.presets import PRESETS, follows_text
 
 PRESET, TOKENIZER = "slim", "bpe:4096"
 
@@ -47,7 +47,8 @@ def main(argv=None):
         )
     from slm_np.data.token_files import is_token_file
 
-    if name in PRESETS and "tokenizer" not in PRESETS[name]["train"] and not is_token_file(train["data"]):
+    sets_none = name in PRESETS and "tokenizer" not in PRESETS[name]["train"] and not follows_text(name)
+    if sets_none and not is_token_file(train["data"]):
         train.setdefault("tokenizer", TOKENIZER)
     start_training(name, model, train)
 

@@ -852,12 +852,15 @@ def call_load(c, path, device):
         ["x", {"sead": 1}, {"seed": "x"}, {"max_iters": np.zeros(3)}, dict(max_iters=3, fit_time="9s")],
         "train|seed|max-iters|fit-time",
     ),
+    chosen=argument([None, {}, dict(n_layer=2, seed=4)], [3, [1], {"n_leyer": 1}, {3: 1}], "chosen"),
 )
-def call_preset(c, name, model, train):
-    config, recipe = preset(name, model, train)
+def call_preset(c, name, model, train, chosen):
+    config, recipe = preset(name, model, train, chosen)
     c.returned()
     assert isinstance(config, ModelConfig) and isinstance(recipe, TrainConfig)
-    assert (config, recipe) == preset(str(name), model, train)
+    assert (config, recipe) == preset(str(name), model, train, chosen)
+    if chosen:
+        assert (config.n_layer, recipe.seed) == ((model or {}).get("n_layer", 2), (train or {}).get("seed", 4))
 
 
 WRONG_SETTINGS = {

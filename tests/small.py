@@ -89,7 +89,7 @@ def resume(trainer, directory):
 
 def flags(data, **changes):
     """The flags of a tiny run for `train`."""
-    words = []
+    words = ["--preset", "stories"]
     for name, value in {**sizes(changes), **TRAIN, "data": data, **changes}.items():
         if value is not None:
             words += [f"--{name.replace('_', '-')}"] + [str(value)] * (value is not True)

@@ -22,7 +22,8 @@ import small
 import slm_np.kernels.cpu  # noqa: F401  finds its compiled kernels before the tests change the cache folder
 from slm_np.__main__ import VERBS
 from slm_np.cli import flags
-from slm_np.config import ModelConfig
+from slm_np.cli.own_text import is_own_text
+from slm_np.config import ModelConfig, TrainConfig
 from slm_np.data import download, embedded
 from slm_np.nn.model import parameter_count
 from slm_np.ops.device import CPU
@@ -139,7 +140,8 @@ def shortened(verb, words, seconds):
         words += [] if given & {"--max-time", "--epochs"} else ["--max-iters", "2"]
     if verb in ("train", "pretrain") and "--resume" not in given:
         parsed = parser_of(verb).parse(words)
-        name = parsed.preset or dict(train="stories", pretrain="slim")[verb]
+        data = flags.given(parsed, TrainConfig)
+        name = parsed.preset or ("slim" if verb == "pretrain" else "own-text" if is_own_text(data) else "stories")
         sizes = dict(block_size=64, n_layer=1, n_head=2, n_embd=16, n_hidden=24)
         unused = preset(name, flags.given(parsed, ModelConfig) | dict(n_layer=1))[0].unused
         words += [

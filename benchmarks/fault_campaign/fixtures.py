@@ -34,7 +34,7 @@ RECIPE = (
 )
 TRAIN = f"--data text.txt --tokenizer char --kernels numpy {MODEL} {RECIPE}"
 FINETUNE = f"--data chat.jsonl --kernels numpy {RECIPE.replace('--batch-size 4 ', '')}"
-GROW = f"--data big.txt --kernels numpy {MODEL} {RECIPE}"  # a text that is read while it is tokenized
+GROW = f"--data big.txt --tokenizer byte --kernels numpy {MODEL} {RECIPE}"  # a text that is read while it is tokenized
 CHAT = "--model tuned -n 12 --seed 5"
 TALK = b"a cat?\nsat the dog?\n/save talk.jsonl\n"
 

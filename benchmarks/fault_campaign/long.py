@@ -69,7 +69,11 @@ WORK = {  # what is interrupted: (what makes its input, command, environment)
     "evaluate": (long_text, "evaluate --model base --data long.txt --stride 1", {}),
     "convert": (large_checkpoint, "convert large.bin --out-dir converted", {}),
     "compile": (nothing, "warmup", dict(SLM_NP_KERNELS="numba")),
-    "compile for train": (prose, f"train --data prose.txt {SMALL.replace('numpy', 'numba')}", dict(SLM_NP_KERNELS="")),
+    "compile for train": (
+        prose,
+        f"train --data prose.txt --tokenizer byte {SMALL.replace('numpy', 'numba')}",
+        dict(SLM_NP_KERNELS=""),
+    ),
 }
 TEXTS = {  # texts without spaces, of n characters
     "dna": lambda n: letters("ACGT", n),

@@ -18,14 +18,19 @@ SCHEDULE = (*LENGTHS, "lr_decay_iters", "learning_rate", "min_lr", "warmup_iters
 SEARCHED = 1 << 20  # tokens in which an end-of-text occurs if the corpus has any
 
 
-def train_run(run):
-    """Train `run` (RunConfig) in a new directory and print the results."""
+def train_run(run, choose=None):
+    """Train `run` (RunConfig) in a new directory and print the results.
+
+    choose: a function (run) -> (run, lines), called before the data are loaded: settings that depend on the data or on
+    the machine, and what is said of them; None if there are none
+    """
     from slm_np.formats.directories import new_directory
 
     check_retention(run)
     with new_directory(run.train.out_dir, run.preset) as directory:
         use_device(run.train)
-        train_on(*prepared(run), directory, new=True)
+        run, lines = choose(run) if choose else (run, ())
+        train_on(*prepared(run), directory, new=True, lines=lines)
 
 
 def resume_run(run, directory):
@@ -44,7 +49,7 @@ def finetune_run(base, run, given):
     """Train `run` in a new directory, starting from `base`. given: {field: value} of its training settings."""
     from slm_np.data.tokenizer_factory import with_end_of_text
     from slm_np.formats.directories import new_directory
-    from slm_np.training.finetuning import check_vocabulary, with_fitted_intervals
+    from slm_np.training.finetuning import check_vocabulary, with_fitted_warmup
 
     with new_directory(run.train.out_dir, f"{base.path.resolve().name}-finetuned") as directory:
         use_device(run.train)
@@ -59,7 +64,7 @@ def finetune_run(base, run, given):
             corpus, run = prepared(run, with_end_of_text(base.tokenizer), template=base.template)
         check_vocabulary(base, run, corpus)
         retention, run = retention_split(run, corpus, template=base.template)
-        run = with_fitted_intervals(run, given, corpus)
+        run = with_fitted_warmup(run, given, corpus)
         train_on(corpus, run, directory, retention, new=True, base=base)
 
 
@@ -284,11 +289,11 @@ def memory_plan(run):
     return parts
 
 
-def train_on(corpus, run, directory, retention=None, new=False, base=None):
+def train_on(corpus, run, directory, retention=None, new=False, base=None, lines=()):
     """Train `run` on its prepared corpus in `directory`, of which this process holds the lock, and print the results.
 
     retention: Tokens of other data to evaluate, too.   new: whether the run starts; otherwise it is resumed.
-    base: the Base that a new run starts from; None: random weights.
+    base: the Base that a new run starts from; None: random weights.   lines: to print about its settings
     """
     from slm_np.formats.directories import release
     from slm_np.formats.run_config import read_config
@@ -311,7 +316,7 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None):
     trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
     describe(run, corpus, memory)
     said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
-    print("\n".join([said, *changes_when_resumed(trainer, previous, storage.path)]), file=sys.stderr)
+    print("\n".join([*lines, said, *changes_when_resumed(trainer, previous, storage.path)]), file=sys.stderr)
     runs = [warmup.training, *[warmup.muon] * (run.train.optimizer == "muon"), *[sampling] * bool(corpus.tokenizer)]
     warmup.prepare(trainer.model, *runs)
     if run.base and (line := estimate(trainer)):

@@ -5,7 +5,7 @@ from slm_np.cli.settings import add_source
 from slm_np.config import ModelConfig, TrainConfig
 from slm_np.errors import UserError
 from slm_np.paths import expanded
-from slm_np.presets import PRESETS, preset
+from slm_np.presets import PRESETS, follows_text, preset
 
 
 def new_run_parser(prog, description, default, **changes):
@@ -34,16 +34,18 @@ def start_training(name, model, train):
     Raises UserError for bad settings, or if the directory already holds a run.
     """
     from slm_np.cli.launch import train_run
+    from slm_np.cli.own_text import OwnText
     from slm_np.data.token_files import check_given
     from slm_np.formats.run_config import RunConfig
 
-    run = RunConfig(*preset(name, model, train), preset=name)
+    own = OwnText(name, model, train) if follows_text(name) else None
+    run = RunConfig(*(own.nominal() if own else preset(name, model, train)), preset=name)
     check_given(run.train.data, train)
     if "vocab_size" in model and not _are_bare_tokens(run.train.data):
         raise UserError(
             f"--vocab-size {run.model.vocab_size} has no effect with a tokenizer, which sets it; leave it out"
         )
-    train_run(run)
+    train_run(run, own and own.fitted)
 
 
 def _are_bare_tokens(data):

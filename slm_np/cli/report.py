@@ -1,12 +1,16 @@
 """What a training command prints: before the first update what it trains, after the last the results."""
 
+import dataclasses
 import re
 import sys
 from itertools import takewhile
 
+from slm_np.config import flag, lengths
 from slm_np.data.embedded import WRITERS
 from slm_np.progress import say
 from slm_np.words import counted, quoted
+
+LATE = 0.6  # share of the updates from which on a best model is not early
 
 
 def describe(run, corpus, memory):
@@ -116,6 +120,8 @@ def finish(trainer, directory):
         print(f"run: {directory}")
         return
     model, step = best
+    if line := memorized(trainer, step):
+        print(line, file=sys.stderr)
     print(f"evaluating the best model, of step {step}, on the whole validation split", file=sys.stderr)
     batch = min(TOKENS, trainer.tokens.size)  # the memory that training had is enough
     options = dict(quiet=False, batch=batch)
@@ -132,6 +138,18 @@ def finish(trainer, directory):
         print(f"validation {shown}" + (f", floor {floor:.4f} bits/byte" if floor and bits is not None else ""))
     print(f"run: {directory}, best model of step {step}; {curve(directory, floor)}")
     print("\n".join(next_commands(corpus, directory)))
+
+
+def memorized(trainer, step):
+    """The line that the best model, of this step, is long before the end of the run; None if it is not."""
+    if int(step) >= LATE * trainer.updates:
+        return None
+    train = trainer.config
+    length, how = lengths(dataclasses.asdict(train))[-1], "--lora-dropout" if trainer.run.lora else "--dropout"
+    return (
+        f"the validation loss rose after step {step}: the model began to memorize; more text, {how} or a "
+        f"{'shorter' if length.endswith('time') else 'smaller'} {flag(length)} would help"
+    )
 
 
 def load_best(trainer, directory):

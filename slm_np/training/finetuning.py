@@ -19,7 +19,6 @@ RATE_SHARE = 0.25  # peak learning rate as a share of the base's
 LORA_RATE = 10
 OTHERS = TrainConfig(learning_rate=8e-5, batch_size=8, weight_decay=0.0, beta2=0.999)  # recipe of foreign models
 BLOCK_SIZE = 512  # largest context with which another program's model is finetuned, unless given
-INTERVAL = 250  # updates between evaluations, at most
 # Settings that are the base's unless given.
 KEPT = (
     "tokenizer",
@@ -185,19 +184,17 @@ def recipe(base, given, lora=LoraConfig()):
     return values
 
 
-def with_fitted_intervals(run, given, corpus):
-    """`run` with warmup, evaluation and save intervals that fit its number of updates, unless they are given."""
+def with_fitted_warmup(run, given, corpus):
+    """`run` with a warmup that fits its number of updates, and a save interval like that of evaluations.
+
+    What is given stays.
+    """
     from slm_np.training.batches import training_batches
 
-    if run.train.fit_seconds:
-        updates, interval = 1000, 0  # the number of updates is not known yet, but a tenth of the run can be asked for
-    elif run.train.max_seconds:
-        updates, interval = 1000, INTERVAL  # the number of updates is not known
-    else:
+    updates = 1000  # where it is not known
+    if not run.train.fit_seconds and not run.train.max_seconds:
         updates = training_batches(run, corpus).updates(run.train)
-        interval = max(1, min(INTERVAL, updates // 20))
-    interval = given.get("eval_interval", interval)
-    fitted = dict(warmup_iters=min(100, updates // 10), eval_interval=interval, save_interval=interval)
+    fitted = dict(warmup_iters=min(100, updates // 10), save_interval=run.train.eval_interval)
     fitted = {field: value for field, value in fitted.items() if field not in given}
     return dataclasses.replace(run, train=dataclasses.replace(run.train, **fitted))
 

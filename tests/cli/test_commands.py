@@ -153,7 +153,7 @@ BAD_SETTINGS = [
     (["--n-layers", 3], "did you mean --n-layer"),
     (["--positions", "rotery"], "did you mean rotary"),
     (["--n-head", 5, "--n-embd", 16], "--n-head 5 does not divide --n-embd 16"),
-    (["--n-kv-head", 3], "--n-kv-head 3 does not divide"),
+    (["--n-head", 4, "--n-kv-head", 3], "--n-kv-head 3 does not divide"),
     (["--batch-size", -1], "--batch-size is -1"),
     (["--batch-size", 0], "--batch-size is 0"),
     (["--batch-size", "many"], "--batch-size 'many' is not a whole number"),
@@ -248,9 +248,8 @@ def test_a_model_too_large_is_refused_before_it_is_allocated(folder, capsys):
         2**20,
     ]
     Path("long.txt").write_bytes(b"long enough " * 100_000)
-    assert "GiB of memory, and" in small.refusal(
-        capsys, "train", "--data", "long.txt", "--val-data", "long.txt", "--out-dir", "new", *huge
-    )
+    data = ["--data", "long.txt", "--val-data", "long.txt", "--tokenizer", "byte"]
+    assert "GiB of memory, and" in small.refusal(capsys, "train", *data, "--out-dir", "new", *huge)
     beyond_64_bits = [
         "--n-embd",
         1,
@@ -263,9 +262,7 @@ def test_a_model_too_large_is_refused_before_it_is_allocated(folder, capsys):
         "--batch-size",
         2**16,
     ]
-    assert "GiB of memory, and" in small.refusal(
-        capsys, "train", "--data", "long.txt", "--val-data", "long.txt", "--out-dir", "new", *beyond_64_bits
-    )
+    assert "GiB of memory, and" in small.refusal(capsys, "train", *data, "--out-dir", "new", *beyond_64_bits)
     assert "GiB of memory, and" in small.refusal(
         capsys, "train", "--data", "text.txt", "--out-dir", "new", "--batch-size", 2**20, "--n-embd", 4096
     )

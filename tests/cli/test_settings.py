@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_np.cli import flags
+from slm_np.cli.own_text import OwnText, is_own_text
 from slm_np.cli.settings import settings as settings_of
 from slm_np.config import ModelConfig, SamplingConfig, TrainConfig
 from slm_np.errors import UserError
@@ -103,6 +104,8 @@ def test_presets_are_valid_and_changes_win():
 def from_flags(words):
     """(model, train) configurations from flags, as `train` makes them, or None after a UserError."""
     name, model, train = settings_of(parser().parse(words))
+    if not name and is_own_text(train):
+        return OwnText("own-text", model, train).nominal()
     return preset(name or "stories", model, train)
 
 

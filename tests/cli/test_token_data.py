@@ -124,7 +124,7 @@ def test_a_run_that_read_the_header_of_llm_c_as_tokens_has_other_data(tmp_path):
 
 def test_pretraining_takes_the_tokenizer_of_tokens(monkeypatch):
     started = []
-    monkeypatch.setattr(launch, "train_run", started.append)
+    monkeypatch.setattr(launch, "train_run", lambda run, choose: started.append(run))
     pretrain.main(["tokens"])
     pretrain.main(["text.txt"])
     assert [run.train.tokenizer for run in started] == [TrainConfig().tokenizer, pretrain.TOKENIZER]

@@ -221,6 +221,14 @@ def test_the_recipe_follows_the_base():
     assert TrainConfig(**found).min_lr == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize("words, interval", [([], 0), (["--eval-interval", 3], 3)])
+def test_it_evaluates_and_saves_after_each_tenth_unless_told_otherwise(folder, words, interval):
+    words = ["--base", "base", "--data", "new.txt", "--max-iters", 20, "--eval-iters", 1, "--out-dir", "tenths", *words]
+    assert small.status("finetune", *words) == 0
+    train = run_config.read_config("tenths").train
+    assert (train.eval_interval, train.save_interval, train.warmup_iters) == (interval, interval, 2)
+
+
 def test_no_updates_keep_the_weights_of_the_base(folder):
     assert finetune("--max-iters", 0) == 0
     one, two = sources.load("base"), sources.load("tuned")

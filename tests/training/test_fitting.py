@@ -13,7 +13,7 @@ import small
 from slm_np.config import TrainConfig
 from slm_np.errors import UserError
 from slm_np.formats import checkpoint, metrics, run_config
-from slm_np.presets import preset
+from slm_np.presets import PRESETS, preset
 from slm_np.training.callbacks import Callback
 from slm_np.training.display import Display
 from slm_np.training.fitting import Stopwatch, fitted_updates, interval_of
@@ -273,12 +273,13 @@ def test_another_length_replaces_the_presets_time(given):
     assert (train.eval_interval, train.save_interval) == (0, 0)
 
 
-def test_a_time_replaces_the_presets_number_and_its_intervals_fit(data):
-    train = preset("slim", train=dict(fit_time="3m"))[1]
-    assert (train.eval_interval, train.save_interval, train.fit_seconds) == (0, 0, 180.0)
-    assert preset("shakespeare-char", train=dict(fit_time="3m"))[1].eval_interval == 250  # it sets its own
-    assert preset("slim", train=dict(fit_time="3m", eval_interval=9))[1].eval_interval == 9
-    assert preset("slim")[1].eval_interval == 250
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_evaluates_and_saves_after_each_tenth(name):
+    for length in ({}, dict(fit_time="3m"), dict(max_iters=7)):
+        train = preset(name, train=length)[1]
+        assert (train.eval_interval, train.save_interval) == (0, 0)
+        assert train.fit_seconds == 180.0 or length != dict(fit_time="3m")
+    assert preset(name, train=dict(fit_time="3m", eval_interval=9))[1].eval_interval == 9
 
 
 @pytest.fixture
