@@ -144,16 +144,17 @@ LISTS = dict(
     name=joined(GIRLS, BOYS),
     girl=GIRLS,
     boy=BOYS,
-    # kind: how such a child goes about things
+    # kind: how such a child goes about things. No other list has these words: a story has one of them, so it is easy to
+    # look up.
     trait=joined(
         entries(
-            "careful patient quiet gentle calm shy thoughtful polite modest cautious peaceful sensible steady wise "
-            "tidy timid",
+            "careful cautious shy timid modest sensible tidy thoughtful polite patient bashful neat obedient humble "
+            "dreamy watchful",
             kind="quiet",
         ),
         entries(
-            "brave curious lively cheerful bold playful merry eager daring fearless energetic confident cheeky noisy "
-            "jolly adventurous",
+            "brave bold daring fearless eager energetic confident cheeky noisy adventurous curious lively playful "
+            "spirited plucky impatient",
             kind="bold",
         ),
     ),
@@ -297,19 +298,19 @@ LISTS = dict(
     """),
     # whom a story in a book is about
     tale=WordList("""
-        dragon: green, red, black, golden, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, little,
+        dragon: green, red, black, golden, young, old, lonely, friendly, sleepy, hungry, lazy, clever, kind, little,
             huge, magic
-        giant: green, red, blue, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy,
-            huge, shy
-        pirate: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy,
+        giant: green, red, blue, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, kind, clumsy,
+            huge, grumpy
+        pirate: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, kind, clumsy,
             bearded, famous
-        king: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, bearded,
+        king: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, kind, bearded,
             rich, famous
-        knight: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy,
+        knight: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, kind, clumsy,
             black, famous
-        wizard: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, bearded,
+        wizard: fat, thin, tall, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, kind, bearded,
             white, famous
-        princess: shy, proud, tall, silly, young, kind, lonely, friendly, sleepy, hungry, lazy, clever, brave, poor,
+        princess: pale, proud, tall, silly, young, kind, lonely, friendly, sleepy, hungry, lazy, clever, graceful, poor,
             rich, famous
         fox: red, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, magic, thin,
             little
@@ -602,7 +603,7 @@ PHRASES = dict(
     kindly="((kindly|gently|softly|warmly|cheerfully|sweetly|quickly|calmly|politely|patiently|helpfully|brightly|"
     "eagerly|thoughtfully|firmly|quietly|bravely|merrily|at once|gladly|tenderly|lovingly|wisely|lightly|happily|"
     "cheerily|reassuringly|earnestly|comfortingly|promptly|nicely|encouragingly)|with a (kind|warm|big|little|quick|"
-    "wide|friendly|gentle|happy|bright|shy|soft|sweet|broad|merry|calm) (smile|nod|grin|laugh|wink|chuckle|giggle|"
+    "wide|friendly|gentle|happy|bright|tender|soft|sweet|broad|merry|calm) (smile|nod|grin|laugh|wink|chuckle|giggle|"
     "glance))",
     happily="((happily|merrily|gladly|cheerfully|brightly|joyfully|fondly|proudly|warmly|eagerly|excitedly|"
     "gratefully|sweetly|softly|quickly|politely)|with a (happy|merry|glad|cheerful|bright|joyful|lovely|proud|warm|"
@@ -610,12 +611,12 @@ PHRASES = dict(
     sadly="((sadly|quietly|softly|unhappily|glumly|gloomily|weakly|faintly|miserably|tearfully|bitterly|hopelessly|"
     "sorrowfully|mournfully|wearily|timidly)|with a (deep|little|long|sad|loud|soft|heavy|shaky|quiet|small|big|"
     "tired|tiny|weak|faint|great) (sigh|sob|sniff|moan)|in a (small|low|sad|weak|shaky|tiny|quiet|soft|thin|faint|"
-    "hoarse|timid|trembling|tired|hollow|choked) voice)",
+    "hoarse|feeble|trembling|tired|hollow|choked) voice)",
     # what happens, in many words
     meal="((breakfast|lunch|dinner|school|a snack|a nap|a bath|a walk)|a (short|long|little|quick|quiet|nice|lovely|"
     "pleasant) (nap|walk|rest|bath))",
-    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise|good|old|jolly|clever|cheerful|merry|patient|strong|"
-    "brave|calm|caring|sweet|tall|lively|smart|playful|quiet|helpful|honest|thoughtful|happy|generous|cheery|polite)",
+    dear="(dear|kind|loving|busy|funny|friendly|gentle|wise|good|old|jolly|clever|cheerful|merry|tender|strong|"
+    "charming|calm|caring|sweet|tall|sunny|smart|lovable|quiet|helpful|honest|beloved|happy|generous|cheery|warm)",
     gone="(gone|missing|lost|not there|nowhere to be seen|nowhere to be found|not in its place|not where it should "
     "be|nowhere around|nowhere in sight|out of sight|not there anymore|no longer there|suddenly gone|simply gone|no "
     "longer around)",
@@ -624,9 +625,9 @@ PHRASES = dict(
     found_nothing="(found|saw) only (an old|a lost|a tiny|a dusty|a torn|a broken|a single|a little) (sock|button|"
     "coin|pencil|ribbon|slipper|spoon|newspaper|feather|leaf|key|comb|marble|glove|card|shoe)",
     hurried="(ran|hurried|rushed|raced|went|walked|dashed|marched)",
-    friendly="(best|good|dear|close|old|kind|funny|loyal|cheerful|clever|trusty|merry|jolly|sweet|true|lively|"
-    "faithful|helpful|honest|generous|gentle|smart|wise|happy|playful|polite|silly|bright|caring|patient|thoughtful|"
-    "brave)",
+    friendly="(best|good|dear|close|old|kind|funny|loyal|cheerful|clever|trusty|merry|jolly|sweet|true|devoted|"
+    "faithful|helpful|honest|generous|gentle|smart|wise|happy|charming|great|silly|bright|caring|lovable|tender|"
+    "sunny)",
     came="((came by|came over|came to play|came to visit|stopped by|dropped by|rang the bell|knocked on the door|"
     "knocked on the window|tapped on the window|looked in at the door|looked in at the window|walked in|ran in|came "
     "inside|came upstairs)|came (running|skipping|walking|hopping|racing|strolling|marching|rushing) (in|by|over|"
@@ -635,7 +636,7 @@ PHRASES = dict(
     "closed {hero.his} eyes|looked at the floor|looked at the ceiling|looked up|sat down to think|stood still|took a "
     "deep breath|frowned|shut {hero.his} eyes|waited a moment)|(scratched|rubbed|touched|tapped) {hero.his} (head|"
     "chin|nose|ear|forehead|cheek|knee|neck))",
-    hug="a (little|big|warm|long|quick|sweet|loving|gentle|soft|happy|great|tender|proud|shy|nice|friendly) (hug|"
+    hug="a (little|big|warm|long|quick|sweet|loving|gentle|soft|happy|great|tender|proud|fond|nice|friendly) (hug|"
     "kiss|smile|pat on the back|squeeze|cuddle|wave|nod)",
     tasty="((delicious|tasty|yummy|wonderful|perfect|lovely|excellent|splendid)|(very|so|really|just) (good|sweet|"
     "nice|fine)|(the best|the sweetest|the finest|the nicest) (ever|of all)|(warm|fresh|soft|sweet) and (tasty|"
@@ -651,9 +652,9 @@ PHRASES = dict(
     cheer="(do not worry|do not cry|cheer up|do not give up|do not be sad|I will help you|let me help you|I can help|"
     "we will find a way|let us think|never mind|it will be all right|I know what to do|leave it to me|I have an idea|"
     "we can do it|we can fix this|it is not so bad|we will see|all will be well|everything will be fine|it will be "
-    "fine|stay calm|just wait|keep calm|be patient|be brave|chin up|there, there|I am here|no need to cry|no need to "
+    "fine|stay calm|just wait|keep calm|do not fret|never fear|chin up|there, there|I am here|no need to cry|no need to "
     "worry|hush now|take heart|hold on|easy now|look up|smile|breathe|be strong|be happy|be calm|stay strong|stay "
-    "brave|keep smiling|trust me|wait and see|we will manage|we will fix it|we can help|I can fix it|I will fix it|"
+    "hopeful|keep smiling|trust me|wait and see|we will manage|we will fix it|we can help|I can fix it|I will fix it|"
     "this will pass|it will pass|that can happen|it happens|no harm done|it is all right|it is fine|I understand|I "
     "know|hush, hush|have no fear|have hope)",
     oh="(oh no|oh dear|oh my|no, no|how awful|how sad|what a pity|what bad luck|oh|oh, no, no|my goodness|goodness "
@@ -705,7 +706,7 @@ PHRASES = dict(
     wet_day="(rainy|wet|stormy|gray|muddy|drizzly|showery|damp) (Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|"
     "Sunday|morning)",
     muddy="(muddy|dirty|brown|wet|big|dark|gray|black)",
-    little_head="(little|tiny|small|soft|shy|curious|hungry|careful) (head|nose|ear|face)",
+    little_head="(little|tiny|small|soft|furry|small brown|hungry|tiny black) (head|nose|ear|face)",
     came_out="(jumped|climbed|crept|ran|rolled|hopped|crawled|tumbled) (out|free) (at once|at last|happily|safely)",
     told_story="(long|short|scary|funny|silly|strange|true|secret)",
     so_warm="(warm|soft|cozy|pretty|perfect|beautiful|lovely|just right)",
@@ -726,12 +727,12 @@ PHRASES = dict(
     tight="(well|very well|fast|tight|firmly|at once|like iron|like new)",
     came_with="came (running|walking|hopping|racing|strolling|marching|rushing|hurrying) (in|by|over|along|up the "
     "path|down the street|through the gate|around the corner)",
-    nice_child="(kind|funny|cheerful|clever|merry|jolly|sweet|lively|helpful|bright|gentle|smart|happy|playful|"
-    "polite|silly)",
+    nice_child="(kind|funny|cheerful|clever|merry|jolly|sweet|charming|helpful|bright|gentle|smart|happy|sunny|"
+    "good|silly)",
     every_day="(morning|afternoon|evening|day|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday|weekend|"
     "second day|third day|school day|holiday)",
     # what they say
-    wait="(wait|just wait|be patient|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|not "
+    wait="(wait|just wait|be calm|wait a little|wait a bit|wait a while|let us wait|please wait|give it time|not "
     "so fast|go slowly|be gentle|easy now|no hurry|do not rush|take your time)",
     welcome="(welcome|hello|hello there|hi|hi there|good day|welcome home|there you are)",
     thanks="((thank you|thanks|oh, thank you|oh, thanks|many thanks|a thousand thanks|a million thanks|you are the "
@@ -763,7 +764,7 @@ PHRASES = dict(
     "vigorously|gleefully|enthusiastically|expertly|courageously|wildly|keenly|heroically)",
     had_fun="(sang (old|new|silly|happy|sweet|loud|long|merry) songs|told (long|short|silly|funny|old|new|strange|"
     "clever) (jokes|stories|riddles|tales)|picked (red|blue|yellow|white|pink|tall|little|sweet) flowers|chased (red|"
-    "blue|yellow|white|orange|big|little|pretty) butterflies|watched (big|little|brown|black|blue|busy|noisy|pretty) "
+    "blue|yellow|white|orange|big|little|pretty) butterflies|watched (big|little|brown|black|blue|busy|loud|pretty) "
     "birds|collected (red|yellow|green|brown|big|little|pretty|dry) leaves|blew (big|little|round|shiny|pretty|huge|"
     "tiny|funny) bubbles|ran (long|short|quick|wild|silly|funny|merry|exciting) races|played (tag|catch|leapfrog|"
     "hopscotch|hide-and-seek|pirates|soccer|marbles)|counted (big|little|white|gray|fluffy|round|funny|pretty) "
