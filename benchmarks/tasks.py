@@ -37,6 +37,7 @@ def blocks(text):
 
 SPLITS = dict(tail=tail, blocks=blocks)
 NANOGPT = dict(
+    optimizer="adamw",
     batch_size=12,
     learning_rate=1e-3,
     min_lr=1e-4,
@@ -62,7 +63,7 @@ TASKS = {
     "shakespeare-bytes": Task("slim", "byte", "tail", "bits", 2600, MODELS["llama"], LONG_RECIPE),
     "tinystories": Task("slim", "bpe:4096", "tail", "bits", 1000, dict(head="tied"), LONG_RECIPE),
     "tinystories-gpt2": Task("gpt2-stories", "gpt2", "tail", "bits", 25),
-    "stories": Task("stories", "byte", "", "bits", 5300),
+    "stories": Task("stories", "stories", "", "bits", 2200),
     "mamba-bytes": Task("mamba", "byte", "tail", "bits", 1700, MODELS["mamba"], dict(batch_size=16)),
 }
 
