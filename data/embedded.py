@@ -50,15 +50,15 @@ class KnownText(NamedTuple):
 # By the version of the writer, see `_version`. Any other text is written completely before it is read. So whoever
 # changes a writer may correct the entry, or remove it.
 KNOWN = {
-    "7baba8e73656875b": KnownText(
-        12_000_531,
-        3008397.415490502,
-        "cd6a0b7efc248156e4939d00171cb07e9130efa7991ed61ccb9ea54b82067f78",
+    "c57a5309b19e4e93": KnownText(
+        12_000_470,
+        3020804.7424860294,
+        "ae82f98cf10752548689780b5e3bef23099247d66c6ec71a580addccde0fd297",
     ),
-    "618cb6e39bb4f8fb": KnownText(
-        120_121,
-        29997.704099216848,
-        "35734516a2a4da43da5c194cfac4ff81006faf7c1ff15dd0311a538ac570775b",
+    "49b595f7bb4baea1": KnownText(
+        120_569,
+        30202.867768279502,
+        "30bce021a359e207ff0d542be019606d8ee77b11f865b9e0ab68e1f5520b6e09",
     ),
 }
 

@@ -133,8 +133,8 @@ PRESETS = {
     "shakespeare-char": dict(
         about="nanoGPT's CPU model: GPT-2 style on characters",
         model=dict(GPT2, n_layer=4, n_head=4, n_embd=128, block_size=64),
-        # nanoGPT's recipe is AdamW at 1e-3, a cosine to 1e-4 and a warmup of 100. It reaches 1.88 nats in four times the
-        # updates (benchmarks/README.md).
+        # nanoGPT's recipe is AdamW at 1e-3, a cosine to 1e-4 and a warmup of 100. It reaches 1.88 nats in four times
+        # the updates (benchmarks/README.md).
         train=dict(
             tokenizer="char",
             batch_size=12,

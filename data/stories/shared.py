@@ -9,8 +9,8 @@ def opening(t):
         "Once upon a time, {a trait} {hero.girl} of <age> named {hero} lived <somewhere> with {hero.his} <dear> "
         "{elder}.",
         "(Little|Young) {hero}, {a trait} {hero.girl} of <age>, lived <somewhere> with {hero.his} <dear> {elder}.",
-        "Once there was {a trait} {hero.girl} of <age> named {hero}. {Hero.He} lived <somewhere> with {hero.his} <dear> "
-        "{elder}.",
+        "Once there was {a trait} {hero.girl} of <age> named {hero}. "
+        "{Hero.He} lived <somewhere> with {hero.his} <dear> {elder}.",
     )
 
 

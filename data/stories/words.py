@@ -652,8 +652,8 @@ PHRASES = dict(
     cheer="(do not worry|do not cry|cheer up|do not give up|do not be sad|I will help you|let me help you|I can help|"
     "we will find a way|let us think|never mind|it will be all right|I know what to do|leave it to me|I have an idea|"
     "we can do it|we can fix this|it is not so bad|we will see|all will be well|everything will be fine|it will be "
-    "fine|stay calm|just wait|keep calm|do not fret|never fear|chin up|there, there|I am here|no need to cry|no need to "
-    "worry|hush now|take heart|hold on|easy now|look up|smile|breathe|be strong|be happy|be calm|stay strong|stay "
+    "fine|stay calm|just wait|keep calm|do not fret|never fear|chin up|there, there|I am here|no need to cry|no need "
+    "to worry|hush now|take heart|hold on|easy now|look up|smile|breathe|be strong|be happy|be calm|stay strong|stay "
     "hopeful|keep smiling|trust me|wait and see|we will manage|we will fix it|we can help|I can fix it|I will fix it|"
     "this will pass|it will pass|that can happen|it happens|no harm done|it is all right|it is fine|I understand|I "
     "know|hush, hush|have no fear|have hope)",

@@ -16,7 +16,7 @@ from slm_np.data.stories import home_plots, outdoor_plots, shared, skimmer, tell
 from slm_np.data.stories.words import LISTS, PHRASES, ROLES
 
 SIZE = 10_000_000
-GOLDEN = "3d399543e59d6fd99823e87a4771830da003f840e067db3e066d210970baf1eb"
+GOLDEN = "c8f73049236f1f25b495e25efcdb31059994b6afa2085adeabfbe7aa8cf91784"
 KINDS = dict(
     feeling={"glad", "sad", "scared", "cross"},
     name={"name", "pet_name", "teacher"},
