@@ -17,7 +17,7 @@ SHAPES = {  # name: (settings of the model, B)
     "byte-transformer": (PRESETS["byte-transformer"]["model"], 4),
     "byte-ssm": (PRESETS["byte-ssm"]["model"], 16),
     "mamba": (PRESETS["mamba"]["model"], 8),
-    "stories": (PRESETS["stories"]["model"], 4),
+    "stories": (dict(PRESETS["stories"]["model"], vocab_size=2304), 8),
 }
 
 # What the selective scan costs for one state of one channel at one step, in operations of a matmul: its vector

@@ -50,12 +50,12 @@ class KnownText(NamedTuple):
 # By the version of the writer, see `_version`. Any other text is written completely before it is read. So whoever
 # changes a writer may correct the entry, or remove it.
 KNOWN = {
-    "c57a5309b19e4e93": KnownText(
+    "d4e8424ac850b606": KnownText(
         12_000_470,
         3020804.7424860294,
         "ae82f98cf10752548689780b5e3bef23099247d66c6ec71a580addccde0fd297",
     ),
-    "49b595f7bb4baea1": KnownText(
+    "0b6ed9fe8e746ff9": KnownText(
         120_569,
         30202.867768279502,
         "30bce021a359e207ff0d542be019606d8ee77b11f865b9e0ab68e1f5520b6e09",

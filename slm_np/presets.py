@@ -26,6 +26,7 @@ BYTE_SSM = dict(
 )
 MAMBA = dict(pattern="M", positions="none", norm="rmsnorm", feed_forward="none", head="tied", init_std=0.1)
 BYTE_SAMPLING = dict(samplers="temp,top-p")
+WORDS_OF_STORIES = ("stories", "dialogues")  # corpora for which --tokenizer stories is made
 # Batches are small, because in a run this short many updates lower the loss more than exact gradients do.
 STORIES_RECIPE = dict(
     data="stories",
@@ -272,8 +273,9 @@ def preset(name, model=None, train=None, chosen=None):
     chosen: {field: value} of both that take the place of the preset's own, see `training.own_text.chosen`
 
     Values of the preset that the changes deprive of their effect are dropped: with pattern M, a number of heads; with
-    max_iters, the preset's fit_time; with learning_rate, its min_lr. Raises UserError, with the closest names, if the
-    name or a field is unknown, for a change without effect, and for more than one length of training.
+    max_iters, the preset's fit_time; with learning_rate, its min_lr; with another text, the tokenizer of its own text.
+    Raises UserError, with the closest names, if the name or a field is unknown, for a change without effect, and for
+    more than one length of training.
     """
     own, recipe, chosen = known(name)["model"], known(name)["train"], arguments.settings("chosen", chosen)
     recipe = recipe | {field: value for field, value in chosen.items() if field in RECIPE_FIELDS}
@@ -293,6 +295,9 @@ def preset(name, model=None, train=None, chosen=None):
         recipe = {field: value for field, value in recipe.items() if field not in LENGTHS}
     if "learning_rate" in train:  # min_lr follows
         recipe = {field: value for field, value in recipe.items() if field != "min_lr"}
+    data = train.get("data", "stories").split(",")
+    if recipe.get("tokenizer") == "stories" and not set(map(str.strip, data)) <= set(WORDS_OF_STORIES):
+        recipe = {field: value for field, value in recipe.items() if field != "tokenizer"}
     made = TrainConfig(**recipe | train)
     check_effect(made, train)
     return ModelConfig(**own | model), made

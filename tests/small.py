@@ -56,6 +56,16 @@ def sizes(changes):
     return {name: value for name, value in MODEL.items() if name not in unused}
 
 
+def plain(changes):
+    """Flags that switch off what the preset `stories` has and a tiny run lacks."""
+    found = dict(optimizer="adamw", beta1=0.9, lr_schedule="cosine")
+    if "A" in changes.get("pattern", "A"):
+        found["no_qk_norm"] = True
+        if changes.get("positions", "rotary") == "rotary":
+            found["rope_theta"] = 10000.0
+    return found
+
+
 def config(data, **changes):
     """The RunConfig of a tiny run on the file `data`. changes: fields of ModelConfig or TrainConfig."""
     of_model = {name: value for name, value in changes.items() if name in ModelConfig.__dataclass_fields__}
@@ -90,7 +100,7 @@ def resume(trainer, directory):
 def flags(data, **changes):
     """The flags of a tiny run for `train`."""
     words = ["--preset", "stories"]
-    for name, value in {**sizes(changes), **TRAIN, "data": data, **changes}.items():
+    for name, value in {**sizes(changes), **plain(changes), **TRAIN, "data": data, **changes}.items():
         if value is not None:
             words += [f"--{name.replace('_', '-')}"] + [str(value)] * (value is not True)
     return words

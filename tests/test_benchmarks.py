@@ -181,7 +181,7 @@ def test_sizes_of_the_shapes():
         "byte-transformer": 2_424_832,
         "byte-ssm": 2_424_832,
         "mamba": 1_817_856,
-        "stories": 885_888,
+        "stories": 1_328_192,
     }
 
 

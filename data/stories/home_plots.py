@@ -79,7 +79,7 @@ def muddy_dog(t):
     t.ask("Whose {dog} was {pet_name}?", "{hero}'s.")
     t.ask("What got dirty?", "The {cover.full}.")
     t.ask("Where was the {cover}?", "{Spot}.")
-    t.ask("Why was the {cover} dirty?", "Because {pet_name} was muddy.")
+    t.ask("Why was the {cover} dirty?", "Because {pet_name} was in a puddle.")
     t.ask("How did {hero.his} {elder} feel about the dirty {cover}?", "{Cross}.")
     t.ask("How did {hero} feel at the end?", "{Glad}.")
     t.ask("What happened after {hero} washed the {dog}?", "{Hero.He} washed the {cover}.")

@@ -128,7 +128,7 @@ def test_help_has_groups_defaults_and_presets(capsys):
         assert re.search(rf"--{flag}\b", text), flag
     for name in PRESETS:
         assert f"\n  {name} " in text
-    assert re.search(r"--n-embd INT +D: width of the hidden state \(default: 128\)", text)
+    assert re.search(r"--n-embd INT +D: width of the hidden state \(default: 192\)", text)
     assert small.status("generate", "--help") == 0
     text = capsys.readouterr().out
     for flag in "model prompt max-tokens temp top-k top-p min-p repeat-penalty seed stop num-samples".split():

@@ -260,7 +260,7 @@ def test_a_flag_of_training_without_effect_is_refused(words, named):
 
 
 def test_a_recipe_of_a_preset_may_hold_what_has_no_effect():
-    assert preset("stories", train=dict(lr_schedule="constant"))[1].min_lr == 1e-4
+    assert preset("stories", train=dict(lr_schedule="constant"))[1].min_lr == 2e-4
     assert preset("stories", train=dict(max_time="3s", lr_decay_iters=0))[1].max_seconds == 3
 
 

@@ -15,7 +15,7 @@ from slm_np.data.plain_bpe import PlainBPE
 from slm_np.data.stories.words import LISTS, ROLES
 
 MEGABYTE = 1_000_000
-GOLDEN = ""
+GOLDEN = "7080e187e70f8c8648c9536d44f9c9e59697c8c875753fbb2316610758c5c7ae"
 QUESTION = re.compile(r"[A-Z][A-Za-z', -]*\?")
 
 
@@ -34,7 +34,7 @@ def test_every_fact_of_an_answer_is_in_its_story(some):
     for dialogue in some:
         for turn in dialogue.turns:
             assert re.fullmatch(r"[A-Z][^?\n]*[.!]", turn.answer) and QUESTION.fullmatch(turn.question), turn
-            facts = words_of(turn.answer) & drawn
+            facts = words_of(turn.answer) & drawn - {"in"}
             assert facts <= words_of(dialogue.story), (facts - words_of(dialogue.story), turn, dialogue.story)
             answered[bool(facts)] += 1
     assert answered[True] > 5 * answered[False]

@@ -200,7 +200,8 @@ def test_only_the_sentence_with_a_wrong_word_is_rejected():
         found = stories.sentences(text)
         assert joined(found) == " ".join(text.split())
         wrong.append(sum(not accepted for _, accepted in found))
-    assert wrong.count(1) >= 15 and max(wrong) <= 4
+        assert wrong[-1] < len(found) / 2
+    assert wrong.count(1) >= 15
 
 
 def test_a_sentence_that_is_skipped_missing_or_new_does_not_spoil_the_others(tales):
