@@ -14,6 +14,7 @@ import time
 
 import checkout  # noqa: F401
 import numpy as np
+from tasks import NANOGPT
 
 from slm_np.cli.launch import prepared
 from slm_np.data.batches import random_batch
@@ -104,7 +105,7 @@ def main(argv=None):
     CPU.use_threads(0)
     for seed in map(int, args.seeds.split(",")):
         settings = dict(data=args.data, seed=seed, max_iters=args.max_iters, dtype=args.dtype)
-        corpus, run = prepared(RunConfig(*preset(PRESET, {}, settings), preset=PRESET))
+        corpus, run = prepared(RunConfig(*preset(PRESET, {}, NANOGPT | settings), preset=PRESET))
         trainer = Trainer(run, corpus)
         weights = {name: array.copy() for name, array in trainer.model.parameters.weight.items()}
         report(seed, "slm_np", trained(trainer), trainer.model.losses, corpus, trainer.tokens.shape)

@@ -91,6 +91,8 @@ def child(spec):
     trainer = Trainer(run, corpus)
     config, updates = trainer.model.config, run.train.max_iters
     if spec["engine"] == "torch":
+        if run.train.optimizer != "adamw":
+            raise UserError("--engine torch trains by AdamW; use --recipe original, or --change optimizer=adamw")
         weights = {name: array.copy() for name, array in trainer.model.parameters.weight.items()}
         with contextlib.redirect_stdout(sys.stderr):
             _, twin = trained_in_torch(trainer, weights, trainer.config.dtype == "bf16", compiled=spec["compiled"])
