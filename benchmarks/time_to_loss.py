@@ -32,6 +32,7 @@ from measure import write_json
 from tasks import TASKS, split_files
 
 from slm_np.errors import UserError, command, near
+from slm_np.presets import preset
 
 ENGINES = ("slm_np", "torch", "ngram")
 CONFIDENCE = 3.09  # standard errors: p < 0.001 on one side
@@ -91,8 +92,6 @@ def child(spec):
     trainer = Trainer(run, corpus)
     config, updates = trainer.model.config, run.train.max_iters
     if spec["engine"] == "torch":
-        if run.train.optimizer != "adamw":
-            raise UserError("--engine torch trains by AdamW; use --recipe original, or --change optimizer=adamw")
         weights = {name: array.copy() for name, array in trainer.model.parameters.weight.items()}
         with contextlib.redirect_stdout(sys.stderr):
             _, twin = trained_in_torch(trainer, weights, trainer.config.dtype == "bf16", compiled=spec["compiled"])
@@ -209,6 +208,9 @@ def main(argv=None):
         raise UserError(f"--track R fixes {fixed[0]}; use --track F to change the network or the tokenizer")
     if args.recipe == "original" and not task.original:
         raise UserError(f"--task {args.task} has no original recipe of other authors; use --recipe preset")
+    _, recipe = preset(*settings(task, args.recipe, given, None, 1, 0, args.dtype))
+    if args.engine == "torch" and recipe.optimizer != "adamw":
+        raise UserError(f"--engine torch trains by AdamW, not {recipe.optimizer}; use --recipe original")
     if task.split and not args.data:
         raise UserError(f"--task {args.task} needs --data FILE")
     try:

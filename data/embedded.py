@@ -50,15 +50,15 @@ class KnownText(NamedTuple):
 # By the version of the writer, see `_version`. Any other text is written completely before it is read. So whoever
 # changes a writer may correct the entry, or remove it.
 KNOWN = {
-    "d4e8424ac850b606": KnownText(
-        12_000_470,
-        3020804.7424860294,
-        "ae82f98cf10752548689780b5e3bef23099247d66c6ec71a580addccde0fd297",
+    "4bb3a5ff2a64b453": KnownText(
+        12_000_380,
+        3020623.221090647,
+        "fceef750d00bb197213a4a2282eef3f2e5a5247204ff10cd43e345f5ea75baae",
     ),
-    "0b6ed9fe8e746ff9": KnownText(
-        120_569,
+    "b947dad279b70d13": KnownText(
+        120_587,
         30202.867768279502,
-        "30bce021a359e207ff0d542be019606d8ee77b11f865b9e0ab68e1f5520b6e09",
+        "bfd0ae33dec81db7130cdff5d1763bb67c1b7228038452dcddc515f1781dae23",
     ),
 }
 

@@ -26,40 +26,30 @@ BYTE_SSM = dict(
 )
 MAMBA = dict(pattern="M", positions="none", norm="rmsnorm", feed_forward="none", head="tied", init_std=0.1)
 BYTE_SAMPLING = dict(samplers="temp,top-p")
-WORDS_OF_STORIES = ("stories", "dialogues")  # corpora for which --tokenizer stories is made
+EMBEDDED = ("stories", "dialogues")
+MUON = dict(
+    optimizer="muon",
+    lr_schedule="linear",
+    warmup_iters=40,
+    beta1=0.8,
+    beta2=0.95,
+    weight_decay=0.1,
+    decay="matrices",
+)
 # Batches are small, because in a run this short many updates lower the loss more than exact gradients do.
 STORIES_RECIPE = dict(
+    MUON,
     data="stories",
     tokenizer="stories",
     batch_size=8,
     fit_time="90s",
-    optimizer="muon",
-    matrix_rate=0.7,
     learning_rate=12e-3,
     min_lr=2e-4,
-    lr_schedule="linear",
-    warmup_iters=40,
-    beta1=0.8,
-    beta2=0.95,
-    weight_decay=0.1,
-    decay="matrices",
+    matrix_rate=0.7,
     eval_iters=10,
 )
 # What does not follow from the text. The rest is what a short text gets, until the text is known.
-OWN_TEXT_RECIPE = dict(
-    batch_size=16,
-    fit_time="3m",
-    optimizer="muon",
-    matrix_rate=2.0,
-    learning_rate=6e-3,
-    min_lr=3e-4,
-    lr_schedule="linear",
-    warmup_iters=40,
-    beta1=0.8,
-    beta2=0.95,
-    weight_decay=0.1,
-    decay="matrices",
-)
+OWN_TEXT_RECIPE = dict(MUON, batch_size=16, fit_time="3m", learning_rate=6e-3, min_lr=3e-4, matrix_rate=2.0)
 
 PRESETS = {
     "stories": dict(
@@ -137,19 +127,15 @@ PRESETS = {
         # nanoGPT's recipe is AdamW at 1e-3, a cosine to 1e-4 and a warmup of 100. It reaches 1.88 nats in four times
         # the updates (benchmarks/README.md).
         train=dict(
+            MUON,
             tokenizer="char",
             batch_size=12,
             max_iters=2000,
-            optimizer="muon",
-            matrix_rate=2.0,
             learning_rate=6e-3,
             min_lr=3e-4,
-            lr_schedule="linear",
+            matrix_rate=2.0,
             warmup_iters=20,
-            beta1=0.8,
             beta2=0.99,
-            weight_decay=0.1,
-            decay="matrices",
             eval_iters=20,
         ),
     ),
@@ -295,8 +281,7 @@ def preset(name, model=None, train=None, chosen=None):
         recipe = {field: value for field, value in recipe.items() if field not in LENGTHS}
     if "learning_rate" in train:  # min_lr follows
         recipe = {field: value for field, value in recipe.items() if field != "min_lr"}
-    data = train.get("data", "stories").split(",")
-    if recipe.get("tokenizer") == "stories" and not set(map(str.strip, data)) <= set(WORDS_OF_STORIES):
+    if "data" in recipe and not {item.strip() for item in train.get("data", recipe["data"]).split(",")} <= {*EMBEDDED}:
         recipe = {field: value for field, value in recipe.items() if field != "tokenizer"}
     made = TrainConfig(**recipe | train)
     check_effect(made, train)

@@ -119,6 +119,12 @@ def test_track_r_keeps_the_network(benchmark):
             benchmark.main(["--track", "R", "--change", change, "--data", "text"])
 
 
+def test_pytorch_takes_recipes_of_adamw_only(benchmark, capsys):
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(["--engine", "torch", "--data", "text"])
+    assert ended.value.code == 2 and "by AdamW, not muon; use --recipe original" in capsys.readouterr().err
+
+
 def test_a_target_needs_significance(benchmark):
     row = dict(losses={"1": 1.0, "2": 1.2}, times={"1": 1.0, "2": 3.0})
     assert benchmark.summary(row | dict(target=1.4))["passed"] is False

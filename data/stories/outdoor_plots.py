@@ -76,7 +76,7 @@ def stuck_animal(t):
     t("It slept on the {wear}, and for <several> (days|weeks) they <gently> fed it {beast.eats}.")
     t.paragraph()
     t(
-        "When it was <very> (strong|healthy|lively|fat|big|well|merry|hungry), they <went> to {beast.home} and let "
+        "When it was <very> (strong|healthy|frisky|fat|big|well|merry|hungry), they <went> to {beast.home} and let "
         "it go. {hero} was {glad}."
     )
     t("The {beast} came to visit every <visit_time>.")

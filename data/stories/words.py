@@ -79,12 +79,12 @@ COLORS = "red, blue, green, yellow, orange, purple, white, black, brown, pink, v
 BRIGHT = both(
     "big, little, new, old, pretty, fine, nice, lovely", COLORS + ", striped, spotted, gray, golden, plain, bright"
 )
-WILD = both("little, young, tiny, thin, small, pretty, poor, sweet", "wild, shy, hungry, tired, wet, cold, timid, weak")
+WILD = both("little, young, tiny, thin, small, pretty, poor, sweet", "wild, gray, hungry, tired, wet, cold, lame, weak")
 KEPT = both(
-    "little, young, big, small, old, pretty, fat, clever", "brown, black, white, spotted, gray, hungry, tame, shy"
+    "little, young, big, small, old, pretty, fat, clever", "brown, black, white, spotted, gray, hungry, tame, tan"
 )
 FISH = both(
-    "little, young, big, small, old, pretty, fat, clever", "spotted, hungry, quiet, tame, shy, shiny, round, slow"
+    "little, young, big, small, old, pretty, fat, clever", "spotted, hungry, quiet, tame, gold, shiny, round, slow"
 )
 BIRD = both("little, young, big, small, old, pretty, fat, clever", "green, red, blue, gray, white, yellow, tame, loud")
 WIRE = both(
@@ -126,12 +126,12 @@ PRIZE = both(
 )
 EVENT = both(
     "big, great, little, famous, lovely, new, grand, fine",
-    "merry, noisy, colorful, funny, village, summer, street, children's",
+    "merry, loud, colorful, funny, village, summer, street, children's",
 )
 
-FURRY = both("big, small, young, old, fat, thin, shy, lively", "gray, black, white, brown, golden, spotted, fluffy")
-FEATHERED = both("big, small, young, old, fat, thin, shy, lively", "red, blue, green, yellow, white, gray, spotted")
-SHELLED = both("big, small, young, old, fat, thin, shy, slow", "green, brown, black, gray, yellow, spotted, striped")
+FURRY = both("big, small, young, old, fat, thin, sleepy, quick", "gray, black, white, brown, golden, spotted, fluffy")
+FEATHERED = both("big, small, young, old, fat, thin, sleepy, quick", "red, blue, green, yellow, white, gray, spotted")
+SHELLED = both("big, small, young, old, fat, thin, sleepy, slow", "green, brown, black, gray, yellow, spotted, striped")
 KNITTED = both("warm, soft, long, thick, big, new, pretty, fine", COLORS)
 DEEP = both("old, big, little, deep, round, new, plain, pretty", COLORS)
 HEAVY = both("old, big, little, deep, heavy, new, plain, pretty", COLORS)
@@ -144,8 +144,8 @@ LISTS = dict(
     name=joined(GIRLS, BOYS),
     girl=GIRLS,
     boy=BOYS,
-    # kind: how such a child goes about things. No other list has these words: a story has one of them, so it is easy to
-    # look up.
+    # kind: how such a child goes about things. Nothing else has these words. So a story has one of them, and a small
+    # model learns to look it up.
     trait=joined(
         entries(
             "careful cautious shy timid modest sensible tidy thoughtful polite patient bashful neat obedient humble "
@@ -196,7 +196,7 @@ LISTS = dict(
         waffle: apple, banana, blueberry, chocolate, pumpkin, nut, oat, honey, berry, cherry, corn, lemon, coconut,
             cheese, butter, sugar
     """),
-    # what is baked for a birthday and cut into pieces
+    # what is baked for a birthday
     bake=WordList("""
         cake: apple, carrot, chocolate, lemon, honey, nut, plum, cherry, coconut, banana, sponge, coffee, almond,
             berry, orange, ginger
@@ -312,16 +312,16 @@ LISTS = dict(
             white, famous
         princess: pale, proud, tall, silly, young, kind, lonely, friendly, sleepy, hungry, lazy, clever, graceful, poor,
             rich, famous
-        fox: red, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, magic, thin,
+        fox: red, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, proud, magic, thin,
             little
-        bear: brown, white, black, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, clumsy,
+        bear: brown, white, black, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, proud, clumsy,
             fat, huge
-        whale: blue, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, brave, magic,
+        whale: blue, white, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, proud, magic,
             fat, huge
-        robot: blue, red, silver, silly, new, old, lonely, friendly, sleepy, rusty, lazy, clever, brave, clumsy,
-            noisy, huge
-        ghost: white, green, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, shy, clumsy,
-            noisy, little
+        robot: blue, red, silver, silly, new, old, lonely, friendly, sleepy, rusty, lazy, clever, proud, clumsy,
+            loud, huge
+        ghost: white, green, gray, silly, young, old, lonely, friendly, sleepy, hungry, lazy, clever, kind, clumsy,
+            loud, little
     """),
     # what mends a toy
     glue=WordList("glue\ntape\nstring\nwire\nribbon\nthread\npaste\nneedle and thread"),

@@ -16,7 +16,7 @@ from slm_np.data.stories import home_plots, outdoor_plots, shared, skimmer, tell
 from slm_np.data.stories.words import LISTS, PHRASES, ROLES
 
 SIZE = 10_000_000
-GOLDEN = "c8f73049236f1f25b495e25efcdb31059994b6afa2085adeabfbe7aa8cf91784"
+GOLDEN = "9adab648862add283e981a18f5cb953d83fe46952c8d20d7266feac59d245778"
 KINDS = dict(
     feeling={"glad", "sad", "scared", "cross"},
     name={"name", "pet_name", "teacher"},
@@ -190,6 +190,12 @@ def test_all_sentences_of_a_story_are_accepted(tales):
         found = stories.sentences(tale.text)
         assert all(accepted for _, accepted in found) and joined(found) == " ".join(tale.text.split())
     assert stories.sentences("") == stories.sentences("\n\n") == []
+
+
+def test_a_story_has_no_other_trait_than_the_child_s(tales):
+    for tale in tales:
+        found = set(re.findall("[a-z]+", tale.text.lower())).intersection(stories.WORDS["trait"])
+        assert found == {tale.facts["trait"]}, tale.text
 
 
 def test_only_the_sentence_with_a_wrong_word_is_rejected():
