@@ -81,7 +81,6 @@ def child(spec):
     from slm_np.inference.evaluation import evaluate
     from slm_np.nn.model import Model
     from slm_np.ops.device import CPU
-    from slm_np.presets import preset
     from slm_np.training.trainer import Trainer
 
     CPU.use_threads(0)
