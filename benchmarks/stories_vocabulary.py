@@ -4,8 +4,7 @@
 
 It is learned from the start of the training splits of `stories` and `dialogues`, the latter under the default chat
 template. The most frequent words are tokens. The first merges of byte-pair encoding, at least a 16th of all tokens,
-spell other words.
-Prints how well the vocabulary encodes the validation splits. FILE is data/stories_vocabulary.txt by default: a token a
+spell other words. Prints how well the vocabulary encodes the validation splits. FILE is data/stories_vocabulary.txt by default: a token a
 line in the letters of GPT-2's vocabulary, those that are merged as "left right". Run it again after each change of a
 corpus.
 """
@@ -44,7 +43,7 @@ def texts(split, n_bytes):
 def learned(corpora, size):
     """The tokens of a `PlainBPE` of at most `size` tokens in all. corpora: lists of documents
 
-    No token has a sign and a line end. So a blank line is the same tokens after every sign, and as a prompt.
+    No token joins a sign and a line end, so a blank line is the same token after any sign and as a prompt.
     """
     parts = [[part for text in documents for part in re.split(rb"(\n+)", text) if part] for documents in corpora]
     counts, free = words_in(part for documents in parts for part in documents), size - OTHERS
@@ -52,7 +51,7 @@ def learned(corpora, size):
     n_merges = max(free // MERGED, free - len(words))
     trained = bpe.train(OTHERS + n_merges, [lambda documents=documents: documents for documents in parts], False)
     merges = joined_merges(trained.to_json()["model"])
-    # Signs before a line end are no whole word, so they have to be merged.
+    # Signs before a line end are not a whole word, so they need merges.
     merges += [" ".join(word) for word in words if len(word) == 2 and not re.search("[A-Za-z0-9]", word)]
     merges = list(dict.fromkeys(merges))
     names = {merge.replace(" ", "") for merge in merges}

@@ -50,12 +50,12 @@ class KnownText(NamedTuple):
 # By the version of the writer, see `_version`. Any other text is written completely before it is read. So whoever
 # changes a writer may correct the entry, or remove it.
 KNOWN = {
-    "4bb3a5ff2a64b453": KnownText(
+    "49d925de3318ec5d": KnownText(
         12_000_380,
         3020623.221090647,
         "fceef750d00bb197213a4a2282eef3f2e5a5247204ff10cd43e345f5ea75baae",
     ),
-    "b947dad279b70d13": KnownText(
+    "512e603da683623e": KnownText(
         120_587,
         30202.867768279502,
         "bfd0ae33dec81db7130cdff5d1763bb67c1b7228038452dcddc515f1781dae23",

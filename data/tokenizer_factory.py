@@ -24,8 +24,8 @@ def make_tokenizer(name, texts, progress=True):
     """The `Tokenizer` with that name in `TOKENIZERS`.
 
     texts: functions () -> fresh iterable of blocks of bytes, to learn from: char takes all their characters, bpe:N a
-    vocabulary of N tokens, gpt2-trimmed GPT-2's tokens that they have; the last is the end-of-text token. The others,
-    of which stories is the vocabulary of the embedded corpora, ignore them.
+    vocabulary of N tokens, gpt2-trimmed GPT-2's tokens that they have; the last is the end-of-text token. stories,
+    the vocabulary of the embedded corpora, and the others ignore them.
     UserError for an unknown name, an N out of range, a missing package, GPT-2's vocabulary out of reach, or a bad file.
     """
     kind, colon, value = name.partition(":")

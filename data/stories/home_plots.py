@@ -58,7 +58,7 @@ def birthday_baking(t):
 
 
 def muddy_dog(t):
-    """A dog runs through the mud and over something clean, and the child makes all clean again."""
+    """A dog runs through the mud and over something clean, and the child washes both."""
     opening(t)
     t("{Hero.He} had {a dog.full} named {pet_name}.")
     t("One <wet_day>, {pet_name} (jumped|ran|rolled|fell) into a <muddy> puddle.")

@@ -164,7 +164,7 @@ def _with_ends(tokenizer, path, fields):
 
     The ends are those of generation_config.json, else those of config.json, whose `fields` are given.
     """
-    if not isinstance(tokenizer, (LibraryTokenizer, PlainBPE)):  # none, or bytes and characters, which are ours
+    if not isinstance(tokenizer, (LibraryTokenizer, PlainBPE)):  # none, bytes or characters
         return tokenizer
     ends = _optional_json(path / "generation_config.json").get("eos_token_id") or fields.get("eos_token_id")
     ends = [ends] if type(ends) is int else ends or []
