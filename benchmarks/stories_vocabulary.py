@@ -4,9 +4,10 @@
 
 It is learned from the start of the training splits of `stories` and `dialogues`, the latter under the default chat
 template. The most frequent words are tokens. The first merges of byte-pair encoding, at least a 16th of all tokens,
-spell other words. Prints how well the vocabulary encodes the validation splits. FILE is data/stories_vocabulary.txt by default: a token a
-line in the letters of GPT-2's vocabulary, those that are merged as "left right". Run it again after each change of a
-corpus.
+spell other words. Prints how well the vocabulary encodes the validation splits.
+
+FILE is data/stories_vocabulary.txt by default: a token a line in the letters of GPT-2's vocabulary, those that are
+merged as "left right". Run it again after each change of a corpus.
 """
 
 import argparse
