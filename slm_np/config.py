@@ -226,11 +226,11 @@ class ModelConfig:
     norm_eps: float = setting(1e-5, "epsilon added to the variance in the norms", above=0.0, high=1.0)
     init: str = setting(
         "normal",
-        "initial weights: N(0, init-std) with residual projections divided by sqrt(2 L), "
-        "or uniform within 1/sqrt(fan in)",
-        choices=("normal", "uniform"),
+        "initial weights: N(0, init-std) with residual projections divided by sqrt(2 L); the same with an identity "
+        "added in attention, so that its heads copy (mimetic); or uniform within 1/sqrt(fan in)",
+        choices=("normal", "mimetic", "uniform"),
     )
-    init_std: float = setting(0.02, "standard deviation of normal initial weights", above=0.0, high=10.0)
+    init_std: float = setting(0.02, "standard deviation of normal and mimetic initial weights", above=0.0, high=10.0)
 
     def __post_init__(self):
         if isinstance(self.feed_forward, str) and self.feed_forward == "swish":  # another name of SiLU
@@ -358,6 +358,8 @@ class ModelConfig:
                 found |= dict.fromkeys(fields, f"without {name} layers")
         if not self.has_attention:
             found |= dict.fromkeys(HEADS, "without attention layers")
+            if self.init == "mimetic":
+                found["init"] = "without attention layers"
         if self.feed_forward == "none":
             found |= dict.fromkeys(("n_hidden", "parallel"), "without a feed-forward")
         if not self.residual:
@@ -366,7 +368,7 @@ class ModelConfig:
             found["head_hidden"] = f"with --head {self.head}"
         if self.norm == "none" and not self.qk_norm:
             found["norm_eps"] = "without norms"
-        if self.init != "normal":
+        if self.init == "uniform":
             found["init_std"] = f"with --init {self.init}"
         biased = (
             set(letters) & set(ATTENTION + "M")

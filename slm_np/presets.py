@@ -270,7 +270,11 @@ def preset(name, model=None, train=None, chosen=None):
     model, train = changes("model", model, ModelConfig), changes("train", train, TrainConfig)
     check_lengths(train)
     structure = {field: value for field, value in (own | model).items() if field in STRUCTURE}
+    if structure.get("init") == "mimetic":  # other fields have the same effects
+        structure["init"] = "normal"
     config = ModelConfig(**structure)
+    if not config.has_attention and own.get("init") == "mimetic":
+        del own["init"]
     if (own | model).get("qk_norm") and "qk_norm" not in config.unused:  # norm_eps has an effect then
         config = dataclasses.replace(config, qk_norm=True)
     if model.get("positions") == "rotary" and not config.has_attention:

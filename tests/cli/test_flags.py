@@ -231,6 +231,7 @@ def test_a_preset_drops_its_own_values_that_changes_make_useless(name, pattern):
         ("stories", dict(pattern="M", n_head=2), "--n-head 2 has no effect without attention layers"),
         ("stories", dict(feed_forward="none", n_hidden=8), "--n-hidden 8 has no effect without a feed-forward"),
         ("stories", dict(pattern="M", positions="rotary"), "--positions rotary has no effect without attention layers"),
+        ("stories", dict(pattern="M", init="mimetic"), "--init mimetic has no effect without attention layers"),
         ("mamba", dict(rope_theta=5.0), "--rope-theta 5.0 has no effect without attention layers"),
         ("byte-transformer", dict(head="tied", head_hidden=7), "--head-hidden 7 has no effect with --head tied"),
         ("byte-ssm", dict(init_std=0.1), "--init-std 0.1 has no effect with --init uniform"),

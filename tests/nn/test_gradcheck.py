@@ -42,6 +42,7 @@ MODELS = {
     "dropout-no-norm": dict(TINY, norm="none", feed_forward="silu", dropout=0.3),
     "linear-head": dict(TINY, head="linear"),
     "mlp-head": dict(TINY, **MLP),
+    "mimetic-weights": dict(TINY, n_head=4, n_kv_head=2, head_dim=4, init="mimetic"),
     "uniform-weights": dict(TINY, **MLP, init="uniform", norm="none"),
     "one-token": dict(TINY, block_size=1),
     "one-token-learned": dict(GPT2, block_size=1),

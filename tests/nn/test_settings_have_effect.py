@@ -50,7 +50,7 @@ VALUES = dict(
     rope_scaling=["llama3:4,1,4,6", "llama3:1,1,4,6"],
     rotary_dim=[2],
     norm_eps=[0.5],
-    init=["normal", "uniform"],
+    init=["normal", "mimetic", "uniform"],
     init_std=[0.5],
 )
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from slm_np import ops
 from slm_np.nn import linear
 from slm_np.nn.arena import Request
+from slm_np.nn.mixers import mimetic
 from slm_np.nn.parameters import Tensor, matmul_weight
 from slm_np.nn.residual import project_backward, project_forward
 
@@ -19,8 +20,13 @@ def widths(config):
 
 def parameters(config, columns):
     attended, qkv = widths(config)
-    yield matmul_weight(config, "attention.qkv.weight", (config.n_embd, qkv), config.n_embd)
-    yield matmul_weight(config, "attention.output.weight", (attended, columns), attended, residual=True)
+    weights = (
+        matmul_weight(config, "attention.qkv.weight", (config.n_embd, qkv), config.n_embd),
+        matmul_weight(config, "attention.output.weight", (attended, columns), attended, residual=True),
+    )
+    if config.init == "mimetic":
+        weights = [mimetic.mimetic(config, *pair) for pair in zip(weights, (mimetic.qkv, mimetic.output))]
+    yield from weights
     if config.has_qkv_bias:
         yield Tensor("attention.qkv.bias", (qkv,), "zeros")
     if config.bias:

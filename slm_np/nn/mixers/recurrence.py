@@ -19,11 +19,11 @@ ROWS = 2048  # of a chunk on a CPU: matmuls this tall lose nothing
 def parameters(config, columns):
     """A starts with a spectral radius of about 0.3: a short memory that training can lengthen.
 
-    Under normal initialization C and D, which write to the residual branch, start smaller by 1 / sqrt(2 L), like the
+    Unless all weights start uniform, C and D, which write to the residual branch, start smaller by 1 / sqrt(2 L), like the
     projections of other mixers.
     """
     width, size = config.n_embd, config.recurrence_size
-    bound = 1.5 / (2 * config.n_layer) ** 0.5 if config.init == "normal" else 1.5
+    bound = 1.5 / (2 * config.n_layer) ** 0.5 if config.init != "uniform" else 1.5
     yield Tensor("recurrence.input.weight", (width, size), "uniform", 1.5 * width**-0.5, matmul=True)  # B
     yield Tensor("recurrence.state.weight", (size, size), "uniform", 0.5 * size**-0.5)  # A
     yield Tensor("recurrence.output.weight", (size, columns), "uniform", bound * size**-0.5, matmul=True)  # C
