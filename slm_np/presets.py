@@ -54,10 +54,11 @@ OWN_TEXT_RECIPE = dict(MUON, batch_size=16, fit_time="3m", learning_rate=6e-3, m
 PRESETS = {
     "stories": dict(
         about="default: Llama style, about 1M parameters, words, the embedded corpus",
-        # Wide and shallow: deeper models of this size copy a name from earlier in a story only after more updates.
+        # Wide and shallow learns most in 90 seconds. Stories repeat names, so it starts with attention that copies.
         model=dict(
             LLAMA,
             head="tied",
+            init="mimetic",
             n_layer=2,
             n_head=6,
             qk_norm=True,
@@ -81,6 +82,7 @@ PRESETS = {
         model=dict(
             LLAMA,
             head="tied",
+            init="mimetic",
             n_layer=4,
             n_head=4,
             n_kv_head=2,

@@ -19,7 +19,7 @@ ROWS = 2048  # of a chunk on a CPU: matmuls this tall lose nothing
 def parameters(config, columns):
     """A starts with a spectral radius of about 0.3: a short memory that training can lengthen.
 
-    Unless all weights start uniform, C and D, which write to the residual branch, start smaller by 1 / sqrt(2 L), like the
+    Unless --init is uniform, C and D, which write to the residual branch, start smaller by 1 / sqrt(2 L), like the
     projections of other mixers.
     """
     width, size = config.n_embd, config.recurrence_size
