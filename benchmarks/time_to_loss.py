@@ -2,7 +2,7 @@
 
     python benchmarks/time_to_loss.py --task shakespeare-char --track R --data tinyshakespeare.txt --seeds 1,2,3
         [--engine slm_np|torch|ngram] [--recipe preset|original] [--change NAME=VALUE,...] [--updates N] [--target LOSS]
-        [--json FILE]
+        [--json FILE] [--plot PNG]
 
 Track R keeps the network, the tokenizer and the windows of the task's preset, and may change the optimizer, schedule,
 batch and initialization. Track F may change the network, too. Nothing but the tokenizer may be computed from the text.
@@ -13,6 +13,7 @@ final weights; kernels are compiled by a run of one update before the first one.
 
 The rows of --json, one an engine and recipe: engine, task, track, recipe, processor, dtype, seeds, losses, updates,
 flops, seconds, mean_loss, sd, target, passed. A seed is written when it ends, and a rerun skips those that are there.
+--plot draws the rows of the task: loss over seconds, a line for each engine and recipe through its lengths.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from slm_np.errors import UserError, command, near
 from slm_np.presets import preset
 
 ENGINES = ("slm_np", "torch", "ngram")
+LABELS = {"torch": "PyTorch", "torch compiled": "PyTorch, compiled", "ngram": "counted n-grams"}
 CONFIDENCE = 3.09  # standard errors: p < 0.001 on one side
 NETWORK = ("model.", "tokenizer")  # what only track F may change
 
@@ -180,6 +182,31 @@ def table(rows):
         )
 
 
+def draw(rows, path):
+    """Loss over seconds, one line for each engine and recipe through its lengths, as an image."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes, lines = figure.subplots(), {}
+    for row in sorted(rows, key=lambda row: row["seconds"]):
+        lines.setdefault((row["engine"], row["recipe"]), []).append(row)
+    for (engine, recipe), line in lines.items():
+        seconds, losses, spread = ([row[name] for row in line] for name in ("seconds", "mean_loss", "sd"))
+        label = f"{LABELS.get(engine, engine)}, {recipe}" if engine != "ngram" else LABELS[engine]
+        axes.errorbar(seconds, losses, spread, marker=".", capsize=2, label=label)
+    first = rows[0]
+    unit = TASKS[first["task"]].unit
+    axes.set(
+        xlabel="seconds from launch to the final weights",
+        ylabel=f"held-out {unit} per {'byte' if unit == 'bits' else 'token'}",
+        xscale="log",
+        title=f"{first['task']} on {first['processor']}",
+    )
+    axes.legend()
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(path, dpi=120)
+
+
 @command
 def main(argv=None):
     parser = argparse.ArgumentParser(description="How much loss a budget of training buys, by recipe.")
@@ -196,6 +223,7 @@ def main(argv=None):
     parser.add_argument("--compiled", action="store_true", help="compile PyTorch's model")
     parser.add_argument("--data", default="", help="the text, unless the task has its own")
     parser.add_argument("--json", metavar="FILE", help="keep the results in FILE")
+    parser.add_argument("--plot", metavar="PNG", help="draw the results of the task into PNG; needs matplotlib")
     args = parser.parse_args(argv)
     if args.child:
         child(json.loads(args.child))
@@ -221,7 +249,10 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         files = split_files(args.data, task.split, folder) if task.split else None
         measure(args, task, given, seeds, files, rows, path)
-    print("\n".join(table([row for row in rows if row["task"] == args.task])))
+    rows = [row for row in rows if row["task"] == args.task]
+    print("\n".join(table(rows)))
+    if args.plot:
+        draw(rows, args.plot)
 
 
 def measure(args, task, given, seeds, files, rows, path):

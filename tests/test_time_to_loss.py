@@ -132,6 +132,28 @@ def test_a_target_needs_significance(benchmark):
     assert benchmark.summary(row | dict(target=None))["passed"] is None
 
 
+def test_the_plot_has_a_line_for_each_engine_and_recipe(benchmark, tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    common = dict(task="shakespeare-char", track="R", processor="some processor", sd=0.01)
+    rows = [
+        common | dict(engine="slm_np", recipe="preset", seconds=4.0, mean_loss=1.7),
+        common | dict(engine="slm_np", recipe="preset", seconds=2.0, mean_loss=1.9),
+        common | dict(engine="torch", recipe="original", seconds=9.0, mean_loss=1.9),
+        common | dict(engine="ngram", recipe="preset", seconds=1.0, mean_loss=1.69),
+    ]
+    benchmark.draw(rows, tmp_path / "plot.png")
+    [axes] = drawn[0].axes
+    handles, labels = axes.get_legend_handles_labels()
+    lines = {label: handle.lines[0].get_xydata().tolist() for label, handle in zip(labels, handles)}
+    assert lines == {
+        "counted n-grams": [[1.0, 1.69]],
+        "slm_np, preset": [[2.0, 1.9], [4.0, 1.7]],
+        "PyTorch, original": [[9.0, 1.9]],
+    }
+
+
 def test_a_model_that_sees_its_targets_is_refused(benchmark):
     class Split:
         def first(self, n):
