@@ -50,15 +50,15 @@ class KnownText(NamedTuple):
 # By the version of the writer, see `_version`. Any other text is written completely before it is read. So whoever
 # changes a writer may correct the entry, or remove it.
 KNOWN = {
-    "49d925de3318ec5d": KnownText(
-        12_000_380,
-        3020623.221090647,
-        "fceef750d00bb197213a4a2282eef3f2e5a5247204ff10cd43e345f5ea75baae",
+    "c7797dbf6398ac97": KnownText(
+        12_000_688,
+        3019384.8369320696,
+        "272c0b04929422dc981596a76145f7def083a7c5011b4b7d7ab7e2603310f400",
     ),
-    "512e603da683623e": KnownText(
-        120_587,
+    "ffe78e9310f7b123": KnownText(
+        120_656,
         30202.867768279502,
-        "bfd0ae33dec81db7130cdff5d1763bb67c1b7228038452dcddc515f1781dae23",
+        "3678782616fe43b5a035169f3e9f59a4c2b7e6d488145f5abdebbab1db02c9e9",
     ),
 }
 

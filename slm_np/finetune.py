@@ -16,11 +16,12 @@ Continue training on new data: the base's weights, tokenizer and model, a fresh 
 low-rank adapters are trained, which takes less memory and a third less time. In a .jsonl file with messages, or prompt
 and completion, the loss is masked to the assistant's tokens.
 
-Defaults that differ from train's: {EPOCHS:g} epochs; batch size, weight decay, clipping, seed and device of the base;
-a peak learning rate of {RATE_SHARE:g} times the base's and a lowest one of {MIN_SHARE:g} times that; warmup over a
-tenth of the run (at most 100 updates). With --lora-rank the rate is {LORA_RATE} times as high and weight decay 0. For
-a base of another program: a rate of {FULL_RATE:g} or, with --lora-rank, {ADAPTER_RATE:g}; batches of
-{OTHERS.batch_size}, no weight decay, and a --block-size of {BLOCK_SIZE}, or its context if that is shorter."""
+Defaults that differ from train's: {EPOCHS:g} epochs; optimizer, batch size, weight decay, clipping, seed and device of
+the base; a peak learning rate of {RATE_SHARE:g} times the base's and a lowest one of {MIN_SHARE:g} times that; warmup
+over a tenth of the run (at most 100 updates). With --lora-rank the optimizer is AdamW, the rate {LORA_RATE} times as
+high and weight decay 0. For a base of another program: a rate of {FULL_RATE:g} or, with --lora-rank,
+{ADAPTER_RATE:g}; batches of {OTHERS.batch_size}, no weight decay, and a --block-size of {BLOCK_SIZE}, or its context
+if that is shorter."""
 
 
 def parser():

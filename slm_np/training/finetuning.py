@@ -176,11 +176,18 @@ def recipe(base, given, lora=LoraConfig()):
     values = {field: getattr(base, field) for field in KEPT} | given
     if not lengths(given):
         values["epochs"] = EPOCHS
-    share = RATE_SHARE
+    rate = RATE_SHARE * base.learning_rate
     if lora.lora_rank:
-        share *= LORA_RATE
+        rate *= LORA_RATE
         values["weight_decay"] = given.get("weight_decay", 0.0)
-    values.setdefault("learning_rate", share * base.learning_rate)
+    else:
+        values.setdefault("optimizer", base.optimizer)
+    if base.optimizer == "muon":
+        if values.get("optimizer") == "muon":
+            values.setdefault("matrix_rate", base.matrix_rate)
+        else:  # AdamW then changes matrices about as much as Muon did, see `training.muon`
+            rate *= base.matrix_rate
+    values.setdefault("learning_rate", rate)
     return values
 
 

@@ -16,7 +16,7 @@ from slm_np.data.stories import home_plots, outdoor_plots, shared, skimmer, tell
 from slm_np.data.stories.words import LISTS, PHRASES, ROLES
 
 SIZE = 10_000_000
-GOLDEN = "9adab648862add283e981a18f5cb953d83fe46952c8d20d7266feac59d245778"
+GOLDEN = "3555fa503d1c23445b1f847abf6653e56616e756ede456c9f4d34cc3570617e9"
 KINDS = dict(
     feeling={"glad", "sad", "scared", "cross"},
     name={"name", "pet_name", "teacher"},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import small
 
-from slm_np.config import TrainConfig
+from slm_np.config import LoraConfig, TrainConfig
 from slm_np.data.assistant_windows import replies, window_starts
 from slm_np.data.batches import gather
 from slm_np.data.tokens import Tokens
@@ -219,6 +219,20 @@ def test_the_recipe_follows_the_base():
     found = recipe(base, dict(max_iters=5, learning_rate=0.5, seed=4))
     assert "epochs" not in found and (found["max_iters"], found["learning_rate"], found["seed"]) == (5, 0.5, 4)
     assert TrainConfig(**found).min_lr == pytest.approx(0.05)
+
+
+def test_the_optimizer_of_the_base_stays_in_the_same_proportions():
+    base = small.config("x", learning_rate=0.01, optimizer="muon", matrix_rate=0.5).train
+    found = recipe(base, {})
+    assert (found["optimizer"], found["matrix_rate"], found["learning_rate"]) == ("muon", 0.5, 0.0025)
+    assert recipe(base, dict(matrix_rate=2.0))["matrix_rate"] == 2.0
+    for found in (recipe(base, dict(optimizer="adamw")), recipe(base, {}, LoraConfig(lora_rank=4))):
+        TrainConfig(**found)
+        assert found.get("optimizer", "adamw") == "adamw" and "matrix_rate" not in found
+    # The matrices' rate under Muon, of which AdamW's updates are as large.
+    assert recipe(base, dict(optimizer="adamw"))["learning_rate"] == pytest.approx(0.00125)
+    found = recipe(small.config("x", learning_rate=0.01).train, dict(optimizer="muon"))
+    assert found["optimizer"] == "muon" and "matrix_rate" not in found
 
 
 @pytest.mark.parametrize("words, interval", [([], 0), (["--eval-interval", 3], 3)])
