@@ -242,7 +242,7 @@ def blanket_fort(t):
     else:
         t("{Hero.He} was {trait} and <boldly> put (three|four|five|six) more {frame} under the {cover}.")
     t.paragraph()
-    t("{pet_name} lay {room}, too, and they told of the {tale} <a_while>. {hero} was {glad}.")
+    t("{pet_name} the {pet} lay {room}, too, and they told of the {tale} <a_while>. {hero} was {glad}.")
     bedtime(t)
     if fell == 0:
         t.ask("Why did the tent fall down?", "Because {pet_name} jumped on the {cover}.")

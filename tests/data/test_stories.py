@@ -16,7 +16,7 @@ from slm_np.data.stories import home_plots, outdoor_plots, shared, skimmer, tell
 from slm_np.data.stories.words import LISTS, PHRASES, ROLES
 
 SIZE = 10_000_000
-GOLDEN = "3555fa503d1c23445b1f847abf6653e56616e756ede456c9f4d34cc3570617e9"
+GOLDEN = "afe5e43cd92c11d80a8f4bf166eb42a809399485cdc3996e4c424412f08167ea"
 KINDS = dict(
     feeling={"glad", "sad", "scared", "cross"},
     name={"name", "pet_name", "teacher"},
