@@ -38,6 +38,7 @@ SEARCH = {
     "half the batch": lambda model, train: dict(batch_size=max(1, train.batch_size // 2)),
     "twice the batch": lambda model, train: dict(batch_size=2 * train.batch_size),
     "half the context": lambda model, train: dict(block_size=max(8, model.block_size // 2)),
+    "other initial weights": lambda model, train: dict(init="normal" if model.init == "mimetic" else "mimetic"),
     "no dropout": lambda model, train: dict(dropout=0.0),
     "dropout 0.1": lambda model, train: dict(dropout=0.1),
     "dropout 0.3": lambda model, train: dict(dropout=0.3),

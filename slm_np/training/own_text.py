@@ -23,6 +23,7 @@ CONTEXTS_IN_TEXT = 20  # at least, so that the held-out tenth has two
 VOCABULARIES = (512, 8192)
 BATCH_TOKENS, LONG_RUN = 2048, 20e6  # tokens of a batch, if a run reads at most so many; it grows with the square root
 BATCH_SIZES, UPDATES = (4, 32), 500  # sequences; updates in a run, at least
+SPELLED = ("byte", "char")  # tokens of which every text repeats nearly all; attention that copies them helps nothing
 NARROW = 64  # width at which the matmuls run at half of the rate of wide ones
 TOO_SHORT = 100_000  # bytes of text below which more text would help most
 
@@ -86,6 +87,7 @@ def chosen(n_bytes, operations, given, where="this machine"):
         n_hidden=_rounded(8 * width / 3) if gated else 0,
         block_size=context,
         dropout=dropout,
+        init="normal" if tokenizer in SPELLED else "mimetic",
     )
     lines = [
         f"own text: {counted(n_bytes, 'byte')} and {length} on {where} (about {_amount(cost * read / 1e15)} PFLOP): "
@@ -160,7 +162,7 @@ def _sequences(tokens, context):
 def _vocabulary(tokenizer):
     """(tokens, bytes of English text per token) of a --tokenizer, roughly."""
     kind, _, size = tokenizer.partition(":")
-    if kind in ("byte", "char"):
+    if kind in SPELLED:
         return 256, 1.0
     tokens = int(size) if kind == "bpe" and size.isdecimal() and len(size) < 8 else 50_257
     return tokens, min(4.4, 0.45 * math.log2(max(256, tokens)) - 2)

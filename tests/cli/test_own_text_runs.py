@@ -153,7 +153,14 @@ def test_pretrain_chooses_too(folder, capsys):
 
 def test_that_the_model_began_to_memorize_is_said(folder, capsys):
     words = small.flags(
-        "short.txt", max_iters=200, eval_interval=20, save_interval=200, learning_rate=0.03, min_lr=0.03
+        "short.txt",
+        init="normal",
+        weight_decay=0.1,
+        max_iters=200,
+        eval_interval=20,
+        save_interval=200,
+        learning_rate=0.03,
+        min_lr=0.03,
     )
     draw = np.random.default_rng(0)
     Path("short.txt").write_bytes(bytes(draw.integers(97, 123, 700).tolist()))  # nothing to learn but the letters

@@ -34,7 +34,7 @@ def test_every_fact_of_an_answer_is_in_its_story(some):
     for dialogue in some:
         for turn in dialogue.turns:
             assert re.fullmatch(r"[A-Z][^?\n]*[.!]", turn.answer) and QUESTION.fullmatch(turn.question), turn
-            facts = words_of(turn.answer) & drawn - {"in", "to"}
+            facts = words_of(turn.answer) & drawn - {"in", "to", "a", "an"}
             assert facts <= words_of(dialogue.story), (facts - words_of(dialogue.story), turn, dialogue.story)
             answered[bool(facts)] += 1
     assert answered[True] > 5 * answered[False]
@@ -72,6 +72,11 @@ def replaced(old, new, text):
     return text
 
 
+def with_a(text):
+    """The text with "a" for "an", because an answer leaves out the adjective between the article and the thing."""
+    return re.sub(r"\b([Aa])n\b", r"\1", text)
+
+
 def test_an_answer_changes_with_the_fact_it_tells():
     """Replaced everywhere in a story, a word is replaced in its questions and answers, and nothing else is."""
     rng, changed, refused = random.Random(5), Counter(), 0
@@ -85,7 +90,7 @@ def test_an_answer_changes_with_the_fact_it_tells():
             assert (other.plot, other.facts[role]) == (story.plot, new)
             for before, after in zip(story.questions, other.questions, strict=True):
                 assert after.question == replaced(old, new, before.question)
-                assert after.answer == replaced(old, new, before.answer)
+                assert with_a(after.answer) == with_a(replaced(old, new, before.answer))
                 changed[before.kind] += before.answer != after.answer
     assert changed.total() > 2 * refused
     assert all(changed[kind] > 10 for kind in ("who", "what", "where", "how")), changed
