@@ -27,7 +27,7 @@ from slm_np.data.tokenizer_json import joined_merges
 from slm_np.errors import UserError, command
 
 OTHERS = 257  # tokens that are not learned: the bytes and the end-of-text token
-MERGED = 16  # at least one of so many learned tokens is merged
+MERGED = 24  # at least one of so many learned tokens is merged
 
 
 def texts(split, n_bytes):

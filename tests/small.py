@@ -58,7 +58,7 @@ def sizes(changes):
 
 def plain(changes):
     """Flags that switch off what the preset `stories` has and a tiny run lacks."""
-    found = dict(optimizer="adamw", beta1=0.9, lr_schedule="cosine")
+    found = dict(init="normal", optimizer="adamw", beta1=0.9, weight_decay=0.1, lr_schedule="cosine")
     if "A" in changes.get("pattern", "A"):
         found["no_qk_norm"] = True
         if changes.get("positions", "rotary") == "rotary":

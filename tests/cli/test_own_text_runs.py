@@ -154,8 +154,6 @@ def test_pretrain_chooses_too(folder, capsys):
 def test_that_the_model_began_to_memorize_is_said(folder, capsys):
     words = small.flags(
         "short.txt",
-        init="normal",
-        weight_decay=0.1,
         max_iters=200,
         eval_interval=20,
         save_interval=200,
