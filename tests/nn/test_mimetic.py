@@ -18,29 +18,19 @@ HEADS = {
 
 
 def attention(config, seed=1):
-    """(W_q, W_k, W_v of the query heads (D, H, w), W_o (H, w, D)) of the first layer."""
+    """(W_v of the query heads (D, H, w), W_o (H, w, D)) of the first layer."""
     weights = Model(config, seed=seed).parameters.weight
     D, H, K, w = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
-    q, k, v = np.split(weights["layers.0.attention.qkv.weight"].reshape(D, H + 2 * K, w), [H, H + K], axis=1)
-    k, v = (np.repeat(x, H // K, axis=1) for x in (k, v))
-    return q, k, v, weights["layers.0.attention.output.weight"].reshape(H, w, D)
+    v = weights["layers.0.attention.qkv.weight"].reshape(D, H + 2 * K, w)[:, H + K :]
+    return np.repeat(v, H // K, axis=1), weights["layers.0.attention.output.weight"].reshape(H, w, D)
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_values_and_output_together_are_the_identity_that_their_width_allows(name):
     config = ModelConfig(**SIZES, **HEADS[name], init="mimetic", init_std=1e-6)
-    _, _, v, output = attention(config)
+    v, output = attention(config)
     rank = min(config.n_embd, config.n_kv_head * config.head_dim)
     assert np.allclose(np.einsum("dhw,hwe->de", v, output), np.diag(np.arange(config.n_embd) < rank), atol=1e-4)
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_every_query_head_attends_to_what_is_similar_in_the_slice_that_it_reads(name):
-    config = ModelConfig(**SIZES, **HEADS[name], init="mimetic", init_std=1e-6)
-    q, k, v, _ = attention(config)
-    for h in range(config.n_head):
-        product, reads = q[:, h] @ k[:, h].T, v[:, h] @ v[:, h].T
-        assert np.allclose(product, 0.09 * reads, atol=1e-4)
 
 
 def test_the_rest_is_the_normal_initialization():
@@ -50,7 +40,7 @@ def test_the_rest_is_the_normal_initialization():
         if "attention" not in name:
             assert not added.any(), name
         else:
-            assert set(np.round(np.unique(added), 5)) <= {0.0, np.float32(0.3), 1.0}, name
+            assert set(np.round(np.unique(added), 5)) <= {0.0, 1.0}, name
 
 
 def test_tokens_of_the_context_are_likelier_before_the_first_update():
@@ -70,6 +60,12 @@ def test_tokens_of_the_context_are_likelier_before_the_first_update():
     assert difference > 0.3 * spread
     difference, spread = likelier("normal")
     assert abs(difference) < 0.3 * spread
+
+
+def test_a_last_mixer_that_gives_the_logits():
+    config = ModelConfig(**SIZES | dict(head="none", residual=False), n_head=4, init="mimetic", init_std=1e-6)
+    output = Model(config, seed=1).parameters.weight["layers.0.attention.output.weight"]
+    assert np.allclose(output, np.eye(48, 40), atol=1e-4)
 
 
 def test_models_can_be_copied_and_pickled():

@@ -1,7 +1,8 @@
 """Initial weights of attention that already copy: `--init mimetic`, after Trockman and Kolter 2023 (arXiv 2305.09828).
 
-They start W_v W_o and W_q W_k^T near multiples of the identity. A head then writes some of each token that it attends
-to, so words of the context become more likely from the first update on, and what to attend to can be learned from that.
+They start the product W_v W_o of values and output near the identity. So a head writes some of each token that it
+attends to, and the tokens of the context become more likely from the first update on. What to attend to can be learned
+from that. The authors add multiples of the identity to W_q W_k^T, too, which made no difference here.
 
 Sizes: D width of the model, H query heads, K key-value heads, w head width.
 """
@@ -10,8 +11,6 @@ import functools
 
 import numpy as np
 
-SIMILAR = 0.3  # of the identity in W_q and W_k
-
 
 def mimetic(config, weight, added):
     """The Tensor `weight`, to whose normal initial values `added`, `qkv` or `output`, is added."""
@@ -19,27 +18,22 @@ def mimetic(config, weight, added):
 
 
 def values(config, scale, added, draw, shape):
-    return draw.normal(0.0, scale, shape) + added(config)
+    return draw.normal(0.0, scale, shape) + added(config, shape)
 
 
-def kv_slices(config):
-    """(D, K, w): head k reads and writes column j of its slice at channel k w + j of the model."""
-    identity = np.eye(config.n_embd, config.n_kv_head * config.head_dim)
-    return identity.reshape(config.n_embd, config.n_kv_head, config.head_dim)
+def slices(config, width):
+    """(width, K, w): column j of head k is channel k w + j of `width` channels, as far as there are so many."""
+    identity = np.eye(width, config.n_kv_head * config.head_dim)
+    return identity.reshape(width, config.n_kv_head, config.head_dim)
 
 
-def query_slices(config):
-    """(D, H, w): `kv_slices` of each query head."""
-    return np.repeat(kv_slices(config), config.n_head // config.n_kv_head, axis=1)
+def qkv(config, shape):
+    """What W_qkv (D, (H + 2 K) w) gets: the slices in its columns for values."""
+    others = np.zeros((shape[0], config.n_head + config.n_kv_head, config.head_dim))
+    return np.concatenate([others, slices(config, shape[0])], axis=1).reshape(shape)
 
 
-def qkv(config):
-    """What W_qkv (D, (H + 2 K) w) gets: SIMILAR times the slices in queries and keys, the slices in values."""
-    slices = SIMILAR * query_slices(config), SIMILAR * kv_slices(config), kv_slices(config)
-    return np.concatenate(slices, axis=1).reshape(config.n_embd, -1)
-
-
-def output(config):
-    """What W_output (H w, columns) gets: K / H of the transposed slices, so that all heads together write a mean."""
-    slices = query_slices(config) * (config.n_kv_head / config.n_head)
-    return slices.reshape(config.n_embd, -1).T
+def output(config, shape):
+    """What W_output (H w, D) gets: K / H of the transposed slices, so that all heads together write a mean."""
+    group = config.n_head // config.n_kv_head
+    return np.repeat(slices(config, shape[1]) / group, group, axis=1).reshape(shape[::-1]).T
