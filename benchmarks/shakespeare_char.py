@@ -102,6 +102,8 @@ def main(argv=None):
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="precision of both engines")
     parser.add_argument("--against", choices=["torch"], help="train the PyTorch twin too")
     args = parser.parse_args(argv)
+    if args.against:
+        import torch  # noqa: F401  # before our threads start: imported after them, it takes four times as long
     CPU.use_threads(0)
     for seed in map(int, args.seeds.split(",")):
         settings = dict(data=args.data, seed=seed, max_iters=args.max_iters, dtype=args.dtype)

@@ -75,6 +75,9 @@ def child(spec):
     """Train one seed and print its result as a line of JSON."""
     import contextlib
 
+    if spec["engine"] == "torch":
+        import torch  # noqa: F401  # before our threads start: imported after them, it takes four times as long
+
     from shakespeare_char import trained_in_torch
     from shapes import operations
 
