@@ -260,7 +260,7 @@ def main(argv=None):
 
 def measure(args, task, given, seeds, files, rows, path):
     """Add the seeds that `rows` lack, and write them into `path`."""
-    updates = args.updates or task.updates
+    updates = 0 if args.engine == "ngram" else args.updates or task.updates
     key = dict(
         engine=args.engine + (" compiled" if args.compiled else ""),
         task=args.task,
