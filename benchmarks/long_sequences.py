@@ -13,7 +13,7 @@ import statistics
 
 import checkout  # noqa: F401
 import numpy as np
-from measure import clock, write_json
+from measure import check_plot, clock, write_json
 
 from slm_np.config import ModelConfig
 from slm_np.dtypes import BF16
@@ -139,6 +139,7 @@ def main(argv=None):
     parser.add_argument("--json", metavar="FILE", help="write the rows to FILE")
     parser.add_argument("--plot", metavar="FILE", help="draw the rows into FILE")
     args = parser.parse_args(argv)
+    check_plot(args.plot)
     CPU.use_threads(0)
     print(header(args.dtype))
     rows = measured(LENGTHS, TOKENS, args.rounds, args.dtype)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import json
 import statistics
 import sys
@@ -11,6 +12,12 @@ from pathlib import Path
 import checkout  # noqa: F401
 
 from slm_np.errors import UserError
+
+
+def check_plot(path):
+    """UserError if a `path` to draw is given and matplotlib is missing."""
+    if path and importlib.util.find_spec("matplotlib") is None:
+        raise UserError('--plot needs matplotlib: pip install "slm_np[plot]"')
 
 
 def clock(function, count=1):

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import checkout  # noqa: F401
-from measure import write_json
+from measure import check_plot, write_json
 
 from slm_np import ops
 from slm_np.cli.launch import prepared
@@ -220,6 +220,7 @@ def main(argv=None):
     parser.add_argument("--json", metavar="FILE", help="keep the runs in FILE, and skip those that it holds")
     parser.add_argument("--plot", metavar="FILE", help="draw the best runs into FILE")
     args = parser.parse_args(argv)
+    check_plot(args.plot)
     names, rates = models_of(args.models), rates_of(args.rates)
     CPU.use_threads(args.threads)
     runs = json.loads(Path(args.json).read_text(encoding="utf-8")) if args.json and Path(args.json).exists() else []

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import checkout  # noqa: F401
 import numpy as np
-from measure import write_json
+from measure import check_plot, write_json
 from tasks import TASKS, split_files
 
 from slm_np.errors import UserError, command, near
@@ -228,6 +228,7 @@ def main(argv=None):
     parser.add_argument("--json", metavar="FILE", help="keep the results in FILE")
     parser.add_argument("--plot", metavar="PNG", help="draw the results of the task into PNG; needs matplotlib")
     args = parser.parse_args(argv)
+    check_plot(args.plot)
     if args.child:
         child(json.loads(args.child))
         return

@@ -473,6 +473,15 @@ def test_story_quality_counts_whole_wrong_and_memorized_stories(monkeypatch):
     assert found == dict(stories=4, whole=2, sentences=n_sentences, accepted=n_sentences - 1, memorized=1)
 
 
+@pytest.mark.parametrize("name", ["quality", "long_sequences", "time_to_loss"])
+def test_a_plot_without_matplotlib_is_refused_first(name, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    message = refusal(
+        importlib.import_module(name).main, ["--data", "x"] * (name != "long_sequences") + ["--plot", "x.png"], capsys
+    )
+    assert message.rstrip().endswith('--plot needs matplotlib: pip install "slm_np[plot]"')
+
+
 @pytest.mark.parametrize("name, flag", [("prompts", []), ("answers", ["--model"]), ("story_quality", ["--model"])])
 def test_scripts_refuse_a_missing_run(name, flag, capsys, tmp_path):
     message = refusal(importlib.import_module(name).main, [*flag, str(tmp_path / "none")], capsys)
