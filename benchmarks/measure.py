@@ -14,6 +14,15 @@ import checkout  # noqa: F401
 from slm_np.errors import UserError
 
 
+def import_torch():
+    """Import PyTorch, if it is installed, before numba's threads start.
+
+    Afterwards both share one OpenMP runtime, and PyTorch takes four times as long.
+    """
+    with contextlib.suppress(ImportError):
+        import torch  # noqa: F401
+
+
 def check_plot(path):
     """UserError if a `path` to draw is given and matplotlib is missing."""
     if path and importlib.util.find_spec("matplotlib") is None:

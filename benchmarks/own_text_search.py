@@ -91,7 +91,7 @@ def trained(args, fields, seed, folder):
     """(bits per byte, RunConfig) of one run."""
     directory = Path(folder) / f"run-{len(list(Path(folder).iterdir()))}"
     data = ["--data", str(Path(args.data).resolve()), "--limit-bytes", str(args.limit_bytes)]
-    length = ["--fit-time", args.time, "--seed", str(seed), "--out-dir", str(directory)]
+    length = ["--fit-time", args.time, "--seed", seed, "--out-dir", str(directory)]
     run(["slm_np.train", *data, *length, *flags(fields)])
     found = json.loads(run(["slm_np.evaluate", "--model", str(directory), "--json"]))
     return found["bits_per_byte"], run_config.read_config(directory)
@@ -111,41 +111,43 @@ def main(argv=None):
         seeds = [int(seed) for seed in args.seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds {args.seeds!r} is not a list of whole numbers; write 1,2,3") from None
+    asked = dict(data=str(Path(args.data).resolve()), limit_bytes=args.limit_bytes, time=args.time)
     path = Path(args.json) if args.json else None
-    rows = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else dict(asked=asked, rows={})
+    if kept["asked"] != asked:
+        raise UserError(f"--json {path} has runs of {kept['asked']}, not of {asked}; choose another file")
     with tempfile.TemporaryDirectory() as folder:
-        for seed in seeds:
-            search(args, seed, folder, rows, path)
-    print("\n".join(table(rows)))
+        for seed in map(str, seeds):
+            search(args, seed, folder, kept["rows"], lambda: path and write_json(path, kept))
+    print("\n".join(table(kept["rows"])))
 
 
-def search(args, seed, folder, rows, path):
-    """Add the losses of a seed to `rows`, {name: {settings, losses {seed: bits per byte}}}."""
-    names = {CHOSEN: {}}
-    if str(seed) in rows.get(CHOSEN, dict(losses={}))["losses"]:
-        names = {name: row["changes"] for name, row in rows.items()}
-    while names:
-        name, fields = next(iter(names.items()))
-        del names[name]
-        row = rows.setdefault(name, dict(changes=fields, losses={}))
-        if str(seed) in row["losses"]:
-            continue
-        row["losses"][str(seed)], config = trained(args, fields, seed, folder)
-        print(f"seed {seed}, {name} {fields or ''}: {row['losses'][str(seed)]:.4f} bits/byte", flush=True)
-        if name == CHOSEN:
-            model, train = config.model, config.train
-            row["settings"] = dict(
-                n_layer=model.n_layer,
-                n_embd=model.n_embd,
-                tokenizer=train.tokenizer,
-                block_size=model.block_size,
-                batch_size=train.batch_size,
-                dropout=model.dropout,
-            )
-            names = changed(model, train)
-            del names[CHOSEN]
-        if path:
-            write_json(path, rows)
+def search(args, seed, folder, rows, keep):
+    """Add the losses of a seed to `rows`, {name: dict(changes, losses {seed: bits per byte})}.
+
+    The first run decides which changes there are. keep: function without arguments that writes the rows
+    """
+
+    def measured(name):
+        """The RunConfig of a setting's run. None if its loss was known."""
+        row = rows[name]
+        if seed in row["losses"]:
+            return None
+        row["losses"][seed], config = trained(args, row["changes"], seed, folder)
+        print(f"seed {seed}, {name} {row['changes'] or ''}: {row['losses'][seed]:.4f} bits/byte", flush=True)
+        return config
+
+    rows.setdefault(CHOSEN, dict(changes={}, losses={}))
+    if config := measured(CHOSEN):
+        model, train = config.model, config.train
+        settings = {field: getattr(model, field) for field in ("n_layer", "n_embd", "block_size", "dropout", "init")}
+        rows[CHOSEN]["settings"] = settings | dict(tokenizer=train.tokenizer, batch_size=train.batch_size)
+        for name, changes in changed(model, train).items():
+            rows.setdefault(name, dict(changes=changes, losses={}))
+        keep()
+    for name in rows:
+        if measured(name):
+            keep()
 
 
 def table(rows):

@@ -14,6 +14,7 @@ import time
 
 import checkout  # noqa: F401
 import numpy as np
+from measure import import_torch
 from tasks import NANOGPT
 
 from slm_np.cli.launch import prepared
@@ -103,7 +104,7 @@ def main(argv=None):
     parser.add_argument("--against", choices=["torch"], help="train the PyTorch twin too")
     args = parser.parse_args(argv)
     if args.against:
-        import torch  # noqa: F401  # before our threads start: imported after them, it takes four times as long
+        import_torch()
     CPU.use_threads(0)
     for seed in map(int, args.seeds.split(",")):
         settings = dict(data=args.data, seed=seed, max_iters=args.max_iters, dtype=args.dtype)

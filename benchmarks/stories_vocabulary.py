@@ -3,7 +3,7 @@
     python benchmarks/stories_vocabulary.py [--size 2304] [--bytes 4000000] [--out FILE]
 
 It is learned from the start of the training splits of `stories` and `dialogues`, the latter under the default chat
-template. The most frequent words are tokens. The first merges of byte-pair encoding, at least a 16th of all tokens,
+template. The most frequent words are tokens. The first merges of byte-pair encoding, at least a 24th of all tokens,
 spell other words. Prints how well the vocabulary encodes the validation splits.
 
 FILE is data/stories_vocabulary.txt by default: a token a line in the letters of GPT-2's vocabulary, those that are

@@ -57,16 +57,7 @@ LONG_RECIPE = dict(
     decay="matrices",
 )
 
-MAMBA = dict(
-    optimizer="adamw",
-    learning_rate=2e-3,
-    min_lr=1e-4,
-    warmup_iters=100,
-    lr_schedule="cosine",
-    beta1=0.9,
-    beta2=0.95,
-    weight_decay=0.1,
-)
+ADAMW_MAMBA = NANOGPT | dict(batch_size=16, learning_rate=2e-3, beta2=0.95)
 
 TASKS = {
     "shakespeare-char": Task("shakespeare-char", "char", "tail", "nats", 2000, original=NANOGPT),
@@ -75,7 +66,7 @@ TASKS = {
     "tinystories": Task("slim", "bpe:4096", "tail", "bits", 1000, dict(head="tied"), LONG_RECIPE),
     "tinystories-gpt2": Task("gpt2-stories", "gpt2", "tail", "bits", 25),
     "stories": Task("stories", "stories", "", "bits", 2200),
-    "mamba-bytes": Task("mamba", "byte", "tail", "bits", 1700, MODELS["mamba"], dict(batch_size=16), MAMBA),
+    "mamba-bytes": Task("mamba", "byte", "tail", "bits", 1700, MODELS["mamba"], dict(batch_size=16), ADAMW_MAMBA),
 }
 
 

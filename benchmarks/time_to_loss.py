@@ -29,7 +29,7 @@ from pathlib import Path
 
 import checkout  # noqa: F401
 import numpy as np
-from measure import check_plot, write_json
+from measure import check_plot, import_torch, write_json
 from tasks import TASKS, split_files
 
 from slm_np.errors import UserError, command, near
@@ -76,7 +76,7 @@ def child(spec):
     import contextlib
 
     if spec["engine"] == "torch":
-        import torch  # noqa: F401  # before our threads start: imported after them, it takes four times as long
+        import_torch()
 
     from shakespeare_char import trained_in_torch
     from shapes import operations
@@ -238,7 +238,7 @@ def main(argv=None):
     if args.track == "R" and (fixed := [name for name in given if name.startswith(NETWORK)]):
         raise UserError(f"--track R fixes {fixed[0]}; use --track F to change the network or the tokenizer")
     if args.recipe == "original" and not task.original:
-        raise UserError(f"--task {args.task} has no original recipe of other authors; use --recipe preset")
+        raise UserError(f"--task {args.task} has no earlier recipe; use --recipe preset")
     _, recipe = preset(*settings(task, args.recipe, given, None, 1, 0, args.dtype))
     if args.engine == "torch" and recipe.optimizer != "adamw":
         raise UserError(f"--engine torch trains by AdamW, not {recipe.optimizer}; use --recipe original")

@@ -265,7 +265,7 @@ def preset(name, model=None, train=None, chosen=None):
     model, train = changes("model", model, ModelConfig), changes("train", train, TrainConfig)
     check_lengths(train)
     structure = {field: value for field, value in (own | model).items() if field in STRUCTURE}
-    if structure.get("init") == "mimetic":  # other fields have the same effects
+    if structure.get("init") == "mimetic":  # the same fields have an effect, and attention need not be there
         structure["init"] = "normal"
     config = ModelConfig(**structure)
     if not config.has_attention and own.get("init") == "mimetic":

@@ -58,8 +58,29 @@ def test_each_seed_is_run_once_and_compared_with_the_choice(search, tmp_path, ca
     n = len(made)
     search.main([*words, "1,2"])
     assert len(made) == 2 * n and len(set(made)) == 2 * n
-    rows = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    rows = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["rows"]
     assert all(set(row["losses"]) == {"1", "2"} for row in rows.values())
+
+
+def test_a_search_goes_on_where_it_stopped(search, tmp_path, capsys, monkeypatch):
+    made, config = [], small.config("x", learning_rate=0.01)
+
+    def trained(args, fields, seed, folder):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(fields)
+        return 2.0, config
+
+    monkeypatch.setattr(search, "trained", trained)
+    words = ["--data", "text", "--json", str(tmp_path / "out.json")]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        search.main(words)
+    monkeypatch.setattr(search, "trained", lambda args, fields, seed, folder: made.append(fields) or (2.0, config))
+    search.main(words)
+    assert len(made) == len(search.changed(config.model, config.train))
+    with pytest.raises(SystemExit):
+        search.main([*words, "--time", "9s"])
+    assert "has runs of" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -24,9 +24,7 @@ def parameters(config, columns):
         matmul_weight(config, "attention.qkv.weight", (config.n_embd, qkv), config.n_embd),
         matmul_weight(config, "attention.output.weight", (attended, columns), attended, residual=True),
     )
-    if config.init == "mimetic":
-        weights = [mimetic.mimetic(config, *pair) for pair in zip(weights, (mimetic.qkv, mimetic.output))]
-    yield from weights
+    yield from mimetic.copying(config, *weights) if config.init == "mimetic" else weights
     if config.has_qkv_bias:
         yield Tensor("attention.qkv.bias", (qkv,), "zeros")
     if config.bias:
