@@ -15,9 +15,10 @@ from slm_np.errors import UserError
 
 
 def import_torch():
-    """Import PyTorch, if it is installed, before numba's threads start.
+    """Import PyTorch, if it is installed, before numba's threads start: for scripts in which one engine runs at a time.
 
-    Afterwards both share one OpenMP runtime, and PyTorch takes four times as long.
+    Imported afterwards, it shares numba's OpenMP runtime, and its training takes four times as long. Where engines take
+    turns every few milliseconds, two runtimes would disturb each other instead, as products.py showed.
     """
     with contextlib.suppress(ImportError):
         import torch  # noqa: F401

@@ -12,7 +12,7 @@ import importlib.util
 
 import checkout  # noqa: F401
 import numpy as np
-from measure import alternate, import_torch
+from measure import alternate
 from shapes import matmuls, names_of, shape
 
 from slm_np import ops
@@ -71,7 +71,6 @@ def main(argv=None):
         help="shapes to take matmuls from, separated by commas (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    import_torch()
     with_torch = importlib.util.find_spec("torch") is not None
     header = f"{'m x k x n':<22}{'matmul':<10}{'bf16':>8}{'fp32':>8}{'ratio':>7}"
     print(header + (f"{'oneDNN bf16':>13}{'ratio':>8}" if with_torch else ""))
