@@ -467,6 +467,16 @@ class TrainConfig:
     grad_accumulation_steps: int = setting(
         1, "micro-batches per update, whose gradients are averaged", low=1, high=1 << 20
     )
+    virtual_ranks: int = setting(
+        0,
+        "parts of an update whose gradients are summed in a fixed tree, a power of two: the run then has the same bits "
+        "with --ranks 1, 2, 4, ... up to this; 0 means none, for one process",
+        low=0,
+        high=1 << 10,
+    )
+    exchange: str = setting(
+        "fp32", "precision of the gradients that virtual ranks exchange and sum", choices=("fp32", "bf16")
+    )
     recompute: bool = setting(
         False,
         "compute each block again in backward instead of saving its activations: the same bits in less memory, at "
@@ -542,6 +552,8 @@ class TrainConfig:
             raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower --min-lr")
         check_documents(self.documents)
         check_lengths({name: getattr(self, name) for name in LENGTHS if name != "max_iters"})
+        if self.virtual_ranks & (self.virtual_ranks - 1):
+            raise UserError(f"--virtual-ranks {self.virtual_ranks} is not a power of two; choose 2, 4, 8, ...")
         self.max_seconds, self.fit_seconds  # malformed durations are refused here
 
     @property
@@ -556,6 +568,8 @@ class TrainConfig:
             found["matrix_rate"] = f"with --optimizer {self.optimizer}"
         if not self.weight_decay:
             found["decay"] = "with --weight-decay 0"
+        if not self.virtual_ranks:
+            found["exchange"] = "without --virtual-ranks"
         return found
 
     @property

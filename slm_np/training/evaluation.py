@@ -2,20 +2,26 @@
 
 import math
 
+import numpy as np
+
 from slm_np.nn.model import unmasked
+from slm_np.ranks.world import ALONE
 
 
-def mean_loss(model, batches, tokens, targets, n_batches, between):
+def mean_loss(model, batches, tokens, targets, n_batches, between, world=ALONE):
     """Mean cross-entropy of the unmasked targets in the first `n_batches` of `batches`, in nats, without dropout.
 
     tokens, targets: (B, T) int32, overwritten.   between: called before each batch; what it raises ends the evaluation
+    world: whose ranks take the batches in turn. The result has the same bits for any number of them.
     """
-    total, count = 0.0, 0
-    for index in range(n_batches):
+    found = np.zeros((n_batches, 2))  # (targets, their loss together) of each batch
+    for index in range(world.rank, n_batches, world.size):
         between()
         batches.fill(tokens, targets, index)
         n = unmasked(targets)
-        total, count = total + n * model.loss(tokens, targets), count + n
+        found[index] = n, n * model.loss(tokens, targets)
+    world.merge(found)
+    count, total = (sum(column) for column in found.T.tolist())
     return total / max(1, count)
 
 

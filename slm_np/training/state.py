@@ -1,5 +1,7 @@
 """The state of a run: model, optimizer, data and counters, how one update changes them, and what a checkpoint keeps."""
 
+import functools
+
 import numpy as np
 
 from slm_np.config import check_effect
@@ -7,6 +9,7 @@ from slm_np.errors import UserError
 from slm_np.formats.layouts import lora_of
 from slm_np.nn.model import Model, States
 from slm_np.ops.device import device
+from slm_np.ranks.world import ALONE
 from slm_np.training.batches import evaluation_batches, training_batches
 from slm_np.training.host_step import HostStep
 from slm_np.training.muon import Muon
@@ -14,6 +17,7 @@ from slm_np.training.optimizer import AdamW
 from slm_np.training.precision import compute_dtype, resolved
 from slm_np.training.schedule import learning_rate
 from slm_np.training.spectral import SpectralNorms
+from slm_np.training.virtual_ranks import DealtStep, deal
 
 
 def optimizer_of(model, config):
@@ -28,8 +32,10 @@ def optimizer_of(model, config):
     return made
 
 
-def step_class(device):
-    """The Step for a device. DeviceStep is imported only for a GPU, since it needs CuPy."""
+def step_class(device, train, dealt, world):
+    """The Step for a device, a TrainConfig and a Deal. DeviceStep is imported only for a GPU, since it needs CuPy."""
+    if train.virtual_ranks:
+        return functools.partial(DealtStep, dealt, world, train.exchange == "bf16")
     if device.name == "cpu":
         return HostStep
     from slm_np.training.device_step import DeviceStep
@@ -39,6 +45,12 @@ def step_class(device):
 
 def check_recipe(model, train):
     """Raise UserError if a setting of `train` (TrainConfig) has no effect on a model of this ModelConfig."""
+    if train.carry_state and train.virtual_ranks:
+        raise UserError(
+            "--carry-state reads the data in order, which --virtual-ranks cannot split; leave one of them out"
+        )
+    if train.virtual_ranks and train.device != "cpu":
+        raise UserError(f"--virtual-ranks has no effect on --device {train.device}; leave it out")
     if train.carry_state and model.has_attention:
         raise UserError("--carry-state needs recurrent layers only; choose a --pattern of M and S")
     if train.max_spectral_norm and "S" not in model.letters:
@@ -57,11 +69,12 @@ class TrainingState:
     Same parameters and errors as `Trainer`.
     """
 
-    def __init__(self, run, corpus, retention=None, fresh=True):
+    def __init__(self, run, corpus, retention=None, fresh=True, world=ALONE):
         check_recipe(run.model, run.train)
         self.run = run = resolved(run)
-        self.config, self.corpus = run.train, corpus
-        config, shape = run.train, (run.train.batch_size, run.model.block_size)
+        self.config, self.corpus, self.world, config = run.train, corpus, world, run.train
+        self.deal = deal(config, world)
+        shape = self.deal.rows, run.model.block_size
         self.model = Model(
             run.model,
             config.seed if fresh else None,
@@ -76,12 +89,12 @@ class TrainingState:
         self.optimizer = optimizer_of(self.model, config)
         self.spectral = SpectralNorms(self.model.parameters)
         self.states = States(self.model, config.batch_size) if config.carry_state else None  # recurrent state
-        self.stepper = step_class(self.model.device)(
+        self.stepper = step_class(self.model.device, config, self.deal, world)(
             self.model, self.optimizer, self.spectral, shape, config.seed, config.max_spectral_norm, self.states
         )
         self.tokens, self.targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)  # (B, T)
         self.batches = training_batches(run, corpus)
-        n = config.grad_accumulation_steps
+        n = self.deal.micro_batches
         self.evaluated_batches = evaluation_batches(run, corpus, retention, lambda index: n * self.updates)
         self.max_iters = self.batches.updates(config)
         if config.fit_seconds:
@@ -94,21 +107,29 @@ class TrainingState:
 
         On a GPU the first two are device arrays that later updates overwrite; `stepper.read` synchronizes.
         """
-        n, rate = self.config.grad_accumulation_steps, learning_rate(self.config, self.updates, self.schedule_progress)
-        indices = range(self.updates * n, (self.updates + 1) * n)
-        self.stepper.start(self.updates, self.batches.count_targets(self.tokens, self.targets, indices), rate)
-        for micro, index in enumerate(indices):
-            self.load_batch(index)
+        n, rate = self.deal.micro_batches, learning_rate(self.config, self.updates, self.schedule_progress)
+        self.stepper.start(self.updates, self.count_targets(), rate)
+        for micro in self.deal.own:
+            self.load_batch(self.updates * n + micro)
             self.stepper.gradient(self.tokens, self.targets, micro)
         loss, norm = self.stepper.update()
         self.updates += 1
         return loss, norm, rate
 
+    def count_targets(self):
+        """Unmasked targets in the next update, those of other processes included."""
+        n = self.deal.micro_batches
+        if self.corpus.train.mask is None:
+            return n * self.targets.size
+        indices = [self.updates * n + micro for micro in self.deal.own]
+        own = self.batches.count_targets(self.tokens, self.targets, indices)
+        return int(self.world.share(np.array([float(own)])).sum())
+
     def wait_for_data(self):
         """Wait until what the next update reads is tokenized. Raises `CorpusFailed` if tokenizing failed."""
         if self.corpus.building:
             self.corpus.building.check()
-        self.batches.wait(self.tokens.shape, (self.updates + 1) * self.config.grad_accumulation_steps - 1)
+        self.batches.wait(self.tokens.shape, (self.updates + 1) * self.deal.micro_batches - 1)
 
     def load_batch(self, index):
         """Fill `tokens` and `targets` with training batch `index`. New sequences start with a new recurrent state."""

@@ -6,11 +6,11 @@ storage.py the files, display.py the lines on the screen, signals.py Ctrl-C.
 
 import dataclasses
 import math
-import time
 
 from slm_np.data.growing import CorpusFailed
 from slm_np.errors import UserError
 from slm_np.ops.device import host, put
+from slm_np.ranks.world import ALONE
 from slm_np.training.evaluation import bits_per_byte, mean_loss
 from slm_np.training.fitting import FEWEST, TENTHS, Stopwatch, fitted_updates, interval_of
 from slm_np.training.signals import Interrupted, stop_signals
@@ -27,12 +27,13 @@ class Trainer(TrainingState):
     callbacks  see callbacks.py; without any, nothing is written and nothing printed
     retention  Tokens of other data to evaluate, too, or None
     fresh      False leaves the weights 0, to be filled by a checkpoint or a base
+    world      World of the processes that train together; only that of rank 0 has callbacks
 
     Raises UserError for settings that do not fit the model or the corpus.
     """
 
-    def __init__(self, run, corpus, callbacks=(), retention=None, fresh=True):
-        super().__init__(run, corpus, retention, fresh)
+    def __init__(self, run, corpus, callbacks=(), retention=None, fresh=True, world=ALONE):
+        super().__init__(run, corpus, retention, fresh, world)
         self.callbacks = list(callbacks)
         self.skipped = 0  # updates skipped in a row, as far as the host knows
         self.best = math.inf  # lowest validation loss, in nats per token
@@ -49,13 +50,13 @@ class Trainer(TrainingState):
         Raises Interrupted after SIGINT, SIGTERM or SIGHUP, UserError after MAX_SKIPPED skipped updates in a row, and
         CorpusFailed if the corpus is still being tokenized and that fails. A checkpoint is saved first.
         """
-        self.stop_signal, started = None, time.perf_counter() - self.elapsed
+        self.stop_signal, started = None, self.world.clock() - self.elapsed
         self.stopwatch = Stopwatch(self.config) if self.max_iters is None else None
         self.notify("on_start")
         try:
             with stop_signals(self.request_stop):
                 while True:
-                    before, self.elapsed = self.progress, time.perf_counter() - started
+                    before, self.elapsed = self.progress, self.world.clock() - started
                     self.tenth_done = int(TENTHS * before) < int(TENTHS * self.progress)
                     if self.stopwatch is not None:
                         self.time_without_builder()
@@ -80,13 +81,13 @@ class Trainer(TrainingState):
 
     def advance(self):
         """One update, timed and logged. UserError after MAX_SKIPPED skipped ones in a row, with the weights saved."""
-        started = time.perf_counter()
+        started = self.world.clock()
         if self.stopwatch is not None:
             self.stopwatch.start(self.updates, started)
         _, _, rate = self.step()
         last_timed = self.stopwatch is not None and self.updates == self.stopwatch.last
         result = self.stepper.read(wait=self.log_is_due() or last_timed)
-        now = time.perf_counter()
+        now = self.world.clock()
         self.timed_steps, self.timed_seconds = self.timed_steps + 1, self.timed_seconds + now - started
         if self.stopwatch is not None and result is not None:
             self.stopwatch.mark(self.updates, now)
@@ -113,7 +114,7 @@ class Trainer(TrainingState):
             lr=rate,
             grad_norm=result.norm,
             step_ms=round(1e3 * seconds, 3),
-            tokens_per_s=round(self.tokens.size * self.config.grad_accumulation_steps / seconds, 1),
+            tokens_per_s=round(self.tokens.size * self.deal.micro_batches / seconds, 1),
         )
         norms = [round(norm, 6) for norm in self.spectral.norms.values()]
         return row | (dict(spectral_norms=norms) if norms else {})
@@ -133,11 +134,11 @@ class Trainer(TrainingState):
         """
         if not self.stopwatch.enough():
             self.time_more()
-        begun = time.perf_counter()
+        begun = self.world.clock()
         self.save()
-        saved = time.perf_counter()
+        saved = self.world.clock()
         self.estimate_loss(1)
-        now = time.perf_counter()
+        now = self.world.clock()
         saving, evaluating = saved - begun, self.config.eval_iters * (now - saved)
         self.max_iters = fitted_updates(
             self.updates,
@@ -153,12 +154,12 @@ class Trainer(TrainingState):
         step, counters = self.updates, self.counters()
         arrays = [*self.model.parameters.trained.values(), *self.tensors().values()]
         kept = [host(array).copy() for array in arrays]
-        self.stopwatch.start(self.updates, time.perf_counter())
+        self.stopwatch.start(self.updates, self.world.clock())
         try:
             while not self.stopwatch.enough():
                 self.step()
                 if self.stepper.read(wait=self.updates % FEWEST == 0) is not None:
-                    self.stopwatch.mark(self.updates, time.perf_counter())
+                    self.stopwatch.mark(self.updates, self.world.clock())
                 self.check_stop()
         finally:
             for array, values in zip(arrays, kept):
@@ -179,9 +180,11 @@ class Trainer(TrainingState):
         Those of a large training split change until training has reached all of it (see `batches.reach`).
         The names are train_loss, val_loss and, with retention data, replay_loss.
         """
-        arrays, n_batches = (self.tokens, self.targets), n_batches or self.config.eval_iters
+        arrays = self.tokens, self.targets
+        n_batches = -(-(n_batches or self.config.eval_iters) * self.config.batch_size // self.deal.rows)
+        between = self.check_stop if self.world.size == 1 else lambda: None  # ranks stop together, between updates
         return {
-            name: mean_loss(self.model, batches, *arrays, n_batches, self.check_stop)
+            name: mean_loss(self.model, batches, *arrays, n_batches, between, self.world)
             for name, batches in self.evaluated_batches.items()
         }
 
@@ -247,6 +250,8 @@ class Trainer(TrainingState):
         self.notify("on_stop_request")
 
     def check_stop(self):
-        """Raise Interrupted if a signal asked to stop."""
-        if self.stop_signal is not None:
-            raise Interrupted(self.stop_signal)
+        """Raise Interrupted if a signal asked to stop, on any rank."""
+        signal_number = self.world.largest(self.stop_signal or 0)
+        if signal_number:
+            self.stop_signal = signal_number
+            raise Interrupted(signal_number)

@@ -1,0 +1,290 @@
+"""The processes that MPI connects, through mpi4py."""
+
+import contextlib
+import os
+import pickle
+import socket
+import sys
+import threading
+import time
+import traceback
+
+import numpy as np
+
+from slm_np.errors import UserError, imported
+from slm_np.ranks.tree import round_bfloat16
+from slm_np.ranks.world import World
+
+INSTALL = "slm_np[mpi]"
+SILENCE = 15.0  # seconds without a sign of life after which a rank counts as lost
+PULSE = 1.0  # seconds between signs of life
+PATIENCE = 2.0  # seconds within which ranks that fail for the same reason do so
+REST = 0.02  # seconds between looks while a rank has nothing left to do
+LOST = 75  # exit status after a rank was lost, so that a restart may help (EX_TEMPFAIL)
+PIDS = "SLM_NP_RANKS"  # the variable that names the directory where ranks on this machine note their process numbers
+
+
+class RankLost(Exception):
+    """A rank gives no sign of life."""
+
+
+class MpiWorld(World):
+    """The World of MPI's COMM_WORLD. UserError if MPI was started in a way that cannot work."""
+
+    def __init__(self):
+        mpi4py = imported("mpi4py", "a run of several ranks", INSTALL)
+        mpi4py.rc.thread_level = "multiple"  # signs of life are sent by a thread of their own
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            raise UserError(
+                f"mpi4py finds no MPI library ({str(error).splitlines()[0]}); run pip install mpich, or load your "
+                "cluster's MPI"
+            ) from None
+        self.MPI, self.comm = MPI, MPI.COMM_WORLD
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.sent, self.waited = 0, 0.0
+        wanted = max(int(os.environ.get(name) or 1) for name in ("SLURM_NTASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
+        if self.size == 1 and wanted > 1:
+            raise UserError(
+                f"{wanted} processes were started, but each is alone in its MPI, {self.library()}; start them by the "
+                "mpiexec of that MPI, or install mpi4py for the MPI that started them"
+            )
+        on_node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.on_node = on_node.size
+        self.name = f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})"
+        self.names = self.comm.allgather(self.name)
+        self.errors = self.comm.Dup()  # for ranks that fail
+        self.pulse = Pulse(self.comm.Dup(), MPI)
+        self.stderr = sys.stderr
+        if PIDS in os.environ:
+            with open(os.path.join(os.environ[PIDS], str(self.rank)), "w", encoding="utf-8") as file:
+                file.write(str(os.getpid()))
+        if self.rank:  # rank 0 speaks for all
+            sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
+
+    def library(self):
+        """The name of the MPI library and its version."""
+        lines = self.MPI.Get_library_version().replace("\0", "").split("\n")
+        return " ".join(lines[0].replace("Version:", "").split())[:60]
+
+    def __str__(self):
+        hosts = len({name.rpartition(" on ")[2] for name in self.names})
+        return f"{self.size} ranks on {hosts} machine{'s' * (hosts > 1)}, {self.library()}"
+
+    def threads(self):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, cores // self.on_node)
+
+    def wait(self, request):
+        """Wait for a request. RankLost if another rank has given no sign of life for SILENCE seconds."""
+        started, tries = time.perf_counter(), 0
+        while not request.Test():
+            tries += 1
+            yield_core()
+            if tries % 4096 == 0:
+                self.pulse.check(self.names)
+        self.waited += time.perf_counter() - started
+
+    # Values of any kind, before and after training
+
+    def first(self, function):
+        result = error = None
+        if self.rank == 0:
+            try:
+                result = function()
+            except UserError as raised:
+                error = raised
+        result, error = self._broadcast((result, error))
+        if error is not None:
+            raise error
+        return result
+
+    def in_turn(self, function):
+        result = None
+
+        def keep():
+            nonlocal result
+            result = function()
+
+        self.first(keep)
+        if self.rank:
+            result = function()
+        return result
+
+    def _broadcast(self, value):
+        """The picklable value of rank 0."""
+        content = np.frombuffer(pickle.dumps(value), np.uint8) if self.rank == 0 else None
+        length = np.array([0 if content is None else len(content)], np.int64)
+        self.wait_long(self.comm.Ibcast(length))
+        if content is None:
+            content = np.empty(int(length[0]), np.uint8)
+        else:
+            content = content.copy()
+        self.wait(self.comm.Ibcast(content))
+        return value if self.rank == 0 else pickle.loads(content.tobytes())
+
+    def wait_long(self, request):
+        """`wait` for what may take long, such as tokenizing on rank 0, without occupying a core."""
+        for _ in range(1000):
+            if request.Test():
+                return
+            yield_core()
+        while not request.Test():
+            time.sleep(REST)
+            self.pulse.check(self.names)
+
+    def copy_first(self, arrays):
+        for array in arrays:
+            self.wait(self.comm.Ibcast(array))
+
+    def check_same(self, values):
+        ours = self.comm.allgather(values)
+        for rank, theirs in enumerate(ours):
+            for what, value in theirs.items():
+                if value != ours[0][what]:
+                    raise UserError(
+                        f"{self.names[rank]} has another {what} than rank 0 ({value}, not {ours[0][what]}); "
+                        "all ranks need the same"
+                    )
+
+    # Numbers, in every update
+
+    def clock(self):
+        now = np.array([time.perf_counter()])
+        self.wait_long(self.comm.Ibcast(now))
+        return float(now[0])
+
+    def share(self, values):
+        found = np.empty(self.size * len(values))
+        self.wait(self.comm.Iallgather(np.ascontiguousarray(values, np.float64), found))
+        self.sent += (self.size - 1) * 8 * len(values)
+        return found
+
+    def merge(self, values):
+        total = np.empty_like(values)
+        self.wait(self.comm.Iallreduce(values, total))
+        values[...] = total
+
+    def largest(self, value):
+        return int(self.share(np.array([float(value)])).max())
+
+    def reduce(self, buffer, add, rounded):
+        edges = [len(buffer) * i // self.size for i in range(self.size + 1)]
+        counts, starts = [stop - start for start, stop in zip(edges, edges[1:])], edges[:-1]
+        own = counts[self.rank]
+        outgoing = halves(buffer) if rounded else buffer
+        received = np.empty((self.size, own), outgoing.dtype)
+        unit = {2: self.MPI.UINT16_T, 4: self.MPI.FLOAT, 8: self.MPI.DOUBLE}[outgoing.itemsize]
+        everywhere = [own] * self.size, [own * i for i in range(self.size)]
+        self.wait(self.comm.Ialltoallv([outgoing, (counts, starts), unit], [received, everywhere, unit]))
+        parts = widened(received) if rounded else received
+        while len(parts) > 1:
+            for i in range(0, len(parts), 2):
+                add(parts[i], parts[i + 1])
+                if rounded:
+                    round_bfloat16(parts[i])
+            parts = parts[::2]
+        chunk = halves(parts[0]) if rounded else parts[0]
+        self.wait(self.comm.Iallgatherv([chunk, own, unit], [outgoing, (counts, starts), unit]))
+        if rounded:
+            buffer[:] = widened(outgoing)
+        self.sent += (len(buffer) - own + (self.size - 1) * own) * outgoing.itemsize
+
+    # The end
+
+    @contextlib.contextmanager
+    def ending(self):
+        """If all ranks fail, rank 0 says why. If some do, the first says why and ends the others."""
+        try:
+            yield
+            self.wait_long(self.comm.Ibarrier())
+        except BaseException as error:
+            self.fail(error)
+            raise
+        finally:
+            self.pulse.stop()
+
+    def fail(self, error):
+        """Return if all ranks fail within PATIENCE seconds. Otherwise print the error and end all."""
+        if not isinstance(error, RankLost):
+            request, deadline = self.errors.Ibarrier(), time.monotonic() + PATIENCE
+            while not request.Test():
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.001)
+            else:
+                return
+        status = LOST if isinstance(error, RankLost) else 2
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else 1
+            text = f"{self.name} ended"
+        elif isinstance(error, RankLost | UserError | OSError | MemoryError):
+            text = str(error) if self.rank == 0 or isinstance(error, RankLost) else f"{self.name}: {error}"
+        else:
+            status, text = 1, "".join(traceback.format_exception(error))
+        print(f"slm_np: {text}", file=self.stderr, flush=True)
+        self.comm.Abort(status)
+
+
+def yield_core():
+    """Let another process run, if there are more ranks than cores."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+    else:
+        time.sleep(0)
+
+
+def halves(x):
+    """The upper halves of the float32 array x, (n,) uint16: if it is rounded to bfloat16, the other halves are 0."""
+    return (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+
+
+def widened(upper):
+    """The float32 array whose `halves` these are."""
+    return (upper.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+class Pulse:
+    """A thread that sends signs of life to the other ranks and notes theirs.
+
+    A process that computes, reads or writes still gives them; one that was stopped or died does not.
+    """
+
+    def __init__(self, comm, MPI):
+        self.comm, self.MPI = comm, MPI
+        self.others = [rank for rank in range(comm.size) if rank != comm.rank]
+        self.heard = dict.fromkeys(self.others, time.monotonic())
+        self.last = time.monotonic()
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.run, name="pulse", daemon=True)
+        if self.others:
+            self.thread.start()
+
+    def run(self):
+        sending, sign, found = {}, np.zeros(1, np.uint8), np.zeros(1, np.uint8)
+        while not self.stopped.wait(PULSE):
+            now = time.monotonic()
+            if now - self.last > SILENCE / 2:  # this process was stopped itself
+                self.heard = dict.fromkeys(self.others, now)
+            self.last = now
+            for rank in self.others:
+                if rank not in sending or sending[rank].Test():
+                    sending[rank] = self.comm.Isend(sign, rank)
+                while self.comm.Iprobe(rank):
+                    self.comm.Recv(found, rank)
+                    self.heard[rank] = now
+
+    def check(self, names):
+        """RankLost if a rank has been silent for too long."""
+        now = time.monotonic()
+        if now - self.last > SILENCE / 2:
+            return
+        for rank, heard in self.heard.items():
+            if now - heard > SILENCE:
+                raise RankLost(f"{names[rank]} has given no sign of life for {SILENCE:g} s, so all ranks end")
+
+    def stop(self):
+        self.stopped.set()
+        if self.thread.is_alive():
+            self.thread.join()

@@ -1,0 +1,89 @@
+"""All processes of a run as one of them sees them. `World` is that of a process which trains alone."""
+
+import contextlib
+import functools
+import os
+import time
+
+# Variables that a launcher of MPI sets in each process that it starts.
+STARTED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+
+
+class World:
+    """One process. The others of a larger world call the same methods in the same order.
+
+    rank    of this process, counted from 0; rank 0 writes the files and prints
+    size    processes
+    sent    bytes that this process has sent to others while training
+    waited  seconds that it has waited for others while training
+    """
+
+    rank, size, sent, waited = 0, 1, 0, 0.0
+
+    def clock(self):
+        """`time.perf_counter` of rank 0."""
+        return time.perf_counter()
+
+    def first(self, function):
+        """function() of rank 0, which alone calls it. It must be picklable. A UserError there is raised everywhere."""
+        return function()
+
+    def in_turn(self, function):
+        """function(), called by rank 0 and, when it has returned there, by the others. Returns what it did here."""
+        return function()
+
+    @contextlib.contextmanager
+    def only_first(self, context):
+        """Enter `context` on rank 0 only. All get its value, and a UserError of the entry."""
+        with contextlib.ExitStack() as held:
+            yield self.first(lambda: held.enter_context(context))
+
+    def share(self, values):
+        """The values (n,) of all ranks, in the order of the ranks: (size n,).   values: 1-D float64"""
+        return values
+
+    def merge(self, values):
+        """Overwrite the array `values` (float64) with the sum over the ranks, of which one at most has not 0."""
+
+    def largest(self, value):
+        """The largest of the integers of all ranks."""
+        return value
+
+    def copy_first(self, arrays):
+        """Overwrite the arrays with those of rank 0."""
+
+    def check_same(self, values):
+        """UserError, naming a rank and a key, if the {what: value} of all ranks are not equal."""
+
+    def reduce(self, buffer, add, rounded):
+        """Overwrite `buffer`, 1-D, with the sum of those of all ranks: neighbors first, then their sums.
+
+        add: function (total, x) that adds x to total, both like the buffer
+        rounded: whether sums are rounded to bfloat16, which are then sent. `buffer` is rounded already.
+        """
+
+    @contextlib.contextmanager
+    def ending(self):
+        """Around all that a rank does: an exception of one rank ends all."""
+        yield
+
+    def threads(self):
+        """Threads of a rank by default; 0 means one per core."""
+        return 0
+
+    def __str__(self):
+        return "one process"
+
+
+ALONE = World()
+
+
+@functools.cache
+def world():
+    """The World of this process. UserError if a launcher of MPI has started it, but mpi4py is missing or another MPI's."""
+    slurm = int(os.environ.get("SLURM_NTASKS") or 1) == 1 and "SLURM_PROCID" in os.environ
+    if not any(name in os.environ for name in STARTED) or slurm:
+        return ALONE
+    from slm_np.ranks.mpi import MpiWorld
+
+    return MpiWorld()

@@ -1,0 +1,93 @@
+"""How the work of an update is dealt to virtual ranks, and these to processes, and the update that follows."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from slm_np.errors import UserError
+from slm_np.ranks.tree import TreeSum
+from slm_np.training.host_step import HostStep
+
+
+class Deal(NamedTuple):
+    """The micro-batches of an update: `virtual` ranks with `each` of `rows` sequences, and those of this process."""
+
+    rows: int
+    each: int
+    virtual: int
+    first: int  # virtual rank of this process
+    stop: int
+
+    @property
+    def micro_batches(self):
+        """All of an update."""
+        return self.virtual * self.each
+
+    @property
+    def own(self):
+        """Those of this process, counted over the whole update."""
+        return range(self.first * self.each, self.stop * self.each)
+
+
+def deal(train, world):
+    """The Deal of a run with this TrainConfig in a World.
+
+    Without virtual ranks, the micro-batches are those of the settings. Otherwise a virtual rank's share of the rows is
+    cut into micro-batches of at most --batch-size rows, as large as equal parts can be.
+    UserError if the rows cannot be split evenly over the virtual ranks, or those over the processes.
+    """
+    n, rows = train.virtual_ranks, train.batch_size * train.grad_accumulation_steps
+    if not n:
+        if world.size > 1:
+            raise UserError(
+                f"{world.size} ranks need --virtual-ranks, a power of two that is at least {world.size}; the updates "
+                "of this run cannot be split without"
+            )
+        return Deal(train.batch_size, train.grad_accumulation_steps, 1, 0, 1)
+    if rows % n:
+        raise UserError(
+            f"an update has {rows} sequences (--batch-size {train.batch_size} x --grad-accumulation-steps "
+            f"{train.grad_accumulation_steps}), which --virtual-ranks {n} does not divide; choose a multiple of {n}"
+        )
+    if n % world.size:
+        raise UserError(
+            f"{world.size} ranks do not divide --virtual-ranks {n}; use {' or '.join(map(str, counts(n)))} ranks"
+        )
+    share = rows // n
+    each = next(each for each in range(1, share + 1) if share % each == 0 and share // each <= train.batch_size)
+    own = n // world.size
+    return Deal(share // each, each, n, world.rank * own, (world.rank + 1) * own)
+
+
+def counts(n):
+    """The numbers of processes that n virtual ranks can be dealt to."""
+    return [1 << level for level in range(n.bit_length())]
+
+
+class DealtStep(HostStep):
+    """Updates on a CPU whose gradients are summed over virtual ranks in a tree: same bits for any number of processes.
+
+    Other parameters: those of HostStep.   deal: Deal.   world: World.   rounded: whether sums are rounded to bfloat16
+    """
+
+    def __init__(self, deal, world, rounded, model, *others):
+        super().__init__(model, *others)
+        self.deal, self.world, self.rounded = deal, world, rounded
+        self.add = model.device.kernels.accumulate
+        self.tree = TreeSum(model.parameters.gradients, deal.stop - deal.first, self.add, rounded)
+
+    def start(self, index, n_targets, learning_rate):
+        super().start(index, n_targets, learning_rate)
+        self.losses = []
+
+    def gradient(self, tokens, targets, micro):
+        super().gradient(tokens, targets, micro)
+        if (micro + 1) % self.deal.each == 0:
+            self.losses.append(self.loss)
+            self.loss = 0.0
+            self.tree.push()
+
+    def update(self):
+        self.world.reduce(self.model.parameters.gradients, self.add, self.rounded)
+        self.loss = sum(self.world.share(np.array(self.losses)).tolist())
+        return super().update()
