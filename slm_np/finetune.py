@@ -3,6 +3,7 @@
 import argparse
 
 from slm_np.cli import flags
+from slm_np.cli.ranks import in_ranks
 from slm_np.cli.settings import add_source, settings
 from slm_np.config import MIN_SHARE, LoraConfig, ModelConfig, TrainConfig
 from slm_np.errors import UserError, command
@@ -44,7 +45,13 @@ def parser():
 def main(argv=None):
     """Exit status: that of train."""
     args = parser().parse(argv)
-    preset, model, given, lora = settings(args, LoraConfig)
+    found = settings(args, LoraConfig)
+    with in_ranks("slm_np.finetune", args, argv):
+        run(args, *found)
+
+
+def run(args, preset, model, given, lora):
+    """Finetune in a new run or resume one, by these settings."""
     if args.resume is not None:
         resume(args.resume, args.base, preset, model, given, lora)
         return
@@ -66,10 +73,12 @@ def resume(directory, base, preset, model, given, lora):
     from slm_np.cli.launch import resume_run
     from slm_np.cli.resume import directory_of, resumed
     from slm_np.formats.directories import writing
+    from slm_np.ranks.world import world
 
-    directory = directory_of(directory, given.get("out_dir"))
-    with writing(directory):  # before its settings are read
-        run = resumed(directory, preset, model, given, lora)
+    here = world()
+    directory = here.first(lambda: directory_of(directory, given.get("out_dir")))
+    with here.only_first(writing(directory)):  # before its settings are read
+        run = here.first(lambda: resumed(directory, preset, model, given, lora))
         if not run.base:
             raise UserError(
                 f"{directory} did not start from another run; resume it with "

@@ -2,6 +2,7 @@
 
 from slm_np.cli import flags
 from slm_np.cli.new_run import new_run_parser, start_training
+from slm_np.cli.ranks import in_ranks
 from slm_np.cli.resume import resume_training
 from slm_np.cli.settings import settings
 from slm_np.config import TrainConfig
@@ -37,6 +38,12 @@ def main(argv=None):
         if hasattr(args, "data"):
             raise UserError(f"{args.corpus[0]!r} and --data {' '.join(args.data)} both name the corpus; give one")
         train["data"] = flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus)
+    with in_ranks("slm_np.pretrain", args, argv):
+        run(args, name, model, train)
+
+
+def run(args, name, model, train):
+    """Train a new run or resume one, by these settings."""
     if args.resume is not None:
         resume_training(args.resume, name, model, train)
         return

@@ -10,7 +10,10 @@ from slm_np.cli.loading import use_kernels
 from slm_np.cli.report import describe, finish, sampler
 from slm_np.config import LENGTHS, as_flag
 from slm_np.errors import UserError
+from slm_np.formats.checksum import crc32
+from slm_np.ranks.world import world
 from slm_np.training.precision import compute_dtype, resolved
+from slm_np.version import __version__
 from slm_np.words import counted, quoted
 
 # The settings that decide the learning rate of an update.
@@ -27,10 +30,11 @@ def train_run(run, choose=None):
     from slm_np.formats.directories import new_directory
 
     check_retention(run)
-    with new_directory(run.train.out_dir, run.preset) as directory:
+    here = world()
+    with here.only_first(new_directory(run.train.out_dir, run.preset)) as directory:
         use_device(run.train)
-        run, lines = choose(run) if choose else (run, ())
-        train_on(*prepared(run), directory, new=True, lines=lines)
+        run, lines = here.first(lambda: choose(run)) if choose else (run, ())
+        train_on(*prepared(for_ranks(run)), directory, new=True, lines=lines)
 
 
 def resume_run(run, directory):
@@ -51,8 +55,10 @@ def finetune_run(base, run, given):
     from slm_np.formats.directories import new_directory
     from slm_np.training.finetuning import check_vocabulary, with_fitted_warmup
 
-    with new_directory(run.train.out_dir, f"{base.path.resolve().name}-finetuned") as directory:
+    name = f"{base.path.resolve().name}-finetuned"
+    with world().only_first(new_directory(run.train.out_dir, name)) as directory:
         use_device(run.train)
+        run = for_ranks(run)
         corpus, run = prepared(run, base.tokenizer, template=base.template)
         if corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None and corpus.train.n_documents != 1:
             if run.lora:
@@ -82,7 +88,27 @@ def use_device(train):
     from slm_np.ops.device import device
 
     use_kernels(train.kernels, train.device)
-    device(train.device).use_threads(train.threads)
+    device(train.device).use_threads(world().check_threads(train.threads))
+
+
+def digest(run):
+    """A short text that differs for runs of different settings."""
+    return crc32(repr((run.model, run.train, run.lora)).encode())
+
+
+def for_ranks(run):
+    """A new run with a number of virtual ranks if several ranks train it: as few as can be."""
+    n = world().size
+    if n == 1 or run.train.virtual_ranks:
+        return run
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, virtual_ranks=1 << (n - 1).bit_length()))
+
+
+def loaded(*arguments, **settings):
+    """`load_corpus`: rank 0 builds a token store that is missing, then the others find it."""
+    from slm_np.data.token_store import load_corpus
+
+    return world().in_turn(lambda: load_corpus(*arguments, **settings))
 
 
 def prepared(run, tokenizer=None, directory=None, template=None):
@@ -94,21 +120,20 @@ def prepared(run, tokenizer=None, directory=None, template=None):
     Raises UserError if a resumed run has other data, a split is too short for a window, or a token is unknown.
     """
     from slm_np.data.token_files import is_token_file
-    from slm_np.data.token_store import load_corpus
     from slm_np.data.tokenizer import used_like
     from slm_np.formats.run_config import ends_of
     from slm_np.ops.device import device
 
     train, model = here(run, directory), run.model
     device(train.device)  # a missing GPU is reported before the data are read, which may take long
-    corpus = load_corpus(
+    corpus = loaded(
         train.data,
         train.val_data,
         tokenizer or train.tokenizer,
         documents=train.documents,
         limit_bytes=train.limit_bytes,
         threads=train.threads,
-        wait=train.epochs > 0 or train.carry_state,
+        wait=train.epochs > 0 or train.carry_state or world().size > 1,
         binary=train.binary,
         template=template,
     )
@@ -208,7 +233,6 @@ def retention_split(run, corpus, directory=None, template=None):
 
     Data that the base was trained on are split as they were then. Raises UserError as `prepared`.
     """
-    from slm_np.data.token_store import load_corpus
     from slm_np.data.tokens import check_ids
     from slm_np.formats.run_paths import same_files
 
@@ -219,7 +243,7 @@ def retention_split(run, corpus, directory=None, template=None):
     split_as = dict(val_data="", documents=run.train.documents, limit_bytes=0, binary=run.train.binary)
     if same_files(base["data"], data):
         split_as |= {field: base[field] for field in split_as if field in base}
-    retention = load_corpus(
+    retention = loaded(
         data,
         split_as["val_data"],
         corpus.tokenizer or run.train.tokenizer,
@@ -268,8 +292,11 @@ def memory_plan(run):
     from slm_np.nn.model import model_tensors, plan, weight_bytes
     from slm_np.nn.parameters import count
     from slm_np.ops.device import SMALLER, device
+    from slm_np.training.virtual_ranks import deal
 
-    model, batch, on, dtype = run.model, run.train.batch_size, device(run.train.device), compute_dtype(run)
+    model, on, dtype, here = run.model, device(run.train.device), compute_dtype(run), world()
+    dealt = deal(run.train, here)
+    batch = dealt.rows
     tensors, adapters = model_tensors(model, lora_of(run))
     requests = list(plan(model, batch, model.block_size, on, run.train.recompute, adapters))
     n, trained = count(tensors), count(tensor for tensor in tensors if tensor.trained)
@@ -282,10 +309,12 @@ def memory_plan(run):
         "activations saved for backward": planned_bytes(saved, "f4", dtype),
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
+    if run.train.virtual_ranks:
+        parts["virtual ranks"] = 4 * trained * ((dealt.stop - dealt.first).bit_length() - 1 + 2 * (here.size > 1))
     what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
     smaller = "choose a smaller --batch-size or --block-size" if run.base else SMALLER
     saves = model.n_layer > 1 and not run.train.recompute
-    on.check_memory(sum(parts.values()), what, f"use --recompute, or {smaller}" if saves else smaller)
+    on.check_memory(here.on_node * sum(parts.values()), what, f"use --recompute, or {smaller}" if saves else smaller)
     return parts
 
 
@@ -305,40 +334,66 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None, lines
     from slm_np.training.signals import Interrupted
     from slm_np.training.trainer import Trainer
 
-    previous = None if new else read_config(directory)
+    here = world()
+    previous = None if new else here.first(lambda: read_config(directory))
     run = resolved(run)  # as Trainer would, but the memory plan comes before it
     memory = memory_plan(run)
-    trainer = Trainer(run, corpus, retention=retention, fresh=new and base is None)
+    here.check_same({"version of slm_np": __version__, "corpus": corpus.fingerprint, "set of settings": digest(run)})
+    trainer = Trainer(run, corpus, retention=retention, fresh=new and base is None, world=here)
     if corpus.building:
         check_splits(run, corpus, directory)
         corpus.building.between = trainer.check_stop
-    storage = create_run(trainer, directory, base) if new else load_run(trainer, directory)
-    trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
+    directory = Path(directory)
+
+    storage = here.in_turn(lambda: open_run(trainer, directory, new, base))
+    if here.rank == 0:
+        trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
+    trainer.follow_first()
     describe(run, corpus, memory)
-    said = f"resuming in {storage.path} from step {trainer.updates}" if trainer.updates else f"run in {storage.path}"
-    print("\n".join([*lines, said, *changes_when_resumed(trainer, previous, storage.path)]), file=sys.stderr)
+    if here.size > 1:
+        print(f"{here}, {counted(trainer.model.device.kernels.thread_count(), 'thread')} each", file=sys.stderr)
+    said = f"resuming in {directory} from step {trainer.updates}" if trainer.updates else f"run in {directory}"
+    print("\n".join([*lines, said, *changes_when_resumed(trainer, previous, directory)]), file=sys.stderr)
+    here.note_run(directory)
     runs = [warmup.training, *[warmup.muon] * (run.train.optimizer == "muon"), *[sampling] * bool(corpus.tokenizer)]
-    warmup.prepare(trainer.model, *runs)
+    here.in_turn(lambda: warmup.prepare(trainer.model, *runs))
     if run.base and (line := estimate(trainer)):
         print(line, file=sys.stderr)
     command = f"slm_np.{'finetune' if run.base else 'train'}"
     try:
         trainer.train()
     except WrongMatmul as wrong:
-        release(storage.path)
-        restart_without_amx(storage.path, command, wrong)
+        if here.size > 1:
+            raise UserError(f"{wrong}; resume the run with the variable SLM_NP_AMX=0") from None
+        release(directory)
+        restart_without_amx(directory, command, wrong)
     except Interrupted as interrupted:
         if corpus.building:
             corpus.building.close()
         print(
-            f"stopped at step {trainer.updates}; resume with: python -m {command} --resume {quoted(storage.path)}",
+            f"stopped at step {trainer.updates}; resume with: python -m {command} --resume {quoted(directory)}",
             file=sys.stderr,
         )
         raise SystemExit(interrupted.status) from None
-    finish(trainer, storage.path)
+    if here.rank == 0:
+        finish(trainer, directory)
     if corpus.building:  # so that the next run finds it, and this one's token counts are known
         corpus.building.wait()
         storage.record_tokens(trainer)
+
+
+def open_run(trainer, directory, new, base):
+    """The Storage of a run, after its start or its newest checkpoint is loaded.
+
+    Ranks other than 0 write nothing, so they have none. They fill what is frozen, and rank 0 tells them the rest.
+    """
+    if world().rank == 0:
+        return create_run(trainer, directory, base) if new else load_run(trainer, directory)
+    if base is not None:
+        base.fill(trainer.model.parameters)
+    elif trainer.run.lora:
+        fill_from_base(trainer, directory)
+    return None
 
 
 def create_run(trainer, directory, base):

@@ -122,7 +122,9 @@ def resume_training(directory, name, model, train):
     """
     from slm_np.cli.launch import resume_run
     from slm_np.formats.directories import writing
+    from slm_np.ranks.world import world
 
-    directory = directory_of(directory, train.get("out_dir"))
-    with writing(directory):  # before its settings are read
-        resume_run(resumed(directory, name, model, train), directory)
+    here = world()
+    directory = here.first(lambda: directory_of(directory, train.get("out_dir")))
+    with here.only_first(writing(directory)):  # before its settings are read
+        resume_run(here.first(lambda: resumed(directory, name, model, train)), directory)

@@ -1,11 +1,12 @@
 """The settings of a training command: flags, which win, over a `--config` file."""
 
 from slm_np.cli import flags
+from slm_np.cli.ranks import add_ranks
 from slm_np.config import LENGTHS, ModelConfig, TrainConfig, check_lengths, lengths
 
 
 def add_source(group):
-    """Add the flags that name other sources of settings: a file, and a run to resume."""
+    """Add the flags that name other sources of settings, a file and a run to resume, and those of several ranks."""
     group.add_argument(
         "-c",
         "--config",
@@ -21,6 +22,7 @@ def add_source(group):
         metavar="DIR",
         help="resume the run in DIR (default: --out-dir, else the newest in runs/)",
     )
+    add_ranks(group)
 
 
 def settings(args, *others):

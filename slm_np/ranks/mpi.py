@@ -8,20 +8,20 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 
 from slm_np.errors import UserError, imported
 from slm_np.ranks.tree import round_bfloat16
-from slm_np.ranks.world import World
+from slm_np.ranks.world import LOST, PIDS, RUN_NAME, World
+from slm_np.words import counted
 
 INSTALL = "slm_np[mpi]"
 SILENCE = 15.0  # seconds without a sign of life after which a rank counts as lost
 PULSE = 1.0  # seconds between signs of life
 PATIENCE = 2.0  # seconds within which ranks that fail for the same reason do so
 REST = 0.02  # seconds between looks while a rank has nothing left to do
-LOST = 75  # exit status after a rank was lost, so that a restart may help (EX_TEMPFAIL)
-PIDS = "SLM_NP_RANKS"  # the variable that names the directory where ranks on this machine note their process numbers
 
 
 class RankLost(Exception):
@@ -51,15 +51,15 @@ class MpiWorld(World):
                 "mpiexec of that MPI, or install mpi4py for the MPI that started them"
             )
         on_node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.on_node = on_node.size
+        self.on_node, self.cores = on_node.size, cores()
+        self.sharing = sum(not self.cores.isdisjoint(theirs) for theirs in on_node.allgather(self.cores))
         self.name = f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})"
         self.names = self.comm.allgather(self.name)
         self.errors = self.comm.Dup()  # for ranks that fail
         self.pulse = Pulse(self.comm.Dup(), MPI)
         self.stderr = sys.stderr
         if PIDS in os.environ:
-            with open(os.path.join(os.environ[PIDS], str(self.rank)), "w", encoding="utf-8") as file:
-                file.write(str(os.getpid()))
+            note(self.rank, os.getpid())
         if self.rank:  # rank 0 speaks for all
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
@@ -72,9 +72,17 @@ class MpiWorld(World):
         hosts = len({name.rpartition(" on ")[2] for name in self.names})
         return f"{self.size} ranks on {hosts} machine{'s' * (hosts > 1)}, {self.library()}"
 
-    def threads(self):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cores // self.on_node)
+    def check_threads(self, threads):
+        if threads > len(self.cores):
+            raise UserError(
+                f"--threads {threads} is more than the {counted(len(self.cores), 'core')} that {self.name} is bound "
+                "to; start the ranks without binding (mpiexec --bind-to none), or lower --threads"
+            )
+        return threads or max(1, len(self.cores) // self.sharing)
+
+    def note_run(self, directory):
+        if PIDS in os.environ:
+            note(RUN_NAME, directory)
 
     def wait(self, request):
         """Wait for a request. RankLost if another rank has given no sign of life for SILENCE seconds."""
@@ -208,12 +216,12 @@ class MpiWorld(World):
     def fail(self, error):
         """Return if all ranks fail within PATIENCE seconds. Otherwise print the error and end all."""
         if not isinstance(error, RankLost):
+            stopped = isinstance(error, SystemExit)  # all stop together, but rank 0 may be saving
             request, deadline = self.errors.Ibarrier(), time.monotonic() + PATIENCE
-            while not request.Test():
-                if time.monotonic() > deadline:
-                    break
+            while not (done := request.Test()) and (stopped or time.monotonic() < deadline):
                 time.sleep(0.001)
-            else:
+                self.pulse.check(self.names)
+            if done:
                 return
         status = LOST if isinstance(error, RankLost) else 2
         if isinstance(error, SystemExit):
@@ -225,6 +233,16 @@ class MpiWorld(World):
             status, text = 1, "".join(traceback.format_exception(error))
         print(f"slm_np: {text}", file=self.stderr, flush=True)
         self.comm.Abort(status)
+
+
+def note(name, value):
+    """Write a file for whoever started the ranks."""
+    (Path(os.environ[PIDS]) / str(name)).write_text(str(value), encoding="utf-8")
+
+
+def cores():
+    """The set of cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def yield_core():

@@ -5,6 +5,9 @@ import functools
 import os
 import time
 
+LOST = 75  # exit status after a rank was lost, so that a restart may help (EX_TEMPFAIL)
+PIDS = "SLM_NP_RANKS"  # the variable that names the folder where ranks on this machine note their process numbers
+RUN_NAME = "run"  # the file there with the directory of the run
 # Variables that a launcher of MPI sets in each process that it starts.
 STARTED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
@@ -13,12 +16,12 @@ class World:
     """One process. The others of a larger world call the same methods in the same order.
 
     rank    of this process, counted from 0; rank 0 writes the files and prints
-    size    processes
+    size    processes, of which `on_node` are on this machine
     sent    bytes that this process has sent to others while training
     waited  seconds that it has waited for others while training
     """
 
-    rank, size, sent, waited = 0, 1, 0, 0.0
+    rank, size, on_node, sent, waited = 0, 1, 1, 0, 0.0
 
     def clock(self):
         """`time.perf_counter` of rank 0."""
@@ -67,9 +70,12 @@ class World:
         """Around all that a rank does: an exception of one rank ends all."""
         yield
 
-    def threads(self):
-        """Threads of a rank by default; 0 means one per core."""
-        return 0
+    def check_threads(self, threads):
+        """Threads of this rank, of which 0 means one per core of its share.   threads: the setting"""
+        return threads
+
+    def note_run(self, directory):
+        """Tell whoever started the ranks where their run is."""
 
     def __str__(self):
         return "one process"
@@ -80,7 +86,7 @@ ALONE = World()
 
 @functools.cache
 def world():
-    """The World of this process. UserError if a launcher of MPI has started it, but mpi4py is missing or another MPI's."""
+    """The World of this process. UserError if a launcher has started it, but mpi4py is missing or of another MPI."""
     slurm = int(os.environ.get("SLURM_NTASKS") or 1) == 1 and "SLURM_PROCID" in os.environ
     if not any(name in os.environ for name in STARTED) or slurm:
         return ALONE

@@ -23,8 +23,8 @@ def estimate(trainer):
     left, interval = updates - trainer.updates, interval_of(config.eval_interval, updates)
     evaluations = updates // interval - trainer.updates // interval + (updates % interval != 0)
     evaluations += trainer.updates == 0 and bool(trainer.run.base)
-    update = micro * config.grad_accumulation_steps
-    seconds = left * update + evaluations * len(trainer.evaluated_batches) * config.eval_iters * batch
+    update, n_batches = micro * len(trainer.deal.own), config.eval_iters * config.batch_size / trainer.deal.rows
+    seconds = left * update + evaluations * len(trainer.evaluated_batches) * n_batches / trainer.world.size * batch
     each = f"{update:.2f}" if update < 10 else f"{update:,.0f}"
     return (
         f"time: about {duration(seconds)} on this machine, for {counted(left, 'update')} of {each} s and "

@@ -44,6 +44,15 @@ class Trainer(TrainingState):
         self.tenth_done = False  # whether the last update completed a tenth of the run's time
         self.stop_signal = None
 
+    def follow_first(self):
+        """Take over weights, moments and counters of rank 0, which has loaded them."""
+        step, counters, run = self.world.first(lambda: (self.updates, self.counters(), self.run))
+        if self.world.size > 1:
+            self.world.copy_first([self.model.parameters.weights, *self.tensors().values()])
+        if self.world.rank:
+            self.run = run
+            self.load(step, counters)
+
     def train(self):
         """Train to the end: the last update or second, or `patience` evaluations without a lower validation loss.
 
@@ -100,6 +109,7 @@ class Trainer(TrainingState):
         if self.skipped >= MAX_SKIPPED:
             self.stepper.load(self.stepper.state() | dict(bad_steps=0))  # a resumed run may skip as many again
             self.save()
+            self.world.largest(0)  # waits until rank 0 has saved
             raise UserError(
                 f"{MAX_SKIPPED} updates in a row had a loss or gradient that is not finite; the last good weights are "
                 "saved, resume with a lower --learning-rate or --grad-clip"

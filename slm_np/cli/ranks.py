@@ -1,0 +1,58 @@
+"""The flags of a training command for several ranks, and the start of these."""
+
+import contextlib
+import sys
+
+from slm_np.errors import UserError
+
+
+def add_ranks(group):
+    """Add --ranks and --restarts."""
+    group.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        default=0,
+        help="train with N processes on this machine, which MPI connects (default: one process)",
+    )
+    group.add_argument(
+        "--restarts",
+        type=int,
+        metavar="K",
+        default=0,
+        help="with --ranks: if a rank dies or hangs, go on from the last checkpoint with half of them, up to K times "
+        "(default: 0)",
+    )
+
+
+@contextlib.contextmanager
+def in_ranks(module, args, argv):
+    """Around a training command: with --ranks, the ranks run it, and this process ends with their exit status.
+
+    module: its name.   args: its parsed flags, from the words `argv`, or those of the command line if that is None
+    """
+    from slm_np.ranks.world import ALONE, world
+
+    here, words = world(), sys.argv[1:] if argv is None else list(argv)
+    if args.ranks < 0 or args.restarts < 0:
+        raise UserError("--ranks and --restarts count processes and restarts; they must be at least 0")
+    if args.restarts and args.ranks < 2:
+        raise UserError(f"--restarts {args.restarts} has no effect without --ranks; leave it out")
+    if here is ALONE and args.ranks > 1:
+        from slm_np.ranks.start import start
+
+        raise SystemExit(start(module, without(words, "--ranks", "--restarts"), args.ranks, args.restarts))
+    if here is not ALONE and args.ranks not in (0, here.size):
+        raise UserError(f"--ranks {args.ranks} differs from the {here.size} that MPI started; leave it out")
+    with here.ending():
+        yield
+
+
+def without(words, *names):
+    """The words of a command line without these flags and their values."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word.split("=")[0] not in names:
+            kept.append(word)
+        skip = not skip and word in names
+    return kept
