@@ -36,6 +36,8 @@ def in_ranks(module, args, argv):
     here, words = world(), sys.argv[1:] if argv is None else list(argv)
     if args.ranks < 0 or args.restarts < 0:
         raise UserError("--ranks and --restarts count processes and restarts; they must be at least 0")
+    if args.ranks & (args.ranks - 1):
+        raise UserError(f"--ranks {args.ranks} is not a power of two; choose 2, 4, 8, ...")
     if args.restarts and args.ranks < 2:
         raise UserError(f"--restarts {args.restarts} has no effect without --ranks; leave it out")
     if here is ALONE and args.ranks > 1:

@@ -233,6 +233,7 @@ class MpiWorld(World):
             status, text = 1, "".join(traceback.format_exception(error))
         print(f"slm_np: {text}", file=self.stderr, flush=True)
         self.comm.Abort(status)
+        os._exit(status)  # some MPIs return, and the launcher ends this process a little later
 
 
 def note(name, value):

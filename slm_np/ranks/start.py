@@ -67,11 +67,19 @@ def once(command, folder):
     """(Exit status of the ranks, a line about the one that died or None).   folder: for notes of the ranks"""
     environment = dict(os.environ, **{PIDS: str(folder)})
     process = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", start_new_session=True
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # Ctrl-C in a terminal reaches this process only
     )
-    causes = []
-    reader = threading.Thread(target=relay, args=(process.stderr, folder, causes), daemon=True)
-    reader.start()
+    causes, streams = [], ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+    readers = [threading.Thread(target=relay, args=(*pair, folder, causes), daemon=True) for pair in streams]
+    for reader in readers:
+        reader.start()
 
     def forward(number, frame):
         try:  # rank 0 tells the others
@@ -88,12 +96,13 @@ def once(command, folder):
             signal.signal(number, handler)
         if process.poll() is None:
             process.kill()
-    reader.join(timeout=5)
+    for reader in readers:
+        reader.join(timeout=5)
     return (128 - status if status < 0 else status), next(iter(causes), None)
 
 
-def relay(stream, folder, causes):
-    """Pass on what the ranks print on stderr. Adds a line to `causes` for each that died."""
+def relay(stream, target, folder, causes):
+    """Pass on what the ranks print, to the stream `target`. Adds a line to `causes` for each rank that died."""
     for line in stream:
         dead = next(filter(None, (pattern.search(line) for pattern in DEAD)), None)
         if dead:
@@ -101,9 +110,9 @@ def relay(stream, folder, causes):
             rank = ranks.get(dead["pid"])
             who = f"rank {rank} (process {dead['pid']} on {dead['host']})" if rank else f"process {dead['pid']}"
             causes.append(f"{who} died")
-        if not dead and not NOISE.match(line) and line.strip():
-            sys.stderr.write(line)
-            sys.stderr.flush()
+        if not dead and not NOISE.match(line):
+            target.write(line)
+            target.flush()
 
 
 def read(path):
