@@ -147,13 +147,18 @@ class MpiWorld(World):
             self.wait(self.comm.Ibcast(array))
 
     def check_same(self, values):
-        ours = self.comm.allgather(values)
-        for rank, theirs in enumerate(ours):
+        content = pickle.dumps(values)
+        lengths = self.share(np.array([float(len(content))])).astype(int)
+        padded = np.zeros(lengths.max(), np.uint8)
+        padded[: len(content)] = np.frombuffer(content, np.uint8)
+        found = np.empty((self.size, len(padded)), np.uint8)
+        self.wait(self.comm.Iallgather(padded, found))
+        first, *others = (pickle.loads(row.tobytes()) for row in found)
+        for name, theirs in zip(self.names[1:], others):
             for what, value in theirs.items():
-                if value != ours[0][what]:
+                if value != first[what]:
                     raise UserError(
-                        f"{self.names[rank]} has another {what} than rank 0 ({value}, not {ours[0][what]}); "
-                        "all ranks need the same"
+                        f"{name} has another {what} than rank 0 ({value}, not {first[what]}); all ranks need the same"
                     )
 
     # Numbers, in every update

@@ -9,6 +9,7 @@ import math
 
 from slm_np.data.growing import CorpusFailed
 from slm_np.errors import UserError
+from slm_np.formats.checksum import crc32
 from slm_np.ops.device import host, put
 from slm_np.ranks.world import ALONE
 from slm_np.training.evaluation import bits_per_byte, mean_loss
@@ -17,6 +18,7 @@ from slm_np.training.signals import Interrupted, stop_signals
 from slm_np.training.state import TrainingState
 
 MAX_SKIPPED = 5  # skipped updates in a row that end a run
+COMPARED = 100  # updates between comparisons of the ranks' weights
 
 
 class Trainer(TrainingState):
@@ -93,6 +95,8 @@ class Trainer(TrainingState):
         started = self.world.clock()
         if self.stopwatch is not None:
             self.stopwatch.start(self.updates, started)
+        if self.updates % COMPARED == 0:
+            self.compare_ranks()
         _, _, rate = self.step()
         last_timed = self.stopwatch is not None and self.updates == self.stopwatch.last
         result = self.stepper.read(wait=self.log_is_due() or last_timed)
@@ -105,7 +109,7 @@ class Trainer(TrainingState):
             self.notify("on_log", self.log_row(result, rate))
         self.notify("on_step")
         if self.log_is_due():
-            self.timed_steps, self.timed_seconds = 0, 0.0
+            self.timed_steps, self.timed_seconds, self.world.waited = 0, 0.0, 0.0
         if self.skipped >= MAX_SKIPPED:
             self.stepper.load(self.stepper.state() | dict(bad_steps=0))  # a resumed run may skip as many again
             self.save()
@@ -114,6 +118,12 @@ class Trainer(TrainingState):
                 f"{MAX_SKIPPED} updates in a row had a loss or gradient that is not finite; the last good weights are "
                 "saved, resume with a lower --learning-rate or --grad-clip"
             )
+
+    def compare_ranks(self):
+        """UserError, naming a rank, if its weights are not those of rank 0."""
+        if self.world.size > 1:
+            sum_of_weights = crc32(self.model.parameters.weights)
+            self.world.check_same({"step": self.updates, "checksum of the weights": sum_of_weights})
 
     def log_row(self, result, rate):
         """The metrics of the last update: its result, the speed since the last row, and any spectral norms."""
@@ -126,6 +136,8 @@ class Trainer(TrainingState):
             step_ms=round(1e3 * seconds, 3),
             tokens_per_s=round(self.tokens.size * self.deal.micro_batches / seconds, 1),
         )
+        if self.world.size > 1:
+            row["waiting"] = round(self.world.waited / (self.timed_steps * seconds), 4)  # share of the time
         norms = [round(norm, 6) for norm in self.spectral.norms.values()]
         return row | (dict(spectral_norms=norms) if norms else {})
 
