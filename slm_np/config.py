@@ -474,8 +474,21 @@ class TrainConfig:
         low=0,
         high=1 << 10,
     )
+    sync_every: int = setting(
+        0,
+        "H: ranks train by themselves and meet every H updates, for slow links (DiLoCo); 0 means in every update",
+        low=0,
+        high=10**6,
+    )
+    outer_rate: float = setting(
+        0.7, "learning rate of the outer optimizer, which moves the weights at a meeting", low=0.0, high=10.0
+    )
+    outer_momentum: float = setting(0.9, "Nesterov momentum of the outer optimizer", low=0.0, high=0.999999)
     exchange: str = setting(
-        "fp32", "precision of the gradients that virtual ranks exchange and sum", choices=("fp32", "bf16")
+        "fp32",
+        "precision of what ranks exchange: of the gradients that virtual ranks sum (fp32, bf16), or of the changes of "
+        "the weights with --sync-every (also int8)",
+        choices=("fp32", "bf16", "int8"),
     )
     recompute: bool = setting(
         False,
@@ -552,6 +565,13 @@ class TrainConfig:
             raise UserError(f"--min-lr {self.min_lr} is above --learning-rate {self.learning_rate}; lower --min-lr")
         check_documents(self.documents)
         check_lengths({name: getattr(self, name) for name in LENGTHS if name != "max_iters"})
+        if self.virtual_ranks and self.sync_every:
+            raise UserError(
+                "--virtual-ranks sums gradients in every update, but with --sync-every ranks train by themselves; "
+                "leave one of them out"
+            )
+        if self.virtual_ranks and self.exchange == "int8":
+            raise UserError("--exchange int8 is for --sync-every; choose fp32 or bf16")
         if self.virtual_ranks & (self.virtual_ranks - 1):
             raise UserError(f"--virtual-ranks {self.virtual_ranks} is not a power of two; choose 2, 4, 8, ...")
         self.max_seconds, self.fit_seconds  # malformed durations are refused here
@@ -568,8 +588,10 @@ class TrainConfig:
             found["matrix_rate"] = f"with --optimizer {self.optimizer}"
         if not self.weight_decay:
             found["decay"] = "with --weight-decay 0"
-        if not self.virtual_ranks:
-            found["exchange"] = "without --virtual-ranks"
+        if not self.virtual_ranks and not self.sync_every:
+            found["exchange"] = "without --virtual-ranks or --sync-every"
+        if not self.sync_every:
+            found |= dict.fromkeys(("outer_rate", "outer_momentum"), "without --sync-every")
         return found
 
     @property

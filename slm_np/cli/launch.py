@@ -99,7 +99,7 @@ def digest(run):
 def for_ranks(run):
     """A new run with a number of virtual ranks if several ranks train it: as few as can be."""
     n = world().size
-    if n == 1 or run.train.virtual_ranks:
+    if n == 1 or run.train.virtual_ranks or run.train.sync_every:
         return run
     return dataclasses.replace(run, train=dataclasses.replace(run.train, virtual_ranks=1 << (n - 1).bit_length()))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from slm_np.errors import UserError, imported
-from slm_np.ranks.tree import round_bfloat16
+from slm_np.ranks.compression import halves, round_bfloat16, widened
 from slm_np.ranks.world import LOST, PIDS, RUN_NAME, World
 from slm_np.words import counted
 
@@ -21,6 +21,7 @@ INSTALL = "slm_np[mpi]"
 SILENCE = 15.0  # seconds without a sign of life after which a rank counts as lost
 PULSE = 1.0  # seconds between signs of life
 PATIENCE = 2.0  # seconds within which ranks that fail for the same reason do so
+OFFER, ANSWER = 1, 2  # tags of messages
 REST = 0.02  # seconds between looks while a rank has nothing left to do
 
 
@@ -43,7 +44,7 @@ class MpiWorld(World):
             ) from None
         self.MPI, self.comm = MPI, MPI.COMM_WORLD
         self.rank, self.size = self.comm.rank, self.comm.size
-        self.sent, self.waited = 0, 0.0
+        self.sent, self.waited, self.apart = 0, 0.0, False
         wanted = max(int(os.environ.get(name) or 1) for name in ("SLURM_NTASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
         if self.size == 1 and wanted > 1:
             raise UserError(
@@ -204,6 +205,53 @@ class MpiWorld(World):
             buffer[:] = widened(outgoing)
         self.sent += (len(buffer) - own + (self.size - 1) * own) * outgoing.itemsize
 
+    # Rounds, see rounds.py
+
+    def offer_of(self, rank):
+        """(Round, content) that a rank has handed in, as bytes; None if there is nothing."""
+        return self._arrived(rank, OFFER, 1)
+
+    def hand_in(self, number, content):
+        """Send rank 0 the content of a round."""
+        self._send(0, OFFER, [number], content)
+
+    def answer(self, rank, number, updates, content, whole=False):
+        """Send a rank the round, the updates after which it goes on, and the content: `whole` weights or not."""
+        self._send(rank, ANSWER, [number, updates, int(whole)], content)
+
+    def answer_of_first(self):
+        """What rank 0 has sent: (round, updates, whether the weights are whole, content)."""
+        started = time.perf_counter()
+        while (found := self._arrived(0, ANSWER, 3)) is None:
+            self.rest()
+        self.waited += time.perf_counter() - started
+        return found
+
+    def rest(self):
+        """Wait a moment. RankLost if rank 0 has given no sign of life."""
+        time.sleep(0.001)
+        if self.rank:
+            self.pulse.check(self.names, [0])
+
+    def _send(self, rank, tag, header, content):
+        whole = np.concatenate([np.array(header, np.int64).view(np.uint8), content.view(np.uint8)])
+        self.sent += len(whole)
+        started = time.perf_counter()
+        request = self.comm.Isend(whole, rank, tag)
+        while not request.Test():
+            self.rest()
+        self.waited += time.perf_counter() - started
+
+    def _arrived(self, rank, tag, n):
+        """(n integers, ..., the bytes after them) of the next message; None if there is none yet."""
+        status = self.MPI.Status()
+        if not self.comm.Iprobe(rank, tag, status):
+            return None
+        whole = np.empty(status.Get_count(self.MPI.BYTE), np.uint8)
+        self.comm.Recv(whole, rank, tag)
+        header, content = np.split(whole, [8 * n])
+        return *header.view(np.int64).tolist(), content
+
     # The end
 
     @contextlib.contextmanager
@@ -211,7 +259,10 @@ class MpiWorld(World):
         """If all ranks fail, rank 0 says why. If some do, the first says why and ends the others."""
         try:
             yield
-            self.wait_long(self.comm.Ibarrier())
+            end = self.comm.Ibarrier()
+            if self.apart and self.rank == 0 and not end.Test():
+                self.comm.Abort(0)  # a rank is late, and its work is not needed any more
+            self.wait_long(end)
         except BaseException as error:
             self.fail(error)
             raise
@@ -221,7 +272,7 @@ class MpiWorld(World):
     def fail(self, error):
         """Return if all ranks fail within PATIENCE seconds. Otherwise print the error and end all."""
         if not isinstance(error, RankLost):
-            stopped = isinstance(error, SystemExit)  # all stop together, but rank 0 may be saving
+            stopped = isinstance(error, SystemExit) and not self.apart  # all stop together; rank 0 may be saving
             request, deadline = self.errors.Ibarrier(), time.monotonic() + PATIENCE
             while not (done := request.Test()) and (stopped or time.monotonic() < deadline):
                 time.sleep(0.001)
@@ -259,16 +310,6 @@ def yield_core():
         time.sleep(0)
 
 
-def halves(x):
-    """The upper halves of the float32 array x, (n,) uint16: if it is rounded to bfloat16, the other halves are 0."""
-    return (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-
-
-def widened(upper):
-    """The float32 array whose `halves` these are."""
-    return (upper.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
 class Pulse:
     """A thread that sends signs of life to the other ranks and notes theirs.
 
@@ -299,13 +340,13 @@ class Pulse:
                     self.comm.Recv(found, rank)
                     self.heard[rank] = now
 
-    def check(self, names):
-        """RankLost if a rank has been silent for too long."""
+    def check(self, names, ranks=None):
+        """RankLost if one of the ranks, by default of all, has been silent for too long."""
         now = time.monotonic()
         if now - self.last > SILENCE / 2:
             return
         for rank, heard in self.heard.items():
-            if now - heard > SILENCE:
+            if now - heard > SILENCE and (ranks is None or rank in ranks):
                 raise RankLost(f"{names[rank]} has given no sign of life for {SILENCE:g} s, so all ranks end")
 
     def stop(self):

@@ -7,14 +7,7 @@ the same bits, although addition is not associative.
 
 import numpy as np
 
-
-def round_bfloat16(x):
-    """Round the float32 array x, in place, to the nearest bfloat16, halves to even."""
-    bits = x.view(np.uint32)
-    last = (bits >> np.uint32(16)) & np.uint32(1)
-    finite = np.isfinite(x)
-    np.add(bits, last + np.uint32(0x7FFF), out=bits, where=finite)
-    bits &= np.uint32(0xFFFF0000)
+from slm_np.ranks.compression import round_bfloat16
 
 
 class TreeSum:

@@ -19,9 +19,10 @@ class World:
     size    processes, of which `on_node` are on this machine
     sent    bytes that this process has sent to others while training
     waited  seconds that it has waited for others while training
+    apart   whether ranks train by themselves between the ends of rounds, see rounds.py
     """
 
-    rank, size, on_node, sent, waited = 0, 1, 1, 0, 0.0
+    rank, size, on_node, sent, waited, apart = 0, 1, 1, 0, 0.0, False
 
     def clock(self):
         """`time.perf_counter` of rank 0."""

@@ -23,6 +23,9 @@ class Callback:
     def on_evaluation(self, trainer, row, improved):
         """The losses of all splits. improved: whether the validation loss is the lowest so far."""
 
+    def on_left_out(self, trainer, ranks):
+        """A round has ended without these ranks, which were late."""
+
     def on_save(self, trainer):
         """It is time for a checkpoint."""
 

@@ -58,6 +58,10 @@ class Display(Callback):
             line += f"  | {sample}" if sample else ""
         self.progress.say(line)
 
+    def on_left_out(self, trainer, ranks):
+        late = "ranks " if len(ranks) > 1 else "rank "
+        self.progress.say(f"step {trainer.updates}: {late}{', '.join(map(str, ranks))} left out of this round, as late")
+
     def on_stop_request(self, trainer):
         # Not by print: the signal may have interrupted one. After a SIGHUP there is no terminal.
         with contextlib.suppress(OSError):

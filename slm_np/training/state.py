@@ -9,6 +9,7 @@ from slm_np.errors import UserError
 from slm_np.formats.layouts import lora_of
 from slm_np.nn.model import Model, States
 from slm_np.ops.device import device
+from slm_np.ranks.rounds import Rounds
 from slm_np.ranks.world import ALONE
 from slm_np.training.batches import evaluation_batches, training_batches
 from slm_np.training.host_step import HostStep
@@ -49,6 +50,10 @@ def check_recipe(model, train):
         raise UserError(
             "--carry-state reads the data in order, which --virtual-ranks cannot split; leave one of them out"
         )
+    if train.sync_every and (train.max_time or train.fit_time):
+        raise UserError("--sync-every needs a length that no clock decides; give --max-iters or --epochs")
+    if train.sync_every and train.carry_state:
+        raise UserError("--carry-state reads the data in order, which ranks cannot split; leave --sync-every out")
     if train.virtual_ranks and train.device != "cpu":
         raise UserError(f"--virtual-ranks has no effect on --device {train.device}; leave it out")
     if train.carry_state and model.has_attention:
@@ -72,7 +77,8 @@ class TrainingState:
     def __init__(self, run, corpus, retention=None, fresh=True, world=ALONE):
         check_recipe(run.model, run.train)
         self.run = run = resolved(run)
-        self.config, self.corpus, self.world, config = run.train, corpus, world, run.train
+        self.config, self.corpus, config = run.train, corpus, run.train
+        self.everyone, self.world = world, ALONE if config.sync_every else world
         self.deal = deal(config, world)
         shape = self.deal.rows, run.model.block_size
         self.model = Model(
@@ -88,6 +94,11 @@ class TrainingState:
             self.model.parameters.initialize(config.seed, trained_only=True)
         self.optimizer = optimizer_of(self.model, config)
         self.spectral = SpectralNorms(self.model.parameters)
+        self.rounds = None
+        if config.sync_every:
+            world.apart = True
+            outer = config.sync_every, config.outer_rate, config.outer_momentum, config.exchange
+            self.rounds = Rounds(world, self.model.parameters.weights, *outer)
         self.states = States(self.model, config.batch_size) if config.carry_state else None  # recurrent state
         self.stepper = step_class(self.model.device, config, self.deal, world)(
             self.model, self.optimizer, self.spectral, shape, config.seed, config.max_spectral_norm, self.states
@@ -117,11 +128,11 @@ class TrainingState:
         return loss, norm, rate
 
     def count_targets(self):
-        """Unmasked targets in the next update, those of other processes included."""
-        n = self.deal.micro_batches
+        """Unmasked targets in the next update: those of all processes whose gradients are summed."""
+        n, own = self.deal.micro_batches, self.deal.own
         if self.corpus.train.mask is None:
-            return n * self.targets.size
-        indices = [self.updates * n + micro for micro in self.deal.own]
+            return (len(own) if self.rounds else n) * self.targets.size
+        indices = [self.updates * n + micro for micro in own]
         own = self.batches.count_targets(self.tokens, self.targets, indices)
         return int(self.world.share(np.array([float(own)])).sum())
 
@@ -157,7 +168,8 @@ class TrainingState:
     def tensors(self):
         """{name: array} that a checkpoint keeps besides the weights. Loading into the arrays restores them."""
         states = {"recurrent_state": self.states.memory} if self.states else {}
-        return {**self.optimizer.state(), **self.spectral.state(), **states}
+        outer = {"outer_velocity": self.rounds.outer.velocity} if self.rounds else {}
+        return {**self.optimizer.state(), **self.spectral.state(), **states, **outer}
 
     def counters(self):
         """{name: number} that a checkpoint keeps besides the step."""
@@ -168,6 +180,8 @@ class TrainingState:
         self.model.parameters.update_cast_copies()
         self.updates, self.elapsed = step, counters["elapsed"]
         self.stepper.load(counters)
+        if self.rounds:
+            self.rounds.restart(step)
 
     def free(self):
         """Free the memory that only training needs; the model stays."""

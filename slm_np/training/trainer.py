@@ -48,11 +48,12 @@ class Trainer(TrainingState):
 
     def follow_first(self):
         """Take over weights, moments and counters of rank 0, which has loaded them."""
-        step, counters, run = self.world.first(lambda: (self.updates, self.counters(), self.run))
-        if self.world.size > 1:
-            self.world.copy_first([self.model.parameters.weights, *self.tensors().values()])
-        if self.world.rank:
+        step, counters, run = self.everyone.first(lambda: (self.updates, self.counters(), self.run))
+        if self.everyone.size > 1:
+            self.everyone.copy_first([self.model.parameters.weights, *self.tensors().values()])
+        if self.everyone.rank:
             self.run = run
+        if self.everyone.rank or self.rounds:
             self.load(step, counters)
 
     def train(self):
@@ -85,6 +86,8 @@ class Trainer(TrainingState):
                     self.check_stop()
             self.save()
         except (Interrupted, CorpusFailed):
+            if self.rounds:  # the last weights that all ranks have learned from
+                self.go_back()
             self.save()
             raise
         finally:
@@ -98,6 +101,8 @@ class Trainer(TrainingState):
         if self.updates % COMPARED == 0:
             self.compare_ranks()
         _, _, rate = self.step()
+        if self.rounds and (self.updates % self.config.sync_every == 0 or self.finished()):
+            self.meet()
         last_timed = self.stopwatch is not None and self.updates == self.stopwatch.last
         result = self.stepper.read(wait=self.log_is_due() or last_timed)
         now = self.world.clock()
@@ -109,7 +114,7 @@ class Trainer(TrainingState):
             self.notify("on_log", self.log_row(result, rate))
         self.notify("on_step")
         if self.log_is_due():
-            self.timed_steps, self.timed_seconds, self.world.waited = 0, 0.0, 0.0
+            self.timed_steps, self.timed_seconds, self.everyone.waited = 0, 0.0, 0.0
         if self.skipped >= MAX_SKIPPED:
             self.stepper.load(self.stepper.state() | dict(bad_steps=0))  # a resumed run may skip as many again
             self.save()
@@ -118,6 +123,19 @@ class Trainer(TrainingState):
                 f"{MAX_SKIPPED} updates in a row had a loss or gradient that is not finite; the last good weights are "
                 "saved, resume with a lower --learning-rate or --grad-clip"
             )
+
+    def go_back(self):
+        """Return to the end of the last round."""
+        self.model.parameters.weights[:] = self.rounds.outer.weights
+        self.updates -= self.updates % self.config.sync_every
+        self.evaluated = min(self.evaluated, self.updates)
+
+    def meet(self):
+        """The end of a round: weights that all ranks have learned from."""
+        self.updates = self.rounds.meet(self.updates)
+        self.model.parameters.update_cast_copies()
+        if self.rounds.left_out:
+            self.notify("on_left_out", self.rounds.left_out)
 
     def compare_ranks(self):
         """UserError, naming a rank, if its weights are not those of rank 0."""
@@ -136,8 +154,8 @@ class Trainer(TrainingState):
             step_ms=round(1e3 * seconds, 3),
             tokens_per_s=round(self.tokens.size * self.deal.micro_batches / seconds, 1),
         )
-        if self.world.size > 1:
-            row["waiting"] = round(self.world.waited / (self.timed_steps * seconds), 4)  # share of the time
+        if self.everyone.size > 1:
+            row["waiting"] = round(self.everyone.waited / (self.timed_steps * seconds), 4)  # share of the time
         norms = [round(norm, 6) for norm in self.spectral.norms.values()]
         return row | (dict(spectral_norms=norms) if norms else {})
 
@@ -253,17 +271,24 @@ class Trainer(TrainingState):
         return self.updates % self.config.log_interval == 0
 
     def is_due(self, interval):
-        """Whether it is time for what happens every `interval` updates; 0 means a tenth of the run."""
+        """Whether it is time for what happens every `interval` updates; 0 means a tenth of the run.
+
+        Between the meetings of ranks it is not.
+        """
+        if self.rounds and self.updates % self.config.sync_every:
+            return False
         if not interval and self.config.max_seconds:
             return self.updates == 0 or self.tenth_done
         if not interval and self.max_iters is None:
             return self.updates == 0
-        return self.updates % interval_of(interval, self.max_iters) == 0
+        return self.updates % interval_of(interval, self.max_iters) < (self.config.sync_every or 1)
 
     def evaluation_is_due(self):
         """Not twice at one step, nor before the first update, except that a finetuned run evaluates its base."""
         first = 0 if self.run.base else 1
         due = self.updates >= first and self.is_due(self.config.eval_interval)
+        if self.everyone.rank and self.rounds:
+            return False  # rank 0 does it for all
         return self.evaluated != self.updates and (due or self.finished())
 
     def request_stop(self, signal_number):

@@ -37,6 +37,8 @@ def deal(train, world):
     UserError if the rows cannot be split evenly over the virtual ranks, or those over the processes.
     """
     n, rows = train.virtual_ranks, train.batch_size * train.grad_accumulation_steps
+    if train.sync_every:  # every process is one
+        n = world.size
     if not n:
         if world.size > 1:
             raise UserError(
@@ -45,9 +47,10 @@ def deal(train, world):
             )
         return Deal(train.batch_size, train.grad_accumulation_steps, 1, 0, 1)
     if rows % n:
+        parts = f"{n} ranks do" if train.sync_every else f"--virtual-ranks {n} does"
         raise UserError(
             f"an update has {rows} sequences (--batch-size {train.batch_size} x --grad-accumulation-steps "
-            f"{train.grad_accumulation_steps}), which --virtual-ranks {n} does not divide; choose a multiple of {n}"
+            f"{train.grad_accumulation_steps}), which {parts} not divide; choose a multiple of {n}"
         )
     if n % world.size:
         raise UserError(
