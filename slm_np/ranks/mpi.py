@@ -281,13 +281,13 @@ class MpiWorld(World):
                 return
         status = LOST if isinstance(error, RankLost) else 2
         if isinstance(error, SystemExit):
-            status = error.code if isinstance(error.code, int) else 1
-            text = f"{self.name} ended"
+            status, text = error.code if isinstance(error.code, int) else 1, ""
         elif isinstance(error, RankLost | UserError | OSError | MemoryError):
             text = str(error) if self.rank == 0 or isinstance(error, RankLost) else f"{self.name}: {error}"
         else:
             status, text = 1, "".join(traceback.format_exception(error))
-        print(f"slm_np: {text}", file=self.stderr, flush=True)
+        if text:
+            print(f"slm_np: {text}", file=self.stderr, flush=True)
         self.comm.Abort(status)
         os._exit(status)  # some MPIs return, and the launcher ends this process a little later
 
