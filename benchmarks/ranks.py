@@ -12,7 +12,7 @@ virtual   what virtual ranks cost one process of all cores
 exchange  GB/s of the sum of gradients over 2, 4 and 8 ranks: of the same gradients (strong) and of gradients that grow
           with the ranks (weak)
 links     two ranks in network namespaces of their own, connected by a link of RATE Mbit/s (Linux, root, tc): time of an
-          update beside `predicted`, and the loss after --time seconds, when they meet in every update and every H updates
+          update beside `predicted`, and the loss after --time seconds, with a sum in every update or meetings
 predict   a table of tokens/s for 2 to 256 machines at 1, 10 and 100 Gbit/s, by the formulas of `predicted`
 """
 
@@ -47,7 +47,7 @@ BYTES = dict(fp32=4, bf16=2, int8=1)
 
 def child(spec):
     """Train a shape for some time, or sum gradients, and print the result on rank 0 as a line of JSON."""
-    from slm_np.ranks.world import world
+    from slm_np.ranks.current import world
 
     here = world()
     out = sys.__stdout__

@@ -73,7 +73,7 @@ def resume(directory, base, preset, model, given, lora):
     from slm_np.cli.launch import resume_run
     from slm_np.cli.resume import directory_of, resumed
     from slm_np.formats.directories import writing
-    from slm_np.ranks.world import world
+    from slm_np.ranks.current import world
 
     here = world()
     directory = here.first(lambda: directory_of(directory, given.get("out_dir")))

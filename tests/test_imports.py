@@ -25,6 +25,7 @@ LAYERS = (
         "dtypes",
         "paths",
         "progress",
+        "ranks",
         "machine",
         "file_lock",
         "version",

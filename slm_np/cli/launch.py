@@ -11,7 +11,7 @@ from slm_np.cli.report import describe, finish, sampler
 from slm_np.config import LENGTHS, as_flag
 from slm_np.errors import UserError
 from slm_np.formats.checksum import crc32
-from slm_np.ranks.world import world
+from slm_np.ranks.current import world
 from slm_np.training.precision import compute_dtype, resolved
 from slm_np.version import __version__
 from slm_np.words import counted, quoted

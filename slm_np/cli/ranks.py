@@ -31,7 +31,8 @@ def in_ranks(module, args, argv):
 
     module: its name.   args: its parsed flags, from the words `argv`, or those of the command line if that is None
     """
-    from slm_np.ranks.world import ALONE, world
+    from slm_np.ranks.current import world
+    from slm_np.ranks.world import ALONE
 
     here, words = world(), sys.argv[1:] if argv is None else list(argv)
     if args.ranks < 0 or args.restarts < 0:

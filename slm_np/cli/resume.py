@@ -122,7 +122,7 @@ def resume_training(directory, name, model, train):
     """
     from slm_np.cli.launch import resume_run
     from slm_np.formats.directories import writing
-    from slm_np.ranks.world import world
+    from slm_np.ranks.current import world
 
     here = world()
     directory = here.first(lambda: directory_of(directory, train.get("out_dir")))

@@ -1,15 +1,11 @@
 """All processes of a run as one of them sees them. `World` is that of a process which trains alone."""
 
 import contextlib
-import functools
-import os
 import time
 
 LOST = 75  # exit status after a rank was lost, so that a restart may help (EX_TEMPFAIL)
 PIDS = "SLM_NP_RANKS"  # the variable that names the folder where ranks on this machine note their process numbers
 RUN_NAME = "run"  # the file there with the directory of the run
-# Variables that a launcher of MPI sets in each process that it starts.
-STARTED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
 class World:
@@ -83,14 +79,3 @@ class World:
 
 
 ALONE = World()
-
-
-@functools.cache
-def world():
-    """The World of this process. UserError if a launcher has started it, but mpi4py is missing or of another MPI."""
-    slurm = int(os.environ.get("SLURM_NTASKS") or 1) == 1 and "SLURM_PROCID" in os.environ
-    if not any(name in os.environ for name in STARTED) or slurm:
-        return ALONE
-    from slm_np.ranks.mpi import MpiWorld
-
-    return MpiWorld()
