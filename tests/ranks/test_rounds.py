@@ -90,7 +90,7 @@ def test_outer_updates_are_those_of_torchft(test_data, layer, first):
             rounds.mine -= 2
         if step % 6 == first % 6:
             meet(replicas, step)
-            assert [rounds.outer.weights[0] for rounds in replicas] == [shared[step]] * 2
+            assert [rounds.outer.weights[0] for rounds in replicas] == [shared.get(step, history[step])] * 2
         assert [rounds.mine[0] for rounds in replicas] == [history[step]] * 2
 
 
@@ -136,7 +136,7 @@ def test_all_ranks_go_on_from_the_same_bits(exchange):
         assert [rounds.left_out for rounds in three] == [[], [], []]
 
 
-@pytest.mark.parametrize(("exchange", "n_bytes", "error"), [("fp32", 4, 0), ("bf16", 2, 2**-9), ("int8", 1, 0.5 / 127)])
+@pytest.mark.parametrize(("exchange", "n_bytes", "error"), [("fp32", 4, 0), ("bf16", 2, 2**-8), ("int8", 1, 0.5 / 127)])
 def test_what_is_sent_is_short_and_near(exchange, n_bytes, error):
     random = np.random.default_rng(2)
     before, change = random.standard_normal(P).astype(np.float32), 0.01 * random.standard_normal(P).astype(np.float32)
