@@ -154,8 +154,8 @@ def at_step(run, step):
     "n, changes",
     [
         (2, dict()),
-        (4, dict()),
         (2, dict(exchange="bf16")),
+        pytest.param(4, dict(), marks=pytest.mark.slow),
         pytest.param(4, dict(exchange="bf16"), marks=pytest.mark.slow),
         pytest.param(8, dict(virtual_ranks=8, batch_size=8), marks=pytest.mark.slow),
         pytest.param(2, dict(batch_size=6, grad_accumulation_steps=2, dropout=0.1), marks=pytest.mark.slow),
@@ -189,17 +189,14 @@ def test_another_exchange_gives_other_bits(alone):
     assert any((fp32.model[name] != bf16.model[name]).any() for name in fp32.model)
 
 
-def test_a_run_of_one_process_is_resumed_on_4_ranks_and_then_on_2(made, alone, tmp_path):
+def test_a_run_begun_on_4_ranks_is_resumed_on_2(made, alone, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(alone(), run)
-    for step in (8, 12):
-        shutil.rmtree(run / f"checkpoint-{step}")
-    for n, updates in ((4, 8), (2, 12)):
-        words = ["--resume", run, "--max-iters", updates, "--lr-decay-iters", 12, "--ranks", n]
-        status, _, err = command("train", *words, folder=tmp_path)
-        assert status == 0 and f"resuming in {run} from step {updates - 4}\n" in err, err
-    expected = alone(lr_decay_iters=12)
-    assert_same_run(run, expected)
+    words = flags(made, run, lr_decay_iters=12)
+    status, _, err = command("train", *words, "--max-iters", 8, "--ranks", 4, folder=tmp_path)
+    assert status == 0 and "\n4 ranks on 1 machine" in err, err
+    status, _, err = command("train", "--resume", run, "--max-iters", 12, "--ranks", 2, folder=tmp_path)
+    assert status == 0 and f"resuming in {run} from step 8\n" in err and "\n2 ranks on" in err, err
+    assert_same_run(run, alone(lr_decay_iters=12))
 
 
 def test_mpiexec_starts_ranks_as_well_and_the_virtual_ranks_are_then_as_few_as_can_be(made, alone, tmp_path):
@@ -240,6 +237,8 @@ def test_finetuning_on_2_ranks_gives_the_bits_of_one_process(made, base, tmp_pat
     assert status == 0 and "Traceback" not in err, err
     small.assert_same_state(tmp_path / "run", tmp_path / "alone", 6)
     assert small.rows(tmp_path / "run") == small.rows(tmp_path / "alone")
+    if data == "rows.jsonl":
+        return
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
     status, _, err = command("finetune", "--resume", tmp_path / "run", "--ranks", 2, folder=tmp_path)
     assert status == 0 and "from step 3\n" in err, err
@@ -295,12 +294,14 @@ def test_a_signal_to_the_launcher_stops_all_ranks_and_saves(made, alone, tmp_pat
     small.assert_same_state(run, tmp_path / "alone", step, but=small.EVALUATIONS)
 
 
-def test_a_signal_before_training_ends_all_ranks_without_a_traceback(made, tmp_path):
-    running = start([*python("train", *flags(made, tmp_path / "run")), "--ranks", 2], tmp_path)
-    process_of(tmp_path, 1, lambda: any(tmp_path.glob("slm_np-ranks-*/0")))
-    running.send_signal(signal.SIGINT)
-    status, _, err = ended(running)
-    assert status == 130 and "Traceback" not in err, err
+@pytest.mark.parametrize("name, status", [("SIGINT", 130), pytest.param("SIGTERM", 143, marks=pytest.mark.slow)])
+def test_a_signal_before_training_ends_all_ranks_and_restarts_none(made, tmp_path, name, status):
+    running = start([*python("train", *flags(made, tmp_path / "run")), "--ranks", 2, "--restarts", 1], tmp_path)
+    process_of(tmp_path, 0, lambda: True)
+    running.send_signal(getattr(signal, name))
+    found, _, err = ended(running)
+    assert found == status and "Traceback" not in err and "going on" not in err, err
+    assert not any(tmp_path.glob("slm_np-ranks-*")), "notes were left behind"
 
 
 @pytest.mark.parametrize("restarts", [0, 1])
@@ -385,7 +386,7 @@ def test_weights_that_differ_are_found_at_the_next_comparison(made, tmp_path):
     status, _, err = program("differ", 2, flags(made, run, log_interval=1, save_interval=1), tmp_path)
     assert status == 2
     assert_one_sentence(
-        err, rf"^slm_np: {RANK.format(1)} has another checksum of the weights than rank 0 \(\d+, not \d+\)"
+        err, rf"^slm_np: {RANK.format(1)} has another checksum of the weights than rank 0 \([0-9a-f]+, not [0-9a-f]+\)"
     )
     assert [row["step"] for row in metrics.read_metrics(run) if "loss" in row] == list(range(1, 9))
 
@@ -398,14 +399,13 @@ def test_a_bug_on_one_rank_ends_all_and_is_shown(made, tmp_path):
 def test_a_full_disk_ends_all_ranks_with_one_sentence(made, tmp_path):
     status, _, err = program("full", 2, flags(made, tmp_path / "run"), tmp_path)
     assert status == 2
-    assert_one_sentence(err, r"checkpoint.*o space left on device")
+    assert_one_sentence(err, r"^slm_np: cannot access checkpoint: no space left on device$")
 
 
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["--batch-size", 6], r"^slm_np: an update has 6 sequences .* --virtual-ranks 4 does not divide"),
-        (["--virtual-ranks", 1], r"^slm_np: 2 ranks do not divide --virtual-ranks 1; use 1 ranks$"),
+        (["--virtual-ranks", 1], r"^slm_np: 2 ranks do not divide --virtual-ranks 1; use 1 rank$"),
         (["--data", "missing.txt"], r"^slm_np: .*missing\.txt"),
         (
             ["--threads", 1000],
@@ -421,21 +421,16 @@ def test_bad_input_is_one_sentence_of_one_rank(made, tmp_path, words, sentence):
     assert_one_sentence(err, sentence)
 
 
-@pytest.mark.parametrize(
-    "variables, sentence",
-    [
-        (
-            dict(SLURM_NTASKS="4", SLURM_PROCID="0"),
-            r"^slm_np: 4 processes were started, but each is alone in its MPI, \S.*; start them by the mpiexec of that "
-            r"MPI, or install mpi4py for the MPI that started them$",
-        ),
-    ],
-)
-def test_processes_that_do_not_find_each_other_are_refused(made, tmp_path, variables, sentence):
-    run = tmp_path / "run"
+def test_processes_that_do_not_find_each_other_are_refused(made, tmp_path):
+    """As by an srun of another MPI than that of mpi4py."""
+    run, variables = tmp_path / "run", dict(SLURM_NTASKS="4", SLURM_PROCID="3")
     status, out, err = command("train", *flags(made, run), folder=tmp_path, **variables)
     assert status == 2 and out == "" and not run.exists()
-    assert_one_sentence(err, sentence)
+    assert_one_sentence(
+        err,
+        r"^slm_np: 4 processes were started, but each is alone in its MPI, \S.*; start them by the mpiexec of that "
+        "MPI, or install mpi4py for the MPI that started them$",
+    )
 
 
 def test_another_number_of_ranks_than_mpi_started_is_refused(made, tmp_path):
