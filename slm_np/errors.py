@@ -57,21 +57,16 @@ def _call(main, argv, output):
         main(argv)
     except SystemExit as error:
         end = error
-    except UserError as error:
-        message, status = str(error), 2
-    except MemoryError as error:
-        message = f"out of memory ({error}); free some, or choose a smaller model or smaller batches"
-        status = 2
+    except (UserError, MemoryError, KeyboardInterrupt) as error:
+        message, status = explained(error)
     except ModuleNotFoundError as error:  # of a required package, as in a clone without installation
         if not error.name or error.name.partition(".")[0] == "slm_np":
             raise
         message = f"the package {error.name} is not installed; install slm_np: pip install -e . in its checkout"
         status = 2
-    except KeyboardInterrupt:
-        message, status = "interrupted", 130
     except OSError as error:
         if error is not output.error:
-            message, status = os_error_message(error), 2
+            message, status = explained(error)
     with contextlib.suppress(OSError):
         sys.stdout.flush()  # an error of the last write is raised here, where it can still be reported
     if output.error and not status and (end is None or not end.code):
@@ -85,6 +80,17 @@ def _call(main, argv, output):
     if message:
         print(f"slm_np: {message}", file=sys.stderr)
     return SystemExit(status) if status else end
+
+
+def explained(error):
+    """(message, exit status) of an error that is not a bug, or None."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error}); free some, or choose a smaller model or smaller batches", 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    return (os_error_message(error), 2) if isinstance(error, OSError) else None
 
 
 def imported(module, what, install):

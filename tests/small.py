@@ -33,7 +33,7 @@ TRAIN = dict(
     threads=1,
 )
 EVALUATIONS = ("best", "stale", "evaluated")  # counters of a checkpoint that a run which ends there has in addition
-TIMED = {"step_ms", "tokens_per_s", "time_s"}  # metrics that differ between equal runs
+TIMED = {"step_ms", "tokens_per_s", "time_s", "waiting"}  # metrics that differ between equal runs
 
 
 def text(seed=0, lines=300):

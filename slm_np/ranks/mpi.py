@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slm_np.errors import UserError, imported
+from slm_np.errors import UserError, explained, imported
 from slm_np.ranks.compression import halves, round_bfloat16, widened
 from slm_np.ranks.world import LOST, PIDS, RUN_NAME, World
 from slm_np.words import counted
@@ -279,11 +279,13 @@ class MpiWorld(World):
                 self.pulse.check(self.names)
             if done:
                 return
-        status = LOST if isinstance(error, RankLost) else 2
         if isinstance(error, SystemExit):
             status, text = error.code if isinstance(error.code, int) else 1, ""
-        elif isinstance(error, RankLost | UserError | OSError | MemoryError):
-            text = str(error) if self.rank == 0 or isinstance(error, RankLost) else f"{self.name}: {error}"
+        elif isinstance(error, RankLost):
+            status, text = LOST, str(error)
+        elif found := explained(error):
+            text, status = found
+            text = f"{self.name}: {text}" if self.rank else text
         else:
             status, text = 1, "".join(traceback.format_exception(error))
         if text:

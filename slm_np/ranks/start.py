@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from slm_np.errors import UserError
-from slm_np.ranks.world import PIDS, RUN_NAME
+from slm_np.ranks.world import LOST, PIDS, RUN_NAME
 from slm_np.words import counted
 
 LAUNCHERS = ("mpiexec", "mpirun")
@@ -50,6 +50,7 @@ def start(module, words, n, restarts=0):
         if status in ASKED:
             return status
         if cause:
+            status = LOST
             print(f"slm_np: {cause}", file=sys.stderr)
         if not restarts:
             if directory:
@@ -81,7 +82,10 @@ def once(command, folder):
     for reader in readers:
         reader.start()
 
+    asked = []  # signals to this process
+
     def forward(number, frame):
+        asked.append(number)
         try:  # rank 0 tells the others
             os.kill(int((folder / "0").read_text(encoding="utf-8")), number)
         except (OSError, ValueError):
@@ -98,6 +102,8 @@ def once(command, folder):
             process.kill()
     for reader in readers:
         reader.join(timeout=5)
+    if asked and 0 < status < 128:  # a rank ended by the signal before it could save
+        return 128 + asked[0], None
     return (128 - status if status < 0 else status), next(iter(causes), None)
 
 

@@ -42,6 +42,7 @@ class Trainer(TrainingState):
         self.stale = 0  # evaluations since then
         self.evaluated = -1  # the step of the last evaluation
         self.timed_steps, self.timed_seconds = 0, 0.0  # since the last line of the log
+        self.timed_waiting = 0.0  # seconds of these in which this rank waited for others
         self.stopwatch = None  # of the first updates, until their number is fitted to a time
         self.tenth_done = False  # whether the last update completed a tenth of the run's time
         self.stop_signal = None
@@ -100,11 +101,13 @@ class Trainer(TrainingState):
             self.stopwatch.start(self.updates, started)
         if self.updates % COMPARED == 0:
             self.compare_ranks()
+        waited = self.everyone.waited
         _, _, rate = self.step()
         if self.rounds and (self.updates % self.config.sync_every == 0 or self.finished()):
             self.meet()
         last_timed = self.stopwatch is not None and self.updates == self.stopwatch.last
         result = self.stepper.read(wait=self.log_is_due() or last_timed)
+        self.timed_waiting += self.everyone.waited - waited
         now = self.world.clock()
         self.timed_steps, self.timed_seconds = self.timed_steps + 1, self.timed_seconds + now - started
         if self.stopwatch is not None and result is not None:
@@ -114,7 +117,7 @@ class Trainer(TrainingState):
             self.notify("on_log", self.log_row(result, rate))
         self.notify("on_step")
         if self.log_is_due():
-            self.timed_steps, self.timed_seconds, self.everyone.waited = 0, 0.0, 0.0
+            self.timed_steps, self.timed_seconds, self.timed_waiting = 0, 0.0, 0.0
         if self.skipped >= MAX_SKIPPED:
             self.stepper.load(self.stepper.state() | dict(bad_steps=0))  # a resumed run may skip as many again
             self.save()
@@ -155,7 +158,7 @@ class Trainer(TrainingState):
             tokens_per_s=round(self.tokens.size * self.deal.micro_batches / seconds, 1),
         )
         if self.everyone.size > 1:
-            row["waiting"] = round(self.everyone.waited / (self.timed_steps * seconds), 4)  # share of the time
+            row["waiting"] = round(self.timed_waiting / self.timed_seconds, 4)  # share of the time
         norms = [round(norm, 6) for norm in self.spectral.norms.values()]
         return row | (dict(spectral_norms=norms) if norms else {})
 

@@ -53,9 +53,8 @@ def deal(train, world):
             f"{train.grad_accumulation_steps}), which {parts} not divide; choose a multiple of {n}"
         )
     if n % world.size:
-        raise UserError(
-            f"{world.size} ranks do not divide --virtual-ranks {n}; use {' or '.join(map(str, counts(n)))} ranks"
-        )
+        fitting = f"{' or '.join(map(str, counts(n)))} rank{'s' * (n > 1)}"
+        raise UserError(f"{world.size} ranks do not divide --virtual-ranks {n}; use {fitting}")
     share = rows // n
     each = next(each for each in range(1, share + 1) if share % each == 0 and share // each <= train.batch_size)
     own = n // world.size
