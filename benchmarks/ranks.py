@@ -97,6 +97,7 @@ def trained(spec, here):
         corpus, run = corpus_of(config), RunConfig(config, TrainConfig(**settings))
     trainer = Trainer(run, corpus, world=here)
     trainer.follow_first()
+    here.overlaps = here.size > 1 and spec.get("overlap", here.overlaps)
     losses, ended = [], False
     for _ in range(WARMUP):
         updated(trainer, here)
