@@ -236,7 +236,8 @@ class MpiWorld(World):
             text = str(error) if self.rank == 0 or isinstance(error, RankLost) else f"{self.name}: {error}"
         else:
             status, text = 1, "".join(traceback.format_exception(error))
-        print(f"slm_np: {text}", file=self.stderr, flush=True)
+        self.stderr.write(f"slm_np: {text}\n")  # in one piece, as several ranks may print at once
+        self.stderr.flush()
         self.comm.Abort(status)
         os._exit(status)  # some MPIs return, and the launcher ends this process a little later
 
