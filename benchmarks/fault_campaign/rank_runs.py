@@ -276,7 +276,7 @@ def settle(rows, lines):
         if match := STEP.match(line):
             for row in rows:
                 if row.resumed is None and when > row.fired:
-                    row.resumed = int(match[1] or -1)
+                    row.resumed = int(match[1] or 0)  # a run in which nothing is updated yet is not said to be resumed
                     if row.resumed < row.saved:
                         row.wrong = f"checkpoint {row.saved} is lost, the run goes on from {row.resumed}"
 
