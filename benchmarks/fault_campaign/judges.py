@@ -90,15 +90,18 @@ KEPT = (
 )
 
 
-def same_run(directory, reference, what, verdict=LOST, kept=KEPT):
-    """The run in `directory` ended with the bits of the run `reference`: last checkpoint, best model, `kept` files."""
+def same_run(directory, reference, what, verdict=LOST, kept=KEPT, step=STEPS):
+    """The run in `directory` ended with the bits of the run `reference`: last checkpoint, best model, `kept` files.
+
+    step: that of the last checkpoint
+    """
     from slm_np.errors import UserError
     from slm_np.formats import checkpoint
 
     directory, reference = Path(directory), Path(reference)
     try:
-        if (reference / f"checkpoint-{STEPS}").is_dir():
-            ours, theirs = (checkpoint.load_checkpoint(run / f"checkpoint-{STEPS}") for run in (directory, reference))
+        if (reference / f"checkpoint-{step}").is_dir():
+            ours, theirs = (checkpoint.load_checkpoint(run / f"checkpoint-{step}") for run in (directory, reference))
             for part in ("model", "optimizer"):
                 name = unlike(getattr(ours, part), getattr(theirs, part))
                 require(not name, verdict, f"{what}: the last checkpoint has other bits in {name}")

@@ -307,7 +307,8 @@ class MpiWorld(World):
         else:
             status, text = 1, "".join(traceback.format_exception(error))
         if text:
-            print(f"slm_np: {text}", file=self.stderr, flush=True)
+            self.stderr.write(f"slm_np: {text}\n")  # in one piece, as several ranks may print at once
+            self.stderr.flush()
         self.comm.Abort(status)
         os._exit(status)  # some MPIs return, and the launcher ends this process a little later
 

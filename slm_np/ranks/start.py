@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 from slm_np.errors import UserError
+from slm_np.ranks.deaths import Deaths
 from slm_np.ranks.world import LOST, PIDS, RUN_NAME
 from slm_np.words import counted
 
@@ -44,7 +45,9 @@ def start(module, words, n, restarts=0):
     command = launcher()
     while True:
         with tempfile.TemporaryDirectory(prefix="slm_np-ranks-") as folder:
-            status, cause = once([*command, "-n", str(n), sys.executable, "-m", module, *words], Path(folder))
+            with Deaths(Path(folder), n) as deaths:
+                ranks = [*command, "-n", str(n), sys.executable, "-m", module, *words]
+                status, cause = once(ranks, Path(folder), deaths)
             written = Path(folder) / RUN_NAME
             directory = written.read_text(encoding="utf-8") if written.is_file() else None
         if status in ASKED:
@@ -64,7 +67,7 @@ def start(module, words, n, restarts=0):
         )
 
 
-def once(command, folder):
+def once(command, folder, deaths):
     """(Exit status of the ranks, a line about the one that died or None).   folder: for notes of the ranks"""
     environment = dict(os.environ, **{PIDS: str(folder)})
     process = subprocess.Popen(
@@ -78,7 +81,7 @@ def once(command, folder):
         start_new_session=True,  # Ctrl-C in a terminal reaches this process only
     )
     causes, streams = [], ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
-    readers = [threading.Thread(target=relay, args=(*pair, folder, causes), daemon=True) for pair in streams]
+    readers = [threading.Thread(target=relay, args=(*pair, folder, deaths, causes), daemon=True) for pair in streams]
     for reader in readers:
         reader.start()
 
@@ -107,14 +110,16 @@ def once(command, folder):
     return (128 - status if status < 0 else status), next(iter(causes), None)
 
 
-def relay(stream, target, folder, causes):
+def relay(stream, target, folder, deaths, causes):
     """Pass on what the ranks print, to the stream `target`. Adds a line to `causes` for each rank that died."""
     for line in stream:
         dead = next(filter(None, (pattern.search(line) for pattern in DEAD)), None)
         if dead:
             ranks = {read(path): path.name for path in folder.iterdir() if path.name.isdecimal()}
-            rank = ranks.get(dead["pid"])
-            who = f"rank {rank} (process {dead['pid']} on {dead['host']})" if rank else f"process {dead['pid']}"
+            rank, process = ranks.get(dead["pid"]), dead["pid"]
+            if dead.re is DEAD[0]:
+                rank, process = deaths.first_dead() or (rank, process)
+            who = f"rank {rank} (process {process} on {dead['host']})" if rank else f"process {process}"
             causes.append(f"{who} died")
         if not dead and not NOISE.match(line):
             target.write(line)
