@@ -85,6 +85,7 @@ class Trainer(TrainingState):
                     self.wait_for_data()
                     self.advance()
                     self.check_stop()
+            self.compare_ranks()
             self.save()
         except (Interrupted, CorpusFailed):
             if self.rounds:  # the last weights that all ranks have learned from

@@ -105,7 +105,7 @@ def test_ranks_do_not_get_the_flags_that_started_them(words, kept):
     "words, sentence",
     [
         (["--virtual-ranks", 3], "--virtual-ranks 3 is not a power of two; choose 2, 4, 8, ..."),
-        (["--exchange", "bf16"], "--exchange bf16 has no effect without --virtual-ranks; leave it out"),
+        (["--exchange", "bf16"], "--exchange bf16 has no effect without --virtual-ranks or --sync-every; leave it out"),
         (["--virtual-ranks", 4, "--batch-size", 6], "an update has 6 sequences (--batch-size 6 x"),
         (["--ranks", 3], "--ranks 3 is not a power of two; choose 2, 4, 8, ..."),
         (["--ranks", -2], "--ranks and --restarts count processes and restarts; they must be at least 0"),

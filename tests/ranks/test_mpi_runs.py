@@ -375,6 +375,67 @@ def test_ranks_with_other_settings_are_refused(made, tmp_path):
     assert_one_sentence(err, rf"^slm_np: {RANK.format(1)} has another set of settings than rank 0 \(.*\)")
 
 
+@pytest.mark.parametrize("exchange", ["fp32", "bf16"])
+def test_an_exchange_beside_backward_gives_the_same_bits(made, alone, tmp_path, exchange):
+    expected = alone(exchange=exchange)
+    words = flags(made, tmp_path / "run", exchange=exchange)
+    status, _, err = program("overlap", 2, words, tmp_path, COUNTS=str(tmp_path))
+    assert status == 0, err
+    assert_same_run(tmp_path / "run", expected)
+    sizes = json.loads((tmp_path / "begun-1.json").read_text(encoding="utf-8"))
+    parts = len(sizes) // 12
+    assert parts >= 3 and sizes == sizes[:parts] * 12
+
+
+def test_ranks_that_meet_every_few_updates_train_resume_and_evaluate(made, tmp_path):
+    meeting = dict(virtual_ranks=0, sync_every=4, max_iters=12, save_interval=8, eval_interval=5, log_interval=3)
+    status, _, err = command("train", *flags(made, tmp_path / "run", **meeting), "--ranks", 2, folder=tmp_path)
+    assert status == 0 and "Traceback" not in err, err
+    assert [row["step"] for row in small.rows(tmp_path / "run") if "val_loss" in row] == [8, 12]
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    words = ["--resume", tmp_path / "copy", "--max-iters", 18, "--ranks", 2]
+    status, _, err = command("train", *words, folder=tmp_path)
+    assert status == 0 and "resuming in" in err, err
+    assert (tmp_path / "copy/checkpoint-18").is_dir()
+    losses = [row["val_loss"] for row in small.rows(tmp_path / "copy") if "val_loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_one_rank_that_meets_itself_trains_like_one_that_does_not(made, alone, tmp_path):
+    changes = dict(virtual_ranks=0, sync_every=4, outer_rate=1.0, outer_momentum=0.0)
+    status = small.status("train", *flags(made, tmp_path / "run", **changes))
+    assert status == 0
+    expected, found = (
+        path / "checkpoint-12" / "model.safetensors" for path in (alone(virtual_ranks=0), tmp_path / "run")
+    )
+    assert found.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (dict(fit_time="10s", max_iters=None), "--sync-every needs a length that no clock decides"),
+        (dict(virtual_ranks=2), "leave one of them out"),
+        (dict(batch_size=3, ranks=2), "which 2 ranks do not divide"),
+        (dict(sync_every=0, outer_rate=0.5), "--outer-rate 0.5 has no effect without --sync-every"),
+        (dict(sync_every=0, virtual_ranks=2, exchange="int8"), "--exchange int8 is for --sync-every"),
+    ],
+)
+def test_settings_of_meetings_that_do_not_fit_are_refused(made, tmp_path, capsys, changes, sentence):
+    changes = dict(virtual_ranks=0, sync_every=4) | changes
+    ranks = changes.pop("ranks", 0)
+    words = flags(made, tmp_path / "run", **{name: value for name, value in changes.items() if value is not None})
+    if changes.get("max_iters", 1) is None:
+        at = words.index("--max-iters")
+        del words[at : at + 2]
+    if ranks:
+        status, _, err = command("train", *words, "--ranks", ranks, folder=tmp_path)
+    else:
+        status, err = small.status("train", *words), capsys.readouterr().err
+    assert status == 2 and sentence in err and "Traceback" not in err, err
+
+
 def test_ranks_of_another_version_are_refused(made, tmp_path):
     status, _, err = program("version", 2, flags(made, tmp_path / "run"), tmp_path)
     assert status == 2
