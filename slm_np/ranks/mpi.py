@@ -70,7 +70,7 @@ class MpiWorld(World):
     def library(self):
         """The name of the MPI library and its version."""
         lines = self.MPI.Get_library_version().replace("\0", "").split("\n")
-        return " ".join(lines[0].replace("Version:", "").split())[:60]
+        return " ".join(lines[0].partition(",")[0].replace("Version:", "").split())
 
     def __str__(self):
         hosts = len({name.rpartition(" on ")[2] for name in self.names})

@@ -16,8 +16,11 @@ from slm_np.ranks.world import LOST, PIDS, RUN_NAME
 from slm_np.words import counted
 
 LAUNCHERS = ("mpiexec", "mpirun")
-# What an MPI prints about processes that ended by themselves, which is said in one line here.
-NOISE = re.compile(r"=|YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ|Abort\(|\[mpiexec@|-{20}")
+# What MPICH and Open MPI print about processes that ended by themselves, which is said in one line here.
+NOISE = re.compile(
+    r"=|YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ|Abort\(|\[mpiexec@|"
+    r"-{20}|prterun |thus causing the job| +Process name: \[prterun| +Exit code: +\d|signal \d+ \(\w+\)\.$"
+)
 DEAD = (
     re.compile(r"PID (?P<pid>\d+) RUNNING AT (?P<host>\S+)"),  # MPICH
     re.compile(r"process rank \d+ with PID (?P<pid>\d+) on node (?P<host>\S+) exited"),  # Open MPI
