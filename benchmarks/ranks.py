@@ -12,7 +12,7 @@ virtual   what virtual ranks cost one process of all cores
 exchange  GB/s of the sum of gradients over 2, 4 and 8 ranks: of the same gradients (strong) and of gradients that grow
           with the ranks (weak)
 links     two ranks in network namespaces of their own, connected by a link of RATE Mbit/s (Linux, root, tc): time of an
-          update beside `predicted`, and the loss after --time seconds, with a sum in every update or meetings
+          update beside `predicted`, and the loss after --time seconds, with a sum in every update or rounds
 predict   a table of tokens/s for 2 to 256 machines at 1, 10 and 100 Gbit/s, by the formulas of `predicted`
 """
 
@@ -65,7 +65,7 @@ def exchanged(spec, here):
     buffer = np.ones(spec["size"], np.float32)
     times = []
     for turn in range(spec["rounds"] + 2):
-        here.largest(0)
+        here.max_over_ranks(0)
         started = time.perf_counter()
         here.reduce(buffer, CPU.kernels.accumulate, spec["exchange"] == "bf16")
         times.append(time.perf_counter() - started)
@@ -96,7 +96,7 @@ def trained(spec, here):
     else:
         corpus, run = corpus_of(config), RunConfig(config, TrainConfig(**settings))
     trainer = Trainer(run, corpus, world=here)
-    trainer.follow_first()
+    trainer.load_from_rank_0()
     here.overlaps = here.size > 1 and spec.get("overlap", here.overlaps)
     losses, ended = [], False
     for _ in range(WARMUP):
@@ -105,7 +105,7 @@ def trained(spec, here):
     while not ended:
         losses.append(updated(trainer, here))
         ended = time.perf_counter() - started >= spec["seconds"]
-        ended = trainer.world.first(lambda: ended) if not trainer.rounds else trainer.updates >= spec["updates"]
+        ended = trainer.world.on_rank_0(lambda: ended) if not trainer.rounds else trainer.updates >= spec["updates"]
     seconds = time.perf_counter() - started
     updates = trainer.updates - updates
     rows = settings["batch_size"] * settings.get("grad_accumulation_steps", 1)
@@ -121,7 +121,7 @@ def trained(spec, here):
 
 
 def updated(trainer, here):
-    """The loss of an update, with a meeting at the end of a round."""
+    """The loss of an update, at whose end a round may end, too."""
     loss, _, _ = trainer.step()
     if trainer.rounds and trainer.updates % trainer.config.sync_every == 0:
         trainer.meet()
@@ -230,7 +230,7 @@ def links(names, rates, seconds):
 
 
 def rounds_of():
-    """The settings of runs whose ranks meet every EVERY updates."""
+    """The settings of runs in rounds of EVERY updates."""
     return [{"sync_every": EVERY, "exchange": exchange} for exchange in BYTES]
 
 

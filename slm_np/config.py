@@ -476,12 +476,12 @@ class TrainConfig:
     )
     sync_every: int = setting(
         0,
-        "H: ranks train by themselves and meet every H updates, for slow links (DiLoCo); 0 means in every update",
+        "H: ranks train independently and average their weights every H updates, for slow links (DiLoCo); 0 disables",
         low=0,
         high=10**6,
     )
     outer_rate: float = setting(
-        0.7, "learning rate of the outer optimizer, which moves the weights at a meeting", low=0.0, high=10.0
+        0.7, "learning rate of the outer optimizer, which updates the weights at the end of a round", low=0.0, high=10.0
     )
     outer_momentum: float = setting(0.9, "Nesterov momentum of the outer optimizer", low=0.0, high=0.999999)
     exchange: str = setting(

@@ -46,7 +46,7 @@ def main(argv=None):
     """Exit status: that of train."""
     args = parser().parse(argv)
     found = settings(args, LoraConfig)
-    with in_ranks("slm_np.finetune", args, argv):
+    with in_ranks("slm_np.finetune", args, argv, found[2]):
         run(args, *found)
 
 
@@ -76,9 +76,9 @@ def resume(directory, base, preset, model, given, lora):
     from slm_np.ranks.current import world
 
     here = world()
-    directory = here.first(lambda: directory_of(directory, given.get("out_dir")))
-    with here.only_first(writing(directory)):  # before its settings are read
-        run = here.first(lambda: resumed(directory, preset, model, given, lora))
+    directory = here.on_rank_0(lambda: directory_of(directory, given.get("out_dir")))
+    with here.entered_on_rank_0(writing(directory)):  # before its settings are read
+        run = here.on_rank_0(lambda: resumed(directory, preset, model, given, lora))
         if not run.base:
             raise UserError(
                 f"{directory} did not start from another run; resume it with "

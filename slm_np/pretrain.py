@@ -38,7 +38,7 @@ def main(argv=None):
         if hasattr(args, "data"):
             raise UserError(f"{args.corpus[0]!r} and --data {' '.join(args.data)} both name the corpus; give one")
         train["data"] = flags.joined(TrainConfig.__dataclass_fields__["data"], args.corpus)
-    with in_ranks("slm_np.pretrain", args, argv):
+    with in_ranks("slm_np.pretrain", args, argv, train):
         run(args, name, model, train)
 
 

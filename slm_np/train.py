@@ -24,7 +24,7 @@ def main(argv=None):
     """Exit status: 0 done, 2 bad input, 130, 143 or 129 stopped by Ctrl-C, SIGTERM or SIGHUP with the run saved."""
     args = parser().parse(argv)
     name, model, train = settings(args)
-    with in_ranks("slm_np.train", args, argv):
+    with in_ranks("slm_np.train", args, argv, train):
         if args.resume is None:
             start_training(name or (OWN_TEXT if is_own_text(train) else PRESET), model, train)
         else:

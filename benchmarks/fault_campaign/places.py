@@ -41,8 +41,8 @@ def install():
     from slm_np.formats import checkpoint
     from slm_np.ranks import mpi
 
-    mpi.SILENCE = float(os.environ[SILENCE])
-    mpi.PULSE = mpi.SILENCE / 12
+    mpi.HEARTBEAT_TIMEOUT = float(os.environ[SILENCE])
+    mpi.HEARTBEAT_INTERVAL = mpi.HEARTBEAT_TIMEOUT / 12
     note = Note()
     world, wait, wait_long = mpi.MpiWorld, mpi.MpiWorld.wait, mpi.MpiWorld.wait_long
     begin, note_run, reduce = world.__init__, world.note_run, world.reduce

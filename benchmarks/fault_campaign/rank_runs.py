@@ -33,7 +33,7 @@ LIMIT_S = 120.0  # seconds after which a launch that does not go on counts as hu
 LOOK_S, LINGER_S = 0.0005, 0.01  # seconds between looks at a rank; the longest that it stays in a place before a fault
 OVERDUE = 12  # updates after which a fault hits whatever place the rank is in
 TIMES = "step_ms", "tokens_per_s", "waiting", "time_s"  # columns of the metrics that differ between equal runs
-LOST_RANK = re.compile(r"slm_np: rank (\d+) \(process (\d+) on [^)]*\) (died|has given no sign of life)")
+LOST_RANK = re.compile(r"slm_np: rank (\d+) \(process (\d+) on [^)]*\) (died|has sent no heartbeat)")
 STEP = re.compile(r"(?:resuming in \S+ from step (\d+)|run in \S+)$")
 
 
@@ -182,7 +182,7 @@ class Launch:
         place = CHECKPOINT if in_checkpoint else victim.read()[0]
         row = Row(number, self.n, fault.signal.name, victim.number, fault.place, place, saved, fired)
         self.seen |= {rank.process for rank in here}
-        goes_on = re.compile("slm_np: going on from the last checkpoint")
+        goes_on = re.compile("slm_np: resuming from the last checkpoint")
         row.restarted = self.wait(lambda: any(goes_on.search(line) for _, line in self.lines[since:]), "ranks end")
         said = [(when, LOST_RANK.search(line)) for when, line in self.lines[since:]]
         named = [(when - fired, match) for when, match in said if match]

@@ -31,9 +31,9 @@ def train_run(run, choose=None):
 
     check_retention(run)
     here = world()
-    with here.only_first(new_directory(run.train.out_dir, run.preset)) as directory:
+    with here.entered_on_rank_0(new_directory(run.train.out_dir, run.preset)) as directory:
         use_device(run.train)
-        run, lines = here.first(lambda: choose(run)) if choose else (run, ())
+        run, lines = here.on_rank_0(lambda: choose(run)) if choose else (run, ())
         train_on(*prepared(for_ranks(run)), directory, new=True, lines=lines)
 
 
@@ -56,7 +56,7 @@ def finetune_run(base, run, given):
     from slm_np.training.finetuning import check_vocabulary, with_fitted_warmup
 
     name = f"{base.path.resolve().name}-finetuned"
-    with world().only_first(new_directory(run.train.out_dir, name)) as directory:
+    with world().entered_on_rank_0(new_directory(run.train.out_dir, name)) as directory:
         use_device(run.train)
         run = for_ranks(run)
         corpus, run = prepared(run, base.tokenizer, template=base.template)
@@ -97,7 +97,7 @@ def digest(run):
 
 
 def for_ranks(run):
-    """A new run with a number of virtual ranks if several ranks train it: as few as can be."""
+    """A new run with the default number of virtual ranks: that of the ranks, as a power of two."""
     n = world().size
     if n == 1 or run.train.virtual_ranks or run.train.sync_every:
         return run
@@ -108,7 +108,7 @@ def loaded(*arguments, **settings):
     """`load_corpus`: rank 0 builds a token store that is missing, then the others find it."""
     from slm_np.data.token_store import load_corpus
 
-    return world().in_turn(lambda: load_corpus(*arguments, **settings))
+    return world().rank_0_first(lambda: load_corpus(*arguments, **settings))
 
 
 def prepared(run, tokenizer=None, directory=None, template=None):
@@ -309,8 +309,11 @@ def memory_plan(run):
         "activations saved for backward": planned_bytes(saved, "f4", dtype),
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
+    if run.train.sync_every:
+        parts["rounds"] = 4 * trained * (4 + here.size)
     if run.train.virtual_ranks:
         parts["virtual ranks"] = 4 * trained * ((dealt.stop - dealt.first).bit_length() - 1 + 2 * (here.size > 1))
+        parts["virtual ranks"] += 12 * trained * (run.train.exchange == "bf16")
     what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
     smaller = "choose a smaller --batch-size or --block-size" if run.base else SMALLER
     saves = model.n_layer > 1 and not run.train.recompute
@@ -335,7 +338,7 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None, lines
     from slm_np.training.trainer import Trainer
 
     here = world()
-    previous = None if new else here.first(lambda: read_config(directory))
+    previous = None if new else here.on_rank_0(lambda: read_config(directory))
     run = resolved(run)  # as Trainer would, but the memory plan comes before it
     memory = memory_plan(run)
     here.check_same({"version of slm_np": __version__, "corpus": corpus.fingerprint, "set of settings": digest(run)})
@@ -345,18 +348,18 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None, lines
         corpus.building.between = trainer.check_stop
     directory = Path(directory)
 
-    storage = here.in_turn(lambda: open_run(trainer, directory, new, base))
+    storage = here.rank_0_first(lambda: open_run(trainer, directory, new, base))
+    here.check_same({"base": base.checksum if base else trainer.run.base.get("weights")})
     if here.rank == 0:
         trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
-    trainer.follow_first()
+    trainer.load_from_rank_0()
     describe(run, corpus, memory)
     if here.size > 1:
         print(f"{here}, {counted(trainer.model.device.kernels.thread_count(), 'thread')} each", file=sys.stderr)
     said = f"resuming in {directory} from step {trainer.updates}" if trainer.updates else f"run in {directory}"
     print("\n".join([*lines, said, *changes_when_resumed(trainer, previous, directory)]), file=sys.stderr)
-    here.note_run(directory)
     runs = [warmup.training, *[warmup.muon] * (run.train.optimizer == "muon"), *[sampling] * bool(corpus.tokenizer)]
-    here.in_turn(lambda: warmup.prepare(trainer.model, *runs))
+    here.rank_0_first(lambda: warmup.prepare(trainer.model, *runs))
     if run.base and (line := estimate(trainer)):
         print(line, file=sys.stderr)
     command = f"slm_np.{'finetune' if run.base else 'train'}"
@@ -385,10 +388,12 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None, lines
 def open_run(trainer, directory, new, base):
     """The Storage of a run, after its start or its newest checkpoint is loaded.
 
-    Ranks other than 0 write nothing, so they have none. They fill what is frozen, and rank 0 tells them the rest.
+    Other ranks write nothing and get None. They load frozen weights only; the others come from rank 0.
     """
     if world().rank == 0:
-        return create_run(trainer, directory, base) if new else load_run(trainer, directory)
+        storage = create_run(trainer, directory, base) if new else load_run(trainer, directory)
+        world().note_run(directory)
+        return storage
     if base is not None:
         base.fill(trainer.model.parameters)
     elif trainer.run.lora:

@@ -125,6 +125,6 @@ def resume_training(directory, name, model, train):
     from slm_np.ranks.current import world
 
     here = world()
-    directory = here.first(lambda: directory_of(directory, train.get("out_dir")))
-    with here.only_first(writing(directory)):  # before its settings are read
-        resume_run(here.first(lambda: resumed(directory, name, model, train)), directory)
+    directory = here.on_rank_0(lambda: directory_of(directory, train.get("out_dir")))
+    with here.entered_on_rank_0(writing(directory)):  # before its settings are read
+        resume_run(here.on_rank_0(lambda: resumed(directory, name, model, train)), directory)

@@ -6,7 +6,7 @@ from slm_np.config import LENGTHS, ModelConfig, TrainConfig, check_lengths, leng
 
 
 def add_source(group):
-    """Add the flags that name other sources of settings, a file and a run to resume, and those of several ranks."""
+    """Add the flags that name other sources of settings, a file and a run to resume, and those of ranks."""
     group.add_argument(
         "-c",
         "--config",

@@ -1,4 +1,4 @@
-"""How weights are written for a rank that has older ones: as they are, or their change in bfloat16 or int8."""
+"""What ranks send each other of their weights: all bits, or the change since the last round in bfloat16 or int8."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ BLOCK = 256  # values that share a scale in int8
 
 
 def round_bfloat16(x):
-    """Round the float32 array x, in place, to the nearest bfloat16, halves to even."""
+    """Round the float32 array x, in place, to the nearest bfloat16, ties to even."""
     bits = x.view(np.uint32)
     last = (bits >> np.uint32(16)) & np.uint32(1)
     finite = np.isfinite(x)
@@ -14,13 +14,13 @@ def round_bfloat16(x):
     bits &= np.uint32(0xFFFF0000)
 
 
-def halves(x):
-    """The upper halves of the float32 array x, (n,) uint16: if it is rounded to bfloat16, the other halves are 0."""
+def bfloat16_bits(x):
+    """The upper 16 bits of each element of the float32 array x, as uint16. x is rounded to bfloat16."""
     return (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
 
 
-def widened(upper):
-    """The float32 array whose `halves` these are."""
+def from_bfloat16_bits(upper):
+    """The float32 array with these upper bits; the others are 0."""
     return (upper.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
@@ -43,11 +43,11 @@ class BFloat16:
     def encoded(before, after):
         change = (before - after).astype(np.float32)
         round_bfloat16(change)
-        return halves(change)
+        return bfloat16_bits(change)
 
     @staticmethod
     def decoded(before, content):
-        return before - widened(content.view(np.uint16))
+        return before - from_bfloat16_bits(content.view(np.uint16))
 
 
 class Int8:

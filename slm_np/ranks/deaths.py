@@ -7,6 +7,7 @@ import os
 import re
 import select
 import threading
+from pathlib import Path
 
 LOOK = 0.05  # seconds between looks for ranks that have started
 SEGMENT = re.compile(rb"(/dev/shm/mpich_shm_\w+)$", re.M)  # MPICH removes it only if all ranks end by themselves
@@ -34,8 +35,7 @@ class Deaths:
         if self.thread.is_alive():
             self.thread.join()
         for path in self.segments:
-            if os.path.exists(path):
-                os.unlink(path)
+            Path(os.fsdecode(path)).unlink(missing_ok=True)
 
     def run(self):
         with select.epoll() as ends:
@@ -55,8 +55,8 @@ class Deaths:
         """Watch the ranks that have started since the last look."""
         for path in self.folder.iterdir():
             if path.name.isdecimal() and path.name not in (rank for rank, _ in self.watched.values()):
-                process = path.read_text(encoding="utf-8")
                 try:
+                    process = path.read_text(encoding="utf-8")
                     file = os.pidfd_open(int(process))
                     with open(f"/proc/{process}/maps", "rb") as maps:
                         self.segments.update(SEGMENT.findall(maps.read()))

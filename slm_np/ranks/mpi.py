@@ -14,21 +14,22 @@ from pathlib import Path
 import numpy as np
 
 from slm_np.errors import UserError, explained, imported
-from slm_np.ranks.compression import halves, round_bfloat16, widened
+from slm_np.ranks.compression import bfloat16_bits, from_bfloat16_bits, round_bfloat16
 from slm_np.ranks.world import LOST, PIDS, RUN_NAME, World
 from slm_np.words import counted
 
 INSTALL = "slm_np[mpi]"
-SILENCE = 15.0  # seconds without a sign of life after which a rank counts as lost
-PULSE = 1.0  # seconds between signs of life
+HEARTBEAT_TIMEOUT = 15.0  # seconds without a heartbeat after which a rank counts as lost
+HEARTBEAT_INTERVAL = 1.0  # seconds between heartbeats
 PATIENCE = 2.0  # seconds within which ranks that fail for the same reason do so
 OFFER, ANSWER = 1, 2  # tags of messages
 LOOK = 0.0002  # seconds between looks at an exchange beside which gradients are computed
+DRAIN = 0.2  # seconds that mpiexec gets to pass on what was printed, before it ends
 REST = 0.02  # seconds between looks while a rank has nothing left to do
 
 
 class RankLost(Exception):
-    """A rank gives no sign of life."""
+    """A rank sends no heartbeats."""
 
 
 class MpiWorld(World):
@@ -36,7 +37,7 @@ class MpiWorld(World):
 
     def __init__(self):
         mpi4py = imported("mpi4py", "a run of several ranks", INSTALL)
-        mpi4py.rc.thread_level = "multiple"  # signs of life are sent by a thread of their own
+        mpi4py.rc.thread_level = "multiple"  # heartbeats are sent by a thread of their own
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:
@@ -47,11 +48,17 @@ class MpiWorld(World):
         self.MPI, self.comm = MPI, MPI.COMM_WORLD
         self.rank, self.size = self.comm.rank, self.comm.size
         self.sent, self.waited, self.apart = 0, 0.0, False
-        wanted = max(int(os.environ.get(name) or 1) for name in ("SLURM_NTASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"))
+        names = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")  # the nearest launcher first
+        wanted = next((int(os.environ[name]) for name in names if os.environ.get(name)), 1)
         if self.size == 1 and wanted > 1:
             raise UserError(
                 f"{wanted} processes were started, but each is alone in its MPI, {self.library()}; start them by the "
                 "mpiexec of that MPI, or install mpi4py for the MPI that started them"
+            )
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise UserError(
+                f"{self.library()} does not allow calls from several threads; use an MPI with MPI_THREAD_MULTIPLE, or "
+                "run pip install mpich"
             )
         on_node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.on_node, self.cores = on_node.size, cores()
@@ -59,12 +66,12 @@ class MpiWorld(World):
         self.name = f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})"
         self.names = self.comm.allgather(self.name)
         self.errors = self.comm.Dup()  # for ranks that fail
-        self.pulse = Pulse(self.comm.Dup(), MPI)
+        self.heartbeat = Heartbeat(self.comm.Dup(), MPI)
         self.exchange, self.overlaps = None, len({name.rpartition(" on ")[2] for name in self.names}) > 1
         self.stderr = sys.stderr
         if PIDS in os.environ:
             note(self.rank, os.getpid())
-        if self.rank:  # rank 0 speaks for all
+        if self.rank:  # only rank 0 prints
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
     def library(self):
@@ -89,18 +96,18 @@ class MpiWorld(World):
             note(RUN_NAME, directory)
 
     def wait(self, request):
-        """Wait for a request. RankLost if another rank has given no sign of life for SILENCE seconds."""
+        """Wait for a request. RankLost if another rank has sent no heartbeat for HEARTBEAT_TIMEOUT seconds."""
         started, tries = time.perf_counter(), 0
         while not request.Test():
             tries += 1
             yield_core()
             if tries % 4096 == 0:
-                self.pulse.check(self.names)
+                self.check_heartbeats()
         self.waited += time.perf_counter() - started
 
-    # Values of any kind, before and after training
+    # Python objects and arrays, before training
 
-    def first(self, function):
+    def on_rank_0(self, function):
         result = error = None
         if self.rank == 0:
             try:
@@ -112,14 +119,14 @@ class MpiWorld(World):
             raise error
         return result
 
-    def in_turn(self, function):
+    def rank_0_first(self, function):
         result = None
 
         def keep():
             nonlocal result
             result = function()
 
-        self.first(keep)
+        self.on_rank_0(keep)
         if self.rank:
             result = function()
         return result
@@ -136,23 +143,28 @@ class MpiWorld(World):
         self.wait(self.comm.Ibcast(content))
         return value if self.rank == 0 else pickle.loads(content.tobytes())
 
+    def check_heartbeats(self):
+        """RankLost if a rank that this one needs has sent no heartbeat. With rounds that is rank 0."""
+        if not self.apart or self.rank:
+            self.heartbeat.check(self.names, [0] if self.apart else None)
+
     def wait_long(self, request):
-        """`wait` for what may take long, such as tokenizing on rank 0, without occupying a core."""
+        """`wait` without occupying a core, for instance while rank 0 tokenizes."""
         for _ in range(1000):
             if request.Test():
                 return
             yield_core()
         while not request.Test():
             time.sleep(REST)
-            self.pulse.check(self.names)
+            self.check_heartbeats()
 
-    def copy_first(self, arrays):
+    def broadcast(self, arrays):
         for array in arrays:
             self.wait(self.comm.Ibcast(array))
 
     def check_same(self, values):
         content = pickle.dumps(values)
-        lengths = self.share(np.array([float(len(content))])).astype(int)
+        lengths = self.all_gather(np.array([float(len(content))])).astype(int)
         padded = np.zeros(lengths.max(), np.uint8)
         padded[: len(content)] = np.frombuffer(content, np.uint8)
         found = np.empty((self.size, len(padded)), np.uint8)
@@ -165,26 +177,26 @@ class MpiWorld(World):
                         f"{name} has another {what} than rank 0 ({value}, not {first[what]}); all ranks need the same"
                     )
 
-    # Numbers, in every update
+    # Numbers and gradients, in every update
 
     def clock(self):
         now = np.array([time.perf_counter()])
-        self.wait_long(self.comm.Ibcast(now))
+        self.wait(self.comm.Ibcast(now))
         return float(now[0])
 
-    def share(self, values):
+    def all_gather(self, values):
         found = np.empty(self.size * len(values))
         self.wait(self.comm.Iallgather(np.ascontiguousarray(values, np.float64), found))
         self.sent += (self.size - 1) * 8 * len(values)
         return found
 
-    def merge(self, values):
+    def all_reduce(self, values):
         total = np.empty_like(values)
         self.wait(self.comm.Iallreduce(values, total))
         values[...] = total
 
-    def largest(self, value):
-        return int(self.share(np.array([float(value)])).max())
+    def max_over_ranks(self, value):
+        return int(self.all_gather(np.array([float(value)])).max())
 
     def reduce(self, buffer, add, rounded):
         self._reduce(self.comm, self.wait, buffer, add, rounded)
@@ -193,22 +205,22 @@ class MpiWorld(World):
         edges = [len(buffer) * i // self.size for i in range(self.size + 1)]
         counts, starts = [stop - start for start, stop in zip(edges, edges[1:])], edges[:-1]
         own = counts[self.rank]
-        outgoing = halves(buffer) if rounded else buffer
+        outgoing = bfloat16_bits(buffer) if rounded else buffer
         received = np.empty((self.size, own), outgoing.dtype)
         unit = {2: self.MPI.UINT16_T, 4: self.MPI.FLOAT, 8: self.MPI.DOUBLE}[outgoing.itemsize]
         everywhere = [own] * self.size, [own * i for i in range(self.size)]
         wait(comm.Ialltoallv([outgoing, (counts, starts), unit], [received, everywhere, unit]))
-        parts = widened(received) if rounded else received
+        parts = from_bfloat16_bits(received) if rounded else received
         while len(parts) > 1:
             for i in range(0, len(parts), 2):
                 add(parts[i], parts[i + 1])
                 if rounded:
                     round_bfloat16(parts[i])
             parts = parts[::2]
-        chunk = halves(parts[0]) if rounded else parts[0]
+        chunk = bfloat16_bits(parts[0]) if rounded else parts[0]
         wait(comm.Iallgatherv([chunk, own, unit], [outgoing, (counts, starts), unit]))
         if rounded:
-            buffer[:] = widened(outgoing)
+            buffer[:] = from_bfloat16_bits(outgoing)
         self.sent += (len(buffer) - own + (self.size - 1) * own) * outgoing.itemsize
 
     def begin_reduce(self, buffer, rounded):
@@ -237,7 +249,7 @@ class MpiWorld(World):
         """Send a rank the round, the updates after which it goes on, and the content: `whole` weights or not."""
         self._send(rank, ANSWER, [number, updates, int(whole)], content)
 
-    def answer_of_first(self):
+    def answer_of_rank_0(self):
         """What rank 0 has sent: (round, updates, whether the weights are whole, content)."""
         started = time.perf_counter()
         while (found := self._arrived(0, ANSWER, 3)) is None:
@@ -246,19 +258,23 @@ class MpiWorld(World):
         return found
 
     def rest(self):
-        """Wait a moment. RankLost if rank 0 has given no sign of life."""
+        """Wait a moment. RankLost if rank 0 has sent no heartbeat."""
         time.sleep(0.001)
-        if self.rank:
-            self.pulse.check(self.names, [0])
+        self.check_heartbeats()
 
     def _send(self, rank, tag, header, content):
         whole = np.concatenate([np.array(header, np.int64).view(np.uint8), content.view(np.uint8)])
         self.sent += len(whole)
         started = time.perf_counter()
         request = self.comm.Isend(whole, rank, tag)
-        while not request.Test():
-            self.rest()
+        self._finish(request, rank)
         self.waited += time.perf_counter() - started
+
+    def _finish(self, request, rank):
+        """Wait for a message to or from a rank. RankLost if it has sent no heartbeat."""
+        while not request.Test():
+            time.sleep(0.001)
+            self.heartbeat.check(self.names, [rank])
 
     def _arrived(self, rank, tag, n):
         """(n integers, ..., the bytes after them) of the next message; None if there is none yet."""
@@ -266,7 +282,7 @@ class MpiWorld(World):
         if not self.comm.Iprobe(rank, tag, status):
             return None
         whole = np.empty(status.Get_count(self.MPI.BYTE), np.uint8)
-        self.comm.Recv(whole, rank, tag)
+        self._finish(self.comm.Irecv(whole, rank, tag), rank)
         header, content = np.split(whole, [8 * n])
         return *header.view(np.int64).tolist(), content
 
@@ -277,15 +293,17 @@ class MpiWorld(World):
         """If all ranks fail, rank 0 says why. If some do, the first says why and ends the others."""
         try:
             yield
-            end = self.comm.Ibarrier()
-            if self.apart and self.rank == 0 and not end.Test():
-                self.comm.Abort(0)  # a rank is late, and its work is not needed any more
+            end, deadline = self.comm.Ibarrier(), time.monotonic() + PATIENCE
+            while self.apart and self.rank == 0 and not end.Test():
+                time.sleep(0.001)
+                if time.monotonic() > deadline:
+                    self.abort(0)  # a rank is still in an earlier round, whose result nobody needs
             self.wait_long(end)
         except BaseException as error:
             self.fail(error)
             raise
         finally:
-            self.pulse.stop()
+            self.heartbeat.stop()
 
     def fail(self, error):
         """Return if all ranks fail within PATIENCE seconds. Otherwise print the error and end all."""
@@ -294,7 +312,7 @@ class MpiWorld(World):
             request, deadline = self.errors.Ibarrier(), time.monotonic() + PATIENCE
             while not (done := request.Test()) and (stopped or time.monotonic() < deadline):
                 time.sleep(0.001)
-                self.pulse.check(self.names)
+                self.check_heartbeats()
             if done:
                 return
         if isinstance(error, SystemExit):
@@ -309,6 +327,14 @@ class MpiWorld(World):
         if text:
             self.stderr.write(f"slm_np: {text}\n")  # in one piece, as several ranks may print at once
             self.stderr.flush()
+        self.abort(status)
+
+    def abort(self, status):
+        """End all ranks at once."""
+        for stream in (sys.stdout, sys.stderr, self.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        time.sleep(DRAIN)
         self.comm.Abort(status)
         os._exit(status)  # some MPIs return, and the launcher ends this process a little later
 
@@ -355,7 +381,7 @@ class Exchange:
     def wait(self, request):
         while not request.Test():
             time.sleep(LOOK)
-            self.world.pulse.check(self.world.names)
+            self.world.heartbeat.check(self.world.names)
 
 
 def add(total, x):
@@ -363,10 +389,10 @@ def add(total, x):
     np.add(total, x, out=total)
 
 
-class Pulse:
-    """A thread that sends signs of life to the other ranks and notes theirs.
+class Heartbeat:
+    """A thread that sends heartbeats to the other ranks and notes theirs.
 
-    A process that computes, reads or writes still gives them; one that was stopped or died does not.
+    A process that computes, reads or writes still sends them; one that was stopped or died does not.
     """
 
     def __init__(self, comm, MPI):
@@ -375,15 +401,15 @@ class Pulse:
         self.heard = dict.fromkeys(self.others, time.monotonic())
         self.last = time.monotonic()
         self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self.run, name="pulse", daemon=True)
+        self.thread = threading.Thread(target=self.run, name="heartbeat", daemon=True)
         if self.others:
             self.thread.start()
 
     def run(self):
         sending, sign, found = {}, np.zeros(1, np.uint8), np.zeros(1, np.uint8)
-        while not self.stopped.wait(PULSE):
+        while not self.stopped.wait(HEARTBEAT_INTERVAL):
             now = time.monotonic()
-            if now - self.last > SILENCE / 2:  # this process was stopped itself
+            if now - self.last > HEARTBEAT_TIMEOUT / 2:  # this process was stopped itself
                 self.heard = dict.fromkeys(self.others, now)
             self.last = now
             for rank in self.others:
@@ -396,11 +422,11 @@ class Pulse:
     def check(self, names, ranks=None):
         """RankLost if one of the ranks, by default of all, has been silent for too long."""
         now = time.monotonic()
-        if now - self.last > SILENCE / 2:
+        if now - self.last > HEARTBEAT_TIMEOUT / 2:
             return
         for rank, heard in self.heard.items():
-            if now - heard > SILENCE and (ranks is None or rank in ranks):
-                raise RankLost(f"{names[rank]} has given no sign of life for {SILENCE:g} s, so all ranks end")
+            if now - heard > HEARTBEAT_TIMEOUT and (ranks is None or rank in ranks):
+                raise RankLost(f"{names[rank]} has sent no heartbeat for {HEARTBEAT_TIMEOUT:g} s, so all ranks end")
 
     def stop(self):
         self.stopped.set()

@@ -1,4 +1,4 @@
-"""Low communication (DiLoCo, Douillard et al. 2023, https://arxiv.org/abs/2311.08105): ranks meet every H updates only.
+"""Low communication (DiLoCo, Douillard et al. 2023, https://arxiv.org/abs/2311.08105): ranks average their weights every H updates.
 
 Each rank trains by itself, with its own optimizer, on its share of the sequences. At the end of a round of H updates
 rank 0 takes the mean of the weights, makes one step of an outer optimizer with it, and gives all the result.
@@ -94,6 +94,6 @@ class Rounds:
         """Another rank: hand in what it learned, and take what all learned."""
         before = self.outer.weights
         self.world.hand_in(self.number, self.codec.encoded(before, self.mine))
-        self.number, went_on, whole, content = self.world.answer_of_first()
+        self.number, went_on, whole, content = self.world.answer_of_rank_0()
         self.outer.weights = (Exact if whole else self.codec).decoded(before, content).copy()
         return went_on

@@ -1,4 +1,4 @@
-"""Start the ranks of a run on this machine by the mpiexec of an installed MPI, and start them again if one is lost."""
+"""Start the ranks of a run on this machine by the mpiexec of an installed MPI, and resume the run if one is lost."""
 
 import os
 import re
@@ -13,13 +13,14 @@ from pathlib import Path
 from slm_np.errors import UserError
 from slm_np.ranks.deaths import Deaths
 from slm_np.ranks.world import LOST, PIDS, RUN_NAME
-from slm_np.words import counted
+from slm_np.words import counted, quoted
 
 LAUNCHERS = ("mpiexec", "mpirun")
 # What MPICH and Open MPI print about processes that ended by themselves, which is said in one line here.
 NOISE = re.compile(
-    r"=|YOUR APPLICATION TERMINATED|This typically refers|Please see the FAQ|Abort\(|\[mpiexec@|"
-    r"-{20}|prterun |thus causing the job| +Process name: \[prterun| +Exit code: +\d|signal \d+ \(\w+\)\.$"
+    r"={20}|=   (BAD TERMINATION|EXIT CODE|CLEANING UP|YOU CAN IGNORE)|YOUR APPLICATION TERMINATED|"
+    r"This typically refers|Please see the FAQ|Abort\(|\[mpiexec@|-{20}|prterun |thus causing the job|"
+    r" +Process name: \[prterun| +Exit code: +\d|signal \d+ \(\w+\)\.$"
 )
 DEAD = (
     re.compile(r"PID (?P<pid>\d+) RUNNING AT (?P<host>\S+)"),  # MPICH
@@ -43,7 +44,7 @@ def launcher():
 def start(module, words, n, restarts=0):
     """Run `python -m MODULE WORDS` in n ranks. Returns their exit status.
 
-    restarts: how often the run goes on from its last checkpoint, with half of the ranks, after one died or hung
+    restarts: how often the run is resumed from its last checkpoint with half of the ranks after one died or hung
     """
     command = launcher()
     while True:
@@ -60,12 +61,14 @@ def start(module, words, n, restarts=0):
             print(f"slm_np: {cause}", file=sys.stderr)
         if not restarts:
             if directory:
-                print(f"slm_np: resume with: python -m {module} --resume {directory} --ranks N", file=sys.stderr)
+                print(
+                    f"slm_np: resume with: python -m {module} --resume {quoted(directory)} --ranks N", file=sys.stderr
+                )
             return status
         restarts, n = restarts - 1, max(1, n // 2)
         words = ["--resume", directory] if directory else words
         print(
-            f"slm_np: going on from the last checkpoint with {counted(n, 'rank')}; {counted(restarts, 'restart')} left",
+            f"slm_np: resuming from the last checkpoint with {counted(n, 'rank')}; {counted(restarts, 'restart')} left",
             file=sys.stderr,
         )
 
@@ -108,8 +111,8 @@ def once(command, folder, deaths):
             process.kill()
     for reader in readers:
         reader.join(timeout=5)
-    if asked and 0 < status < 128:  # a rank ended by the signal before it could save
-        return 128 + asked[0], None
+    if asked:  # a rank may have ended by the signal before it could save
+        return status if status in ASKED else 128 + asked[0], None
     return (128 - status if status < 0 else status), next(iter(causes), None)
 
 

@@ -38,7 +38,7 @@ class TreeSum:
         self.buffer.fill(0)
 
     def finish(self, part):
-        """Add all that waits to a part of the last summand, a slice, which is then the sum of all."""
+        """Turn a part (slice) of the last summand into that part of the sum."""
         self._round(self.buffer[part])
         for waiting in self.waiting:
             self._add(self.buffer[part], waiting[part])

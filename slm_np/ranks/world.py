@@ -1,4 +1,4 @@
-"""All processes of a run as one of them sees them. `World` is that of a process which trains alone."""
+"""The processes that train one model, as one of them sees them. `World` itself is a process that trains alone."""
 
 import contextlib
 import time
@@ -25,32 +25,32 @@ class World:
         """`time.perf_counter` of rank 0."""
         return time.perf_counter()
 
-    def first(self, function):
+    def on_rank_0(self, function):
         """function() of rank 0, which alone calls it. It must be picklable. A UserError there is raised everywhere."""
         return function()
 
-    def in_turn(self, function):
+    def rank_0_first(self, function):
         """function(), called by rank 0 and, when it has returned there, by the others. Returns what it did here."""
         return function()
 
     @contextlib.contextmanager
-    def only_first(self, context):
+    def entered_on_rank_0(self, context):
         """Enter `context` on rank 0 only. All get its value, and a UserError of the entry."""
         with contextlib.ExitStack() as held:
-            yield self.first(lambda: held.enter_context(context))
+            yield self.on_rank_0(lambda: held.enter_context(context))
 
-    def share(self, values):
+    def all_gather(self, values):
         """The values (n,) of all ranks, in the order of the ranks: (size n,).   values: 1-D float64"""
         return values
 
-    def merge(self, values):
-        """Overwrite the array `values` (float64) with the sum over the ranks, of which one at most has not 0."""
+    def all_reduce(self, values):
+        """Overwrite the float64 array `values` with its sum over the ranks, exact where one of them is not 0."""
 
-    def largest(self, value):
-        """The largest of the integers of all ranks."""
+    def max_over_ranks(self, value):
+        """The maximum of an integer over the ranks."""
         return value
 
-    def copy_first(self, arrays):
+    def broadcast(self, arrays):
         """Overwrite the arrays with those of rank 0."""
 
     def check_same(self, values):
@@ -71,15 +71,15 @@ class World:
 
     @contextlib.contextmanager
     def ending(self):
-        """Around all that a rank does: an exception of one rank ends all."""
+        """Context of a whole command: an exception on one rank ends all ranks."""
         yield
 
     def check_threads(self, threads):
-        """Threads of this rank, of which 0 means one per core of its share.   threads: the setting"""
+        """The number of threads of this rank; 0 means one per core.   threads: the setting"""
         return threads
 
     def note_run(self, directory):
-        """Tell whoever started the ranks where their run is."""
+        """Tell the process that started the ranks where the run is."""
 
     def __str__(self):
         return "one process"

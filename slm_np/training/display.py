@@ -60,7 +60,7 @@ class Display(Callback):
 
     def on_left_out(self, trainer, ranks):
         late = "ranks " if len(ranks) > 1 else "rank "
-        self.progress.say(f"step {trainer.updates}: {late}{', '.join(map(str, ranks))} left out of this round, as late")
+        self.progress.say(f"step {trainer.updates}: {late}{', '.join(map(str, ranks))} late and left out of this round")
 
     def on_stop_request(self, trainer):
         # Not by print: the signal may have interrupted one. After a SIGHUP there is no terminal.

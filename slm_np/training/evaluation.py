@@ -12,7 +12,7 @@ def mean_loss(model, batches, tokens, targets, n_batches, between, world=ALONE):
     """Mean cross-entropy of the unmasked targets in the first `n_batches` of `batches`, in nats, without dropout.
 
     tokens, targets: (B, T) int32, overwritten.   between: called before each batch; what it raises ends the evaluation
-    world: whose ranks take the batches in turn. The result has the same bits for any number of them.
+    world: World. Each rank computes every N-th batch, and the result has the same bits for any N.
     """
     found = np.zeros((n_batches, 2))  # (targets, their loss together) of each batch
     for index in range(world.rank, n_batches, world.size):
@@ -20,9 +20,11 @@ def mean_loss(model, batches, tokens, targets, n_batches, between, world=ALONE):
         batches.fill(tokens, targets, index)
         n = unmasked(targets)
         found[index] = n, n * model.loss(tokens, targets)
-    world.merge(found)
-    count, total = (sum(column) for column in found.T.tolist())
-    return total / max(1, count)
+    world.all_reduce(found)
+    total, count = 0.0, 0.0
+    for n, loss in found.tolist():  # in this order, which sum() does not promise
+        total, count = total + loss, count + n
+    return total / max(1.0, count)
 
 
 def bits_per_byte(nats_per_token, split):

@@ -54,8 +54,8 @@ def check_recipe(model, train):
         raise UserError("--sync-every needs a length that no clock decides; give --max-iters or --epochs")
     if train.sync_every and train.carry_state:
         raise UserError("--carry-state reads the data in order, which ranks cannot split; leave --sync-every out")
-    if train.virtual_ranks and train.device != "cpu":
-        raise UserError(f"--virtual-ranks has no effect on --device {train.device}; leave it out")
+    if (train.virtual_ranks or train.sync_every) and train.device != "cpu":
+        raise UserError(f"several ranks train on CPUs only, not on --device {train.device}; leave --ranks out")
     if train.carry_state and model.has_attention:
         raise UserError("--carry-state needs recurrent layers only; choose a --pattern of M and S")
     if train.max_spectral_norm and "S" not in model.letters:
@@ -96,7 +96,7 @@ class TrainingState:
         self.spectral = SpectralNorms(self.model.parameters)
         self.rounds = None
         if config.sync_every:
-            world.apart = True
+            world.apart = world.size > 1
             outer = config.sync_every, config.outer_rate, config.outer_momentum, config.exchange
             self.rounds = Rounds(world, self.model.parameters.weights, *outer)
         self.states = States(self.model, config.batch_size) if config.carry_state else None  # recurrent state
@@ -134,7 +134,7 @@ class TrainingState:
             return (len(own) if self.rounds else n) * self.targets.size
         indices = [self.updates * n + micro for micro in own]
         own = self.batches.count_targets(self.tokens, self.targets, indices)
-        return int(self.world.share(np.array([float(own)])).sum())
+        return int(self.world.all_gather(np.array([float(own)])).sum())
 
     def wait_for_data(self):
         """Wait until what the next update reads is tokenized. Raises `CorpusFailed` if tokenizing failed."""

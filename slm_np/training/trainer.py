@@ -47,11 +47,11 @@ class Trainer(TrainingState):
         self.tenth_done = False  # whether the last update completed a tenth of the run's time
         self.stop_signal = None
 
-    def follow_first(self):
+    def load_from_rank_0(self):
         """Take over weights, moments and counters of rank 0, which has loaded them."""
-        step, counters, run = self.everyone.first(lambda: (self.updates, self.counters(), self.run))
+        step, counters, run = self.everyone.on_rank_0(lambda: (self.updates, self.counters(), self.run))
         if self.everyone.size > 1:
-            self.everyone.copy_first([self.model.parameters.weights, *self.tensors().values()])
+            self.everyone.broadcast([self.model.parameters.weights, *self.tensors().values()])
         if self.everyone.rank:
             self.run = run
         if self.everyone.rank or self.rounds:
@@ -88,8 +88,6 @@ class Trainer(TrainingState):
             self.compare_ranks()
             self.save()
         except (Interrupted, CorpusFailed):
-            if self.rounds:  # the last weights that all ranks have learned from
-                self.go_back()
             self.save()
             raise
         finally:
@@ -121,21 +119,17 @@ class Trainer(TrainingState):
             self.timed_steps, self.timed_seconds, self.timed_waiting = 0, 0.0, 0.0
         if self.skipped >= MAX_SKIPPED:
             self.stepper.load(self.stepper.state() | dict(bad_steps=0))  # a resumed run may skip as many again
-            self.save()
-            self.world.largest(0)  # waits until rank 0 has saved
+            if not self.rounds:
+                self.save()
+            self.world.max_over_ranks(0)  # waits until rank 0 has saved
+            where = "in the last checkpoint" if self.rounds else "saved"
             raise UserError(
                 f"{MAX_SKIPPED} updates in a row had a loss or gradient that is not finite; the last good weights are "
-                "saved, resume with a lower --learning-rate or --grad-clip"
+                f"{where}, resume with a lower --learning-rate or --grad-clip"
             )
 
-    def go_back(self):
-        """Return to the end of the last round."""
-        self.model.parameters.weights[:] = self.rounds.outer.weights
-        self.updates -= self.updates % self.config.sync_every
-        self.evaluated = min(self.evaluated, self.updates)
-
     def meet(self):
-        """The end of a round: weights that all ranks have learned from."""
+        """The end of a round: the weights become those that all ranks continue from."""
         self.updates = self.rounds.meet(self.updates)
         self.model.parameters.update_cast_copies()
         if self.rounds.left_out:
@@ -277,7 +271,7 @@ class Trainer(TrainingState):
     def is_due(self, interval):
         """Whether it is time for what happens every `interval` updates; 0 means a tenth of the run.
 
-        Between the meetings of ranks it is not.
+        Within a round it is not.
         """
         if self.rounds and self.updates % self.config.sync_every:
             return False
@@ -301,8 +295,10 @@ class Trainer(TrainingState):
         self.notify("on_stop_request")
 
     def check_stop(self):
-        """Raise Interrupted if a signal asked to stop, on any rank."""
-        signal_number = self.world.largest(self.stop_signal or 0)
+        """Raise Interrupted if a signal asked to stop, on any rank. With rounds, rank 0 stops at the end of one."""
+        if self.rounds and (self.everyone.rank or self.updates % self.config.sync_every):
+            return
+        signal_number = self.world.max_over_ranks(self.stop_signal or 0)
         if signal_number:
             self.stop_signal = signal_number
             raise Interrupted(signal_number)

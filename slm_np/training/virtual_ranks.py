@@ -34,18 +34,18 @@ class Deal(NamedTuple):
 def deal(train, world):
     """The Deal of a run with this TrainConfig in a World.
 
-    Without virtual ranks, the micro-batches are those of the settings. Otherwise a virtual rank's share of the rows is
-    cut into micro-batches of at most --batch-size rows, as large as equal parts can be.
+    Without virtual ranks, the micro-batches are those of the settings. Otherwise the share of a virtual rank is divided
+    into the fewest equal micro-batches of at most --batch-size sequences.
     UserError if the rows cannot be split evenly over the virtual ranks, or those over the processes.
     """
     n, rows = train.virtual_ranks, train.batch_size * train.grad_accumulation_steps
-    if train.sync_every:  # every process is one
+    if train.sync_every:  # each rank takes its share of the sequences
         n = world.size
     if not n:
         if world.size > 1:
             raise UserError(
-                f"{world.size} ranks need --virtual-ranks, a power of two that is at least {world.size}; the updates "
-                "of this run cannot be split without"
+                f"a run without --virtual-ranks cannot be split over {world.size} ranks; resume it in one process, or "
+                "start a new run with --ranks"
             )
         return Deal(train.batch_size, train.grad_accumulation_steps, 1, 0, 1)
     if rows % n:
@@ -118,7 +118,11 @@ class DealtStep(HostStep):
             self.world.end_reduce()
         else:
             self.world.reduce(self.model.parameters.gradients, self.add, self.rounded)
-        self.loss = sum(self.world.share(np.array(self.losses)).tolist())
+        self.loss = 0.0
+        for loss in self.world.all_gather(
+            np.array(self.losses)
+        ).tolist():  # in this order, which sum() does not promise
+            self.loss += loss
         return super().update()
 
 

@@ -320,7 +320,7 @@ def test_a_killed_rank_is_named_and_a_restart_ends_with_the_same_bits(made, alon
         assert checkpoint.newest_checkpoint(run).step < 60
         return
     assert status == 0, (status, err)
-    assert "slm_np: going on from the last checkpoint with 1 rank; 0 restarts left\n" in err, err
+    assert "slm_np: resuming from the last checkpoint with 1 rank; 0 restarts left\n" in err, err
     assert_same_run(run, alone(**LONG), 60)
 
 
@@ -348,7 +348,7 @@ def test_a_stopped_rank_is_named_and_a_restart_ends_with_the_same_bits(made, alo
     os.kill(victim, signal.SIGSTOP)
     status, _, err = ended(running)
     assert status == 0 and "Traceback" not in err, err
-    lost = rf"^slm_np: rank 1 \(process {victim} on \S+\) has given no sign of life for 15 s, so all ranks end$"
+    lost = rf"^slm_np: rank 1 \(process {victim} on \S+\) has sent no heartbeat for 15 s, so all ranks end$"
     assert len(re.findall(lost, err, re.M)) == 1, err
     assert time.monotonic() - stopped < LIMIT
     assert_same_run(run, alone(**LONG), 60)

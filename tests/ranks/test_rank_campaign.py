@@ -71,7 +71,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_is_lost():
     "line, named",
     [
         (NAMED, ("1", "12")),
-        ("slm_np: rank 3 (process 7 on host) has given no sign of life for 15 s, so all ranks end", ("3", "7")),
+        ("slm_np: rank 3 (process 7 on host) has sent no heartbeat for 15 s, so all ranks end", ("3", "7")),
         ("slm_np: process 7 died", None),
         ("slm_np: rank 3 (process 7 on host) ended", None),
     ],

@@ -31,7 +31,7 @@ class Threads(World):
         self.box["answers"][rank] = number, updates, whole, content.view(np.uint8).copy()
         self.box["answered"][rank].set()
 
-    def answer_of_first(self):
+    def answer_of_rank_0(self):
         self.box["answered"][self.rank].wait(20)
         self.box["answered"][self.rank].clear()
         return self.box["answers"].pop(self.rank)
