@@ -1,4 +1,4 @@
-"""Low communication (DiLoCo, Douillard et al. 2023, https://arxiv.org/abs/2311.08105): ranks average their weights every H updates.
+"""DiLoCo (Douillard et al. 2023, https://arxiv.org/abs/2311.08105): ranks average their weights every H updates only.
 
 Each rank trains by itself, with its own optimizer, on its share of the sequences. At the end of a round of H updates
 rank 0 takes the mean of the weights, makes one step of an outer optimizer with it, and gives all the result.

@@ -73,8 +73,8 @@ def test_without_virtual_ranks_the_micro_batches_are_those_of_the_settings():
         ((8, 1, 4, 3), "3 ranks do not divide --virtual-ranks 4; use 1 or 2 or 4 ranks"),
         (
             (8, 1, 0, 2),
-            "a run without --virtual-ranks cannot be split over 2 ranks; resume it in one process, or start a new run with "
-            "--ranks",
+            "a run without --virtual-ranks cannot be split over 2 ranks; resume it in one process, or start a new run "
+            "with --ranks",
         ),
     ],
 )
