@@ -33,33 +33,34 @@ def hook(folder):
 
 def install():
     """In a process that an MPI has started: note its places from now on."""
-    from slm_np.ranks.world import STARTED
+    from slm_np.ranks.current import STARTED
 
     if FOLDER not in os.environ or not any(name in os.environ for name in STARTED):
         return
     sys.modules["matplotlib"] = None  # drawing the loss curve would take most of the time of a tiny run
     from slm_np.formats import checkpoint
     from slm_np.ranks import mpi
+    from slm_np.training.trainer import Trainer
 
     mpi.HEARTBEAT_TIMEOUT = float(os.environ[SILENCE])
     mpi.HEARTBEAT_INTERVAL = mpi.HEARTBEAT_TIMEOUT / 12
     note = Note()
     world, wait, wait_long = mpi.MpiWorld, mpi.MpiWorld.wait, mpi.MpiWorld.wait_long
-    begin, note_run, reduce = world.__init__, world.note_run, world.reduce
+    begin, load, reduce = world.__init__, Trainer.load_from_rank_0, world.reduce
 
     def begun(self):
         begin(self)
         note.create(self.rank)
 
-    def run_noted(self, directory):  # the last call before training
-        note_run(self, directory)
+    def loaded(self):  # the last call before training
+        load(self)
         note.place = COMPUTE
 
     def reduced(self, *arguments):
         reduce(self, *arguments)
         note.updates += 1
 
-    world.__init__, world.note_run, world.reduce = begun, run_noted, reduced
+    world.__init__, Trainer.load_from_rank_0, world.reduce = begun, loaded, reduced
     world.wait, world.wait_long = note.inside(EXCHANGE, wait), note.inside(EXCHANGE, wait_long)
     checkpoint.save_checkpoint = note.inside(CHECKPOINT, checkpoint.save_checkpoint)
 

@@ -51,6 +51,7 @@ class OwnText:
         from slm_np.data.token_files import is_token_file
         from slm_np.data.token_store import text_size
         from slm_np.ops.device import device
+        from slm_np.ranks.current import world
         from slm_np.training.own_text import rate_of, time_of
 
         train, on = run.train, device(run.train.device)
@@ -67,8 +68,9 @@ class OwnText:
             limit_bytes=train.limit_bytes,
             binary=train.binary,
         )
-        operations = duration_seconds("fit_time", time_of(self.train)) * rate_of(on, train.dtype)
-        where = counted(on.kernels.thread_count(), "core") if on.name == "cpu" else "the GPU"
+        n = world().size
+        operations = n * duration_seconds("fit_time", time_of(self.train)) * rate_of(on, train.dtype)
+        where = counted(n * on.kernels.thread_count(), "core") if on.name == "cpu" else "the GPU"
         (model, train), lines = self.settings(n_bytes, operations, where)
         if "tokenizer" not in self.train and train.tokenizer != "byte":
             try:
