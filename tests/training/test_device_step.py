@@ -226,7 +226,7 @@ def test_a_run_logs_and_resumes_with_the_counters_of_the_device(data, tmp_path):
 def test_a_run_fitted_to_a_time_synchronizes_rarely_and_has_the_bits_of_one_with_that_many_updates(
     data, tmp_path, monkeypatch, warmup, waits
 ):
-    monkeypatch.setattr("slm_np.training.trainer.time", small.Clock(0.01))  # an update takes 30 ms
+    monkeypatch.setattr("slm_np.ranks.world.time", small.Clock(0.01))  # an update takes 30 ms
     settings = dict(warmup_iters=warmup, log_interval=10**6, save_interval=10**6, eval_interval=10**6, eval_iters=1)
     fitted = trainer(data, tmp_path / "fitted", fit_time="1.5s", **settings)
     waited, read = [], fitted.stepper.read

@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 def clock(monkeypatch):
     """An update takes three looks at the clock: 12 ms. So 18 updates are timed."""
     clock = small.Clock(0.004)
-    monkeypatch.setattr("slm_np.training.trainer.time", clock)
+    monkeypatch.setattr("slm_np.ranks.world.time", clock)
     return clock
 
 
@@ -228,12 +228,12 @@ def test_a_signal_while_updates_are_timed_and_undone(tmp_path, data, clock):
 
 
 def test_a_machine_too_slow_for_ten_updates(tmp_path, data, monkeypatch):
-    monkeypatch.setattr("slm_np.training.trainer.time", small.Clock(0.3))  # an update takes almost a second
+    monkeypatch.setattr("slm_np.ranks.world.time", small.Clock(0.3))  # an update takes almost a second
     trainer = small.trainer(data, tmp_path / "run", **FITTED)
     trainer.train()
     assert 2 <= trainer.updates == trainer.max_iters <= 4
     assert [row["step"] for row in metrics.read_metrics(tmp_path / "run") if "val_loss" in row] == [trainer.updates]
-    monkeypatch.setattr("slm_np.training.trainer.time", small.Clock(30))  # one update takes more than all the time
+    monkeypatch.setattr("slm_np.ranks.world.time", small.Clock(30))  # one update takes more than all the time
     trainer = small.trainer(data, tmp_path / "slower", **FITTED)
     trainer.train()
     assert trainer.updates == trainer.max_iters == 1

@@ -555,7 +555,7 @@ def test_an_exception_in_a_callback_ends_the_run(data):
 
 
 def test_max_time_ends_the_run_at_the_lowest_rate(tmp_path, data, monkeypatch):
-    monkeypatch.setattr("slm_np.training.trainer.time", small.Clock(0.005))
+    monkeypatch.setattr("slm_np.ranks.world.time", small.Clock(0.005))
     changes = dict(max_time="1.5s", learning_rate=1e-2, log_interval=1, eval_interval=10**6, save_interval=10**6)
     small.trainer(data, tmp_path / "run", **changes).train()
     rows = metrics.read_metrics(tmp_path / "run")
