@@ -97,7 +97,6 @@ def trained(spec, here):
         corpus, run = corpus_of(config), RunConfig(config, TrainConfig(**settings))
     trainer = Trainer(run, corpus, world=here)
     trainer.load_from_rank_0()
-    here.overlaps = here.size > 1 and spec.get("overlap", here.overlaps)
     losses, ended = [], False
     for _ in range(WARMUP):
         updated(trainer, here)
@@ -305,6 +304,7 @@ def link(rate):
         subprocess.run(words, check=True, capture_output=True)
 
     names, ends = list(HOSTS.values()), ("slm-np-0", "slm-np-1")
+    remove_namespaces()  # those of a run that was killed
     try:
         for name in names:
             tell("ip", "netns", "add", name)
@@ -336,8 +336,12 @@ def link(rate):
     except subprocess.CalledProcessError as error:
         raise UserError(f"{' '.join(error.cmd)}: {error.stderr.decode().strip()}") from None
     finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+        remove_namespaces()
+
+
+def remove_namespaces():
+    for name in HOSTS.values():
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
 def table(rows):

@@ -317,8 +317,6 @@ def model_backward(model, activations, tokens, targets, normed, scale, dropout):
             block_forward(config, model.mixers[i], layer_w, layer_a, out, dropout.blocks[i], state)
         block_backward(config, model.mixers[i], layer_w, layer_g, layer_a, dx, dout, dropout.blocks[i])
         dout = dx
-        if model.layer_done is not None:
-            model.layer_done(i)
     if "embedding.weight" not in g:
         return
     if dropout.embedding is not None:
@@ -416,7 +414,6 @@ class Model(arguments.Fixed):
         self.activations = None
         self.original = None  # the model that this one is the `full_precision` of
         self.prepared = set()  # what warmup.py has prepared the kernels for
-        self.layer_done = None  # function (layer), called by backward when the layer's gradients are complete
 
     @functools.cached_property
     def layer_gradients(self):

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pickle
-import queue
 import socket
 import sys
 import threading
@@ -23,7 +22,6 @@ HEARTBEAT_TIMEOUT = 15.0  # seconds without a heartbeat after which a rank count
 HEARTBEAT_INTERVAL = 1.0  # seconds between heartbeats
 PATIENCE = 2.0  # seconds within which ranks that fail for the same reason do so
 OFFER, ANSWER = 1, 2  # tags of messages
-LOOK = 0.0002  # seconds between looks at an exchange beside which gradients are computed
 DRAIN = 0.2  # seconds that mpiexec gets to pass on what was printed, before it ends
 REST = 0.02  # seconds between looks while a rank has nothing left to do
 
@@ -67,7 +65,6 @@ class MpiWorld(World):
         self.names = self.comm.allgather(self.name)
         self.errors = self.comm.Dup()  # for ranks that fail
         self.heartbeat = Heartbeat(self.comm.Dup(), MPI)
-        self.exchange, self.overlaps = None, len({name.rpartition(" on ")[2] for name in self.names}) > 1
         self.stderr = sys.stderr
         if PIDS in os.environ:
             note(self.rank, os.getpid())
@@ -199,9 +196,6 @@ class MpiWorld(World):
         return int(self.all_gather(np.array([float(value)])).max())
 
     def reduce(self, buffer, add, rounded):
-        self._reduce(self.comm, self.wait, buffer, add, rounded)
-
-    def _reduce(self, comm, wait, buffer, add, rounded):
         edges = [len(buffer) * i // self.size for i in range(self.size + 1)]
         counts, starts = [stop - start for start, stop in zip(edges, edges[1:])], edges[:-1]
         own = counts[self.rank]
@@ -209,7 +203,7 @@ class MpiWorld(World):
         received = np.empty((self.size, own), outgoing.dtype)
         unit = {2: self.MPI.UINT16_T, 4: self.MPI.FLOAT, 8: self.MPI.DOUBLE}[outgoing.itemsize]
         everywhere = [own] * self.size, [own * i for i in range(self.size)]
-        wait(comm.Ialltoallv([outgoing, (counts, starts), unit], [received, everywhere, unit]))
+        self.wait(self.comm.Ialltoallv([outgoing, (counts, starts), unit], [received, everywhere, unit]))
         parts = from_bfloat16_bits(received) if rounded else received
         while len(parts) > 1:
             for i in range(0, len(parts), 2):
@@ -218,22 +212,10 @@ class MpiWorld(World):
                     round_bfloat16(parts[i])
             parts = parts[::2]
         chunk = bfloat16_bits(parts[0]) if rounded else parts[0]
-        wait(comm.Iallgatherv([chunk, own, unit], [outgoing, (counts, starts), unit]))
+        self.wait(self.comm.Iallgatherv([chunk, own, unit], [outgoing, (counts, starts), unit]))
         if rounded:
             buffer[:] = from_bfloat16_bits(outgoing)
         self.sent += (len(buffer) - own + (self.size - 1) * own) * outgoing.itemsize
-
-    def begin_reduce(self, buffer, rounded):
-        if self.exchange is None:
-            self.exchange = Exchange(self.comm.Dup(), self)
-        self.exchange.parts.put((buffer, rounded))
-
-    def end_reduce(self):
-        started = time.perf_counter()
-        self.exchange.parts.join()
-        self.waited += time.perf_counter() - started
-        if self.exchange.error is not None:
-            raise self.exchange.error
 
     # Rounds, see rounds.py
 
@@ -355,38 +337,6 @@ def yield_core():
         os.sched_yield()
     else:
         time.sleep(0)
-
-
-class Exchange:
-    """A thread that sums parts of the gradients over the ranks, in the order in which they come.
-
-    It sleeps between looks at the network, so that computing has the core.
-    """
-
-    def __init__(self, comm, world):
-        self.comm, self.world, self.parts, self.error = comm, world, queue.Queue(), None
-        threading.Thread(target=self.run, name="exchange", daemon=True).start()
-
-    def run(self):
-        while True:
-            buffer, rounded = self.parts.get()
-            try:
-                if self.error is None:
-                    self.world._reduce(self.comm, self.wait, buffer, add, rounded)
-            except BaseException as error:  # raised in the main thread
-                self.error = error
-            finally:
-                self.parts.task_done()
-
-    def wait(self, request):
-        while not request.Test():
-            time.sleep(LOOK)
-            self.world.heartbeat.check(self.world.names)
-
-
-def add(total, x):
-    """What kernels.accumulate does. That runs on threads of the main thread, which computes meanwhile."""
-    np.add(total, x, out=total)
 
 
 class Heartbeat:

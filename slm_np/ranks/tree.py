@@ -24,29 +24,17 @@ class TreeSum:
 
     def push(self):
         """Take the summand in the buffer, which is 0 afterwards; after the last of n, it is the sum of all."""
-        if self.done == self.n - 1:
-            self.finish(slice(None))
-            self.done = 0
-            return
+        self._round()
         level = 0
-        self._round(self.buffer)
         while self.done >> level & 1:
-            self._add(self.buffer, self.waiting[level])
+            self.add(self.buffer, self.waiting[level])
+            self._round()
             level += 1
-        self.done += 1
-        self.waiting[level][:] = self.buffer
-        self.buffer.fill(0)
+        self.done = (self.done + 1) % self.n
+        if self.done:
+            self.waiting[level][:] = self.buffer
+            self.buffer.fill(0)
 
-    def finish(self, part):
-        """Turn a part (slice) of the last summand into that part of the sum."""
-        self._round(self.buffer[part])
-        for waiting in self.waiting:
-            self._add(self.buffer[part], waiting[part])
-
-    def _add(self, total, x):
-        self.add(total, x)
-        self._round(total)
-
-    def _round(self, x):
+    def _round(self):
         if self.rounded:
-            round_bfloat16(x)
+            round_bfloat16(self.buffer)

@@ -15,11 +15,10 @@ class World:
     size    processes, of which `on_node` are on this machine
     sent    bytes that this process has sent to others while training
     waited  seconds that it has waited for others while training
-    overlaps  whether to exchange gradients while others are being computed, which pays between machines
     apart   whether ranks train by themselves between the ends of rounds, see rounds.py
     """
 
-    rank, size, on_node, sent, waited, overlaps, apart = 0, 1, 1, 0, 0.0, False, False
+    rank, size, on_node, sent, waited, apart = 0, 1, 1, 0, 0.0, False
 
     def clock(self):
         """`time.perf_counter` of rank 0."""
@@ -62,12 +61,6 @@ class World:
         add: function (total, x) that adds x to total, both like the buffer
         rounded: whether sums are rounded to bfloat16, which are then sent. `buffer` is rounded already.
         """
-
-    def begin_reduce(self, buffer, rounded):
-        """Begin `reduce` of a part of the gradients, while others are still being computed."""
-
-    def end_reduce(self):
-        """Wait until all that was begun is done."""
 
     @contextlib.contextmanager
     def ending(self):

@@ -8,8 +8,6 @@ from slm_np.errors import UserError
 from slm_np.ranks.tree import TreeSum
 from slm_np.training.host_step import HostStep
 
-LARGE = 1 << 12  # elements of gradients that are worth an exchange of their own
-
 
 class Deal(NamedTuple):
     """The micro-batches of an update: `virtual` ranks with `each` of `rows` sequences, and those of this process."""
@@ -79,69 +77,23 @@ class DealtStep(HostStep):
         self.deal, self.world, self.rounded = deal, world, rounded
         self.add = model.device.kernels.accumulate
         self.tree = TreeSum(model.parameters.gradients, deal.stop - deal.first, self.add, rounded)
-        self.spans = spans_of_layers(model.parameters)
-        self.begun = []  # spans whose sum over the ranks was begun in this update
 
     def start(self, index, n_targets, learning_rate):
         super().start(index, n_targets, learning_rate)
-        self.losses, self.begun = [], []
+        self.losses = []
 
     def gradient(self, tokens, targets, micro):
-        overlapped = self.world.overlaps and micro + 1 == self.deal.own.stop
-        self.model.layer_done = self.begin if overlapped else None
         super().gradient(tokens, targets, micro)
-        if (micro + 1) % self.deal.each:
-            return
-        self.losses.append(self.loss)
-        self.loss = 0.0
-        if not overlapped:
+        if (micro + 1) % self.deal.each == 0:
+            self.losses.append(self.loss)
+            self.loss = 0.0
             self.tree.push()
-            return
-        for span in gaps(self.begun, self.model.parameters.gradients.size):
-            self.begin_span(span)
-        self.tree.done = 0
-
-    def begin(self, layer):
-        """Begin to sum the gradients of a layer over the ranks."""
-        for span in self.spans.get(layer, ()):
-            self.begun.append(span)
-            self.begin_span(span)
-
-    def begin_span(self, span):
-        part = slice(*span)
-        self.tree.finish(part)
-        self.world.begin_reduce(self.model.parameters.gradients[part], self.rounded)
 
     def update(self):
-        if self.world.overlaps:
-            self.model.layer_done = None
-            self.world.end_reduce()
-        else:
-            self.world.reduce(self.model.parameters.gradients, self.add, self.rounded)
+        self.world.reduce(self.model.parameters.gradients, self.add, self.rounded)
         self.loss = 0.0
         for loss in self.world.all_gather(
             np.array(self.losses)
         ).tolist():  # in this order, which sum() does not promise
             self.loss += loss
         return super().update()
-
-
-def spans_of_layers(parameters):
-    """{layer: [(start, stop), ...]} of the flat gradients: the large parts that belong to one layer."""
-    found, start = {}, 0
-    for name, view in parameters.trained.items():
-        stop = start + view.size
-        if name.startswith("layers."):
-            spans = found.setdefault(int(name.split(".")[1]), [])
-            if spans and spans[-1][1] == start:
-                spans[-1] = spans[-1][0], stop
-            else:
-                spans.append((start, stop))
-        start = stop
-    return {layer: [(a, b) for a, b in spans if b - a >= LARGE] for layer, spans in found.items()}
-
-
-def gaps(spans, size):
-    """The spans of range(size) that are not in `spans`."""
-    edges = [0, *(edge for span in sorted(spans) for edge in span), size]
-    return [(start, stop) for start, stop in zip(edges[::2], edges[1::2]) if start < stop]

@@ -15,7 +15,6 @@ from slm_np import train
 from slm_np.cli import launch
 from slm_np.ranks.current import world
 from slm_np.training import trainer as trainer_module
-from slm_np.training import virtual_ranks
 
 
 class Counted(trainer_module.Trainer):
@@ -44,21 +43,6 @@ class Counted(trainer_module.Trainer):
 def count(words):
     trainer_module.Trainer = Counted
     train.main(words)
-
-
-def overlap(words):
-    """Gradients are exchanged beside backward, as between machines. `begun-RANK.json` has the sizes of the parts."""
-    here, sizes = world(), []
-    virtual_ranks.LARGE = 64  # elements of a part: the model is small
-    begin, here.overlaps = here.begin_reduce, True
-
-    def noted(buffer, rounded):
-        sizes.append(buffer.size)
-        begin(buffer, rounded)
-
-    here.begin_reduce = noted
-    train.main(words)
-    (Path(os.environ["COUNTS"]) / f"begun-{here.rank}.json").write_text(json.dumps(sizes), encoding="utf-8")
 
 
 def differ(words):

@@ -375,18 +375,6 @@ def test_ranks_with_other_settings_are_refused(made, tmp_path):
     assert_one_sentence(err, rf"^slm_np: {RANK.format(1)} has another set of settings than rank 0 \(.*\)")
 
 
-@pytest.mark.parametrize("exchange", ["fp32", "bf16"])
-def test_an_exchange_beside_backward_gives_the_same_bits(made, alone, tmp_path, exchange):
-    expected = alone(exchange=exchange)
-    words = flags(made, tmp_path / "run", exchange=exchange)
-    status, _, err = program("overlap", 2, words, tmp_path, COUNTS=str(tmp_path))
-    assert status == 0, err
-    assert_same_run(tmp_path / "run", expected)
-    sizes = json.loads((tmp_path / "begun-1.json").read_text(encoding="utf-8"))
-    parts = len(sizes) // 12
-    assert parts >= 3 and sizes == sizes[:parts] * 12
-
-
 def test_ranks_that_meet_every_few_updates_train_resume_and_evaluate(made, tmp_path):
     meeting = dict(virtual_ranks=0, sync_every=4, max_iters=12, save_interval=8, eval_interval=5, log_interval=3)
     status, _, err = command("train", *flags(made, tmp_path / "run", **meeting), "--ranks", 2, folder=tmp_path)
