@@ -91,9 +91,7 @@ class DealtStep(HostStep):
 
     def update(self):
         self.world.reduce(self.model.parameters.gradients, self.add, self.rounded)
-        self.loss = 0.0
-        for loss in self.world.all_gather(
-            np.array(self.losses)
-        ).tolist():  # in this order, which sum() does not promise
+        losses, self.loss = self.world.all_gather(np.array(self.losses)).tolist(), 0.0
+        for loss in losses:  # in this order, which sum() does not promise
             self.loss += loss
         return super().update()
