@@ -123,7 +123,7 @@ def updated(trainer, here):
     """The loss of an update, at whose end a round may end, too."""
     loss, _, _ = trainer.step()
     if trainer.rounds and trainer.updates % trainer.config.sync_every == 0:
-        trainer.meet()
+        trainer.end_round()
     return loss
 
 

@@ -75,10 +75,10 @@ def resume(directory, base, preset, model, given, lora):
     from slm_np.formats.directories import writing
     from slm_np.ranks.current import world
 
-    here = world()
-    directory = here.on_rank_0(lambda: directory_of(directory, given.get("out_dir")))
-    with here.entered_on_rank_0(writing(directory)):  # before its settings are read
-        run = here.on_rank_0(lambda: resumed(directory, preset, model, given, lora))
+    ranks = world()
+    directory = ranks.on_rank_0(lambda: directory_of(directory, given.get("out_dir")))
+    with ranks.entered_on_rank_0(writing(directory)):  # before its settings are read
+        run = ranks.on_rank_0(lambda: resumed(directory, preset, model, given, lora))
         if not run.base:
             raise UserError(
                 f"{directory} did not start from another run; resume it with "

@@ -30,11 +30,11 @@ def train_run(run, choose=None):
     from slm_np.formats.directories import new_directory
 
     check_retention(run)
-    here = world()
-    with here.entered_on_rank_0(new_directory(run.train.out_dir, run.preset)) as directory:
+    ranks = world()
+    with ranks.entered_on_rank_0(new_directory(run.train.out_dir, run.preset)) as directory:
         use_device(run.train)
-        run, lines = here.on_rank_0(lambda: choose(run)) if choose else (run, ())
-        train_on(*prepared(for_ranks(run)), directory, new=True, lines=lines)
+        run, lines = ranks.on_rank_0(lambda: choose(run)) if choose else (run, ())
+        train_on(*prepared(run), directory, new=True, lines=lines)
 
 
 def resume_run(run, directory):
@@ -58,7 +58,6 @@ def finetune_run(base, run, given):
     name = f"{base.path.resolve().name}-finetuned"
     with world().entered_on_rank_0(new_directory(run.train.out_dir, name)) as directory:
         use_device(run.train)
-        run = for_ranks(run)
         corpus, run = prepared(run, base.tokenizer, template=base.template)
         if corpus.tokenizer is not None and corpus.tokenizer.end_of_text is None and corpus.train.n_documents != 1:
             if run.lora:
@@ -94,14 +93,6 @@ def use_device(train):
 def digest(run):
     """A short text that differs for runs of different settings."""
     return crc32(repr((run.model, run.train, run.lora)).encode())
-
-
-def for_ranks(run):
-    """A new run with the default number of virtual ranks: that of the ranks, as a power of two."""
-    n = world().size
-    if n == 1 or run.train.virtual_ranks or run.train.sync_every:
-        return run
-    return dataclasses.replace(run, train=dataclasses.replace(run.train, virtual_ranks=1 << (n - 1).bit_length()))
 
 
 def loaded(*arguments, **settings):
@@ -294,8 +285,8 @@ def memory_plan(run):
     from slm_np.ops.device import SMALLER, device
     from slm_np.training.virtual_ranks import deal
 
-    model, on, dtype, here = run.model, device(run.train.device), compute_dtype(run), world()
-    dealt = deal(run.train, here)
+    model, on, dtype, ranks = run.model, device(run.train.device), compute_dtype(run), world()
+    dealt = deal(run.train, ranks)
     batch = dealt.rows
     tensors, adapters = model_tensors(model, lora_of(run))
     requests = list(plan(model, batch, model.block_size, on, run.train.recompute, adapters))
@@ -310,14 +301,14 @@ def memory_plan(run):
         "shared by all layers": planned_bytes(shared, "f4", dtype),
     }
     if run.train.sync_every:
-        parts["rounds"] = 4 * trained * (4 + here.size)
+        parts["rounds"] = 4 * trained * (4 + ranks.size)
     if run.train.virtual_ranks:
-        parts["virtual ranks"] = 4 * trained * ((dealt.stop - dealt.first).bit_length() - 1 + 2 * (here.size > 1))
+        parts["virtual ranks"] = 4 * trained * ((dealt.stop - dealt.first).bit_length() - 1 + 2 * (ranks.size > 1))
         parts["virtual ranks"] += 12 * trained * (run.train.exchange == "bf16")
     what = f"a model of {counted(n, 'parameter')} with batches of {batch} x {model.block_size} tokens"
     smaller = "choose a smaller --batch-size or --block-size" if run.base else SMALLER
     saves = model.n_layer > 1 and not run.train.recompute
-    on.check_memory(here.on_node * sum(parts.values()), what, f"use --recompute, or {smaller}" if saves else smaller)
+    on.check_memory(ranks.on_node * sum(parts.values()), what, f"use --recompute, or {smaller}" if saves else smaller)
     return parts
 
 
@@ -337,36 +328,36 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None, lines
     from slm_np.training.signals import Interrupted
     from slm_np.training.trainer import Trainer
 
-    here = world()
-    previous = None if new else here.on_rank_0(lambda: read_config(directory))
+    ranks = world()
+    previous = None if new else ranks.on_rank_0(lambda: read_config(directory))
     run = resolved(run)  # as Trainer would, but the memory plan comes before it
     memory = memory_plan(run)
-    here.check_same({"version of slm_np": __version__, "corpus": corpus.fingerprint, "set of settings": digest(run)})
-    trainer = Trainer(run, corpus, retention=retention, fresh=new and base is None, world=here)
+    ranks.check_same({"version of slm_np": __version__, "corpus": corpus.fingerprint, "set of settings": digest(run)})
+    trainer = Trainer(run, corpus, retention=retention, fresh=new and base is None, world=ranks)
     if corpus.building:
         check_splits(run, corpus, directory)
         corpus.building.between = trainer.check_stop
     directory = Path(directory)
 
-    storage = here.rank_0_first(lambda: open_run(trainer, directory, new, base))
-    here.check_same({"base": base.checksum if base else trainer.run.base.get("weights")})
-    if here.rank == 0:
+    storage = ranks.rank_0_first(lambda: open_run(trainer, directory, new, base))
+    ranks.check_same({"base": base.checksum if base else trainer.run.base.get("weights")})
+    if ranks.rank == 0:
         trainer.callbacks += [storage, Display(sampler(corpus.tokenizer))]
     trainer.load_from_rank_0()
     describe(run, corpus, memory)
-    if here.size > 1:
-        print(f"{here}, {counted(trainer.model.device.kernels.thread_count(), 'thread')} each", file=sys.stderr)
+    if ranks.size > 1:
+        print(f"{ranks}, {counted(trainer.model.device.kernels.thread_count(), 'thread')} each", file=sys.stderr)
     said = f"resuming in {directory} from step {trainer.updates}" if trainer.updates else f"run in {directory}"
     print("\n".join([*lines, said, *changes_when_resumed(trainer, previous, directory)]), file=sys.stderr)
     runs = [warmup.training, *[warmup.muon] * (run.train.optimizer == "muon"), *[sampling] * bool(corpus.tokenizer)]
-    here.rank_0_first(lambda: warmup.prepare(trainer.model, *runs))
+    ranks.rank_0_first(lambda: warmup.prepare(trainer.model, *runs))
     if run.base and (line := estimate(trainer)):
         print(line, file=sys.stderr)
     command = f"slm_np.{'finetune' if run.base else 'train'}"
     try:
         trainer.train()
     except WrongMatmul as wrong:
-        if here.size > 1:
+        if ranks.size > 1:
             raise UserError(f"{wrong}; resume the run with the variable SLM_NP_AMX=0") from None
         release(directory)
         restart_without_amx(directory, command, wrong)
@@ -378,7 +369,7 @@ def train_on(corpus, run, directory, retention=None, new=False, base=None, lines
             file=sys.stderr,
         )
         raise SystemExit(interrupted.status) from None
-    if here.rank == 0:
+    if ranks.rank == 0:
         finish(trainer, directory)
     if corpus.building:  # so that the next run finds it, and this one's token counts are known
         corpus.building.wait()

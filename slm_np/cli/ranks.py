@@ -30,34 +30,29 @@ def in_ranks(module, args, argv, train):
     """Around a training command: with --ranks, the ranks run it, and this process ends with their exit status.
 
     module: its name.   args: its parsed flags, from the words `argv`, or those of the command line if that is None
-    train: {field: value} of TrainConfig that the user gave
+    train: {field: value} of TrainConfig that the user gave; a new run of several ranks gets its virtual ranks here
     """
     from slm_np.ranks.current import world
     from slm_np.ranks.world import ALONE
 
-    n, here, words = args.ranks, world(), sys.argv[1:] if argv is None else list(argv)
-    with here.ending():
+    n, ranks, words = args.ranks, world(), sys.argv[1:] if argv is None else list(argv)
+    with ranks.ending():
         if n < 0 or args.restarts < 0:
             raise UserError("--ranks and --restarts count processes and restarts; they must be at least 0")
         if args.restarts and n < 2:
             raise UserError(f"--restarts {args.restarts} has no effect without --ranks; leave it out")
-        if here is not ALONE and n not in (0, here.size):
-            raise UserError(f"--ranks {n} differs from the {here.size} that MPI started; leave it out")
-        if here is ALONE and n > 1:
-            raise SystemExit(started(module, args, without(words, "--ranks", "--restarts"), train))
+        if ranks is not ALONE and n not in (0, ranks.size):
+            raise UserError(f"--ranks {n} differs from the {ranks.size} that MPI started; leave it out")
+        n = n or ranks.size
+        if n > 1 and args.resume is None and not train.get("sync_every") and not train.get("virtual_ranks"):
+            if n & (n - 1):
+                raise UserError(f"--ranks {n} is not a power of two; choose 2, 4, 8, ...")
+            train["virtual_ranks"] = n  # the default of a new run
+        if ranks is ALONE and n > 1:
+            from slm_np.ranks.start import start
+
+            raise SystemExit(start(module, without(words, "--ranks", "--restarts"), n, args.restarts))
         yield
-
-
-def started(module, args, words, train):
-    """The exit status of --ranks N. The virtual ranks of a new run are as many, unless the user says otherwise."""
-    from slm_np.ranks.start import start
-
-    split = args.resume is None and not train.get("sync_every")
-    if split and args.ranks & (args.ranks - 1):
-        raise UserError(f"--ranks {args.ranks} is not a power of two; choose 2, 4, 8, ...")
-    if split and not train.get("virtual_ranks"):
-        words = [*words, "--virtual-ranks", str(args.ranks)]
-    return start(module, words, args.ranks, args.restarts)
 
 
 def without(words, *names):

@@ -124,7 +124,7 @@ def resume_training(directory, name, model, train):
     from slm_np.formats.directories import writing
     from slm_np.ranks.current import world
 
-    here = world()
-    directory = here.on_rank_0(lambda: directory_of(directory, train.get("out_dir")))
-    with here.entered_on_rank_0(writing(directory)):  # before its settings are read
-        resume_run(here.on_rank_0(lambda: resumed(directory, name, model, train)), directory)
+    ranks = world()
+    directory = ranks.on_rank_0(lambda: directory_of(directory, train.get("out_dir")))
+    with ranks.entered_on_rank_0(writing(directory)):  # before its settings are read
+        resume_run(ranks.on_rank_0(lambda: resumed(directory, name, model, train)), directory)

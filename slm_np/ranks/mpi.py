@@ -21,7 +21,7 @@ INSTALL = "slm_np[mpi]"
 HEARTBEAT_TIMEOUT = 15.0  # seconds without a heartbeat after which a rank counts as lost
 HEARTBEAT_INTERVAL = 1.0  # seconds between heartbeats
 PATIENCE = 2.0  # seconds within which ranks that fail for the same reason do so
-OFFER, ANSWER = 1, 2  # tags of messages
+CONTRIBUTION, RESULT = 1, 2  # tags of messages
 DRAIN = 0.2  # seconds that mpiexec gets to pass on what was printed, before it ends
 REST = 0.02  # seconds between looks while a rank has nothing left to do
 
@@ -219,22 +219,22 @@ class MpiWorld(World):
 
     # Rounds, see rounds.py
 
-    def offer_of(self, rank):
-        """(Round, content) that a rank has handed in, as bytes; None if there is nothing."""
-        return self._arrived(rank, OFFER, 1)
+    def contribution_of(self, rank):
+        """(Round, bytes of the weights) that a rank has sent; None if there is nothing."""
+        return self._arrived(rank, CONTRIBUTION, 1)
 
-    def hand_in(self, number, content):
+    def send_contribution(self, number, content):
         """Send rank 0 the content of a round."""
-        self._send(0, OFFER, [number], content)
+        self._send(0, CONTRIBUTION, [number], content)
 
-    def answer(self, rank, number, updates, content, whole=False):
-        """Send a rank the round, the updates after which it goes on, and the content: `whole` weights or not."""
-        self._send(rank, ANSWER, [number, updates, int(whole)], content)
+    def send_result(self, rank, number, updates, content, whole=False):
+        """Send a rank the round, the updates of rank 0, and the content: `whole` weights or their change."""
+        self._send(rank, RESULT, [number, updates, int(whole)], content)
 
-    def answer_of_rank_0(self):
+    def receive_result(self):
         """What rank 0 has sent: (round, updates, whether the weights are whole, content)."""
         started = time.perf_counter()
-        while (found := self._arrived(0, ANSWER, 3)) is None:
+        while (found := self._arrived(0, RESULT, 3)) is None:
             self.rest()
         self.waited += time.perf_counter() - started
         return found

@@ -1,7 +1,7 @@
 """DiLoCo (Douillard et al. 2023, https://arxiv.org/abs/2311.08105): ranks average their weights every H updates only.
 
-Each rank trains by itself, with its own optimizer, on its share of the sequences. At the end of a round of H updates
-rank 0 takes the mean of the weights, makes one step of an outer optimizer with it, and gives all the result.
+Each rank trains independently, with its own optimizer, on its share of the sequences. At the end of a round of H
+updates rank 0 averages the weights, makes one step of an outer optimizer towards the average, and sends the result.
 """
 
 import time
@@ -51,49 +51,49 @@ class Rounds:
         self.outer.weights[:] = self.mine
         self.number, self.begun = -(-updates // self.every), time.monotonic()
 
-    def meet(self, updates):
-        """The end of a round, after so many updates: overwrites the weights.
+    def end_round(self, updates):
+        """End a round after so many updates: overwrites the weights.
 
-        Returns the number of updates after which this rank goes on: more than it made itself if it was late.
+        Returns the updates of rank 0, from which this rank continues: more than its own if it was late.
         """
         self.number += 1
-        went_on = self.lead(updates) if self.world.rank == 0 else self.follow(updates)
+        went_on = self.coordinate(updates) if self.world.rank == 0 else self.contribute(updates)
         self.mine[:] = self.outer.weights
         self.begun = time.monotonic()
         return went_on
 
-    def lead(self, updates):
-        """Rank 0: wait for the others, but not for long; one that comes late is told where the rest has got to."""
-        offers, stale = {0: self.mine.copy()}, []
+    def coordinate(self, updates):
+        """Rank 0: combine the weights that have arrived in time. A rank of an earlier round gets the whole result."""
+        contributions, stale = {0: self.mine.copy()}, []
         others, now = range(1, self.world.size), time.monotonic()
         deadline = now + max(LEAST, SHARE * (now - self.begun))
-        while len(offers) + len(stale) < self.world.size and time.monotonic() < deadline:
+        while len(contributions) + len(stale) < self.world.size and time.monotonic() < deadline:
             for rank in others:
-                if rank in offers or rank in stale or (found := self.world.offer_of(rank)) is None:
+                if rank in contributions or rank in stale or (found := self.world.contribution_of(rank)) is None:
                     continue
                 number, content = found
                 if number == self.number:
-                    offers[rank] = self.codec.decoded(self.outer.weights, content)
+                    contributions[rank] = self.codec.decoded(self.outer.weights, content)
                 else:
                     stale.append(rank)
             self.world.rest()
-        self.left_out = [rank for rank in others if rank not in offers]
-        mean = sum(offers[rank] for rank in sorted(offers)) / self.mine.dtype.type(len(offers))
+        self.left_out = [rank for rank in others if rank not in contributions]
+        mean = sum(contributions[rank] for rank in sorted(contributions)) / self.mine.dtype.type(len(contributions))
         before = self.outer.weights
         self.outer.step(mean)
         content = self.codec.encoded(before, self.outer.weights)
         self.outer.weights = self.codec.decoded(before, content)  # as the others do
         for rank in others:
             if rank in stale:
-                self.world.answer(rank, self.number, updates, self.outer.weights, whole=True)
-            elif rank in offers:
-                self.world.answer(rank, self.number, updates, content)
+                self.world.send_result(rank, self.number, updates, self.outer.weights, whole=True)
+            elif rank in contributions:
+                self.world.send_result(rank, self.number, updates, content)
         return updates
 
-    def follow(self, updates):
-        """Another rank: hand in what it learned, and take what all learned."""
+    def contribute(self, updates):
+        """Another rank: send its weights to rank 0 and receive the result."""
         before = self.outer.weights
-        self.world.hand_in(self.number, self.codec.encoded(before, self.mine))
-        self.number, went_on, whole, content = self.world.answer_of_rank_0()
+        self.world.send_contribution(self.number, self.codec.encoded(before, self.mine))
+        self.number, went_on, whole, content = self.world.receive_result()
         self.outer.weights = (Exact if whole else self.codec).decoded(before, content).copy()
         return went_on

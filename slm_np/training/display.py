@@ -65,7 +65,8 @@ class Display(Callback):
     def on_stop_request(self, trainer):
         # Not by print: the signal may have interrupted one. After a SIGHUP there is no terminal.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step; a second signal stops at once\n")
+            after = b"round" if trainer.rounds else b"step"
+            os.write(2, b"\nstopping after this %s; a second signal stops at once\n" % after)
 
     def on_end(self, trainer):
         if trainer.out_of_patience():

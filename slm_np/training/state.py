@@ -78,6 +78,7 @@ class TrainingState:
         check_recipe(run.model, run.train)
         self.run = run = resolved(run)
         self.config, self.corpus, config = run.train, corpus, run.train
+        # All ranks, and those that work on the same update: with rounds, each has its own.
         self.everyone, self.world = world, ALONE if config.sync_every else world
         self.deal = deal(config, world)
         shape = self.deal.rows, run.model.block_size

@@ -103,7 +103,7 @@ class Trainer(TrainingState):
         waited = self.everyone.waited
         _, _, rate = self.step()
         if self.rounds and (self.updates % self.config.sync_every == 0 or self.finished()):
-            self.meet()
+            self.end_round()
         last_timed = self.stopwatch is not None and self.updates == self.stopwatch.last
         result = self.stepper.read(wait=self.log_is_due() or last_timed)
         self.timed_waiting += self.everyone.waited - waited
@@ -128,9 +128,9 @@ class Trainer(TrainingState):
                 f"{where}, resume with a lower --learning-rate or --grad-clip"
             )
 
-    def meet(self):
+    def end_round(self):
         """The end of a round: the weights become those that all ranks continue from."""
-        self.updates = self.rounds.meet(self.updates)
+        self.updates = self.rounds.end_round(self.updates)
         self.model.parameters.update_cast_copies()
         if self.rounds.left_out:
             self.notify("on_left_out", self.rounds.left_out)

@@ -19,19 +19,19 @@ class Threads(World):
     def __init__(self, rank, size, box):
         self.rank, self.size, self.box, self.bytes = rank, size, box, 0
 
-    def hand_in(self, number, content):
+    def send_contribution(self, number, content):
         self.bytes += content.nbytes
-        self.box["offers"][self.rank] = number, content.view(np.uint8).copy()
+        self.box["contributions"][self.rank] = number, content.view(np.uint8).copy()
         self.box["arrived"][self.rank].set()
 
-    def offer_of(self, rank):
-        return self.box["offers"].pop(rank, None)
+    def contribution_of(self, rank):
+        return self.box["contributions"].pop(rank, None)
 
-    def answer(self, rank, number, updates, content, whole=False):
+    def send_result(self, rank, number, updates, content, whole=False):
         self.box["answers"][rank] = number, updates, whole, content.view(np.uint8).copy()
         self.box["answered"][rank].set()
 
-    def answer_of_rank_0(self):
+    def receive_result(self):
         self.box["answered"][self.rank].wait(20)
         self.box["answered"][self.rank].clear()
         return self.box["answers"].pop(self.rank)
@@ -43,16 +43,16 @@ class Threads(World):
 def ranks(size, exchange="fp32", every=5, rate=0.7, momentum=0.9, n=P, dtype=np.float32):
     """The Rounds of `size` ranks, each with weights of its own memory, equal at the start."""
     events = {name: [threading.Event() for _ in range(size)] for name in ("answered", "arrived")}
-    box, start = dict(offers={}, answers={}, **events), np.random.default_rng(0).standard_normal(n).astype(dtype)
+    box, start = dict(contributions={}, answers={}, **events), np.random.default_rng(0).standard_normal(n).astype(dtype)
     return [Rounds(Threads(rank, size, box), start.copy(), every, rate, momentum, exchange) for rank in range(size)]
 
 
-def meet(all_ranks, updates):
+def end_round(all_ranks, updates):
     """All ranks meet. Returns the updates after which each goes on."""
     went_on = [None] * len(all_ranks)
 
     def one(rank):
-        went_on[rank] = all_ranks[rank].meet(updates)
+        went_on[rank] = all_ranks[rank].end_round(updates)
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in range(1, len(all_ranks))]
     for thread in threads:
@@ -89,7 +89,7 @@ def test_outer_updates_are_those_of_torchft(test_data, layer, first):
         for rounds in replicas:
             rounds.mine -= 2
         if step % 6 == first % 6:
-            meet(replicas, step)
+            end_round(replicas, step)
             assert [rounds.outer.weights[0] for rounds in replicas] == [shared.get(step, history[step])] * 2
         assert [rounds.mine[0] for rounds in replicas] == [history[step]] * 2
 
@@ -113,7 +113,7 @@ def test_rate_one_without_momentum_takes_the_mean():
     for step in range(1, 4):
         train(four, step)
         mean = np.mean([rounds.mine for rounds in four], 0)
-        meet(four, step)
+        end_round(four, step)
         assert all(np.abs(rounds.mine - mean).max() < 1e-15 for rounds in four)
 
 
@@ -122,7 +122,7 @@ def test_one_rank_with_rate_one_without_momentum_changes_no_bit():
     for step in range(1, 4):
         train([one], step, step=3.0)
         before = one.mine.copy()
-        assert one.meet(5 * step) == 5 * step
+        assert one.end_round(5 * step) == 5 * step
         assert one.mine.tobytes() == before.tobytes()
 
 
@@ -131,7 +131,7 @@ def test_all_ranks_go_on_from_the_same_bits(exchange):
     three = ranks(3, exchange)
     for step in range(1, 5):
         train(three, step)
-        assert meet(three, 5 * step) == [5 * step] * 3
+        assert end_round(three, 5 * step) == [5 * step] * 3
         assert len({rounds.mine.tobytes() for rounds in three}) == 1
         assert [rounds.left_out for rounds in three] == [[], [], []]
 
@@ -153,16 +153,16 @@ def test_a_late_rank_is_left_out_and_comes_back(monkeypatch):
     three = ranks(3)
     train(three, 1)
     others = three[:2]
-    assert meet(others, 5) == [5, 5]
+    assert end_round(others, 5) == [5, 5]
     assert three[0].left_out == [2] and three[2].number == 0
     assert np.array_equal(others[0].mine, others[1].mine) and not np.array_equal(others[0].mine, three[2].mine)
-    late = threading.Thread(target=three[2].meet, args=(5,))  # its round is over
+    late = threading.Thread(target=three[2].end_round, args=(5,))  # its round is over
     late.start()
     three[0].world.box["arrived"][2].wait(20)
     train(others, 2)
-    assert meet(others, 10) == [10, 10] and three[0].left_out == [2]
+    assert end_round(others, 10) == [10, 10] and three[0].left_out == [2]
     late.join()
     assert three[2].number == 2 and len({rounds.mine.tobytes() for rounds in three}) == 1
     train(three, 3)
-    assert meet(three, 15) == [15] * 3 and three[0].left_out == []
+    assert end_round(three, 15) == [15] * 3 and three[0].left_out == []
     assert len({rounds.mine.tobytes() for rounds in three}) == 1
